@@ -1,0 +1,1 @@
+"""Register 3-D images too large for memory."""

@@ -1,0 +1,167 @@
+"""Cutting a grid into blocks that tile it once, each with a halo of its neighbours' voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from itkstream.errors import InputError
+from itkstream.geometry.grid import Slices
+
+__all__ = ["Block", "BlockGrid"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: where its core and its padded region lie in the whole image.
+
+    Parameters
+    ----------
+    index : tuple of int
+        Position in the block grid.
+    core : tuple of slice
+        The voxels this block owns.
+    padded : tuple of slice
+        Core plus overlap, clipped at the border of the image.
+    """
+
+    index: tuple[int, ...]
+    core: Slices
+    padded: Slices
+
+    @property
+    def core_in_padded(self) -> Slices:
+        """The core as slices of the padded array."""
+        return tuple(
+            slice(c.start - p.start, c.stop - p.start)
+            for c, p in zip(self.core, self.padded, strict=True)
+        )
+
+    @property
+    def core_shape(self) -> tuple[int, ...]:
+        """Voxels of the core per axis."""
+        return tuple(s.stop - s.start for s in self.core)
+
+    @property
+    def padded_shape(self) -> tuple[int, ...]:
+        """Voxels of the padded region per axis."""
+        return tuple(s.stop - s.start for s in self.padded)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """Blocks whose cores tile an array exactly once.
+
+    Cores have `blocksize` voxels; what remains at the end of an axis is a block of its own if it
+    has at least half of them, and otherwise joins the block before it: slivers register badly
+    and cannot hold an overlap.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels of the whole array per axis.
+    blocksize : sequence of int
+        Core voxels per axis.
+    overlap : sequence of int, optional
+        Halo voxels per side and axis, at most a quarter of the block; default 0.
+
+    Raises
+    ------
+    InputError
+        Where the lengths differ, a block has no voxel, or the overlap is too wide.
+    """
+
+    shape: tuple[int, ...]
+    blocksize: tuple[int, ...]
+    overlap: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.shape)
+        object.__setattr__(self, "shape", tuple(int(v) for v in self.shape))
+        for name, fallback, least in (("blocksize", None, 1), ("overlap", (0,) * n, 0)):
+            given = tuple(int(v) for v in getattr(self, name)) or fallback or ()
+            if len(given) != n or min(given) < least:
+                raise InputError(
+                    f"{name} needs {n} whole numbers >= {least}, one per axis of the fixed image "
+                    f"of shape {self.shape}; got {getattr(self, name)}"
+                )
+            object.__setattr__(self, name, given)
+        for axis, (halo, size, blocks) in enumerate(
+            zip(self.overlap, self.blocksize, self.numblocks, strict=True)
+        ):
+            if blocks > 1 and 4 * halo > size:
+                raise InputError(
+                    f"an overlap of {halo} voxels on axis {axis} is more than a quarter of the "
+                    f"blocksize {size}; use an overlap of at most {size // 4} or larger blocks"
+                )
+
+    @cached_property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Core lengths per axis, as dask writes chunks."""
+        return tuple(_tile(n, size) for n, size in zip(self.shape, self.blocksize, strict=True))
+
+    @cached_property
+    def numblocks(self) -> tuple[int, ...]:
+        """Blocks per axis."""
+        return tuple(len(c) for c in self.chunks)
+
+    def __len__(self) -> int:
+        return int(np.prod(self.numblocks))
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[index] for index in product(*map(range, self.numblocks)))
+
+    def __getitem__(self, index: Sequence[int]) -> Block:
+        core, padded = [], []
+        for axis, i in enumerate(index):
+            start = i * self.blocksize[axis]
+            stop = start + self.chunks[axis][i]
+            halo = self.overlap[axis]
+            core.append(slice(start, stop))
+            padded.append(slice(max(0, start - halo), min(self.shape[axis], stop + halo)))
+        return Block(tuple(index), tuple(core), tuple(padded))
+
+    def neighbours(self, index: Sequence[int]) -> Iterator[Block]:
+        """The block itself and those that touch it.
+
+        Parameters
+        ----------
+        index : sequence of int
+            Position in the block grid.
+
+        Yields
+        ------
+        Block
+            Up to ``3 ** n`` blocks, in index order.
+        """
+        spans = [
+            range(max(0, i - 1), min(n, i + 2)) for i, n in zip(index, self.numblocks, strict=True)
+        ]
+        return (self[near] for near in product(*spans))
+
+    def centres(self) -> np.ndarray:
+        """The middle of every core, in fractional voxel indices.
+
+        Returns
+        -------
+        ndarray, numblocks + (n,)
+            Voxel indices.
+        """
+        per_axis = []
+        for axis, chunks in enumerate(self.chunks):
+            starts = np.arange(len(chunks)) * self.blocksize[axis]
+            per_axis.append(starts + (np.asarray(chunks) - 1) / 2)
+        return np.stack(np.meshgrid(*per_axis, indexing="ij"), axis=-1)
+
+
+def _tile(length: int, size: int) -> tuple[int, ...]:
+    whole, rest = divmod(length, size)
+    if whole == 0:
+        return (length,)
+    if 2 * rest >= size:
+        return (size,) * whole + (rest,)
+    return (size,) * (whole - 1) + (size + rest,)

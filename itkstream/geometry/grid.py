@@ -1,0 +1,326 @@
+"""Where the voxels of an image lie in physical space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from itkstream.errors import InputError
+
+__all__ = ["MICROMETERS_PER_UNIT", "Grid", "Slices", "default_axes"]
+
+Slices = tuple[slice, ...]
+
+MICROMETERS_PER_UNIT = {
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "meter": 1e6,
+}
+
+
+def default_axes(ndim: int) -> tuple[str, ...]:
+    """Name the axes of an array that came without names: x first.
+
+    Parameters
+    ----------
+    ndim : int
+        2 or 3.
+
+    Returns
+    -------
+    tuple of str
+        ``("x", "y")`` or ``("x", "y", "z")``.
+    """
+    return ("x", "y", "z")[:ndim]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular lattice of voxel centres in physical space.
+
+    Voxel ``i`` lies at ``direction @ (i * spacing) + origin``. All tuples, and all physical
+    coordinates, are in array-axis order: component 0 belongs to array axis 0, whatever its name.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels per axis; two or three axes.
+    spacing : sequence of float
+        Distance of neighbouring voxel centres per axis, in `unit`.
+    origin : sequence of float, optional
+        Position of the centre of voxel 0, in `unit`; default 0.
+    direction : array_like, optional
+        Orthonormal matrix (n, n) whose column k is the direction of array axis k; default
+        identity.
+    axes : sequence of str, optional
+        Axis names, a permutation of ``x, y`` or ``x, y, z``; default `default_axes`.
+    unit : str
+        Length unit of spacing and origin, one of `MICROMETERS_PER_UNIT`.
+
+    Raises
+    ------
+    InputError
+        Where a value does not fit; the message names it.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...] = ()
+    direction: tuple[tuple[float, ...], ...] = ()
+    axes: tuple[str, ...] = ()
+    unit: str = "micrometer"
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise InputError(
+                f"an image has 2 or 3 axes of at least one voxel; got shape {tuple(self.shape)}"
+            )
+        n = len(shape)
+        spacing = _floats("spacing", self.spacing, n)
+        if min(spacing) <= 0:
+            raise InputError(
+                f"spacing must be positive on every axis; got {spacing}. "
+                "Give the distance of neighbouring voxel centres, in micrometers"
+            )
+        origin = _floats("origin", self.origin if len(self.origin) else (0.0,) * n, n)
+        axes = tuple(self.axes) or default_axes(n)
+        if sorted(axes) != list(default_axes(n)):
+            raise InputError(f"axes must be a permutation of {default_axes(n)}; got {axes}")
+        if self.unit not in MICROMETERS_PER_UNIT:
+            raise InputError(
+                f"unknown length unit {self.unit!r}; known: {', '.join(MICROMETERS_PER_UNIT)}"
+            )
+        normalised = {
+            "shape": shape,
+            "spacing": spacing,
+            "origin": origin,
+            "direction": _rotation(self.direction, n),
+            "axes": axes,
+        }
+        for name, value in normalised.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float64]:
+        """Homogeneous matrix (n + 1, n + 1) from voxel index to physical position."""
+        m = np.eye(self.ndim + 1)
+        m[:-1, :-1] = np.asarray(self.direction) * self.spacing
+        m[:-1, -1] = self.origin
+        return m
+
+    @cached_property
+    def inverse_matrix(self) -> NDArray[np.float64]:
+        """Homogeneous matrix (n + 1, n + 1) from physical position to voxel index."""
+        return np.linalg.inv(self.matrix)
+
+    def to_physical(self, index: ArrayLike) -> NDArray[np.float64]:
+        """Map voxel indices to physical positions.
+
+        Parameters
+        ----------
+        index : array_like, (..., n)
+            Voxel indices; fractions are allowed.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Positions, in `unit`.
+        """
+        m = self.matrix
+        return np.asarray(index, float) @ m[:-1, :-1].T + m[:-1, -1]
+
+    def to_index(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map physical positions to fractional voxel indices.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Positions, in `unit`.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Voxel indices.
+        """
+        m = self.inverse_matrix
+        return np.asarray(points, float) @ m[:-1, :-1].T + m[:-1, -1]
+
+    def positions(self) -> NDArray[np.float64]:
+        """Physical positions of all voxels.
+
+        Returns
+        -------
+        ndarray, shape + (n,)
+            Positions in `unit`; 8 n bytes per voxel.
+        """
+        index = np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1)
+        return self.to_physical(index)
+
+    def corners(self) -> NDArray[np.float64]:
+        """Physical positions of the corner voxels.
+
+        Returns
+        -------
+        ndarray, (2 ** n, n)
+            Positions in `unit`.
+        """
+        ends = [(0, n - 1) for n in self.shape]
+        return self.to_physical(
+            np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, self.ndim)
+        )
+
+    def crop(self, slices: Slices) -> Grid:
+        """The grid of a sub-array.
+
+        Parameters
+        ----------
+        slices : tuple of slice
+            One slice per axis, step 1, inside the shape.
+
+        Returns
+        -------
+        Grid
+            Its origin is the position of the first voxel kept.
+        """
+        start = [s.start or 0 for s in slices]
+        stop = [n if s.stop is None else s.stop for s, n in zip(slices, self.shape, strict=True)]
+        return replace(
+            self,
+            shape=tuple(b - a for a, b in zip(start, stop, strict=True)),
+            origin=tuple(self.to_physical(start)),
+        )
+
+    def shrink(self, factors: Sequence[int]) -> Grid:
+        """The grid of an image whose voxels are averaged in groups.
+
+        Averaging `f` voxels moves the first centre by ``(f - 1) / 2`` fine voxels. A group that
+        sticks out at the end keeps the full spacing.
+
+        Parameters
+        ----------
+        factors : sequence of int
+            Voxels per group and axis.
+
+        Returns
+        -------
+        Grid
+            Shape ``ceil(shape / factors)``.
+        """
+        first = [(f - 1) / 2 for f in factors]
+        return replace(
+            self,
+            shape=tuple(-(-n // f) for n, f in zip(self.shape, factors, strict=True)),
+            spacing=tuple(s * f for s, f in zip(self.spacing, factors, strict=True)),
+            origin=tuple(self.to_physical(first)),
+        )
+
+    def reorder(self, axes: Sequence[str]) -> Grid:
+        """The same lattice with its array axes in another order.
+
+        Physical coordinates follow the array axes, so they are permuted as well.
+
+        Parameters
+        ----------
+        axes : sequence of str
+            The wanted order of the axis names.
+
+        Returns
+        -------
+        Grid
+            A grid whose `axes` are those given.
+        """
+        order = self.axis_order(axes)
+        direction = np.asarray(self.direction)[np.ix_(order, order)]
+        return replace(
+            self,
+            shape=tuple(self.shape[k] for k in order),
+            spacing=tuple(self.spacing[k] for k in order),
+            origin=tuple(self.origin[k] for k in order),
+            direction=tuple(map(tuple, direction)),
+            axes=tuple(axes),
+        )
+
+    def axis_order(self, axes: Sequence[str]) -> tuple[int, ...]:
+        """Where each of the wanted axes stands in this grid.
+
+        Parameters
+        ----------
+        axes : sequence of str
+            Axis names in the wanted order.
+
+        Returns
+        -------
+        tuple of int
+            ``self.axes[order[k]] == axes[k]``.
+        """
+        if sorted(axes) != sorted(self.axes):
+            raise InputError(f"axes {tuple(axes)} are no permutation of {self.axes}")
+        return tuple(self.axes.index(a) for a in axes)
+
+    def in_unit(self, unit: str) -> Grid:
+        """The same lattice with its lengths in another unit.
+
+        Parameters
+        ----------
+        unit : str
+            One of `MICROMETERS_PER_UNIT`.
+
+        Returns
+        -------
+        Grid
+            Spacing and origin converted.
+        """
+        if unit == self.unit:
+            return self
+        if unit not in MICROMETERS_PER_UNIT:
+            raise InputError(
+                f"unknown length unit {unit!r}; known: {', '.join(MICROMETERS_PER_UNIT)}"
+            )
+        scale = MICROMETERS_PER_UNIT[self.unit] / MICROMETERS_PER_UNIT[unit]
+        return replace(
+            self,
+            spacing=tuple(s * scale for s in self.spacing),
+            origin=tuple(o * scale for o in self.origin),
+            unit=unit,
+        )
+
+
+def _floats(name: str, values: Sequence[float], n: int) -> tuple[float, ...]:
+    numbers = tuple(float(v) for v in np.ravel(values))
+    if len(numbers) != n:
+        raise InputError(f"{name} needs one number per axis, {n}; got {len(numbers)}: {numbers}")
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{name} must be finite; got {numbers}")
+    return numbers
+
+
+def _rotation(direction: ArrayLike, n: int) -> tuple[tuple[float, ...], ...]:
+    matrix = np.asarray(direction, float)
+    if matrix.size == 0:
+        matrix = np.eye(n)
+    if matrix.size != n * n:
+        raise InputError(f"direction must be a {n} x {n} matrix; got {matrix.size} numbers")
+    matrix = matrix.reshape(n, n)
+    # File formats keep directions in float32 or as text of a few digits: 1e-4 lets them in.
+    if not np.allclose(matrix.T @ matrix, np.eye(n), atol=1e-4):
+        raise InputError(f"direction must be an orthonormal matrix; got {matrix.tolist()}")
+    return tuple(tuple(float(v) for v in row) for row in matrix)

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: numpy, scipy and numba, without dask or storage."""

@@ -1,0 +1,94 @@
+"""How many threads the numerics use: decided here and nowhere else.
+
+Kernels are numba functions that release the interpreter lock and work on a range of planes;
+`over_slabs` gives each thread one range. Block workers set the number once with `set_threads`, so
+dask's threads and the kernels' own do not multiply. Every kernel writes only its own planes, hence
+results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+__all__ = ["get_threads", "over_slabs", "set_threads", "using_threads"]
+
+_state = {"threads": 0}
+
+
+def get_threads() -> int:
+    """Threads each kernel call may use.
+
+    Returns
+    -------
+    int
+        What `set_threads` set, else the environment variable ``ITKSTREAM_THREADS``, else the
+        number of processors this process may run on.
+    """
+    if not _state["threads"]:
+        given = os.environ.get("ITKSTREAM_THREADS", "")
+        _state["threads"] = int(given) if given.isdigit() and int(given) else _processors()
+    return _state["threads"]
+
+
+def set_threads(threads: int) -> None:
+    """Set how many threads each kernel call of this process may use.
+
+    Parameters
+    ----------
+    threads : int
+        At least 1.
+    """
+    _state["threads"] = max(1, int(threads))
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """Set the number of threads for the duration of a with block.
+
+    Parameters
+    ----------
+    threads : int
+        At least 1.
+
+    Yields
+    ------
+    None
+        Nothing; the former number returns at the end.
+    """
+    before = get_threads()
+    set_threads(threads)
+    try:
+        yield
+    finally:
+        set_threads(before)
+
+
+def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
+    """Call ``kernel(start, stop)`` on consecutive ranges that cover ``0 .. length``.
+
+    Parameters
+    ----------
+    kernel : callable
+        Works on planes ``start`` to ``stop`` and writes nothing outside them; it should release
+        the interpreter lock.
+    length : int
+        Number of planes.
+    """
+    threads = min(get_threads(), length)
+    if threads <= 1:
+        kernel(0, length)
+        return
+    bounds = [length * k // threads for k in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(kernel, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]:
+            done.result()
+
+
+def _processors() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
