@@ -130,7 +130,7 @@ class Grid:
     @cached_property
     def inverse_matrix(self) -> NDArray[np.float64]:
         """Homogeneous matrix (n + 1, n + 1) from physical position to voxel index."""
-        return np.linalg.inv(self.matrix)
+        return np.asarray(np.linalg.inv(self.matrix), np.float64)
 
     def to_physical(self, index: ArrayLike) -> NDArray[np.float64]:
         """Map voxel indices to physical positions.
@@ -146,7 +146,7 @@ class Grid:
             Positions, in `unit`.
         """
         m = self.matrix
-        return np.asarray(index, float) @ m[:-1, :-1].T + m[:-1, -1]
+        return np.asarray(np.asarray(index, float) @ m[:-1, :-1].T + m[:-1, -1])
 
     def to_index(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map physical positions to fractional voxel indices.
@@ -183,10 +183,8 @@ class Grid:
         ndarray, (2 ** n, n)
             Positions in `unit`.
         """
-        ends = [(0, n - 1) for n in self.shape]
-        return self.to_physical(
-            np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, self.ndim)
-        )
+        ends = np.meshgrid(*((0, n - 1) for n in self.shape), indexing="ij")
+        return self.to_physical(np.stack(ends, axis=-1).reshape(-1, self.ndim))
 
     def crop(self, slices: Slices) -> Grid:
         """The grid of a sub-array.

@@ -113,7 +113,7 @@ class ArrayView:
         for view_axis, cut in enumerate(slices):
             axis = kept[self.order[view_axis]]
             base = picks[axis]
-            assert isinstance(base, slice)  # noqa: S101 - for the type checker: `kept` says so
+            assert isinstance(base, slice)
             start, stop, _ = cut.indices(base.stop - base.start)
             picks[axis] = slice(base.start + start, base.start + max(start, stop))
         return ArrayView(self.source, tuple(picks), self.order)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 
 __all__ = ["get_threads", "over_slabs", "set_threads", "using_threads"]
 
@@ -83,7 +84,7 @@ def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
         return
     bounds = [length * k // threads for k in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(kernel, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]:
+        for done in [pool.submit(kernel, a, b) for a, b in pairwise(bounds)]:
             done.result()
 
 
