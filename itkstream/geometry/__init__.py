@@ -3,14 +3,26 @@
 from itkstream.geometry.blocks import Block, BlockGrid
 from itkstream.geometry.grid import Grid, Slices, default_axes
 from itkstream.geometry.image import ArraySource, ArrayView, Image
+from itkstream.geometry.transforms import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    PiecewiseAffine,
+    Transform,
+)
 
 __all__ = [
+    "AffineTransform",
     "ArraySource",
     "ArrayView",
     "Block",
     "BlockGrid",
+    "CompositeTransform",
+    "DisplacementField",
     "Grid",
     "Image",
+    "PiecewiseAffine",
     "Slices",
+    "Transform",
     "default_axes",
 ]

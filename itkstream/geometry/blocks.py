@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry.grid import Slices
@@ -143,7 +144,39 @@ class BlockGrid:
         ]
         return (self[near] for near in product(*spans))
 
-    def centres(self) -> np.ndarray:
+    def weights(self, axis: int, index: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Shares of neighbouring blocks in voxels along one axis: a partition of unity.
+
+        Across the border of two cores the share passes smoothly (3t² - 2t³) from one block to the
+        other over the overlap on both sides. No voxel has more than two blocks per axis; its
+        shares in n dimensions are products of those per axis.
+
+        Parameters
+        ----------
+        axis : int
+            Array axis.
+        index : array_like, (m,)
+            Voxel indices, fractions allowed; outside the array the nearest block has it all.
+
+        Returns
+        -------
+        block : ndarray, (m,)
+            The lower of the two blocks.
+        share : ndarray, (m,)
+            Share of the upper one, ``block + 1``, between 0 and 1; 0 where there is none.
+        """
+        x = np.asarray(index, float)
+        borders = np.cumsum(self.chunks[axis])[:-1] - 0.5
+        if not borders.size:
+            return np.zeros(x.shape, np.intp), np.zeros(x.shape)
+        middles = np.concatenate([[-np.inf], (borders[1:] + borders[:-1]) / 2, [np.inf]])
+        near = np.searchsorted(middles, x, side="right") - 1
+        near = np.clip(near, 0, len(borders) - 1)
+        width = max(2 * self.overlap[axis], np.finfo(float).tiny)
+        t = np.clip((x - borders[near]) / width + 0.5, 0.0, 1.0)
+        return near, t * t * (3.0 - 2.0 * t)
+
+    def centres(self) -> NDArray[np.float64]:
         """The middle of every core, in fractional voxel indices.
 
         Returns

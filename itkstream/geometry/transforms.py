@@ -1,0 +1,317 @@
+"""Transforms: frozen values that map points of the fixed image to points of the moving image.
+
+Points and matrices are in array-axis order of the fixed grid and in its unit, as everywhere in
+this package; `itkstream.itk_bridge` turns them to ITK's x, y, z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import map_coordinates
+
+from itkstream.errors import InputError
+from itkstream.geometry.blocks import BlockGrid
+from itkstream.geometry.grid import Grid
+from itkstream.geometry.image import ArraySource
+
+__all__ = [
+    "AffineTransform",
+    "CompositeTransform",
+    "DisplacementField",
+    "PiecewiseAffine",
+    "Transform",
+]
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A map from fixed points to moving points."""
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points (..., n)."""
+
+
+@dataclass(frozen=True, eq=False)
+class AffineTransform:
+    """``p -> matrix @ [p, 1]``.
+
+    Parameters
+    ----------
+    matrix : array_like, (n + 1, n + 1)
+        Homogeneous and invertible; n is 2 or 3.
+
+    Raises
+    ------
+    InputError
+        Where the matrix is of another shape, not finite, not affine or singular.
+    """
+
+    matrix: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.matrix, np.float64)
+        if matrix.shape not in ((3, 3), (4, 4)):
+            raise InputError(f"an affine is a 3 x 3 or 4 x 4 matrix; got shape {matrix.shape}")
+        if not np.isfinite(matrix).all():
+            raise InputError("an affine must be finite; got NaN or infinity: did its fit fail?")
+        if not np.array_equal(matrix[-1], np.eye(len(matrix))[-1]):
+            raise InputError(f"the last row of an affine is 0 ... 0 1; got {matrix[-1].tolist()}")
+        if abs(np.linalg.det(matrix)) < 1e-12:
+            raise InputError("an affine must be invertible; its determinant is 0")
+        matrix.flags.writeable = False
+        object.__setattr__(self, "matrix", matrix)
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return len(self.matrix) - 1
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Moving positions.
+        """
+        return np.asarray(points, float) @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
+
+    def inverse(self) -> AffineTransform:
+        """The map back.
+
+        Returns
+        -------
+        AffineTransform
+            From moving to fixed points.
+        """
+        inverse = np.asarray(np.linalg.inv(self.matrix), np.float64)
+        inverse[-1] = np.eye(len(inverse))[-1]
+        return AffineTransform(inverse)
+
+
+@dataclass(frozen=True, eq=False)
+class PiecewiseAffine:
+    """One affine a block, blended into one smooth map over the overlaps of the blocks.
+
+    Parameters
+    ----------
+    matrices : ndarray, blocks.numblocks + (n + 1, n + 1)
+        The affines; finite.
+    blocks : BlockGrid
+        Which block owns which voxels; its overlap is the half width of the blend.
+    grid : Grid
+        The lattice the blocks cut.
+
+    Raises
+    ------
+    InputError
+        Where the shapes differ or a matrix is not finite.
+    """
+
+    matrices: NDArray[np.float64]
+    blocks: BlockGrid
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        matrices = np.array(self.matrices, np.float64)
+        wanted = (*self.blocks.numblocks, self.ndim + 1, self.ndim + 1)
+        if matrices.shape != wanted:
+            raise InputError(
+                f"local affines of shape {matrices.shape} do not fit {self.blocks.numblocks} "
+                f"blocks; expected {wanted}: were they computed with another blocksize?"
+            )
+        if not np.isfinite(matrices).all():
+            raise InputError("local affines hold NaN: fill the failed blocks first")
+        object.__setattr__(self, "matrices", matrices)
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return self.grid.ndim
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points; outside the grid the nearest block's affine holds.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Moving positions.
+        """
+        p = np.asarray(points, float)
+        out = np.zeros(p.shape)
+        for share, matrices in self._terms(self.grid.to_index(p)):
+            mapped = np.einsum("...ij,...j->...i", matrices[..., :-1, :-1], p)
+            out += share[..., None] * (mapped + matrices[..., :-1, -1])
+        return out
+
+    def _terms(
+        self, index: NDArray[np.float64]
+    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        tables = [self.blocks.weights(axis, index[..., axis]) for axis in range(self.ndim)]
+        for corner in product((0, 1), repeat=self.ndim):
+            share = np.ones(index.shape[:-1])
+            which = []
+            for (low, upper), step, count in zip(
+                tables, corner, self.blocks.numblocks, strict=True
+            ):
+                share = share * (upper if step else 1.0 - upper)
+                which.append(np.minimum(low + step, count - 1))
+            yield share, self.matrices[tuple(which)]
+
+
+@dataclass(frozen=True, eq=False)
+class DisplacementField:
+    """``p -> p + d(p)``, d sampled linearly on a grid of its own and constant beyond it.
+
+    Parameters
+    ----------
+    data : ArraySource, grid.shape + (n,)
+        Vectors in the unit of the grid; numpy, dask or stored.
+    grid : Grid
+        Where the vectors are; usually coarser than the image.
+
+    Raises
+    ------
+    InputError
+        Where the shapes do not fit.
+    """
+
+    data: Any
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        wanted = (*self.grid.shape, self.grid.ndim)
+        if not isinstance(self.data, ArraySource) or tuple(self.data.shape) != wanted:
+            raise InputError(
+                f"a displacement field on a grid of shape {self.grid.shape} has shape {wanted}; "
+                f"got {tuple(getattr(self.data, 'shape', ()))}"
+            )
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return self.grid.ndim
+
+    def crop_around(self, points: NDArray[np.float64]) -> DisplacementField:
+        """The part of the field that `apply` needs for some points, read into memory.
+
+        Parameters
+        ----------
+        points : ndarray, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        DisplacementField
+            Gives the same results at these points.
+        """
+        index = self.grid.to_index(points).reshape(-1, self.ndim)
+        shape = np.asarray(self.grid.shape)
+        low = np.clip(np.floor(index.min(axis=0)), 0, shape - 1).astype(int)
+        high = np.clip(np.ceil(index.max(axis=0)) + 1, low + 1, shape).astype(int)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        part = np.asarray(self.data[(*box, slice(None))])
+        return DisplacementField(part, self.grid.crop(box))
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points; reads only the part of the field around them.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Moving positions.
+        """
+        p = np.asarray(points, float)
+        if p.size == 0:
+            return p.copy()
+        near = self.crop_around(p)
+        index = np.moveaxis(near.grid.to_index(p), -1, 0)
+        moves = [
+            map_coordinates(
+                near.data[..., c],
+                index,
+                output=np.float64,
+                order=1,
+                mode="nearest",
+                prefilter=False,
+            )
+            for c in range(self.ndim)
+        ]
+        return p + np.stack(moves, axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class CompositeTransform:
+    """Several transforms one after the other; the first of the list acts first.
+
+    Parameters
+    ----------
+    transforms : sequence of Transform
+        At least one, all of the same dimension.
+
+    Raises
+    ------
+    InputError
+        Where the list is empty or mixes dimensions.
+    """
+
+    transforms: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        steps = tuple(self.transforms)
+        if not steps:
+            raise InputError("a composite transform needs at least one transform; got none")
+        if len({t.ndim for t in steps}) > 1:
+            raise InputError(
+                f"transforms of different dimension cannot follow each other; "
+                f"got {[t.ndim for t in steps]}"
+            )
+        object.__setattr__(self, "transforms", steps)
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return self.transforms[0].ndim
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points through every transform in turn.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Moving positions.
+        """
+        mapped = np.asarray(points, float)
+        for transform in self.transforms:
+            mapped = transform.apply(mapped)
+        return mapped

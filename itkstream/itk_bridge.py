@@ -1,0 +1,275 @@
+"""Arrays and grids to SimpleITK images and transforms, and back, in memory.
+
+ITK counts axes x, y, z; this package in array-axis order. The two orders meet here and nowhere
+else: `Grid.axes` names the array axes, and one permutation turns vectors, matrices and arrays.
+ITK transforms map output (fixed) points to input (moving) points, as this package's do, so only
+the order of components changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+    default_axes,
+)
+
+__all__ = [
+    "INTERPOLATORS",
+    "from_itk_image",
+    "from_itk_transform",
+    "resample",
+    "to_itk_image",
+    "to_itk_transform",
+]
+
+INTERPOLATORS = {
+    "nearest": sitk.sitkNearestNeighbor,
+    "linear": sitk.sitkLinear,
+    "bspline": sitk.sitkBSpline,
+    "gaussian": sitk.sitkGaussian,
+    "label-gaussian": sitk.sitkLabelGaussian,
+    "hamming-sinc": sitk.sitkHammingWindowedSinc,
+    "cosine-sinc": sitk.sitkCosineWindowedSinc,
+    "welch-sinc": sitk.sitkWelchWindowedSinc,
+    "lanczos-sinc": sitk.sitkLanczosWindowedSinc,
+    "blackman-sinc": sitk.sitkBlackmanWindowedSinc,
+}
+
+
+def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:
+    """Wrap an array as a SimpleITK image.
+
+    Parameters
+    ----------
+    data : ndarray, grid.shape or grid.shape + (components,)
+        Scalars, or vectors in array-axis order.
+    grid : Grid
+        Its lattice.
+
+    Returns
+    -------
+    SimpleITK.Image
+        A copy, with ITK's axis order in indices, geometry and vector components.
+    """
+    order = grid.axis_order(default_axes(grid.ndim))
+    buffer = tuple(reversed(order))
+    is_vector = data.ndim > grid.ndim
+    if is_vector:
+        array = np.ascontiguousarray(data.transpose(*buffer, grid.ndim)[..., list(order)])
+    else:
+        array = np.ascontiguousarray(data.transpose(buffer))
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    image = sitk.GetImageFromArray(array, isVector=is_vector)
+    itk_grid = grid.reorder(default_axes(grid.ndim))
+    image.SetSpacing(itk_grid.spacing)
+    image.SetOrigin(itk_grid.origin)
+    image.SetDirection(np.ravel(itk_grid.direction).tolist())
+    return image
+
+
+def from_itk_image(
+    image: sitk.Image, axes: Sequence[str] | None = None, unit: str = "micrometer"
+) -> Image:
+    """Unwrap a SimpleITK image of scalars.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        2-D or 3-D.
+    axes : sequence of str, optional
+        Order of the array axes; default x first.
+    unit : str
+        What the image's lengths are in; ITK does not say.
+
+    Returns
+    -------
+    Image
+        In memory.
+
+    Raises
+    ------
+    InputError
+        For an image of vectors.
+    """
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise InputError(
+            f"expected one value per voxel; got {image.GetNumberOfComponentsPerPixel()}: choose "
+            "a component with SimpleITK.VectorIndexSelectionCast"
+        )
+    data, grid = _unwrap(image, axes, unit)
+    return Image(data, grid)
+
+
+def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transform:
+    """Turn a transform into SimpleITK's.
+
+    Parameters
+    ----------
+    transform : AffineTransform, DisplacementField or CompositeTransform
+        What to convert. Fields become float64 in ITK: 24 bytes a voxel in 3-D.
+    axes : sequence of str
+        Axis order of the transform's points.
+
+    Returns
+    -------
+    SimpleITK.Transform
+        Maps the same points, with components in the order x, y, z.
+
+    Raises
+    ------
+    InputError
+        For a kind of transform ITK has no counterpart of.
+    """
+    if isinstance(transform, AffineTransform):
+        order = [tuple(axes).index(a) for a in default_axes(transform.ndim)]
+        affine = sitk.AffineTransform(transform.ndim)
+        affine.SetMatrix(transform.matrix[:-1, :-1][np.ix_(order, order)].ravel().tolist())
+        affine.SetTranslation(transform.matrix[:-1, -1][order].tolist())
+        return affine
+    if isinstance(transform, DisplacementField):
+        image = to_itk_image(np.asarray(transform.data, np.float64), transform.grid)
+        return sitk.DisplacementFieldTransform(image)
+    if isinstance(transform, CompositeTransform):
+        # ITK applies the transform added last first.
+        steps = [to_itk_transform(t, axes) for t in reversed(transform.transforms)]
+        return sitk.CompositeTransform(steps)
+    raise InputError(
+        f"no ITK transform stands for a {type(transform).__name__}; sample it to a "
+        "DisplacementField first"
+    )
+
+
+def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = None) -> Transform:
+    """Turn a SimpleITK transform into this package's values.
+
+    Parameters
+    ----------
+    transform : SimpleITK.Transform
+        A matrix transform, a translation, a displacement field, or a composite of these.
+    axes : sequence of str, optional
+        The wanted order of components; default x first.
+
+    Returns
+    -------
+    Transform
+        Maps the same points.
+
+    Raises
+    ------
+    InputError
+        For other kinds of transform.
+    """
+    ndim = transform.GetDimension()
+    axes = tuple(axes or default_axes(ndim))
+    if transform.GetName() == "CompositeTransform":
+        composite = sitk.CompositeTransform(transform)
+        count = composite.GetNumberOfTransforms()
+        steps = [composite.GetNthTransform(k) for k in reversed(range(count))]
+        return CompositeTransform(tuple(from_itk_transform(t, axes) for t in steps))
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.DisplacementFieldTransform):
+        data, grid = _unwrap(transform.GetDisplacementField(), axes, "micrometer")
+        return DisplacementField(data.astype(np.float32), grid)
+    if not transform.IsLinear():
+        raise InputError(f"a {transform.GetName()} is neither affine, nor a field, nor composite")
+    return AffineTransform(_linear_matrix(transform, axes))
+
+
+def resample(
+    moving: Image,
+    transform: sitk.Transform,
+    out_grid: Grid,
+    *,
+    interpolator: str = "linear",
+    background: float = 0.0,
+) -> NDArray[Any]:
+    """Resample with SimpleITK: any ITK transform, any ITK interpolator.
+
+    Parameters
+    ----------
+    moving : Image
+        In memory.
+    transform : SimpleITK.Transform
+        Fixed to moving points.
+    out_grid : Grid
+        The wanted voxels, with the axes of `moving`.
+    interpolator : str
+        One of `INTERPOLATORS`.
+    background : float
+        Value outside the moving image.
+
+    Returns
+    -------
+    ndarray, out_grid.shape
+        Of the moving type for label interpolators, else float64, so that rounding to integers
+        is the caller's.
+    """
+    if interpolator not in INTERPOLATORS:
+        raise InputError(
+            f"unknown interpolator {interpolator!r}; known: {', '.join(INTERPOLATORS)}"
+        )
+    image = to_itk_image(moving.read(), moving.grid)
+    itk_grid = out_grid.reorder(default_axes(out_grid.ndim))
+    keeps_type = interpolator in ("nearest", "label-gaussian")
+    resampled = sitk.Resample(
+        image,
+        itk_grid.shape,
+        transform,
+        INTERPOLATORS[interpolator],
+        itk_grid.origin,
+        itk_grid.spacing,
+        np.ravel(itk_grid.direction).tolist(),
+        background,
+        image.GetPixelID() if keeps_type else sitk.sitkFloat64,
+    )
+    data, _ = _unwrap(resampled, out_grid.axes, out_grid.unit)
+    return data
+
+
+def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[NDArray[Any], Grid]:
+    ndim = image.GetDimension()
+    names = default_axes(ndim)
+    direction = np.reshape(image.GetDirection(), (ndim, ndim))
+    grid = Grid(
+        image.GetSize(),
+        image.GetSpacing(),
+        image.GetOrigin(),
+        tuple(map(tuple, direction)),
+        names,
+        unit,
+    )
+    axes = tuple(axes or names)
+    order = list(grid.axis_order(axes))
+    array = sitk.GetArrayFromImage(image)
+    to_names = tuple(reversed(range(ndim)))
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = array.transpose(*to_names, ndim).transpose(*order, ndim)[..., order]
+    else:
+        array = array.transpose(to_names).transpose(order)
+    return np.ascontiguousarray(array), grid.reorder(axes)
+
+
+def _linear_matrix(transform: sitk.Transform, axes: Sequence[str]) -> NDArray[np.float64]:
+    """Read the matrix off the images of the origin and the unit vectors: fits every linear kind."""
+    n = transform.GetDimension()
+    order = [default_axes(n).index(a) for a in axes]
+    origin = np.array(transform.TransformPoint([0.0] * n))
+    columns = [np.array(transform.TransformPoint(e.tolist())) - origin for e in np.eye(n)]
+    matrix = np.eye(n + 1)
+    matrix[:n, :n] = np.stack(columns, axis=1)[np.ix_(order, order)]
+    matrix[:n, n] = origin[order]
+    return matrix

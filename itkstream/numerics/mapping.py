@@ -1,0 +1,206 @@
+"""A transform on the voxels of one grid, reduced to a displacement and an affine after it.
+
+Whatever a transform is made of, on a block it acts as ``affine(p + displacement(p))``:
+the one form that the sampler, the registration engines and ITK all take, with one interpolation
+of the image through the whole chain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    PiecewiseAffine,
+    Slices,
+    Transform,
+)
+from itkstream.numerics.blend import blend_affines
+from itkstream.numerics.interpolate import MARGIN, sample_field
+
+__all__ = ["GridMap", "map_on"]
+
+
+@dataclass(frozen=True, eq=False)
+class GridMap:
+    """``p -> affine(p + displacement(p))`` for the voxels p of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        The voxels.
+    affine : ndarray, (n + 1, n + 1)
+        Physical to physical.
+    displacement : ndarray, grid.shape + (n,), float32, or None
+        Physical vectors; None stands for 0.
+    """
+
+    grid: Grid
+    affine: NDArray[np.float64]
+    displacement: NDArray[np.float32] | None = None
+
+    def index_matrix(self, moving: Grid) -> NDArray[np.float64]:
+        """From fixed voxel index to moving voxel index, (n, n + 1), the displacement left out."""
+        return np.asarray((moving.inverse_matrix @ self.affine @ self.grid.matrix)[:-1])
+
+    def vector_matrix(self, moving: Grid) -> NDArray[np.float64]:
+        """From displacement vector to moving voxels, (n, n)."""
+        return np.asarray((moving.inverse_matrix @ self.affine)[:-1, :-1])
+
+    def bounds(self, moving: Grid) -> NDArray[np.float64]:
+        """Least and greatest moving index over every voxel of the grid.
+
+        Parameters
+        ----------
+        moving : Grid
+            The moving image's lattice.
+
+        Returns
+        -------
+        ndarray, (2, n)
+            Fractional voxel indices.
+        """
+        matrix = self.index_matrix(moving)
+        if self.displacement is None:
+            # An affine is extreme at the corners of a box.
+            ends = np.meshgrid(*((0, n - 1) for n in self.grid.shape), indexing="ij")
+            corners = np.stack(ends, -1).reshape(-1, self.grid.ndim)
+            index = corners @ matrix[:, :-1].T + matrix[:, -1]
+            return np.stack([index.min(axis=0), index.max(axis=0)])
+        n = self.grid.ndim
+        moves = self.displacement.reshape(-1, n)
+        return np.asarray(
+            _index_bounds(moves, np.array(self.grid.shape), matrix, self.vector_matrix(moving))
+        )
+
+    def crop_of(self, moving: Grid, margin: float = 0.0) -> Slices | None:
+        """The voxels of the moving image that sampling this map reads.
+
+        Parameters
+        ----------
+        moving : Grid
+            The moving image's lattice.
+        margin : float
+            Further room on every side, in physical units.
+
+        Returns
+        -------
+        tuple of slice or None
+            None where no voxel of the grid falls inside the moving image.
+        """
+        low, high = self.bounds(moving)
+        if not np.isfinite([low, high]).all():
+            raise InputError("the transform maps voxels to NaN: is the field finite?")
+        room = margin / np.asarray(moving.spacing)
+        shape = np.asarray(moving.shape)
+        if np.any(high + room < -0.5) or np.any(low - room >= shape - 0.5):
+            return None
+        first = np.clip(np.floor(low - room) - MARGIN, 0, shape - 1).astype(int)
+        last = np.clip(np.ceil(high + room) + MARGIN, 0, shape - 1).astype(int)
+        return tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+
+
+def map_on(transform: Transform, grid: Grid) -> GridMap:
+    """Evaluate a transform on the voxels of a grid.
+
+    Parameters
+    ----------
+    transform : Transform
+        An affine, piecewise affine, displacement field, or a composite of these. Stored fields
+        are read around the grid only.
+    grid : Grid
+        The voxels wanted, in fixed space.
+
+    Returns
+    -------
+    GridMap
+        The same map, as a displacement and an affine.
+
+    Raises
+    ------
+    InputError
+        Where the dimensions differ, or a piecewise affine does not act first.
+    """
+    if transform.ndim != grid.ndim:
+        raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
+    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    result = GridMap(grid, np.eye(grid.ndim + 1))
+    for step in steps:
+        result = _then(result, step)
+    return result
+
+
+def _then(before: GridMap, step: Transform) -> GridMap:
+    grid, affine = before.grid, before.affine
+    if isinstance(step, AffineTransform):
+        return GridMap(grid, step.matrix @ affine, before.displacement)
+    if isinstance(step, CompositeTransform):
+        for inner in step.transforms:
+            before = _then(before, inner)
+        return before
+    if isinstance(step, DisplacementField):
+        return _then_field(before, step)
+    if isinstance(step, PiecewiseAffine):
+        if before.displacement is not None or not np.array_equal(affine, np.eye(grid.ndim + 1)):
+            raise InputError("local affines must be the first transform of a composite")
+        return GridMap(grid, affine, blend_affines(step, grid))
+    raise InputError(f"cannot evaluate a {type(step).__name__} on a grid")
+
+
+def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
+    near = _part_reached(before, field)
+    moves = sample_field(
+        np.asarray(near.data),
+        before.index_matrix(near.grid),
+        before.grid.shape,
+        before.displacement,
+        before.vector_matrix(near.grid),
+    )
+    # A(p + d) + f = A(p + d + A^-1 f): the vector moves in front of the affine.
+    back = np.linalg.inv(before.affine[:-1, :-1])
+    if not np.array_equal(back, np.eye(len(back))):
+        moves = (moves @ back.T).astype(np.float32)
+    if before.displacement is not None:
+        moves += before.displacement
+    return GridMap(before.grid, before.affine, moves)
+
+
+def _part_reached(before: GridMap, field: DisplacementField) -> DisplacementField:
+    low, high = before.bounds(field.grid)
+    return field.crop_around(field.grid.to_physical(np.stack([low, high])))
+
+
+@njit(nogil=True, cache=True)
+def _index_bounds(moves, shape, matrix, vector):  # type: ignore[no-untyped-def]
+    n = len(shape)
+    low = np.full(n, np.inf)
+    high = np.full(n, -np.inf)
+    index = np.zeros(n)
+    for v in range(moves.shape[0]):
+        rest = v
+        for a in range(n - 1, -1, -1):
+            index[a] = rest % shape[a]
+            rest //= shape[a]
+        for a in range(n):
+            x = matrix[a, n]
+            for b in range(n):
+                x += matrix[a, b] * index[b] + vector[a, b] * moves[v, b]
+            if not np.isfinite(x):
+                low[a] = np.nan
+                high[a] = np.nan
+            if x < low[a]:
+                low[a] = x
+            if x > high[a]:
+                high[a] = x
+    bounds = np.empty((2, n))
+    bounds[0] = low
+    bounds[1] = high
+    return bounds
