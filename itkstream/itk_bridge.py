@@ -31,6 +31,7 @@ __all__ = [
     "from_itk_image",
     "from_itk_transform",
     "resample",
+    "sample_transform",
     "to_itk_image",
     "to_itk_transform",
 ]
@@ -238,6 +239,43 @@ def resample(
     )
     data, _ = _unwrap(resampled, out_grid.axes, out_grid.unit)
     return data
+
+
+def sample_transform(transform: sitk.Transform, grid: Grid) -> NDArray[np.float32]:
+    """The displacement of any ITK transform on the voxels of a grid.
+
+    Parameters
+    ----------
+    transform : SimpleITK.Transform
+        Fixed to moving points.
+    grid : Grid
+        The voxels.
+
+    Returns
+    -------
+    ndarray, grid.shape + (n,), float32
+        Vectors in array-axis order.
+
+    Raises
+    ------
+    InputError
+        Where the dimensions differ.
+    """
+    if transform.GetDimension() != grid.ndim:
+        raise InputError(
+            f"a {transform.GetDimension()}-D transform cannot act on a {grid.ndim}-D image"
+        )
+    itk_grid = grid.reorder(default_axes(grid.ndim))
+    field = sitk.TransformToDisplacementField(
+        transform,
+        sitk.sitkVectorFloat64,
+        itk_grid.shape,
+        itk_grid.origin,
+        itk_grid.spacing,
+        np.ravel(itk_grid.direction).tolist(),
+    )
+    data, _ = _unwrap(field, grid.axes, grid.unit)
+    return data.astype(np.float32)
 
 
 def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[NDArray[Any], Grid]:

@@ -1,0 +1,270 @@
+"""One block at a time: pure functions from arrays and grids to arrays.
+
+The public doors map these over many blocks, or call them once with the whole image as the one
+block; there is no other implementation of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import DTypeLike, NDArray
+
+from itkstream import itk_bridge
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+)
+from itkstream.numerics.descent import DescentSettings, Frame, LevelReport, descend
+from itkstream.numerics.interpolate import round_to, warp
+from itkstream.numerics.mapping import GridMap, map_on
+
+__all__ = [
+    "AnyTransform",
+    "DeformEstimate",
+    "WarpSettings",
+    "deform_block",
+    "warp_block",
+    "warp_mapped",
+]
+
+AnyTransform: TypeAlias = Transform | sitk.Transform
+
+Engine = Literal["fast", "itk"]
+
+# B-splines and windowed sincs reach further than their neighbours: the poles of a cubic B-spline
+# have decayed below single precision after 12 voxels.
+_WIDE_MARGIN_VOX = 12
+
+_BARREN = ("no overlap", "no texture")
+
+
+@dataclass(frozen=True, eq=False)
+class DeformEstimate:
+    """The deformation of one block, or why there is none; true in a condition when there is one.
+
+    Parameters
+    ----------
+    displacement : ndarray, block shape + (n,), float32, or None
+        u in ``T(p) = affine(p + u(p))``, physical units.
+    initial : GridMap
+        The initial transform on the block.
+    levels : tuple of LevelReport
+        What each level did.
+    reason : str
+        Why there is no displacement; empty where there is.
+    """
+
+    displacement: NDArray[np.float32] | None
+    initial: GridMap
+    levels: tuple[LevelReport, ...] = ()
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.displacement is not None
+
+    def refinement(self) -> NDArray[np.float32] | None:
+        """What the deformation adds to the initial displacement.
+
+        Returns
+        -------
+        ndarray, block shape + (n,), float32, or None
+            Physical vectors; None where there is no deformation.
+        """
+        if self.displacement is None or self.initial.displacement is None:
+            return self.displacement
+        return self.displacement - self.initial.displacement
+
+
+@dataclass(frozen=True)
+class WarpSettings:
+    """How an image is resampled.
+
+    Parameters
+    ----------
+    interpolator : str
+        'linear', 'nearest', or another of `itkstream.itk_bridge.INTERPOLATORS`.
+    engine : {'fast', 'itk'}, optional
+        'fast' (numba) knows linear and nearest; 'itk' resamples each block with SimpleITK and
+        knows all. Default the fastest that can.
+    background : float
+        Value outside the moving image.
+    dtype : dtype, optional
+        Voxel type of the result; default that of the moving image.
+
+    Raises
+    ------
+    InputError
+        For an unknown engine or interpolator, or a pair that does not go together.
+    """
+
+    interpolator: str = "linear"
+    engine: Engine | None = None
+    background: float = 0.0
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.interpolator not in itk_bridge.INTERPOLATORS:
+            raise InputError(
+                f"unknown interpolator {self.interpolator!r}; "
+                f"known: {', '.join(itk_bridge.INTERPOLATORS)}"
+            )
+        quick = self.interpolator in ("linear", "nearest")
+        engine = self.engine or ("fast" if quick else "itk")
+        if engine not in get_args(Engine):
+            raise InputError(f"engine must be one of {get_args(Engine)}; got {engine!r}")
+        if engine == "fast" and not quick:
+            raise InputError(
+                f"engine 'fast' interpolates linear or nearest; use engine='itk' for "
+                f"{self.interpolator!r}"
+            )
+        object.__setattr__(self, "engine", engine)
+
+    @property
+    def margin_vox(self) -> int:
+        """Moving voxels read around the sampled positions."""
+        return 0 if self.interpolator in ("linear", "nearest") else _WIDE_MARGIN_VOX
+
+
+def deform_block(
+    fixed: Image,
+    moving: Image,
+    initial: Transform,
+    settings: DescentSettings,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> DeformEstimate:
+    """Refine a transform by a deformation, in one block.
+
+    Parameters
+    ----------
+    fixed : Image
+        The block, in memory.
+    moving : Image
+        The whole moving image; only the part that the block can reach is read.
+    initial : Transform
+        Where to start, from fixed to moving points.
+    settings : DescentSettings
+        Parameters of the descent.
+    progress : callable, optional
+        Called with level, iteration and squared correlation.
+
+    Returns
+    -------
+    DeformEstimate
+        With the whole displacement in front of the initial transform's affine.
+    """
+    mapping = map_on(initial, fixed.grid)
+    # The coarsest correlation window is as far as a block looks beyond where it starts.
+    coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
+    crop = mapping.crop_of(moving.grid, float(coarsest * max(fixed.grid.spacing)))
+    if crop is None:
+        return DeformEstimate(None, mapping, (), "it lies outside the moving image")
+    part = moving[crop]
+    frame = Frame(fixed.grid, part.grid, mapping.affine)
+    try:
+        descent = descend(
+            fixed.read(),
+            part.read(),
+            frame,
+            settings,
+            initial=mapping.displacement,
+            progress=progress,
+        )
+    except InputError as error:
+        return DeformEstimate(None, mapping, (), str(error))
+    if all(level.stopped in _BARREN for level in descent.levels):
+        reason = f"there was {descent.levels[-1].stopped} in it"
+        return DeformEstimate(None, mapping, descent.levels, reason)
+    return DeformEstimate(descent.displacement, mapping, descent.levels)
+
+
+def warp_block(
+    moving: Image, transform: AnyTransform, grid: Grid, settings: WarpSettings
+) -> NDArray[Any]:
+    """Resample the moving image on the voxels of a grid, reading only what that needs.
+
+    Parameters
+    ----------
+    moving : Image
+        In memory or stored, with the axes of `grid`.
+    transform : Transform or SimpleITK.Transform
+        From fixed to moving points.
+    grid : Grid
+        The voxels wanted, in fixed space.
+    settings : WarpSettings
+        Interpolation, engine, background, type.
+
+    Returns
+    -------
+    ndarray, grid.shape
+        The resampled voxels.
+    """
+    if isinstance(transform, sitk.Transform):
+        moves = itk_bridge.sample_transform(transform, grid)
+        return warp_mapped(moving, GridMap(grid, np.eye(grid.ndim + 1), moves), settings, transform)
+    return warp_mapped(moving, map_on(transform, grid), settings)
+
+
+def warp_mapped(
+    moving: Image, mapping: GridMap, settings: WarpSettings, itk: sitk.Transform | None = None
+) -> NDArray[Any]:
+    """Resample the moving image through a map that is already evaluated on the wanted voxels.
+
+    Parameters
+    ----------
+    moving : Image
+        In memory or stored.
+    mapping : GridMap
+        Where each wanted voxel lies in the moving image.
+    settings : WarpSettings
+        Interpolation, engine, background, type.
+    itk : SimpleITK.Transform, optional
+        The ITK transform `mapping` was sampled from; the ITK engine then uses the original.
+
+    Returns
+    -------
+    ndarray, mapping.grid.shape
+        The resampled voxels.
+    """
+    dtype = np.dtype(moving.dtype if settings.dtype is None else settings.dtype)
+    grid = mapping.grid
+    crop = mapping.crop_of(moving.grid, settings.margin_vox * max(moving.spacing))
+    if crop is None:
+        background = round_to(np.array([settings.background], np.float64), dtype)[0]
+        return np.full(grid.shape, background, dtype)
+    part = moving[crop]
+    if settings.engine == "fast":
+        return warp(
+            part.read(),
+            mapping.index_matrix(part.grid),
+            grid.shape,
+            mapping.displacement,
+            mapping.vector_matrix(part.grid),
+            order=1 if settings.interpolator == "linear" else 0,
+            background=settings.background,
+            dtype=dtype,
+        )
+    resampled = itk_bridge.resample(
+        part,
+        itk or itk_bridge.to_itk_transform(_as_transform(mapping), grid.axes),
+        grid,
+        interpolator=settings.interpolator,
+        background=settings.background,
+    )
+    return round_to(resampled, dtype)
+
+
+def _as_transform(mapping: GridMap) -> Transform:
+    affine = AffineTransform(mapping.affine)
+    if mapping.displacement is None:
+        return affine
+    return CompositeTransform((DisplacementField(mapping.displacement, mapping.grid), affine))

@@ -1,0 +1,282 @@
+"""Running a prepared computation: workers, threads, progress, and where the result goes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dask
+import dask.array as da
+import numpy as np
+import zarr
+from dask.callbacks import Callback
+from distributed import Client, as_completed
+from distributed.deploy.subprocess import SubprocessCluster
+from numpy.typing import NDArray
+
+from itkstream.errors import ExistingOutputError, InputError
+from itkstream.numerics.threads import using_threads
+
+__all__ = ["Progress", "Resources", "execute", "store"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a computation may use.
+
+    Parameters
+    ----------
+    n_workers : int, optional
+        Worker processes. None runs in this process, on threads, without any cluster.
+    threads_per_worker : int, optional
+        Blocks that one worker computes at a time; default 1 for processes. In this process
+        default as many as there are processors.
+    memory_limit : str, int or float, optional
+        Memory of each worker process, such as '8GB'; a worker that exceeds it is restarted.
+    config : mapping
+        dask configuration for this computation only.
+
+    Raises
+    ------
+    InputError
+        For counts below 1.
+    """
+
+    n_workers: int | None = None
+    threads_per_worker: int | None = None
+    memory_limit: str | int | float | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("n_workers", "threads_per_worker"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise InputError(f"{name} must be at least 1; got {count}")
+
+
+def execute(
+    array: da.Array,
+    write_path: str | os.PathLike[str] | None = None,
+    n_workers: int | None = None,
+    threads_per_worker: int | None = None,
+    memory_limit: str | int | float | None = None,
+    cores: int | None = None,
+    processes: int | None = None,
+    min_workers: int | None = None,
+    max_workers: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+    chunks: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> NDArray[Any] | zarr.Array:
+    """Compute what a ``prepare_`` function prepared.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The prepared computation.
+    write_path : path, optional
+        A new Zarr array to write, block by block; then nothing is held in memory. Default the
+        result comes back as a numpy array.
+    n_workers : int, optional
+        Worker processes on this machine. Default none: blocks run on threads of this process.
+    threads_per_worker : int, optional
+        Blocks computed at a time by each worker.
+    memory_limit : str or number, optional
+        Memory of each worker process, such as '8GB'.
+    cores, processes : int, optional
+        As cluster users know them: cores per job and worker processes per job. On a workstation
+        a worker gets ``cores / processes`` threads unless `threads_per_worker` is given.
+    min_workers, max_workers : int, optional
+        As cluster users know them. On a workstation `max_workers`, else `min_workers`, is the
+        number of workers unless `n_workers` is given.
+    config : mapping, optional
+        dask configuration values, for this computation only; nothing is written to the user's
+        own configuration.
+    overwrite : bool
+        Replace what is at `write_path`.
+    chunks : sequence of int, optional
+        Chunk shape of the written array, at most a block; default one chunk a block.
+    progress : callable, optional
+        Told the blocks done and the blocks in all.
+
+    Returns
+    -------
+    numpy.ndarray or zarr.Array
+        The values, or the written array, opened for reading.
+
+    Raises
+    ------
+    InputError
+        Where `array` is no dask array, or a count is below 1.
+    ExistingOutputError
+        Where `write_path` exists and `overwrite` is not set; nothing is computed or changed.
+    """
+    if not isinstance(array, da.Array):
+        raise InputError(
+            f"execute runs what a prepare_ function returned, a dask array; "
+            f"got {type(array).__name__}"
+        )
+    resources = Resources(
+        n_workers or max_workers or min_workers,
+        threads_per_worker or (max(1, cores // (processes or 1)) if cores else None),
+        memory_limit,
+        config or {},
+    )
+    if write_path is None:
+        result = np.empty(array.shape, array.dtype)
+        store(array, result, resources, progress)
+        return result
+    path = Path(write_path)
+    if path.exists() and not overwrite:
+        raise ExistingOutputError(
+            f"{path} exists and is left as it is; give another write_path or overwrite=True"
+        )
+    block = tuple(c[0] for c in array.chunks)
+    target = zarr.create_array(
+        str(path),
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=tuple(chunks or block),
+        overwrite=overwrite,
+    )
+    store(array, target, resources, progress)
+    return zarr.open_array(str(path), mode="r")
+
+
+def store(
+    array: da.Array,
+    target: Any,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Compute an array block by block into something that takes slices.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        What to compute.
+    target : numpy.ndarray or zarr.Array
+        Of the same shape; blocks must not share chunks of it.
+    resources : Resources, optional
+        Workers and threads; default this process.
+    progress : callable, optional
+        Told the blocks done and the blocks in all.
+    """
+    resources = resources or Resources()
+    with dask.config.set(dict(resources.config)):
+        if resources.n_workers is None:
+            _run_here(_writes(array, target), resources, progress or _silent)
+        elif isinstance(target, np.ndarray):
+            with _workers(resources) as client:
+                _fetch(client, array, target, progress or _silent)
+        else:
+            with _workers(resources) as client:
+                written = _writes(array, target)
+                _fetch(client, written, np.empty(written.shape, np.uint8), progress or _silent)
+
+
+def _writes(array: da.Array, target: Any) -> da.Array:
+    """One byte a block, whose computation writes the block."""
+    return array.map_blocks(
+        _write_block,
+        target=dask.delayed(target, traverse=False),
+        dtype=np.uint8,
+        meta=np.empty((0,) * array.ndim, np.uint8),
+        chunks=tuple((1,) * len(c) for c in array.chunks),
+        name=f"write-{uuid4().hex}",
+    )
+
+
+def _write_block(
+    block: NDArray[Any], target: Any = None, block_info: Any = None
+) -> NDArray[np.uint8]:
+    region = block_info[0]["array-location"]
+    target[tuple(slice(*span) for span in region)] = block
+    return np.zeros((1,) * block.ndim, np.uint8)
+
+
+def _run_here(written: da.Array, resources: Resources, progress: Progress) -> None:
+    blocks = min(resources.threads_per_worker or _processors(), written.npartitions)
+    with using_threads(max(1, _processors() // blocks)), _Counter(written, progress):
+        written.compute(scheduler="threads", num_workers=blocks)
+
+
+@contextmanager
+def _workers(resources: Resources) -> Iterator[Client]:
+    """Worker processes of their own, gone at the end.
+
+    They are started as programs, not forked or spawned from the user's script, so the script
+    needs no ``if __name__ == '__main__'``.
+    """
+    workers = resources.n_workers or 1
+    blocks = resources.threads_per_worker or 1
+    threads = max(1, _processors() // (workers * blocks))
+    env = {
+        "ITKSTREAM_THREADS": str(threads),
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
+    }
+    with (
+        SubprocessCluster(
+            n_workers=workers,
+            threads_per_worker=blocks,
+            dashboard_address=None,
+            worker_kwargs={"memory_limit": resources.memory_limit or 0, "env": env},
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(workers, timeout=120)
+        yield client
+
+
+def _fetch(client: Client, array: da.Array, out: NDArray[Any], progress: Progress) -> None:
+    """Compute the blocks on workers and put each into its place as it arrives."""
+    blocks = array.to_delayed()
+    futures = client.compute(blocks.ravel().tolist())
+    places = dict(zip(futures, np.ndindex(blocks.shape), strict=True))
+    starts = [np.cumsum([0, *lengths]) for lengths in array.chunks]
+    progress(0, len(futures))
+    for done, (future, values) in enumerate(as_completed(futures, with_results=True), 1):
+        corner = places[future]
+        out[tuple(slice(s[i], s[i + 1]) for s, i in zip(starts, corner, strict=True))] = values
+        future.release()
+        progress(done, len(futures))
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Counter(Callback):
+    """Counts finished blocks of one array under dask's local schedulers."""
+
+    def __init__(self, written: da.Array, progress: Progress) -> None:
+        super().__init__(posttask=self._finished)
+        self._name = written.name
+        self._total = written.npartitions
+        self._done = 0
+        self._progress = progress
+        self._progress(0, self._total)
+
+    def _finished(self, key: Any, *_: Any) -> None:
+        if isinstance(key, tuple) and key[0] == self._name:
+            self._done += 1
+            self._progress(self._done, self._total)
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Report nothing."""

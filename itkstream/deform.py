@@ -1,0 +1,266 @@
+"""Deformable registration: whole, or lazily block by block."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from itkstream.block_kernels import deform_block
+from itkstream.doors import as_pair, block_grid
+from itkstream.errors import RegistrationError
+from itkstream.geometry import AffineTransform, Block, Grid, Image, Transform
+from itkstream.lazy import Result, blend, map_blocks
+from itkstream.numerics.descent import DescentSettings
+from itkstream.numerics.fields import to_positions
+from itkstream.numerics.mapping import map_on
+from itkstream.transform import piecewise_transform
+
+__all__ = [
+    "deformable_align",
+    "prepare_displacement",
+    "prepare_piecewise_deformable_align",
+]
+
+logger = logging.getLogger(__name__)
+
+Abcd = tuple[float, float, float, float]
+
+
+def deformable_align(
+    fix: Any,
+    mov: Any,
+    fix_spacing: Sequence[float] | None,
+    mov_spacing: Sequence[float] | None,
+    cc_radius: int = 12,
+    gradient_smoothing: Abcd = (3.0, 0.0, 1.0, 2.0),
+    field_smoothing: Abcd = (0.5, 0.0, 1.0, 6.0),
+    iterations: Sequence[int] = (200, 100),
+    shrink_factors: Sequence[int] = (2, 1),
+    smooth_sigmas: Sequence[float] = (4.0, 2.0),
+    step: float | None = None,
+    *,
+    settings: DescentSettings | None = None,
+) -> NDArray[np.float32]:
+    """Find the deformation between two images in memory by local correlation.
+
+    Parameters
+    ----------
+    fix, mov : array or Image
+        Fixed and moving image, already aligned by an affine.
+    fix_spacing, mov_spacing : sequence of float or None
+        Micrometers per voxel; None for an `Image`.
+    cc_radius : int
+        Radius of the correlation window, in voxels of each level.
+    gradient_smoothing, field_smoothing : four floats
+        (a, b, c, d) of the smoothing operators of the force and of the displacement, see
+        `itkstream.numerics.kernels`.
+    iterations : sequence of int
+        At most so many per level, coarse to fine.
+    shrink_factors : sequence of int
+        Of the levels.
+    smooth_sigmas : sequence of float
+        Gaussian before shrinking, in micrometers.
+    step : float, optional
+        Longest displacement of one iteration, in micrometers; default the smallest fixed voxel
+        spacing.
+    settings : DescentSettings, optional
+        All parameters in one value, instead of those above.
+
+    Returns
+    -------
+    ndarray, fixed shape + (3,), float32
+        Displacement in micrometers: the moving position of voxel p is ``p + displacement(p)``.
+
+    Raises
+    ------
+    RegistrationError
+        Where the images do not overlap or hold no texture.
+    """
+    settings = settings or DescentSettings(
+        cc_radius,
+        gradient_smoothing,
+        field_smoothing,
+        iterations,
+        shrink_factors,
+        smooth_sigmas,
+        step,
+    )
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
+    estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
+    if estimate.displacement is None:
+        raise RegistrationError(f"no deformation could be found: {estimate.reason}")
+    return estimate.displacement
+
+
+def prepare_piecewise_deformable_align(
+    fix: Any,
+    mov: Any,
+    fix_spacing: Sequence[float] | None,
+    mov_spacing: Sequence[float] | None,
+    blocksize: Sequence[int],
+    transpose: Sequence[bool] = (False, False),
+    global_affine: ArrayLike | None = None,
+    local_affines: ArrayLike | None = None,
+    cc_radius: int = 12,
+    gradient_smoothing: Abcd = (3.0, 0.0, 1.0, 2.0),
+    field_smoothing: Abcd = (0.5, 0.0, 1.0, 6.0),
+    iterations: Sequence[int] = (200, 100),
+    shrink_factors: Sequence[int] = (2, 1),
+    smooth_sigmas: Sequence[float] = (4.0, 2.0),
+    step: float | None = None,
+    *,
+    overlap: Sequence[int] | int | None = None,
+    settings: DescentSettings | None = None,
+) -> da.Array:
+    """Prepare to find the deformation block by block, on top of affines.
+
+    Every block starts from its affines and samples the original moving image through the whole
+    chain; nothing is resampled twice and nothing is added that should be composed. Blocks are
+    blended as a partition of unity over their overlaps. A block that fails (no texture, no
+    overlap) continues its neighbours, and says so in the log.
+
+    Parameters
+    ----------
+    fix, mov : array or Image
+        Fixed and moving image.
+    fix_spacing, mov_spacing : sequence of float or None
+        Micrometers per voxel, x first; None for an `Image`.
+    blocksize : sequence of int
+        Voxels of a block per axis, without its overlap.
+    transpose : two bools
+        Whether the stored axes of fix and mov are reversed (z, y, x).
+    global_affine : array_like, (4, 4), optional
+        From fixed to moving points, in micrometers.
+    local_affines : array_like, block grid + (4, 4), optional
+        Applied before the global one; for the same blocksize.
+    cc_radius, gradient_smoothing, field_smoothing, iterations, shrink_factors, smooth_sigmas, step
+        As in `deformable_align`.
+    overlap : int or sequence of int, optional
+        Voxels each block looks beyond its border; default an eighth of the block.
+    settings : DescentSettings, optional
+        All parameters of the descent in one value.
+
+    Returns
+    -------
+    dask.array.Array, fixed shape + (3,), float64
+        Lazy. The moving position of every fixed voxel, in micrometers, x first.
+    """
+    settings = settings or DescentSettings(
+        cc_radius,
+        gradient_smoothing,
+        field_smoothing,
+        iterations,
+        shrink_factors,
+        smooth_sigmas,
+        step,
+    )
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
+    affine = np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
+    initial: Transform = AffineTransform(affine)
+    if local_affines is not None:
+        initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
+    refinement = _prepare_refinement(fixed, moving, initial, blocksize, settings, overlap)
+    blocks = block_grid(fixed.shape, blocksize, 0)
+    shared = {"grid": fixed.grid, "initial": initial}
+    result = Result(np.float64, (fixed.ndim,))
+    return map_blocks(_position_block, blocks, refinement, shared, result)
+
+
+def prepare_displacement(
+    fixed: Image,
+    moving: Image,
+    initial: Transform,
+    blocksize: Sequence[int],
+    settings: DescentSettings,
+    overlap: Sequence[int] | int | None = None,
+) -> da.Array:
+    """Prepare the deformation in front of the affine of an initial transform.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images, with the same axes.
+    initial : Transform
+        Where the blocks start: an affine, or local affines or a field followed by one.
+    blocksize : sequence of int
+        Voxels of a block per axis, without its overlap.
+    settings : DescentSettings
+        Parameters of the descent.
+    overlap : int or sequence of int, optional
+        Voxels per side; default an eighth of the block.
+
+    Returns
+    -------
+    dask.array.Array, fixed shape + (n,), float32
+        Lazy. u in ``T(p) = affine(p + u(p))``, in micrometers, the initial displacement included.
+    """
+    fixed, moving = as_pair(fixed, moving, None, None)
+    refinement = _prepare_refinement(fixed, moving, initial, blocksize, settings, overlap)
+    blocks = block_grid(fixed.shape, blocksize, 0)
+    shared = {"grid": fixed.grid, "initial": initial}
+    result = Result(np.float32, (fixed.ndim,))
+    return map_blocks(_displacement_block, blocks, refinement, shared, result)
+
+
+def _prepare_refinement(
+    fixed: Image,
+    moving: Image,
+    initial: Transform,
+    blocksize: Sequence[int],
+    settings: DescentSettings,
+    overlap: Sequence[int] | int | None,
+) -> da.Array:
+    """What the blocks add to the initial displacement, blended: the part a failed block lacks."""
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    shared = {
+        "grid": fixed.grid,
+        "moving": moving,
+        "initial": initial,
+        "settings": settings,
+    }
+    result = Result(np.float32, (fixed.ndim,), "padded")
+    return blend(map_blocks(_refine_block, blocks, fixed.data, shared, result), blocks)
+
+
+def _refine_block(
+    part: NDArray[Any],
+    block: Block,
+    *,
+    grid: Grid,
+    moving: Image,
+    initial: Transform,
+    settings: DescentSettings,
+) -> NDArray[np.float32]:
+    here = Image(part, grid.crop(block.padded))
+    estimate = deform_block(here, moving, initial, settings)
+    refinement = estimate.refinement()
+    if refinement is not None:
+        return refinement
+    if block.padded_shape == grid.shape:
+        raise RegistrationError(f"no deformation could be found: {estimate.reason}")
+    logger.warning(
+        "block %s has no deformation of its own, as %s; it continues its neighbours",
+        block.index,
+        estimate.reason,
+    )
+    return np.full((*part.shape, part.ndim), np.nan, np.float32)
+
+
+def _displacement_block(
+    part: NDArray[np.float32], block: Block, *, grid: Grid, initial: Transform
+) -> NDArray[np.float32]:
+    start = map_on(initial, grid.crop(block.core)).displacement
+    return part if start is None else part + start
+
+
+def _position_block(
+    part: NDArray[np.float32], block: Block, *, grid: Grid, initial: Transform
+) -> NDArray[np.float64]:
+    mapping = map_on(initial, grid.crop(block.core))
+    total = part if mapping.displacement is None else part + mapping.displacement
+    return to_positions(total, mapping.grid, mapping.affine)

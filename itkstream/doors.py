@@ -1,0 +1,142 @@
+"""What the public functions take, made into images: checked once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from itkstream.errors import InputError
+from itkstream.geometry import ArraySource, ArrayView, BlockGrid, Grid, Image
+from itkstream.lazy import readable
+
+__all__ = ["as_pair", "block_grid", "default_overlap", "reversed_axes"]
+
+
+def as_pair(
+    fix: Any,
+    mov: Any,
+    fix_spacing: Sequence[float] | None,
+    mov_spacing: Sequence[float] | None,
+    transpose: Sequence[bool] = (False, False),
+) -> tuple[Image, Image]:
+    """The fixed and the moving image, with the same axes and the same unit.
+
+    Parameters
+    ----------
+    fix, mov : Image or array
+        `Image`, or a numpy, dask or stored array of 2 or 3 axes.
+    fix_spacing, mov_spacing : sequence of float or None
+        Micrometers per voxel, in the order of the axes after `transpose`; None for an `Image`,
+        which has its own.
+    transpose : sequence of bool
+        Whether the stored axes of each are reversed (z, y, x).
+
+    Returns
+    -------
+    fixed, moving : Image
+        The moving image's axes are in the fixed image's order.
+
+    Raises
+    ------
+    InputError
+        Where an image is no array, lacks a spacing, or the two differ in dimension.
+    """
+    fixed = _as_image(fix, fix_spacing, transpose[0], "fixed")
+    moving = _as_image(mov, mov_spacing, transpose[1], "moving")
+    if fixed.ndim != moving.ndim:
+        raise InputError(
+            f"the fixed image has {fixed.ndim} axes and the moving image {moving.ndim}: choose a "
+            "plane or a channel so that both have the same"
+        )
+    return fixed, readable(moving.reorder(fixed.grid.axes).in_unit(fixed.grid.unit))
+
+
+def block_grid(
+    shape: tuple[int, ...], blocksize: Sequence[int], overlap: Sequence[int] | int | None
+) -> BlockGrid:
+    """The blocks of the fixed image.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels of the fixed image.
+    blocksize : sequence of int
+        Core voxels per axis.
+    overlap : int, sequence of int, or None
+        Voxels per side; None for `default_overlap`.
+
+    Returns
+    -------
+    BlockGrid
+        Checked.
+    """
+    sizes = tuple(int(b) for b in np.ravel(blocksize))
+    if overlap is None:
+        halo = default_overlap(sizes)
+    else:
+        halo = tuple(int(v) for v in np.broadcast_to(overlap, np.shape(sizes)))
+    return BlockGrid(shape, sizes, halo)
+
+
+def default_overlap(blocksize: Sequence[int]) -> tuple[int, ...]:
+    """An eighth of the block on every side, as the tutorial has it.
+
+    Parameters
+    ----------
+    blocksize : sequence of int
+        Core voxels per axis.
+
+    Returns
+    -------
+    tuple of int
+        Voxels per side and axis.
+    """
+    return tuple(int(b) // 8 for b in blocksize)
+
+
+def reversed_axes(array: ArraySource, spatial: int) -> ArraySource:
+    """An array with its first axes in reverse order; further axes stay where they are.
+
+    Parameters
+    ----------
+    array : ArraySource
+        numpy, dask or stored.
+    spatial : int
+        How many leading axes to reverse.
+
+    Returns
+    -------
+    ArraySource
+        Lazy where the array is.
+    """
+    order = (*reversed(range(spatial)), *range(spatial, len(array.shape)))
+    view = array if hasattr(array, "transpose") else ArrayView.whole(array)
+    return view.transpose(order)
+
+
+def _as_image(data: Any, spacing: Sequence[float] | None, transpose: bool, which: str) -> Image:
+    if isinstance(data, Image):
+        return _reversed(data) if transpose else data
+    if not isinstance(data, ArraySource):
+        raise InputError(
+            f"the {which} image must be an array or an itkstream Image; got "
+            f"{type(data).__name__}: open files with itkstream.open_image"
+        )
+    if spacing is None:
+        raise InputError(
+            f"the {which} image is an array without voxel spacing: pass {which[:3]}_spacing, in "
+            "micrometers, or an itkstream Image"
+        )
+    if len(data.shape) not in (2, 3):
+        raise InputError(
+            f"the {which} image must have 2 or 3 axes; got shape {tuple(data.shape)}: choose one "
+            "channel and one time point"
+        )
+    array = reversed_axes(data, len(data.shape)) if transpose else data
+    return Image(array, Grid(array.shape, tuple(np.ravel(spacing))), which)
+
+
+def _reversed(image: Image) -> Image:
+    return image.reorder(tuple(reversed(image.grid.axes)))

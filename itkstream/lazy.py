@@ -1,0 +1,326 @@
+"""Block functions mapped over images: the one place that builds dask graphs.
+
+A fixed image that is a dask array goes through ``dask.array.map_overlap``. Any other is read, halo
+included, by the task of its block: one task a block and no array in the graph. Both ways hand the
+same voxels to the same function, so both give the same bits. Whatever all blocks need (the moving
+image, transforms, settings) stands in the graph once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.highlevelgraph import HighLevelGraph
+from numpy.typing import DTypeLike, NDArray
+
+from itkstream.geometry import ArraySource, Block, BlockGrid, Image, Slices
+from itkstream.numerics.blend import blend_blocks
+
+__all__ = ["BlockFunction", "Result", "blend", "map_blocks", "readable"]
+
+BlockFunction = Callable[..., NDArray[Any]]
+"""Called as ``function(part, block, **shared)``: voxels of the padded block -> an array."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a block function returns.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Element type.
+    components : tuple of int
+        Axes after the block's own: ``(3,)`` for vectors, ``(4, 4)`` for matrices.
+    extent : {'core', 'padded', 'block'}
+        Its leading axes span the block's core, its padded region, or are one element a block.
+    """
+
+    dtype: DTypeLike
+    components: tuple[int, ...] = ()
+    extent: str = "core"
+
+    def chunks(self, blocks: BlockGrid) -> tuple[tuple[int, ...], ...]:
+        """Chunks of the dask array over all blocks.
+
+        Parameters
+        ----------
+        blocks : BlockGrid
+            The blocks.
+
+        Returns
+        -------
+        tuple of tuple of int
+            One tuple per axis of the result.
+        """
+        if self.extent == "block":
+            leading = tuple((1,) * count for count in blocks.numblocks)
+        elif self.extent == "core":
+            leading = blocks.chunks
+        else:
+            leading = tuple(_padded_lengths(blocks, axis) for axis in range(len(blocks.shape)))
+        return leading + tuple((n,) for n in self.components)
+
+
+@dataclass(frozen=True)
+class Halo:
+    """How a source that is coarser than the blocks' grid is cut for them.
+
+    Parameters
+    ----------
+    factors : tuple of int
+        Voxels of the blocks' grid per voxel of the source, per axis.
+    depth : int
+        Source voxels added on every side.
+    """
+
+    factors: tuple[int, ...]
+    depth: int
+
+    def chunks(self, blocks: BlockGrid, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Source voxels each block owns, per axis.
+
+        Parameters
+        ----------
+        blocks : BlockGrid
+            The blocks.
+        shape : tuple of int
+            Source voxels per axis.
+
+        Returns
+        -------
+        tuple of tuple of int
+            As many chunks as blocks.
+        """
+        per_axis = []
+        for fine, factor, length in zip(blocks.chunks, self.factors, shape, strict=True):
+            borders = np.cumsum(fine)[:-1] // factor
+            per_axis.append(tuple(int(n) for n in np.diff([0, *borders, length])))
+        return tuple(per_axis)
+
+    def region(self, blocks: BlockGrid, block: Block, shape: tuple[int, ...]) -> Slices:
+        """The source voxels that reach a block with this halo.
+
+        Parameters
+        ----------
+        blocks : BlockGrid
+            The blocks.
+        block : Block
+            One of them.
+        shape : tuple of int
+            Source voxels per axis.
+
+        Returns
+        -------
+        tuple of slice
+            The chunk of the block and `depth` voxels around it.
+        """
+        spans = []
+        for i, lengths, n in zip(block.index, self.chunks(blocks, shape), shape, strict=True):
+            start = sum(lengths[:i])
+            stop = start + lengths[i]
+            spans.append(slice(max(0, start - self.depth), min(n, stop + self.depth)))
+        return tuple(spans)
+
+
+@dataclass(frozen=True, eq=False)
+class DaskSource:
+    """A dask array that computes, inside the task that asks, only the part asked for.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Its graph travels; its voxels do not.
+    """
+
+    array: da.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements per axis."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        return np.dtype(self.array.dtype)
+
+    def transpose(self, order: tuple[int, ...]) -> DaskSource:
+        """The array with its axes in another order."""
+        return DaskSource(self.array.transpose(order))
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        # The caller may be a task of any scheduler: this part runs in its own thread.
+        return np.asarray(self.array[key].compute(scheduler="synchronous"))
+
+
+def readable(image: Image) -> Image:
+    """An image whose slices become numpy arrays inside a task, whatever its data are.
+
+    Parameters
+    ----------
+    image : Image
+        numpy, stored or dask.
+
+    Returns
+    -------
+    Image
+        The same voxels on the same grid.
+    """
+    if isinstance(image.data, da.Array):
+        return Image(DaskSource(image.data), image.grid, image.name)
+    return image
+
+
+def map_blocks(
+    function: BlockFunction,
+    blocks: BlockGrid,
+    source: ArraySource | None,
+    shared: Mapping[str, Any],
+    result: Result,
+    halo: Halo | None = None,
+) -> da.Array:
+    """Apply a block function to every block; nothing is read or computed yet.
+
+    Parameters
+    ----------
+    function : callable
+        A `BlockFunction`; pickled by name, so a function of a module.
+    blocks : BlockGrid
+        The blocks of `source`.
+    source : ArraySource or None
+        The array on the blocks' grid; further axes come whole. None where the function needs
+        none.
+    shared : mapping
+        Keyword arguments equal for all blocks.
+    result : Result
+        What the function returns.
+    halo : Halo, optional
+        How to cut a source that is coarser than the blocks' grid; default their padded regions.
+
+    Returns
+    -------
+    dask.array.Array
+        Chunked by block.
+    """
+    if isinstance(source, da.Array):
+        return _map_overlap(function, blocks, source, shared, result, halo)
+    name = f"{function.__name__}-{uuid4().hex}"
+    ndim = len(blocks.shape)
+    tail = (0,) * len(result.components)
+    graph: dict[Any, Any] = {f"source-{name}": source, f"shared-{name}": dict(shared)}
+    for block in blocks:
+        region = block.padded
+        if halo is not None and source is not None:
+            region = halo.region(blocks, block, source.shape[:ndim])
+        task = (_run_block, function, block, region, f"source-{name}", f"shared-{name}")
+        graph[(name, *block.index, *tail)] = task
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=())
+    meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
+    return da.Array(layers, name, result.chunks(blocks), meta=meta)
+
+
+def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
+    """Join padded results of overlapping blocks into one array without seams.
+
+    Parameters
+    ----------
+    padded : dask.array.Array
+        From `map_blocks` with extent 'padded' and one component axis, float32.
+    blocks : BlockGrid
+        The blocks it was made with.
+
+    Returns
+    -------
+    dask.array.Array, blocks.shape + (n,), float32
+        Chunked by the blocks' cores.
+    """
+    if len(blocks) == 1:
+        return padded
+    name = f"blend-{uuid4().hex}"
+    graph: dict[Any, Any] = {}
+    for block in blocks:
+        near = list(blocks.neighbours(block.index))
+        keys = [(padded.name, *other.index, 0) for other in near]
+        graph[(name, *block.index, 0)] = (_blend_block, blocks, block, near, keys)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[padded])
+    chunks = (*blocks.chunks, (padded.shape[-1],))
+    return da.Array(layers, name, chunks, meta=np.empty((0,) * padded.ndim, np.float32))
+
+
+def _map_overlap(
+    function: BlockFunction,
+    blocks: BlockGrid,
+    source: da.Array,
+    shared: Mapping[str, Any],
+    result: Result,
+    halo: Halo | None,
+) -> da.Array:
+    ndim = len(blocks.shape)
+    chunks, depth = blocks.chunks, blocks.overlap
+    if halo is not None:
+        chunks, depth = halo.chunks(blocks, source.shape[:ndim]), (halo.depth,) * ndim
+    further = range(ndim, source.ndim)
+    new_axes = list(range(ndim, ndim + len(result.components)))
+    return da.map_overlap(
+        _run_chunk,
+        source.rechunk(chunks + tuple((source.shape[axis],) for axis in further)),
+        depth={**dict(enumerate(depth)), **dict.fromkeys(further, 0)},
+        boundary="none",
+        trim=False,
+        allow_rechunk=False,
+        chunks=result.chunks(blocks),
+        drop_axis=list(further),
+        new_axis=new_axes or None,
+        meta=np.empty((0,) * (ndim + len(new_axes)), result.dtype),
+        name=f"{function.__name__}-{uuid4().hex}",
+        function=function,
+        blocks=blocks,
+        shared=dask.delayed(dict(shared), traverse=False),
+    )
+
+
+def _run_block(
+    function: BlockFunction,
+    block: Block,
+    region: Slices,
+    source: ArraySource | None,
+    shared: Mapping[str, Any],
+) -> NDArray[Any]:
+    if source is None:
+        return function(None, block, **shared)
+    rest = (slice(None),) * (len(source.shape) - len(region))
+    return function(np.asarray(source[region + rest]), block, **shared)
+
+
+def _run_chunk(
+    part: NDArray[Any],
+    *,
+    function: BlockFunction,
+    blocks: BlockGrid,
+    shared: Mapping[str, Any],
+    block_info: Any = None,
+) -> NDArray[Any]:
+    index = block_info[0]["chunk-location"][: len(blocks.shape)]
+    return function(part, blocks[index], **shared)
+
+
+def _blend_block(
+    blocks: BlockGrid, block: Block, near: list[Block], parts: list[NDArray[Any]]
+) -> NDArray[np.float32]:
+    return blend_blocks(blocks, block, list(zip(near, parts, strict=True)))
+
+
+def _padded_lengths(blocks: BlockGrid, axis: int) -> tuple[int, ...]:
+    first = [0] * len(blocks.shape)
+    lengths = []
+    for i in range(blocks.numblocks[axis]):
+        first[axis] = i
+        lengths.append(blocks[first].padded_shape[axis])
+    return tuple(lengths)

@@ -1,0 +1,399 @@
+"""Applying transforms to images: whole, or lazily block by block.
+
+All functions map points of the fixed image to points of the moving image, in micrometers, and
+resample the moving image on the fixed image's voxels with one interpolation through the whole
+chain. Positions outside the moving image take `background`; its border is ITK's (half a voxel
+beyond the outermost centres).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from itkstream.block_kernels import AnyTransform, WarpSettings, warp_block, warp_mapped
+from itkstream.doors import as_pair, block_grid, reversed_axes
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    ArraySource,
+    Block,
+    BlockGrid,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    PiecewiseAffine,
+    Transform,
+)
+from itkstream.lazy import Halo, Result, map_blocks
+from itkstream.numerics.fields import to_displacement
+from itkstream.numerics.mapping import GridMap
+
+__all__ = [
+    "apply_global_affine",
+    "apply_transform",
+    "piecewise_transform",
+    "prepare_apply_local_affines",
+    "prepare_apply_position_field",
+    "prepare_apply_transform",
+]
+
+# A coarse field's chunk is cut at whole voxels: with two more on each side every position of the
+# block has its two neighbours.
+_COARSE_HALO_VOX = 2
+
+
+def apply_global_affine(
+    fix: Any,
+    mov: Any,
+    fix_spacing: Sequence[float] | None,
+    mov_spacing: Sequence[float] | None,
+    affine: ArrayLike,
+    *,
+    order: int = 1,
+    interpolator: str | None = None,
+    engine: str | None = None,
+    background: float = 0.0,
+    dtype: DTypeLike | None = None,
+) -> NDArray[Any]:
+    """Resample the moving image through one affine, in memory.
+
+    Parameters
+    ----------
+    fix, mov : array or Image
+        Fixed and moving image.
+    fix_spacing, mov_spacing : sequence of float or None
+        Micrometers per voxel; None for an `Image`.
+    affine : array_like, (4, 4)
+        From fixed to moving points, in micrometers ((3, 3) for 2-D images).
+    order : {1, 0, 3}
+        Linear, nearest or cubic B-spline.
+    interpolator : str, optional
+        An ITK interpolator by name, instead of `order`.
+    engine : {'fast', 'itk'}, optional
+        See `WarpSettings`.
+    background : float
+        Value outside the moving image.
+    dtype : dtype, optional
+        Voxel type of the result; default that of the moving image.
+
+    Returns
+    -------
+    ndarray, shape of the fixed image
+        The moving image, aligned.
+    """
+    settings = _settings(order, interpolator, engine, background, dtype)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
+    return apply_transform(fixed, moving, AffineTransform(np.asarray(affine)), settings)
+
+
+def apply_transform(
+    fixed: Image, moving: Image, transform: AnyTransform, settings: WarpSettings | None = None
+) -> NDArray[Any]:
+    """Resample the moving image through any transform, in memory.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Fixed (only its grid counts) and moving image.
+    transform : Transform or SimpleITK.Transform
+        From fixed to moving points.
+    settings : WarpSettings, optional
+        Interpolation, engine, background, type.
+
+    Returns
+    -------
+    ndarray, shape of the fixed image
+        The moving image, aligned.
+    """
+    fixed, moving = as_pair(fixed, moving, None, None)
+    return warp_block(moving, transform, fixed.grid, settings or WarpSettings())
+
+
+def prepare_apply_transform(
+    fixed: Image,
+    moving: Image,
+    transform: AnyTransform,
+    blocksize: Sequence[int],
+    settings: WarpSettings | None = None,
+) -> da.Array:
+    """Prepare to resample the moving image through any transform, block by block.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Fixed (only its grid counts) and moving image.
+    transform : Transform or SimpleITK.Transform
+        From fixed to moving points; stored fields are read around each block.
+    blocksize : sequence of int
+        Voxels of a block per axis.
+    settings : WarpSettings, optional
+        Interpolation, engine, background, type.
+
+    Returns
+    -------
+    dask.array.Array, shape of the fixed image
+        Lazy; one task a block.
+    """
+    fixed, moving = as_pair(fixed, moving, None, None)
+    settings = settings or WarpSettings()
+    blocks = block_grid(fixed.shape, blocksize, 0)
+    shared = {
+        "moving": moving,
+        "transform": transform,
+        "fixed_grid": fixed.grid,
+        "settings": settings,
+    }
+    return map_blocks(_apply_block, blocks, None, shared, Result(_result_type(moving, settings)))
+
+
+def piecewise_transform(
+    fixed: Grid,
+    local_affines: ArrayLike,
+    blocksize: Sequence[int],
+    global_affine: ArrayLike | None = None,
+    overlap: Sequence[int] | int | None = None,
+) -> Transform:
+    """Local affines, blended over their overlaps, followed by a global one.
+
+    Parameters
+    ----------
+    fixed : Grid
+        The fixed image's lattice.
+    local_affines : array_like, block grid + (n + 1, n + 1)
+        From fixed points to points of the globally aligned image, in micrometers.
+    blocksize : sequence of int
+        The one they were computed with.
+    global_affine : array_like, (n + 1, n + 1), optional
+        From there to moving points.
+    overlap : int or sequence of int, optional
+        Half width of the blend, in voxels; default an eighth of the block.
+
+    Returns
+    -------
+    Transform
+        ``p -> global_affine(sum_b share_b(p) local_b(p))``.
+    """
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    local = PiecewiseAffine(np.asarray(local_affines, float), blocks, fixed)
+    if global_affine is None:
+        return local
+    return CompositeTransform((local, AffineTransform(np.asarray(global_affine))))
+
+
+def prepare_apply_local_affines(
+    fix: Any,
+    mov: Any,
+    fix_spacing: Sequence[float] | None,
+    mov_spacing: Sequence[float] | None,
+    local_affines: ArrayLike,
+    blocksize: Sequence[int],
+    global_affine: ArrayLike | None = None,
+    transpose: Sequence[bool] = (False, False, False),
+    *,
+    overlap: Sequence[int] | int | None = None,
+    order: int = 1,
+    interpolator: str | None = None,
+    engine: str | None = None,
+    background: float = 0.0,
+    dtype: DTypeLike | None = None,
+) -> da.Array:
+    """Prepare to resample the moving image through local affines and a global one.
+
+    The affines of neighbouring blocks are blended as a partition of unity over the overlap, so
+    there are no seams, and composed with the global affine, so the image is interpolated once.
+
+    Parameters
+    ----------
+    fix, mov : array or Image
+        Fixed (only its shape counts) and moving image.
+    fix_spacing, mov_spacing : sequence of float or None
+        Micrometers per voxel, x first; None for an `Image`.
+    local_affines : array_like, block grid + (4, 4)
+        From `itkstream.affine.prepare_piecewise_ransac_affine`.
+    blocksize : sequence of int
+        The one they were computed with, scaled to the voxels of this fixed image if it is a
+        finer level.
+    global_affine : array_like, (4, 4), optional
+        Applied after the local ones.
+    transpose : three bools
+        Whether the stored axes of fix, mov and local_affines are reversed (z, y, x).
+    overlap : int or sequence of int, optional
+        Half width of the blend, in voxels; default an eighth of the block.
+    order, interpolator, engine, background, dtype
+        As in `apply_global_affine`.
+
+    Returns
+    -------
+    dask.array.Array, shape of the fixed image, x first
+        Lazy.
+    """
+    settings = _settings(order, interpolator, engine, background, dtype)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
+    matrices = np.asarray(local_affines, float)
+    if transpose[2]:
+        matrices = _reversed_matrices(matrices, fixed.ndim)
+    transform = piecewise_transform(fixed.grid, matrices, blocksize, global_affine, overlap)
+    return prepare_apply_transform(fixed, moving, transform, blocksize, settings)
+
+
+def prepare_apply_position_field(
+    fix: Any,
+    mov: Any,
+    fix_spacing: Sequence[float] | None,
+    mov_spacing: Sequence[float] | None,
+    transform: Any,
+    blocksize: Sequence[int],
+    transpose: Sequence[bool] = (False, False, False),
+    *,
+    order: int = 1,
+    interpolator: str | None = None,
+    engine: str | None = None,
+    background: float = 0.0,
+    dtype: DTypeLike | None = None,
+) -> da.Array:
+    """Prepare to resample the moving image through a field of positions.
+
+    Parameters
+    ----------
+    fix, mov : array or Image
+        Fixed (only its shape counts) and moving image.
+    fix_spacing, mov_spacing : sequence of float or None
+        Micrometers per voxel, x first; None for an `Image`.
+    transform : array of shape + (3,), Transform, or SimpleITK.Transform
+        Moving positions in micrometers of the fixed image's voxels, as
+        `itkstream.deform.prepare_piecewise_deformable_align` returns; numpy, stored or dask. It
+        may be coarser than the fixed image by whole factors (``ceil(shape / factor)`` voxels,
+        each the mean of its group). Or any transform of this package or of SimpleITK.
+    blocksize : sequence of int
+        Voxels of a block per axis.
+    transpose : three bools
+        Whether the stored axes of fix, mov and transform are reversed; for the latter the
+        components are as well.
+    order, interpolator, engine, background, dtype
+        As in `apply_global_affine`.
+
+    Returns
+    -------
+    dask.array.Array, shape of the fixed image, x first
+        Lazy.
+
+    Raises
+    ------
+    InputError
+        Where the field's shape is no whole-factor reduction of the fixed image's.
+    """
+    settings = _settings(order, interpolator, engine, background, dtype)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
+    if isinstance(transform, (Transform, sitk.Transform)):
+        return prepare_apply_transform(fixed, moving, transform, blocksize, settings)
+    field = _as_field(transform, fixed.ndim, transpose[2])
+    blocks = block_grid(fixed.shape, blocksize, 0)
+    factors = _field_factors(tuple(field.shape), fixed.shape)
+    halo = None if max(factors) == 1 else Halo(factors, _COARSE_HALO_VOX)
+    shared = {
+        "moving": moving,
+        "cut": _FieldCut(blocks, fixed.grid, halo),
+        "settings": settings,
+        "flip": transpose[2],
+    }
+    result = Result(_result_type(moving, settings))
+    return map_blocks(_apply_field_block, blocks, field, shared, result, halo)
+
+
+@dataclass(frozen=True)
+class _FieldCut:
+    """Which voxels a part of a position field holds."""
+
+    blocks: BlockGrid
+    fixed: Grid
+    halo: Halo | None
+
+    def grid(self, block: Block) -> Grid:
+        if self.halo is None:
+            return self.fixed.crop(block.core)
+        whole = self.fixed.shrink(self.halo.factors)
+        return whole.crop(self.halo.region(self.blocks, block, whole.shape))
+
+
+def _apply_block(
+    _part: None,
+    block: Block,
+    *,
+    moving: Image,
+    transform: AnyTransform,
+    fixed_grid: Grid,
+    settings: WarpSettings,
+) -> NDArray[Any]:
+    return warp_block(moving, transform, fixed_grid.crop(block.core), settings)
+
+
+def _apply_field_block(
+    part: NDArray[Any],
+    block: Block,
+    *,
+    moving: Image,
+    cut: _FieldCut,
+    settings: WarpSettings,
+    flip: bool,
+) -> NDArray[Any]:
+    grid = cut.grid(block)
+    moves = to_displacement(part[..., ::-1] if flip else part, grid)
+    target = cut.fixed.crop(block.core)
+    if cut.halo is None:
+        return warp_mapped(moving, GridMap(target, np.eye(grid.ndim + 1), moves), settings)
+    return warp_block(moving, DisplacementField(moves, grid), target, settings)
+
+
+def _settings(
+    order: int,
+    interpolator: str | None,
+    engine: str | None,
+    background: float,
+    dtype: DTypeLike | None,
+) -> WarpSettings:
+    names = {0: "nearest", 1: "linear", 3: "bspline"}
+    if interpolator is None and order not in names:
+        raise InputError(f"order must be one of {tuple(names)}; got {order}")
+    return WarpSettings(interpolator or names[order], engine, background, dtype)  # type: ignore[arg-type]
+
+
+def _result_type(moving: Image, settings: WarpSettings) -> np.dtype[Any]:
+    return np.dtype(moving.dtype if settings.dtype is None else settings.dtype)
+
+
+def _as_field(field: Any, ndim: int, transpose: bool) -> ArraySource:
+    if not isinstance(field, ArraySource):
+        raise InputError(
+            f"transform must be a position field, a Transform or a SimpleITK.Transform; got "
+            f"{type(field).__name__}"
+        )
+    if len(field.shape) != ndim + 1 or field.shape[-1] != ndim:
+        raise InputError(
+            f"a position field of a {ndim}-D image has {ndim} axes and {ndim} components; got "
+            f"shape {tuple(field.shape)}"
+        )
+    return reversed_axes(field, ndim) if transpose else field
+
+
+def _field_factors(field: tuple[int, ...], fixed: tuple[int, ...]) -> tuple[int, ...]:
+    factors = tuple(max(1, round(n / m)) for n, m in zip(fixed, field[:-1], strict=True))
+    if tuple(-(-n // f) for n, f in zip(fixed, factors, strict=True)) != field[:-1]:
+        raise InputError(
+            f"a position field of shape {field} does not fit a fixed image of shape {fixed}: "
+            "expected the same shape, or ceil(shape / factor) for whole factors"
+        )
+    return factors
+
+
+def _reversed_matrices(matrices: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
+    blocks = matrices.transpose(*reversed(range(ndim)), ndim, ndim + 1)
+    order = [*reversed(range(ndim)), ndim]
+    return np.asarray(blocks[..., order, :][..., :, order])
