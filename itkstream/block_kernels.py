@@ -7,7 +7,7 @@ block; there is no other implementation of either.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -16,6 +16,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from itkstream import itk_bridge
 from itkstream.errors import InputError
+from itkstream.features import (
+    ContextWindow,
+    KeyPointSettings,
+    MatchSettings,
+    find_key_points,
+    match,
+    sample_contexts,
+)
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
@@ -24,14 +32,18 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.numerics.descent import DescentSettings, Frame, LevelReport, descend
+from itkstream.numerics.descent import Frame, LevelReport, descend
+from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.interpolate import round_to, warp
 from itkstream.numerics.mapping import GridMap, map_on
+from itkstream.ransac import AffineEstimate, RansacSettings, fit_ransac
 
 __all__ = [
+    "AffineSettings",
     "AnyTransform",
     "DeformEstimate",
     "WarpSettings",
+    "affine_block",
     "deform_block",
     "warp_block",
     "warp_mapped",
@@ -46,6 +58,28 @@ Engine = Literal["fast", "itk"]
 _WIDE_MARGIN_VOX = 12
 
 _BARREN = ("no overlap", "no texture")
+
+
+@dataclass(frozen=True)
+class AffineSettings:
+    """How an affine is found from key points.
+
+    Parameters
+    ----------
+    key_points : KeyPointSettings
+        Which blobs are key points.
+    window : ContextWindow
+        The neighbourhoods that are compared.
+    matching : MatchSettings
+        Which pairs correspond.
+    ransac : RansacSettings
+        How the transform is fitted to them.
+    """
+
+    key_points: KeyPointSettings
+    window: ContextWindow
+    matching: MatchSettings = field(default_factory=MatchSettings)
+    ransac: RansacSettings = field(default_factory=RansacSettings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +167,52 @@ class WarpSettings:
     def margin_vox(self) -> int:
         """Moving voxels read around the sampled positions."""
         return 0 if self.interpolator in ("linear", "nearest") else _WIDE_MARGIN_VOX
+
+
+def affine_block(
+    fixed: Image,
+    moving: Image,
+    settings: AffineSettings,
+    fixed_mask: NDArray[Any] | None = None,
+    moving_mask: NDArray[Any] | None = None,
+) -> AffineEstimate:
+    """Find the affine between two images in memory from their key points.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        In memory, with the same axes.
+    settings : AffineSettings
+        Parameters of every step.
+    fixed_mask, moving_mask : ndarray, optional
+        Of the images' shapes; key points lie only where they are true.
+
+    Returns
+    -------
+    AffineEstimate
+        False in a condition, with the reason, where no trustworthy affine was found.
+
+    Raises
+    ------
+    InputError
+        Where an image is thinner than the blobs.
+    RegistrationError
+        Where an image is constant or has no finite voxel.
+    """
+    contexts = []
+    for image, mask in ((fixed, fixed_mask), (moving, moving_mask)):
+        voxels = image.read()
+        found = find_key_points(voxels, image.grid, settings.key_points, mask)
+        contexts.append(sample_contexts(voxels, image.grid, found.positions, settings.window))
+    pairs = match(contexts[0], contexts[1], settings.matching)
+    estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
+    if estimate:
+        return estimate
+    reason = (
+        f"{len(contexts[0])} key points in the fixed and {len(contexts[1])} in the moving image "
+        f"gave {len(pairs)} matches above {settings.matching.threshold}: {estimate.reason}"
+    )
+    return replace(estimate, reason=reason)
 
 
 def deform_block(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.numerics.threads import using_threads
 
-__all__ = ["Progress", "Resources", "execute", "store"]
+__all__ = ["Progress", "Resources", "compute", "execute", "store"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +136,7 @@ def execute(
         config or {},
     )
     if write_path is None:
-        result = np.empty(array.shape, array.dtype)
-        store(array, result, resources, progress)
-        return result
+        return compute(array, resources, progress)
     path = Path(write_path)
     if path.exists() and not overwrite:
         raise ExistingOutputError(
@@ -154,6 +152,30 @@ def execute(
     )
     store(array, target, resources, progress)
     return zarr.open_array(str(path), mode="r")
+
+
+def compute(
+    array: da.Array, resources: Resources | None = None, progress: Progress | None = None
+) -> NDArray[Any]:
+    """Compute an array into memory.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        What to compute.
+    resources : Resources, optional
+        Workers and threads; default this process.
+    progress : callable, optional
+        Told the blocks done and the blocks in all.
+
+    Returns
+    -------
+    ndarray
+        Its values.
+    """
+    result = np.empty(array.shape, array.dtype)
+    store(array, result, resources, progress)
+    return result
 
 
 def store(

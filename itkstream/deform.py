@@ -13,16 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from itkstream.block_kernels import deform_block
 from itkstream.doors import as_pair, block_grid
 from itkstream.errors import RegistrationError
-from itkstream.geometry import AffineTransform, Block, Grid, Image, Transform
+from itkstream.geometry import AffineTransform, Block, DisplacementField, Grid, Image, Transform
 from itkstream.lazy import Result, blend, map_blocks
-from itkstream.numerics.descent import DescentSettings
-from itkstream.numerics.fields import to_positions
+from itkstream.numerics.descent_settings import DescentSettings
+from itkstream.numerics.fields import jacobian_determinant, shrink_field, to_positions
 from itkstream.numerics.mapping import map_on
 from itkstream.transform import piecewise_transform
 
 __all__ = [
     "deformable_align",
+    "prepare_coarse_field",
     "prepare_displacement",
+    "prepare_fold_count",
     "prepare_piecewise_deformable_align",
 ]
 
@@ -207,6 +209,51 @@ def prepare_displacement(
     return map_blocks(_displacement_block, blocks, refinement, shared, result)
 
 
+def prepare_coarse_field(field: da.Array, factors: Sequence[int]) -> da.Array:
+    """Prepare a field on a coarser lattice: a smooth field needs no more to be stored.
+
+    Parameters
+    ----------
+    field : dask.array.Array, shape + (n,), float32
+        Its chunks, but for the last of an axis, must be multiples of `factors`.
+    factors : sequence of int
+        Voxels averaged per axis.
+
+    Returns
+    -------
+    dask.array.Array, ceil(shape / factors) + (n,), float32
+        Lazy; its lattice is ``grid.shrink(factors)``.
+    """
+    spatial = zip(field.chunks[:-1], factors, strict=True)
+    chunks = tuple(tuple(-(-n // f) for n in lengths) for lengths, f in spatial)
+    return field.map_blocks(
+        shrink_field,
+        factors=tuple(factors),
+        chunks=(*chunks, field.chunks[-1]),
+        meta=np.empty((0,) * field.ndim, np.float32),
+    )
+
+
+def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da.Array:
+    """Prepare the least Jacobian determinant of a field and its number of folded voxels, per block.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        In memory or stored.
+    blocksize : sequence of int
+        Voxels of a block per axis.
+
+    Returns
+    -------
+    dask.array.Array, block grid + (2,), float64
+        Lazy. Least determinant of the block's voxels, and how many are 0 or less.
+    """
+    blocks = block_grid(field.grid.shape, blocksize, 1)
+    shared = {"grid": field.grid}
+    return map_blocks(_fold_block, blocks, field.data, shared, Result(np.float64, (2,), "block"))
+
+
 def _prepare_refinement(
     fixed: Image,
     moving: Image,
@@ -264,3 +311,9 @@ def _position_block(
     mapping = map_on(initial, grid.crop(block.core))
     total = part if mapping.displacement is None else part + mapping.displacement
     return to_positions(total, mapping.grid, mapping.affine)
+
+
+def _fold_block(part: NDArray[np.float32], block: Block, *, grid: Grid) -> NDArray[np.float64]:
+    determinant = jacobian_determinant(part, grid.crop(block.padded))[block.core_in_padded]
+    count = np.count_nonzero(~(determinant > 0))
+    return np.array([float(determinant.min()), count]).reshape((1,) * grid.ndim + (2,))

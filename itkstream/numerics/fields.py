@@ -22,6 +22,7 @@ __all__ = [
     "compose",
     "jacobian_determinant",
     "resize_field",
+    "shrink_field",
     "to_displacement",
     "to_positions",
 ]
@@ -46,6 +47,37 @@ def resize_field(field: Field, from_grid: Grid, to_grid: Grid) -> NDArray[np.flo
     """
     index = (from_grid.inverse_matrix @ to_grid.matrix)[:-1]
     return sample_field(field, index, to_grid.shape)
+
+
+def shrink_field(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
+    """Average the vectors of a field in groups of voxels.
+
+    A group that sticks out at the end is completed by linear extrapolation, so that its mean is
+    the vector at the group's centre.
+
+    Parameters
+    ----------
+    field : ndarray, shape + (n,)
+        Vectors.
+    factors : tuple of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    ndarray, ceil(shape / factors) + (n,), float32
+        The field on ``grid.shrink(factors)``.
+    """
+    means = np.asarray(field, np.float32)
+    for axis, factor in enumerate(factors):
+        lack = -means.shape[axis] % factor
+        if lack:
+            long = means.shape[axis] > lack
+            mode = {"mode": "reflect", "reflect_type": "odd"} if long else {"mode": "edge"}
+            width = [(0, lack if k == axis else 0) for k in range(means.ndim)]
+            means = np.pad(means, width, **mode)  # type: ignore[call-overload]
+        groups = (*means.shape[:axis], -1, factor, *means.shape[axis + 1 :])
+        means = means.reshape(groups).mean(axis=axis + 1, dtype=np.float32)
+    return means
 
 
 def compose(first: Field, second: Field, grid: Grid) -> NDArray[np.float32]:

@@ -1,0 +1,128 @@
+"""Places to write to: claimed before work begins, never taken from somebody else's results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from itkstream.errors import ExistingOutputError
+
+__all__ = ["claim_file", "claim_folder", "claim_store", "write_text"]
+
+_ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
+
+
+def claim_store(folder: Path, overwrite: bool) -> None:
+    """Clear the place of a new Zarr store; nothing but a Zarr store is ever removed.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the store will be.
+    overwrite : bool
+        Whether a Zarr store that is there may be replaced.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something is there that may not be replaced.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not any((folder / name).is_file() for name in _ZARR_METADATA):
+        raise ExistingOutputError(
+            f"{folder} is there and is no Zarr store, so it is never replaced; choose another path"
+        )
+    if not overwrite:
+        raise ExistingOutputError(
+            f"{folder} is there already; choose another path or pass overwrite=True to replace it"
+        )
+    shutil.rmtree(folder)
+
+
+def claim_folder(folder: Path, proof: str, overwrite: bool) -> Path:
+    """Make a folder for the results of one run.
+
+    Parameters
+    ----------
+    folder : Path
+        New, or empty.
+    proof : str
+        A file that shows an earlier run of the same kind, whose results may be replaced.
+    overwrite : bool
+        Whether to replace them.
+
+    Returns
+    -------
+    Path
+        The folder, absolute and empty.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where the folder holds something that may not be replaced.
+    """
+    target = folder.expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not (target / proof).is_file():
+            raise ExistingOutputError(
+                f"{target} holds something other than an earlier run (there is no {proof} in it), "
+                "so it is never replaced; choose another folder"
+            )
+        if not overwrite:
+            raise ExistingOutputError(
+                f"{target} holds an earlier run; choose another folder or ask to overwrite it"
+            )
+        shutil.rmtree(target)
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+@contextmanager
+def claim_file(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A file that appears under its name only when it is complete.
+
+    Parameters
+    ----------
+    target : Path
+        The file's name.
+    overwrite : bool
+        Whether a file that is there may be replaced.
+
+    Yields
+    ------
+    Path
+        Where to write it; moved to its name at the end, removed after an error.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where the file is there and may not be replaced.
+    """
+    if target.exists() and not overwrite:
+        raise ExistingOutputError(
+            f"{target} is there already; choose another path or pass overwrite=True to replace it"
+        )
+    partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file at once: it is complete or not there.
+
+    Parameters
+    ----------
+    target : Path
+        The file; replaced if it is there.
+    text : str
+        Its contents.
+    """
+    with claim_file(target, overwrite=True) as partial:
+        partial.write_text(text, encoding="utf-8")
