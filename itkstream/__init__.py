@@ -1,1 +1,90 @@
-"""Register 3-D images too large for memory."""
+"""Register 3-D images too large for memory, with transforms that ITK reads.
+
+Everything public is loaded when it is first used::
+
+    import itkstream
+
+    fixed = itkstream.open_image("round1.n5/lowres")
+    result = itkstream.register("round1.n5/lowres", "round2.n5/lowres", "registered")
+
+The tutorial's functions live in `itkstream.affine`, `itkstream.deform`, `itkstream.transform` and
+`itkstream.cluster`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from itkstream import affine, cluster, deform, transform
+    from itkstream.block_kernels import WarpSettings
+    from itkstream.cluster import Resources, execute
+    from itkstream.geometry import (
+        AffineTransform,
+        CompositeTransform,
+        DisplacementField,
+        Grid,
+        Image,
+        PiecewiseAffine,
+    )
+    from itkstream.io import open_image
+    from itkstream.io.itk_transforms import read_itk_transform
+    from itkstream.io.ngff_transforms import read_transform
+    from itkstream.pipelines import RegisterSettings, Registration, register
+
+__all__ = [
+    "AffineTransform",
+    "CompositeTransform",
+    "DisplacementField",
+    "Grid",
+    "Image",
+    "PiecewiseAffine",
+    "RegisterSettings",
+    "Registration",
+    "Resources",
+    "WarpSettings",
+    "affine",
+    "cluster",
+    "deform",
+    "execute",
+    "open_image",
+    "read_itk_transform",
+    "read_transform",
+    "register",
+    "transform",
+]
+
+_HOMES = {
+    "AffineTransform": "geometry",
+    "CompositeTransform": "geometry",
+    "DisplacementField": "geometry",
+    "Grid": "geometry",
+    "Image": "geometry",
+    "PiecewiseAffine": "geometry",
+    "RegisterSettings": "pipelines",
+    "Registration": "pipelines",
+    "Resources": "cluster",
+    "WarpSettings": "block_kernels",
+    "execute": "cluster",
+    "open_image": "io",
+    "read_itk_transform": "io.itk_transforms",
+    "read_transform": "io.ngff_transforms",
+    "register": "pipelines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"itkstream.{_HOMES[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("itkstream")
+    if name in __all__:
+        return import_module(f"itkstream.{name}")
+    raise AttributeError(f"module 'itkstream' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

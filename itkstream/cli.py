@@ -1,0 +1,151 @@
+"""The command line: parse, call one pipeline, report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from itkstream.console import ConsoleReporter
+from itkstream.errors import ItkstreamError
+
+__all__ = ["main"]
+
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="itkstream")
+@click.option("-v", "--verbose", count=True, help="Log more; twice for everything.")
+def commands(verbose: int) -> None:
+    """Register 3-D images too large for memory."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("itkstream").setLevel(level)
+
+
+def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what a run may use."""
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="Worker processes. [default: threads of this process]",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            help="Blocks computed at a time by each worker. [default: all processors]",
+        ),
+        click.option("--memory-limit", help="Memory of each worker process, such as 8GB."),
+        click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
+    ):
+        command = option(command)
+    return command
+
+
+@commands.command()
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--radii",
+    type=(float, float),
+    metavar="MIN MAX",
+    help="Radii of the nuclei, in voxels of the coarse level. [default: several are tried]",
+)
+@click.option("--match-threshold", type=float, help="Least correlation of a match. [default: 0.7]")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option(
+    "--local-block",
+    type=int,
+    help="Voxels of the coarse level per block of the piecewise affine; 0: none. [default: 128]",
+)
+@click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
+@_with_resources
+def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
+    """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
+
+    FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
+    TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
+    report.
+    """
+    from itkstream.pipelines import RegisterSettings
+    from itkstream.pipelines import register as run
+
+    names = {
+        "match_threshold": "match_threshold",
+        "block": "deform_blocksize",
+        "local_block": "local_blocksize",
+        "seed": "seed",
+    }
+    given: dict[str, Any] = {
+        name: options[key] for key, name in names.items() if options[key] is not None
+    }
+    if options["radii"]:
+        given["radii"] = (options["radii"],)
+    console = Console()
+    with ConsoleReporter(console) as reporter:
+        result = run(
+            fixed,
+            moving,
+            out,
+            RegisterSettings(**given),
+            resources=_resources(options),
+            overwrite=options["overwrite"],
+            reporter=reporter,
+        )
+    console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
+
+
+@commands.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@_with_resources
+def demo(out: Path, **options: Any) -> None:
+    """Register a synthetic pair of rounds and print the error against the truth."""
+    from itkstream.demo import run_demo
+
+    console = Console()
+    with ConsoleReporter(console) as reporter:
+        result = run_demo(
+            out,
+            resources=_resources(options),
+            overwrite=options["overwrite"],
+            reporter=reporter,
+        )
+    for name, error in (("before", result.before), ("after", result.after)):
+        summary = error.summary()
+        console.print(
+            f"target registration error {name}: median {summary['median_vox']:.2f}, "
+            f"95th percentile {summary['p95_vox']:.2f} voxels",
+            highlight=False,
+        )
+    console.print(f"voxels folded: {result.folds}", highlight=False)
+    console.print(f"picture: {result.overlay}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; errors of the input end with exit code 2 and one line."""
+    try:
+        commands.main(prog_name="itkstream", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(_INTERRUPTED)
+    except ItkstreamError as error:
+        click.echo(f"itkstream: {error}", err=True)
+        sys.exit(_BAD_INPUT)
+
+
+def _resources(options: dict[str, Any]) -> Any:
+    from itkstream.cluster import Resources
+
+    return Resources(options["workers"], options["threads"], options["memory_limit"])
