@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from itkstream.errors import InputError
-from itkstream.geometry import ArraySource, ArrayView, BlockGrid, Grid, Image
+from itkstream.geometry import ArraySource, BlockGrid, Grid, Image, transposed
 from itkstream.lazy import readable
 
 __all__ = ["as_pair", "block_grid", "default_overlap", "reversed_axes"]
@@ -76,7 +76,7 @@ def block_grid(
     if overlap is None:
         halo = default_overlap(sizes)
     else:
-        halo = tuple(int(v) for v in np.broadcast_to(overlap, np.shape(sizes)))
+        halo = tuple(int(v) for v in np.ravel(overlap)) * (len(sizes) if np.ndim(overlap) == 0 else 1)
     return BlockGrid(shape, sizes, halo)
 
 
@@ -112,8 +112,8 @@ def reversed_axes(array: ArraySource, spatial: int) -> ArraySource:
         Lazy where the array is.
     """
     order = (*reversed(range(spatial)), *range(spatial, len(array.shape)))
-    view = array if hasattr(array, "transpose") else ArrayView.whole(array)
-    return view.transpose(order)
+    reordered: ArraySource = transposed(array, order)
+    return reordered
 
 
 def _as_image(data: Any, spacing: Sequence[float] | None, transpose: bool, which: str) -> Image:

@@ -72,8 +72,7 @@ def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:
         array = np.ascontiguousarray(data.transpose(*buffer, grid.ndim)[..., list(order)])
     else:
         array = np.ascontiguousarray(data.transpose(buffer))
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
+    array = array.astype(_itk_type(array.dtype), copy=False)
     image = sitk.GetImageFromArray(array, isVector=is_vector)
     itk_grid = grid.reorder(default_axes(grid.ndim))
     image.SetSpacing(itk_grid.spacing)
@@ -276,6 +275,12 @@ def sample_transform(transform: sitk.Transform, grid: Grid) -> NDArray[np.float3
     )
     data, _ = _unwrap(field, grid.axes, grid.unit)
     return data.astype(np.float32)
+
+
+def _itk_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The nearest type ITK has: no truth values, no half precision, no foreign byte order."""
+    stand_in = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.float32}
+    return np.dtype(stand_in.get(dtype, dtype.newbyteorder("=")))
 
 
 def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[NDArray[Any], Grid]:

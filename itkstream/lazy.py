@@ -159,6 +159,9 @@ class DaskSource:
         # The caller may be a task of any scheduler: this part runs in its own thread.
         return np.asarray(self.array[key].compute(scheduler="synchronous"))
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[...], dtype=dtype)
+
 
 def readable(image: Image) -> Image:
     """An image whose slices become numpy arrays inside a task, whatever its data are.

@@ -41,7 +41,12 @@ from itkstream.geometry import (
 )
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.itk_transforms import largest_difference, write_affine, write_composite
-from itkstream.io.ngff_transforms import create_transform, read_transform
+from itkstream.io.ngff_transforms import (
+    as_stored,
+    create_transform,
+    read_transform,
+    stored_axes,
+)
 from itkstream.io.outputs import claim_folder, write_text
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, DescentSettings
@@ -306,8 +311,8 @@ class _Run:
             lazy, grid = self._prepare_field(start, affine)
             chunks = tuple(min(64, c[0]) for c in lazy.chunks[:-1])
             target = create_transform(path, affine, grid, chunks=chunks)
-            self._store(da.moveaxis(lazy, -1, 0), target)
-            transform = read_transform(path)
+            self._store(as_stored(lazy, grid), target)
+            transform = read_transform(path, grid.axes)
             field = transform.transforms[0]
             assert isinstance(field, DisplacementField)
             stretch = compute(prepare_fold_count(field, (128,) * grid.ndim))
@@ -322,11 +327,13 @@ class _Run:
         with self._step("aligned image"):
             blocksize = (self.settings.blocksize,) * self.fixed.ndim
             lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize)
-            chunks = tuple(min(c[0], self.settings.blocksize) for c in lazy.chunks)
-            target = create_ome_zarr(path, self.fixed.grid, lazy.dtype, chunks=chunks)
-            self._store(lazy, target)
+            grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
+            stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
+            chunks = tuple(min(c[0], self.settings.blocksize) for c in stored.chunks)
+            target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
+            self._store(stored, target)
             write_pyramid(path)
-        return open_image(path)
+        return open_image(path).reorder(self.fixed.grid.axes)
 
     def export(self, transform: CompositeTransform, affine: AffineTransform, folder: Path) -> None:
         """The transform as ITK files, each read back and compared."""

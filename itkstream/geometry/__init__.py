@@ -2,7 +2,7 @@
 
 from itkstream.geometry.blocks import Block, BlockGrid
 from itkstream.geometry.grid import Grid, Slices, default_axes
-from itkstream.geometry.image import ArraySource, ArrayView, Image
+from itkstream.geometry.image import ArraySource, ArrayView, Image, transposed
 from itkstream.geometry.transforms import (
     AffineTransform,
     CompositeTransform,
@@ -25,4 +25,5 @@ __all__ = [
     "Slices",
     "Transform",
     "default_axes",
+    "transposed",
 ]

@@ -172,7 +172,8 @@ class BlockGrid:
         middles = np.concatenate([[-np.inf], (borders[1:] + borders[:-1]) / 2, [np.inf]])
         near = np.searchsorted(middles, x, side="right") - 1
         near = np.clip(near, 0, len(borders) - 1)
-        width = max(2 * self.overlap[axis], np.finfo(float).tiny)
+        # Without overlap the share jumps between two voxels; any width far below one will do.
+        width = 2 * self.overlap[axis] or 1e-9
         t = np.clip((x - borders[near]) / width + 0.5, 0.0, 1.0)
         return near, t * t * (3.0 - 2.0 * t)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry.grid import Grid, Slices
 
-__all__ = ["ArraySource", "ArrayView", "Image"]
+__all__ = ["ArraySource", "ArrayView", "Image", "transposed"]
 
 
 @runtime_checkable
@@ -216,7 +216,7 @@ class Image:
         if tuple(axes) == self.grid.axes:
             return self
         order = self.grid.axis_order(axes)
-        return Image(self.data.transpose(order), self.grid.reorder(axes), self.name)
+        return Image(transposed(self.data, order), self.grid.reorder(axes), self.name)
 
     def in_unit(self, unit: str) -> Image:
         """The image with its lengths in another unit.
@@ -232,3 +232,22 @@ class Image:
             The same data on the converted grid.
         """
         return Image(self.data, self.grid.in_unit(unit), self.name)
+
+
+def transposed(data: Any, order: Sequence[int]) -> Any:
+    """An array with its axes in another order; reads nothing.
+
+    Parameters
+    ----------
+    data : ArraySource
+        numpy, dask or stored; Zarr's own arrays cannot transpose, so they are wrapped.
+    order : sequence of int
+        Axis ``order[k]`` becomes axis k.
+
+    Returns
+    -------
+    ArraySource
+        Lazy where the array is.
+    """
+    view = data if hasattr(data, "transpose") else ArrayView.whole(data)
+    return view.transpose(tuple(order))

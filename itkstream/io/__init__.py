@@ -1,1 +1,104 @@
-"""The only readers and writers."""
+"""The only readers and writers: stores and files to and from images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from itkstream.geometry import Image
+from itkstream.io.paths import locate
+from itkstream.io.selection import Selection
+
+if TYPE_CHECKING:
+    from itkstream.io.n5 import create_n5, write_n5
+    from itkstream.io.ome_zarr_writer import create_ome_zarr, write_pyramid
+
+__all__ = ["create_n5", "create_ome_zarr", "open_image", "write_n5", "write_pyramid"]
+
+# Formats and their libraries are loaded when they are first used: importing all takes a second.
+_HOMES = {
+    "create_n5": "itkstream.io.n5",
+    "create_ome_zarr": "itkstream.io.ome_zarr_writer",
+    "write_n5": "itkstream.io.n5",
+    "write_pyramid": "itkstream.io.ome_zarr_writer",
+}
+_READERS = {
+    "itk": ("itkstream.io.itk_images", "open_itk"),
+    "n5": ("itkstream.io.n5", "open_n5"),
+    "zarr": ("itkstream.io.ome_zarr", "open_zarr"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def open_image(
+    path: str | os.PathLike[str],
+    *,
+    dataset: str | None = None,
+    level: int | None = None,
+    spacing: float | Sequence[float] | None = None,
+    channel: int = 0,
+    time: int = 0,
+    unit: str | None = None,
+    voxel_spacing: float | Sequence[float] | None = None,
+) -> Image:
+    """Open an image without reading its voxels.
+
+    N5 (axes x, y, z), Zarr 2 and 3, OME-Zarr 0.1 to 0.6 (axes as stored), and NIfTI, NRRD,
+    MetaImage and TIFF files (axes z, y, x, as numpy has them; ITK's direction and origin kept).
+    The data of the image slice lazily and pickle.
+
+    Uncompressed NIfTI and MetaImage files are read region by region; a process that slices any
+    other file holds all of it in memory, so convert large ones to OME-Zarr.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        A file, or a dataset in a container: ``fix.n5/lowres``, ``brain.ome.zarr``,
+        ``brain.ome.zarr/2``.
+    dataset : str, optional
+        The dataset inside the container, if `path` does not name it.
+    level : int, optional
+        Resolution level of a multiscale image; default 0, the finest.
+    spacing : float or sequence of float, optional
+        Choose the level whose voxel spacing is nearest to this one, in micrometers per array
+        axis.
+    channel, time : int
+        Channel and time point, counted from 0.
+    unit : str, optional
+        Unit of length of the file's numbers, whatever it claims. NIfTI, NRRD, MetaImage and TIFF
+        make no reliable claim and count as micrometers without it.
+    voxel_spacing : float or sequence of float, optional
+        Voxel spacing per array axis of the opened image, whatever the file claims; needed where
+        it claims none. TIFF has none along z and always needs it.
+
+    Returns
+    -------
+    Image
+        Lazy data and their grid.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no such file or dataset; the message lists the datasets that are there.
+    InputError
+        Where the format is unknown, the spacing is unknown, or level, channel or time are out of
+        range.
+
+    Examples
+    --------
+    >>> image = open_image("fix.n5/lowres")  # doctest: +SKIP
+    >>> image.spacing  # doctest: +SKIP
+    (1.84, 1.84, 1.68)
+    """
+    selection = Selection(level, spacing, channel, time, unit, voxel_spacing)
+    location = locate(path, dataset)
+    home, reader = _READERS[location.format]
+    image: Image = getattr(import_module(home), reader)(location, selection)
+    return image

@@ -2,32 +2,34 @@
 
 Layout of the store: the group ``displacement`` is an ordinary multiscale image whose first axis
 has the type ``displacement``; the root's ``ome.scene`` holds the transformation from the
-coordinate system ``fixed`` to ``moving`` as a sequence of that field and an affine. Components and
-matrices are in array-axis order, as NGFF and this package both have it.
+coordinate system ``fixed`` to ``moving`` as a sequence of that field and an affine. On disk axes,
+components and matrices are in the order z, y, x, which NGFF readers expect.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
     AffineTransform,
-    ArrayView,
     CompositeTransform,
     DisplacementField,
     Grid,
+    default_axes,
 )
 from itkstream.io.outputs import claim_store
 from itkstream.io.zarr_arrays import ZarrArray, zarr_attributes
 
-__all__ = ["create_transform", "read_transform"]
+__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes"]
 
 _FIELD = "displacement"
 
@@ -49,7 +51,7 @@ def create_transform(
     affine : AffineTransform
         Acts after the displacement.
     grid : Grid
-        The field's lattice.
+        The field's lattice, in any order of axes.
     chunks : sequence of int
         Voxels per chunk and axis; components stay together.
     overwrite : bool
@@ -57,8 +59,8 @@ def create_transform(
 
     Returns
     -------
-    zarr.Array, (n,) + grid.shape, float32
-        The field, component first, to be filled.
+    zarr.Array, (n,) + stored shape, float32
+        The field, to be filled with what `as_stored` makes of it.
 
     Raises
     ------
@@ -67,26 +69,68 @@ def create_transform(
     """
     folder = Path(path).expanduser().absolute()
     claim_store(folder, overwrite)
-    zarr.create_group(str(folder), zarr_format=3, attributes=_scene(affine, grid))
+    order = grid.axis_order(stored_axes(grid))
+    stored = grid.reorder(stored_axes(grid))
+    matrix = _reordered(affine.matrix, order)
+    zarr.create_group(str(folder), zarr_format=3, attributes=_scene(matrix, stored))
     group = zarr.create_group(
-        str(folder / _FIELD), zarr_format=3, attributes={"ome": _multiscale(grid)}
+        str(folder / _FIELD), zarr_format=3, attributes={"ome": _multiscale(stored)}
     )
     return group.create_array(
         "0",
-        shape=(grid.ndim, *grid.shape),
+        shape=(grid.ndim, *stored.shape),
         dtype=np.float32,
-        chunks=(grid.ndim, *(min(c, n) for c, n in zip(chunks, grid.shape, strict=True))),
-        dimension_names=("c", *grid.axes),
+        chunks=(grid.ndim, *(min(chunks[k], grid.shape[k]) for k in order)),
+        dimension_names=("c", *stored.axes),
     )
 
 
-def read_transform(path: str | os.PathLike[str]) -> CompositeTransform:
+def stored_axes(grid: Grid) -> tuple[str, ...]:
+    """The order of axes in a store.
+
+    Parameters
+    ----------
+    grid : Grid
+        2-D or 3-D.
+
+    Returns
+    -------
+    tuple of str
+        ``("z", "y", "x")`` or ``("y", "x")``.
+    """
+    return tuple(reversed(default_axes(grid.ndim)))
+
+
+def as_stored(field: Any, grid: Grid) -> Any:
+    """A displacement field as `create_transform` stores it.
+
+    Parameters
+    ----------
+    field : numpy.ndarray or dask.array.Array, grid.shape + (n,)
+        Vectors in array-axis order.
+    grid : Grid
+        Its lattice.
+
+    Returns
+    -------
+    numpy.ndarray or dask.array.Array, (n,) + stored shape
+        Lazy where the field is.
+    """
+    order = grid.axis_order(stored_axes(grid))
+    return field.transpose(grid.ndim, *order)[list(order)]
+
+
+def read_transform(
+    path: str | os.PathLike[str], axes: Sequence[str] | None = None
+) -> CompositeTransform:
     """Open the store of a registration; the field stays on disk.
 
     Parameters
     ----------
     path : path
         As given to `create_transform`.
+    axes : sequence of str, optional
+        The wanted order of axes and components; default the stored one, z, y, x.
 
     Returns
     -------
@@ -109,16 +153,50 @@ def read_transform(path: str | os.PathLike[str]) -> CompositeTransform:
         affine = np.vstack([steps[1]["affine"], np.eye(len(steps[1]["affine"]) + 1)[-1]])
         grid = Grid(**attributes["itkstream"]["grid"])
         array = ZarrArray.open(folder / steps[0]["path"] / "0")
+        order = grid.axis_order(axes or grid.axes)
     except (KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"{path} holds no displacement field followed by an affine, as itkstream register "
             "writes it"
         ) from error
-    data = ArrayView.whole(array).transpose((*range(1, grid.ndim + 1), 0))
-    return CompositeTransform((DisplacementField(data, grid), AffineTransform(affine)))
+    data = _Vectors(array, order)
+    field = DisplacementField(data, grid.reorder(axes or grid.axes))
+    return CompositeTransform((field, AffineTransform(_reordered(affine, order))))
 
 
-def _scene(affine: AffineTransform, grid: Grid) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Vectors:
+    """A stored field, read with its components last and its axes in the wanted order."""
+
+    stored: ZarrArray
+    order: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*(self.stored.shape[1 + k] for k in self.order), len(self.order))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.stored.dtype
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[np.float32]:
+        n = len(self.order)
+        spatial = [slice(None)] * n
+        for axis, cut in zip(self.order, key[:n], strict=True):
+            spatial[axis] = cut
+        part = self.stored[(slice(None), *spatial)]
+        moved = part.transpose(*(1 + k for k in self.order), 0)[..., list(self.order)]
+        components = key[n] if len(key) > n else slice(None)
+        return np.ascontiguousarray(moved[..., components])
+
+
+def _reordered(matrix: NDArray[np.float64], order: Sequence[int]) -> NDArray[np.float64]:
+    """A homogeneous matrix with its coordinates in another order."""
+    full = [*order, len(order)]
+    return matrix[np.ix_(full, full)]
+
+
+def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
     systems = [{"name": name, "axes": _axes(grid)} for name in ("fixed", "moving")]
     sequence = {
         "type": "sequence",
@@ -127,7 +205,7 @@ def _scene(affine: AffineTransform, grid: Grid) -> dict[str, Any]:
         "output": {"name": "moving"},
         "transformations": [
             {"type": "displacements", "path": _FIELD, "interpolation": "linear"},
-            {"type": "affine", "affine": affine.matrix[:-1].tolist()},
+            {"type": "affine", "affine": matrix[:-1].tolist()},
         ],
     }
     own = {

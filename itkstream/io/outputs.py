@@ -9,21 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from itkstream.errors import ExistingOutputError
+from itkstream.io.zarr_arrays import is_zarr_array, zarr_attributes
 
 __all__ = ["claim_file", "claim_folder", "claim_store", "write_text"]
 
-_ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
+_OME_KEYS = {"ome", "multiscales"}
 
 
 def claim_store(folder: Path, overwrite: bool) -> None:
-    """Clear the place of a new Zarr store; nothing but a Zarr store is ever removed.
+    """Clear the place of a new Zarr store; only an array or an OME-Zarr group is ever removed.
+
+    A plain Zarr group may hold many images, so it is never replaced.
 
     Parameters
     ----------
     folder : Path
         Where the store will be.
     overwrite : bool
-        Whether a Zarr store that is there may be replaced.
+        Whether an array or OME-Zarr group that is there may be replaced.
 
     Raises
     ------
@@ -32,9 +35,10 @@ def claim_store(folder: Path, overwrite: bool) -> None:
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not any((folder / name).is_file() for name in _ZARR_METADATA):
+    if not is_zarr_array(folder) and not _OME_KEYS & zarr_attributes(folder).keys():
         raise ExistingOutputError(
-            f"{folder} is there and is no Zarr store, so it is never replaced; choose another path"
+            f"{folder} is there and is no Zarr array or OME-Zarr group, so it is never replaced; "
+            "choose another path"
         )
     if not overwrite:
         raise ExistingOutputError(

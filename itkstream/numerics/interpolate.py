@@ -68,7 +68,7 @@ def warp(
     if order not in (0, 1):
         raise InputError(f"order must be 0 (nearest) or 1 (linear) here; got {order}")
     wanted = np.dtype(moving.dtype if dtype is None else dtype)
-    out = np.empty(shape, _working_dtype(wanted, order))
+    out = np.empty(shape, _working_dtype(_computable(wanted), order))
     if moving.size == 0:
         out.fill(background)
     else:
@@ -147,9 +147,13 @@ def _working_dtype(wanted: np.dtype[Any], order: int) -> np.dtype[Any]:
     return np.dtype(np.float32 if exact_in_single else np.float64)
 
 
+def _computable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """numba takes the machine's own byte order only, and no half precision."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype.newbyteorder("=")
+
+
 def _native(array: NDArray[Any]) -> NDArray[Any]:
-    """numba takes arrays in the machine's own byte order only."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(array, _computable(array.dtype))
 
 
 def _warp_into(
@@ -255,7 +259,11 @@ def _warp_nearest(moving, index, vector, moves, background, out, start, stop):  
                 x, y, z = _position(index, vector, moves, i, j, k)
                 inside = -0.5 <= x < nx - 0.5 and -0.5 <= y < ny - 0.5 and -0.5 <= z < nz - 0.5
                 if inside:
-                    out[i, j, k] = moving[int(x + 0.5), int(y + 0.5), int(z + 0.5)]
+                    # The sum rounds up to the next voxel where x is just below a half.
+                    a = min(int(x + 0.5), nx - 1)
+                    b = min(int(y + 0.5), ny - 1)
+                    c = min(int(z + 0.5), nz - 1)
+                    out[i, j, k] = moving[a, b, c]
                 else:
                     out[i, j, k] = background
 

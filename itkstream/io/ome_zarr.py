@@ -1,0 +1,186 @@
+"""OME-Zarr 0.1 to 0.6: open images lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import Grid, Image
+from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+from itkstream.io.paths import Location, no_dataset
+from itkstream.io.selection import Selection
+from itkstream.io.zarr_arrays import ZarrArray, is_zarr_array, open_plain_zarr, zarr_attributes
+
+__all__ = ["OWN_ATTRIBUTES", "multiscale_of", "open_zarr"]
+
+OWN_ATTRIBUTES = "itkstream"  # group attribute for what NGFF has no word for: the direction
+
+_OLD_AXES = ("t", "c", "z", "y", "x")
+_LETTERS = {"channel": "c", "time": "t"}
+
+
+def open_zarr(location: Location, selection: Selection) -> Image:
+    """Open an OME-Zarr image, one of its levels, or a plain Zarr array.
+
+    The scales and translations of the dataset and of the multiscale are composed. Axes without a
+    unit count as micrometers. For plain arrays see `open_plain_zarr`.
+
+    Parameters
+    ----------
+    location : Location
+        Array or multiscale group.
+    selection : Selection
+        Level, channel, time, and what to believe instead of the metadata.
+
+    Returns
+    -------
+    Image
+        Lazy, with the spatial axes in stored order.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no image; the message lists the arrays that are there.
+    InputError
+        Where the metadata cannot be understood or the selection does not fit.
+    """
+    folder = location.path
+    for group in location.lineage:
+        attributes = zarr_attributes(group)
+        multiscale = multiscale_of(attributes)
+        if multiscale is None:
+            continue
+        direction = attributes.get(OWN_ATTRIBUTES, {}).get("direction", ())
+        try:
+            levels = [str(d["path"]).strip("/") for d in multiscale["datasets"]]
+            inside = folder.relative_to(group).as_posix()
+            if folder == group or inside in levels:
+                wanted = levels if folder == group else [inside]
+                return _open_level(group, wanted, _Multiscale(multiscale, direction), selection)
+        except KeyError as error:
+            raise InputError(f"the OME-Zarr metadata of {group} lack {error}") from error
+    if is_zarr_array(folder):
+        return open_plain_zarr(folder, selection)
+    raise no_dataset(folder, location.root, "an OME-Zarr image or a Zarr array")
+
+
+def multiscale_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first multiscale image that the attributes of a group describe.
+
+    Parameters
+    ----------
+    attributes : mapping
+        Attributes of a Zarr group.
+
+    Returns
+    -------
+    dict or None
+        Its metadata, None where there are none.
+    """
+    found = attributes.get("ome", attributes).get("multiscales")
+    return dict(found[0]) if found else None
+
+
+@dataclass(frozen=True)
+class _Multiscale:
+    """Metadata of a multiscale image, and its direction matrix where one is recorded."""
+
+    metadata: Mapping[str, Any]
+    direction: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Axes of the stored arrays; `spatial` are the positions of x, y and z among them."""
+
+    names: tuple[str, ...]
+    spatial: tuple[int, ...]
+    factors: tuple[float, ...]  # from the unit of each spatial axis to `unit`
+    unit: str
+
+    def lengths(self, values: NDArray[np.float64]) -> tuple[float, ...]:
+        """The spatial ones of `values`, in `unit`."""
+        return tuple(float(values[k]) * f for k, f in zip(self.spatial, self.factors, strict=True))
+
+
+def _open_level(
+    group: Path, levels: Sequence[str], image: _Multiscale, selection: Selection
+) -> Image:
+    axes = _parse_axes(image.metadata, selection)
+    found = [_transform(image.metadata, path, len(axes.names)) for path in levels]
+    spacings = [None if t is None else axes.lengths(t[0]) for t in found]
+    chosen = selection.choose_level(spacings, axes.unit, str(group))
+    folder = group / levels[chosen]
+    if not is_zarr_array(folder):
+        raise no_dataset(folder, group, "there, though the metadata of the image list it")
+    source = ZarrArray.open(folder)
+    if source.ndim != len(axes.names):
+        raise InputError(f"{folder} has {source.ndim} axes, its metadata name {axes.names}")
+    transform, grid = found[chosen], None
+    if transform is not None:
+        grid = Grid(
+            shape=tuple(source.shape[k] for k in axes.spatial),
+            spacing=axes.lengths(transform[0]),
+            origin=axes.lengths(transform[1]),
+            direction=tuple(map(tuple, image.direction)),
+            axes=tuple(axes.names[k] for k in axes.spatial),
+            unit=axes.unit,
+        )
+    return selection.image(source, axes.names, grid, str(folder))
+
+
+def _parse_axes(metadata: Mapping[str, Any], selection: Selection) -> _Axes:
+    listed = metadata.get("axes")
+    if "coordinateSystems" in metadata:  # 0.6: the datasets say which system they map to
+        output = metadata["datasets"][0]["coordinateTransformations"][0].get("output")
+        wanted = output.get("name") if isinstance(output, Mapping) else output
+        systems = {s["name"]: s["axes"] for s in metadata["coordinateSystems"]}
+        listed = systems.get(wanted, metadata["coordinateSystems"][0]["axes"])
+    axes = [{"name": a} if isinstance(a, str) else a for a in listed or _OLD_AXES]
+    names = tuple(_LETTERS.get(a.get("type", ""), str(a["name"]).lower()) for a in axes)
+    spatial = tuple(k for k, name in enumerate(names) if name in ("x", "y", "z"))
+    units = [selection.unit_of(axes[k].get("unit")) for k in spatial]
+    if not units:
+        raise InputError(f"an image needs axes x, y and perhaps z; the metadata name {names}")
+    factors = [MICROMETERS_PER_UNIT[u] / MICROMETERS_PER_UNIT[units[0]] for u in units]
+    return _Axes(names, spatial, tuple(factors), units[0])
+
+
+def _transform(
+    metadata: Mapping[str, Any], path: str, ndim: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Scale and shift from element index to physical position; None before OME-Zarr 0.4."""
+    dataset = next(d for d in metadata["datasets"] if str(d["path"]).strip("/") == path)
+    steps = list(dataset.get("coordinateTransformations") or ())
+    if not steps:
+        return None
+    if "coordinateSystems" not in metadata:
+        # In 0.6 those of the whole image lead to other coordinate systems than the image's own.
+        steps += metadata.get("coordinateTransformations") or ()
+    scale, shift = np.ones(ndim), np.zeros(ndim)
+    for step in _flatten(steps):
+        values = np.asarray(step.get(step["type"], ()), np.float64)
+        if step["type"] not in ("scale", "translation") or values.shape != (ndim,):
+            raise InputError(
+                f"level {path}: a coordinate transformation must be a scale or a translation of "
+                f"{ndim} numbers; got {dict(step)}"
+            )
+        if step["type"] == "scale":
+            scale, shift = scale * values, shift * values
+        else:
+            shift = shift + values
+    return scale, shift
+
+
+def _flatten(steps: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for step in steps:
+        if step["type"] == "sequence":
+            yield from _flatten(step["transformations"])
+        elif step["type"] != "identity":
+            yield step

@@ -1,0 +1,290 @@
+"""Write OME-Zarr images: an empty finest level for block writers to fill, then its pyramid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import sqrt
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import BloscCodec
+
+from itkstream.errors import InputError, MissingDataError
+from itkstream.geometry import Grid
+from itkstream.io.ome_zarr import OWN_ATTRIBUTES, multiscale_of, open_zarr
+from itkstream.io.outputs import claim_store
+from itkstream.io.paths import locate
+from itkstream.io.selection import Selection
+from itkstream.io.stored import tiles
+from itkstream.io.zarr_arrays import zarr_attributes
+
+__all__ = ["create_ome_zarr", "pyramid_factors", "write_pyramid"]
+
+_ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
+_SMALLEST = 256
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+def create_ome_zarr(
+    path: str | os.PathLike[str],
+    grid: Grid,
+    dtype: DTypeLike,
+    *,
+    chunks: Sequence[int],
+    shards: Sequence[int] | None = None,
+    overwrite: bool = False,
+    version: str = "0.5",
+) -> zarr.Array[Any]:
+    """Create an OME-Zarr image whose finest level is empty, for block writers to fill.
+
+    Scale, translation (the origin) and unit go into the NGFF metadata; a direction matrix other
+    than the identity, for which NGFF has no word, into the group attribute ``itkstream``, where
+    `open_image` finds it.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The new store; a group inside a store works too.
+    grid : Grid
+        Lattice of the finest level; its axis order is the stored one.
+    dtype : dtype
+        Element type.
+    chunks : sequence of int
+        Voxels per chunk and axis.
+    shards : sequence of int, optional
+        Voxels per shard file and axis, multiples of `chunks`; only in version 0.5. Blocks written
+        at the same time must not share a chunk, nor a shard where there are shards.
+    overwrite : bool
+        Replace a Zarr array or OME-Zarr image that is there. Nothing else is ever replaced.
+    version : str
+        OME-Zarr "0.5" (Zarr 3) or "0.4" (Zarr 2).
+
+    Returns
+    -------
+    zarr.Array
+        Level 0, compressed with Blosc and zstd.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something is there that may not be replaced.
+    InputError
+        Where chunks or version cannot be.
+    """
+    folder = Path(path).expanduser().absolute()
+    layout = _Layout(tuple(chunks), tuple(shards) if shards else None, version)
+    layout.check(grid)
+    claim_store(folder, overwrite)
+    attributes = _ngff([grid], version, folder)
+    if not np.array_equal(grid.direction, np.eye(grid.ndim)):
+        attributes[OWN_ATTRIBUTES] = {"direction": grid.direction}
+    group = zarr.create_group(
+        str(folder), zarr_format=_ZARR_FORMATS[version], attributes=attributes
+    )
+    return _create_level(group, 0, grid, np.dtype(dtype), layout)
+
+
+def write_pyramid(
+    path: str | os.PathLike[str],
+    *,
+    labels: bool = False,
+    mapper: Mapper = map,
+) -> list[Grid]:
+    """Write the coarser levels of an image made by `create_ome_zarr`, from its finest level.
+
+    Each level averages 2 voxels of the one before along every axis that is not already much
+    coarser than the finest, so that voxels become nearly cubic, until no axis is longer than 256
+    voxels. Averaging moves the centre of the first voxel, and the translations say so. Levels
+    that are there are written anew. A level appears in the metadata when it is complete.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The image.
+    labels : bool
+        Keep every second voxel instead of averaging: averages of labels mean nothing.
+    mapper : callable
+        Called as ``mapper(function, tasks)`` with one task per chunk or shard of a level, in any
+        order; default the builtin `map`. A thread pool's ``map`` works, and so does a function
+        that submits to a cluster: function and tasks pickle. A task holds one shard (or chunk)
+        and the voxels under one chunk in memory.
+
+    Returns
+    -------
+    list of Grid
+        Grid of every level, the finest first.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no OME-Zarr image.
+    """
+    folder = Path(path).expanduser().absolute()
+    attributes = zarr_attributes(folder)
+    multiscale = multiscale_of(attributes)
+    if multiscale is None or multiscale["datasets"][0]["path"] != "0":
+        raise MissingDataError(f"{folder} is no image made by create_ome_zarr; make it with that")
+    version = str(attributes["ome"]["version"] if "ome" in attributes else multiscale["version"])
+    group = zarr.open_group(str(folder), mode="r+")
+    grids = [open_zarr(locate(folder / "0"), Selection()).grid]
+    finest = zarr.open_array(str(folder / "0"), mode="r")
+    layout = _Layout(finest.chunks, finest.shards, version)
+    labels = labels or finest.dtype == bool
+    group.attrs.update(_ngff(grids, version, folder))
+    while max(grids[-1].shape) > _SMALLEST:
+        factors = pyramid_factors(grids[-1])
+        grid = _shrink(grids[-1], factors, labels)
+        array = _create_level(group, len(grids), grid, finest.dtype, layout)
+        job = _Job(str(folder), len(grids), factors, labels)
+        boxes = tiles(grid.shape, array.shards or array.chunks)
+        for _ in mapper(partial(_fill, job), boxes):
+            pass
+        grids.append(grid)
+        group.attrs.update(_ngff(grids, version, folder))
+    return grids
+
+
+def pyramid_factors(grid: Grid) -> tuple[int, ...]:
+    """By how much each axis shrinks from one level of a pyramid to the next.
+
+    Axes within a factor of the square root of 2 of the finest shrink, which is what brings the
+    spacings closest to each other. Axes of one voxel have nothing to average.
+
+    Parameters
+    ----------
+    grid : Grid
+        The finer level.
+
+    Returns
+    -------
+    tuple of int
+        1 or 2 per axis.
+    """
+    long = [n > 1 for n in grid.shape]
+    finest = min((s for s, n in zip(grid.spacing, grid.shape, strict=True) if n > 1), default=0.0)
+    return tuple(
+        2 if many and s <= sqrt(2) * finest else 1
+        for s, many in zip(grid.spacing, long, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the arrays of an image are cut into files."""
+
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    version: str
+
+    def check(self, grid: Grid) -> None:
+        """Refuse what Zarr or NGFF cannot hold."""
+        if self.version not in _ZARR_FORMATS:
+            raise InputError(
+                f"OME-Zarr versions {', '.join(_ZARR_FORMATS)} are written; got {self.version!r}"
+            )
+        if len(self.chunks) != grid.ndim or min(self.chunks) < 1:
+            raise InputError(f"chunks needs {grid.ndim} positive numbers; got {self.chunks}")
+        if self.shards is None:
+            return
+        if self.version == "0.4":
+            raise InputError('OME-Zarr 0.4 has no shards; leave them out or write version "0.5"')
+        if len(self.shards) != grid.ndim or any(
+            s < c or s % c for s, c in zip(self.shards, self.chunks, strict=True)
+        ):
+            raise InputError(
+                f"shards must be multiples of the chunks {self.chunks} on all {grid.ndim} axes; "
+                f"got {self.shards}"
+            )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Making one level of an image from the level before it."""
+
+    folder: str
+    level: int
+    factors: tuple[int, ...]
+    labels: bool
+
+
+def _fill(job: _Job, box: tuple[slice, ...]) -> None:
+    """Compute one chunk or shard of a level and write it."""
+    source = zarr.open_array(f"{job.folder}/{job.level - 1}", mode="r")
+    target = zarr.open_array(f"{job.folder}/{job.level}", mode="r+")
+    out = np.empty(tuple(s.stop - s.start for s in box), target.dtype)
+    for piece in tiles(out.shape, target.chunks):  # a whole shard of fine voxels may not fit
+        fine = tuple(
+            slice((b.start + p.start) * f, (b.start + p.stop) * f)
+            for b, p, f in zip(box, piece, job.factors, strict=True)
+        )
+        out[piece] = _coarsen(np.asarray(source[fine]), job.factors, job.labels)
+    target[box] = out
+
+
+def _coarsen(fine: NDArray[Any], factors: tuple[int, ...], labels: bool) -> NDArray[Any]:
+    """Average groups of voxels, or keep the first of each."""
+    if labels:
+        return fine[tuple(slice(None, None, f) for f in factors)]
+    # A group of two that sticks out holds one voxel: repeating it leaves the average unchanged.
+    padding = [(0, -n % f) for n, f in zip(fine.shape, factors, strict=True)]
+    padded = np.pad(fine, padding, mode="edge")
+    offsets = list(np.ndindex(*factors))
+    mean = np.zeros([n // f for n, f in zip(padded.shape, factors, strict=True)])
+    for offset in offsets:
+        mean += padded[tuple(slice(k, None, f) for k, f in zip(offset, factors, strict=True))]
+    mean /= len(offsets)
+    return np.rint(mean) if np.issubdtype(fine.dtype, np.integer) else mean
+
+
+def _shrink(grid: Grid, factors: tuple[int, ...], labels: bool) -> Grid:
+    coarse = grid.shrink(factors)
+    return replace(coarse, origin=grid.origin) if labels else coarse
+
+
+def _create_level(
+    group: zarr.Group, level: int, grid: Grid, dtype: np.dtype[Any], layout: _Layout
+) -> zarr.Array[Any]:
+    codec = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+    options: dict[str, Any] = {
+        "shards": layout.shards,
+        "dimension_names": grid.axes,
+        "compressors": codec,
+    }
+    if layout.version == "0.4":
+        options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    return group.create_array(
+        str(level),
+        shape=grid.shape,
+        dtype=dtype,
+        chunks=layout.chunks,
+        fill_value=0,
+        overwrite=True,
+        **options,
+    )
+
+
+def _ngff(grids: Sequence[Grid], version: str, folder: Path) -> dict[str, Any]:
+    """The group attributes that describe an image with these levels."""
+    multiscale: dict[str, Any] = {
+        "name": folder.name.removesuffix(".zarr").removesuffix(".ome"),
+        "axes": [{"name": a, "type": "space", "unit": grids[0].unit} for a in grids[0].axes],
+        "datasets": [
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": list(grid.spacing)},
+                    {"type": "translation", "translation": list(grid.origin)},
+                ],
+            }
+            for level, grid in enumerate(grids)
+        ],
+    }
+    if version == "0.4":
+        return {"multiscales": [{"version": version, **multiscale}]}
+    return {"ome": {"version": version, "multiscales": [multiscale]}}

@@ -1,0 +1,235 @@
+"""What a caller wants of a file: which level, channel and time, and what he states by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import ArraySource, ArrayView, Grid, Image
+from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+
+__all__ = ["Selection", "parse_unit"]
+
+_SPELLINGS = {
+    "angstrom": ("å", "angstroms", "ångström"),
+    "nanometer": ("nm", "nanometers", "nanometre", "nanometres"),
+    "micrometer": (
+        *("um", "µm", "\u03bcm", "micron", "microns"),
+        *("micrometers", "micrometre", "micrometres"),
+    ),
+    "millimeter": ("mm", "millimeters", "millimetre", "millimetres"),
+    "centimeter": ("cm", "centimeters", "centimetre", "centimetres"),
+    "meter": ("m", "meters", "metre", "metres"),
+}
+_UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *words)}
+
+
+def parse_unit(text: str) -> str:
+    """The unit of length that a file means.
+
+    Parameters
+    ----------
+    text : str
+        As the file spells it: "um", "µm", "micron", "micrometre"...
+
+    Returns
+    -------
+    str
+        As `Grid` spells it.
+
+    Raises
+    ------
+    InputError
+        Where it is no known unit of length.
+    """
+    unit = _UNITS.get(str(text).strip().lower())
+    if unit is None:
+        raise InputError(
+            f"unknown unit of length {text!r}; pass unit= with one of "
+            f"{', '.join(MICROMETERS_PER_UNIT)}"
+        )
+    return unit
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of a file to open, and what to believe instead of its metadata.
+
+    Parameters
+    ----------
+    level : int, optional
+        Resolution level, 0 the finest.
+    spacing : float or sequence of float, optional
+        Choose the level whose voxel spacing is nearest to this one, in micrometers.
+    channel, time : int
+        Channel and time point.
+    unit : str, optional
+        Unit of the file's numbers, whatever it claims.
+    voxel_spacing : float or sequence of float, optional
+        Voxel spacing of the opened image per array axis, whatever the file claims.
+
+    Raises
+    ------
+    InputError
+        Where both `level` and `spacing` are given, or a value cannot be.
+    """
+
+    level: int | None = None
+    spacing: float | Sequence[float] | None = None
+    channel: int = 0
+    time: int = 0
+    unit: str | None = None
+    voxel_spacing: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.level is not None and self.spacing is not None:
+            raise InputError("level and spacing both choose the level; give one of them")
+        for name in ("spacing", "voxel_spacing"):
+            given = getattr(self, name)
+            if given is not None and not _positive(given):
+                raise InputError(f"{name} must be positive numbers; got {given}")
+        if self.unit is not None:
+            object.__setattr__(self, "unit", parse_unit(self.unit))
+
+    def unit_of(self, claimed: str | None) -> str:
+        """The unit of the file's numbers.
+
+        Parameters
+        ----------
+        claimed : str, optional
+            What the file says.
+
+        Returns
+        -------
+        str
+            The stated unit, else the claimed one, else micrometer.
+        """
+        return self.unit or parse_unit(claimed or "micrometer")
+
+    def choose_level(self, spacings: Sequence[Sequence[float] | None], unit: str, name: str) -> int:
+        """Choose one of the levels of an image.
+
+        Parameters
+        ----------
+        spacings : sequence of (sequence of float or None)
+            Voxel spacing of each level; None where the file does not state it.
+        unit : str
+            Its unit.
+        name : str
+            How messages call the image.
+
+        Returns
+        -------
+        int
+            Position in `spacings`.
+
+        Raises
+        ------
+        InputError
+            Where the level does not exist, or a level cannot be chosen by spacing.
+        """
+        if self.spacing is not None:
+            return _nearest(self.spacing, spacings, unit, name)
+        level = self.level or 0
+        if not 0 <= level < len(spacings):
+            there = "; ".join(f"{k}: {s or 'unknown'}" for k, s in enumerate(spacings))
+            raise InputError(
+                f"{name} has no level {level}; its levels and their spacing ({unit}): {there}"
+            )
+        return level
+
+    def image(
+        self, source: ArraySource, names: Sequence[str], grid: Grid | None, name: str
+    ) -> Image:
+        """The wanted channel and time point of a stored array as an image.
+
+        Parameters
+        ----------
+        source : ArraySource
+            The stored array.
+        names : sequence of str
+            Name of each of its axes; ``x, y, z`` are kept, ``c`` and ``t`` are picked, axes of
+            one element with any other name are dropped.
+        grid : Grid, optional
+            Grid of the kept axes as the file states it; None where the file has no spacing.
+        name : str
+            How messages call the image.
+
+        Returns
+        -------
+        Image
+            Lazy.
+
+        Raises
+        ------
+        InputError
+            Where channel or time do not exist, or no spacing is known.
+        """
+        view = self._view(source, names, name)
+        axes = tuple(a for a in names if a in ("x", "y", "z"))
+        if self.voxel_spacing is not None:
+            base = grid or Grid(view.shape, (1.0,) * len(axes), axes=axes, unit=self.unit_of(None))
+            stated = _per_axis("voxel_spacing", self.voxel_spacing, len(axes), name)
+            grid = replace(base, spacing=tuple(stated))
+        if grid is None:
+            raise InputError(
+                f"{name} does not say how far its voxels lie apart; pass voxel_spacing=, one "
+                f"number per axis in the order {axes}"
+            )
+        return Image(view, grid, name)
+
+    def _view(self, source: ArraySource, names: Sequence[str], name: str) -> ArrayView:
+        picks: list[int | slice] = []
+        wanted = {"c": ("channel", self.channel), "t": ("time", self.time)}
+        for axis, length in zip(names, source.shape, strict=True):
+            if axis in ("x", "y", "z"):
+                picks.append(slice(0, length))
+                continue
+            word, index = wanted.pop(axis, (f"index on axis {axis!r}", 0))
+            if axis not in ("c", "t") and length != 1:
+                raise InputError(
+                    f"{name} has an axis {axis!r} of {length} elements; only x, y, z, c and t "
+                    "are understood"
+                )
+            _check_index(word, index, length, name)
+            picks.append(index)
+        for word, index in wanted.values():
+            _check_index(word, index, 1, name)
+        kept = sum(isinstance(p, slice) for p in picks)
+        return ArrayView(source, tuple(picks), tuple(range(kept)))
+
+
+def _check_index(word: str, index: int, length: int, name: str) -> None:
+    if not 0 <= index < length:
+        raise InputError(f"{name} has no {word} {index}; it has {length}, counted from 0")
+
+
+def _positive(values: float | Sequence[float]) -> bool:
+    numbers = np.asarray(values, float)
+    return bool(numbers.size and np.isfinite(numbers).all() and (numbers > 0).all())
+
+
+def _per_axis(
+    what: str, values: float | Sequence[float], ndim: int, name: str
+) -> NDArray[np.float64]:
+    if np.size(values) not in (1, ndim):
+        raise InputError(f"{what} needs one number or {ndim}, one per axis of {name}; got {values}")
+    return np.broadcast_to(np.asarray(values, np.float64), (ndim,))
+
+
+def _nearest(
+    wanted: float | Sequence[float],
+    spacings: Sequence[Sequence[float] | None],
+    unit: str,
+    name: str,
+) -> int:
+    stated = [s for s in spacings if s is not None]
+    if len(stated) < len(spacings):
+        raise InputError(f"{name} states no spacing to choose a level by; pass level= instead")
+    target = _per_axis("spacing", wanted, len(stated[0]), name) / MICROMETERS_PER_UNIT[unit]
+    distance = np.abs(np.log(np.asarray(stated) / target)).sum(axis=1)
+    return int(np.argmin(distance))

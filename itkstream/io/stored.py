@@ -1,0 +1,120 @@
+"""Arrays that stay in their store until they are sliced."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+
+__all__ = ["StoredArray", "tiles"]
+
+
+@dataclass(frozen=True)
+class StoredArray(ABC):
+    """A lazy array in a store or file: slicing reads what is asked for, as numpy.
+
+    It pickles as its path; every process opens the store for itself when it first reads.
+
+    Parameters
+    ----------
+    path : str
+        Absolute path of the dataset or file.
+    shape : tuple of int
+        Elements per axis.
+    dtype : numpy.dtype
+        Element type, in native byte order.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @abstractmethod
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Read a box.
+
+        Parameters
+        ----------
+        start, stop : tuple of int
+            First element, and one past the last, per axis; inside the shape, not empty.
+
+        Returns
+        -------
+        ndarray, stop - start
+            The elements.
+        """
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        cuts = _complete(key, self.ndim)
+        spans = [_span(c, n) for c, n in zip(cuts, self.shape, strict=True)]
+        start = tuple(s.start for s in spans)
+        stop = tuple(s.stop for s in spans)
+        if any(a >= b for a, b in zip(start, stop, strict=True)):
+            shape = (max(0, b - a) for a, b in zip(start, stop, strict=True))
+            box = np.empty(tuple(shape), self.dtype)
+        else:
+            box = np.asarray(self.read(start, stop), self.dtype)
+        inside = (0 if not isinstance(c, slice) else slice(None, None, c.step) for c in cuts)
+        return box[tuple(inside)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[...], dtype=dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open stores are cached on the instance and stay in their own process.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def tiles(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into boxes that start at multiples of a size, as chunks do.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Elements of the array per axis.
+    size : sequence of int
+        Elements of a box per axis; the last ones are smaller where they stick out.
+
+    Yields
+    ------
+    tuple of slice
+        The next box, in index order.
+    """
+    per_axis = (
+        [slice(a, min(a + step, n)) for a in range(0, n, step)]
+        for n, step in zip(shape, size, strict=True)
+    )
+    return product(*per_axis)
+
+
+def _complete(key: Any, ndim: int) -> tuple[int | slice, ...]:
+    cuts = key if isinstance(key, tuple) else (key,)
+    if Ellipsis in cuts:
+        at = cuts.index(Ellipsis)
+        cuts = cuts[:at] + (slice(None),) * (ndim + 1 - len(cuts)) + cuts[at + 1 :]
+    if len(cuts) > ndim:
+        raise IndexError(f"too many indices: the array has {ndim} axes, {len(cuts)} were given")
+    return cuts + (slice(None),) * (ndim - len(cuts))
+
+
+def _span(cut: int | slice, length: int) -> slice:
+    if isinstance(cut, slice):
+        if cut.step is not None and cut.step < 1:
+            raise InputError(f"stored arrays are sliced with positive steps; got step {cut.step}")
+        return slice(*cut.indices(length)[:2])
+    index = int(cut.__index__())
+    if not -length <= index < length:
+        raise IndexError(f"index {index} is outside an axis of {length} elements")
+    return slice(index % length, index % length + 1)

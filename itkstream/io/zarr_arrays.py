@@ -1,0 +1,184 @@
+"""Zarr arrays, version 2 and 3, read lazily; and plain ones, without OME metadata, as images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import Grid, Image
+from itkstream.io.paths import has_zarr_metadata
+from itkstream.io.selection import Selection
+from itkstream.io.stored import StoredArray
+
+__all__ = ["ZarrArray", "is_zarr_array", "open_plain_zarr", "zarr_attributes"]
+
+_SPACE = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class ZarrArray(StoredArray):
+    """A lazy Zarr array of version 2 or 3.
+
+    Parameters
+    ----------
+    path : str
+        Absolute path of the array.
+    shape : tuple of int
+        Elements per axis.
+    dtype : numpy.dtype
+        Element type, in native byte order.
+    """
+
+    @classmethod
+    def open(cls, folder: Path) -> ZarrArray:
+        """Read the metadata of an array.
+
+        Parameters
+        ----------
+        folder : Path
+            The array.
+
+        Returns
+        -------
+        ZarrArray
+            Lazy.
+        """
+        store = zarr.open_array(str(folder), mode="r")
+        return cls(str(folder), tuple(store.shape), np.dtype(store.dtype).newbyteorder("="))
+
+    @cached_property
+    def store(self) -> Any:
+        """The open array of this process."""
+        return zarr.open_array(self.path, mode="r")
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Read a box.
+
+        Parameters
+        ----------
+        start, stop : tuple of int
+            First element, and one past the last, per axis.
+
+        Returns
+        -------
+        ndarray, stop - start
+            The elements.
+        """
+        return np.asarray(self.store[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))])
+
+
+def is_zarr_array(folder: Path) -> bool:
+    """Whether a folder is a Zarr array, not a group or something else.
+
+    Parameters
+    ----------
+    folder : Path
+        Any folder.
+
+    Returns
+    -------
+    bool
+        True for an array of version 2 or 3.
+    """
+    return has_zarr_metadata(folder) and isinstance(zarr.open(str(folder), mode="r"), zarr.Array)
+
+
+def zarr_attributes(folder: Path) -> dict[str, Any]:
+    """The attributes of a Zarr array or group.
+
+    Parameters
+    ----------
+    folder : Path
+        Any folder.
+
+    Returns
+    -------
+    dict
+        Empty where the folder is neither.
+    """
+    if not has_zarr_metadata(folder):
+        return {}
+    return dict(zarr.open(str(folder), mode="r").attrs)
+
+
+def open_plain_zarr(folder: Path, selection: Selection) -> Image:
+    """Open a Zarr array that no OME metadata describe.
+
+    Its spacing comes from the attribute ``spacing`` or ``voxel_size`` (numbers in the order of
+    the spatial axes) or ``pixelResolution`` (x, y, z, as in N5), its unit from ``unit``, its axis
+    names from ``axes`` or the dimension names; without names they are z, y, x.
+
+    Parameters
+    ----------
+    folder : Path
+        The array.
+    selection : Selection
+        Channel, time, and what to believe instead of the metadata.
+
+    Returns
+    -------
+    Image
+        Lazy, with the spatial axes in stored order.
+
+    Raises
+    ------
+    InputError
+        Where the spacing is unknown, the axes cannot be named, or the selection does not fit.
+    """
+    source = ZarrArray.open(folder)
+    attributes = zarr_attributes(folder)
+    names = _names(source, attributes)
+    space = tuple(name for name in names if name in _SPACE)
+    spacing, claimed = _spacing(attributes, space)
+    unit = selection.unit_of(claimed)
+    selection.choose_level([spacing], unit, str(folder))
+    grid = None
+    if spacing is not None:
+        shape = (n for n, name in zip(source.shape, names, strict=True) if name in _SPACE)
+        grid = Grid(tuple(shape), spacing, axes=space, unit=unit)
+    return selection.image(source, names, grid, str(folder))
+
+
+def _names(source: ZarrArray, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    dimension_names = getattr(source.store.metadata, "dimension_names", None)
+    for found in (attributes.get("axes"), dimension_names):
+        names = tuple(str(name).lower() for name in found or ())
+        space = sorted(name for name in names if name in _SPACE)
+        if len(names) == source.ndim and space in (["x", "y"], ["x", "y", "z"]):
+            return names
+    if source.ndim not in (2, 3):
+        raise InputError(
+            f"{source.path} has {source.ndim} axes without names; give it dimension names or an "
+            "attribute axes, for instance ['c', 'z', 'y', 'x']"
+        )
+    return ("z", "y", "x")[-source.ndim :]
+
+
+def _spacing(
+    attributes: Mapping[str, Any], space: tuple[str, ...]
+) -> tuple[tuple[float, ...] | None, str | None]:
+    """Spacing along the spatial axes and its unit, None where the attributes do not state them."""
+    unit = attributes.get("unit")
+    for key in ("spacing", "voxel_size", "pixelResolution"):
+        values = attributes.get(key)
+        if values is None:
+            continue
+        if isinstance(values, Mapping):
+            values, unit = values.get("dimensions", ()), values.get("unit", unit)
+        if len(values) != len(space):
+            raise InputError(
+                f"attribute {key} {values} needs one number per axis {space}; correct it or "
+                "remove it and pass voxel_spacing="
+            )
+        if key == "pixelResolution":
+            values = [values[_SPACE.index(name)] for name in space]
+        return tuple(map(float, values)), unit
+    return None, None

@@ -1,0 +1,239 @@
+"""Parameters of the deformable descent, checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from itkstream.errors import InputError
+from itkstream.numerics.kernels import SmoothingKernel
+from itkstream.numerics.topology import MINIMUM_JACOBIAN
+
+__all__ = ["PIPELINE_DEFAULTS", "DescentSettings", "LevelSettings"]
+
+Abcd = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class LevelSettings:
+    """The part of `DescentSettings` that differs from level to level.
+
+    Parameters
+    ----------
+    cc_radius, iterations, shrink_factor, node_stride : int
+        As in `DescentSettings`.
+    gradient_smoothing, field_smoothing : SmoothingKernel
+        Operators for the force and for the displacement.
+    smooth_sigma : float
+        Gaussian before shrinking, micrometres.
+    """
+
+    cc_radius: int
+    gradient_smoothing: SmoothingKernel
+    field_smoothing: SmoothingKernel
+    iterations: int
+    shrink_factor: int
+    smooth_sigma: float
+    node_stride: int
+
+
+@dataclass(frozen=True)
+class DescentSettings:
+    """Parameters of `descend`; every value is checked once, here.
+
+    Lengths are in micrometres (the unit of the fixed grid) and areas in its square: the same
+    images with all spacings s times as large are registered alike, voxel by voxel, by
+    ``settings.scaled(s)``.
+
+    Parameters
+    ----------
+    cc_radius : int or sequence of int
+        Radius of the correlation window in voxels of the level; one number or one per level.
+    gradient_smoothing, field_smoothing : four floats, or a sequence of them
+        (a, b, c, d) of the operators (`kernels.SmoothingKernel`) for the force and for the
+        displacement; one or one per level.
+    iterations : sequence of int
+        At most so many per level, coarse to fine.
+    shrink_factors : sequence of int
+        Of each level, coarse to fine; 1 is full resolution.
+    smooth_sigmas : sequence of float
+        Gaussian before shrinking, micrometres.
+    step : float, optional
+        Longest displacement an iteration adds at full resolution, micrometres; a level shrunk by
+        f takes steps up to f times as long. Default: the smallest fixed voxel spacing.
+    update : {"gradient", "newton"}
+        ``"gradient"``: the smoothed force, scaled so that its longest vector is the step; the step
+        is halved when correlation falls for several iterations. ``"newton"``: force
+        and Gauss-Newton matrix are smoothed alike and solved per node, which needs a tenth of the
+        iterations; the step is only a bound.
+    node_stride : int or sequence of int
+        Voxels per node of the displacement along the axis of smallest spacing; one or one per
+        level. Other axes take as many as fit the same length.
+    isotropic : bool
+        Whether shrink factors and radius count in smallest voxel spacings, so that windows and
+        coarse voxels become as near to cubes as whole numbers allow, or in voxels of every axis.
+    damping : float
+        Of the Gauss-Newton matrix, relative to squared correlation per squared voxel spacing:
+        displacement is not trusted where texture is weaker than this.
+    tolerance : float
+        A level ends when squared correlation gains less than this per iteration.
+    minimum_jacobian : float
+        The result is repaired where its Jacobian determinant does not exceed this.
+
+    Raises
+    ------
+    InputError
+        For an invalid value; the message names it.
+    """
+
+    cc_radius: int | Sequence[int] = 12
+    gradient_smoothing: Abcd | Sequence[Abcd] = (3.0, 0.0, 1.0, 2.0)
+    field_smoothing: Abcd | Sequence[Abcd] = (0.5, 0.0, 1.0, 6.0)
+    iterations: Sequence[int] = (200, 100)
+    shrink_factors: Sequence[int] = (2, 1)
+    smooth_sigmas: Sequence[float] = (4.0, 2.0)
+    step: float | None = None
+    update: Literal["gradient", "newton"] = "gradient"
+    node_stride: int | Sequence[int] = 2
+    isotropic: bool = False
+    damping: float = 0.001
+    tolerance: float = 1e-5
+    minimum_jacobian: float = MINIMUM_JACOBIAN
+
+    def __post_init__(self) -> None:
+        levels = len(_sequence("shrink_factors", self.shrink_factors))
+        whole = {"cc_radius": 1, "iterations": 0, "shrink_factors": 1, "node_stride": 1}
+        values: dict[str, Any] = {
+            name: _per_level(name, getattr(self, name), levels, least, int)
+            for name, least in whole.items()
+        }
+        values["smooth_sigmas"] = _per_level("smooth_sigmas", self.smooth_sigmas, levels, 0, float)
+        for name in ("gradient_smoothing", "field_smoothing"):
+            values[name] = _kernels_per_level(name, getattr(self, name), levels)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check_scalars()
+
+    def _check_scalars(self) -> None:
+        if self.step is not None and not (_finite(self.step) and self.step > 0):
+            raise InputError(f"step must be a positive length or None; got {self.step}")
+        if self.update not in ("gradient", "newton"):
+            raise InputError(f'update must be "gradient" or "newton"; got {self.update!r}')
+        for name in ("damping", "tolerance", "minimum_jacobian"):
+            value = getattr(self, name)
+            if not _finite(value) or value < 0:
+                raise InputError(f"{name} must be a number >= 0; got {value}")
+        if self.damping == 0 and self.update == "newton":
+            raise InputError("damping must be above 0: without it textureless nodes have no step")
+        if self.minimum_jacobian >= 1:
+            raise InputError(f"minimum_jacobian must be below 1; got {self.minimum_jacobian}")
+
+    def level(self, number: int) -> LevelSettings:
+        """What holds for one level.
+
+        Parameters
+        ----------
+        number : int
+            0 is the coarsest.
+
+        Returns
+        -------
+        LevelSettings
+            Its own values.
+        """
+        values: Any = self
+        return LevelSettings(
+            cc_radius=values.cc_radius[number],
+            gradient_smoothing=SmoothingKernel(*values.gradient_smoothing[number]),
+            field_smoothing=SmoothingKernel(*values.field_smoothing[number]),
+            iterations=values.iterations[number],
+            shrink_factor=values.shrink_factors[number],
+            smooth_sigma=values.smooth_sigmas[number],
+            node_stride=values.node_stride[number],
+        )
+
+    def scaled(self, length: float) -> DescentSettings:
+        """The settings for images whose spacings are `length` times as large.
+
+        Parameters
+        ----------
+        length : float
+            Ratio of the spacings.
+
+        Returns
+        -------
+        DescentSettings
+            With sigmas and step multiplied by it and the areas a and b by its square.
+        """
+        return replace(
+            self,
+            gradient_smoothing=_scaled(self.gradient_smoothing, length),
+            field_smoothing=_scaled(self.field_smoothing, length),
+            smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
+            step=None if self.step is None else self.step * length,
+        )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
+def _sequence(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)) or not len(values):
+        raise InputError(f"{name} must be a sequence of one number per level; got {values!r}")
+    return tuple(values)
+
+
+def _per_level(
+    name: str, values: Any, levels: int, least: float, kind: type[int] | type[float]
+) -> tuple[Any, ...]:
+    scalar = isinstance(values, (int, float, np.number))
+    given = (values,) * levels if scalar and name in ("cc_radius", "node_stride") else values
+    numbers = _sequence(name, given)
+    if len(numbers) != levels:
+        raise InputError(
+            f"{name} needs one number per level, {levels} as shrink_factors has; got {values!r}"
+        )
+    for number in numbers:
+        if not _finite(number) or number < least or kind(number) != number:
+            what = "whole numbers" if kind is int else "numbers"
+            raise InputError(f"{name} must be {what} >= {least}; got {values!r}")
+    return tuple(kind(number) for number in numbers)
+
+
+def _kernels_per_level(name: str, values: Any, levels: int) -> tuple[Abcd, ...]:
+    given = _sequence(name, values)
+    kernels = (given,) * levels if np.ndim(given[0]) == 0 else given
+    if len(kernels) != levels or any(np.shape(k) != (4,) for k in kernels):
+        raise InputError(
+            f"{name} must be four numbers (a, b, c, d), or {levels} such, one per level; "
+            f"got {values!r}"
+        )
+    try:
+        checked = [SmoothingKernel(*map(float, k)) for k in kernels]
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: {error}") from error
+    return tuple((k.a, k.b, k.c, k.d) for k in checked)
+
+
+def _scaled(kernels: Any, length: float) -> tuple[Abcd, ...]:
+    scaled = [SmoothingKernel(*k).scaled(length) for k in kernels]
+    return tuple((k.a, k.b, k.c, k.d) for k in scaled)
+
+
+PIPELINE_DEFAULTS = DescentSettings(
+    cc_radius=4,
+    gradient_smoothing=((48.0, 0.0, 1.0, 2.0), (24.0, 0.0, 1.0, 2.0), (24.0, 0.0, 1.0, 2.0)),
+    field_smoothing=(2.0, 0.0, 1.0, 2.0),
+    iterations=(15, 10, 5),
+    shrink_factors=(4, 2, 1),
+    smooth_sigmas=(0.0, 0.0, 0.0),
+    update="newton",
+    node_stride=(1, 2, 4),
+    isotropic=True,
+)
+"""Settings for a smallest voxel spacing of 1; use ``PIPELINE_DEFAULTS.scaled(min(spacing))``."""

@@ -1,0 +1,157 @@
+"""Smaller copies of an image, without aliasing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import Grid
+from itkstream.numerics.threads import over_slabs
+
+__all__ = ["shrink"]
+
+REACH = 3.5
+"""Standard deviations at which the Gaussian is cut: 5e-4 of its weight lies beyond."""
+
+
+def shrink(
+    array: NDArray[Any],
+    grid: Grid,
+    factors: int | Sequence[int],
+    sigmas_um: float | Sequence[float] = 0.0,
+) -> tuple[NDArray[np.float32], Grid]:
+    """Smooth an image with a Gaussian and average its voxels in groups.
+
+    NaN voxels are left out of every average; a voxel is NaN in the result where more than half of
+    the weight around it was.
+
+    Parameters
+    ----------
+    array : ndarray, grid.shape
+        A real image.
+    grid : Grid
+        Its lattice.
+    factors : int or sequence of int
+        Voxels per group, on every axis or one number per axis; clipped to the axis's length.
+    sigmas_um : float or sequence of float
+        Standard deviation of the Gaussian in the grid's unit, on every axis or one per axis.
+
+    Returns
+    -------
+    ndarray, float32
+        The image, ``ceil(shape / factors)`` voxels; the input itself where nothing is to do.
+    Grid
+        Its lattice, whose origin is the centre of the first group.
+
+    Raises
+    ------
+    InputError
+        For factors below 1, negative sigmas, or an array that does not fit its grid.
+    """
+    groups, deviations = _checked(array, grid, factors, sigmas_um)
+    image = np.ascontiguousarray(array, np.float32)
+    taps = [_taps(f, s / h) for f, s, h in zip(groups, deviations, grid.spacing, strict=True)]
+    if all(len(t) == 1 for t in taps):
+        return image, grid
+    holes = np.isnan(image)
+    if not holes.any():
+        return _filter(image, groups, taps), grid.shrink(groups)
+    present = _filter((~holes).astype(np.float32), groups, taps)
+    image = _filter(np.where(holes, np.float32(0), image), groups, taps)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(present >= 0.5, image / present, np.float32(np.nan)), grid.shrink(groups)
+
+
+def _checked(
+    array: NDArray[Any],
+    grid: Grid,
+    factors: int | Sequence[int],
+    sigmas_um: float | Sequence[float],
+) -> tuple[list[int], list[float]]:
+    n = grid.ndim
+    groups = np.asarray(factors)
+    deviations = np.asarray(sigmas_um, float)
+    if array.shape != grid.shape:
+        raise InputError(f"the array has shape {array.shape}, its grid {grid.shape}")
+    if groups.size not in (1, n) or groups.dtype.kind not in "iu" or groups.min() < 1:
+        raise InputError(f"factors must be whole numbers >= 1, one or {n}; got {factors}")
+    if deviations.size not in (1, n) or not (deviations >= 0).all():
+        raise InputError(f"sigmas_um must be numbers >= 0, one or {n}; got {sigmas_um}")
+    clipped = np.minimum(np.broadcast_to(groups.ravel(), n), grid.shape)
+    return [int(f) for f in clipped], [float(s) for s in np.broadcast_to(deviations.ravel(), n)]
+
+
+def _taps(factor: int, sigma: float) -> NDArray[np.float32]:
+    """Weights of a Gaussian followed by the mean of `factor` voxels; sigma in voxels."""
+    reach = math.ceil(REACH * sigma) if sigma > 0.05 else 0
+    gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 0.05)) ** 2)
+    taps = np.convolve(gaussian, np.ones(factor))
+    return (taps / taps.sum()).astype(np.float32)
+
+
+def _filter(
+    image: NDArray[np.float32], factors: list[int], taps: list[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Convolve axis by axis and keep one sample per group; the last axis last, it is smallest."""
+    for axis, (factor, weights) in enumerate(zip(factors, taps, strict=True)):
+        if len(weights) > 1:
+            image = _filter_axis(image, axis, factor, weights)
+    return image
+
+
+def _filter_axis(
+    image: NDArray[np.float32], axis: int, factor: int, weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    shape = image.shape
+    before, length, after = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    groups = -(-length // factor)
+    out = np.empty((before, groups, after), np.float32)
+    lines = image.reshape(before, length, after)
+    reach = (len(weights) - factor) // 2
+    source = np.clip(
+        np.arange(groups)[:, None] * factor - reach + np.arange(len(weights)), 0, length - 1
+    )
+    if after == 1:
+        flat, result = lines[:, :, 0], out[:, :, 0]
+        over_slabs(lambda a, b: _along_lines(flat, source, weights, result, a, b), before)
+    elif before == 1:
+        over_slabs(lambda a, b: _across_lines(lines[0], source, weights, out[0], a, b), groups)
+    else:
+        over_slabs(lambda a, b: _across_each(lines, source, weights, out, a, b), before)
+    return out.reshape((*shape[:axis], groups, *shape[axis + 1 :]))
+
+
+@njit(nogil=True, cache=True)
+def _across_lines(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
+    """Weighted sums of whole lines."""
+    for g in range(start, stop):
+        for k in range(lines.shape[1]):
+            out[g, k] = 0.0
+        for t in range(weights.shape[0]):
+            line = source[g, t]
+            weight = weights[t]
+            for k in range(lines.shape[1]):
+                out[g, k] += weight * lines[line, k]
+
+
+@njit(nogil=True, cache=True)
+def _across_each(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        _across_lines(lines[i], source, weights, out[i], 0, out.shape[1])
+
+
+@njit(nogil=True, cache=True)
+def _along_lines(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
+    """Weighted sums within each line."""
+    for i in range(start, stop):
+        for g in range(source.shape[0]):
+            total = np.float32(0.0)
+            for t in range(weights.shape[0]):
+                total += weights[t] * lines[i, source[g, t]]
+            out[i, g] = total
