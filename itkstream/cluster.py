@@ -20,7 +20,8 @@ from distributed import Client, as_completed
 from distributed.deploy.subprocess import SubprocessCluster
 from numpy.typing import NDArray
 
-from itkstream.errors import ExistingOutputError, InputError
+from itkstream.errors import InputError
+from itkstream.io.outputs import claim_store
 from itkstream.numerics.threads import using_threads
 
 __all__ = ["Progress", "Resources", "compute", "execute", "store"]
@@ -60,9 +61,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         for name in ("n_workers", "threads_per_worker"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise InputError(f"{name} must be at least 1; got {count}")
+            _check_count(name, getattr(self, name))
 
 
 def execute(
@@ -106,7 +105,7 @@ def execute(
         dask configuration values, for this computation only; nothing is written to the user's
         own configuration.
     overwrite : bool
-        Replace what is at `write_path`.
+        Replace a Zarr array that is at `write_path`; nothing else is ever replaced.
     chunks : sequence of int, optional
         Chunk shape of the written array, at most a block; default one chunk a block.
     progress : callable, optional
@@ -120,7 +119,7 @@ def execute(
     Raises
     ------
     InputError
-        Where `array` is no dask array, or a count is below 1.
+        Where `array` is no dask array, a count is below 1, or two blocks would share a chunk.
     ExistingOutputError
         Where `write_path` exists and `overwrite` is not set; nothing is computed or changed.
     """
@@ -129,27 +128,21 @@ def execute(
             f"execute runs what a prepare_ function returned, a dask array; "
             f"got {type(array).__name__}"
         )
-    resources = Resources(
-        n_workers or max_workers or min_workers,
-        threads_per_worker or (max(1, cores // (processes or 1)) if cores else None),
-        memory_limit,
-        config or {},
-    )
+    counts = {"cores": cores, "processes": processes}
+    counts |= {"min_workers": min_workers, "max_workers": max_workers}
+    for name, count in counts.items():
+        _check_count(name, count)
+    if threads_per_worker is None and cores is not None:
+        threads_per_worker = max(1, cores // (processes or 1))
+    workers = next((n for n in (n_workers, max_workers, min_workers) if n is not None), None)
+    resources = Resources(workers, threads_per_worker, memory_limit, config or {})
     if write_path is None:
         return compute(array, resources, progress)
-    path = Path(write_path)
-    if path.exists() and not overwrite:
-        raise ExistingOutputError(
-            f"{path} exists and is left as it is; give another write_path or overwrite=True"
-        )
-    block = tuple(c[0] for c in array.chunks)
-    target = zarr.create_array(
-        str(path),
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=tuple(chunks or block),
-        overwrite=overwrite,
-    )
+    path = Path(write_path).expanduser().absolute()
+    size = tuple(chunks or (c[0] for c in array.chunks))
+    _check_chunks(array, size)
+    claim_store(path, overwrite)
+    target = zarr.create_array(str(path), shape=array.shape, dtype=array.dtype, chunks=size)
     store(array, target, resources, progress)
     return zarr.open_array(str(path), mode="r")
 
@@ -191,13 +184,20 @@ def store(
     array : dask.array.Array
         What to compute.
     target : numpy.ndarray or zarr.Array
-        Of the same shape; blocks must not share chunks of it.
+        Of the same shape; no two blocks may share a chunk of it.
     resources : Resources, optional
         Workers and threads; default this process.
     progress : callable, optional
         Told the blocks done and the blocks in all.
+
+    Raises
+    ------
+    InputError
+        Where two blocks would write to one chunk.
     """
     resources = resources or Resources()
+    if not isinstance(target, np.ndarray):
+        _check_chunks(array, target.chunks)
     with dask.config.set(dict(resources.config)):
         if resources.n_workers is None:
             _run_here(_writes(array, target), resources, progress or _silent)
@@ -208,6 +208,26 @@ def store(
             with _workers(resources) as client:
                 written = _writes(array, target)
                 _fetch(client, written, np.empty(written.shape, np.uint8), progress or _silent)
+
+
+def _check_count(name: str, count: int | None) -> None:
+    if count is not None and count < 1:
+        raise InputError(f"{name} must be at least 1; got {count}")
+
+
+def _check_chunks(array: da.Array, chunks: Sequence[int]) -> None:
+    """Two blocks that write to one chunk at the same time would lose voxels."""
+    if len(chunks) != array.ndim or min(chunks, default=1) < 1:
+        raise InputError(
+            f"chunks needs {array.ndim} numbers >= 1, one per axis of an array of shape "
+            f"{array.shape}; got {tuple(chunks)}"
+        )
+    for axis, (size, lengths) in enumerate(zip(chunks, array.chunks, strict=True)):
+        if any(border % size for border in np.cumsum(lengths)[:-1]):
+            raise InputError(
+                f"chunks of {size} on axis {axis} do not divide the blocks of {lengths[0]}, so "
+                f"two blocks would write to one chunk; use a divisor of {lengths[0]}"
+            )
 
 
 def _writes(array: da.Array, target: Any) -> da.Array:

@@ -76,7 +76,9 @@ def block_grid(
     if overlap is None:
         halo = default_overlap(sizes)
     else:
-        halo = tuple(int(v) for v in np.ravel(overlap)) * (len(sizes) if np.ndim(overlap) == 0 else 1)
+        halo = tuple(int(v) for v in np.ravel(overlap)) * (
+            len(sizes) if np.ndim(overlap) == 0 else 1
+        )
     return BlockGrid(shape, sizes, halo)
 
 

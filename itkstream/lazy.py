@@ -213,7 +213,10 @@ def map_blocks(
         Chunked by block.
     """
     if isinstance(source, da.Array):
-        return _map_overlap(function, blocks, source, shared, result, halo)
+        cut = _cut(blocks, source, halo)
+        if cut is not None:
+            return _map_overlap(function, blocks, cut, shared, result)
+        source = DaskSource(source)
     name = f"{function.__name__}-{uuid4().hex}"
     ndim = len(blocks.shape)
     tail = (0,) * len(result.components)
@@ -257,24 +260,42 @@ def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
     return da.Array(layers, name, chunks, meta=np.empty((0,) * padded.ndim, np.float32))
 
 
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A dask array chunked as the blocks are, and what each chunk takes from the next."""
+
+    source: da.Array
+    depth: tuple[int, ...]
+
+
+def _cut(blocks: BlockGrid, source: da.Array, halo: Halo | None) -> _Cut | None:
+    """None where a chunk is thinner than its halo, which `map_overlap` cannot serve."""
+    ndim = len(blocks.shape)
+    chunks, halos = blocks.chunks, blocks.overlap
+    if halo is not None:
+        chunks, halos = halo.chunks(blocks, source.shape[:ndim]), (halo.depth,) * ndim
+    # A single block has all of its axis; its image may be thinner than the halo.
+    depth = tuple(d if len(c) > 1 else 0 for d, c in zip(halos, chunks, strict=True))
+    if any(min(c) < d for d, c in zip(depth, chunks, strict=True)):
+        return None
+    whole = tuple((n,) for n in source.shape[ndim:])
+    return _Cut(source.rechunk(chunks + whole), depth)
+
+
 def _map_overlap(
     function: BlockFunction,
     blocks: BlockGrid,
-    source: da.Array,
+    cut: _Cut,
     shared: Mapping[str, Any],
     result: Result,
-    halo: Halo | None,
 ) -> da.Array:
     ndim = len(blocks.shape)
-    chunks, depth = blocks.chunks, blocks.overlap
-    if halo is not None:
-        chunks, depth = halo.chunks(blocks, source.shape[:ndim]), (halo.depth,) * ndim
-    further = range(ndim, source.ndim)
+    further = range(ndim, cut.source.ndim)
     new_axes = list(range(ndim, ndim + len(result.components)))
     return da.map_overlap(
         _run_chunk,
-        source.rechunk(chunks + tuple((source.shape[axis],) for axis in further)),
-        depth={**dict(enumerate(depth)), **dict.fromkeys(further, 0)},
+        cut.source,
+        depth={**dict(enumerate(cut.depth)), **dict.fromkeys(further, 0)},
         boundary="none",
         trim=False,
         allow_rechunk=False,
