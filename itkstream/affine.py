@@ -123,10 +123,12 @@ def prepare_piecewise_ransac_affine(
         Fixed image, and moving image resampled through the global affine.
     fix_spacing, mov_spacing : sequence of float or None
         Micrometers per voxel; None for an `Image`.
-    min_radius, max_radius, match_threshold, cc_radius, nspots, align_threshold, num_sigma_max
-        As in `ransac_affine`; `nspots` per block.
+    min_radius, max_radius, match_threshold
+        As in `ransac_affine`.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
+    cc_radius, nspots, align_threshold, num_sigma_max
+        As in `ransac_affine`; `nspots` per block.
     transpose : two bools
         Whether the stored axes of fix and mov are reversed (z, y, x).
     overlap : int or sequence of int, optional

@@ -57,7 +57,14 @@ Engine = Literal["fast", "itk"]
 # have decayed below single precision after 12 voxels.
 _WIDE_MARGIN_VOX = 12
 
-_BARREN = ("no overlap", "no texture")
+# Why a level of the descent had nothing to go by, and what that tells a user.
+_BARREN = {
+    "no overlap": "it lies outside the moving image",
+    "no texture": (
+        "no correlation window holds texture of both images: is one constant there, or smaller "
+        "than the window?"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -262,7 +269,7 @@ def deform_block(
     except InputError as error:
         return DeformEstimate(None, mapping, (), str(error))
     if all(level.stopped in _BARREN for level in descent.levels):
-        reason = f"there was {descent.levels[-1].stopped} in it"
+        reason = _BARREN[descent.levels[-1].stopped]
         return DeformEstimate(None, mapping, descent.levels, reason)
     return DeformEstimate(descent.displacement, mapping, descent.levels)
 

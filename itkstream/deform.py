@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.block_kernels import deform_block
 from itkstream.doors import as_pair, block_grid
-from itkstream.errors import RegistrationError
+from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, Block, DisplacementField, Grid, Image, Transform
 from itkstream.lazy import Result, blend, map_blocks
 from itkstream.numerics.descent_settings import DescentSettings
@@ -223,7 +223,18 @@ def prepare_coarse_field(field: da.Array, factors: Sequence[int]) -> da.Array:
     -------
     dask.array.Array, ceil(shape / factors) + (n,), float32
         Lazy; its lattice is ``grid.shrink(factors)``.
+
+    Raises
+    ------
+    InputError
+        Where a group of voxels would span two chunks.
     """
+    for axis, (lengths, factor) in enumerate(zip(field.chunks[:-1], factors, strict=True)):
+        if any(n % factor for n in lengths[:-1]):
+            raise InputError(
+                f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
+                f"{factor}; use a blocksize that is a multiple of {factor}"
+            )
     spatial = zip(field.chunks[:-1], factors, strict=True)
     chunks = tuple(tuple(-(-n // f) for n in lengths) for lengths, f in spatial)
     return field.map_blocks(

@@ -21,7 +21,7 @@ def as_pair(
     mov_spacing: Sequence[float] | None,
     transpose: Sequence[bool] = (False, False),
 ) -> tuple[Image, Image]:
-    """The fixed and the moving image, with the same axes and the same unit.
+    """The fixed and the moving image, with the same axes and in micrometers.
 
     Parameters
     ----------
@@ -36,21 +36,22 @@ def as_pair(
     Returns
     -------
     fixed, moving : Image
-        The moving image's axes are in the fixed image's order.
+        The moving image's axes are in the fixed image's order; lengths are micrometers, as in
+        every parameter of the public functions.
 
     Raises
     ------
     InputError
         Where an image is no array, lacks a spacing, or the two differ in dimension.
     """
-    fixed = _as_image(fix, fix_spacing, transpose[0], "fixed")
-    moving = _as_image(mov, mov_spacing, transpose[1], "moving")
+    fixed = _as_image(fix, fix_spacing, transpose[0], "fixed").in_unit("micrometer")
+    moving = _as_image(mov, mov_spacing, transpose[1], "moving").in_unit("micrometer")
     if fixed.ndim != moving.ndim:
         raise InputError(
             f"the fixed image has {fixed.ndim} axes and the moving image {moving.ndim}: choose a "
             "plane or a channel so that both have the same"
         )
-    return fixed, readable(moving.reorder(fixed.grid.axes).in_unit(fixed.grid.unit))
+    return fixed, readable(moving.reorder(fixed.grid.axes))
 
 
 def block_grid(

@@ -134,9 +134,9 @@ class BlockGrid:
         index : sequence of int
             Position in the block grid.
 
-        Yields
-        ------
-        Block
+        Returns
+        -------
+        iterator of Block
             Up to ``3 ** n`` blocks, in index order.
         """
         spans = [

@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from itkstream.errors import RegistrationError
+from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices
 from itkstream.numerics.threads import over_slabs
 
@@ -31,8 +31,18 @@ def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
     -------
     ndarray, grid.shape + (n,), float32
         ``sum_b share_b(p) (matrix_b p) - p``.
+
+    Raises
+    ------
+    InputError
+        Where the grid is rotated against the blocks.
     """
     n = grid.ndim
+    if not np.allclose(grid.direction, local.grid.direction):
+        raise InputError(
+            "local affines are blended along the axes of the image they were found in; the grid "
+            f"wanted has the direction {grid.direction}, that image {local.grid.direction}"
+        )
     moves = _lift(((local.matrices - np.eye(n + 1)) @ local.grid.matrix)[..., :-1, :], n)
     start = local.grid.to_index(grid.origin)
     step = np.asarray(grid.spacing) / local.grid.spacing

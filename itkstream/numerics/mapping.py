@@ -48,11 +48,33 @@ class GridMap:
     displacement: NDArray[np.float32] | None = None
 
     def index_matrix(self, moving: Grid) -> NDArray[np.float64]:
-        """From fixed voxel index to moving voxel index, (n, n + 1), the displacement left out."""
+        """The map from fixed voxel index to moving voxel index, the displacement left out.
+
+        Parameters
+        ----------
+        moving : Grid
+            The moving image's lattice.
+
+        Returns
+        -------
+        ndarray, (n, n + 1)
+            Acts on ``[i, 1]``.
+        """
         return np.asarray((moving.inverse_matrix @ self.affine @ self.grid.matrix)[:-1])
 
     def vector_matrix(self, moving: Grid) -> NDArray[np.float64]:
-        """From displacement vector to moving voxels, (n, n)."""
+        """The map from displacement vectors to moving voxels.
+
+        Parameters
+        ----------
+        moving : Grid
+            The moving image's lattice.
+
+        Returns
+        -------
+        ndarray, (n, n)
+            Acts on vectors in the unit of the fixed grid.
+        """
         return np.asarray((moving.inverse_matrix @ self.affine)[:-1, :-1])
 
     def bounds(self, moving: Grid) -> NDArray[np.float64]:
@@ -127,7 +149,7 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     Raises
     ------
     InputError
-        Where the dimensions differ, or a piecewise affine does not act first.
+        Where dimensions or units differ, or a piecewise affine does not act first.
     """
     if transform.ndim != grid.ndim:
         raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
@@ -146,6 +168,11 @@ def _then(before: GridMap, step: Transform) -> GridMap:
         for inner in step.transforms:
             before = _then(before, inner)
         return before
+    if isinstance(step, (DisplacementField, PiecewiseAffine)) and step.grid.unit != grid.unit:
+        raise InputError(
+            f"a transform in {step.grid.unit} cannot act on an image in {grid.unit}; convert the "
+            "field and its grid first"
+        )
     if isinstance(step, DisplacementField):
         return _then_field(before, step)
     if isinstance(step, PiecewiseAffine):

@@ -1,0 +1,49 @@
+"""Everything public is documented in numpydoc: sections, parameters in order, returns."""
+
+import inspect
+import pkgutil
+from importlib import import_module
+
+import click
+import pytest
+from numpydoc.validate import validate
+
+import itkstream
+
+CHECKS = {"GL03", "GL05", "GL07", "GL08", "SS02", "SS03", "PR01", "PR02", "PR03", "RT01"}
+
+
+def public_names():
+    """Dotted names of all public classes, functions and methods."""
+    for module in pkgutil.walk_packages(itkstream.__path__, "itkstream."):
+        if module.name == "itkstream.cli":  # its docstrings are the help texts
+            continue
+        home = import_module(module.name)
+        for name in getattr(home, "__all__", ()):
+            thing = getattr(home, name)
+            if getattr(thing, "__module__", None) != module.name or isinstance(
+                thing, click.Command
+            ):
+                continue
+            if inspect.isfunction(thing):
+                yield f"{module.name}.{name}"
+            # A protocol says in one line what its members are; those who fit it say the rest.
+            if inspect.isclass(thing) and not getattr(thing, "_is_protocol", False):
+                yield f"{module.name}.{name}"
+                yield from (f"{module.name}.{name}.{member}" for member in _methods(thing))
+
+
+def _methods(kind):
+    """Public methods the class itself defines; properties have neither parameters nor returns."""
+    callables = (classmethod, staticmethod, type(_methods))
+    return [
+        name
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and isinstance(value, callables)
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(public_names())))
+def test_docstring_follows_numpydoc(name):
+    errors = [error for error in validate(name)["errors"] if error[0] in CHECKS]
+    assert not errors
