@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.io.outputs import claim_store
-from itkstream.numerics.threads import using_threads
+from itkstream.numerics.threads import processors, using_threads
 
 __all__ = ["Progress", "Resources", "compute", "execute", "store"]
 
@@ -251,8 +251,8 @@ def _write_block(
 
 
 def _run_here(written: da.Array, resources: Resources, progress: Progress) -> None:
-    blocks = min(resources.threads_per_worker or _processors(), written.npartitions)
-    with using_threads(max(1, _processors() // blocks)), _Counter(written, progress):
+    blocks = min(resources.threads_per_worker or processors(), written.npartitions)
+    with using_threads(max(1, processors() // blocks)), _Counter(written, progress):
         written.compute(scheduler="threads", num_workers=blocks)
 
 
@@ -265,7 +265,7 @@ def _workers(resources: Resources) -> Iterator[Client]:
     """
     workers = resources.n_workers or 1
     blocks = resources.threads_per_worker or 1
-    threads = max(1, _processors() // (workers * blocks))
+    threads = max(1, processors() // (workers * blocks))
     env = {
         "ITKSTREAM_THREADS": str(threads),
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
@@ -295,12 +295,6 @@ def _fetch(client: Client, array: da.Array, out: NDArray[Any], progress: Progres
         out[tuple(slice(s[i], s[i + 1]) for s, i in zip(starts, corner, strict=True))] = values
         future.release()
         progress(done, len(futures))
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Counter(Callback):

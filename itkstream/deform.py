@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,8 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 from itkstream.block_kernels import deform_block
 from itkstream.doors import as_pair, block_grid
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import AffineTransform, Block, DisplacementField, Grid, Image, Transform
-from itkstream.lazy import Result, blend, map_blocks
+from itkstream.geometry import (
+    AffineTransform,
+    Block,
+    BlockGrid,
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+)
+from itkstream.lazy import Result, blend, map_blocks, readable
+from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import jacobian_determinant, shrink_field, to_positions
 from itkstream.numerics.mapping import map_on
@@ -31,6 +42,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Abcd = tuple[float, float, float, float]
+
+COARSE_VOXELS = 20e6
+"""Voxels of the level that is solved as a whole: some 1.5 GB while it is."""
 
 
 def deformable_align(
@@ -118,13 +132,15 @@ def prepare_piecewise_deformable_align(
     *,
     overlap: Sequence[int] | int | None = None,
     settings: DescentSettings | None = None,
+    coarse_voxels: float = COARSE_VOXELS,
 ) -> da.Array:
     """Prepare to find the deformation block by block, on top of affines.
 
-    Every block starts from its affines and samples the original moving image through the whole
-    chain; nothing is resampled twice and nothing is added that should be composed. Blocks are
-    blended as a partition of unity over their overlaps. A block that fails (no texture, no
-    overlap) continues its neighbours, and says so in the log.
+    The coarse levels are solved on the whole image, shrunk until it fits in memory; every block
+    starts from there and adds the levels that are left. It samples the original moving image
+    through the whole chain: nothing is resampled twice and nothing is added that should be
+    composed. Blocks are blended as a partition of unity over their overlaps. A block that fails
+    (no texture, no overlap) continues its neighbours, and says so in the log.
 
     Parameters
     ----------
@@ -146,6 +162,8 @@ def prepare_piecewise_deformable_align(
         Voxels each block looks beyond its border; default an eighth of the block.
     settings : DescentSettings, optional
         All parameters of the descent in one value.
+    coarse_voxels : float
+        Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
 
     Returns
     -------
@@ -166,9 +184,10 @@ def prepare_piecewise_deformable_align(
     initial: Transform = AffineTransform(affine)
     if local_affines is not None:
         initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
-    refinement = _prepare_refinement(fixed, moving, initial, blocksize, settings, overlap)
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    task = _Task(fixed, moving, initial, settings, blocks)
+    refinement, shared = _prepare_refinement(task, coarse_voxels)
     blocks = block_grid(fixed.shape, blocksize, 0)
-    shared = {"grid": fixed.grid, "initial": initial}
     result = Result(np.float64, (fixed.ndim,))
     return map_blocks(_position_block, blocks, refinement, shared, result)
 
@@ -180,6 +199,7 @@ def prepare_displacement(
     blocksize: Sequence[int],
     settings: DescentSettings,
     overlap: Sequence[int] | int | None = None,
+    coarse_voxels: float = COARSE_VOXELS,
 ) -> da.Array:
     """Prepare the deformation in front of the affine of an initial transform.
 
@@ -195,6 +215,8 @@ def prepare_displacement(
         Parameters of the descent.
     overlap : int or sequence of int, optional
         Voxels per side; default an eighth of the block.
+    coarse_voxels : float
+        Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
 
     Returns
     -------
@@ -202,9 +224,10 @@ def prepare_displacement(
         Lazy. u in ``T(p) = affine(p + u(p))``, in micrometers, the initial displacement included.
     """
     fixed, moving = as_pair(fixed, moving, None, None)
-    refinement = _prepare_refinement(fixed, moving, initial, blocksize, settings, overlap)
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    task = _Task(fixed, moving, initial, settings, blocks)
+    refinement, shared = _prepare_refinement(task, coarse_voxels)
     blocks = block_grid(fixed.shape, blocksize, 0)
-    shared = {"grid": fixed.grid, "initial": initial}
     result = Result(np.float32, (fixed.ndim,))
     return map_blocks(_displacement_block, blocks, refinement, shared, result)
 
@@ -265,24 +288,42 @@ def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da
     return map_blocks(_fold_block, blocks, field.data, shared, Result(np.float64, (2,), "block"))
 
 
-def _prepare_refinement(
-    fixed: Image,
-    moving: Image,
-    initial: Transform,
-    blocksize: Sequence[int],
-    settings: DescentSettings,
-    overlap: Sequence[int] | int | None,
-) -> da.Array:
-    """What the blocks add to the initial displacement, blended: the part a failed block lacks."""
-    blocks = block_grid(fixed.shape, blocksize, overlap)
-    shared = {
-        "grid": fixed.grid,
-        "moving": moving,
-        "initial": initial,
-        "settings": settings,
-    }
-    result = Result(np.float32, (fixed.ndim,), "padded")
-    return blend(map_blocks(_refine_block, blocks, fixed.data, shared, result), blocks)
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A deformation to be found block by block."""
+
+    fixed: Image
+    moving: Image
+    initial: Transform
+    settings: DescentSettings
+    blocks: BlockGrid
+
+
+def _prepare_refinement(task: _Task, coarse_voxels: float) -> tuple[da.Array, dict[str, Any]]:
+    """What the blocks add to where they start, blended; and where they start, for all to share.
+
+    A block that fails lacks the refinement only.
+    """
+    initial, settings = task.initial, task.settings
+    start: Any = initial
+    if coarse_voxels and len(task.blocks) > 1:
+        plan = plan_levels(task.fixed.grid, settings, coarse_voxels)
+        settings = plan.fine
+        start = dask.delayed(_start)(
+            *(
+                dask.delayed(v, traverse=False)
+                for v in (readable(task.fixed), task.moving, initial, plan)
+            )
+        )
+    where = {"grid": task.fixed.grid, "initial": start}
+    shared = {**where, "moving": task.moving, "settings": settings}
+    result = Result(np.float32, (task.fixed.ndim,), "padded")
+    padded = map_blocks(_refine_block, task.blocks, task.fixed.data, shared, result)
+    return blend(padded, task.blocks), where
+
+
+def _start(fixed: Image, moving: Image, initial: Transform, plan: LevelPlan) -> Transform:
+    return after_coarse(solve_coarse(fixed, moving, initial, plan), initial)
 
 
 def _refine_block(

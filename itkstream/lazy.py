@@ -16,6 +16,7 @@ from uuid import uuid4
 import dask
 import dask.array as da
 import numpy as np
+from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import DTypeLike, NDArray
 
@@ -201,7 +202,7 @@ def map_blocks(
         The array on the blocks' grid; further axes come whole. None where the function needs
         none.
     shared : mapping
-        Keyword arguments equal for all blocks.
+        Keyword arguments equal for all blocks; a `dask.delayed.Delayed` is computed before them.
     result : Result
         What the function returns.
     halo : Halo, optional
@@ -220,14 +221,15 @@ def map_blocks(
     name = f"{function.__name__}-{uuid4().hex}"
     ndim = len(blocks.shape)
     tail = (0,) * len(result.components)
-    graph: dict[Any, Any] = {f"source-{name}": source, f"shared-{name}": dict(shared)}
+    together = _together(shared)
+    graph: dict[Any, Any] = {f"source-{name}": source}
     for block in blocks:
         region = block.padded
         if halo is not None and source is not None:
             region = halo.region(blocks, block, source.shape[:ndim])
-        task = (_run_block, function, block, region, f"source-{name}", f"shared-{name}")
+        task = (_run_block, function, block, region, f"source-{name}", together.key)
         graph[(name, *block.index, *tail)] = task
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=())
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[together])
     meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
     return da.Array(layers, name, result.chunks(blocks), meta=meta)
 
@@ -306,8 +308,20 @@ def _map_overlap(
         name=f"{function.__name__}-{uuid4().hex}",
         function=function,
         blocks=blocks,
-        shared=dask.delayed(dict(shared), traverse=False),
+        shared=_together(shared),
     )
+
+
+def _together(shared: Mapping[str, Any]) -> Delayed:
+    """One node of the graph with all that the blocks share."""
+    awaited = {name: value for name, value in shared.items() if isinstance(value, Delayed)}
+    known = {name: value for name, value in shared.items() if name not in awaited}
+    given = dask.delayed(known, traverse=False)
+    return dask.delayed(_merge)(given, list(awaited), list(awaited.values()))
+
+
+def _merge(known: dict[str, Any], names: list[str], values: list[Any]) -> dict[str, Any]:
+    return {**known, **dict(zip(names, values, strict=True))}
 
 
 def _run_block(

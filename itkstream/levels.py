@@ -1,17 +1,76 @@
-"""A level of an image that fits in memory."""
+"""Coarse sees everything: what is solved on a level of the whole image that fits in memory.
+
+Blocks alone fail where the displacement exceeds their overlap or where they hold no texture. The
+coarse levels of a deformation are therefore solved on the whole image, shrunk until it fits, and
+the blocks start from that with the levels that are left.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 
-from itkstream.geometry import Grid, Image
+from itkstream.block_kernels import deform_block
+from itkstream.errors import RegistrationError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+)
 from itkstream.lazy import readable
+from itkstream.numerics.descent_settings import DescentSettings
+from itkstream.numerics.fields import shrink_field
 from itkstream.numerics.pyramid import shrink
+from itkstream.numerics.threads import processors, using_threads
 
-__all__ = ["factors_to_fit", "read_coarse"]
+__all__ = [
+    "LevelPlan",
+    "after_coarse",
+    "factors_to_fit",
+    "plan_levels",
+    "read_coarse",
+    "solve_coarse",
+]
+
+logger = logging.getLogger(__name__)
 
 # Planes are read in slabs of about this many voxels: 256 MB of float32 while they are averaged.
 _SLAB_VOXELS = 64_000_000
+_PER_LEVEL = (
+    "cc_radius",
+    "gradient_smoothing",
+    "field_smoothing",
+    "iterations",
+    "shrink_factors",
+    "smooth_sigmas",
+    "node_stride",
+)
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """Which levels of a deformation see the whole image.
+
+    Parameters
+    ----------
+    factors : tuple of int
+        By how much the whole image is shrunk, per axis.
+    coarse : DescentSettings
+        The levels solved on it, relative to it.
+    fine : DescentSettings
+        The levels left to the blocks; the finest one at least.
+    """
+
+    factors: tuple[int, ...]
+    coarse: DescentSettings
+    fine: DescentSettings
 
 
 def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
@@ -34,24 +93,20 @@ def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
     factors = [1] * grid.ndim
     while np.prod(grid.shrink(factors).shape, dtype=float) > voxels:
         coarse = grid.shrink(factors)
-        # An axis of one voxel cannot shrink; the longest breaks ties, for the same result always.
-        order = [
-            (s, -n) if n > 1 else (np.inf, 0)
-            for s, n in zip(coarse.spacing, coarse.shape, strict=True)
-        ]
-        finest = min(range(grid.ndim), key=lambda axis: order[axis])
+        long = [axis for axis in range(grid.ndim) if coarse.shape[axis] > 1]
+        finest = min(long, key=lambda axis: (coarse.spacing[axis], -coarse.shape[axis]))
         factors[finest] *= 2
     return tuple(factors)
 
 
-def read_coarse(image: Image, factors: tuple[int, ...]) -> Image:
+def read_coarse(image: Image, factors: Sequence[int]) -> Image:
     """Read an image into memory, averaged in groups of voxels, slab by slab.
 
     Parameters
     ----------
     image : Image
         Numpy, stored or dask.
-    factors : tuple of int
+    factors : sequence of int
         Voxels per group and axis.
 
     Returns
@@ -71,3 +126,119 @@ def read_coarse(image: Image, factors: tuple[int, ...]) -> Image:
         part = image[(slice(start, min(image.shape[0], start + thickness)), *rest)]
         slabs.append(shrink(part.read(), part.grid, factors)[0])
     return Image(np.concatenate(slabs), image.grid.shrink(factors), image.name)
+
+
+def plan_levels(grid: Grid, settings: DescentSettings, voxels: float) -> LevelPlan:
+    """Share the levels of a deformation between the whole image and its blocks.
+
+    The whole image takes the levels on which it has at most so many voxels, but never the finest:
+    that is for the blocks, side by side. Where no level fits, it gets one of its own, shrunk until
+    it does, and the blocks get all.
+
+    Parameters
+    ----------
+    grid : Grid
+        The fixed image's lattice.
+    settings : DescentSettings
+        All levels.
+    voxels : float
+        Most voxels of the level the whole image is shrunk to.
+
+    Returns
+    -------
+    LevelPlan
+        Levels for both.
+    """
+    shrinks = [int(f) for f in np.ravel(settings.shrink_factors)]
+    fitting = [f for f in shrinks[:-1] if _shrunk(grid, f, settings).size <= voxels]
+    if fitting:
+        count, factor = len(fitting), fitting[-1]
+        coarse = _levels(settings, slice(count), factor)
+        return LevelPlan(
+            _per_axis(grid, factor, settings), coarse, _levels(settings, slice(count, None))
+        )
+    factor = 2 * shrinks[0]
+    while _shrunk(grid, factor, settings).size > voxels:
+        factor *= 2
+    coarse = _levels(settings, slice(1), shrinks[0]).scaled(factor / shrinks[0])
+    return LevelPlan(_per_axis(grid, factor, settings), coarse, settings)
+
+
+def solve_coarse(
+    fixed: Image, moving: Image, initial: Transform, plan: LevelPlan
+) -> DisplacementField:
+    """Solve the coarse levels of a deformation on the whole image.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Numpy or stored; read once, shrunk.
+    initial : Transform
+        Where to start.
+    plan : LevelPlan
+        From `plan_levels`.
+
+    Returns
+    -------
+    DisplacementField
+        In front of the initial transform's affine, on half the coarse level's resolution.
+
+    Raises
+    ------
+    RegistrationError
+        Where the images do not overlap or hold no texture.
+    """
+    with using_threads(processors()):
+        small = read_coarse(fixed, plan.factors)
+        other = read_coarse(moving, _moving_factors(fixed, moving, plan))
+        estimate = deform_block(small, other, initial, plan.coarse)
+    if estimate.displacement is None:
+        raise RegistrationError(f"no deformation could be found: {estimate.reason}")
+    logger.info("coarse levels on %s voxels: %s", small.shape, estimate.levels)
+    halved = (2,) * fixed.ndim
+    return DisplacementField(shrink_field(estimate.displacement, halved), small.grid.shrink(halved))
+
+
+def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
+    """Where blocks start: the coarse displacement, then the initial transform's affine.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        From `solve_coarse`.
+    initial : Transform
+        An affine, or a composite that ends with one.
+
+    Returns
+    -------
+    Transform
+        From fixed to moving points.
+    """
+    last = initial.transforms[-1] if isinstance(initial, CompositeTransform) else initial
+    if isinstance(last, AffineTransform):
+        return CompositeTransform((field, last))
+    return field
+
+
+def _per_axis(grid: Grid, factor: int, settings: DescentSettings) -> tuple[int, ...]:
+    if not settings.isotropic:
+        return (factor,) * grid.ndim
+    finest = min(grid.spacing)
+    return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+
+
+def _shrunk(grid: Grid, factor: int, settings: DescentSettings) -> Grid:
+    return grid.shrink(_per_axis(grid, factor, settings))
+
+
+def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, ...]:
+    """Moving voxels as long as the coarse voxels of the fixed image, axis by axis."""
+    coarse = [h * f for h, f in zip(fixed.spacing, plan.factors, strict=True)]
+    return tuple(max(1, round(c / h)) for c, h in zip(coarse, moving.spacing, strict=True))
+
+
+def _levels(settings: DescentSettings, which: slice, factor: int = 1) -> DescentSettings:
+    """Some of the levels, relative to an image that is shrunk already."""
+    kept: dict[str, Any] = {name: tuple(getattr(settings, name))[which] for name in _PER_LEVEL}
+    kept["shrink_factors"] = tuple(max(1, round(f / factor)) for f in kept["shrink_factors"])
+    return replace(settings, **kept)

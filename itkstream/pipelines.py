@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -308,7 +308,7 @@ class _Run:
     ) -> CompositeTransform:
         """The displacement in front of the affine, coarse to fine, stored."""
         with self._step("deformation") as facts:
-            lazy, grid = self._prepare_field(start, affine)
+            lazy, grid = self._prepare_field(start)
             chunks = tuple(min(64, c[0]) for c in lazy.chunks[:-1])
             target = create_transform(path, affine, grid, chunks=chunks)
             self._store(as_stored(lazy, grid), target)
@@ -404,24 +404,21 @@ class _Run:
             ),
         )
 
-    def _prepare_field(self, start: Transform, affine: AffineTransform) -> tuple[da.Array, Grid]:
+    def _prepare_field(self, start: Transform) -> tuple[da.Array, Grid]:
         """The lazy displacement field, on a grid of half the image's resolution."""
-        fixed, moving = self.coarse
-        settings = self.settings.deform
-        whole = prepare_displacement(
-            fixed, moving, start, fixed.shape, settings.scaled(min(fixed.spacing)), 0
-        )
-        halved = (2,) * fixed.ndim
-        field = prepare_coarse_field(whole, halved)
-        grid = fixed.grid.shrink(halved)
-        if fixed.shape == self.fixed.shape:
-            return field, grid
-        begun = DisplacementField(compute(field), grid)
-        finer = _finest(settings, 2).scaled(min(self.fixed.spacing))
-        blocksize = (self.settings.deform_blocksize,) * fixed.ndim
+        settings = self.settings
+        blocks = [settings.deform_blocksize] * self.fixed.ndim
+        if self.fixed.grid.size <= settings.coarse_voxels:
+            blocks = list(self.fixed.shape)
         lazy = prepare_displacement(
-            self.fixed, self.moving, CompositeTransform((begun, affine)), blocksize, finer
+            self.fixed,
+            self.moving,
+            start,
+            blocks,
+            settings.deform.scaled(min(self.fixed.spacing)),
+            coarse_voxels=settings.coarse_voxels,
         )
+        halved = (2,) * self.fixed.ndim
         return prepare_coarse_field(lazy, halved), self.fixed.grid.shrink(halved)
 
     def _store(self, lazy: da.Array, target: zarr.Array[Any]) -> None:
@@ -464,16 +461,3 @@ def _describe(image: Image) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """What JSON cannot write as it is: frozen values as their fields."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-def _finest(settings: DescentSettings, levels: int) -> DescentSettings:
-    per_level = (
-        "cc_radius",
-        "gradient_smoothing",
-        "field_smoothing",
-        "iterations",
-        "shrink_factors",
-        "smooth_sigmas",
-        "node_stride",
-    )
-    return replace(settings, **{name: getattr(settings, name)[-levels:] for name in per_level})

@@ -4,7 +4,6 @@ import inspect
 import pkgutil
 from importlib import import_module
 
-import click
 import pytest
 from numpydoc.validate import validate
 

@@ -182,13 +182,13 @@ def correlation_residual(
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004, for
     the central-voxel gradient of local correlation.
     """
-    fixed, warped = images
+    shape = images[0].shape
     window = _window(radius, 3)
-    code = _codes(*ranges, window, fixed.shape)
-    totals = np.zeros((fixed.shape[0], 2))
+    code = _codes(*ranges, window, shape)
+    totals = np.zeros((shape[0], 2))
     over_slabs(
-        lambda i, j: _residual(fixed, warped, code, window, (residual, weight), totals, i, j),
-        fixed.shape[0],
+        lambda i, j: _residual(images, code, window, (residual, weight), totals, i, j),
+        shape[0],
     )
     total, count = totals.sum(axis=0)
     return float(total / count) if count else 0.0
@@ -353,7 +353,8 @@ def _residual_line(a, b, code, sums, residual, weight):  # type: ignore[no-untyp
 
 
 @njit(nogil=True, cache=True)
-def _residual(a, b, code, window, outputs, totals, start, stop):  # type: ignore[no-untyped-def]
+def _residual(images, code, window, outputs, totals, start, stop):  # type: ignore[no-untyped-def]
+    a, b = images
     columns = np.zeros((6, *a.shape[1:]))
     rows = np.zeros((6, a.shape[2]))
     sums = np.zeros((6, a.shape[2]))

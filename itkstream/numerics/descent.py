@@ -294,7 +294,12 @@ def _embed(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _lattice(grid: Grid) -> Grid:
     """The grid in coordinates along its own axes."""
-    return Grid(_three(grid.shape, 1), _three(grid.spacing, 1.0), unit=grid.unit)
+    return Grid(_three(grid.shape, 1), _three(grid.spacing, min(grid.spacing)), unit=grid.unit)
+
+
+def _finest(grid: Grid) -> float:
+    """Smallest spacing among the axes that have neighbours at all."""
+    return min((h for h, n in zip(grid.spacing, grid.shape, strict=True) if n > 1), default=1.0)
 
 
 def _placement(grid: Grid) -> NDArray[np.float64]:
@@ -307,14 +312,13 @@ def _placement(grid: Grid) -> NDArray[np.float64]:
 
 def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     s = settings.level(number)
-    finest = min(h for h, n in zip(pair.lattice.spacing, pair.lattice.shape, strict=True) if n > 1)
-    factors = _factors(s.shrink_factor, pair.lattice.spacing, settings.isotropic)
+    factors = _factors(s.shrink_factor, pair.lattice, settings.isotropic)
     fixed, lattice = shrink(pair.fixed, pair.lattice, factors, s.smooth_sigma)
     moving, moving_lattice = shrink(
         pair.moving, pair.moving_lattice, _moving_factors(pair, factors), s.smooth_sigma
     )
     matrix = moving_lattice.inverse_matrix @ pair.affine
-    step = (settings.step or finest) * s.shrink_factor
+    step = (settings.step or _finest(pair.lattice)) * s.shrink_factor
     radius = s.cc_radius
     return _Level(
         fixed=fixed,
@@ -323,8 +327,8 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
         index=np.ascontiguousarray((matrix @ lattice.matrix)[:3]),
         vector=np.ascontiguousarray(matrix[:3, :3]),
         lattice=lattice,
-        stride=_factors(s.node_stride, lattice.spacing, True),
-        radius=_factors(radius, lattice.spacing, True) if settings.isotropic else (radius,) * 3,
+        stride=_factors(s.node_stride, lattice, True),
+        radius=_factors(radius, lattice, True) if settings.isotropic else (radius,) * 3,
         gradient_kernel=s.gradient_smoothing,
         field_kernel=s.field_smoothing,
         iterations=s.iterations,
@@ -334,12 +338,12 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     )
 
 
-def _factors(factor: int, spacing: Sequence[float], even: bool) -> tuple[int, ...]:
+def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
     """The factor on every axis, or as many voxels as span the same length."""
     if not even:
-        return (factor,) * len(spacing)
-    finest = min(spacing)
-    return tuple(max(1, round(factor * finest / h)) for h in spacing)
+        return (factor,) * grid.ndim
+    finest = _finest(grid)
+    return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
 
 
 def _moving_factors(pair: _Pair, factors: tuple[int, ...]) -> tuple[int, ...]:
@@ -366,7 +370,7 @@ def _initial(
     relative = (np.linalg.inv(_placement(frame.fixed_grid)) @ _placement(grid))[:3]
     lifted = Grid(
         _three(grid.shape, 1),
-        _three(grid.spacing, 1.0),
+        _three(grid.spacing, min(grid.spacing)),
         origin=tuple(relative[:, 3]),
         direction=tuple(map(tuple, relative[:, :3])),
         unit=grid.unit,
@@ -471,7 +475,7 @@ def _scaled_gradient(force: NDArray[np.float32], step: float) -> NDArray[np.floa
 
 
 def _bounded_newton(level: _Level, normal: NDArray[np.float32], step: float) -> NDArray[np.float32]:
-    finest = min(level.lattice.spacing)
+    finest = _finest(level.lattice)
     small = np.empty((*normal.shape[:-1], 3), np.float32)
     solve_newton(normal, level.settings.damping / finest**2, small)
     length = np.sqrt(np.einsum("...c,...c->...", small, small))

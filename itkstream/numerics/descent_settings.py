@@ -72,7 +72,8 @@ class DescentSettings:
         iterations; the step is only a bound.
     node_stride : int or sequence of int
         Voxels per node of the displacement along the axis of smallest spacing; one or one per
-        level. Other axes take as many as fit the same length.
+        level. Other axes take as many as fit the same length. One node per voxel costs eight times
+        the smoothing and 100 instead of 30 bytes per voxel, and registers no better.
     isotropic : bool
         Whether shrink factors and radius count in smallest voxel spacings, so that windows and
         coarse voxels become as near to cubes as whole numbers allow, or in voxels of every axis.
@@ -156,6 +157,30 @@ class DescentSettings:
             node_stride=values.node_stride[number],
         )
 
+    def select(self, levels: slice) -> DescentSettings:
+        """The settings of some levels only: coarse ones for a whole image, fine ones for blocks.
+
+        Parameters
+        ----------
+        levels : slice
+            Of the levels, coarse to fine; at least one must remain.
+
+        Returns
+        -------
+        DescentSettings
+            With the values of those levels.
+        """
+        names = (
+            "cc_radius",
+            "gradient_smoothing",
+            "field_smoothing",
+            "iterations",
+            "shrink_factors",
+            "smooth_sigmas",
+            "node_stride",
+        )
+        return replace(self, **{name: getattr(self, name)[levels] for name in names})
+
     def scaled(self, length: float) -> DescentSettings:
         """The settings for images whose spacings are `length` times as large.
 
@@ -236,4 +261,27 @@ PIPELINE_DEFAULTS = DescentSettings(
     node_stride=(1, 2, 4),
     isotropic=True,
 )
-"""Settings for a smallest voxel spacing of 1; use ``PIPELINE_DEFAULTS.scaled(min(spacing))``."""
+"""Settings for a smallest voxel spacing of 1; use ``PIPELINE_DEFAULTS.scaled(min(spacing))``.
+
+Chosen on known truth: a 160 x 160 x 149 block of nuclei at 1.84 x 1.84 x 1.68 micrometres, warped
+by sums of two random smooth fields, then gamma 0.8, a bias field of 30 % and Poisson noise with
+150 counts at the brightest; error inside tissue, 16 voxels off the border, in voxels, median / 95th
+percentile, for Gaussian scales (maxima) of the fields of
+
+=======================  ===========  ===========  ===========  ===========
+settings                 24, 12       32, 12       12, 7        10, 5
+                         (5, 1.5)     (10, 2)      (4, 2)       (3, 1.5)
+=======================  ===========  ===========  ===========  ===========
+these                    0.08 / 0.18  0.09 / 0.18  0.13 / 0.26  0.16 / 0.31
+field a = 1              0.11 / 0.23  0.12 / 0.24  0.13 / 0.28  0.15 / 0.31
+gradient a = 48, 12, 12  0.11 / 0.24  0.11 / 0.25  0.13 / 0.28  0.15 / 0.31
+radius 3                 0.09 / 0.19  0.09 / 0.19  0.13 / 0.27  0.16 / 0.31
+radius 5                 0.08 / 0.17  0.09 / 0.18  0.13 / 0.26  0.16 / 0.31
+iterations 10, 6, 3      0.09 / 0.19  0.09 / 0.19  0.14 / 0.28  0.16 / 0.32
+Gaussian 0.5 at level 1  0.09 / 0.19  0.09 / 0.20  0.14 / 0.28  0.16 / 0.32
+=======================  ===========  ===========  ===========  ===========
+
+No result had a fold. Without full resolution the errors nearly double. On a real pair a weaker
+field smoothing raises local correlation further (0.820 to 0.842 at a = 0.5) but takes the smallest
+Jacobian determinant from 0.23 to 0.04, and known truth says that the gain is noise.
+"""

@@ -44,7 +44,7 @@ def warp_through_nodes(
     """
     steps = np.asarray(stride, np.int64)
     over_slabs(
-        lambda a, b: _warp_planes(moving, index, vector, nodes, steps, out, a, b), out.shape[0]
+        lambda a, b: _warp_planes(moving, (index, vector), nodes, steps, out, a, b), out.shape[0]
     )
 
 
@@ -72,9 +72,7 @@ def collect_forces(
         12.
     """
     steps, h = np.asarray(stride, np.int64), np.asarray(spacing, np.float32)
-    over_slabs(
-        lambda a, b: _collect_planes(warped, drive[0], drive[1], h, steps, out, a, b), out.shape[0]
-    )
+    over_slabs(lambda a, b: _collect_planes(warped, drive, h, steps, out, a, b), out.shape[0])
 
 
 def solve_newton(normal: Floats, damping: float, out: Floats) -> None:
@@ -132,7 +130,8 @@ def _sample(moving, x, y, z):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _warp_planes(moving, index, vector, nodes, stride, out, start, stop):  # type: ignore[no-untyped-def]
+def _warp_planes(moving, maps, nodes, stride, out, start, stop):  # type: ignore[no-untyped-def]
+    index, vector = maps
     line = np.empty((3, nodes.shape[2]), np.float32)
     nx, ny, nz = moving.shape
     for i in range(start, stop):
@@ -185,8 +184,10 @@ def _gradient(a, i, j, k, h):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _collect_line(warped, residual, weight, i, j, h, stride, sums):  # type: ignore[no-untyped-def]
+def _collect_line(warped, drive, line, h, stride, sums):  # type: ignore[no-untyped-def]
     """Add one line of voxels to the sums of its nodes."""
+    residual, weight = drive
+    i, j = line
     for k in range(warped.shape[2]):
         w = weight[i, j, k]
         if w == 0.0:
@@ -208,7 +209,7 @@ def _collect_line(warped, residual, weight, i, j, h, stride, sums):  # type: ign
 
 
 @njit(nogil=True, cache=True)
-def _collect_planes(warped, residual, weight, h, stride, out, start, stop):  # type: ignore[no-untyped-def]
+def _collect_planes(warped, drive, h, stride, out, start, stop):  # type: ignore[no-untyped-def]
     sums = np.empty((out.shape[3], out.shape[2]), np.float32)
     nx, ny, nz = warped.shape
     for a in range(start, stop):
@@ -218,7 +219,7 @@ def _collect_planes(warped, residual, weight, h, stride, out, start, stop):  # t
             y1 = min((b + 1) * stride[1], ny)
             for i in range(a * stride[0], x1):
                 for j in range(b * stride[1], y1):
-                    _collect_line(warped, residual, weight, i, j, h, stride[2], sums)
+                    _collect_line(warped, drive, (i, j), h, stride[2], sums)
             lines = (x1 - a * stride[0]) * (y1 - b * stride[1])
             for k in range(out.shape[2]):
                 count = lines * (min((k + 1) * stride[2], nz) - k * stride[2])

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 
-__all__ = ["get_threads", "over_slabs", "set_threads", "using_threads"]
+__all__ = ["get_threads", "over_slabs", "processors", "set_threads", "using_threads"]
 
 _state = {"threads": 0}
 
@@ -30,7 +30,7 @@ def get_threads() -> int:
     """
     if not _state["threads"]:
         given = os.environ.get("ITKSTREAM_THREADS", "")
-        _state["threads"] = int(given) if given.isdigit() and int(given) else _processors()
+        _state["threads"] = int(given) if given.isdigit() and int(given) else processors()
     return _state["threads"]
 
 
@@ -88,7 +88,14 @@ def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
             done.result()
 
 
-def _processors() -> int:
+def processors() -> int:
+    """Processors this process may run on.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
