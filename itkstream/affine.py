@@ -14,16 +14,31 @@ from numpy.typing import NDArray
 from itkstream.block_kernels import AffineSettings, WarpSettings, affine_block, warp_block
 from itkstream.doors import as_pair, block_grid
 from itkstream.errors import ItkstreamError, RegistrationError
-from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
+from itkstream.features import ContextWindow, Correspondences, KeyPointSettings, MatchSettings
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
 from itkstream.lazy import Result, map_blocks
-from itkstream.numerics.blend import fill_failed
+from itkstream.numerics.consistency import (
+    CONFIDENCE_COLUMNS,
+    Evidence,
+    evidence_of,
+    evidence_size,
+    own_confidence,
+    solve_consistent,
+)
 from itkstream.numerics.mapping import map_on
-from itkstream.ransac import RansacSettings
+from itkstream.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
 
-__all__ = ["prepare_local_affines", "prepare_piecewise_ransac_affine", "ransac_affine"]
+__all__ = [
+    "prepare_local_affines",
+    "prepare_piecewise_ransac_affine",
+    "ransac_affine",
+    "split_local_affines",
+]
 
 logger = logging.getLogger(__name__)
+
+# What a block tries when it has too few matches for an affine, with the least inliers of each.
+_FALLBACKS: tuple[tuple[Model, int], ...] = (("rigid", 6), ("translation", 4))
 
 
 def ransac_affine(
@@ -88,7 +103,7 @@ def ransac_affine(
         fixed.grid, (min_radius, max_radius), match_threshold, cc_radius, nspots, num_sigma_max
     )
     settings = replace(settings, ransac=ransac or RansacSettings(threshold_um=align_threshold))
-    estimate = affine_block(fixed, moving, settings, fix_mask, mov_mask)
+    estimate, _ = affine_block(fixed, moving, settings, fix_mask, mov_mask)
     if estimate.matrix is None:
         raise RegistrationError(
             f"no affine found: {estimate.reason}. Check the spacings, or try other radii, a lower "
@@ -114,8 +129,13 @@ def prepare_piecewise_ransac_affine(
     transpose: Sequence[bool] = (False, False),
     overlap: Sequence[int] | int | None = None,
     fill: bool = True,
-) -> da.Array:
+    return_confidence: bool = False,
+) -> da.Array | tuple[da.Array, da.Array]:
     """Prepare to find an affine in every block of two globally aligned images.
+
+    The affines of all blocks are found together from the matches of each: neighbours hold each
+    other, a block with few matches turns less and stretches less, one without any continues its
+    neighbours, and one that contradicts them loses its say.
 
     Parameters
     ----------
@@ -134,21 +154,29 @@ def prepare_piecewise_ransac_affine(
     overlap : int or sequence of int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
     fill : bool
-        Give blocks without an affine the mean of their neighbours'; else they are NaN.
+        Find the affines of all blocks together; else each has its own, or NaN.
+    return_confidence : bool
+        Return the confidence of each block as well.
 
     Returns
     -------
-    dask.array.Array, block grid + (4, 4), float64
+    matrices : dask.array.Array, block grid + (4, 4), float64
         Lazy. From fixed points to points of the globally aligned image, in micrometers.
+    confidence : dask.array.Array, block grid + (4,), float64
+        Only with `return_confidence`. Matches, root mean square residual, disagreement with the
+        neighbours (both in micrometers), and confidence between 0 and 1. Compute both with one
+        call of ``dask.compute`` to find the matches once.
     """
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
     settings = _settings(
         fixed.grid, (min_radius, max_radius), match_threshold, cc_radius, nspots, num_sigma_max
     )
     settings = replace(settings, ransac=RansacSettings(threshold_um=align_threshold))
-    return prepare_local_affines(
+    packed = prepare_local_affines(
         fixed, moving, None, blocksize, settings, overlap=overlap, fill=fill
     )
+    matrices, confidence = split_local_affines(packed, fixed.ndim)
+    return (matrices, confidence) if return_confidence else matrices
 
 
 def prepare_local_affines(
@@ -177,16 +205,16 @@ def prepare_local_affines(
     overlap : int or sequence of int, optional
         Voxels per side; default an eighth of the block.
     fill : bool
-        Give blocks without an affine the mean of their neighbours'; else they are NaN.
+        Find the affines of all blocks together, so that neighbours agree and blocks without
+        matches continue theirs; else each has its own, or NaN.
 
     Returns
     -------
-    dask.array.Array, block grid + (n + 1, n + 1), float64
-        Lazy. They act before `initial`.
+    dask.array.Array, block grid + (k,), float64
+        Lazy; `split_local_affines` takes it apart.
     """
     fixed, moving = as_pair(fixed, moving, None, None)
     blocks = block_grid(fixed.shape, blocksize, overlap)
-    size = fixed.ndim + 1
     shared = {
         "grid": fixed.grid,
         "moving": moving,
@@ -194,13 +222,42 @@ def prepare_local_affines(
         "settings": settings,
         "alone": len(blocks) == 1,
     }
-    result = Result(np.float64, (size, size), "block")
+    size = (fixed.ndim + 1) ** 2
+    result = Result(np.float64, (size + evidence_size(fixed.ndim),), "block")
     found = map_blocks(_local_affine, blocks, fixed.data, shared, result)
-    if not fill or len(blocks) == 1:
-        return found
-    return found.rechunk(found.shape).map_blocks(
-        _filled, blocks=blocks, grid=fixed.grid, dtype=np.float64
+    common = fill and len(blocks) > 1
+    if common:
+        found = found.rechunk(found.shape)
+    return found.map_blocks(
+        _common if common else _each,
+        blocks=blocks,
+        grid=fixed.grid,
+        chunks=(*found.chunks[:-1], (size + len(CONFIDENCE_COLUMNS),)),
+        meta=np.empty((0,) * found.ndim),
     )
+
+
+def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
+    """Take apart what `prepare_local_affines` prepares.
+
+    Parameters
+    ----------
+    packed : numpy.ndarray or dask.array.Array, block grid + (k,)
+        Computed or lazy.
+    ndim : int
+        Dimensions of the images.
+
+    Returns
+    -------
+    matrices : block grid + (n + 1, n + 1)
+        From fixed points to points of the roughly aligned image.
+    confidence : block grid + (4,)
+        Matches, root mean square residual, disagreement with the neighbours (both in
+        micrometers), and confidence between 0 and 1.
+    """
+    size = ndim + 1
+    matrices = packed[..., : size * size]
+    return matrices.reshape((*packed.shape[:-1], size, size)), packed[..., size * size :]
 
 
 def _settings(
@@ -229,20 +286,41 @@ def _local_affine(
     alone: bool,
 ) -> NDArray[np.float64]:
     here = Image(part, grid.crop(block.padded))
+    n = grid.ndim
+    matrix, inliers = np.full((n + 1, n + 1), np.nan), np.empty((2, 0, n))
     try:
         near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
-        estimate = affine_block(here, near, settings)
-        matrix, reason = estimate.matrix, estimate.reason
+        estimate, pairs = affine_block(here, near, settings)
+        if not alone:
+            estimate = _simpler(estimate, pairs, settings.ransac)
+        reason = estimate.reason
+        if estimate.matrix is not None:
+            matrix = estimate.matrix
+            inliers = np.stack([pairs.fixed_points, pairs.moving_points])[:, estimate.inliers]
     except ItkstreamError as error:
         if alone:
             raise
-        matrix, reason = None, str(error)
-    if matrix is None and alone:
+        reason = str(error)
+    if reason and alone:
         raise RegistrationError(f"no affine found: {reason}")
-    if matrix is None:
+    if reason:
         logger.warning("block %s has no affine of its own: %s", block.index, reason)
-        matrix = np.full((grid.ndim + 1,) * 2, np.nan)
-    return matrix.reshape((1,) * grid.ndim + matrix.shape)
+    middle = [(s.start + s.stop - 1) / 2 for s in block.core]
+    evidence = evidence_of(inliers[0], inliers[1], grid.to_physical(middle))
+    row = np.concatenate([matrix.ravel(), evidence.packed()])
+    return row.reshape((1,) * n + row.shape)
+
+
+def _simpler(
+    estimate: AffineEstimate, pairs: Correspondences, ransac: RansacSettings
+) -> AffineEstimate:
+    """The estimate, or one by a model that needs fewer matches: rigid, then translation."""
+    for model, least in _FALLBACKS:
+        if estimate or ransac.model != "affine":
+            break
+        simpler = replace(ransac, model=model, min_inliers=min(least, ransac.min_inliers))
+        estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, simpler)
+    return estimate
 
 
 def _aligned_part(grid: Grid, moving: Image, initial: Transform | None) -> Image:
@@ -256,6 +334,17 @@ def _aligned_part(grid: Grid, moving: Image, initial: Transform | None) -> Image
     return moving[crop]
 
 
-def _filled(matrices: NDArray[np.float64], blocks: BlockGrid, grid: Grid) -> NDArray[np.float64]:
-    # dask calls once with an empty array to learn the type.
-    return fill_failed(matrices, blocks, grid) if matrices.size else matrices
+def _each(rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid) -> NDArray[np.float64]:
+    """Every block's own affine and confidence."""
+    size = (grid.ndim + 1) ** 2
+    evidence = Evidence.unpacked(rows[..., size:], grid.ndim)
+    return np.concatenate([rows[..., :size], own_confidence(evidence)], axis=-1)
+
+
+def _common(rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid) -> NDArray[np.float64]:
+    """The affines of all blocks, found together, and their confidence."""
+    size = (grid.ndim + 1) ** 2
+    evidence = Evidence.unpacked(rows[..., size:], grid.ndim)
+    matrices, confidence = solve_consistent(evidence, blocks, grid)
+    flat = matrices.reshape((*rows.shape[:-1], size))
+    return np.concatenate([flat, confidence], axis=-1)

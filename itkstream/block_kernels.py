@@ -18,6 +18,7 @@ from itkstream import itk_bridge
 from itkstream.errors import InputError
 from itkstream.features import (
     ContextWindow,
+    Correspondences,
     KeyPointSettings,
     MatchSettings,
     find_key_points,
@@ -182,7 +183,7 @@ def affine_block(
     settings: AffineSettings,
     fixed_mask: NDArray[Any] | None = None,
     moving_mask: NDArray[Any] | None = None,
-) -> AffineEstimate:
+) -> tuple[AffineEstimate, Correspondences]:
     """Find the affine between two images in memory from their key points.
 
     Parameters
@@ -196,8 +197,10 @@ def affine_block(
 
     Returns
     -------
-    AffineEstimate
+    estimate : AffineEstimate
         False in a condition, with the reason, where no trustworthy affine was found.
+    pairs : Correspondences
+        The matches; `estimate.inliers` tells those that agree.
 
     Raises
     ------
@@ -214,12 +217,12 @@ def affine_block(
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
     if estimate:
-        return estimate
+        return estimate, pairs
     reason = (
         f"{len(contexts[0])} key points in the fixed and {len(contexts[1])} in the moving image "
         f"gave {len(pairs)} matches above {settings.matching.threshold}: {estimate.reason}"
     )
-    return replace(estimate, reason=reason)
+    return replace(estimate, reason=reason), pairs
 
 
 def deform_block(

@@ -222,9 +222,13 @@ def resample(
         raise InputError(
             f"unknown interpolator {interpolator!r}; known: {', '.join(INTERPOLATORS)}"
         )
-    image = to_itk_image(moving.read(), moving.grid)
-    itk_grid = out_grid.reorder(default_axes(out_grid.ndim))
+    voxels = moving.read()
     keeps_type = interpolator in ("nearest", "label-gaussian")
+    labels = None
+    if keeps_type and voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:
+        labels, voxels, background = _numbered(voxels, background)
+    image = to_itk_image(voxels, moving.grid)
+    itk_grid = out_grid.reorder(default_axes(out_grid.ndim))
     resampled = sitk.Resample(
         image,
         itk_grid.shape,
@@ -237,7 +241,7 @@ def resample(
         image.GetPixelID() if keeps_type else sitk.sitkFloat64,
     )
     data, _ = _unwrap(resampled, out_grid.axes, out_grid.unit)
-    return data
+    return data if labels is None else labels[data]
 
 
 def sample_transform(transform: sitk.Transform, grid: Grid) -> NDArray[np.float32]:
@@ -275,6 +279,16 @@ def sample_transform(transform: sitk.Transform, grid: Grid) -> NDArray[np.float3
     )
     data, _ = _unwrap(field, grid.axes, grid.unit)
     return data.astype(np.float32)
+
+
+def _numbered(
+    voxels: NDArray[Any], background: float
+) -> tuple[NDArray[Any], NDArray[np.uint32], float]:
+    """Labels as places in a list: ITK's interpolators pass through doubles, of 53 bits."""
+    outside = np.array([background]).astype(voxels.dtype)
+    labels, places = np.unique(np.append(voxels.ravel(), outside), return_inverse=True)
+    numbered = places[:-1].astype(np.uint32).reshape(voxels.shape)
+    return labels, numbered, float(places[-1])
 
 
 def _itk_type(dtype: np.dtype[Any]) -> np.dtype[Any]:

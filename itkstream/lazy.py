@@ -21,7 +21,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.geometry import ArraySource, Block, BlockGrid, Image, Slices
-from itkstream.numerics.blend import blend_blocks
+from itkstream.numerics.blend import blend_blocks, core_mean, stand_in
 
 __all__ = ["BlockFunction", "Result", "blend", "map_blocks", "readable"]
 
@@ -254,9 +254,17 @@ def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
     name = f"blend-{uuid4().hex}"
     graph: dict[Any, Any] = {}
     for block in blocks:
+        # Only blocks that touch are asked, so that no block waits for all the others.
         near = list(blocks.neighbours(block.index))
-        keys = [(padded.name, *other.index, 0) for other in near]
-        graph[(name, *block.index, 0)] = (_blend_block, blocks, block, near, keys)
+        keys = {
+            kind: [(f"{kind}-{name}", *other.index) for other in near] for kind in ("mean", "spare")
+        }
+        parts = [(padded.name, *other.index, 0) for other in near]
+        here = (padded.name, *block.index, 0)
+        graph[(f"mean-{name}", *block.index)] = (core_mean, block, here)
+        graph[(f"spare-{name}", *block.index)] = (stand_in, block, near, keys["mean"])
+        task = (_blend_block, blocks, block, near, parts, keys["spare"])
+        graph[(name, *block.index, 0)] = task
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[padded])
     chunks = (*blocks.chunks, (padded.shape[-1],))
     return da.Array(layers, name, chunks, meta=np.empty((0,) * padded.ndim, np.float32))
@@ -350,9 +358,14 @@ def _run_chunk(
 
 
 def _blend_block(
-    blocks: BlockGrid, block: Block, near: list[Block], parts: list[NDArray[Any]]
+    blocks: BlockGrid,
+    block: Block,
+    near: list[Block],
+    parts: list[NDArray[Any]],
+    spares: list[NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    return blend_blocks(blocks, block, list(zip(near, parts, strict=True)))
+    values = [spare if np.isnan(p).any() else p for p, spare in zip(parts, spares, strict=True)]
+    return blend_blocks(blocks, block, list(zip(near, values, strict=True)))
 
 
 def _padded_lengths(blocks: BlockGrid, axis: int) -> tuple[int, ...]:

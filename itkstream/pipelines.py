@@ -24,7 +24,7 @@ import dask.array as da
 import numpy as np
 import zarr
 
-from itkstream.affine import prepare_local_affines
+from itkstream.affine import prepare_local_affines, split_local_affines
 from itkstream.block_kernels import AffineSettings, WarpSettings, affine_block, warp_block
 from itkstream.cluster import Resources, compute, store
 from itkstream.deform import prepare_coarse_field, prepare_displacement, prepare_fold_count
@@ -291,11 +291,14 @@ class _Run:
                 radii = self.radii
                 settings = self._affine_settings(radii)
                 lazy = prepare_local_affines(fixed, moving, affine, blocksize, settings)
-                local = compute(lazy, progress=self.reporter.blocks)
+                packed = compute(lazy, progress=self.reporter.blocks)
+                local, confidence = split_local_affines(packed, fixed.ndim)
                 found = piecewise_transform(fixed.grid, local, blocksize, affine.matrix)
             except ItkstreamError as error:
                 return self._dropped(facts, affine, str(error))
             facts["blocks"] = list(local.shape[: fixed.ndim])
+            facts["blocks_with_matches"] = int((confidence[..., 0] > 0).sum())
+            facts["median_confidence"] = float(np.median(confidence[..., -1]))
             quality = self._correlation(found)
             facts["local_correlation"] = quality
             if quality <= self.quality:
@@ -380,7 +383,7 @@ class _Run:
         reason = ""
         for radii in self.settings.radii:
             try:
-                estimate = affine_block(fixed, moving, self._affine_settings(radii))
+                estimate, _ = affine_block(fixed, moving, self._affine_settings(radii))
             except (InputError, RegistrationError) as error:
                 reason = reason or str(error)
                 continue

@@ -11,7 +11,7 @@ References
    236-243, :doi:`10.1007/978-3-540-45243-0_31`.
 .. [4] L. Moisan and B. Stival, "A probabilistic criterion to detect rigid point matches between
    two images and estimate the fundamental matrix", International Journal of Computer Vision 57
-   (2004) 201-218, :doi:`10.1023/B:VISI.0000013094.38752.c9`.
+   (2004) 201-218, :doi:`10.1023/B:VISI.0000013094.38752.54`.
 """
 
 from __future__ import annotations

@@ -250,7 +250,7 @@ class DisplacementField:
         if p.size == 0:
             return p.copy()
         near = self.crop_around(p)
-        index = np.moveaxis(near.grid.to_index(p), -1, 0)
+        index = near.grid.to_index(p).reshape(-1, self.ndim).T
         moves = [
             map_coordinates(
                 near.data[..., c],
@@ -262,7 +262,7 @@ class DisplacementField:
             )
             for c in range(self.ndim)
         ]
-        return p + np.stack(moves, axis=-1)
+        return p + np.stack(moves, axis=-1).reshape(p.shape)
 
 
 @dataclass(frozen=True, eq=False)

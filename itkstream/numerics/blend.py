@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from itkstream.errors import InputError, RegistrationError
+from itkstream.errors import InputError
 from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["blend_affines", "blend_blocks", "block_share", "fill_failed"]
+__all__ = [
+    "blend_affines",
+    "blend_blocks",
+    "block_share",
+    "core_mean",
+    "stand_in",
+]
 
 
 def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
@@ -84,13 +89,64 @@ def block_share(blocks: BlockGrid, block: Block, region: Slices) -> NDArray[np.f
     return share.astype(np.float32)
 
 
+def core_mean(block: Block, values: NDArray[Any]) -> NDArray[np.float32]:
+    """The mean vector of a block's result over its core.
+
+    Parameters
+    ----------
+    block : Block
+        The block.
+    values : ndarray, padded shape + (n,)
+        Its result.
+
+    Returns
+    -------
+    ndarray, (n,), float32
+        NaN where the result holds NaN: the block failed.
+    """
+    if np.isnan(values).any():
+        return np.full(values.shape[-1], np.nan, np.float32)
+    core = values[block.core_in_padded].reshape(-1, values.shape[-1])
+    return np.asarray(core.mean(axis=0, dtype=np.float64), np.float32)
+
+
+def stand_in(
+    block: Block, near: Sequence[Block], means: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The vector that stands for a failed block: the mean of the fitted blocks that touch it.
+
+    Parameters
+    ----------
+    block : Block
+        The failed one.
+    near : sequence of Block
+        Those that touch it; itself among them does no harm.
+    means : sequence of ndarray, (n,)
+        Their `core_mean`.
+
+    Returns
+    -------
+    ndarray, (n,), float32
+        Weighted by the inverse square of the distance in blocks; 0 where no fitted block touches
+        it, so that far from all of them the result fades to nothing.
+    """
+    total, weight = np.zeros(len(block.index)), 0.0
+    for other, mean in zip(near, means, strict=True):
+        squared = sum((i - j) ** 2 for i, j in zip(block.index, other.index, strict=True))
+        if squared and not np.isnan(mean).any():
+            total += mean / squared
+            weight += 1.0 / squared
+    return np.asarray(total / max(weight, np.finfo(float).tiny), np.float32)
+
+
 def blend_blocks(
     blocks: BlockGrid, block: Block, parts: Sequence[tuple[Block, NDArray[Any]]]
 ) -> NDArray[np.float32]:
-    """Blend the padded results of a block and its neighbours over the block's core.
+    """Blend the results of a block and its neighbours over the block's core.
 
-    Parts that hold NaN (failed blocks) leave their share to the others; voxels no part reaches
-    continue their surroundings smoothly.
+    Fitted blocks share their voxels as a partition of unity. A failed block is a single vector,
+    its `stand_in`; it gives way wherever fitted blocks hold half of the share or more, so that it
+    takes nothing from a fitted neighbour.
 
     Parameters
     ----------
@@ -99,76 +155,34 @@ def blend_blocks(
     block : Block
         The one whose core is wanted.
     parts : sequence of (Block, ndarray)
-        Neighbours and the vectors on their padded regions, shape padded + (n,).
+        Neighbours and the vectors on their padded regions, shape padded + (n,); of failed ones
+        the vector that stands for them, shape (n,).
 
     Returns
     -------
     ndarray, core shape + (n,), float32
-        The weighted mean; 0 where all parts failed.
+        Continuous across blocks, whichever failed.
     """
-    core = block.core
-    total = np.zeros((*block.core_shape, len(core)), np.float32)
+    total = np.zeros((*block.core_shape, len(block.core)), np.float32)
+    spare = np.zeros_like(total)
     weight = np.zeros(block.core_shape, np.float32)
     for other, values in parts:
         both = tuple(
             slice(max(c.start, p.start), min(c.stop, p.stop))
-            for c, p in zip(core, other.padded, strict=True)
+            for c, p in zip(block.core, other.padded, strict=True)
         )
         if any(s.stop <= s.start for s in both):
             continue
-        piece = values[_relative(both, other.padded)]
-        if np.isnan(piece).any():
-            continue
         share = block_share(blocks, other, both)
-        here = _relative(both, core)
-        total[here] += share[..., None] * piece
-        weight[here] += share
-    return _normalise(total, weight, blocks.overlap)
-
-
-def fill_failed(
-    matrices: NDArray[np.float64], blocks: BlockGrid, grid: Grid
-) -> NDArray[np.float64]:
-    """Give failed blocks an affine drawn from the blocks around them.
-
-    A failed block takes the mean of the fitted blocks nearest to it (up to twice the least
-    distance), weighted by the inverse square of the distance in physical units. Only fitted
-    blocks count, so the result does not depend on the order of filling.
-
-    Parameters
-    ----------
-    matrices : ndarray, blocks.numblocks + (n + 1, n + 1)
-        Affines, NaN where a block failed.
-    blocks : BlockGrid
-        The blocks.
-    grid : Grid
-        The image's lattice.
-
-    Returns
-    -------
-    ndarray
-        A copy without NaN.
-
-    Raises
-    ------
-    RegistrationError
-        Where every block failed.
-    """
-    n = grid.ndim
-    flat = np.array(matrices, np.float64).reshape(-1, n + 1, n + 1)
-    fitted = np.isfinite(flat).all(axis=(1, 2))
-    if not fitted.any():
-        raise RegistrationError(
-            f"all {len(flat)} blocks failed to find an affine: use larger blocks, a lower "
-            "match_threshold, or radii that fit the nuclei"
-        )
-    centres = grid.to_physical(blocks.centres()).reshape(-1, n)
-    known, places = flat[fitted], centres[fitted]
-    for b in np.flatnonzero(~fitted):
-        distance = np.linalg.norm(places - centres[b], axis=1)
-        near = distance <= 2 * distance.min()
-        flat[b] = np.average(known[near], axis=0, weights=1.0 / distance[near] ** 2)
-    return flat.reshape(np.shape(matrices))
+        here = _relative(both, block.core)
+        if values.ndim == 1:
+            spare[here] += share[..., None] * values
+        else:
+            total[here] += share[..., None] * values[_relative(both, other.padded)]
+            weight[here] += share
+    if all(values.ndim > 1 for _, values in parts):
+        return total
+    return _filled(total, spare, weight)
 
 
 def _relative(region: Slices, frame: Slices) -> Slices:
@@ -177,23 +191,18 @@ def _relative(region: Slices, frame: Slices) -> Slices:
     )
 
 
-def _normalise(
-    total: NDArray[np.float32], weight: NDArray[np.float32], overlap: tuple[int, ...]
+def _filled(
+    total: NDArray[np.float32], spare: NDArray[np.float32], weight: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    known = weight > 0
-    if not known.any():
-        return np.zeros_like(total)
-    # Where every block has its part the weights sum to 1 up to rounding: leave those bits alone.
-    short = known & (np.abs(weight - 1.0) > 1e-5)
-    total[short] /= weight[short][:, None]
-    if known.all():
-        return total
-    nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    spread = total[tuple(nearest)]
-    sigma = (*(max(1.0, float(o)) for o in overlap), 0.0)
-    smooth = gaussian_filter(spread, sigma, mode="nearest")
-    total[~known] = smooth[~known]
-    return total
+    """Pass from the fitted part, `total / weight`, to the stand-ins, `spare / (1 - weight)`."""
+    w = weight[..., None]
+    tiny = np.finfo(np.float32).tiny
+    t = np.minimum(2 * w, 1)
+    trust = t * t * (3 - 2 * t)
+    fitted = total / np.maximum(w, tiny)
+    # Where the fitted blocks have all, 1 - weight is nothing but rounding.
+    stood_in = np.where(trust < 1, spare / np.maximum(1 - w, tiny), 0)
+    return np.asarray(trust * fitted + (1 - trust) * stood_in, np.float32)
 
 
 def _lift(moves: NDArray[np.float64], n: int) -> NDArray[np.float64]:

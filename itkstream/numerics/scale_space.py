@@ -32,6 +32,8 @@ _LEAST_SIGMA_VOX = 1.25
 # Fewer voxels than this along an axis hold no blob away from its borders.
 _LEAST_LENGTH = 16
 
+_ENDS = (slice(None, -2), slice(2, None))
+
 
 @dataclass(frozen=True, eq=False)
 class Level:
@@ -183,20 +185,20 @@ def laplacian(level: Level) -> NDArray[np.float32]:
     out = np.zeros_like(data)
     if min(data.shape) < 3:
         return out
+    weights = [
+        np.float32(v / h**2) for v, h in zip(level.variance, level.grid.spacing, strict=True)
+    ]
     inside = (slice(1, -1),) * (data.ndim - 1)
-    weights = [v / h**2 for v, h in zip(level.variance, level.grid.spacing, strict=True)]
 
     def slab(start: int, stop: int) -> None:
-        planes = (slice(start + 1, stop + 1), *inside)
-        here = data[planes]
-        total = np.float32(2 * sum(weights)) * here
-        for axis, weight in enumerate(weights):
-            for step in (-1, 1):
-                cut = planes[axis]
-                end = (cut.stop if axis == 0 else data.shape[axis] - 1) + step
-                near = (*planes[:axis], slice(cut.start + step, end), *planes[axis + 1 :])
-                total -= np.float32(weight) * data[near]
-        out[planes] = total
+        # Plane by plane: what is read again for the next axis is still in the cache.
+        for k in range(start + 1, stop + 1):
+            total = 2 * sum(weights) * data[k][inside]
+            total -= weights[0] * (data[k - 1][inside] + data[k + 1][inside])
+            for axis, weight in enumerate(weights[1:]):
+                before, after = ((*inside[:axis], s, *inside[axis + 1 :]) for s in _ENDS)
+                total -= weight * (data[k][before] + data[k][after])
+            out[k][inside] = total
 
     over_slabs(slab, data.shape[0] - 2)
     return out

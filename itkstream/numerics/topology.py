@@ -67,7 +67,7 @@ def repair_folds(
         Voxels whose Jacobian determinant (`fields.jacobian_determinant`) is at or below this
         count as folded; at least 0 and below 1.
     max_iterations : int
-        Bound on the rounds; 40 reach a width of 4,000 voxels.
+        Bound on the rounds; the width ends at a quarter of the longest axis.
 
     Returns
     -------
@@ -93,8 +93,9 @@ def repair_folds(
     field = np.array(displacement, np.float32) if before else np.asarray(displacement, np.float32)
     rounds = 0
     while after and rounds < max_iterations:
-        for box in _boxes(folded, GROWTH**rounds):
-            _smooth_box(field, folded, box, GROWTH**rounds)
+        sigma = min(GROWTH**rounds, max(grid.shape) / 4)
+        for box in _boxes(folded, sigma):
+            _smooth_box(field, folded, box, sigma)
         folded = jacobian_determinant(field, grid) <= minimum
         after = int(folded.sum())
         rounds += 1
