@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from itkstream.block_kernels import deform_block
-from itkstream.errors import RegistrationError
+from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
@@ -43,15 +42,6 @@ logger = logging.getLogger(__name__)
 
 # Planes are read in slabs of about this many voxels: 256 MB of float32 while they are averaged.
 _SLAB_VOXELS = 64_000_000
-_PER_LEVEL = (
-    "cc_radius",
-    "gradient_smoothing",
-    "field_smoothing",
-    "iterations",
-    "shrink_factors",
-    "smooth_sigmas",
-    "node_stride",
-)
 
 
 @dataclass(frozen=True)
@@ -148,19 +138,28 @@ def plan_levels(grid: Grid, settings: DescentSettings, voxels: float) -> LevelPl
     -------
     LevelPlan
         Levels for both.
+
+    Raises
+    ------
+    InputError
+        For less than one voxel.
     """
+    if not voxels >= 1:
+        raise InputError(
+            f"coarse_voxels must be at least 1, or 0 for blocks that start alone; got {voxels}"
+        )
     shrinks = [int(f) for f in np.ravel(settings.shrink_factors)]
     fitting = [f for f in shrinks[:-1] if _shrunk(grid, f, settings).size <= voxels]
     if fitting:
         count, factor = len(fitting), fitting[-1]
-        coarse = _levels(settings, slice(count), factor)
-        return LevelPlan(
-            _per_axis(grid, factor, settings), coarse, _levels(settings, slice(count, None))
-        )
+        coarse = _relative(settings.select(slice(count)), factor)
+        fine = settings.select(slice(count, None))
+        return LevelPlan(_per_axis(grid, factor, settings), coarse, fine)
     factor = 2 * shrinks[0]
     while _shrunk(grid, factor, settings).size > voxels:
         factor *= 2
-    coarse = _levels(settings, slice(1), shrinks[0]).scaled(factor / shrinks[0])
+    first = _relative(settings.select(slice(1)), shrinks[0])
+    coarse = first.scaled(factor / shrinks[0])
     return LevelPlan(_per_axis(grid, factor, settings), coarse, settings)
 
 
@@ -237,8 +236,7 @@ def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, 
     return tuple(max(1, round(c / h)) for c, h in zip(coarse, moving.spacing, strict=True))
 
 
-def _levels(settings: DescentSettings, which: slice, factor: int = 1) -> DescentSettings:
-    """Some of the levels, relative to an image that is shrunk already."""
-    kept: dict[str, Any] = {name: tuple(getattr(settings, name))[which] for name in _PER_LEVEL}
-    kept["shrink_factors"] = tuple(max(1, round(f / factor)) for f in kept["shrink_factors"])
-    return replace(settings, **kept)
+def _relative(settings: DescentSettings, factor: int) -> DescentSettings:
+    """The levels as an image that is shrunk by `factor` already has them."""
+    shrinks = np.ravel(settings.shrink_factors)
+    return replace(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))

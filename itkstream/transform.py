@@ -253,6 +253,7 @@ def prepare_apply_position_field(
     blocksize: Sequence[int],
     transpose: Sequence[bool] = (False, False, False),
     *,
+    factors: Sequence[int] | None = None,
     order: int = 1,
     interpolator: str | None = None,
     engine: str | None = None,
@@ -277,6 +278,9 @@ def prepare_apply_position_field(
     transpose : three bools
         Whether the stored axes of fix, mov and transform are reversed; for the latter the
         components are as well.
+    factors : sequence of int, optional
+        Fixed voxels per voxel of a coarse field, x first. Default what the shapes tell; a field
+        of very few voxels does not tell it.
     order, interpolator, engine, background, dtype
         As in `apply_global_affine`.
 
@@ -296,8 +300,8 @@ def prepare_apply_position_field(
         return prepare_apply_transform(fixed, moving, transform, blocksize, settings)
     field = _as_field(transform, fixed.ndim, transpose[2])
     blocks = block_grid(fixed.shape, blocksize, 0)
-    factors = _field_factors(tuple(field.shape), fixed.shape)
-    halo = None if max(factors) == 1 else Halo(factors, _COARSE_HALO_VOX)
+    by = _field_factors(tuple(field.shape), fixed.shape, factors)
+    halo = None if max(by) == 1 else Halo(by, _COARSE_HALO_VOX)
     shared = {
         "moving": moving,
         "cut": _FieldCut(blocks, fixed.grid, halo),
@@ -377,20 +381,29 @@ def _as_field(field: Any, ndim: int, transpose: bool) -> ArraySource:
         )
     if len(field.shape) != ndim + 1 or field.shape[-1] != ndim:
         raise InputError(
-            f"a position field of a {ndim}-D image has {ndim} axes and {ndim} components; got "
-            f"shape {tuple(field.shape)}"
+            f"a position field of a {ndim}-D image has {ndim + 1} axes, of which the last holds "
+            f"{ndim} components; got shape {tuple(field.shape)}"
         )
     return reversed_axes(field, ndim) if transpose else field
 
 
-def _field_factors(field: tuple[int, ...], fixed: tuple[int, ...]) -> tuple[int, ...]:
-    factors = tuple(max(1, round(n / m)) for n, m in zip(fixed, field[:-1], strict=True))
-    if tuple(-(-n // f) for n, f in zip(fixed, factors, strict=True)) != field[:-1]:
+def _field_factors(
+    field: tuple[int, ...], fixed: tuple[int, ...], given: Sequence[int] | None
+) -> tuple[int, ...]:
+    fitting = [
+        {f for f in range(-(-n // m), n + 1) if -(-n // f) == m}
+        for n, m in zip(fixed, field[:-1], strict=True)
+    ]
+    if given is not None:
+        fitting = [{int(f)} & fits for f, fits in zip(given, fitting, strict=True)]
+    if not all(fitting):
         raise InputError(
             f"a position field of shape {field} does not fit a fixed image of shape {fixed}: "
             "expected the same shape, or ceil(shape / factor) for whole factors"
         )
-    return factors
+    # Several factors may give one shape; most fields are coarser by the same one on every axis.
+    common = set.intersection(*fitting)
+    return tuple(min(common or fits) for fits in fitting)
 
 
 def _reversed_matrices(matrices: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:

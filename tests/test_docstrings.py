@@ -20,9 +20,7 @@ def public_names():
         home = import_module(module.name)
         for name in getattr(home, "__all__", ()):
             thing = getattr(home, name)
-            if getattr(thing, "__module__", None) != module.name or isinstance(
-                thing, click.Command
-            ):
+            if getattr(thing, "__module__", None) != module.name:
                 continue
             if inspect.isfunction(thing):
                 yield f"{module.name}.{name}"

@@ -1,0 +1,27 @@
+"""Synthetic two-round images of nuclei whose true transform is known in closed form.
+
+A tissue of textured ellipsoids is a continuous function of position in fixed space. The fixed
+image samples that function at its voxel centres; the moving image samples the same function at
+the exact inverse of the true map, so neither is an interpolation of the other. Both then pass
+through a microscope of their own: blur, uneven light, background and noise.
+"""
+
+from itkstream.phantoms.pair import (
+    PhantomPair,
+    TargetError,
+    make_pair,
+    target_registration_error,
+)
+from itkstream.phantoms.settings import Motion, PhantomSettings, tutorial_settings
+from itkstream.phantoms.truth import SyntheticTransform
+
+__all__ = [
+    "Motion",
+    "PhantomPair",
+    "PhantomSettings",
+    "SyntheticTransform",
+    "TargetError",
+    "make_pair",
+    "target_registration_error",
+    "tutorial_settings",
+]

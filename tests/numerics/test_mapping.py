@@ -1,0 +1,131 @@
+"""A transform reduced to displacement and affine maps the voxels as the transform does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    BlockGrid,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    PiecewiseAffine,
+)
+from itkstream.numerics.fields import to_positions
+from itkstream.numerics.mapping import GridMap, map_on
+
+Make = Callable[..., CompositeTransform]
+MakeGrid = Callable[..., Grid]
+
+
+def mapped(mapping: GridMap) -> np.ndarray:
+    still = np.zeros((*mapping.grid.shape, mapping.grid.ndim), np.float32)
+    moves = still if mapping.displacement is None else mapping.displacement
+    return to_positions(moves, mapping.grid, mapping.affine)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_composites_map_as_points(odd_grid: MakeGrid, smooth_transform: Make, ndim: int) -> None:
+    grid = odd_grid(1, ndim)
+    one, two = smooth_transform(grid, 1), smooth_transform(grid, 2, 4)
+    nested = CompositeTransform((one, CompositeTransform((two, one.transforms[1]))))
+    for transform in (one.transforms[0], one.transforms[1], one, nested):
+        # float32 vectors of a few micrometers.
+        np.testing.assert_allclose(
+            mapped(map_on(transform, grid)), transform.apply(grid.positions()), atol=1e-5
+        )
+
+
+def test_local_affines_come_first(odd_grid: MakeGrid, smooth_transform: Make) -> None:
+    grid = odd_grid(2)
+    blocks = BlockGrid(grid.shape, (7, 6, 8), (1, 1, 2))
+    rng = np.random.default_rng(0)
+    matrices = np.tile(np.eye(4), (*blocks.numblocks, 1, 1))
+    matrices[..., :3, :] += rng.normal(0, 0.01, matrices[..., :3, :].shape)
+    local = PiecewiseAffine(matrices, blocks, grid)
+    chain = CompositeTransform((local, *smooth_transform(grid).transforms))
+    np.testing.assert_allclose(
+        mapped(map_on(chain, grid)), chain.apply(grid.positions()), atol=1e-5
+    )
+    with pytest.raises(InputError, match="local affines must be the first"):
+        map_on(CompositeTransform((chain.transforms[1], local)), grid)
+
+
+def test_a_part_of_the_grid_maps_as_in_the_whole(
+    odd_grid: MakeGrid, smooth_transform: Make
+) -> None:
+    grid = odd_grid(3)
+    transform = smooth_transform(grid)
+    box = (slice(3, 9), slice(5, 12), slice(0, 4))
+    np.testing.assert_allclose(
+        mapped(map_on(transform, grid.crop(box))), mapped(map_on(transform, grid))[box], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("affine_only", [False, True])
+def test_bounds_are_those_of_every_voxel(
+    odd_grid: MakeGrid, smooth_transform: Make, ndim: int, affine_only: bool
+) -> None:
+    grid, moving = odd_grid(4, ndim), odd_grid(5, ndim)
+    transform = smooth_transform(grid)
+    mapping = map_on(transform.transforms[1] if affine_only else transform, grid)
+    index = moving.to_index(mapped(mapping)).reshape(-1, ndim)
+    wanted = [index.min(0), index.max(0)]
+    np.testing.assert_allclose(mapping.bounds(moving), wanted, atol=1e-4)
+
+
+def test_a_bulge_in_the_middle_counts() -> None:
+    # The corners alone stay where they are.
+    grid = Grid((9, 9), (1, 1))
+    u = np.zeros((9, 9, 2), np.float32)
+    u[4, 4] = (20, -30)
+    mapping = GridMap(grid, np.eye(3), u)
+    np.testing.assert_array_equal(mapping.bounds(grid), [[0, -26], [24, 8]])
+    assert mapping.crop_of(Grid((50, 50), (1, 1))) == (slice(0, 26), slice(0, 10))
+
+
+def test_crops_hold_all_that_interpolation_reads() -> None:
+    grid, moving = Grid((4, 4), (1, 1)), Grid((100, 100), (1, 1))
+    shift = np.array([[1.0, 0, 20.5], [0, 1, 30], [0, 0, 1]])
+    mapping = GridMap(grid, shift)
+    assert mapping.crop_of(moving) == (slice(19, 26), slice(29, 35))
+    assert mapping.crop_of(moving, 5) == (slice(14, 31), slice(24, 40))
+
+
+@pytest.mark.parametrize(
+    ("shift", "empty"), [(-3.6, True), (-3.4, False), (9.4, False), (9.5, True)]
+)
+def test_a_map_beside_the_image_has_no_crop(shift: float, empty: bool) -> None:
+    mapping = GridMap(Grid((4, 4), (1, 1)), np.array([[1, 0, shift], [0, 1, 0], [0, 0, 1]]))
+    assert (mapping.crop_of(Grid((10, 10), (1, 1))) is None) == empty
+
+
+def test_refuses_what_cannot_act(odd_grid: MakeGrid, smooth_transform: Make) -> None:
+    grid = odd_grid(6)
+    with pytest.raises(InputError, match="2-D transform cannot act on a 3-D image"):
+        map_on(AffineTransform(np.eye(3)), grid)
+    field = np.zeros((*grid.shape, 3))
+    field[2, 2, 2] = np.nan
+    with pytest.raises(InputError, match="NaN: is the field finite"):
+        map_on(DisplacementField(field, grid), grid).crop_of(grid)
+    elsewhere = replace(grid, unit="millimeter")
+    with pytest.raises(InputError, match="in millimeter cannot act on an image in micrometer"):
+        map_on(DisplacementField(np.zeros((*grid.shape, 3)), elsewhere), grid)
+    with pytest.raises(InputError, match="cannot evaluate a Strange"):
+        map_on(Strange(), grid)
+
+
+class Strange:
+    """A transform this package knows nothing of."""
+
+    ndim = 3
+
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        return points
