@@ -19,6 +19,7 @@ from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, T
 from itkstream.lazy import Result, map_blocks
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
+    ConsistencySettings,
     Evidence,
     evidence_of,
     evidence_size,
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 # What a block tries when it has too few matches for an affine, with the least inliers of each.
 _FALLBACKS: tuple[tuple[Model, int], ...] = (("rigid", 6), ("translation", 4))
+
+# A block contradicts its neighbours where it is further from what they predict than a match may be
+# from its affine, this many times: 5 µm at the default threshold, see `ConsistencySettings`.
+_CONTRADICTION = 2.5
 
 
 def ransac_affine(
@@ -232,6 +237,7 @@ def prepare_local_affines(
         _common if common else _each,
         blocks=blocks,
         grid=fixed.grid,
+        settings=ConsistencySettings(scale_um=_CONTRADICTION * settings.ransac.threshold_um),
         chunks=(*found.chunks[:-1], (size + len(CONFIDENCE_COLUMNS),)),
         meta=np.empty((0,) * found.ndim),
     )
@@ -334,17 +340,21 @@ def _aligned_part(grid: Grid, moving: Image, initial: Transform | None) -> Image
     return moving[crop]
 
 
-def _each(rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid) -> NDArray[np.float64]:
+def _each(
+    rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid, settings: ConsistencySettings
+) -> NDArray[np.float64]:
     """Every block's own affine and confidence."""
     size = (grid.ndim + 1) ** 2
     evidence = Evidence.unpacked(rows[..., size:], grid.ndim)
-    return np.concatenate([rows[..., :size], own_confidence(evidence)], axis=-1)
+    return np.concatenate([rows[..., :size], own_confidence(evidence, settings)], axis=-1)
 
 
-def _common(rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid) -> NDArray[np.float64]:
+def _common(
+    rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid, settings: ConsistencySettings
+) -> NDArray[np.float64]:
     """The affines of all blocks, found together, and their confidence."""
     size = (grid.ndim + 1) ** 2
     evidence = Evidence.unpacked(rows[..., size:], grid.ndim)
-    matrices, confidence = solve_consistent(evidence, blocks, grid)
+    matrices, confidence = solve_consistent(evidence, blocks, grid, settings)
     flat = matrices.reshape((*rows.shape[:-1], size))
     return np.concatenate([flat, confidence], axis=-1)

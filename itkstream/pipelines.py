@@ -47,7 +47,7 @@ from itkstream.io.ngff_transforms import (
     read_transform,
     stored_axes,
 )
-from itkstream.io.outputs import claim_folder, write_text
+from itkstream.io.outputs import check_folder, claim_folder, write_text
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, DescentSettings
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 # Enough agreeing matches that no other radii need be tried.
 _PLENTY_OF_INLIERS = 200
 _EXPORT_POINTS = 200
+_REPORT = "registration.json"
 
 
 class Reporter(Protocol):
@@ -223,15 +224,17 @@ def register(
         Where no affine was found.
     """
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
-    folder = claim_folder(Path(out), "registration.json", overwrite)
+    claim = (Path(out), _REPORT, overwrite)
+    check_folder(*claim)
     run = _Run(pair, settings or RegisterSettings(), resources or Resources(), reporter)
     affine = run.find_affine()
     start = run.find_local_affines(affine)
+    folder = claim_folder(*claim)
     transform = run.find_deformation(start, affine, folder / "transform.ome.zarr")
     aligned = run.align(transform, folder / "aligned.ome.zarr")
     run.export(transform, affine, folder / "itk")
     report = run.report()
-    write_text(folder / "registration.json", json.dumps(report, indent=2) + "\n")
+    write_text(folder / _REPORT, json.dumps(report, indent=2) + "\n")
     return Registration(folder, transform, aligned, report)
 
 

@@ -189,6 +189,9 @@ class _Vectors:
         components = key[n] if len(key) > n else slice(None)
         return np.ascontiguousarray(moved[..., components])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
+
 
 def _reordered(matrix: NDArray[np.float64], order: Sequence[int]) -> NDArray[np.float64]:
     """A homogeneous matrix with its coordinates in another order."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from itkstream.errors import ExistingOutputError
 from itkstream.io.zarr_arrays import is_zarr_array, zarr_attributes
 
-__all__ = ["claim_file", "claim_folder", "claim_store", "write_text"]
+__all__ = ["check_folder", "claim_file", "claim_folder", "claim_store", "write_text"]
 
 _OME_KEYS = {"ome", "multiscales"}
 
@@ -47,6 +47,43 @@ def claim_store(folder: Path, overwrite: bool) -> None:
     shutil.rmtree(folder)
 
 
+def check_folder(folder: Path, proof: str, overwrite: bool) -> Path:
+    """See whether a folder may take the results of one run; change nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        New, or empty.
+    proof : str
+        A file that shows an earlier run of the same kind, whose results may be replaced.
+    overwrite : bool
+        Whether to replace them.
+
+    Returns
+    -------
+    Path
+        The folder, absolute.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where the folder holds something that may not be replaced.
+    """
+    target = folder.expanduser().absolute()
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return target
+    if not (target / proof).is_file():
+        raise ExistingOutputError(
+            f"{target} holds something other than an earlier run (there is no {proof} in it), "
+            "so it is never replaced; choose another folder"
+        )
+    if not overwrite:
+        raise ExistingOutputError(
+            f"{target} holds an earlier run; choose another folder or ask to overwrite it"
+        )
+    return target
+
+
 def claim_folder(folder: Path, proof: str, overwrite: bool) -> Path:
     """Make a folder for the results of one run.
 
@@ -69,19 +106,10 @@ def claim_folder(folder: Path, proof: str, overwrite: bool) -> Path:
     ExistingOutputError
         Where the folder holds something that may not be replaced.
     """
-    target = folder.expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if not (target / proof).is_file():
-            raise ExistingOutputError(
-                f"{target} holds something other than an earlier run (there is no {proof} in it), "
-                "so it is never replaced; choose another folder"
-            )
-        if not overwrite:
-            raise ExistingOutputError(
-                f"{target} holds an earlier run; choose another folder or ask to overwrite it"
-            )
+    target = check_folder(folder, proof, overwrite)
+    if target.exists():
         shutil.rmtree(target)
-    target.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True)
     return target
 
 

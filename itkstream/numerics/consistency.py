@@ -1,35 +1,35 @@
 """Affines of all blocks at once, each drawn by its own matches and by its neighbours.
 
-A block with many matches is fitted to them. Where evidence thins out, the fit gives way step by
-step: strain is held back first, then rotation, and a block without any match continues its
-neighbours. A block whose matches contradict all its neighbours loses its say.
+A block with many matches is fitted to them. Where evidence thins out, the fit leans on what the
+neighbours say; a block without any match continues them, and where no neighbour has any either,
+strain fades out first, then rotation. A block whose matches contradict all its neighbours loses
+its say.
 
-The unknowns of block b are the coefficients of the displacement ``t_b + G_b (p - centre_b)``. The
-sum that is least, in squared micrometers,
+The unknowns of block b are the coefficients of the displacement ``u_b(p) = t_b + G_b (p - c_b)``
+about its centre c_b. The sum that is least, in squared micrometers, is
 
-    sum_b w_b sum_i |t_b + G_b x_i - d_i|²                    over the matches (x_i, d_i) of b
-    + tie sum_(b, c) mean_y |displacement_b(y) - displacement_c(y)|²   over shared faces, y on it
-    + sum_b h_b² (strain |sym G_b|² + rotation |skew G_b|²)            h_b half the block's size
+    sum_b w_b sum_i |u_b(p_i) - d_i|²              over the matches of b, point p_i moved by d_i
+    + tie sum_(b, c) mean_p |u_b(p) - u_c(p)|²     over neighbours, p in the cores of both
+    + sum_b mean_p strain |sym(G_b) (p - c_b)|² + rotation |skew(G_b) (p - c_b)|²  p in the core
 
-is quadratic but for the weights w_b, which follow Geman and McClure: ``1 / (1 + (e_b / s)²)²`` for
-a block whose own fit is e_b away from the common one.
+so a tie counts like that many matches, and one affine for all blocks costs nothing but the weak
+last term. The weights w_b are Tukey's biweight of how far the own fit of a block is from what its
+neighbours predict without it: the distance from the common solution would not do, since a wrong
+block with hundreds of matches bends the common solution to itself.
 
 References
 ----------
-S. Geman and D. McClure, "Statistical methods for tomographic image reconstruction", Bulletin of
-the International Statistical Institute 52 (1987) 5-21.
+A. Beaton and J. Tukey, "The fitting of power series, meaning polynomials, illustrated on
+band-spectroscopic data", Technometrics 16 (1974) 147-185, :doi:`10.1080/00401706.1974.10489171`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix, csr_matrix
-from scipy.sparse.linalg import cg
+from scipy.sparse import bsr_matrix
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import BlockGrid, Grid
@@ -49,9 +49,16 @@ Floats = NDArray[np.float64]
 CONFIDENCE_COLUMNS = ("matches", "residual", "disagreement", "confidence")
 """What the confidence map holds for each block; residual and disagreement in micrometers."""
 
-# Far fewer rounds settle the weights of the phantoms tried; more change nothing.
-_ROUNDS = 10
-_TOLERANCE = 1e-10
+# Blocks that differ more than this often from their neighbours than half of all blocks do are
+# wrong. On 18 point phantoms right blocks differed by at most 3.1 µm (median 0.2 to 1.0), blocks
+# shifted by 10 µm by at least 5.0.
+_OUTLYING = 5.0
+# The weights are halved towards their new values for some rounds, lest two blocks that contradict
+# each other swap places for ever, and then take them, so that a wrong block's say is really none.
+_CAUTIOUS_ROUNDS = 7
+_LAST_ROUNDS = 3
+_TOLERANCE = 1e-9
+_MOST_STEPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -65,18 +72,30 @@ class ConsistencySettings:
     strain, rotation : float
         Matches that the absence of strain, and of rotation, counts for.
     scale_um : float
-        Disagreement with the neighbours at which a block has lost three quarters of its say.
+        Disagreement with the neighbours at which a block has lost all its say, unless most blocks
+        disagree nearly as much.
 
     Raises
     ------
     InputError
         For a value that is not positive.
+
+    Notes
+    -----
+    The defaults were chosen on point phantoms of 6 x 5 x 4 blocks of 100 µm: smooth displacements
+    of 5, 8 and 10 µm (root mean square) and Gaussian scale 150, 300 and 600 µm, 0 to 500 matches a
+    block of 0.5 to 1 µm noise, up to 60 % of the blocks empty, up to 10 % shifted by 10 µm. Error
+    of the blended map over that of the best settings of each case, geometric mean of 18 cases:
+    tie 1 and 2: 1.12; other ties from 1/8 to 4 are worse. The rougher the displacement, the
+    weaker the best tie (1/4 at 150 µm, 4 at 600 µm). Strain and rotation between 0.03 and 0.4
+    change the error by less than 2 %, and so does their acting on the deviation from one affine
+    common to all blocks instead.
     """
 
-    tie: float = 4.0
-    strain: float = 2.0
-    rotation: float = 0.5
-    scale_um: float = 4.0
+    tie: float = 1.0
+    strain: float = 0.4
+    rotation: float = 0.1
+    scale_um: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("tie", "strain", "rotation", "scale_um"):
@@ -154,8 +173,11 @@ def evidence_of(points: Floats, targets: Floats, centre: Floats) -> Evidence:
     """
     homogeneous = np.concatenate([points - centre, np.ones((len(points), 1))], axis=1)
     moves = targets - points
+    # Products in fixed order, not by a matrix library: its bits depend on its threads.
     return Evidence(
-        homogeneous.T @ homogeneous, moves.T @ homogeneous, np.asarray((moves**2).sum())
+        np.einsum("ki,kj->ij", homogeneous, homogeneous),
+        np.einsum("ki,kj->ij", moves, homogeneous),
+        np.asarray(np.square(moves).sum()),
     )
 
 
@@ -183,7 +205,10 @@ def solve_consistent(
     matrices : ndarray, blocks.numblocks + (n + 1, n + 1)
         Fixed to aligned points.
     confidence : ndarray, blocks.numblocks + (4,)
-        See `CONFIDENCE_COLUMNS`; the last between 0 and 1. NaN where a block has no matches.
+        See `CONFIDENCE_COLUMNS`. Disagreement is the distance, at the block's matches, of its own
+        fit from what its neighbours predict. Confidence, between 0 and 1, is the say of its
+        matches against that of neighbours on all sides. Where a block has no matches, residual
+        and disagreement are NaN and confidence is 0.
 
     Raises
     ------
@@ -199,18 +224,20 @@ def solve_consistent(
             f"all {len(blocks)} blocks failed to find an affine: use larger blocks, a lower "
             "match_threshold, or radii that fit the nuclei"
         )
-    centres = grid.to_physical(blocks.centres()).reshape(-1, n)
-    held = _held(blocks, grid, centres, settings)
     own = _own_fits(flat)
+    cores = _Cores.of(blocks, grid)
+    held = _Held.of(cores, settings)
     weights = np.ones(len(blocks))
-    for _ in range(_ROUNDS):
-        solution = _solve(flat, held, weights)
-        apart = _distance(solution - own, flat)
-        weights = 1.0 / (1.0 + (np.nan_to_num(apart) / settings.scale_um) ** 2) ** 2
+    solution = np.zeros_like(own)
+    for caution in (0.5,) * _CAUTIOUS_ROUNDS + (0.0,) * _LAST_ROUNDS:
+        solution = _solve(flat, held, weights, solution)
+        apart = _distance(held.predict(solution) - own, flat)
+        weights = caution * weights + (1 - caution) * _say(apart, settings)
+    solution = _solve(flat, held, weights, solution)
     confidence = _confidence(flat, solution, apart, weights, settings)
     shape = blocks.numblocks
     return (
-        _as_matrices(solution, centres).reshape((*shape, n + 1, n + 1)),
+        _as_matrices(solution, cores.centres).reshape((*shape, n + 1, n + 1)),
         confidence.reshape((*shape, len(CONFIDENCE_COLUMNS))),
     )
 
@@ -270,7 +297,16 @@ def _distance(difference: Floats, evidence: Evidence) -> Floats:
     n = difference.shape[1]
     squared = np.einsum("bij,bjk,bik->b", difference, evidence.normal, difference)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.sqrt(squared / evidence.normal[:, n, n]))
+        return np.asarray(np.sqrt(np.maximum(squared, 0) / evidence.normal[:, n, n]))
+
+
+def _say(apart: Floats, settings: ConsistencySettings) -> Floats:
+    """Tukey's biweight of the blocks' disagreements; 1 where there is none to speak of."""
+    known = np.isfinite(apart)
+    if not known.any():
+        return np.ones(len(apart))
+    reach = max(settings.scale_um, _OUTLYING * float(np.median(apart[known])))
+    return np.asarray(np.maximum(1.0 - (np.where(known, apart, 0.0) / reach) ** 2, 0.0) ** 2)
 
 
 def _confidence(
@@ -294,82 +330,138 @@ def _confidence(
     return np.stack([matches, residual, apart, share], axis=1)
 
 
-def _held(
-    blocks: BlockGrid, grid: Grid, centres: Floats, settings: ConsistencySettings
-) -> csr_matrix:
-    """The quadratic form of ties and of strain and rotation, over all coefficients.
+@dataclass(frozen=True, eq=False)
+class _Cores:
+    """Where the cores of the blocks lie, and which of them share a face.
 
-    Coefficient (b, i, j) of component i has the place ``(b n + i) (n + 1) + j``.
+    `centres` is (b, n), `spread` (b, n, n) the covariance of a core's points; the blocks
+    ``below[k]`` and ``above[k]`` are neighbours.
     """
-    n = grid.ndim
-    values, rows, columns = [], [], []
 
-    def add(places: NDArray[np.intp], form: Floats) -> None:
-        rows.append(np.repeat(places, len(places)))
-        columns.append(np.tile(places, len(places)))
-        values.append(form.ravel())
+    centres: Floats
+    spread: Floats
+    below: NDArray[np.intp]
+    above: NDArray[np.intp]
 
-    for b, c, faces in _faces(blocks, grid):
-        for i in range(n):
-            places = np.concatenate([_places(k, i, n) for k in (b, c)])
-            here, there = (_homogeneous(faces - centres[k]) for k in (b, c))
-            gap = np.concatenate([here, -there], axis=1)
-            add(places, settings.tie / len(faces) * gap.T @ gap)
+    @classmethod
+    def of(cls, blocks: BlockGrid, grid: Grid) -> _Cores:
+        n = grid.ndim
+        shapes = np.stack(np.meshgrid(*blocks.chunks, indexing="ij"), axis=-1).reshape(-1, n)
+        variance = (shapes * np.asarray(grid.spacing)) ** 2 / 12
+        turn = np.asarray(grid.direction)
+        number = np.arange(len(blocks)).reshape(blocks.numblocks)
+        below = [np.delete(number, -1, axis).ravel() for axis in range(n)]
+        above = [np.delete(number, 0, axis).ravel() for axis in range(n)]
+        return cls(
+            grid.to_physical(blocks.centres()).reshape(-1, n),
+            np.einsum("ik,bk,jk->bij", turn, variance, turn),
+            np.concatenate(below),
+            np.concatenate(above),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """The quadratic form of ties and stiffness over all coefficients, and its diagonal blocks.
+
+    Coefficient (i, j) of block b has the place ``(b n + i) (n + 1) + j``.
+    """
+
+    form: bsr_matrix
+    diagonal: Floats
+
+    @classmethod
+    def of(cls, cores: _Cores, settings: ConsistencySettings) -> _Held:
+        """With A_c = A_b + D, the mean of |D [x, 1]|² over a core is trace(D M D^T), M its moments."""
+        n = cores.centres.shape[1]
+        below, above = cores.below, cores.above
+        moments = np.zeros((len(cores.centres), n + 1, n + 1))
+        moments[:, :n, :n], moments[:, n, n] = cores.spread, 1
+        lower, upper = moments[below], moments[above]
+        apart = cores.centres[above] - cores.centres[below]
+        forth, back = _recentring(-apart), _recentring(apart)
+        own = np.zeros_like(moments)
+        np.add.at(own, below, lower + back @ upper @ back.transpose(0, 2, 1))
+        np.add.at(own, above, upper + forth @ lower @ forth.transpose(0, 2, 1))
+        across = -(lower @ forth.transpose(0, 2, 1) + back @ upper)
+        half = settings.tie / 2
+        diagonal = _each_component(half * own, n) + _stiffness(cores.spread, settings)
+        between = _each_component(half * across, n)
+        places = np.arange(len(moments))
+        rows = np.concatenate([places, below, above])
+        columns = np.concatenate([places, above, below])
+        blocks = np.concatenate([diagonal, between, between.transpose(0, 2, 1)])
+        order = np.lexsort((columns, rows))
+        starts = np.searchsorted(rows[order], np.arange(len(moments) + 1))
+        return cls(bsr_matrix((blocks[order], columns[order], starts)), diagonal)
+
+    def predict(self, solution: Floats) -> Floats:
+        """What the neighbours of each block say about it; NaN for a block that has none."""
+        if len(solution) == 1:
+            return np.full_like(solution, np.nan)
+        pull = (self.form @ solution.ravel()).reshape(len(solution), -1, 1)
+        return np.asarray(solution - np.linalg.solve(self.diagonal, pull).reshape(solution.shape))
+
+
+def _recentring(by: Floats) -> Floats:
+    """Matrices (b, n + 1, n + 1) that turn ``[x, 1]`` into ``[x + by, 1]``."""
+    n = by.shape[1]
+    out = np.broadcast_to(np.eye(n + 1), (len(by), n + 1, n + 1)).copy()
+    out[:, :n, n] = by
+    return out
+
+
+def _each_component(forms: Floats, n: int) -> Floats:
+    """Forms (b, k, k) of one component's coefficients, as (b, n k, n k) for all components."""
+    k = forms.shape[-1]
+    out = np.zeros((len(forms), n * k, n * k))
+    for i in range(n):
+        out[:, i * k : (i + 1) * k, i * k : (i + 1) * k] = forms
+    return out
+
+
+def _stiffness(spread: Floats, settings: ConsistencySettings) -> Floats:
+    """The form (b, n (n + 1), n (n + 1)) that holds strain and rotation back."""
+    n = spread.shape[-1]
     linear = np.array([i * (n + 1) + j for i in range(n) for j in range(n)])
-    stiff = _stiffness(n, settings)
-    for b, block in enumerate(blocks):
-        half = np.mean(np.asarray(block.core_shape) * grid.spacing) / 2
-        add(b * n * (n + 1) + linear, half**2 * stiff)
-    size = len(blocks) * n * (n + 1)
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return coo_matrix(entries, shape=(size, size)).tocsr()
+    swapped = np.eye(n * n).reshape(n, n, n, n).transpose(1, 0, 2, 3).reshape(n * n, n * n)
+    squares = np.einsum("ij,bkl->bikjl", np.eye(n), spread).reshape(-1, n * n, n * n)
+    out = np.zeros((len(spread), n * (n + 1), n * (n + 1)))
+    for sign, weight in ((1, settings.strain), (-1, settings.rotation)):
+        part = (np.eye(n * n) + sign * swapped) / 2
+        out[:, linear[:, None], linear] += weight * part @ squares @ part
+    return out
 
 
-def _stiffness(n: int, settings: ConsistencySettings) -> Floats:
-    """``strain |sym G|² + rotation |skew G|²`` as a form of the n² entries of G."""
-    identity = np.eye(n * n)
-    transposed = identity.reshape(n, n, n, n).transpose(1, 0, 2, 3).reshape(n * n, n * n)
-    symmetric, skew = (identity + transposed) / 2, (identity - transposed) / 2
-    return settings.strain * symmetric.T @ symmetric + settings.rotation * skew.T @ skew
-
-
-def _faces(blocks: BlockGrid, grid: Grid) -> Iterator[tuple[int, int, Floats]]:
-    """Pairs of neighbouring blocks and the corners of the face they share."""
-    for block in blocks:
-        for axis, count in enumerate(blocks.numblocks):
-            if block.index[axis] + 1 == count:
-                continue
-            other = tuple(i + (k == axis) for k, i in enumerate(block.index))
-            ends = [(s.start - 0.5, s.stop - 0.5) for s in block.core]
-            ends[axis] = (block.core[axis].stop - 0.5,) * 2
-            corners = np.unique(np.array(list(product(*ends))), axis=0)
-            b, c = (int(np.ravel_multi_index(i, blocks.numblocks)) for i in (block.index, other))
-            yield b, c, grid.to_physical(corners)
-
-
-def _places(block: int, component: int, n: int) -> NDArray[np.intp]:
-    return (block * n + component) * (n + 1) + np.arange(n + 1)
-
-
-def _homogeneous(x: Floats) -> Floats:
-    return np.concatenate([x, np.ones((len(x), 1))], axis=1)
-
-
-def _solve(evidence: Evidence, held: csr_matrix, weights: Floats) -> Floats:
-    n = evidence.cross.shape[1]
-    count = len(weights) * n
-    normal = np.repeat(evidence.normal * weights[:, None, None], n, axis=0)
-    start = np.arange(count)[:, None, None] * (n + 1)
-    rows = np.broadcast_to(start + np.arange(n + 1)[:, None], normal.shape)
-    columns = np.broadcast_to(start + np.arange(n + 1), normal.shape)
-    data = coo_matrix((normal.ravel(), (rows.ravel(), columns.ravel())), shape=held.shape)
-    system = (held + data).tocsr()
+def _solve(evidence: Evidence, held: _Held, weights: Floats, start: Floats) -> Floats:
+    """Conjugate gradients, preconditioned block by block."""
+    n = start.shape[1]
+    normal = _each_component(evidence.normal * weights[:, None, None], n)
+    places = np.arange(len(weights) + 1)
+    system = held.form + bsr_matrix((normal, places[:-1], places))
+    inverse = np.linalg.inv(held.diagonal + normal)
     wanted = (evidence.cross * weights[:, None, None]).ravel()
-    scale = csr_matrix((1.0 / system.diagonal(), (range(len(wanted)), range(len(wanted)))))
-    found, status = cg(system, wanted, rtol=_TOLERANCE, maxiter=50 * (n + 1) * count, M=scale)
-    if status:
-        raise RegistrationError("the common solution of the local affines did not converge")
-    return np.asarray(found.reshape(len(weights), n, n + 1))
+
+    def preconditioned(vector: Floats) -> Floats:
+        return np.einsum("bij,bj->bi", inverse, vector.reshape(len(weights), -1)).ravel()
+
+    # Sums, not the inner products of a matrix library: its bits depend on its threads.
+    solution = start.ravel().copy()
+    rest = wanted - system @ solution
+    step = better = preconditioned(rest)
+    size = (rest * better).sum()
+    enough = _TOLERANCE**2 * (wanted * preconditioned(wanted)).sum()
+    for _ in range(_MOST_STEPS):
+        if size <= enough:
+            return solution.reshape(start.shape)
+        turned = system @ step
+        length = size / (step * turned).sum()
+        solution += length * step
+        rest -= length * turned
+        better = preconditioned(rest)
+        before, size = size, (rest * better).sum()
+        step = better + size / before * step
+    raise RegistrationError("the common solution of the local affines did not converge")
 
 
 def _as_matrices(solution: Floats, centres: Floats) -> Floats:

@@ -1,0 +1,97 @@
+"""The command line as its users meet it: output, exit codes, no tracebacks."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import itkstream
+from itkstream.geometry import Grid
+from itkstream.io import write_n5
+from itkstream.phantoms import Motion, PhantomSettings, make_pair
+
+PAIR = ("register", "fix.n5/s0", "mov.n5/s0")
+
+
+def run(*words, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "itkstream", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    motion = Motion(rotation_deg=2, stretch=0.02, shear=0.01, shift=0.04, warp_um=2)
+    rounds = make_pair(PhantomSettings((96, 80, 56), (1.0, 1.0, 1.3), 4, motion=motion))
+    for name, image in (("fix.n5", rounds.fixed), ("mov.n5", rounds.moving)):
+        write_n5(folder / name, "s0", image.read(), image.grid, chunks=(48, 48, 48))
+    return folder
+
+
+def test_registers_two_containers(containers, tmp_path):
+    done = run(
+        "register",
+        containers / "fix.n5/s0",
+        containers / "mov.n5/s0",
+        "--out",
+        tmp_path / "out",
+        "--radii",
+        2,
+        6,
+        "--match-threshold",
+        0.5,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "local correlation" in done.stdout
+    for name in (
+        "registration.json",
+        "transform.ome.zarr/zarr.json",
+        "aligned.ome.zarr/zarr.json",
+        "itk/affine.tfm",
+        "itk/composite.h5",
+    ):
+        assert (tmp_path / "out" / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("register", "nowhere.n5/s0", "mov.n5/s0", "--out", "new"), "does not exist"),
+        (("register", "fix.n5/s1", "mov.n5/s0", "--out", "new"), "s0"),
+        ((*PAIR, "--out", "."), "never replaced"),
+        (
+            ("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--block", "7"),
+            "deform_blocksize",
+        ),
+        (("register", "fix.n5/s0", "mov.n5/s0"), "--out"),
+        (("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--workers", "0"), "workers"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, expected):
+    before = sorted(containers.rglob("*"))
+    done = run(*words, cwd=containers)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(containers.rglob("*")) == before
+
+
+def test_images_without_overlap_end_with_a_reason(containers, tmp_path):
+    noise = np.random.default_rng(0).integers(90, 110, (64, 64, 48)).astype(np.uint16)
+    write_n5(tmp_path / "noise.n5", "s0", noise, Grid(noise.shape, (1.0, 1.0, 1.3)))
+    done = run(
+        "register", containers / "fix.n5/s0", tmp_path / "noise.n5/s0", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 2
+    assert "no affine found" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_says_its_version():
+    assert itkstream.__version__ in run("--version").stdout
