@@ -270,6 +270,8 @@ def _workers(resources: Resources) -> Iterator[Client]:
         "ITKSTREAM_THREADS": str(threads),
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
     }
+    # It tells the command line of every process it starts, which is of no use to anybody here.
+    logging.getLogger("distributed.deploy").setLevel(logging.WARNING)
     with (
         SubprocessCluster(
             n_workers=workers,
