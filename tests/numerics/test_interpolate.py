@@ -162,5 +162,7 @@ def test_threads_do_not_change_a_bit(order: int) -> None:
 
 
 def test_refuses_other_orders() -> None:
-    with pytest.raises(InputError, match=r"order must be 0 \(nearest\) or 1 \(linear\) here; got 3"):
+    with pytest.raises(
+        InputError, match=r"order must be 0 \(nearest\) or 1 \(linear\) here; got 3"
+    ):
         warp(np.zeros((3, 3)), np.eye(2, 3), (3, 3), order=3)
