@@ -1,0 +1,94 @@
+"""What several tests share: a small phantom pair, odd grids, one image in every container."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import settings
+from scipy.spatial.transform import Rotation
+
+from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
+from itkstream.io import open_image, write_n5
+from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
+
+# The machine is shared: a slow example says nothing about the code.
+settings.register_profile("itkstream", deadline=None, max_examples=40)
+settings.load_profile("itkstream")
+
+CONTAINERS = ("numpy", "dask", "zarr", "n5")
+
+
+@pytest.fixture(scope="session")
+def pair() -> PhantomPair:
+    """64 x 56 x 48 voxels of nuclei, moved by a gentle affine and a smooth warp of 2 µm."""
+    motion = Motion(rotation_deg=2, stretch=0.02, shear=0.01, shift=0.03, warp_um=2)
+    return make_pair(
+        PhantomSettings((64, 56, 48), (1.0, 1.0, 1.2), 3, radii_um=(2.5, 5.0), motion=motion)
+    )
+
+
+@pytest.fixture(scope="session")
+def odd_grid() -> Callable[..., Grid]:
+    """Anisotropic, rotated, away from the origin; the axes in any order."""
+
+    def make(
+        seed: int = 0, ndim: int = 3, axes: tuple[str, ...] = (), shape: tuple[int, ...] = ()
+    ) -> Grid:
+        rng = np.random.default_rng(seed)
+        turn = Rotation.from_euler("xyz", rng.uniform(-20, 20, 3), degrees=True).as_matrix()
+        if ndim == 2:
+            a = rng.uniform(-0.4, 0.4)
+            turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        return Grid(
+            shape or tuple(int(n) for n in rng.integers(14, 22, ndim)),
+            tuple(rng.uniform(0.4, 2.0, ndim)),
+            tuple(rng.uniform(-200, 200, ndim)),
+            tuple(map(tuple, turn)),
+            axes,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smooth_transform() -> Callable[..., CompositeTransform]:
+    """A displacement field on a coarser grid, then an affine; most points stay inside."""
+
+    def make(grid: Grid, seed: int = 0, factor: int = 3) -> CompositeTransform:
+        rng = np.random.default_rng(seed)
+        coarse = grid.shrink((factor,) * grid.ndim)
+        vectors = rng.normal(0, 0.8 * min(grid.spacing), (*coarse.shape, grid.ndim))
+        matrix = np.eye(grid.ndim + 1)
+        matrix[:-1, :-1] += rng.normal(0, 0.03, (grid.ndim, grid.ndim))
+        centre = grid.to_physical((np.array(grid.shape) - 1) / 2)
+        shift = rng.normal(0, min(grid.spacing), grid.ndim)
+        matrix[:-1, -1] = centre + shift - matrix[:-1, :-1] @ centre
+        field = DisplacementField(vectors.astype(np.float32), coarse)
+        return CompositeTransform((field, AffineTransform(matrix)))
+
+    return make
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Callable[[str, np.ndarray, Grid], Any]:
+    """The same voxels in memory, as a dask array, in a Zarr array, or in an N5 container."""
+
+    def put(container: str, voxels: np.ndarray, grid: Grid) -> Any:
+        name = f"{container}-{len(list(tmp_path.iterdir()))}"
+        if container == "dask":
+            return da.from_array(voxels, chunks=13)
+        if container == "zarr":
+            return zarr.create_array(str(tmp_path / name), data=voxels, chunks=(16,) * voxels.ndim)
+        if container == "n5":
+            plain = Grid(voxels.shape, grid.spacing)
+            write_n5(tmp_path / f"{name}.n5", "s0", voxels, plain, chunks=(16, 16, 16))
+            return open_image(tmp_path / f"{name}.n5" / "s0").data
+        return voxels
+
+    return put

@@ -1,0 +1,121 @@
+"""Coarse levels: what fits, what is averaged, and which levels see the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itkstream import levels
+from itkstream.errors import InputError, RegistrationError
+from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.levels import (
+    after_coarse,
+    factors_to_fit,
+    plan_levels,
+    read_coarse,
+    solve_coarse,
+)
+from itkstream.numerics.descent_settings import DescentSettings
+from itkstream.phantoms import PhantomPair
+
+
+@given(st.data())
+def test_factors_fit_and_are_no_larger_than_needed(data: st.DataObject) -> None:
+    n = data.draw(st.sampled_from((2, 3)))
+    shape = tuple(data.draw(st.integers(1, 5000)) for _ in range(n))
+    grid = Grid(shape, tuple(data.draw(st.floats(0.1, 10)) for _ in range(n)))
+    voxels = data.draw(st.floats(1, 1e7))
+    factors = factors_to_fit(grid, voxels)
+    assert all(f & (f - 1) == 0 for f in factors)
+    assert grid.shrink(factors).size <= voxels
+    small = grid.shrink(factors)
+    # A step leaves half of the voxels or more: one step less would not have fitted.
+    assert max(factors) == 1 or 2 * small.size > voxels
+    for k in range(n):
+        # What was halved last was the finest then among the axes that still had two voxels.
+        rivals = [small.spacing[j] for j in range(n) if small.shape[j] > 1]
+        if factors[k] > 1:
+            assert all(small.spacing[k] / 2 <= r * (1 + 1e-9) for r in rivals)
+
+
+def test_voxels_become_cubes() -> None:
+    assert factors_to_fit(Grid((400, 400, 100), (1, 1, 4)), 1e6) == (4, 4, 1)
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 1), (2, 2, 2), (3, 1, 4)])
+def test_slabs_give_the_mean_of_groups(
+    stored: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, factors: tuple[int, ...]
+) -> None:
+    grid = Grid((21, 15, 17), (1.0, 2.0, 0.5), (3, 4, 5))
+    voxels = np.random.default_rng(0).integers(0, 60000, grid.shape).astype(np.uint16)
+    # A slab of one group of planes: the real limit needs gigabytes.
+    monkeypatch.setattr(levels, "_SLAB_VOXELS", 500)
+    results = [
+        read_coarse(Image(stored(kind, voxels, grid), grid, "brain"), factors)
+        for kind in ("numpy", "dask", "zarr", "n5")
+    ]
+    assert len({r.read().tobytes() for r in results}) == 1
+    found = results[0]
+    assert (found.grid, found.name) == (grid.shrink(factors), "brain")
+    whole = tuple(n // f for n, f in zip(grid.shape, factors, strict=True))
+    cut = voxels[tuple(slice(0, n * f) for n, f in zip(whole, factors, strict=True))].astype(float)
+    split = [v for n, f in zip(whole, factors, strict=True) for v in (n, f)]
+    wanted = cut.reshape(split).mean((1, 3, 5))
+    kept = found.read()[tuple(slice(0, n) for n in whole)]
+    # float32 of 60000.
+    np.testing.assert_allclose(kept, wanted, rtol=1e-6)
+
+
+SETTINGS = DescentSettings(
+    cc_radius=4, iterations=(20, 10, 5), shrink_factors=(4, 2, 1), smooth_sigmas=(2, 1, 0.5)
+)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "factors", "coarse", "fine"),
+    [
+        # All levels but the finest, which is the blocks'.
+        (1e9, (2, 2, 2), (2, 1), (1,)),
+        (64**3, (2, 2, 2), (2, 1), (1,)),
+        (64**3 - 1, (4, 4, 4), (1,), (2, 1)),
+        # None fits: the whole gets a level of its own, twice as coarse, the blocks all.
+        (32**3 - 1, (8, 8, 8), (1,), (4, 2, 1)),
+        (16**3 - 1, (16, 16, 16), (1,), (4, 2, 1)),
+    ],
+)
+def test_levels_are_shared_out(
+    voxels: float, factors: tuple[int, ...], coarse: tuple[int, ...], fine: tuple[int, ...]
+) -> None:
+    plan = plan_levels(Grid((128, 128, 128), (1, 1, 1)), SETTINGS, voxels)
+    assert plan.factors == factors
+    assert plan.coarse.shrink_factors == coarse
+    assert plan.fine.shrink_factors == fine
+    # The coarse level blurs in proportion to how much coarser it is than the first.
+    assert plan.coarse.smooth_sigmas[0] == 2 * max(1, factors[0] / 4)
+
+
+def test_refuses_less_than_a_voxel() -> None:
+    with pytest.raises(InputError, match="coarse_voxels must be at least 1"):
+        plan_levels(Grid((8, 8), (1, 1)), SETTINGS, 0.5)
+
+
+def test_the_coarse_solution_starts_the_blocks(pair: PhantomPair) -> None:
+    affine = AffineTransform(np.array(pair.truth.matrix))
+    plan = plan_levels(pair.fixed.grid, SETTINGS, 1e6)
+    field = solve_coarse(pair.fixed, pair.moving, affine, plan)
+    start = after_coarse(field, affine)
+    found = pair.error(start.apply).summary()
+    assert found["median_um"] < 0.7 * pair.error(affine.apply).summary()["median_um"]
+    assert field.grid == pair.fixed.grid.shrink((2, 2, 2)).shrink((2, 2, 2))
+
+
+def test_a_coarse_level_without_texture_says_so(pair: PhantomPair) -> None:
+    flat = Image(np.zeros(pair.moving.shape), pair.moving.grid)
+    plan = plan_levels(pair.fixed.grid, SETTINGS, 1e6)
+    with pytest.raises(RegistrationError, match="no correlation window holds texture"):
+        solve_coarse(pair.fixed, flat, AffineTransform(np.eye(4)), plan)
