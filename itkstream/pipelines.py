@@ -315,7 +315,7 @@ class _Run:
         """The displacement in front of the affine, coarse to fine, stored."""
         with self._step("deformation") as facts:
             lazy, grid = self._prepare_field(start)
-            chunks = tuple(min(64, c[0]) for c in lazy.chunks[:-1])
+            chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
             target = create_transform(path, affine, grid, chunks=chunks)
             self._store(as_stored(lazy, grid), target)
             transform = read_transform(path, grid.axes)
@@ -454,6 +454,13 @@ class _Run:
 
 
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
+
+
+def _chunk(blocks: tuple[int, ...]) -> int:
+    """A chunk of some 64 voxels that no two blocks share."""
+    if len(blocks) == 1:
+        return min(64, blocks[0])
+    return next(n for n in range(min(64, blocks[0]), 0, -1) if blocks[0] % n == 0)
 
 
 def _opened(image: str | os.PathLike[str] | Image) -> Image:

@@ -42,5 +42,7 @@ def _methods(kind):
 
 @pytest.mark.parametrize("name", sorted(set(public_names())))
 def test_docstring_follows_numpydoc(name):
-    errors = [error for error in validate(name)["errors"] if error[0] in CHECKS]
-    assert not errors
+    report = validate(name)
+    # A generator says what it yields instead.
+    checks = CHECKS - {"RT01"} if "Yields" in report["docstring"] else CHECKS
+    assert not [error for error in report["errors"] if error[0] in checks]

@@ -57,10 +57,10 @@ _OUTLYING = 5.0
 # wrong matches bend all their neighbours' predictions. So a quarter of the blocks may be wrong,
 # however rich they are; with all matches, a tenth.
 _MODEST = 10.0
-# In that search weights first go half of the way to their new values, lest two blocks that
-# contradict each other swap places for ever; then all of it: a wrong block has no say at all.
-_CAUTIOUS_ROUNDS = 7
-_LAST_ROUNDS = 3
+# Of 1390 wrong blocks of 96 point phantoms, 15 to 30 % of each, 50 kept a say after 10, 15, 20 and
+# 21 rounds (of 2158 of 144: 382 after 3, 201 after 5, 114 after 10); no right block ever lost it.
+# Weights that go only half of the way to their new values get there later, not elsewhere.
+_ROUNDS = 10
 # Relative; the search needs no more than the distance of blocks, in micrometers, to two digits.
 _ROUGHLY, _EXACTLY = 1e-3, 1e-8
 _MOST_STEPS = 20_000
@@ -234,10 +234,10 @@ def solve_consistent(
     weights = np.ones(len(blocks))
     solution = np.zeros_like(own)
     modest = np.minimum(1.0, _MODEST / np.maximum(matches, 1.0))
-    for caution in (0.5,) * _CAUTIOUS_ROUNDS + (0.0,) * _LAST_ROUNDS:
+    for _ in range(_ROUNDS):
         solution = _solve(flat, held, weights * modest, solution, _ROUGHLY)
         apart = _distance(held.predict(solution) - own, flat)
-        weights = caution * weights + (1 - caution) * _say(apart, settings)
+        weights = _say(apart, settings)
     solution = _solve(flat, held, weights, solution, _EXACTLY)
     apart = _distance(held.predict(solution) - own, flat)
     confidence = _confidence(flat, solution, apart, weights, settings)

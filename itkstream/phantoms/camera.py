@@ -68,7 +68,22 @@ def _light(points: Any, scene: Any, out: Any) -> None:
 def render(
     scene: Scene, grid: Grid, locate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float32]:
-    """Light at every voxel; `locate` takes voxel positions (k, n) to tissue positions (k, 3)."""
+    """Light at every voxel.
+
+    Parameters
+    ----------
+    scene : Scene
+        What gives light.
+    grid : Grid
+        The voxels.
+    locate : callable
+        Takes voxel positions (k, n) to tissue positions (k, 3).
+
+    Returns
+    -------
+    ndarray, grid.shape, float32
+        In units of a nucleus of middle brightness.
+    """
 
     def plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
         out = np.empty(len(points))
@@ -81,7 +96,22 @@ def render(
 def plane_by_plane(
     grid: Grid, dtype: Any, evaluate: Callable[[NDArray[np.float64]], NDArray[Any]]
 ) -> NDArray[Any]:
-    """Evaluate a function of position on a grid, holding the positions of few planes at once."""
+    """Evaluate a function of position on a grid, holding the positions of few planes at once.
+
+    Parameters
+    ----------
+    grid : Grid
+        The voxels.
+    dtype : dtype
+        Of the result.
+    evaluate : callable
+        Takes positions (k, n), returns k values.
+
+    Returns
+    -------
+    ndarray, grid.shape
+        The values.
+    """
     out = np.empty(grid.shape, dtype)
 
     def planes(start: int, stop: int) -> None:
@@ -95,7 +125,7 @@ def plane_by_plane(
 
 
 @dataclass(frozen=True)
-class _Camera:
+class Camera:
     """What turns light into counts: blur (µm, across and along the optical axis) and response."""
 
     stream: int
@@ -108,9 +138,23 @@ class _Camera:
     read_noise: float = 2.5
 
 
-def camera_of(second: bool, restaining: float) -> _Camera:
+def camera_of(second: bool, restaining: float) -> Camera:
+    """The camera of a round.
+
+    Parameters
+    ----------
+    second : bool
+        Whether the tissue was stained again before.
+    restaining : float
+        How much that changed, 0 for not at all.
+
+    Returns
+    -------
+    Camera
+        Its response.
+    """
     change = restaining if second else 0.0
-    return _Camera(
+    return Camera(
         stream=6 if second else 5,
         gain=2600.0 - 700.0 * change,
         gamma=1.0 + 0.2 * change,
@@ -120,8 +164,26 @@ def camera_of(second: bool, restaining: float) -> _Camera:
 
 
 def photograph(
-    light: NDArray[np.float32], grid: Grid, settings: PhantomSettings, camera: _Camera
+    light: NDArray[np.float32], grid: Grid, settings: PhantomSettings, camera: Camera
 ) -> NDArray[np.uint16]:
+    """Turn light into counts: response, blur, uneven light and noise.
+
+    Parameters
+    ----------
+    light : ndarray, grid.shape
+        From `render`.
+    grid : Grid
+        The voxels.
+    settings : PhantomSettings
+        Seed and noise.
+    camera : Camera
+        Its response.
+
+    Returns
+    -------
+    ndarray, grid.shape, uint16
+        Counts.
+    """
     rng = np.random.default_rng([settings.seed, camera.stream])
     across, along = camera.blur_um
     blur = [across, across, along][: grid.ndim]

@@ -28,7 +28,15 @@ _SPOTS = 6
 
 
 class Tissue(NamedTuple):
-    """A rounded box with wavy walls: centre, half widths (µm), waves (1/µm) and their phases."""
+    """A rounded box with wavy walls.
+
+    Parameters
+    ----------
+    centre, half : ndarray, (3,)
+        Centre and half widths, in µm.
+    wave, phase : ndarray, (3,)
+        Of the waves of its walls, in 1/µm and radians.
+    """
 
     centre: NDArray[np.float64]
     half: NDArray[np.float64]
@@ -58,6 +66,18 @@ class Cells(NamedTuple):
 
 
 class Scene(NamedTuple):
+    """All that gives light in one round.
+
+    Parameters
+    ----------
+    tissue : Tissue
+        The outline.
+    bodies : Bodies
+        Nuclei, fibres and specks.
+    cells : Cells
+        Where each body reaches.
+    """
+
     tissue: Tissue
     bodies: Bodies
     cells: Cells

@@ -200,6 +200,23 @@ class SyntheticTransform:
 
 
 def draw_truth(settings: PhantomSettings) -> SyntheticTransform:
+    """Draw the map between the rounds.
+
+    Parameters
+    ----------
+    settings : PhantomSettings
+        Sizes, seed and motion.
+
+    Returns
+    -------
+    SyntheticTransform
+        Fixed to moving points, in µm.
+
+    Raises
+    ------
+    InputError
+        Where the deformation asked for is too strong for the size of the image.
+    """
     rng = np.random.default_rng([settings.seed, 1])
     grid, motion = settings.fixed_grid, settings.motion
     matrix = _draw_affine(settings, rng)
