@@ -269,9 +269,9 @@ PIPELINE_DEFAULTS = DescentSettings(
 
 Chosen on known truth. Blocks: 160 x 160 x 149 voxels of nuclei at 1.84 x 1.84 x 1.68 micrometres,
 warped by sums of two random smooth fields, then gamma 0.8, a bias field of 30 % and Poisson noise
-with 150 counts at the brightest; error inside tissue, 16 voxels off the border. Pair: the tutorial's
-phantom, where 4 % of the nuclei are missing in the second round. Errors in voxels, median / 95th
-percentile, for Gaussian scales (maxima) of the fields of
+with 150 counts at the brightest; error inside tissue, 16 voxels off the border. Pair: the
+tutorial's phantom, where 4 % of the nuclei are missing in the second round. Errors in voxels,
+median / 95th percentile, for Gaussian scales (maxima) of the fields of
 
 ==============================  ===========  ===========  ===========  ===========  ===========
 settings                        24, 12       32, 12       12, 7        10, 5        pair
