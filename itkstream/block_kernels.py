@@ -59,6 +59,7 @@ Engine = Literal["fast", "itk"]
 _WIDE_MARGIN_VOX = 12
 
 # Why a level of the descent had nothing to go by, and what that tells a user.
+_LEAST_CONFIDENCE = 0.01
 _BARREN = {
     "no overlap": "it lies outside the moving image",
     "no texture": (
@@ -113,6 +114,16 @@ class DeformEstimate:
 
     def __bool__(self) -> bool:
         return self.displacement is not None
+
+    def confidence(self) -> float:
+        """How far the block can be trusted beside its neighbours.
+
+        Returns
+        -------
+        float
+            Mean squared local correlation at its finest level, at least 0.01.
+        """
+        return max(_LEAST_CONFIDENCE, self.levels[-1].after) if self.levels else 1.0
 
     def refinement(self) -> NDArray[np.float32] | None:
         """What the deformation adds to the initial displacement.
