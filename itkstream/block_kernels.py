@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -51,6 +51,10 @@ __all__ = [
 ]
 
 AnyTransform: TypeAlias = Transform | sitk.Transform
+
+T = TypeVar("T")
+Both: TypeAlias = tuple[T | None, T | None]
+"""Something of the fixed and of the moving image, or nothing."""
 
 Engine = Literal["fast", "itk"]
 
@@ -192,8 +196,8 @@ def affine_block(
     fixed: Image,
     moving: Image,
     settings: AffineSettings,
-    fixed_mask: NDArray[Any] | None = None,
-    moving_mask: NDArray[Any] | None = None,
+    masks: Both[NDArray[Any]] = (None, None),
+    points: Both[NDArray[np.float64]] = (None, None),
 ) -> tuple[AffineEstimate, Correspondences]:
     """Find the affine between two images in memory from their key points.
 
@@ -203,8 +207,10 @@ def affine_block(
         In memory, with the same axes.
     settings : AffineSettings
         Parameters of every step.
-    fixed_mask, moving_mask : ndarray, optional
-        Of the images' shapes; key points lie only where they are true.
+    masks : (ndarray or None, ndarray or None)
+        Of the images' shapes, fixed and moving; key points lie only where they are true.
+    points : (ndarray or None, ndarray or None)
+        Key points of one's own, (m, n) in physical units, instead of blobs.
 
     Returns
     -------
@@ -221,10 +227,11 @@ def affine_block(
         Where an image is constant or has no finite voxel.
     """
     contexts = []
-    for image, mask in ((fixed, fixed_mask), (moving, moving_mask)):
+    for image, mask, own in zip((fixed, moving), masks, points, strict=True):
         voxels = image.read()
-        found = find_key_points(voxels, image.grid, settings.key_points, mask)
-        contexts.append(sample_contexts(voxels, image.grid, found.positions, settings.window))
+        if own is None:
+            own = find_key_points(voxels, image.grid, settings.key_points, mask).positions
+        contexts.append(sample_contexts(voxels, image.grid, own, settings.window))
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
     if estimate:
