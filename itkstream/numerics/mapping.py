@@ -25,6 +25,7 @@ from itkstream.geometry import (
 )
 from itkstream.numerics.blend import blend_affines
 from itkstream.numerics.interpolate import MARGIN, sample_field
+from itkstream.numerics.threads import over_slabs
 
 __all__ = ["GridMap", "map_on"]
 
@@ -97,11 +98,13 @@ class GridMap:
             corners = np.stack(ends, -1).reshape(-1, self.grid.ndim)
             index = corners @ matrix[:, :-1].T + matrix[:, -1]
             return np.stack([index.min(axis=0), index.max(axis=0)])
-        n = self.grid.ndim
-        moves = self.displacement.reshape(-1, n)
-        return np.asarray(
-            _index_bounds(moves, np.array(self.grid.shape), matrix, self.vector_matrix(moving))
-        )
+        n, shape = self.grid.ndim, self.grid.shape
+        moves = self.displacement.reshape((shape[0], -1, shape[-1], n))
+        vector = self.vector_matrix(moving)
+        reach = np.empty((shape[0], 2, n))
+        over_slabs(lambda a, b: _bound_planes(moves, matrix, vector, reach, a, b), shape[0])
+        # Neither minimum nor maximum lets a NaN pass unseen.
+        return np.stack([reach[:, 0].min(axis=0), reach[:, 1].max(axis=0)])
 
     def crop_of(self, moving: Grid, margin: float = 0.0) -> Slices | None:
         """The voxels of the moving image that sampling this map reads.
@@ -206,28 +209,25 @@ def _part_reached(before: GridMap, field: DisplacementField) -> DisplacementFiel
 
 
 @njit(nogil=True, cache=True)
-def _index_bounds(moves, shape, matrix, vector):  # type: ignore[no-untyped-def]
-    n = len(shape)
-    low = np.full(n, np.inf)
-    high = np.full(n, -np.inf)
-    index = np.zeros(n)
-    for v in range(moves.shape[0]):
-        rest = v
-        for a in range(n - 1, -1, -1):
-            index[a] = rest % shape[a]
-            rest //= shape[a]
+def _bound_planes(moves, matrix, vector, ends, start, stop):  # type: ignore[no-untyped-def]
+    """Least and greatest mapped index of each plane; a 2-D image's planes have one line."""
+    n = moves.shape[3]
+    for i in range(start, stop):
         for a in range(n):
-            x = matrix[a, n]
-            for b in range(n):
-                x += matrix[a, b] * index[b] + vector[a, b] * moves[v, b]
-            if not np.isfinite(x):
-                low[a] = np.nan
-                high[a] = np.nan
-            if x < low[a]:
-                low[a] = x
-            if x > high[a]:
-                high[a] = x
-    bounds = np.empty((2, n))
-    bounds[0] = low
-    bounds[1] = high
-    return bounds
+            low, high = np.inf, -np.inf
+            for j in range(moves.shape[1]):
+                first = matrix[a, 0] * i + matrix[a, n]
+                if n == 3:
+                    first += matrix[a, 1] * j
+                for k in range(moves.shape[2]):
+                    x = first + matrix[a, n - 1] * k
+                    for b in range(n):
+                        x += vector[a, b] * moves[i, j, k, b]
+                    low = x if x < low or not np.isfinite(x) else low
+                    high = x if x > high or not np.isfinite(x) else high
+                    if not np.isfinite(x):
+                        break
+                if not np.isfinite(low + high):
+                    break
+            ends[i, 0, a] = low
+            ends[i, 1, a] = high
