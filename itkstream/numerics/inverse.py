@@ -374,112 +374,112 @@ def _cell(x, n):  # type: ignore[no-untyped-def]
     return low, low + 1, x - low, 1.0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _evaluate(flat, size, first, shape, x, m):  # type: ignore[no-untyped-def]
-    """What the map is like at x: its slopes, then the displacement, in the columns of m.
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _component(flat, p00, p01, p10, p11, by, fx, fy, fz):  # type: ignore[no-untyped-def]
+    """One component within a cell: slopes, value, and bend (its mixed second derivatives)."""
+    # Places are unsigned, or numba would look for negative indices.
+    a00 = float(flat[np.uint64(p00)])
+    a01 = float(flat[np.uint64(p01)])
+    a10 = float(flat[np.uint64(p10)])
+    a11 = float(flat[np.uint64(p11)])
+    d00 = flat[np.uint64(p00 + by)] - a00
+    d01 = flat[np.uint64(p01 + by)] - a01
+    d10 = flat[np.uint64(p10 + by)] - a10
+    d11 = flat[np.uint64(p11 + by)] - a11
+    v00, v10 = a00 + d00 * fz, a10 + d10 * fz
+    g0, g1 = a01 + d01 * fz - v00, a11 + d11 * fz - v10
+    v0 = v00 + g0 * fy
+    dx = v10 + g1 * fy - v0
+    h0, h1 = d01 - d00, d11 - d10
+    e0 = d00 + h0 * fy
+    e = d10 + h1 * fy - e0
+    g, h = g1 - g0, h0 + (h1 - h0) * fx
+    return dx, g0 + g * fx, e0 + e * fx, v0 + dx * fx, abs(g) + abs(e) + abs(h)
 
-    Returns the greatest bend of a component within the cell: the sum of its mixed second
-    derivatives.
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _evaluate(flat, size, first, shape, x, y, z):  # type: ignore[no-untyped-def]
+    """The displacement at a position, the step that would undo it, and the bend of the cell.
+
+    The step is Newton's: a function of the remainder r, it is returned as the three rows of the
+    inverse of the map's slopes; where the map folds, as those of the identity.
     """
-    x0, x1, fx, sx = _cell(x[0], shape[0])
-    y0, y1, fy, sy = _cell(x[1], shape[1])
-    z0, z1, fz, sz = _cell(x[2], shape[2])
-    # Places in the flat array; unsigned, or numba would look for negative indices.
-    ny, nz = size[1], size[2]
-    x0, x1 = (x0 - first[0]) * ny, (x1 - first[0]) * ny
-    y0, y1 = y0 - first[1], y1 - first[1]
-    z0, z1 = 3 * (z0 - first[2]), 3 * (z1 - first[2])
-    p00, p01 = 3 * nz * (x0 + y0), 3 * nz * (x0 + y1)
-    p10, p11 = 3 * nz * (x1 + y0), 3 * nz * (x1 + y1)
-    most = 0.0
-    for c in range(3):
-        a00 = float(flat[np.uint64(p00 + z0 + c)])
-        a01 = float(flat[np.uint64(p01 + z0 + c)])
-        a10 = float(flat[np.uint64(p10 + z0 + c)])
-        a11 = float(flat[np.uint64(p11 + z0 + c)])
-        d00 = flat[np.uint64(p00 + z1 + c)] - a00
-        d01 = flat[np.uint64(p01 + z1 + c)] - a01
-        d10 = flat[np.uint64(p10 + z1 + c)] - a10
-        d11 = flat[np.uint64(p11 + z1 + c)] - a11
-        v00, v10 = a00 + d00 * fz, a10 + d10 * fz
-        g0, g1 = a01 + d01 * fz - v00, a11 + d11 * fz - v10
-        v0, v1 = v00 + g0 * fy, v10 + g1 * fy
-        h0, h1 = d01 - d00, d11 - d10
-        e0, e1 = d00 + h0 * fy, d10 + h1 * fy
-        m[c, 0] = (v1 - v0) * sx
-        m[c, 1] = (g0 + (g1 - g0) * fx) * sy
-        m[c, 2] = (e0 + (e1 - e0) * fx) * sz
-        m[c, 3] = v0 + (v1 - v0) * fx
-        m[c, c] += 1.0
-        most = max(most, abs(g1 - g0) + abs(e1 - e0) + abs(h0 + (h1 - h0) * fx))
-    return most
+    x0, x1, fx, sx = _cell(x, shape[0])
+    y0, y1, fy, sy = _cell(y, shape[1])
+    z0, z1, fz, sz = _cell(z, shape[2])
+    ny, nz = size[1], 3 * size[2]
+    x0, x1 = (x0 - first[0]) * ny - first[1], (x1 - first[0]) * ny - first[1]
+    z0, by = 3 * (z0 - first[2]), 3 * (z1 - z0)
+    p00, p01 = nz * (x0 + y0) + z0, nz * (x0 + y1) + z0
+    p10, p11 = nz * (x1 + y0) + z0, nz * (x1 + y1) + z0
+    ax, ay, az, u, bu = _component(flat, p00, p01, p10, p11, by, fx, fy, fz)
+    bx, by_, bz, v, bv = _component(flat, p00 + 1, p01 + 1, p10 + 1, p11 + 1, by, fx, fy, fz)
+    cx, cy, cz, w, bw = _component(flat, p00 + 2, p01 + 2, p10 + 2, p11 + 2, by, fx, fy, fz)
+    ax, ay, az = 1.0 + ax * sx, ay * sy, az * sz
+    bx, by_, bz = bx * sx, 1.0 + by_ * sy, bz * sz
+    cx, cy, cz = cx * sx, cy * sy, 1.0 + cz * sz
+    k00, k01, k02 = by_ * cz - bz * cy, bz * cx - bx * cz, bx * cy - by_ * cx
+    det = ax * k00 + ay * k01 + az * k02
+    bend = bu + bv + bw
+    if det < _LEAST_DETERMINANT:
+        return u, v, w, bend, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+    s = 1.0 / det
+    row0 = (s * k00, s * (az * cy - ay * cz), s * (ay * bz - az * by_))
+    row1 = (s * k01, s * (ax * cz - az * cx), s * (az * bx - ax * bz))
+    row2 = (s * k02, s * (ay * cx - ax * cy), s * (ax * by_ - ay * bx))
+    return u, v, w, bend, row0, row1, row2
 
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
-def _newton_step(m, r0, r1, r2):  # type: ignore[no-untyped-def]
-    """What must be added so that the remainder r vanishes; where the map folds, minus r."""
-    c00 = m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1]
-    c01 = m[1, 2] * m[2, 0] - m[1, 0] * m[2, 2]
-    c02 = m[1, 0] * m[2, 1] - m[1, 1] * m[2, 0]
-    det = m[0, 0] * c00 + m[0, 1] * c01 + m[0, 2] * c02
-    if det < _LEAST_DETERMINANT:
-        return -r0, -r1, -r2
-    s = -1.0 / det
-    c10 = m[0, 2] * m[2, 1] - m[0, 1] * m[2, 2]
-    c11 = m[0, 0] * m[2, 2] - m[0, 2] * m[2, 0]
-    c12 = m[0, 1] * m[2, 0] - m[0, 0] * m[2, 1]
-    c20 = m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1]
-    c21 = m[0, 2] * m[1, 0] - m[0, 0] * m[1, 2]
-    c22 = m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0]
-    return (
-        s * (c00 * r0 + c10 * r1 + c20 * r2),
-        s * (c01 * r0 + c11 * r1 + c21 * r2),
-        s * (c02 * r0 + c12 * r1 + c22 * r2),
-    )
+def _within(x, low, high):  # type: ignore[no-untyped-def]
+    if x < low:
+        return low
+    if x > high:
+        return high
+    return x
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _solve(flat, size, first, shape, bounds, scale, limit, target, x, m):  # type: ignore[no-untyped-def]
-    """Move x, in place, to where it maps to the target; return the error and the evaluations.
+def _solve(flat, size, first, shape, bounds, scale, limit, target, start):  # type: ignore[no-untyped-def]
+    """Find what maps to the target; return it, the error and the evaluations.
 
     `best` is the nearest place so far and `step` leads on from it.
     """
-    best0, best1, best2 = x[0], x[1], x[2]
+    t0, t1, t2 = target
+    s0, s1, s2, enough = scale[0], scale[1], scale[2], scale[3]
+    x, y, z = start
+    best0, best1, best2 = x, y, z
     step0 = step1 = step2 = 0.0
     least, length, share = np.inf, np.inf, 1.0
     for count in range(limit):
-        for a in range(3):
-            x[a] = min(max(x[a], target[a] - bounds[1, a]), target[a] - bounds[0, a])
-        bend = _evaluate(flat, size, first, shape, x, m)
-        r0 = x[0] + m[0, 3] - target[0]
-        r1 = x[1] + m[1, 3] - target[1]
-        r2 = x[2] + m[2, 3] - target[2]
-        remains = (r0 * scale[0]) ** 2 + (r1 * scale[1]) ** 2 + (r2 * scale[2]) ** 2
-        if remains < least:
-            least, share = remains, 1.0
-            best0, best1, best2 = x[0], x[1], x[2]
-            step0, step1, step2 = _newton_step(m, r0, r1, r2)
-            length = np.sqrt(
-                (step0 * scale[0]) ** 2 + (step1 * scale[1]) ** 2 + (step2 * scale[2]) ** 2
-            )
-            x[0], x[1], x[2] = best0 + step0, best1 + step1, best2 + step2
-            if length <= scale[3]:
-                return length, count + 1
-            # Within one cell the map is linear but for its bend: no need to look again.
-            same = np.floor(best0) == np.floor(x[0]) and np.floor(best1) == np.floor(x[1])
-            if same and np.floor(best2) == np.floor(x[2]):
-                longest = max(abs(step0), abs(step1), abs(step2))
-                off = bend * longest * longest * max(scale[0], scale[1], scale[2])
-                off *= max(1.0, length / np.sqrt(remains))
-                if off <= 0.5 * scale[3]:
-                    return off, count + 1
+        x = _within(x, t0 - bounds[1, 0], t0 - bounds[0, 0])
+        y = _within(y, t1 - bounds[1, 1], t1 - bounds[0, 1])
+        z = _within(z, t2 - bounds[1, 2], t2 - bounds[0, 2])
+        u, v, w, bend, row0, row1, row2 = _evaluate(flat, size, first, shape, x, y, z)
+        r0, r1, r2 = t0 - x - u, t1 - y - v, t2 - z - w
+        remains = (r0 * s0) ** 2 + (r1 * s1) ** 2 + (r2 * s2) ** 2
+        if remains >= least:
+            share *= 0.5
+            x, y, z = best0 + share * step0, best1 + share * step1, best2 + share * step2
             continue
-        share *= 0.5
-        x[0] = best0 + share * step0
-        x[1] = best1 + share * step1
-        x[2] = best2 + share * step2
-    x[0], x[1], x[2] = best0, best1, best2
-    return length, limit
+        least, share = remains, 1.0
+        best0, best1, best2 = x, y, z
+        step0 = row0[0] * r0 + row0[1] * r1 + row0[2] * r2
+        step1 = row1[0] * r0 + row1[1] * r1 + row1[2] * r2
+        step2 = row2[0] * r0 + row2[1] * r1 + row2[2] * r2
+        length = np.sqrt((step0 * s0) ** 2 + (step1 * s1) ** 2 + (step2 * s2) ** 2)
+        x, y, z = best0 + step0, best1 + step1, best2 + step2
+        if length <= enough:
+            return x, y, z, length, count + 1
+        # Within one cell the map is linear but for its bend: no need to look again.
+        same = np.floor(best0) == np.floor(x) and np.floor(best1) == np.floor(y)
+        if same and np.floor(best2) == np.floor(z):
+            longest = max(abs(step0), abs(step1), abs(step2))
+            off = bend * longest * longest * max(s0, s1, s2)
+            off *= max(1.0, length / np.sqrt(remains))
+            if off <= 0.5 * enough:
+                return x, y, z, off, count + 1
+    return best0, best1, best2, length, limit
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -487,38 +487,35 @@ def _invert(  # type: ignore[no-untyped-def]
     field, index, back, box, first, shape, bounds, scale, limit, out, error, rounds, start, stop
 ):
     size, flat = field.shape, field.reshape(field.size)
-    target, x, m = np.empty(3), np.empty(3), np.empty((3, 4))
-    now, before = np.zeros(3), np.zeros(3)
     # Runs start at the same voxels of the whole image, whichever block computes them.
     lead = box[2] % _RUN
     for i in range(out.shape[0]):
         for j in range(start, stop):
+            w0 = w1 = w2 = b0 = b1 = b2 = 0.0
+            a, b = float(box[0] + i), float(box[1] + j)
             for k in range(-lead, out.shape[2]):
+                c = float(box[2] + k)
+                t0 = index[0, 0] * a + index[0, 1] * b + index[0, 2] * c + index[0, 3]
+                t1 = index[1, 0] * a + index[1, 1] * b + index[1, 2] * c + index[1, 3]
+                t2 = index[2, 0] * a + index[2, 1] * b + index[2, 2] * c + index[2, 3]
                 fresh = (k + lead) % _RUN
-                for a in range(3):
-                    target[a] = (
-                        index[a, 0] * (box[0] + i)
-                        + index[a, 1] * (box[1] + j)
-                        + index[a, 2] * (box[2] + k)
-                        + index[a, 3]
-                    )
-                    x[a] = target[a]
-                    if fresh == 1:
-                        x[a] += now[a]
-                    elif fresh > 1:
-                        x[a] += 2.0 * now[a] - before[a]
-                off, count = _solve(flat, size, first, shape, bounds, scale, limit, target, x, m)
-                for a in range(3):
-                    before[a] = now[a]
-                    now[a] = x[a] - target[a]
+                # From the start, from the neighbour, or from the line through two neighbours.
+                if fresh == 0:
+                    w0 = w1 = w2 = 0.0
+                if fresh <= 1:
+                    b0, b1, b2 = w0, w1, w2
+                guess = (t0 + 2.0 * w0 - b0, t1 + 2.0 * w1 - b1, t2 + 2.0 * w2 - b2)
+                x, y, z, off, count = _solve(
+                    flat, size, first, shape, bounds, scale, limit, (t0, t1, t2), guess
+                )
+                b0, b1, b2 = w0, w1, w2
+                w0, w1, w2 = x - t0, y - t1, z - t2
                 if k < 0:
                     continue
                 rounds[j] = max(rounds[j], count)
                 error[i, j, k] = off
-                for c in range(back.shape[0]):
-                    out[i, j, k, c] = (
-                        back[c, 0] * now[0] + back[c, 1] * now[1] + back[c, 2] * now[2]
-                    )
+                for m in range(back.shape[0]):
+                    out[i, j, k, m] = back[m, 0] * w0 + back[m, 1] * w1 + back[m, 2] * w2
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -526,8 +523,8 @@ def _invert_points(  # type: ignore[no-untyped-def]
     field, first, shape, bounds, scale, limit, starts, ends, error, start, stop
 ):
     size, flat = field.shape, field.reshape(field.size)
-    m = np.empty((3, 4))
     for p in range(start, stop):
-        ends[p] = starts[p]
-        off, _ = _solve(flat, size, first, shape, bounds, scale, limit, starts[p], ends[p], m)
+        target = (starts[p, 0], starts[p, 1], starts[p, 2])
+        x, y, z, off, _ = _solve(flat, size, first, shape, bounds, scale, limit, target, target)
+        ends[p, 0], ends[p, 1], ends[p, 2] = x, y, z
         error[p] = off
