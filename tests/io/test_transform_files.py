@@ -118,6 +118,14 @@ def test_what_itk_wrote_is_read_alike(odd_grid, smooth_transform, tmp_path) -> N
         np.testing.assert_allclose(read_transform(path).apply(points), wanted, atol=1e-5)
 
 
+def test_long_vectors_are_as_right_as_their_format(odd_grid, smooth_transform, tmp_path) -> None:
+    field = smooth_transform(odd_grid(7)).transforms[0]
+    far = np.eye(4)
+    far[:3, 3] = 1e5
+    for suffix in IMAGES:
+        write_transform(tmp_path / f"t{suffix}", CompositeTransform((field, AffineTransform(far))))
+
+
 def test_folders_and_stores(odd_grid, smooth_transform, tmp_path) -> None:
     grid = odd_grid(1, axes=("z", "y", "x"))
     transform = smooth_transform(grid)
