@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from itkstream.io import open_image
     from itkstream.io.itk_transforms import read_itk_transform
-    from itkstream.io.ngff_transforms import read_transform
+    from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.pipelines import RegisterSettings, Registration, register
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "read_transform",
     "register",
     "transform",
+    "write_transform",
 ]
 
 _HOMES = {
@@ -69,8 +70,9 @@ _HOMES = {
     "execute": "cluster",
     "open_image": "io",
     "read_itk_transform": "io.itk_transforms",
-    "read_transform": "io.ngff_transforms",
+    "read_transform": "io.transform_files",
     "register": "pipelines",
+    "write_transform": "io.transform_files",
 }
 
 

@@ -16,6 +16,7 @@ from itkstream.errors import ItkstreamError
 
 __all__ = ["main"]
 
+_NOT_SOUND = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
@@ -128,6 +129,74 @@ def demo(out: Path, **options: Any) -> None:
         )
     console.print(f"voxels folded: {result.folds}", highlight=False)
     console.print(f"picture: {result.overlay}", highlight=False, soft_wrap=True)
+
+
+@commands.command()
+@click.argument("transform", type=click.Path(path_type=Path))
+@click.argument("points", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: bool) -> None:
+    """Map the POINTS of a file through TRANSFORM, from fixed to moving.
+
+    POINTS is a CSV file whose header names columns x, y, z (others are kept), or a numpy array
+    (m, 3) in this order; in micrometers. TRANSFORM is a registration folder, a
+    transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
+    column `outside`: 1 where the transform says nothing about a point.
+    """
+    from itkstream.geometry import default_axes
+    from itkstream.io.points import read_points, write_points
+    from itkstream.io.transform_files import read_transform
+    from itkstream.transform import apply_to_points
+
+    stored = read_transform(transform)
+    opened = read_transform(transform, default_axes(stored.ndim))
+    table = read_points(points, opened.ndim)
+    mapped = apply_to_points(opened, table.points, inverse=inverse)
+    write_points(out, table, mapped.points, mapped.outside, overwrite=overwrite)
+    click.echo(f"{len(mapped.points)} points mapped, {int(mapped.outside.sum())} outside: {out}")
+
+
+@commands.command()
+@click.argument("transform", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def export(transform: Path, out: Path, overwrite: bool) -> None:
+    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs.
+
+    The ending of OUT decides: .tfm, .txt or .mat for affines; .h5 for any; .nii.gz, .nrrd or .mha
+    for a displacement image with the affine folded in. The file is read back and compared before
+    it gets its name.
+    """
+    from itkstream.io.transform_files import read_transform, write_transform
+
+    error = write_transform(out, read_transform(transform), overwrite=overwrite)
+    click.echo(f"written, and the same to {error:.1e}: {out}")
+
+
+@commands.command()
+@click.argument("transform", type=click.Path(path_type=Path))
+def check(transform: Path) -> None:
+    """Check TRANSFORM: no folds, and an inverse that leads back.
+
+    The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
+    """
+    from itkstream.certificate import check_transform
+    from itkstream.io.transform_files import read_transform
+
+    found = check_transform(read_transform(transform))
+    click.echo(f"least Jacobian determinant: {found.least_jacobian:.4g}")
+    click.echo(f"voxels folded: {found.folded_voxels} of {found.voxels}")
+    click.echo(
+        f"inverse error: median {found.median_inverse_error_vox:.2g}, largest "
+        f"{found.largest_inverse_error_vox:.2g} voxels"
+    )
+    for reason in found.failures:
+        click.echo(f"failed: {reason}")
+    if found.failures:
+        sys.exit(_NOT_SOUND)
+    click.echo("passed")
 
 
 def main() -> None:

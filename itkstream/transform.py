@@ -32,17 +32,21 @@ from itkstream.geometry import (
     PiecewiseAffine,
     Transform,
 )
+from itkstream.inversion import apply_to_points, invert_transform, prepare_invert
 from itkstream.lazy import Halo, Result, map_blocks
 from itkstream.numerics.fields import to_displacement
 from itkstream.numerics.mapping import GridMap
 
 __all__ = [
     "apply_global_affine",
+    "apply_to_points",
     "apply_transform",
+    "invert_transform",
     "piecewise_transform",
     "prepare_apply_local_affines",
     "prepare_apply_position_field",
     "prepare_apply_transform",
+    "prepare_invert",
 ]
 
 # A coarse field's chunk is cut at whole voxels: with two more on each side every position of the

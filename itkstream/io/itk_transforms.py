@@ -28,7 +28,13 @@ from itkstream.geometry import (
 from itkstream.io.outputs import claim_file
 from itkstream.itk_bridge import from_itk_transform, to_itk_transform
 
-__all__ = ["largest_difference", "read_itk_transform", "write_affine", "write_composite"]
+__all__ = [
+    "largest_difference",
+    "read_itk_transform",
+    "write_affine",
+    "write_chain",
+    "write_composite",
+]
 
 # One HDF5 chunk: 64 Ki doubles, 512 KiB, as ITK's own writers have it.
 _CHUNK = 65536
@@ -41,12 +47,12 @@ def write_affine(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write an affine as an ITK text transform.
+    """Write an affine as an ITK transform.
 
     Parameters
     ----------
     path : path
-        Ending in ``.tfm`` or ``.txt``.
+        Ending in ``.tfm``, ``.txt`` (text) or ``.mat`` (binary).
     affine : AffineTransform
         Fixed to moving points.
     axes : sequence of str
@@ -62,8 +68,8 @@ def write_affine(
         Where the file exists.
     """
     target = Path(path)
-    if target.suffix not in (".tfm", ".txt"):
-        raise InputError(f"an ITK affine is written as .tfm or .txt; got {target.name}")
+    if target.suffix not in (".tfm", ".txt", ".mat"):
+        raise InputError(f"an ITK affine is written as .tfm, .txt or .mat; got {target.name}")
     with claim_file(target, overwrite) as partial:
         sitk.WriteTransform(to_itk_transform(affine, axes), str(partial))
 
@@ -95,21 +101,59 @@ def write_composite(
     ExistingOutputError
         Where the file exists.
     """
+    write_chain(path, field, affine, field.grid.axes, overwrite=overwrite)
+
+
+def write_chain(
+    path: str | os.PathLike[str],
+    field: DisplacementField | None,
+    affine: AffineTransform | None,
+    axes: Sequence[str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a displacement field, an affine, or the two one after the other, as HDF5.
+
+    Parameters
+    ----------
+    path : path
+        Ending in ``.h5``.
+    field : DisplacementField or None
+        Acts first; it may be stored and larger than memory.
+    affine : AffineTransform or None
+        Acts on what the field gives.
+    axes : sequence of str
+        The axis order of the affine's points, and of the field.
+    overwrite : bool
+        Replace an existing file.
+
+    Raises
+    ------
+    InputError
+        For another ending, or nothing to write.
+    ExistingOutputError
+        Where the file exists.
+    """
     target = Path(path)
     if target.suffix not in (".h5", ".hdf5"):
         raise InputError(f"an ITK composite is written as .h5; got {target.name}")
-    kind = f"double_{field.ndim}_{field.ndim}"
-    itk_affine = to_itk_transform(affine, field.grid.axes)
+    if field is None and affine is None:
+        raise InputError("there is neither a displacement field nor an affine to write")
+    kind = f"double_{len(axes)}_{len(axes)}"
     with claim_file(target, overwrite) as partial, h5py.File(partial, "w") as file:
         groups = file.create_group("TransformGroup")
-        _add(groups, 0, f"CompositeTransform_{kind}")
+        if field is not None and affine is not None:
+            _add(groups, f"CompositeTransform_{kind}")
         # ITK applies the transform added last first.
-        entry = _add(groups, 1, f"AffineTransform_{kind}")
-        entry["TransformFixedParameters"] = np.array(itk_affine.GetFixedParameters())
-        entry["TransformParameters"] = np.array(itk_affine.GetParameters())
-        entry = _add(groups, 2, f"DisplacementFieldTransform_{kind}")
-        entry["TransformFixedParameters"] = _geometry(field.grid)
-        _stream(entry, field)
+        if affine is not None:
+            itk_affine = to_itk_transform(affine, axes)
+            entry = _add(groups, f"AffineTransform_{kind}")
+            entry["TransformFixedParameters"] = np.array(itk_affine.GetFixedParameters())
+            entry["TransformParameters"] = np.array(itk_affine.GetParameters())
+        if field is not None:
+            entry = _add(groups, f"DisplacementFieldTransform_{kind}")
+            entry["TransformFixedParameters"] = _geometry(field.grid)
+            _stream(entry, field)
 
 
 def read_itk_transform(
@@ -142,7 +186,8 @@ def read_itk_transform(
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
         raise InputError(
-            f"{path} is no transform that ITK can read: expected .tfm, .txt, .mat or .h5"
+            f"{path} is no transform that ITK can read: expected .tfm, .txt, .mat or .h5, whole "
+            "(ITK writes composites to .mat, but cannot read them)"
         ) from error
     return from_itk_transform(transform, axes)
 
@@ -201,8 +246,8 @@ def as_field_and_affine(transform: Transform) -> tuple[DisplacementField, Affine
     raise InputError("expected a displacement field followed by an affine")
 
 
-def _add(groups: h5py.Group, number: int, kind: str) -> h5py.Group:
-    entry = groups.create_group(str(number))
+def _add(groups: h5py.Group, kind: str) -> h5py.Group:
+    entry = groups.create_group(str(len(groups)))
     text = h5py.string_dtype("ascii")
     entry.create_dataset("TransformType", data=np.array([kind], dtype=object), dtype=text)
     return entry

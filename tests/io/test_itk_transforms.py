@@ -68,7 +68,7 @@ def shift(n: int, by: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("axes", AXES, ids="".join)
-@pytest.mark.parametrize("suffix", [".tfm", ".txt"])
+@pytest.mark.parametrize("suffix", [".tfm", ".txt", ".mat"])
 def test_affines(
     odd_grid: MakeGrid, smooth_transform: Make, tmp_path: Path, axes: tuple[str, ...], suffix: str
 ) -> None:
@@ -142,8 +142,8 @@ def test_fields_are_streamed(
 def test_refuses(tmp_path: Path) -> None:
     affine = AffineTransform(np.eye(3))
     field = DisplacementField(np.zeros((3, 3, 2)), Grid((3, 3), (1, 1)))
-    with pytest.raises(InputError, match=r"written as .tfm or .txt; got a.mat"):
-        write_affine(tmp_path / "a.mat", affine, ("x", "y"))
+    with pytest.raises(InputError, match=r"written as .tfm, .txt or .mat; got a.xfm"):
+        write_affine(tmp_path / "a.xfm", affine, ("x", "y"))
     with pytest.raises(InputError, match=r"written as .h5; got a.tfm"):
         write_composite(tmp_path / "a.tfm", field, affine)
     write_affine(tmp_path / "a.tfm", affine, ("x", "y"))

@@ -1,0 +1,276 @@
+"""Transforms from and to any file of the ITK world, or a folder of this package.
+
+One reader and one writer. Whatever is written is read back by SimpleITK and compared at points
+before it gets its name: a file that is there is right.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from itkstream.errors import InputError, ItkstreamError, MissingDataError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Transform,
+    default_axes,
+)
+from itkstream.io.itk_hdf5 import open_hdf5_transform
+from itkstream.io.itk_transforms import (
+    largest_difference,
+    read_itk_transform,
+    write_affine,
+    write_chain,
+)
+from itkstream.io.ngff_transforms import read_transform as read_store
+from itkstream.io.outputs import claim_file
+from itkstream.itk_bridge import from_itk_transform, to_itk_image
+
+__all__ = ["read_transform", "write_transform"]
+
+_AFFINES = (".tfm", ".txt", ".mat")
+_HDF5 = (".h5", ".hdf5")
+_IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
+_STORE = "transform.ome.zarr"
+_POINTS = 100
+# Numbers in a field beyond which ITK, which reads it whole, is not asked to check it.
+_LARGE = 2**25
+_SLAB = 16
+# An affine goes through doubles or their decimal text; displacement images hold float32.
+_EXACT, _SINGLE = 1e-9, 1e-6
+
+
+def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = None) -> Transform:
+    """Read a transform, whatever it is stored in.
+
+    Parameters
+    ----------
+    path : path
+        The folder `register` wrote, a ``transform.ome.zarr``, an ITK transform file (``.tfm``,
+        ``.txt``, ``.mat``, ``.h5``), or a displacement image (``.nii.gz``, ``.nii``, ``.nrrd``,
+        ``.mha``).
+    axes : sequence of str, optional
+        The wanted order of axes and components; default z, y, x, as arrays of images have them.
+
+    Returns
+    -------
+    Transform
+        From fixed to moving points. Fields of a store or an HDF5 file stay on disk; other files
+        are read into memory.
+
+    Raises
+    ------
+    MissingDataError
+        Where nothing is there.
+    InputError
+        Where it is no transform, is cut off, holds NaN, has other dimensions than `axes`, or is
+        of a kind that is not read. (A store is not searched for NaN here; and ITK reads NaN in
+        a NIfTI file as 0.)
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise MissingDataError(f"there is no transform {path}")
+    if place.is_dir():
+        return read_store(place / _STORE if (place / _STORE).is_dir() else place, axes)
+    read: Callable[[Path, Sequence[str] | None], Transform]
+    read = _READERS.get(_ending(place), read_itk_transform)
+    transform = read(place, None)
+    wanted = tuple(axes or reversed(default_axes(transform.ndim)))
+    if sorted(wanted) != sorted(default_axes(transform.ndim)):
+        raise InputError(
+            f"{path} holds a {transform.ndim}-D transform; it cannot have the axes {wanted}"
+        )
+    _check_finite(transform, place)
+    return read(place, wanted)
+
+
+def write_transform(
+    path: str | os.PathLike[str],
+    transform: Transform,
+    axes: Sequence[str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> float:
+    """Write a transform as a file that ITK, 3D Slicer and ANTs read, and check it.
+
+    Parameters
+    ----------
+    path : path
+        ``.tfm``, ``.txt`` or ``.mat`` for affines; ``.h5`` for affines, displacement fields and
+        fields with affines after them (streamed: memory does not grow with the field);
+        ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha`` for a displacement image, float32, in which
+        the affine is folded into the field. An image is made in memory.
+    transform : Transform
+        What to write.
+    axes : sequence of str, optional
+        The axis order of its points; default that of its field, else z, y, x.
+    overwrite : bool
+        Replace an existing file.
+
+    Returns
+    -------
+    float
+        Largest difference at the points that were compared, in the unit of the transform.
+
+    Raises
+    ------
+    InputError
+        Where the format cannot hold this transform; the message says which can.
+    ExistingOutputError
+        Where the file exists.
+    ItkstreamError
+        Where what was written does not map points as it should; nothing is left behind.
+    """
+    target = Path(path).expanduser()
+    field, affine = _parts(transform)
+    if field is not None and axes is not None and tuple(axes) != field.grid.axes:
+        raise InputError(f"the field has axes {field.grid.axes}, not {tuple(axes)}")
+    order = field.grid.axes if field else tuple(axes or reversed(default_axes(transform.ndim)))
+    kind = _ending(target)
+    _check_kind(target, kind, field)
+    with claim_file(target, overwrite) as partial:
+        if kind in _AFFINES and affine is not None:
+            write_affine(partial, affine, order)
+        elif kind in _HDF5:
+            write_chain(partial, field, affine, order)
+        elif field is not None:
+            _write_image(partial, field, affine)
+        return _compare(partial, transform, order, field, kind in _IMAGES)
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+
+
+def _check_kind(target: Path, kind: str, field: DisplacementField | None) -> None:
+    if kind not in (*_AFFINES, *_HDF5, *_IMAGES):
+        raise InputError(
+            f"no transform format ends like {target.name}: affines go to .tfm, .txt, .mat or .h5, "
+            "fields to .h5, .nii.gz, .nii, .nrrd or .mha"
+        )
+    if kind in _AFFINES and field is not None:
+        raise InputError(
+            f"{target.name} would hold an affine only, and this transform has a displacement "
+            "field: write it as .h5, or as a displacement image (.nii.gz, .nrrd, .mha)"
+        )
+    if kind in _IMAGES and field is None:
+        raise InputError(
+            f"{target.name} would be a displacement image, and this transform is an affine: write "
+            "it as .tfm, .txt, .mat or .h5"
+        )
+    if kind in (".nii.gz", ".nii") and field is not None and field.ndim == 2:
+        raise InputError(
+            f"2-D displacement fields are read with wrong values from NIfTI ({target.name}): "
+            "write .h5, .nrrd or .mha"
+        )
+
+
+def _parts(transform: Transform) -> tuple[DisplacementField | None, AffineTransform | None]:
+    """A displacement field and the affine after it; either may lack."""
+    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    field = steps[0] if isinstance(steps[0], DisplacementField) else None
+    matrix = np.eye(transform.ndim + 1)
+    affines = steps if field is None else steps[1:]
+    for step in affines:
+        if not isinstance(step, AffineTransform):
+            kinds = ", ".join(type(s).__name__ for s in steps)
+            raise InputError(
+                f"an affine, a displacement field, or a field followed by affines can be written; "
+                f"got {kinds}: sample it to a DisplacementField first"
+            )
+        matrix = step.matrix @ matrix
+    return field, AffineTransform(matrix) if affines else None
+
+
+def _write_image(target: Path, field: DisplacementField, affine: AffineTransform | None) -> None:
+    vectors = np.asarray(field.data)
+    if affine is not None:
+        # An affine of a linear interpolation is the linear interpolation of affines: exact.
+        positions = field.grid.positions()
+        vectors = affine.apply(positions + vectors) - positions
+    image = to_itk_image(np.asarray(vectors, np.float32), field.grid)
+    sitk.WriteImage(image, str(target), useCompression=target.suffix == ".gz")
+
+
+def _compare(
+    path: Path,
+    transform: Transform,
+    axes: tuple[str, ...],
+    field: DisplacementField | None,
+    single: bool,
+) -> float:
+    grid = (
+        field.grid if field else Grid((100,) * transform.ndim, (1.0,) * transform.ndim, axes=axes)
+    )
+    inside = np.random.default_rng(0).uniform(0, 1, (_POINTS, grid.ndim))
+    # The outermost cells may lie beyond the grid once a format has rounded its geometry.
+    edge = np.minimum(0.01, (np.asarray(grid.shape) - 1) / 2)
+    points = grid.to_physical(edge + inside * (np.asarray(grid.shape) - 1 - 2 * edge))
+    # One point at a time, so that little of a stored field is read.
+    wanted = np.concatenate([transform.apply(p[None]) for p in points])
+    try:
+        if single or grid.size * grid.ndim > _LARGE:
+            written = (_read_image if single else _read_hdf5)(path, axes)
+            found = np.concatenate([written.apply(p[None]) for p in points])
+            error = float(np.abs(found - wanted).max())
+        else:
+            error = largest_difference(path, transform, points, grid)
+    except (InputError, RuntimeError) as reason:
+        raise ItkstreamError(f"{path.name} was written but cannot be read: {reason}") from reason
+    size = float(max(np.abs(points).max(), np.abs(wanted).max()))
+    allowed = (_SINGLE if single else _EXACT) * max(size, min(grid.spacing))
+    if not error <= allowed:
+        raise ItkstreamError(
+            f"{path.name} was written but maps points {error:.3g} {grid.unit} off, where "
+            f"{allowed:.3g} was expected: the disk or the ITK library is faulty"
+        )
+    return error
+
+
+def _read_image(path: Path, axes: Sequence[str] | None) -> DisplacementField:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} is no image that ITK can read, or is cut off") from error
+    n, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    if n not in (2, 3) or components != n:
+        raise InputError(
+            f"a displacement image has as many components as axes, 2 or 3; {path} has "
+            f"{components} on {n} axes: is it an image rather than a transform?"
+        )
+    if "float" not in image.GetPixelIDTypeAsString():
+        raise InputError(f"a displacement image holds floats; {path} does not")
+    as_double = sitk.Cast(image, sitk.sitkVectorFloat64)
+    field = from_itk_transform(sitk.DisplacementFieldTransform(as_double), axes)
+    if not isinstance(field, DisplacementField):
+        raise InputError(f"{path} holds no displacement field")
+    return field
+
+
+def _read_hdf5(path: Path, axes: Sequence[str] | None) -> Transform:
+    return open_hdf5_transform(path, axes) or read_itk_transform(path, axes)
+
+
+_READERS = {**dict.fromkeys(_IMAGES, _read_image), **dict.fromkeys(_HDF5, _read_hdf5)}
+
+
+def _check_finite(transform: Transform, path: Path) -> None:
+    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    for step in steps:
+        if not isinstance(step, DisplacementField):
+            continue
+        # Along the axis that is slowest in files, a slab is one run of the disk.
+        slowest = step.grid.axes.index(default_axes(step.ndim)[-1])
+        for start in range(0, step.grid.shape[slowest], _SLAB):
+            slab = [slice(None)] * (step.ndim + 1)
+            slab[slowest] = slice(start, start + _SLAB)
+            if not np.isfinite(step.data[tuple(slab)]).all():
+                raise InputError(f"the displacement field in {path} holds NaN or infinity")

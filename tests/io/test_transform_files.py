@@ -1,0 +1,214 @@
+"""Every format there and back, judged by SimpleITK; and what cannot be, refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from itkstream.errors import ExistingOutputError, InputError, MissingDataError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    PiecewiseAffine,
+)
+from itkstream.geometry.blocks import BlockGrid
+from itkstream.io import transform_files
+from itkstream.io.itk_hdf5 import Hdf5Vectors
+from itkstream.io.itk_transforms import write_chain
+from itkstream.io.ngff_transforms import as_stored, create_transform
+from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.itk_bridge import to_itk_transform
+
+AXES = [("x", "y", "z"), ("z", "y", "x"), ("x", "y"), ("y", "x")]
+IMAGES = [".nii.gz", ".nii", ".nrrd", ".mha"]
+
+
+def inside(grid: Grid) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return grid.to_physical(rng.uniform(0.1, np.array(grid.shape) - 1.1, (100, grid.ndim)))
+
+
+def by_itk(path: Path, points: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+    """Points through the file as SimpleITK alone reads it."""
+    order = np.argsort(axes)
+    if path.suffix in (".h5", ".tfm", ".txt", ".mat"):
+        transform = sitk.ReadTransform(str(path))
+    else:
+        image = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
+        transform = sitk.DisplacementFieldTransform(image)
+    mapped = np.array([transform.TransformPoint(p.tolist()) for p in points[:, order]])
+    return mapped[:, np.argsort(order)]
+
+
+@pytest.mark.parametrize("axes", AXES, ids="".join)
+@pytest.mark.parametrize("suffix", [".h5", *IMAGES])
+@pytest.mark.parametrize("with_affine", [False, True])
+def test_fields(odd_grid, smooth_transform, tmp_path, axes, suffix, with_affine) -> None:
+    if suffix.startswith(".nii") and len(axes) == 2:
+        pytest.skip("refused, see below")
+    grid = odd_grid(1, len(axes), axes)
+    transform = smooth_transform(grid, factor=2)
+    if not with_affine:
+        transform = transform.transforms[0]
+    coarse = getattr(transform, "grid", None) or transform.transforms[0].grid
+    path = tmp_path / f"t{suffix}"
+    said = write_transform(path, transform)
+    points = inside(coarse)
+    wanted = transform.apply(points)
+    # Vectors of some voxels in float32; NIfTI keeps the geometry (here +-200) in float32 as well.
+    atol = 1e-9 if suffix == ".h5" else 2e-4
+    assert said < atol
+    np.testing.assert_allclose(by_itk(path, points, axes), wanted, atol=atol)
+    again = read_transform(path, axes)
+    np.testing.assert_allclose(again.apply(points), wanted, atol=atol)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("axes", AXES, ids="".join)
+@pytest.mark.parametrize("suffix", [".tfm", ".txt", ".mat", ".h5"])
+def test_affines(odd_grid, smooth_transform, tmp_path, axes, suffix) -> None:
+    grid = odd_grid(2, len(axes), axes)
+    affine = smooth_transform(grid).transforms[1]
+    path = tmp_path / f"a{suffix}"
+    assert write_transform(path, affine, axes) < 1e-9
+    np.testing.assert_allclose(by_itk(path, inside(grid), axes), affine.apply(inside(grid)))
+    np.testing.assert_allclose(read_transform(path, axes).matrix, affine.matrix, atol=1e-12)
+    twice = CompositeTransform((affine, affine))
+    write_transform(path, twice, axes, overwrite=True)
+    np.testing.assert_allclose(
+        read_transform(path, axes).matrix, affine.matrix @ affine.matrix, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("axes", AXES, ids="".join)
+def test_hdf5_fields_stay_on_disk_and_keep_every_bit(odd_grid, tmp_path, monkeypatch, axes) -> None:
+    grid = odd_grid(5, len(axes), axes)
+    vectors = np.random.default_rng(0).normal(size=(*grid.shape, grid.ndim))
+    # As for a file too large for ITK to check.
+    monkeypatch.setattr(transform_files, "_LARGE", 0)
+    assert write_transform(tmp_path / "t.h5", DisplacementField(vectors, grid)) < 1e-9
+    found = read_transform(tmp_path / "t.h5", axes)
+    assert isinstance(found.data, Hdf5Vectors)
+    np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(found.data))), vectors)
+    part = tuple(slice(k + 1, k + 6) for k in range(len(axes)))
+    np.testing.assert_array_equal(found.data[(*part, slice(None))], vectors[part])
+    np.testing.assert_array_equal(found.data[(*part, slice(1, 2))], vectors[(*part, slice(1, 2))])
+
+
+def test_what_itk_wrote_is_read_alike(odd_grid, smooth_transform, tmp_path) -> None:
+    grid = odd_grid(6, axes=("z", "y", "x"))
+    field = smooth_transform(grid, factor=2).transforms[0]
+    points = inside(field.grid)
+    turn = sitk.Euler3DTransform((1.0, 2.0, 3.0), 0.1, 0.2, 0.3, (4.0, 5.0, 6.0))
+    about = sitk.AffineTransform(3)
+    about.SetMatrix((np.eye(3) + 0.1 * np.arange(9).reshape(3, 3)).ravel().tolist())
+    about.SetCenter((10.0, -20.0, 5.0))
+    for name, linear in (("turn.h5", turn), ("about.h5", about)):
+        path = tmp_path / name
+        chain = sitk.CompositeTransform([linear, to_itk_transform(field, grid.axes)])
+        sitk.WriteTransform(chain, str(path))
+        # ITK's Euler angles are none of the lazy reader's kinds: read by ITK, into float32.
+        wanted = by_itk(path, points, grid.axes)
+        np.testing.assert_allclose(read_transform(path).apply(points), wanted, atol=1e-5)
+
+
+def test_long_vectors_are_as_right_as_their_format(odd_grid, smooth_transform, tmp_path) -> None:
+    field = smooth_transform(odd_grid(7)).transforms[0]
+    far = np.eye(4)
+    far[:3, 3] = 1e5
+    for suffix in IMAGES:
+        write_transform(tmp_path / f"t{suffix}", CompositeTransform((field, AffineTransform(far))))
+
+
+def test_folders_and_stores(odd_grid, smooth_transform, tmp_path) -> None:
+    grid = odd_grid(1, axes=("z", "y", "x"))
+    transform = smooth_transform(grid)
+    field, affine = transform.transforms
+    path = tmp_path / "run" / "transform.ome.zarr"
+    target = create_transform(path, affine, field.grid, chunks=(5, 5, 5))
+    target[:] = as_stored(field.data, field.grid)
+    points = inside(grid)
+    for place in (path, path.parent):
+        found = read_transform(place)
+        np.testing.assert_allclose(found.apply(points), transform.apply(points), atol=1e-9)
+        xyz = read_transform(place, ("x", "y", "z"))
+        np.testing.assert_allclose(
+            xyz.apply(points[:, ::-1]), transform.apply(points)[:, ::-1], atol=1e-9
+        )
+    # A stored field goes to a file as one in memory does.
+    write_transform(tmp_path / "t.h5", found)
+    np.testing.assert_allclose(
+        read_transform(tmp_path / "t.h5").apply(points), transform.apply(points), atol=1e-6
+    )
+
+
+def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
+    transform = smooth_transform(odd_grid(0))
+    field, affine = transform.transforms
+    plane = DisplacementField(np.zeros((3, 3, 2)), Grid((3, 3), (1.0, 1.0)))
+    for name, what, message in (
+        ("t.tfm", transform, "write it as .h5"),
+        ("t.mat", field, "write it as .h5"),
+        ("t.nrrd", affine, "this transform is an affine"),
+        ("t.xyz", affine, "no transform format ends like t.xyz"),
+        ("t.nii.gz", plane, "wrong values from NIfTI"),
+        ("t.h5", CompositeTransform((affine, field)), "got AffineTransform, DisplacementField"),
+        ("t.h5", piecewise(), "got PiecewiseAffine"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_transform(tmp_path / name, what)
+    with pytest.raises(InputError, match="field has axes"):
+        write_transform(tmp_path / "t.h5", field, ("z", "y", "x"))
+    assert not list(tmp_path.iterdir())
+    write_transform(tmp_path / "t.tfm", affine)
+    with pytest.raises(ExistingOutputError):
+        write_transform(tmp_path / "t.tfm", affine)
+
+
+def piecewise() -> PiecewiseAffine:
+    return PiecewiseAffine(
+        np.eye(4)[None, None, None], BlockGrid((8,) * 3, (8,) * 3), Grid((8,) * 3, (1.0,) * 3)
+    )
+
+
+def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
+    grid = odd_grid(0, shape=(24, 24, 24))
+    transform = smooth_transform(grid, factor=1)
+    field = transform.transforms[0]
+    with pytest.raises(MissingDataError, match="there is no transform"):
+        read_transform(tmp_path / "none.h5")
+    with pytest.raises(MissingDataError, match="no transform store"):
+        read_transform(tmp_path)
+    sitk.WriteTransform(to_itk_transform(transform, grid.axes), str(tmp_path / "c.mat"))
+    with pytest.raises(InputError, match=r"composites to \.mat, but cannot read"):
+        read_transform(tmp_path / "c.mat")
+    write_transform(tmp_path / "t.h5", transform)
+    whole = (tmp_path / "t.h5").read_bytes()
+    (tmp_path / "t.h5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="no transform that ITK can read"):
+        read_transform(tmp_path / "t.h5")
+    write_transform(tmp_path / "plane.tfm", AffineTransform(np.eye(3)))
+    with pytest.raises(InputError, match="a 2-D transform; it cannot have the axes"):
+        read_transform(tmp_path / "plane.tfm", ("z", "y", "x"))
+    holes = np.array(field.data)
+    holes[1, 2, 3] = np.nan
+    image = sitk.GetImageFromArray(holes, isVector=True)
+    write_chain(tmp_path / "n.h5", DisplacementField(holes, field.grid), None, grid.axes)
+    with pytest.raises(InputError, match="holds NaN"):
+        read_transform(tmp_path / "n.h5")
+    for name in ("n.nrrd", "n.mha"):
+        sitk.WriteImage(image, str(tmp_path / name))
+        with pytest.raises(InputError, match="holds NaN"):
+            read_transform(tmp_path / name)
+    sitk.WriteImage(sitk.GetImageFromArray(holes[..., 0]), str(tmp_path / "scalar.nrrd"))
+    with pytest.raises(InputError, match="is it an image rather than a transform"):
+        read_transform(tmp_path / "scalar.nrrd")
+    (tmp_path / "text.nrrd").write_text("hello")
+    with pytest.raises(InputError, match="no image that ITK can read"):
+        read_transform(tmp_path / "text.nrrd")

@@ -1,0 +1,136 @@
+"""Inverse fields against the fields they invert, against SimpleITK, and against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
+
+from itkstream.errors import InputError
+from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
+from itkstream.itk_bridge import to_itk_transform
+from itkstream.numerics.fields import jacobian_determinant
+from itkstream.numerics.inverse import InverseProblem, displacement_bounds, invert_displacement
+from itkstream.numerics.threads import using_threads
+
+
+def rough(grid: Grid, amplitude: float, sigma: float, least: float = 0.2) -> np.ndarray:
+    """A random smooth field of at most `amplitude`, with no determinant below `least`."""
+    rng = np.random.default_rng(1)
+    field = np.stack(
+        [gaussian_filter(rng.normal(size=grid.shape), sigma) for _ in grid.shape], axis=-1
+    )
+    field *= amplitude / np.abs(field).max()
+    while jacobian_determinant(field, grid).min() < least:
+        field *= 0.97
+    return field.astype(np.float32)
+
+
+def test_strong_fields_are_inverted() -> None:
+    grid = Grid((88, 96, 104), (1.0, 1.0, 1.0))
+    field = rough(grid, 20.0, 14.0)
+    assert np.abs(field).max() > 12
+    assert jacobian_determinant(field, grid).min() < 0.25
+    found = invert_displacement(field, grid, grid)
+    forward, back = DisplacementField(field, grid), DisplacementField(found.displacement, grid)
+    points = np.random.default_rng(0).uniform(18, np.array(grid.shape) - 19, (4000, 3))
+    error = np.linalg.norm(back.apply(forward.apply(points)) - points, axis=1)
+    # The demand. Between its voxels the inverse is a linear interpolation, which errs as well.
+    assert np.median(error) <= 0.01
+    assert error.max() <= 0.1
+    assert found.error.max() <= 0.01
+
+
+def test_converges_where_fixed_point_iteration_does_not() -> None:
+    # Slopes from -0.8 to 0.8 along one axis and as steep ones across it, 15 voxels high.
+    grid = Grid((32, 96, 96), (1.0, 1.0, 1.0))
+    x = grid.positions()
+    field = np.zeros((*grid.shape, 3), np.float32)
+    field[..., 1] = 15 * np.sin(x[..., 1] * 0.8 / 15)
+    field[..., 2] = 9 * np.sin(x[..., 1] / 6) * np.cos(x[..., 0] / 20)
+    assert jacobian_determinant(field, grid).min() == pytest.approx(0.2, abs=0.01)
+    found = invert_displacement(field, grid, grid)
+    origin = grid.positions() + found.displacement
+    left = DisplacementField(field, grid).apply(origin) - grid.positions()
+    assert np.median(np.abs(left)) <= 0.001
+    assert np.abs(left).max() <= 0.01
+    assert found.error.max() <= 0.01
+
+
+@pytest.mark.parametrize("axes", [("x", "y"), ("z", "y", "x"), ("x", "y", "z")], ids="".join)
+def test_on_another_lattice_and_with_an_affine(odd_grid, smooth_transform, axes) -> None:
+    grid = odd_grid(3, len(axes), axes)
+    composite = smooth_transform(grid, seed=5, factor=3)
+    field, affine = composite.transforms
+    smooth = gaussian_filter(field.data, (1.0,) * len(axes) + (0,))
+    composite = CompositeTransform((DisplacementField(smooth, field.grid), affine))
+    there = odd_grid(3, len(axes), axes).shrink((2,) * len(axes))
+    found = invert_displacement(smooth, field.grid, there, affine=affine.matrix)
+    points = there.positions()
+    origin = affine.inverse().apply(points + found.displacement)
+    # At the voxels themselves only the tolerance and float32 are left.
+    off = np.linalg.norm(composite.apply(origin) - points, axis=-1) / min(there.spacing)
+    assert off.max() < 0.02
+
+
+def test_simpleitk_agrees() -> None:
+    grid = Grid((32, 30, 28), (1.2, 0.8, 1.0), (5.0, -3.0, 2.0), axes=("z", "y", "x"))
+    field = rough(grid, 3.0, 5.0, 0.4)
+    image = to_itk_transform(DisplacementField(field, grid), grid.axes).GetDisplacementField()
+    itk = sitk.InvertDisplacementField(image, 200, 1e-4, 1e-4, enforceBoundaryCondition=False)
+    theirs = sitk.GetArrayFromImage(itk)[..., ::-1]
+    ours = invert_displacement(field, grid, grid).displacement
+    inner = (slice(6, -6),) * 3
+    # ITK's iteration is stopped at its own tolerance, a tenth of a voxel at the worst place.
+    assert np.median(np.abs(theirs - ours)[inner]) < 2e-3
+    assert np.abs(theirs - ours)[inner].max() < 0.1
+
+
+def test_a_shift_and_an_empty_field() -> None:
+    grid = Grid((5, 6, 7), (1.0, 2.0, 0.5))
+    shift = np.broadcast_to(np.float32([0.3, -1.5, 2.0]), (5, 6, 7, 3))
+    np.testing.assert_allclose(invert_displacement(shift, grid, grid).displacement, -shift)
+    assert not invert_displacement(0 * shift, grid, grid).displacement.any()
+
+
+def test_any_number_of_threads_and_any_box_gives_the_same_bits() -> None:
+    grid = Grid((24, 26, 61), (1.0, 1.5, 0.7))
+    field = rough(grid, 4.0, 4.0)
+    with using_threads(1):
+        whole = invert_displacement(field, grid, grid)
+    with using_threads(3):
+        again = invert_displacement(field, grid, grid)
+    np.testing.assert_array_equal(whole.displacement, again.displacement)
+    problem, bounds = InverseProblem(grid, grid), displacement_bounds(field, grid)
+    box = (slice(3, 9), slice(5, 20), slice(21, 43))
+    region = problem.reach(box, bounds)
+    assert region != tuple(slice(0, n) for n in grid.shape)
+    part = problem.solve(field[region], region, box, bounds)
+    np.testing.assert_array_equal(part.displacement, whole.displacement[box])
+    np.testing.assert_array_equal(part.error, whole.error[box])
+
+
+def test_a_fold_has_an_honest_error() -> None:
+    grid = Grid((1, 1, 40), (1.0, 1.0, 1.0))
+    field = np.zeros((1, 1, 40, 3), np.float32)
+    field[0, 0, :, 2] = 12 * np.sin(np.arange(40) / 4)
+    found = invert_displacement(field, grid, grid, max_iterations=30)
+    assert np.isfinite(found.displacement).all()
+    origin = grid.positions() + found.displacement
+    left = DisplacementField(field, grid).apply(origin) - grid.positions()
+    lost = np.linalg.norm(left, axis=-1) > 0.2
+    assert (found.error[lost] > 0.01).all()
+
+
+def test_refuses() -> None:
+    grid = Grid((4, 4, 4), (1.0, 1.0, 1.0))
+    field = np.zeros((4, 4, 4, 3), np.float32)
+    with pytest.raises(InputError, match="reorder or convert"):
+        InverseProblem(grid, grid.in_unit("millimeter"))
+    with pytest.raises(InputError, match="tolerance_vox must be positive"):
+        invert_displacement(field, grid, grid, tolerance_vox=0)
+    field[1, 2, 3] = np.nan
+    with pytest.raises(InputError, match="NaN or infinity"):
+        invert_displacement(field, grid, grid)
+    assert AffineTransform(np.eye(4)).inverse()

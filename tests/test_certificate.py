@@ -1,0 +1,123 @@
+"""Sound transforms pass; folds and NaN do not; and the commands that use transform files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from itkstream.certificate import check_transform
+from itkstream.errors import InputError
+from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
+from itkstream.io.ngff_transforms import as_stored, create_transform
+from itkstream.io.transform_files import write_transform
+
+GRID = Grid((20, 22, 40), (2.0, 1.0, 0.5), (5.0, -7.0, 3.0), axes=("z", "y", "x"))
+
+
+def waves(amplitude: float) -> DisplacementField:
+    """Displacements along x whose slope is at most the amplitude: it folds above 1."""
+    x = GRID.positions()[..., 2]
+    data = np.zeros((*GRID.shape, 3), np.float32)
+    data[..., 2] = amplitude * 3 * np.sin(x / 3)
+    return DisplacementField(data, GRID)
+
+
+def test_a_sound_transform() -> None:
+    affine = np.diag([1.1, 0.9, 1.0, 1.0])
+    found = check_transform(CompositeTransform((waves(0.7), AffineTransform(affine))))
+    # cos reaches -1 within a few voxels; central differences see nearly all of it.
+    assert found.least_jacobian == pytest.approx(0.3, abs=0.02)
+    assert (found.folded_voxels, found.voxels) == (0, GRID.size)
+    assert found.largest_inverse_error_vox < 0.02
+    assert found.failures == ()
+
+
+def test_folds() -> None:
+    found = check_transform(waves(1.4))
+    x = GRID.positions()[..., 2]
+    assert found.folded_voxels == pytest.approx((1 + 1.4 * np.cos(x / 3) <= 0).sum(), rel=0.1)
+    assert found.least_jacobian < 0
+    assert any("folded" in reason for reason in found.failures)
+    # A fold has several points that map to one, so no inverse leads back from all.
+    assert any("the worst point" in reason for reason in found.failures)
+
+
+def test_affines_and_what_cannot_be_checked() -> None:
+    affine = AffineTransform(np.diag([2.0, 1.0, -1.5, 1.0]))
+    assert check_transform(affine).failures == ()
+    assert check_transform(affine).least_jacobian == pytest.approx(3)
+    with pytest.raises(InputError, match="can be checked; got AffineTransform, DisplacementField"):
+        check_transform(CompositeTransform((affine, waves(0.1))))
+    holes = waves(0.1)
+    holes.data[3, 4, 5] = np.nan
+    with pytest.raises(InputError, match="holds NaN"):
+        check_transform(holes)
+
+
+def run(*words, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", "itkstream", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A registration folder's transform, files of it, and points."""
+    here = tmp_path_factory.mktemp("transforms")
+    matrix = np.eye(4)
+    matrix[:3, 3] = 4, 5, 6
+    field, affine = waves(0.5), AffineTransform(matrix)
+    target = create_transform(here / "run/transform.ome.zarr", affine, GRID, chunks=(8, 8, 8))
+    target[:] = as_stored(field.data, GRID)
+    write_transform(here / "folded.h5", waves(1.4))
+    (here / "p.csv").write_text("id,y,x,z\na,3,7,20\nb,3,900,20\n")
+    return here
+
+
+def test_export_check_and_points(folder) -> None:
+    for name in ("t.h5", "t.nii.gz", "t.nrrd", "t.mha"):
+        assert run("export", "run", name, cwd=folder).returncode == 0
+    assert sitk.ReadTransform(str(folder / "t.h5")).GetName() == "CompositeTransform"
+    again = run("export", "run", "t.h5", cwd=folder)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    sound = run("check", "run", cwd=folder)
+    assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "passed")
+    folded = run("check", "folded.h5", cwd=folder)
+    assert folded.returncode == 1
+    assert "failed: " in folded.stdout
+    assert run("check", "p.csv", cwd=folder).returncode == 2
+    done = run("points", "t.h5", "p.csv", "--out", "q.csv", cwd=folder)
+    assert done.stdout.startswith("2 points mapped, 1 outside")
+    rows = [line.split(",") for line in (folder / "q.csv").read_text().splitlines()]
+    assert rows[0] == ["id", "y", "x", "z", "outside"]
+    assert [row[-1] for row in rows[1:]] == ["0", "1"]
+    moved = sitk.ReadTransform(str(folder / "t.h5")).TransformPoint((7.0, 3.0, 20.0))
+    found = [float(rows[1][k]) for k in (2, 1, 3)]
+    np.testing.assert_allclose(found, moved, atol=1e-6)
+    run("points", "run", "q.csv", "--out", "back.csv", "--inverse", cwd=folder)
+    back = (folder / "back.csv").read_text().splitlines()[1].split(",")
+    # A hundredth of the smallest voxel is the tolerance.
+    np.testing.assert_allclose([float(v) for v in back[1:4]], [3, 7, 20], atol=0.005)
+
+
+def test_bad_input(folder) -> None:
+    for words, message in (
+        (("points", "none.h5", "p.csv", "--out", "z.csv"), "there is no transform"),
+        (("points", "run", "none.csv", "--out", "z.csv"), "no file of points"),
+        (("export", "run", "z.tfm"), "write it as .h5"),
+        (("export", "p.csv", "z.h5"), "no transform that ITK can read"),
+    ):
+        done = run(*words, cwd=folder)
+        assert done.returncode == 2
+        assert message in done.stderr
