@@ -69,8 +69,13 @@ def ransac_affine(
     *,
     fix_mask: NDArray[Any] | None = None,
     mov_mask: NDArray[Any] | None = None,
+    fix_points: ArrayLike | None = None,
+    mov_points: ArrayLike | None = None,
+    max_distance: float | None = None,
+    max_ambiguity: float | None = None,
     ransac: RansacSettings | None = None,
-) -> NDArray[np.float64]:
+    return_estimate: bool = False,
+) -> NDArray[np.float64] | AffineEstimate:
     """Find the affine between two images in memory.
 
     Bright blobs are found in both, paired by the correlation of their neighbourhoods, and an
@@ -96,12 +101,20 @@ def ransac_affine(
         Most blob widths searched.
     fix_mask, mov_mask : ndarray, optional
         Of the images' shapes; key points lie only where they are true.
+    fix_points, mov_points : array_like, (m, 3), optional
+        Key points of your own, in micrometers, such as the centroids of a segmentation.
+    max_distance : float, optional
+        Greatest distance of two points that match, in micrometers; default any.
+    max_ambiguity : float, optional
+        Greatest ratio of the second best correlation to the best, below 1; default any.
     ransac : RansacSettings, optional
         Model, seed and limits of the fit, instead of an affine with `align_threshold`.
+    return_estimate : bool
+        Return the estimate instead: matrix, inliers and residuals of all matches.
 
     Returns
     -------
-    ndarray, (4, 4), float64
+    ndarray, (4, 4), float64, or AffineEstimate
         From fixed to moving points, in micrometers ((3, 3) for 2-D images).
 
     Raises
@@ -115,14 +128,20 @@ def ransac_affine(
     settings = _settings(
         fixed.grid, (min_radius, max_radius), match_threshold, cc_radius, nspots, num_sigma_max
     )
-    settings = replace(settings, ransac=ransac or RansacSettings(threshold_um=align_threshold))
-    estimate, _ = affine_block(fixed, moving, settings, fix_mask, mov_mask)
+    distinct = cc_radius * float(np.median(fixed.spacing))
+    settings = replace(
+        settings,
+        matching=MatchSettings(match_threshold, max_distance, max_ambiguity, distinct),
+        ransac=ransac or RansacSettings(threshold_um=align_threshold),
+    )
+    own = tuple(None if p is None else np.asarray(p, float) for p in (fix_points, mov_points))
+    estimate, _ = affine_block(fixed, moving, settings, (fix_mask, mov_mask), (own[0], own[1]))
     if estimate.matrix is None:
         raise RegistrationError(
             f"no affine found: {estimate.reason}. Check the spacings, or try other radii, a lower "
             "match_threshold or a larger align_threshold"
         )
-    return estimate.matrix
+    return estimate if return_estimate else estimate.matrix
 
 
 def intensity_affine(
@@ -168,7 +187,7 @@ def intensity_affine(
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
     settings = settings or IntensitySettings().scaled(min(fixed.spacing))
     start = np.eye(fixed.ndim + 1) if initial is None else np.asarray(initial, float)
-    estimate = intensity_block(fixed, moving, start, settings, fix_mask, mov_mask)
+    estimate = intensity_block(fixed, moving, start, settings, (fix_mask, mov_mask))
     if not estimate:
         logger.warning("the initial affine is kept, as %s", estimate.reason)
     return estimate.matrix

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -59,6 +59,10 @@ __all__ = [
 
 AnyTransform: TypeAlias = Transform | sitk.Transform
 
+T = TypeVar("T")
+Both: TypeAlias = tuple[T | None, T | None]
+"""Something of the fixed and of the moving image, or nothing."""
+
 Engine = Literal["fast", "itk"]
 
 # B-splines and windowed sincs reach further than their neighbours: the poles of a cubic B-spline
@@ -70,6 +74,8 @@ _ENGINES: dict[type[DeformSettings], Callable[..., Descent]] = {
     DescentSettings: descend,
     DemonsSettings: descend_demons,
 }
+
+_LEAST_CONFIDENCE = 0.01
 
 # Why a level of the descent had nothing to go by, and what that tells a user.
 _BARREN = {
@@ -126,6 +132,16 @@ class DeformEstimate:
 
     def __bool__(self) -> bool:
         return self.displacement is not None
+
+    def confidence(self) -> float:
+        """How far the block can be trusted beside its neighbours.
+
+        Returns
+        -------
+        float
+            Mean squared local correlation at its finest level, at least 0.01.
+        """
+        return max(_LEAST_CONFIDENCE, self.levels[-1].after) if self.levels else 1.0
 
     def refinement(self) -> NDArray[np.float32] | None:
         """What the deformation adds to the initial displacement.
@@ -194,8 +210,8 @@ def affine_block(
     fixed: Image,
     moving: Image,
     settings: AffineSettings,
-    fixed_mask: NDArray[Any] | None = None,
-    moving_mask: NDArray[Any] | None = None,
+    masks: Both[NDArray[Any]] = (None, None),
+    points: Both[NDArray[np.float64]] = (None, None),
 ) -> tuple[AffineEstimate, Correspondences]:
     """Find the affine between two images in memory from their key points.
 
@@ -205,8 +221,10 @@ def affine_block(
         In memory, with the same axes.
     settings : AffineSettings
         Parameters of every step.
-    fixed_mask, moving_mask : ndarray, optional
-        Of the images' shapes; key points lie only where they are true.
+    masks : (ndarray or None, ndarray or None)
+        Of the images' shapes, fixed and moving; key points lie only where they are true.
+    points : (ndarray or None, ndarray or None)
+        Key points of one's own, (m, n) in physical units, instead of blobs.
 
     Returns
     -------
@@ -223,10 +241,11 @@ def affine_block(
         Where an image is constant or has no finite voxel.
     """
     contexts = []
-    for image, mask in ((fixed, fixed_mask), (moving, moving_mask)):
+    for image, mask, own in zip((fixed, moving), masks, points, strict=True):
         voxels = image.read()
-        found = find_key_points(voxels, image.grid, settings.key_points, mask)
-        contexts.append(sample_contexts(voxels, image.grid, found.positions, settings.window))
+        if own is None:
+            own = find_key_points(voxels, image.grid, settings.key_points, mask).positions
+        contexts.append(sample_contexts(voxels, image.grid, own, settings.window))
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
     if estimate:
@@ -243,8 +262,7 @@ def intensity_block(
     moving: Image,
     initial: NDArray[np.float64],
     settings: IntensitySettings,
-    fixed_mask: NDArray[Any] | None = None,
-    moving_mask: NDArray[Any] | None = None,
+    masks: Both[NDArray[Any]] = (None, None),
 ) -> IntensityEstimate:
     """Refine an affine between two images in memory by their intensities.
 
@@ -256,8 +274,8 @@ def intensity_block(
         Where to start, from fixed to moving points.
     settings : IntensitySettings
         Parameters.
-    fixed_mask, moving_mask : ndarray, optional
-        Of the images' shapes; voxels that count are true.
+    masks : (ndarray or None, ndarray or None)
+        Of the images' shapes, fixed and moving; voxels that count are true.
 
     Returns
     -------
@@ -274,8 +292,8 @@ def intensity_block(
         moving.read(),
         Frame(fixed.grid, moving.grid, initial),
         settings,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
+        fixed_mask=masks[0],
+        moving_mask=masks[1],
     )
 
 

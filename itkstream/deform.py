@@ -352,7 +352,8 @@ def _prepare_refinement(task: _Task, coarse_voxels: float) -> tuple[da.Array, di
         )
     where = {"grid": task.fixed.grid, "initial": start}
     shared = {**where, "moving": task.moving, "settings": settings}
-    result = Result(np.float32, (task.fixed.ndim,), "padded")
+    # The vectors of a block, and how far they can be trusted.
+    result = Result(np.float32, (task.fixed.ndim + 1,), "padded")
     padded = map_blocks(_refine_block, task.blocks, task.fixed.data, shared, result)
     return blend(padded, task.blocks), where
 
@@ -374,7 +375,8 @@ def _refine_block(
     estimate = deform_block(here, moving, initial, settings)
     refinement = estimate.refinement()
     if refinement is not None:
-        return refinement
+        trust = np.full((*part.shape, 1), estimate.confidence(), np.float32)
+        return np.concatenate([refinement, trust], axis=-1)
     if block.padded_shape == grid.shape:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     logger.warning(
@@ -382,7 +384,7 @@ def _refine_block(
         block.index,
         estimate.reason,
     )
-    return np.full((*part.shape, part.ndim), np.nan, np.float32)
+    return np.full((*part.shape, part.ndim + 1), np.nan, np.float32)
 
 
 def _displacement_block(

@@ -240,7 +240,8 @@ def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
     Parameters
     ----------
     padded : dask.array.Array
-        From `map_blocks` with extent 'padded' and one component axis, float32.
+        From `map_blocks` with extent 'padded' and one component axis, float32: vectors, and last
+        the confidence of the block, the same for all its voxels.
     blocks : BlockGrid
         The blocks it was made with.
 
@@ -250,7 +251,7 @@ def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
         Chunked by the blocks' cores.
     """
     if len(blocks) == 1:
-        return padded
+        return padded[..., :-1]
     name = f"blend-{uuid4().hex}"
     graph: dict[Any, Any] = {}
     for block in blocks:
@@ -261,12 +262,12 @@ def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
         }
         parts = [(padded.name, *other.index, 0) for other in near]
         here = (padded.name, *block.index, 0)
-        graph[(f"mean-{name}", *block.index)] = (core_mean, block, here)
+        graph[(f"mean-{name}", *block.index)] = (_core_mean, block, here)
         graph[(f"spare-{name}", *block.index)] = (stand_in, block, near, keys["mean"])
         task = (_blend_block, blocks, block, near, parts, keys["spare"])
         graph[(name, *block.index, 0)] = task
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[padded])
-    chunks = (*blocks.chunks, (padded.shape[-1],))
+    chunks = (*blocks.chunks, (padded.shape[-1] - 1,))
     return da.Array(layers, name, chunks, meta=np.empty((0,) * padded.ndim, np.float32))
 
 
@@ -364,8 +365,16 @@ def _blend_block(
     parts: list[NDArray[Any]],
     spares: list[NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    values = [spare if np.isnan(p).any() else p for p, spare in zip(parts, spares, strict=True)]
-    return blend_blocks(blocks, block, list(zip(near, values, strict=True)))
+    values, confidence = [], []
+    for part, spare in zip(parts, spares, strict=True):
+        failed = np.isnan(part).any()
+        values.append(spare if failed else part[..., :-1])
+        confidence.append(1.0 if failed else float(part.flat[part.shape[-1] - 1]))
+    return blend_blocks(blocks, block, list(zip(near, values, strict=True)), confidence)
+
+
+def _core_mean(block: Block, part: NDArray[Any]) -> NDArray[np.float32]:
+    return core_mean(block, part[..., :-1])
 
 
 def _padded_lengths(blocks: BlockGrid, axis: int) -> tuple[int, ...]:

@@ -284,3 +284,37 @@ def test_the_log_says_why_an_affine_was_kept(
         kept = intensity_affine(pair.fixed, pair.moving, None, None, start)
     np.testing.assert_array_equal(kept, start)
     assert "initial affine is kept" in caplog.text
+
+
+def test_takes_key_points_from_a_segmentation(pair: PhantomPair) -> None:
+    there = pair.truth(pair.nuclei)
+    inside = pair.moving.grid.to_index(there)
+    seen = ((inside > 0) & (inside < np.subtract(pair.moving.shape, 1))).all(axis=1)
+    estimate = ransac_affine(
+        pair.fixed,
+        pair.moving,
+        None,
+        None,
+        **BLOBS,
+        fix_points=pair.nuclei,
+        mov_points=there[seen],
+        return_estimate=True,
+    )
+    # Exact centroids: what is left is the truth's own bend, as in test_finds_the_truth.
+    assert pair.error(AffineTransform(estimate.matrix).apply).summary()["median_um"] < 0.6
+    assert estimate.inliers.sum() > 20
+    assert np.median(estimate.residuals[estimate.inliers]) < 1.0
+    assert len(estimate.residuals) == len(estimate.inliers)
+
+
+def test_limits_of_matches_act(pair: PhantomPair) -> None:
+    def matches(**limits: float) -> int:
+        found = ransac_affine(
+            pair.fixed, pair.moving, None, None, **BLOBS, **limits, return_estimate=True
+        )
+        return len(found.inliers)
+
+    free = matches()
+    assert 0 < matches(max_ambiguity=0.6) < free
+    # Partners that are too far no longer win against the right one: there may be more matches.
+    assert 0 < matches(max_distance=6.0) != free

@@ -354,7 +354,7 @@ def test_affine_of_a_block(pair: PhantomPair) -> None:
     assert "key points in the fixed and" in poor.reason
     mask = np.zeros(pair.fixed.shape, bool)
     mask[:20] = True
-    left, _ = affine_block(pair.fixed, pair.moving, settings, mask)
+    left, _ = affine_block(pair.fixed, pair.moving, settings, (mask, None))
     assert len(left.inliers) < len(estimate.inliers)
     with pytest.raises(RegistrationError, match="no voxel of the image is finite"):
         affine_block(

@@ -148,7 +148,8 @@ def test_dask_images_become_numpy_inside_tasks() -> None:
 
 
 def split(part: np.ndarray, block: Block, *, lost: tuple[int, ...]) -> np.ndarray:
-    return np.where(block.index == lost, np.nan, part).astype(np.float32)
+    trust = np.ones((*part.shape[:-1], 1))
+    return np.where(block.index == lost, np.nan, np.append(part, trust, -1)).astype(np.float32)
 
 
 def test_blending_joins_blocks_and_closes_gaps() -> None:
@@ -156,7 +157,7 @@ def test_blending_joins_blocks_and_closes_gaps() -> None:
     p = grid.positions()
     field = np.stack([np.sin(p[..., 0] / 9), np.cos(p[..., 1] / 7)], -1).astype(np.float32)
     blocks = BlockGrid(grid.shape, (10, 12), (2, 3))
-    result = Result(np.float32, (2,), "padded")
+    result = Result(np.float32, (3,), "padded")
     whole = blend(map_blocks(split, blocks, field, {"lost": (-1, -1)}, result), blocks)
     assert whole.chunks == (*blocks.chunks, (2,))
     np.testing.assert_allclose(whole.compute(), field, atol=1e-6)
@@ -169,7 +170,26 @@ def test_blending_joins_blocks_and_closes_gaps() -> None:
     assert np.abs(holed[hole] - field[hole]).max() < 1
 
 
+def speak(part: np.ndarray, block: Block) -> np.ndarray:
+    """The block's number, and a confidence that grows with it."""
+    vector = np.full((*part.shape[:-1], 2), 1.0 + block.index[0])
+    vector[..., -1] = (1.0, 3.0)[block.index[0]]
+    return vector.astype(np.float32)
+
+
+def test_blocks_count_by_their_confidence() -> None:
+    blocks = BlockGrid((40,) * 2, (20, 40), (5, 0))
+    field = np.zeros((40, 40, 1), np.float32)
+    result = Result(np.float32, (2,), "padded")
+    joined = blend(map_blocks(speak, blocks, field, {}, result), blocks).compute()[:, 0, 0]
+    low, upper = blocks.weights(0, np.arange(40))
+    share = np.where(low == 0, upper, 1.0)
+    expected = (1 - share + 3 * share * 2) / (1 - share + 3 * share)
+    np.testing.assert_allclose(joined, expected, rtol=1e-6)
+
+
 def test_one_block_is_blended_with_nothing() -> None:
     blocks = BlockGrid((4, 4), (4, 4))
-    padded = da.zeros((4, 4, 2), dtype=np.float32)
-    assert blend(padded, blocks) is padded
+    padded = np.random.default_rng(0).normal(size=(4, 4, 3)).astype(np.float32)
+    joined = blend(da.from_array(padded), blocks).compute()
+    np.testing.assert_array_equal(joined, padded[..., :2])

@@ -201,7 +201,7 @@ def create_n5(
     """
     import tensorstore
 
-    root = Path(path).expanduser().absolute()
+    root = Path(path).expanduser().resolve()
     folder = root / dataset.strip("/")
     if folder.exists():
         raise ExistingOutputError(f"{folder} is there already; choose another dataset name")

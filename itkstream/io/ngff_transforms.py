@@ -67,7 +67,7 @@ def create_transform(
     ExistingOutputError
         Where something is there that may not be replaced.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(path).expanduser().resolve()
     claim_store(folder, overwrite)
     order = grid.axis_order(stored_axes(grid))
     stored = grid.reorder(stored_axes(grid))
@@ -144,7 +144,7 @@ def read_transform(
     InputError
         Where the store is no registration of this kind.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(path).expanduser().resolve()
     if not (folder / "zarr.json").is_file():
         raise MissingDataError(f"there is no transform store {path}")
     attributes = zarr_attributes(folder)

@@ -77,7 +77,7 @@ def create_ome_zarr(
     InputError
         Where chunks or version cannot be.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(path).expanduser().resolve()
     layout = _Layout(tuple(chunks), tuple(shards) if shards else None, version)
     layout.check(grid)
     claim_store(folder, overwrite)
@@ -125,7 +125,7 @@ def write_pyramid(
     MissingDataError
         Where there is no OME-Zarr image.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(path).expanduser().resolve()
     attributes = zarr_attributes(folder)
     multiscale = multiscale_of(attributes)
     if multiscale is None or multiscale["datasets"][0]["path"] != "0":

@@ -69,7 +69,7 @@ def check_folder(folder: Path, proof: str, overwrite: bool) -> Path:
     ExistingOutputError
         Where the folder holds something that may not be replaced.
     """
-    target = folder.expanduser().absolute()
+    target = folder.expanduser().resolve()
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return target
     if not (target / proof).is_file():

@@ -74,7 +74,7 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Location
         Where the format is unknown.
     """
     full = Path(path).expanduser()
-    full = (full / dataset.strip("/") if dataset else full).absolute()
+    full = (full / dataset.strip("/") if dataset else full).resolve()
     if not full.exists():
         raise _missing(full)
     if full.is_file():

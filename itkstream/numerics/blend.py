@@ -140,13 +140,16 @@ def stand_in(
 
 
 def blend_blocks(
-    blocks: BlockGrid, block: Block, parts: Sequence[tuple[Block, NDArray[Any]]]
+    blocks: BlockGrid,
+    block: Block,
+    parts: Sequence[tuple[Block, NDArray[Any]]],
+    confidence: Sequence[float] | None = None,
 ) -> NDArray[np.float32]:
     """Blend the results of a block and its neighbours over the block's core.
 
-    Fitted blocks share their voxels as a partition of unity. A failed block is a single vector,
-    its `stand_in`; it gives way wherever fitted blocks hold half of the share or more, so that it
-    takes nothing from a fitted neighbour.
+    Fitted blocks share their voxels as a partition of unity, in which each counts by its
+    confidence. A failed block is a single vector, its `stand_in`; it gives way wherever fitted
+    blocks hold half of the share or more, so that it takes nothing from a fitted neighbour.
 
     Parameters
     ----------
@@ -157,6 +160,8 @@ def blend_blocks(
     parts : sequence of (Block, ndarray)
         Neighbours and the vectors on their padded regions, shape padded + (n,); of failed ones
         the vector that stands for them, shape (n,).
+    confidence : sequence of float, optional
+        Positive weights of the parts; default all equal.
 
     Returns
     -------
@@ -166,7 +171,8 @@ def blend_blocks(
     total = np.zeros((*block.core_shape, len(block.core)), np.float32)
     spare = np.zeros_like(total)
     weight = np.zeros(block.core_shape, np.float32)
-    for other, values in parts:
+    trusted = np.zeros_like(weight)
+    for (other, values), trust in zip(parts, confidence or [1.0] * len(parts), strict=True):
         both = tuple(
             slice(max(c.start, p.start), min(c.stop, p.stop))
             for c, p in zip(block.core, other.padded, strict=True)
@@ -178,8 +184,11 @@ def blend_blocks(
         if values.ndim == 1:
             spare[here] += share[..., None] * values
         else:
-            total[here] += share[..., None] * values[_relative(both, other.padded)]
             weight[here] += share
+            share *= np.float32(trust)
+            total[here] += share[..., None] * values[_relative(both, other.padded)]
+            trusted[here] += share
+    total /= np.maximum(trusted, np.finfo(np.float32).tiny)[..., None]
     if all(values.ndim > 1 for _, values in parts):
         return total
     return _filled(total, spare, weight)
@@ -192,14 +201,13 @@ def _relative(region: Slices, frame: Slices) -> Slices:
 
 
 def _filled(
-    total: NDArray[np.float32], spare: NDArray[np.float32], weight: NDArray[np.float32]
+    fitted: NDArray[np.float32], spare: NDArray[np.float32], weight: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Pass from the fitted part, `total / weight`, to the stand-ins, `spare / (1 - weight)`."""
+    """Pass from the fitted part to the stand-ins, `spare / (1 - weight)`."""
     w = weight[..., None]
     tiny = np.finfo(np.float32).tiny
     t = np.minimum(2 * w, 1)
     trust = t * t * (3 - 2 * t)
-    fitted = total / np.maximum(w, tiny)
     # Where the fitted blocks have all, 1 - weight is nothing but rounding.
     stood_in = np.where(trust < 1, spare / np.maximum(1 - w, tiny), 0)
     return np.asarray(trust * fitted + (1 - trust) * stood_in, np.float32)

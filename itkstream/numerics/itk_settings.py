@@ -40,7 +40,9 @@ class IntensitySettings:
         intensities; 'neighbourhood-correlation' is by far the slowest.
     optimizer : {'gradient-descent', 'lbfgsb', 'powell', 'exhaustive'}
         How the best transform is searched. 'gradient-descent' takes regular steps, shortened where
-        it turns back; 'exhaustive' tries a lattice of shifts and knows translations only.
+        it turns back; 'lbfgsb' is quick near the solution, but its first step may leave the image
+        where the metric is flat; 'powell' needs no gradient and ten times as long; 'exhaustive'
+        tries a lattice of shifts and knows translations only.
     sampling : {'none', 'regular', 'random'}
         Which fixed voxels are compared; 'none' takes all. Samples are 'regular' up to a random
         shift inside their voxel.

@@ -157,3 +157,11 @@ def test_the_real_pair():
     part = moving[100:140, 50:60, 70:75].read()
     np.testing.assert_array_equal(part, moving.read()[100:140, 50:60, 70:75])
     assert part.std() > 0
+
+
+def test_a_path_that_goes_up_again_is_the_same_place(tmp_path):
+    voxels = np.arange(60, dtype=np.uint16).reshape(3, 4, 5)
+    (tmp_path / "run").mkdir()
+    around = tmp_path / "run" / ".." / "a.n5"
+    write_n5(around, "s0", voxels, Grid(voxels.shape, (1.0, 2.0, 3.0)))
+    np.testing.assert_array_equal(open_image(around / "s0").read(), voxels)

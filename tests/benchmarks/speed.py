@@ -1,0 +1,432 @@
+"""The speed suite: whole steps, their time, their memory and how they scale.
+
+As a script, ``speed.py TASK SIZE RESULT`` runs one task. Each task is a function of `Sizes` that
+returns rows: ``variant``, what `processes.timed` measures, and facts of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import processes
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from itkstream.affine import ransac_affine
+from itkstream.block_kernels import WarpSettings
+from itkstream.cluster import execute
+from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
+from itkstream.doors import block_grid
+from itkstream.errors import ItkstreamError
+from itkstream.features import (
+    ContextWindow,
+    KeyPointSettings,
+    MatchSettings,
+    find_key_points,
+    match,
+    sample_contexts,
+)
+from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
+from itkstream.io import open_image, write_n5
+from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, DescentSettings
+from itkstream.transform import (
+    apply_transform,
+    prepare_apply_local_affines,
+    prepare_apply_transform,
+)
+
+__all__ = ["SIZES", "TASKS", "Sizes", "run_speed"]
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+
+SPACING = (1.84, 1.84, 1.68)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the images are.
+
+    Parameters
+    ----------
+    limit : int, optional
+        Most voxels per axis of the deformable block; the affine pair is then the small one.
+    megavoxels : tuple of float
+        Sizes of the scaling series.
+    warp_side : int
+        Voxels per axis of the resampled cube.
+    stored : tuple of int
+        Voxels of the stored pair that local affines are applied to.
+    blocks_per_axis : int
+        Of the graph.
+    """
+
+    limit: int | None = None
+    megavoxels: tuple[float, ...] = (1, 2, 4, 8)
+    warp_side: int = 256
+    stored: tuple[int, int, int] = (913, 483, 298)
+    blocks_per_axis: int = 20
+
+
+SIZES = {
+    "tiny": Sizes(40, (0.05, 0.1), 40, (80, 64, 48), 3),
+    "quick": Sizes(96, (0.5, 1, 2), 128, (300, 200, 100), 8),
+    "full": Sizes(),
+    "large": Sizes(megavoxels=(1, 2, 4, 8, 16, 32, 64)),
+}
+
+
+def time_affine(sizes: Sizes) -> list[Row]:
+    """The global affine of the real pair (or of the tutorial's), with the tutorial's parameters.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Whether the small pair is used.
+
+    Returns
+    -------
+    list of dict
+        Inliers are the matches within 4 µm of the affine.
+    """
+    real, own = cases.TEXTURES
+    path = own if sizes.limit or not real.exists() else real
+    # The tutorial's radii fit the real pair; the nuclei of the project's own are smaller.
+    radii = (6, 20) if path == real else (2, 8)
+    pair = [_in_memory(open_image(p)) for p in (path, path.parents[1] / "mov.n5" / "lowres")]
+
+    def align(fixed: Image, moving: Image) -> NDArray[np.float64]:
+        return ransac_affine(fixed, moving, None, None, *radii, 0.75, align_threshold=4.0)
+
+    with contextlib.suppress(ItkstreamError):  # a corner need not align: it compiles the code
+        align(*(_in_memory(image[(slice(0, 64),) * 3]) for image in pair))
+    matrix, measured = processes.timed(lambda: align(*pair))
+    residuals = _residuals(matrix, *pair, radii)
+    facts = {
+        "matches": len(residuals),
+        "inliers_within_4_um": int(np.count_nonzero(residuals <= 4.0)),
+        "median_inlier_residual_um": float(np.median(residuals[residuals <= 4.0])),
+        "same_twice": bool(np.array_equal(matrix, align(*pair))),
+        "voxels": pair[0].grid.size,
+    }
+    return [{"variant": path.parents[1].name} | measured | facts]
+
+
+def time_deform(sizes: Sizes) -> list[Row]:
+    """One deformable block: the tutorial's setting and the pipeline's.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Of the block.
+
+    Returns
+    -------
+    list of dict
+        With bytes per voxel beyond the two inputs.
+    """
+    pair = cases.make_pair(cases.CASES["block"], 101, sizes.limit)
+    spacing = tuple(pair.spacing)
+    variants = {
+        "pipeline": PIPELINE_DEFAULTS.scaled(min(spacing)),
+        "20x10 r=12": DescentSettings(iterations=(20, 10)),
+    }
+    rows = []
+    for name, settings in variants.items():
+        _warm_up(settings)
+        _, measured = processes.timed(
+            lambda s=settings: deformable_align(
+                pair.fixed, pair.moving, spacing, spacing, settings=s
+            )
+        )
+        rows.append({"variant": name} | measured | _per_voxel(measured, pair.fixed.size))
+    return rows
+
+
+def time_scaling(sizes: Sizes) -> list[Row]:
+    """The deformable engine from small to large at fixed iterations.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        The series.
+
+    Returns
+    -------
+    list of dict
+        The last row has the exponents of time against voxels, of the clock and of the processors.
+    """
+    settings = replace(PIPELINE_DEFAULTS.scaled(min(SPACING)), tolerance=0.0)
+    _warm_up(settings)
+    rows: list[Row] = []
+    for megavoxels in sizes.megavoxels:
+        side = round((megavoxels * 1e6) ** (1 / 3))
+        moving = _enlarged((side,) * 3)
+        fixed = np.roll(moving, 1, axis=(0, 1, 2))
+        _, measured = processes.timed(
+            lambda f=fixed, m=moving: deformable_align(f, m, SPACING, SPACING, settings=settings)
+        )
+        row = {"variant": f"{side}^3"} | measured | _per_voxel(measured, side**3)
+        rows.append(row | {"voxels": side**3})
+    voxels = np.log([row["voxels"] for row in rows])
+    exponents = {
+        f"{clock}_exponent": float(np.polyfit(voxels, np.log([r[clock] for r in rows]), 1)[0])
+        for clock in ("seconds", "cpu_seconds")
+    }
+    return [*rows, {"variant": "exponent"} | exponents]
+
+
+def time_warp(sizes: Sizes) -> list[Row]:
+    """Resampling through a displacement field: numba, ITK behind the same door, ITK alone.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Of the cube.
+
+    Returns
+    -------
+    list of dict
+        With megavoxels per second.
+    """
+    shape = (sizes.warp_side,) * 3
+    grid = Grid(shape, SPACING)
+    moving = Image(_enlarged(shape).astype(np.uint16), grid)
+    vectors = _smooth_vectors(shape, 3.0)
+    ways: dict[str, Callable[[], Any]] = {
+        engine: lambda e=engine: apply_transform(
+            moving, moving, DisplacementField(vectors, grid), WarpSettings(engine=e)
+        )
+        for engine in ("fast", "itk")
+    }
+    ways["SimpleITK.Resample"] = _plain_itk(moving, vectors)
+    ways["fast"]()
+    rows, first = [], None
+    for name, way in ways.items():
+        result, measured = processes.timed(way)
+        first = result if first is None else first
+        facts = {
+            "megavoxels_per_second": grid.size / 1e6 / measured["seconds"],
+            "greatest_difference": int(np.abs(result.astype(int) - first.astype(int)).max()),
+        }
+        rows.append({"variant": name} | measured | facts)
+    return rows
+
+
+def time_local_affines(sizes: Sizes) -> list[Row]:
+    """Local affines applied to a stored pair, from disk to disk.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Of the pair.
+
+    Returns
+    -------
+    list of dict
+        One row; blocks run on threads of the process.
+    """
+    spacing = tuple(s / 2 for s in SPACING)
+    blocksize = tuple(min(256, n) for n in sizes.stored)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "pair.n5"
+        voxels = _enlarged(sizes.stored).astype(np.uint16)
+        for name in ("fix", "mov"):
+            write_n5(store, name, voxels, Grid(voxels.shape, spacing))
+        del voxels
+        fixed, moving = (open_image(store / name) for name in ("fix", "mov"))
+        locals_ = _random_affines(block_grid(fixed.shape, blocksize, None).numblocks)
+        shift = np.eye(4)
+        shift[:3, 3] = 5.0
+        lazy = prepare_apply_local_affines(
+            fixed, moving, None, None, locals_, blocksize, shift, engine="fast"
+        )
+        _, measured = processes.timed(
+            lambda: execute(lazy, Path(folder) / "out.zarr", chunks=_chunks(lazy.chunksize))
+        )
+    facts = {
+        "voxels": fixed.grid.size,
+        "blocks": lazy.npartitions,
+        "megavoxels_per_second": fixed.grid.size / 1e6 / measured["seconds"],
+    }
+    return [{"variant": "N5 to Zarr"} | measured | facts]
+
+
+def time_graph(sizes: Sizes) -> list[Row]:
+    """What dask costs per block before any voxel is read.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Number of blocks.
+
+    Returns
+    -------
+    list of dict
+        Milliseconds and tasks per block of preparing and optimising.
+    """
+    import dask
+    import zarr
+
+    shape = (64 * sizes.blocks_per_axis,) * 3
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        empty = zarr.create_array(
+            str(Path(folder) / "empty.zarr"), shape=shape, chunks=(64,) * 3, dtype=np.uint16
+        )
+        image = Image(empty, Grid(shape, SPACING))
+        identity = AffineTransform(np.eye(4))
+        ways: dict[str, Callable[[], Any]] = {
+            "apply transform": lambda: prepare_apply_transform(image, image, identity, (64,) * 3),
+            "deformable": lambda: prepare_piecewise_deformable_align(
+                image, image, None, None, (64,) * 3
+            ),
+        }
+        for name, way in ways.items():
+            (optimised,), measured = processes.timed(lambda w=way: dask.optimize(w()))
+            facts = {
+                "blocks": optimised.npartitions,
+                "milliseconds_per_block": measured["seconds"] * 1e3 / optimised.npartitions,
+                "tasks_per_block": len(dict(optimised.__dask_graph__())) / optimised.npartitions,
+            }
+            rows.append({"variant": name} | measured | facts)
+    return rows
+
+
+TASKS: dict[str, Callable[[Sizes], list[Row]]] = {
+    "affine": time_affine,
+    "deform": time_deform,
+    "scaling": time_scaling,
+    "warp": time_warp,
+    "local-affines": time_local_affines,
+    "graph": time_graph,
+}
+
+
+def run_speed(
+    tasks: Sequence[str] = (),
+    size: str = "full",
+    report: Report = lambda row: None,
+    timeout: float = 3600.0,
+) -> list[Row]:
+    """Run tasks, each in a process of its own.
+
+    Parameters
+    ----------
+    tasks : sequence of str
+        Keys of `TASKS`; default all.
+    size : str
+        A key of `SIZES`.
+    report : callable
+        Told each row as it is there.
+    timeout : float
+        Seconds before a task is stopped.
+
+    Returns
+    -------
+    list of dict
+        ``task``, ``variant``, times, memory, facts; or ``error``.
+    """
+    rows = []
+    for task in tasks or TASKS:
+        result = processes.call(Path(__file__), [task, size], timeout)
+        found = result.get("rows") or [{"variant": "", "error": result["error"]}]
+        for row in found:
+            rows.append({"task": task} | row)
+            report(rows[-1])
+    return rows
+
+
+def _residuals(
+    matrix: NDArray[np.float64], fixed: Image, moving: Image, radii: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Distances, in micrometers, of all matches from an affine."""
+    settings = KeyPointSettings.from_voxels(*radii, fixed.spacing)
+    window = ContextWindow.from_voxels(12, fixed.spacing)
+    contexts = []
+    for image in (fixed, moving):
+        found = find_key_points(image.read(), image.grid, settings)
+        contexts.append(sample_contexts(image.read(), image.grid, found.positions, window))
+    pairs = match(*contexts, MatchSettings(0.75))
+    predicted = pairs.fixed_points @ matrix[:3, :3].T + matrix[:3, 3]
+    return np.asarray(np.linalg.norm(pairs.moving_points - predicted, axis=1))
+
+
+def _in_memory(image: Image) -> Image:
+    return Image(image.read(), image.grid)
+
+
+def _per_voxel(measured: dict[str, float], voxels: int) -> dict[str, float]:
+    return {
+        "bytes_per_voxel": measured["extra_mb"] * 1e6 / voxels,
+        "megavoxels_per_second": voxels / 1e6 / measured["seconds"],
+    }
+
+
+def _warm_up(settings: DescentSettings) -> None:
+    small = _enlarged((32, 32, 32))
+    deformable_align(small, np.roll(small, 1, 0), SPACING, SPACING, settings=settings)
+
+
+def _enlarged(shape: Sequence[int]) -> NDArray[np.float32]:
+    """The texture, mirrored on until it is large enough."""
+    texture, _, _ = cases.load_texture()
+    middle = tuple(
+        slice((n - min(n, m)) // 2, None) for n, m in zip(texture.shape, shape, strict=True)
+    )
+    part = texture[middle][tuple(slice(0, m) for m in shape)]
+    width = [(0, m - n) for n, m in zip(part.shape, shape, strict=True)]
+    return np.ascontiguousarray(np.pad(part, width, mode="symmetric"))
+
+
+def _smooth_vectors(shape: tuple[int, ...], longest: float) -> NDArray[np.float32]:
+    coarse = np.random.default_rng(0).uniform(-longest, longest, (3, 6, 6, 6))
+    zoom = [n / 6 for n in shape]
+    parts = [ndimage.zoom(c, zoom, order=1, grid_mode=True, mode="nearest") for c in coarse]
+    return np.stack(parts, -1).astype(np.float32)
+
+
+def _random_affines(blocks: Sequence[int]) -> NDArray[np.float64]:
+    rng = np.random.default_rng(0)
+    matrices = np.tile(np.eye(4), (*blocks, 1, 1))
+    matrices[..., :3, :3] += rng.normal(0, 0.005, (*blocks, 3, 3))
+    matrices[..., :3, 3] += rng.normal(0, 1.0, (*blocks, 3))
+    return matrices
+
+
+def _plain_itk(moving: Image, vectors: NDArray[np.float32]) -> Callable[[], NDArray[Any]]:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(moving.read().T))
+    image.SetSpacing(SPACING)
+    field = np.ascontiguousarray(vectors.transpose(2, 1, 0, 3), np.float64)
+    moves = sitk.GetImageFromArray(field, isVector=True)
+    moves.SetSpacing(SPACING)
+    transform = sitk.DisplacementFieldTransform(moves)
+    return lambda: sitk.GetArrayFromImage(sitk.Resample(image, transform, sitk.sitkLinear)).T
+
+
+def _chunks(blocksize: Sequence[int]) -> list[int]:
+    """Chunks that divide the blocks and have some 64 voxels per axis."""
+    return [math.gcd(b, 64) if math.gcd(b, 64) >= 16 else b for b in blocksize]
+
+
+def _main(task: str, size: str, out: Path) -> None:
+    start = time.perf_counter()
+    rows = TASKS[task](SIZES[size])
+    out.write_text(json.dumps({"rows": rows, "whole_seconds": time.perf_counter() - start}))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,121 @@
+"""The benchmarks run, untimed, as ordinary tests: a tiny case of each suite."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import processes
+import pytest
+from accuracy import Plan, medians, run_accuracy, shortfalls
+from cases import CASES, CLEAN, make_pair, shrunk
+from engines import ENGINES, Engine
+from run import main
+from scipy import ndimage
+from speed import run_speed
+
+# Half of the scales and amplitudes of the reference block: up to 3.2 voxels, in 56^3.
+TINY = shrunk(CASES["block"], 2.0)
+TINY_VOXELS = 56
+
+
+@pytest.mark.parametrize("name", ["block", "anisotropic"])
+def test_truth_maps_fixed_to_moving(name: str) -> None:
+    pair = make_pair(replace(CASES[name], moving=CLEAN, group=(1, 1, 1)), 1, 48)
+    vectors = np.moveaxis(pair.truth / pair.spacing, -1, 0)
+    back = ndimage.map_coordinates(pair.moving, np.indices(pair.fixed.shape) + vectors, order=3)
+    # Two cubic interpolations of a noisy image lose some of its noise, never its structure; a
+    # wrong sign or a neglected inverse leaves a correlation below 0.9.
+    assert np.corrcoef(back[pair.tissue], pair.fixed[pair.tissue])[0, 1] > 0.99
+
+
+def test_error_counts_in_fine_voxels() -> None:
+    pair = make_pair(CASES["anisotropic"], 1, 48)
+    assert pair.fixed.shape[2] == 16
+    exact = pair.score(pair.truth)
+    assert exact.greatest == 0
+    assert exact.folds == 0
+    # One coarse voxel along z is three fine ones.
+    off = pair.score(pair.truth + np.array([0, 0, pair.spacing[2]], np.float32))
+    assert off.median == pytest.approx(3, abs=1e-4)
+
+
+def test_same_seed_same_images() -> None:
+    first, again, other = (make_pair(TINY, seed, 40) for seed in (1, 1, 2))
+    assert np.array_equal(first.moving, again.moving)
+    assert not np.array_equal(first.moving, other.moving)
+
+
+def test_folds_are_counted() -> None:
+    pair = make_pair(TINY, 1, 40)
+    reflected = np.zeros_like(pair.truth)
+    reflected[..., 0] = -2 * np.arange(40)[:, None, None] * pair.spacing[0]
+    score = pair.score(reflected)
+    assert score.folds == pair.fixed.size
+    assert score.least_jacobian == pytest.approx(-1, abs=1e-4)
+
+
+def test_accuracy_suite() -> None:
+    plan = Plan((TINY,), (("itkstream", "pipeline"),), limit=TINY_VOXELS)
+    ((before, row),) = run_accuracy(plan)
+    assert "error" not in row, row
+    assert before["median"] > 0.3
+    # Measured over seeds: 0.09 to 0.13 on real texture, 0.04 to 0.06 on the tutorial's; p95 twice.
+    assert row["median"] < 0.2
+    assert row["p95"] < 0.45
+    assert row["folds"] == 0
+    assert row["seconds"] > 0
+
+
+def test_speed_suite() -> None:
+    for row in run_speed(("warp",), "tiny"):
+        assert "error" not in row, row
+        assert row["seconds"] > 0
+
+
+def test_command_writes_results(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    main(["speed", "--quick", "--tasks", "graph", "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert results["machine"]["cores"] == processes.cores()
+    assert {row["task"] for row in results["speed"]} == {"graph"}
+
+
+def test_failing_engine_is_reported(tmp_path: Path) -> None:
+    np.save(tmp_path / "fixed.npy", np.zeros(3))
+    result = processes.call(Path(__file__).with_name("engines.py"), ["itkstream", "?", "/no"], 60)
+    assert "FileNotFoundError" in result["error"]
+
+
+def test_missing_engine_is_known() -> None:
+    assert not Engine("no-such-distribution", {}).installed
+    assert ENGINES["itkstream"].installed
+
+
+def test_peak_memory_is_that_of_the_call() -> None:
+    size = 64 * 2**20
+    _, measured = processes.timed(lambda: np.ones(size, np.uint8).sum())
+    # Other threads of the test runner may free memory meanwhile.
+    assert measured["extra_mb"] > 0.8 * size / 1e6
+
+
+def test_shortfalls_name_the_better_peer() -> None:
+    def row(engine: str, setting: str, median: float, seed: int = 1) -> dict[str, object]:
+        named = {"case": "c", "engine": engine, "setting": setting, "seed": seed, "voxels": 1}
+        scores = {"median": median, "p95": 2 * median, "least_jacobian": 1.0, "folds": 0}
+        return named | scores
+
+    rows = [
+        row("itkstream", "pipeline", 0.3),
+        row("itkstream", "pipeline", 0.1, seed=2),
+        row("picsl-greedy", "a", 0.15),
+        row("antspyx", "b", 0.12),
+        {**row("greedypy", "c", 0.0), "error": "not installed"},
+    ]
+    merged = medians(rows)
+    assert merged[0]["median"] == pytest.approx(0.2)
+    assert [line.split(":")[0] for line in shortfalls(merged)] == ["c", "c"]
+    assert "antspyx b has 0.120" in shortfalls(merged)[0]
+    assert shortfalls(merged[:1]) == []
