@@ -465,8 +465,18 @@ def _small_step(level: _Level, work: _Workspace, share: float) -> NDArray[np.flo
         return _bounded(smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice), step)
     force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
     collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
-    force = smooth_field(force, nodes.spacing, level.gradient_kernel, lattice)
+    force = _smooth_force(force, level)
     return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
+
+
+def _smooth_force(force: NDArray[np.float32], level: _Level) -> NDArray[np.float32]:
+    kernel, spacings = level.gradient_kernel, (level.nodes.spacing, level.lattice.spacing)
+    if kernel.b == 0 or force.shape[-1] == 3:
+        return smooth_field(force, spacings[0], kernel, spacings[1])
+    # The grad-div term couples the components of a vector; a matrix's elements have none.
+    apart = smooth_field(force[..., 3:], spacings[0], replace(kernel, b=0.0), spacings[1])
+    vector = smooth_field(force[..., :3], spacings[0], kernel, spacings[1])
+    return np.concatenate([vector, apart], axis=-1)
 
 
 def _affine_part(u: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -212,6 +212,8 @@ class DemonsSettings:
         bursts = tuple(-(-n // self.burst) for n in self.iterations)
         return DescentSettings(
             iterations=bursts,
+            # The loop's rules for small steps that overshoot: it shortens them.
+            update="gradient",
             step=self.step,
             isotropic=True,
             tolerance=self.tolerance,
