@@ -449,11 +449,13 @@ def _burst(
         tuple(lattice.spacing[a] for a in kept),
         unit=lattice.unit,
     )
-    sides = [_evened(image.reshape(grid.shape), settings) for image in (fixed, warped)]
-    apart = ~(np.isfinite(sides[0]) & np.isfinite(sides[1]))
-    for side in sides:
-        # Equal images make no force.
+    apart = ~(np.isfinite(fixed) & np.isfinite(warped)).reshape(grid.shape)
+    sides = []
+    for image in (fixed, warped):
+        # Windows see the same voxels of both; where one image ends, equal values make no force.
+        side = _evened(np.where(apart, np.float32(np.nan), image.reshape(grid.shape)), settings)
         side[apart] = 0.0
+        sides.append(side)
     demons = _DEMONS[settings.method]()
     demons.SetNumberOfIterations(settings.burst)
     demons.SetMaximumRMSError(0.0)
