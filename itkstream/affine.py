@@ -1,4 +1,4 @@
-"""Affine registration from key points: whole, or lazily block by block."""
+"""Affine registration: from key points, whole or lazily block by block; refined by intensities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from itkstream.block_kernels import AffineSettings, WarpSettings, affine_block, warp_block
+from itkstream.block_kernels import (
+    AffineSettings,
+    WarpSettings,
+    affine_block,
+    intensity_block,
+    warp_block,
+)
 from itkstream.doors import as_pair, block_grid
 from itkstream.errors import ItkstreamError, RegistrationError
 from itkstream.features import ContextWindow, Correspondences, KeyPointSettings, MatchSettings
@@ -26,10 +32,12 @@ from itkstream.numerics.consistency import (
     own_confidence,
     solve_consistent,
 )
+from itkstream.numerics.itk_settings import IntensitySettings
 from itkstream.numerics.mapping import map_on
 from itkstream.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
 
 __all__ = [
+    "intensity_affine",
     "prepare_local_affines",
     "prepare_piecewise_ransac_affine",
     "ransac_affine",
@@ -134,6 +142,55 @@ def ransac_affine(
             "match_threshold or a larger align_threshold"
         )
     return estimate if return_estimate else estimate.matrix
+
+
+def intensity_affine(
+    fix: Any,
+    mov: Any,
+    fix_spacing: Sequence[float] | None,
+    mov_spacing: Sequence[float] | None,
+    initial: ArrayLike | None = None,
+    *,
+    settings: IntensitySettings | None = None,
+    fix_mask: NDArray[Any] | None = None,
+    mov_mask: NDArray[Any] | None = None,
+) -> NDArray[np.float64]:
+    """Refine an affine between two images in memory until their intensities agree best.
+
+    SimpleITK's registration methods do the work. Where nothing better than the initial affine is
+    found, that is returned and the log says why.
+
+    Parameters
+    ----------
+    fix, mov : array or Image
+        Fixed and moving image.
+    fix_spacing, mov_spacing : sequence of float or None
+        Micrometers per voxel; None for an `Image`.
+    initial : array_like, (4, 4), optional
+        Where to start, from fixed to moving points in micrometers; default identity.
+    settings : IntensitySettings, optional
+        Model, metric, optimizer, sampling and levels; default those of `IntensitySettings`, scaled
+        to the smallest fixed voxel spacing.
+    fix_mask, mov_mask : ndarray, optional
+        Of the images' shapes; only voxels where they are true are compared.
+
+    Returns
+    -------
+    ndarray, (4, 4), float64
+        From fixed to moving points, in micrometers ((3, 3) for 2-D images).
+
+    Raises
+    ------
+    InputError
+        For images, masks or an affine that cannot be used.
+    """
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
+    settings = settings or IntensitySettings().scaled(min(fixed.spacing))
+    start = np.eye(fixed.ndim + 1) if initial is None else np.asarray(initial, float)
+    estimate = intensity_block(fixed, moving, start, settings, (fix_mask, mov_mask))
+    if not estimate:
+        logger.warning("the initial affine is kept, as %s", estimate.reason)
+    return estimate.matrix
 
 
 def prepare_piecewise_ransac_affine(

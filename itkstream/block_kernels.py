@@ -33,9 +33,15 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.numerics.descent import Frame, LevelReport, descend
+from itkstream.numerics.descent import Descent, Frame, LevelReport, descend
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.interpolate import round_to, warp
+from itkstream.numerics.itk_methods import (
+    IntensityEstimate,
+    descend_demons,
+    fit_intensity_affine,
+)
+from itkstream.numerics.itk_settings import DeformSettings, DemonsSettings, IntensitySettings
 from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.ransac import AffineEstimate, RansacSettings, fit_ransac
 
@@ -46,6 +52,7 @@ __all__ = [
     "WarpSettings",
     "affine_block",
     "deform_block",
+    "intensity_block",
     "warp_block",
     "warp_mapped",
 ]
@@ -62,8 +69,15 @@ Engine = Literal["fast", "itk"]
 # have decayed below single precision after 12 voxels.
 _WIDE_MARGIN_VOX = 12
 
-# Why a level of the descent had nothing to go by, and what that tells a user.
+# The settings say which engine they are for.
+_ENGINES: dict[type[DeformSettings], Callable[..., Descent]] = {
+    DescentSettings: descend,
+    DemonsSettings: descend_demons,
+}
+
 _LEAST_CONFIDENCE = 0.01
+
+# Why a level of the descent had nothing to go by, and what that tells a user.
 _BARREN = {
     "no overlap": "it lies outside the moving image",
     "no texture": (
@@ -243,11 +257,51 @@ def affine_block(
     return replace(estimate, reason=reason), pairs
 
 
+def intensity_block(
+    fixed: Image,
+    moving: Image,
+    initial: NDArray[np.float64],
+    settings: IntensitySettings,
+    masks: Both[NDArray[Any]] = (None, None),
+) -> IntensityEstimate:
+    """Refine an affine between two images in memory by their intensities.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        In memory, with the same axes.
+    initial : ndarray, (n + 1, n + 1)
+        Where to start, from fixed to moving points.
+    settings : IntensitySettings
+        Parameters.
+    masks : (ndarray or None, ndarray or None)
+        Of the images' shapes, fixed and moving; voxels that count are true.
+
+    Returns
+    -------
+    IntensityEstimate
+        False in a condition, with the initial matrix and the reason, where none is better.
+
+    Raises
+    ------
+    InputError
+        For images or an affine that cannot be used.
+    """
+    return fit_intensity_affine(
+        fixed.read(),
+        moving.read(),
+        Frame(fixed.grid, moving.grid, initial),
+        settings,
+        fixed_mask=masks[0],
+        moving_mask=masks[1],
+    )
+
+
 def deform_block(
     fixed: Image,
     moving: Image,
     initial: Transform,
-    settings: DescentSettings,
+    settings: DeformSettings,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> DeformEstimate:
     """Refine a transform by a deformation, in one block.
@@ -260,8 +314,8 @@ def deform_block(
         The whole moving image; only the part that the block can reach is read.
     initial : Transform
         Where to start, from fixed to moving points.
-    settings : DescentSettings
-        Parameters of the descent.
+    settings : DescentSettings or DemonsSettings
+        Parameters of the deformation; their kind decides the engine.
     progress : callable, optional
         Called with level, iteration and squared correlation.
 
@@ -279,7 +333,7 @@ def deform_block(
     part = moving[crop]
     frame = Frame(fixed.grid, part.grid, mapping.affine)
     try:
-        descent = descend(
+        descent = _ENGINES[type(settings)](
             fixed.read(),
             part.read(),
             frame,

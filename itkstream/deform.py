@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import dask
 import dask.array as da
@@ -28,6 +28,7 @@ from itkstream.lazy import Result, blend, map_blocks, readable
 from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import jacobian_determinant, shrink_field, to_positions
+from itkstream.numerics.itk_settings import DeformSettings, DemonsSettings, Method
 from itkstream.numerics.mapping import map_on
 from itkstream.transform import piecewise_transform
 
@@ -60,9 +61,10 @@ def deformable_align(
     smooth_sigmas: Sequence[float] = (4.0, 2.0),
     step: float | None = None,
     *,
-    settings: DescentSettings | None = None,
+    method: Literal["lcc"] | Method = "lcc",
+    settings: DeformSettings | None = None,
 ) -> NDArray[np.float32]:
-    """Find the deformation between two images in memory by local correlation.
+    """Find the deformation between two images in memory.
 
     Parameters
     ----------
@@ -84,8 +86,11 @@ def deformable_align(
     step : float, optional
         Longest displacement of one iteration, in micrometers; default the smallest fixed voxel
         spacing.
-    settings : DescentSettings, optional
-        All parameters in one value, instead of those above.
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+        'lcc' follows local correlation, with the parameters above; the others are SimpleITK's
+        demons with the defaults of `DemonsSettings`, scaled to the smallest fixed voxel spacing.
+    settings : DescentSettings or DemonsSettings, optional
+        All parameters in one value, instead of those above; its kind decides the method.
 
     Returns
     -------
@@ -94,10 +99,12 @@ def deformable_align(
 
     Raises
     ------
+    InputError
+        Where parameters are invalid or contradict each other.
     RegistrationError
         Where the images do not overlap or hold no texture.
     """
-    settings = settings or DescentSettings(
+    given = DescentSettings(
         cc_radius,
         gradient_smoothing,
         field_smoothing,
@@ -107,6 +114,7 @@ def deformable_align(
         step,
     )
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
+    settings = _choose(method, settings, given, fixed.grid)
     estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
@@ -131,7 +139,8 @@ def prepare_piecewise_deformable_align(
     step: float | None = None,
     *,
     overlap: Sequence[int] | int | None = None,
-    settings: DescentSettings | None = None,
+    method: Literal["lcc"] | Method = "lcc",
+    settings: DeformSettings | None = None,
     coarse_voxels: float = COARSE_VOXELS,
 ) -> da.Array:
     """Prepare to find the deformation block by block, on top of affines.
@@ -160,8 +169,10 @@ def prepare_piecewise_deformable_align(
         As in `deformable_align`.
     overlap : int or sequence of int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
-    settings : DescentSettings, optional
-        All parameters of the descent in one value.
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+        As in `deformable_align`.
+    settings : DescentSettings or DemonsSettings, optional
+        All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
 
@@ -170,7 +181,7 @@ def prepare_piecewise_deformable_align(
     dask.array.Array, fixed shape + (3,), float64
         Lazy. The moving position of every fixed voxel, in micrometers, x first.
     """
-    settings = settings or DescentSettings(
+    given = DescentSettings(
         cc_radius,
         gradient_smoothing,
         field_smoothing,
@@ -180,6 +191,7 @@ def prepare_piecewise_deformable_align(
         step,
     )
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
+    settings = _choose(method, settings, given, fixed.grid)
     affine = np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
     initial: Transform = AffineTransform(affine)
     if local_affines is not None:
@@ -197,7 +209,7 @@ def prepare_displacement(
     moving: Image,
     initial: Transform,
     blocksize: Sequence[int],
-    settings: DescentSettings,
+    settings: DeformSettings,
     overlap: Sequence[int] | int | None = None,
     coarse_voxels: float = COARSE_VOXELS,
 ) -> da.Array:
@@ -211,8 +223,8 @@ def prepare_displacement(
         Where the blocks start: an affine, or local affines or a field followed by one.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
-    settings : DescentSettings
-        Parameters of the descent.
+    settings : DescentSettings or DemonsSettings
+        Parameters of the deformation; their kind decides the engine.
     overlap : int or sequence of int, optional
         Voxels per side; default an eighth of the block.
     coarse_voxels : float
@@ -288,6 +300,29 @@ def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da
     return map_blocks(_fold_block, blocks, field.data, shared, Result(np.float64, (2,), "block"))
 
 
+def _choose(
+    method: str, settings: DeformSettings | None, given: DescentSettings, grid: Grid
+) -> DeformSettings:
+    """The settings that the arguments of a door mean."""
+    known = ("lcc", *get_args(Method))
+    if method not in known:
+        raise InputError(f"method must be one of {', '.join(known)}; got {method!r}")
+    if settings is not None:
+        if method not in ("lcc", getattr(settings, "method", "lcc")):
+            raise InputError(
+                f"method {method!r} and settings {settings!r} contradict each other: give one"
+            )
+        return settings
+    if method == "lcc":
+        return given
+    if given != DescentSettings():
+        raise InputError(
+            f"cc_radius, smoothings, iterations, levels and step given one by one are for method "
+            f"'lcc'; for method {method!r} give settings=DemonsSettings({method!r}, ...)"
+        )
+    return DemonsSettings(method).scaled(min(grid.spacing))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
     """A deformation to be found block by block."""
@@ -295,7 +330,7 @@ class _Task:
     fixed: Image
     moving: Image
     initial: Transform
-    settings: DescentSettings
+    settings: DeformSettings
     blocks: BlockGrid
 
 
@@ -334,7 +369,7 @@ def _refine_block(
     grid: Grid,
     moving: Image,
     initial: Transform,
-    settings: DescentSettings,
+    settings: DeformSettings,
 ) -> NDArray[np.float32]:
     here = Image(part, grid.crop(block.padded))
     estimate = deform_block(here, moving, initial, settings)

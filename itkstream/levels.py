@@ -24,8 +24,8 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.lazy import readable
-from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import shrink_field
+from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.pyramid import shrink
 from itkstream.numerics.threads import processors, using_threads
 
@@ -52,15 +52,15 @@ class LevelPlan:
     ----------
     factors : tuple of int
         By how much the whole image is shrunk, per axis.
-    coarse : DescentSettings
+    coarse : DeformSettings
         The levels solved on it, relative to it.
-    fine : DescentSettings
+    fine : DeformSettings
         The levels left to the blocks; the finest one at least.
     """
 
     factors: tuple[int, ...]
-    coarse: DescentSettings
-    fine: DescentSettings
+    coarse: DeformSettings
+    fine: DeformSettings
 
 
 def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def read_coarse(image: Image, factors: Sequence[int]) -> Image:
     return Image(np.concatenate(slabs), image.grid.shrink(factors), image.name)
 
 
-def plan_levels(grid: Grid, settings: DescentSettings, voxels: float) -> LevelPlan:
+def plan_levels(grid: Grid, settings: DeformSettings, voxels: float) -> LevelPlan:
     """Share the levels of a deformation between the whole image and its blocks.
 
     The whole image takes the levels on which it has at most so many voxels, but never the finest:
@@ -129,7 +129,7 @@ def plan_levels(grid: Grid, settings: DescentSettings, voxels: float) -> LevelPl
     ----------
     grid : Grid
         The fixed image's lattice.
-    settings : DescentSettings
+    settings : DeformSettings
         All levels.
     voxels : float
         Most voxels of the level the whole image is shrunk to.
@@ -219,14 +219,14 @@ def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
     return field
 
 
-def _per_axis(grid: Grid, factor: int, settings: DescentSettings) -> tuple[int, ...]:
+def _per_axis(grid: Grid, factor: int, settings: DeformSettings) -> tuple[int, ...]:
     if not settings.isotropic:
         return (factor,) * grid.ndim
     finest = min(grid.spacing)
     return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
 
 
-def _shrunk(grid: Grid, factor: int, settings: DescentSettings) -> Grid:
+def _shrunk(grid: Grid, factor: int, settings: DeformSettings) -> Grid:
     return grid.shrink(_per_axis(grid, factor, settings))
 
 
@@ -236,7 +236,7 @@ def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, 
     return tuple(max(1, round(c / h)) for c, h in zip(coarse, moving.spacing, strict=True))
 
 
-def _relative(settings: DescentSettings, factor: int) -> DescentSettings:
+def _relative(settings: DeformSettings, factor: int) -> DeformSettings:
     """The levels as an image that is shrunk by `factor` already has them."""
     shrinks = np.ravel(settings.shrink_factors)
     return replace(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))

@@ -18,14 +18,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dask.array as da
 import numpy as np
 import zarr
 
 from itkstream.affine import prepare_local_affines, split_local_affines
-from itkstream.block_kernels import AffineSettings, WarpSettings, affine_block, warp_block
+from itkstream.block_kernels import (
+    AffineSettings,
+    WarpSettings,
+    affine_block,
+    intensity_block,
+    warp_block,
+)
 from itkstream.cluster import Resources, compute, store
 from itkstream.deform import prepare_coarse_field, prepare_displacement, prepare_fold_count
 from itkstream.doors import as_pair
@@ -49,7 +55,8 @@ from itkstream.io.ngff_transforms import (
 )
 from itkstream.io.outputs import check_folder, claim_folder, write_text
 from itkstream.levels import factors_to_fit, read_coarse
-from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, DescentSettings
+from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS
+from itkstream.numerics.itk_settings import DeformSettings, IntensitySettings
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate, RansacSettings
 from itkstream.transform import piecewise_transform, prepare_apply_transform
@@ -57,6 +64,8 @@ from itkstream.transform import piecewise_transform, prepare_apply_transform
 __all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
 
 logger = logging.getLogger(__name__)
+
+_Kept = TypeVar("_Kept", bound=Transform)
 
 # Enough agreeing matches that no other radii need be tried.
 _PLENTY_OF_INLIERS = 200
@@ -109,9 +118,12 @@ class RegisterSettings:
         Most key points per image.
     seed : int
         Seed of the robust fit.
+    intensity : IntensitySettings, optional
+        How the affine is refined by intensities, for a voxel spacing of 1; default None leaves that
+        step out.
     local_blocksize : int
         Voxels of the coarse level per block of the piecewise affine; 0 leaves that step out.
-    deform : DescentSettings, optional
+    deform : DescentSettings or DemonsSettings, optional
         Parameters of the deformation for a voxel spacing of 1; default the best found,
         `itkstream.numerics.descent_settings.PIPELINE_DEFAULTS`.
     deform_blocksize : int
@@ -133,8 +145,9 @@ class RegisterSettings:
     cc_radius: int = 12
     nspots: int = 5000
     seed: int = 0
+    intensity: IntensitySettings | None = None
     local_blocksize: int = 128
-    deform: DescentSettings = PIPELINE_DEFAULTS
+    deform: DeformSettings = PIPELINE_DEFAULTS
     deform_blocksize: int = 256
     coarse_voxels: float = 20e6
     blocksize: int = 128
@@ -227,7 +240,7 @@ def register(
     claim = (Path(out), _REPORT, overwrite)
     check_folder(*claim)
     run = _Run(pair, settings or RegisterSettings(), resources or Resources(), reporter)
-    affine = run.find_affine()
+    affine = run.refine_affine(run.find_affine())
     start = run.find_local_affines(affine)
     folder = claim_folder(*claim)
     transform = run.find_deformation(start, affine, folder / "transform.ome.zarr")
@@ -281,6 +294,27 @@ class _Run:
                 f"{facts['median_residual']:.2f} {self.fixed.grid.unit}"
             )
         return affine
+
+    def refine_affine(self, affine: AffineTransform) -> AffineTransform:
+        """The affine that intensities prefer, where it aligns better."""
+        settings = self.settings.intensity
+        if settings is None:
+            return affine
+        with self._step("intensity affine") as facts:
+            fixed, moving = self.coarse
+            scaled = settings.scaled(min(fixed.spacing))
+            estimate = intensity_block(fixed, moving, affine.matrix, scaled)
+            facts["metric_before"], facts["metric_after"] = estimate.before, estimate.after
+            if not estimate:
+                return self._dropped(facts, affine, estimate.reason)
+            refined = AffineTransform(estimate.matrix)
+            quality = self._correlation(refined)
+            facts["local_correlation"] = quality
+            if quality <= self.quality:
+                return self._dropped(facts, affine, "it lowered the local correlation")
+            self.quality = quality
+            facts["matrix"] = refined.matrix.tolist()
+        return refined
 
     def find_local_affines(self, affine: AffineTransform) -> Transform:
         """Local affines before the global one, where they align better."""
@@ -436,7 +470,7 @@ class _Run:
         aligned = warp_block(moving, transform, fixed.grid, settings)
         return local_correlation_in_tissue(fixed.read(), aligned, self.tissue)
 
-    def _dropped(self, facts: dict[str, Any], before: Transform, reason: str) -> Transform:
+    def _dropped(self, facts: dict[str, Any], before: _Kept, reason: str) -> _Kept:
         facts["dropped"] = reason
         self.reporter.note(f"left out: {reason}")
         return before

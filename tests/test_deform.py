@@ -23,6 +23,7 @@ from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import jacobian_determinant, shrink_field
+from itkstream.numerics.itk_settings import DemonsSettings
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import PhantomPair
 from itkstream.transform import apply_global_affine
@@ -281,3 +282,59 @@ def test_bad_blocks(pair: PhantomPair, change: dict[str, Any], message: str) -> 
         prepare_piecewise_deformable_align(
             pair.fixed, pair.moving, None, None, **{"blocksize": SIZE, **LIGHT, **change}
         )
+
+
+DEMONS = DemonsSettings(
+    "diffeomorphic-demons", iterations=(20, 10), shrink_factors=(2, 1), smooth_sigmas=(0.0, 0.0)
+)
+
+
+def test_demons_align_in_one_block_and_in_many(pair: PhantomPair, affine: np.ndarray) -> None:
+    p = pair.fixed.grid.positions()
+    errors = []
+    for size in (pair.fixed.shape, SIZE):
+        lazy = prepare_piecewise_deformable_align(
+            pair.fixed, pair.moving, None, None, size, global_affine=affine, settings=DEMONS
+        )
+        errors.append(median_error(pair, compute(lazy)))
+    before = median_error(pair, AffineTransform(affine).apply(p))
+    assert errors[0] < 0.5 * before
+    # Blocks start from the coarse level of the whole image: not worse by a tenth of a voxel.
+    assert errors[1] < errors[0] + 0.1
+
+
+def test_a_block_of_demons_is_the_direct_call(pair: PhantomPair, aligned: Image) -> None:
+    few = replace(DEMONS, iterations=(4, 2))
+    direct = deformable_align(pair.fixed, aligned, None, None, settings=few)
+    lazy = prepare_piecewise_deformable_align(
+        pair.fixed, aligned, None, None, pair.fixed.shape, settings=few
+    )
+    with using_threads(1):
+        np.testing.assert_array_equal(compute(lazy), pair.fixed.grid.positions() + direct)
+
+
+def test_a_method_has_defaults_of_its_own(pair: PhantomPair, aligned: Image) -> None:
+    box = (slice(16, 48),) * 3
+    images = (pair.fixed[box], aligned[box], None, None)
+    named = deformable_align(*images, method="demons")
+    given = deformable_align(*images, settings=DemonsSettings("demons"))
+    assert min(pair.fixed.spacing) == 1
+    np.testing.assert_array_equal(named, given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "optical-flow"}, "method must be one of lcc, demons"),
+        ({"method": "demons", "cc_radius": 4}, "give settings=DemonsSettings"),
+        ({"method": "demons", "settings": DescentSettings()}, "contradict"),
+        ({"method": "demons", "settings": DEMONS}, "contradict"),
+    ],
+)
+def test_methods_that_make_no_sense_are_refused(
+    pair: PhantomPair, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        deformable_align(pair.fixed, pair.moving, None, None, **arguments)
+    with pytest.raises(InputError, match=message):
+        prepare_piecewise_deformable_align(pair.fixed, pair.moving, None, None, SIZE, **arguments)

@@ -1,6 +1,7 @@
 """The main job on a small phantom: what it finds, what it writes, what it refuses."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,11 @@ import SimpleITK as sitk
 import itkstream
 from itkstream.cluster import Resources
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.fields import jacobian_determinant
+from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.pipelines import RegisterSettings, register
+from itkstream.pipelines import RegisterSettings, _Run, register
 
 SETTINGS = RegisterSettings(
     radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8, local_blocksize=64, blocksize=64
@@ -149,6 +151,60 @@ def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
     assert result.report["steps"][0]["coarse_shapes"][0] != list(rounds.fixed.shape)
     assert error["median_vox"] < 0.5
     assert error["p95_vox"] < 1.5
+
+
+def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
+    settings = replace(
+        SETTINGS, intensity=IntensitySettings(), local_blocksize=0, deform=DemonsSettings()
+    )
+    result = register(rounds.fixed, rounds.moving, tmp_path / "out", settings)
+    step = next(s for s in result.report["steps"] if s["name"] == "intensity affine")
+    assert step["metric_after"] < step["metric_before"]
+    assert result.report["settings"]["intensity"]["metric"] == "correlation"
+    assert result.report["settings"]["deform"]["method"] == "symmetric-demons"
+    error = rounds.error(result.transform.apply, 3).summary()
+    assert error["median_vox"] < 0.5
+    assert error["p95_vox"] < 2
+
+
+def test_intensities_that_help_are_kept(rounds):
+    settings = replace(SETTINGS, intensity=IntensitySettings())
+    run = _Run((rounds.fixed, rounds.moving), settings, Resources(), None)
+    rough = np.array(rounds.truth.matrix)
+    rough[:3, 3] += (2.0, -1.5, 1.0)
+    start = AffineTransform(rough)
+    before = run.quality = run._correlation(start)
+    refined = run.refine_affine(start)
+    assert "dropped" not in run.steps[-1]
+    assert run.quality == run._correlation(refined) > before
+    medians = [rounds.error(t.apply, 3).summary()["median_vox"] for t in (refined, start)]
+    assert medians[0] < medians[1] - 1  # of the 2.7 voxels that it was shifted by
+
+
+@pytest.mark.parametrize(
+    ("intensity", "reason"),
+    [
+        # Six voxels away there is nothing better.
+        (
+            IntensitySettings(
+                "translation", optimizer="exhaustive", step=6.0, search_steps=1,
+                iterations=(1,), shrink_factors=(1,), smooth_sigmas=(0.0,),
+            ),
+            "did not improve",
+        ),
+        (IntensitySettings(metric="mean-squares"), "lowered the local correlation"),
+    ],
+)  # fmt: skip
+def test_intensities_that_do_not_help_are_dropped(rounds, intensity, reason):
+    # Light from one side: squares fall where the images are pushed apart along it.
+    shape = rounds.moving.shape
+    lit = rounds.moving.read() * np.linspace(0.2, 3, shape[0])[:, None, None]
+    moving = Image(lit.astype(np.uint16), rounds.moving.grid)
+    run = _Run((rounds.fixed, moving), replace(SETTINGS, intensity=intensity), Resources(), None)
+    start = AffineTransform(rounds.truth.matrix)
+    run.quality = run._correlation(start)
+    assert run.refine_affine(start) is start
+    assert reason in run.steps[-1]["dropped"]
 
 
 def test_somebody_elses_folder_is_left_alone(rounds, tmp_path):

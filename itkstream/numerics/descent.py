@@ -28,7 +28,7 @@ from itkstream.numerics.descent_settings import (
     DescentSettings,
     LevelSettings,
 )
-from itkstream.numerics.fields import compose, resize_field
+from itkstream.numerics.fields import compose, resize_field, shrink_field
 from itkstream.numerics.force import collect_forces, solve_newton, warp_through_nodes
 from itkstream.numerics.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.pyramid import shrink
@@ -47,6 +47,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float], None]
+
+Proposal = Callable[[NDArray[np.float32], NDArray[np.float32], Grid], NDArray[np.float32]]
+"""From fixed image, warped image and their lattice to the small step in front of the warp."""
 
 WINDOWS = {"gradient": 5, "newton": 2}
 """Iterations per window of the convergence test.
@@ -148,6 +151,7 @@ def descend(
     fixed_mask: NDArray[np.bool_] | None = None,
     moving_mask: NDArray[np.bool_] | None = None,
     progress: Progress | None = None,
+    propose: Proposal | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
@@ -165,6 +169,9 @@ def descend(
         Voxels that count; default all.
     progress : callable, optional
         Called with level, iteration and squared correlation after each evaluation.
+    propose : callable, optional
+        Takes fixed image, warped image and their lattice (3-D, NaN where voxels do not count) and
+        returns the vectors of a small step, instead of the force of local correlation.
 
     Returns
     -------
@@ -187,7 +194,7 @@ def descend(
     u, nodes = _initial(initial, frame)
     reports = []
     for number in range(len(settings.shrink_factors)):
-        level = _prepare(pair, settings, number)
+        level = replace(_prepare(pair, settings, number), propose=propose)
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
         watch = None if progress is None else _watcher(progress, number)
@@ -227,6 +234,7 @@ class _Level:
     step: float
     factor: int
     settings: DescentSettings
+    propose: Proposal | None = None
 
     @property
     def nodes(self) -> Grid:
@@ -437,13 +445,7 @@ def _advance(
     A share of a step comes with the same share of smoothing: the balance of both is kept.
     """
     nodes, lattice = level.nodes, level.lattice.spacing
-    newton = level.settings.update == "newton"
-    force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
-    collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
-    force = _smooth_force(force, level)
-    step = level.step * share
-    small = _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
-    del force
+    small = _small_step(level, work, share)
     u = compose(small, u, nodes)
     trend = _affine_part(u)
     u -= trend
@@ -451,6 +453,20 @@ def _advance(
     u = smooth_field(u, nodes.spacing, kernel, lattice)
     u += trend
     return u
+
+
+def _small_step(level: _Level, work: _Workspace, share: float) -> NDArray[np.float32]:
+    """The smoothed field by which an iteration goes ahead, at the nodes."""
+    nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
+    newton = level.settings.update == "newton"
+    if level.propose is not None:
+        moves = shrink_field(level.propose(level.fixed, work.warped, level.lattice), level.stride)
+        moves *= np.float32(share)
+        return _bounded(smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice), step)
+    force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
+    collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
+    force = _smooth_force(force, level)
+    return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
 
 
 def _smooth_force(force: NDArray[np.float32], level: _Level) -> NDArray[np.float32]:
@@ -488,6 +504,11 @@ def _bounded_newton(level: _Level, normal: NDArray[np.float32], step: float) -> 
     finest = _finest(level.lattice)
     small = np.empty((*normal.shape[:-1], 3), np.float32)
     solve_newton(normal, level.settings.damping / finest**2, small)
+    return _bounded(small, step)
+
+
+def _bounded(small: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    """Vectors longer than the step, cut to its length, in place."""
     length = np.sqrt(np.einsum("...c,...c->...", small, small))
     small *= (step / np.maximum(length, step))[..., None]
     return small

@@ -118,10 +118,10 @@ class DescentSettings:
             object.__setattr__(self, "node_stride", tuple(4 if f == 1 else 2 for f in shrinks))
         whole = {"cc_radius": 1, "iterations": 0, "shrink_factors": 1, "node_stride": 1}
         values: dict[str, Any] = {
-            name: _per_level(name, getattr(self, name), levels, least, int)
+            name: per_level(name, getattr(self, name), levels, least, int)
             for name, least in whole.items()
         }
-        values["smooth_sigmas"] = _per_level("smooth_sigmas", self.smooth_sigmas, levels, 0, float)
+        values["smooth_sigmas"] = per_level("smooth_sigmas", self.smooth_sigmas, levels, 0, float)
         for name in ("gradient_smoothing", "field_smoothing"):
             values[name] = _kernels_per_level(name, getattr(self, name), levels)
         for name, value in values.items():
@@ -129,13 +129,13 @@ class DescentSettings:
         self._check_scalars()
 
     def _check_scalars(self) -> None:
-        if self.step is not None and not (_finite(self.step) and self.step > 0):
+        if self.step is not None and not (finite(self.step) and self.step > 0):
             raise InputError(f"step must be a positive length or None; got {self.step}")
         if self.update not in ("gradient", "newton"):
             raise InputError(f'update must be "gradient" or "newton"; got {self.update!r}')
         for name in ("damping", "tolerance", "minimum_jacobian"):
             value = getattr(self, name)
-            if not _finite(value) or value < 0:
+            if not finite(value) or value < 0:
                 raise InputError(f"{name} must be a number >= 0; got {value}")
         if self.damping == 0 and self.update == "newton":
             raise InputError("damping must be above 0: without it textureless nodes have no step")
@@ -205,14 +205,15 @@ class DescentSettings:
         """
         return replace(
             self,
-            gradient_smoothing=_scaled(self.gradient_smoothing, length),
-            field_smoothing=_scaled(self.field_smoothing, length),
+            gradient_smoothing=scaled_kernels(self.gradient_smoothing, length),
+            field_smoothing=scaled_kernels(self.field_smoothing, length),
             smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
             step=None if self.step is None else self.step * length,
         )
 
 
-def _finite(value: Any) -> bool:
+def finite(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float, np.number)) and math.isfinite(value)
 
 
@@ -222,9 +223,10 @@ def _sequence(name: str, values: Any) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _per_level(
+def per_level(
     name: str, values: Any, levels: int, least: float, kind: type[int] | type[float]
 ) -> tuple[Any, ...]:
+    """One checked number of a kind per level, out of one for each or, for some names, for all."""
     scalar = isinstance(values, (int, float, np.number))
     given = (values,) * levels if scalar and name in ("cc_radius", "node_stride") else values
     numbers = _sequence(name, given)
@@ -233,13 +235,14 @@ def _per_level(
             f"{name} needs one number per level, {levels} as shrink_factors has; got {values!r}"
         )
     for number in numbers:
-        if not _finite(number) or number < least or kind(number) != number:
+        if not finite(number) or number < least or kind(number) != number:
             what = "whole numbers" if kind is int else "numbers"
             raise InputError(f"{name} must be {what} >= {least}; got {values!r}")
     return tuple(kind(number) for number in numbers)
 
 
 def _kernels_per_level(name: str, values: Any, levels: int) -> tuple[Abcd, ...]:
+    """One checked (a, b, c, d) per level, out of one for each or one for all."""
     given = _sequence(name, values)
     kernels = (given,) * levels if np.ndim(given[0]) == 0 else given
     if len(kernels) != levels or any(np.shape(k) != (4,) for k in kernels):
@@ -254,7 +257,8 @@ def _kernels_per_level(name: str, values: Any, levels: int) -> tuple[Abcd, ...]:
     return tuple((k.a, k.b, k.c, k.d) for k in checked)
 
 
-def _scaled(kernels: Any, length: float) -> tuple[Abcd, ...]:
+def scaled_kernels(kernels: Any, length: float) -> tuple[Abcd, ...]:
+    """The operators for spacings `length` times as large."""
     scaled = [SmoothingKernel(*k).scaled(length) for k in kernels]
     return tuple((k.a, k.b, k.c, k.d) for k in scaled)
 

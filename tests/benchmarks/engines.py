@@ -64,6 +64,12 @@ def _itkstream(fixed: Floats, moving: Floats, spacing: Sequence[float], tutorial
     return deformable_align(fixed, moving, spacing, spacing, settings=settings)
 
 
+def _itkstream_demons(fixed: Floats, moving: Floats, spacing: Sequence[float]) -> Any:
+    from itkstream.deform import deformable_align
+
+    return deformable_align(fixed, moving, spacing, spacing, method="symmetric-demons")
+
+
 def _greedy(
     fixed: Floats, moving: Floats, spacing: Sequence[float], radius: str, iterations: str
 ) -> Any:
@@ -150,6 +156,7 @@ ENGINES = {
         {
             "pipeline": partial(_itkstream, tutorial=False),
             "20x10 r=12": partial(_itkstream, tutorial=True),
+            "symmetric demons": _itkstream_demons,
         },
     ),
     "picsl-greedy": Engine(
