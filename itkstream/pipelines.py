@@ -4,6 +4,25 @@
 fits in memory: the affine by key points, piecewise affines from there, and the deformation with
 all large displacements. Blocks at full resolution start from that and add what only full
 resolution shows. Each step is kept only if it raises the local correlation of the images.
+
+Why in this order: on the tutorial's phantom (8 million voxels, 4 % of the nuclei missing in the
+second round), warped by up to 5 and up to 10 micrometers, the error in voxels after all steps was,
+median / 95th percentile / maximum,
+
+====================================================  ====================  ====================
+order                                                 5 µm                  10 µm
+====================================================  ====================  ====================
+affine, deformation of the whole image                0.08 / 0.30 / 10.8    0.09 / 0.32 / 7.5
+affine, piecewise affine (128), deformation           0.08 / 0.30 / 10.8    0.09 / 0.32 / 6.8
+affine, piecewise affine (64), deformation            0.08 / 0.30 / 10.8    0.09 / 0.32 / 7.1
+affine, piecewise affine, coarse, then fine blocks    0.09 / 0.23 / 4.0     0.09 / 0.25 / 1.6
+affine, coarse, then fine blocks                      0.09 / 0.23 / 4.0
+====================================================  ====================  ====================
+
+The deformation makes up for what the piecewise affine leaves out, so that step costs a fifth of
+the time and gains little; it stays because it needs no small displacement to start from, and is
+left out where it does not help (as in the fourth row). Coarse levels on the
+whole image lose nothing against a single block.
 """
 
 from __future__ import annotations
