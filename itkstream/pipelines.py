@@ -59,13 +59,12 @@ from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
-    DisplacementField,
     Grid,
     Image,
     Transform,
 )
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
-from itkstream.io.itk_transforms import largest_difference, write_affine, write_composite
+from itkstream.io.itk_transforms import as_field_and_affine
 from itkstream.io.ngff_transforms import (
     as_stored,
     create_transform,
@@ -73,6 +72,7 @@ from itkstream.io.ngff_transforms import (
     stored_axes,
 )
 from itkstream.io.outputs import check_folder, claim_folder, write_text
+from itkstream.io.transform_files import write_transform
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS
 from itkstream.numerics.itk_settings import DeformSettings, IntensitySettings
@@ -88,7 +88,6 @@ _Kept = TypeVar("_Kept", bound=Transform)
 
 # Enough agreeing matches that no other radii need be tried.
 _PLENTY_OF_INLIERS = 200
-_EXPORT_POINTS = 200
 _REPORT = "registration.json"
 
 
@@ -372,8 +371,7 @@ class _Run:
             target = create_transform(path, affine, grid, chunks=chunks)
             self._store(as_stored(lazy, grid), target)
             transform = read_transform(path, grid.axes)
-            field = transform.transforms[0]
-            assert isinstance(field, DisplacementField)
+            field, _ = as_field_and_affine(transform)
             stretch = compute(prepare_fold_count(field, (128,) * grid.ndim))
             facts["field_shape"], facts["field_spacing"] = grid.shape, grid.spacing
             facts["least_jacobian"] = float(stretch[..., 0].min())
@@ -398,17 +396,10 @@ class _Run:
         """The transform as ITK files, each read back and compared."""
         with self._step("ITK files") as facts:
             folder.mkdir(exist_ok=True)
-            field = transform.transforms[0]
-            assert isinstance(field, DisplacementField)
-            grid = self.fixed.grid
-            write_affine(folder / "affine.tfm", affine, grid.axes)
-            write_composite(folder / "composite.h5", field, affine)
-            rng = np.random.default_rng(0)
-            inside = rng.uniform(0, np.asarray(grid.shape) - 1, (_EXPORT_POINTS, grid.ndim))
-            points = grid.to_physical(inside)
             voxel = min(self.moving.spacing)
-            for name, meant in (("affine.tfm", affine), ("composite.h5", transform)):
-                error = largest_difference(folder / name, meant, points, grid) / voxel
+            files: dict[str, Transform] = {"affine.tfm": affine, "composite.h5": transform}
+            for name, meant in files.items():
+                error = write_transform(folder / name, meant, self.fixed.grid.axes) / voxel
                 facts[name] = {"largest_error_vox": error}
                 if error > 1e-3:
                     raise RegistrationError(

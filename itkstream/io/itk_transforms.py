@@ -29,6 +29,7 @@ from itkstream.io.outputs import claim_file
 from itkstream.itk_bridge import from_itk_transform, to_itk_transform
 
 __all__ = [
+    "as_field_and_affine",
     "largest_difference",
     "read_itk_transform",
     "write_affine",
