@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itkstream import affine, cluster, deform, transform
     from itkstream.block_kernels import WarpSettings
-    from itkstream.cluster import Resources, execute
+    from itkstream.cluster import execute
     from itkstream.geometry import (
         AffineTransform,
         CompositeTransform,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.pipelines import RegisterSettings, Registration, register
+    from itkstream.workers import Resources
 
 __all__ = [
     "AffineTransform",

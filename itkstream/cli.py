@@ -215,6 +215,6 @@ def main() -> None:
 
 
 def _resources(options: dict[str, Any]) -> Any:
-    from itkstream.cluster import Resources
+    from itkstream.workers import Resources
 
     return Resources(options["workers"], options["threads"], options["memory_limit"])

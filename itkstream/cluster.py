@@ -1,12 +1,9 @@
-"""Running a prepared computation: workers, threads, progress, and where the result goes."""
+"""Running a prepared computation: progress, and where the result goes."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,51 +14,17 @@ import numpy as np
 import zarr
 from dask.callbacks import Callback
 from distributed import Client, as_completed
-from distributed.deploy.subprocess import SubprocessCluster
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.io.outputs import claim_store
 from itkstream.numerics.threads import processors, using_threads
+from itkstream.workers import Resources, check_count, connected
 
-__all__ = ["Progress", "Resources", "compute", "execute", "store"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Progress", "compute", "execute", "store"]
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a computation may use.
-
-    Parameters
-    ----------
-    n_workers : int, optional
-        Worker processes. None runs in this process, on threads, without any cluster.
-    threads_per_worker : int, optional
-        Blocks that one worker computes at a time; default 1 for processes. In this process
-        default as many as there are processors.
-    memory_limit : str, int or float, optional
-        Memory of each worker process, such as '8GB'; a worker that exceeds it is restarted.
-    config : mapping
-        dask configuration for this computation only.
-
-    Raises
-    ------
-    InputError
-        For counts below 1.
-    """
-
-    n_workers: int | None = None
-    threads_per_worker: int | None = None
-    memory_limit: str | int | float | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("n_workers", "threads_per_worker"):
-            _check_count(name, getattr(self, name))
 
 
 def execute(
@@ -131,7 +94,7 @@ def execute(
     counts = {"cores": cores, "processes": processes}
     counts |= {"min_workers": min_workers, "max_workers": max_workers}
     for name, count in counts.items():
-        _check_count(name, count)
+        check_count(name, count)
     if threads_per_worker is None and cores is not None:
         threads_per_worker = max(1, cores // (processes or 1))
     workers = next((n for n in (n_workers, max_workers, min_workers) if n is not None), None)
@@ -202,17 +165,12 @@ def store(
         if resources.n_workers is None:
             _run_here(_writes(array, target), resources, progress or _silent)
         elif isinstance(target, np.ndarray):
-            with _workers(resources) as client:
+            with connected(resources) as client:
                 _fetch(client, array, target, progress or _silent)
         else:
-            with _workers(resources) as client:
+            with connected(resources) as client:
                 written = _writes(array, target)
                 _fetch(client, written, np.empty(written.shape, np.uint8), progress or _silent)
-
-
-def _check_count(name: str, count: int | None) -> None:
-    if count is not None and count < 1:
-        raise InputError(f"{name} must be at least 1; got {count}")
 
 
 def _check_chunks(array: da.Array, chunks: Sequence[int]) -> None:
@@ -254,35 +212,6 @@ def _run_here(written: da.Array, resources: Resources, progress: Progress) -> No
     blocks = min(resources.threads_per_worker or processors(), written.npartitions)
     with using_threads(max(1, processors() // blocks)), _Counter(written, progress):
         written.compute(scheduler="threads", num_workers=blocks)
-
-
-@contextmanager
-def _workers(resources: Resources) -> Iterator[Client]:
-    """Worker processes of their own, gone at the end.
-
-    They are started as programs, not forked or spawned from the user's script, so the script
-    needs no ``if __name__ == '__main__'``.
-    """
-    workers = resources.n_workers or 1
-    blocks = resources.threads_per_worker or 1
-    threads = max(1, processors() // (workers * blocks))
-    env = {
-        "ITKSTREAM_THREADS": str(threads),
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
-    }
-    # It tells the command line of every process it starts, which is of no use to anybody here.
-    logging.getLogger("distributed.deploy").setLevel(logging.WARNING)
-    with (
-        SubprocessCluster(
-            n_workers=workers,
-            threads_per_worker=blocks,
-            dashboard_address=None,
-            worker_kwargs={"memory_limit": resources.memory_limit or 0, "env": env},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(workers, timeout=120)
-        yield client
 
 
 def _fetch(client: Client, array: da.Array, out: NDArray[Any], progress: Progress) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from itkstream.cluster import Resources
 from itkstream.errors import RegistrationError
 from itkstream.geometry import Image
 from itkstream.io.outputs import claim_folder
@@ -15,6 +14,7 @@ from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomPair, TargetError, make_pair, tutorial_settings
 from itkstream.pipelines import RegisterSettings, Registration, Reporter, register
 from itkstream.transform import apply_global_affine
+from itkstream.workers import Resources
 
 __all__ = ["DemoResult", "run_demo"]
 

@@ -51,7 +51,7 @@ from itkstream.block_kernels import (
     intensity_block,
     warp_block,
 )
-from itkstream.cluster import Resources, compute, store
+from itkstream.cluster import compute, store
 from itkstream.deform import prepare_coarse_field, prepare_displacement, prepare_fold_count
 from itkstream.doors import as_pair
 from itkstream.errors import InputError, ItkstreamError, RegistrationError
@@ -79,6 +79,7 @@ from itkstream.numerics.itk_settings import DeformSettings, IntensitySettings
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate, RansacSettings
 from itkstream.transform import piecewise_transform, prepare_apply_transform
+from itkstream.workers import Resources
 
 __all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
 

@@ -9,13 +9,13 @@ import pytest
 import SimpleITK as sitk
 
 import itkstream
-from itkstream.cluster import Resources
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 from itkstream.pipelines import RegisterSettings, _Run, register
+from itkstream.workers import Resources
 
 SETTINGS = RegisterSettings(
     radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8, local_blocksize=64, blocksize=64
