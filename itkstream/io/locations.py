@@ -20,14 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from itkstream.errors import AccessError, InputError, MissingDataError
+from itkstream.fingerprint import LEDGER_FOLDER
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["LEDGER_FOLDER", "Location"]
-
-LEDGER_FOLDER = ".itkstream"
-"""What a run notes beside its results; it is no part of their fingerprint."""
+__all__ = ["Location"]
 
 _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "memory"}
 _LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
