@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -54,7 +53,7 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
 @commands.command()
 @click.argument("fixed")
 @click.argument("moving")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", required=True, help="Folder to write.")
 @click.option(
     "--radii",
     type=(float, float),
@@ -70,12 +69,12 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
 @_with_resources
-def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
+def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
     FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
-    report.
+    report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
     from itkstream.pipelines import RegisterSettings
     from itkstream.pipelines import register as run
@@ -106,9 +105,9 @@ def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
 
 
 @commands.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", required=True, help="Folder to write.")
 @_with_resources
-def demo(out: Path, **options: Any) -> None:
+def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
     from itkstream.demo import run_demo
 
@@ -132,12 +131,12 @@ def demo(out: Path, **options: Any) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("points", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.argument("transform", type=click.Path())
+@click.argument("points", type=click.Path())
+@click.option("--out", type=click.Path(), required=True, help="File to write.")
 @click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: bool) -> None:
+def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
     """Map the POINTS of a file through TRANSFORM, from fixed to moving.
 
     POINTS is a CSV file whose header names columns x, y, z (others are kept), or a numpy array
@@ -159,10 +158,10 @@ def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: b
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path())
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def export(transform: Path, out: Path, overwrite: bool) -> None:
+def export(transform: str, out: str, overwrite: bool) -> None:
     """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs.
 
     The ending of OUT decides: .tfm, .txt or .mat for affines; .h5 for any; .nii.gz, .nrrd or .mha
@@ -176,8 +175,8 @@ def export(transform: Path, out: Path, overwrite: bool) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-def check(transform: Path) -> None:
+@click.argument("transform", type=click.Path())
+def check(transform: str) -> None:
     """Check TRANSFORM: no folds, and an inverse that leads back.
 
     The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.

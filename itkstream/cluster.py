@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -50,8 +49,9 @@ def execute(
     array : dask.array.Array
         The prepared computation.
     write_path : path, optional
-        A new Zarr array to write, block by block; then nothing is held in memory. Default the
-        result comes back as a numpy array.
+        A new Zarr array to write, block by block, at a path or a URL such as
+        ``s3://bucket/name``; then nothing is held in memory. Default the result comes back as a
+        numpy array.
     n_workers : int, optional
         Worker processes on this machine. Default none: blocks run on threads of this process.
     threads_per_worker : int, optional
@@ -101,13 +101,12 @@ def execute(
     resources = Resources(workers, threads_per_worker, memory_limit, config or {})
     if write_path is None:
         return compute(array, resources, progress)
-    path = Path(write_path).expanduser().absolute()
     size = tuple(chunks or (c[0] for c in array.chunks))
     _check_chunks(array, size)
-    claim_store(path, overwrite)
-    target = zarr.create_array(str(path), shape=array.shape, dtype=array.dtype, chunks=size)
+    place = claim_store(write_path, overwrite)
+    target = zarr.create_array(place.store(), shape=array.shape, dtype=array.dtype, chunks=size)
     store(array, target, resources, progress)
-    return zarr.open_array(str(path), mode="r")
+    return zarr.open_array(place.store(), mode="r")
 
 
 def compute(

@@ -36,7 +36,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import dask.array as da
@@ -65,6 +64,7 @@ from itkstream.geometry import (
 )
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.itk_transforms import as_field_and_affine
+from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import (
     as_stored,
     create_transform,
@@ -191,7 +191,7 @@ class Registration:
 
     Parameters
     ----------
-    out : Path
+    out : Location
         The folder.
     transform : CompositeTransform
         Fixed to moving points: a stored displacement field, then an affine.
@@ -201,7 +201,7 @@ class Registration:
         What registration.json holds.
     """
 
-    out: Path
+    out: Location
     transform: CompositeTransform
     aligned: Image
     report: dict[str, Any]
@@ -231,7 +231,7 @@ def register(
     fixed, moving : path or Image
         What `itkstream.open_image` opens, or images.
     out : path
-        The folder to write, new or empty.
+        The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     settings : RegisterSettings, optional
         Parameters of the steps.
     resources : Resources, optional
@@ -256,7 +256,7 @@ def register(
         Where no affine was found.
     """
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
-    claim = (Path(out), _REPORT, overwrite)
+    claim = (out, _REPORT, overwrite)
     check_folder(*claim)
     run = _Run(pair, settings or RegisterSettings(), resources or Resources(), reporter)
     affine = run.refine_affine(run.find_affine())
@@ -363,7 +363,7 @@ class _Run:
         return found
 
     def find_deformation(
-        self, start: Transform, affine: AffineTransform, path: Path
+        self, start: Transform, affine: AffineTransform, path: Location
     ) -> CompositeTransform:
         """The displacement in front of the affine, coarse to fine, stored."""
         with self._step("deformation") as facts:
@@ -380,7 +380,7 @@ class _Run:
             self.quality = facts["local_correlation"] = self._correlation(transform)
         return transform
 
-    def align(self, transform: Transform, path: Path) -> Image:
+    def align(self, transform: Transform, path: Location) -> Image:
         """The moving image on the fixed grid, multiscale."""
         with self._step("aligned image"):
             blocksize = (self.settings.blocksize,) * self.fixed.ndim
@@ -393,10 +393,12 @@ class _Run:
             write_pyramid(path)
         return open_image(path).reorder(self.fixed.grid.axes)
 
-    def export(self, transform: CompositeTransform, affine: AffineTransform, folder: Path) -> None:
+    def export(
+        self, transform: CompositeTransform, affine: AffineTransform, folder: Location
+    ) -> None:
         """The transform as ITK files, each read back and compared."""
         with self._step("ITK files") as facts:
-            folder.mkdir(exist_ok=True)
+            folder.make_folder()
             voxel = min(self.moving.spacing)
             files: dict[str, Transform] = {"affine.tfm": affine, "composite.h5": transform}
             for name, meant in files.items():

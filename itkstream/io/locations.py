@@ -95,6 +95,12 @@ class Location:
     def __str__(self) -> str:
         return self.address
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Location:
+        return self.child(name)
+
     @property
     def is_local(self) -> bool:
         """Whether it lies on a disk of this machine."""
@@ -176,28 +182,59 @@ class Location:
         return self._pure.relative_to(above._pure).as_posix()
 
     def exists(self) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder is there.
+
+        Returns
+        -------
+        bool
+            False too in a bucket that is not there.
+        """
         if self.is_local:
             return Path(self.address).exists()
         with self._reaching() as store:
             return bool(store.exists(self._key))
 
     def is_file(self) -> bool:
-        """Whether a file or object is there."""
+        """Whether a file is there.
+
+        Returns
+        -------
+        bool
+            False for a folder.
+        """
         if self.is_local:
             return Path(self.address).is_file()
         with self._reaching() as store:
             return bool(store.isfile(self._key))
 
     def is_dir(self) -> bool:
-        """Whether a folder is there."""
+        """Whether a folder is there.
+
+        Returns
+        -------
+        bool
+            False for a file; in object stores True where an object lies below it.
+        """
         if self.is_local:
             return Path(self.address).is_dir()
         with self._reaching() as store:
             return bool(store.isdir(self._key))
 
     def is_vacant(self) -> bool:
-        """Whether nothing is there but perhaps an empty folder."""
+        """Whether nothing is there but perhaps an empty folder, and something may be made there.
+
+        Returns
+        -------
+        bool
+            False for a file, and for a folder that holds something.
+
+        Raises
+        ------
+        MissingDataError
+            Where it would be in a bucket that does not exist.
+        """
+        if not self.is_local:
+            self._check_bucket()
         return not self.exists() or (self.is_dir() and not self.names())
 
     def names(self) -> list[str]:
@@ -374,6 +411,20 @@ class Location:
     def _pure_of(key: str) -> PurePosixPath:
         return PurePosixPath(key.rstrip("/"))
 
+    def _check_bucket(self) -> None:
+        bucket = self._key.strip("/").partition("/")[0]
+        with self._reaching() as store:
+            # Asked so, a bucket is not there either if nobody may ask for it: then a listing tells.
+            if self._scheme == "memory" or store.exists(bucket):
+                return
+            try:
+                store.ls(bucket)
+            except FileNotFoundError as error:
+                raise MissingDataError(
+                    f"{self} cannot be written: there is no bucket {bucket}; make it or correct "
+                    "the name"
+                ) from error
+
     def _stamps(self) -> Iterator[tuple[str, int, str]]:
         """Relative name, size and time or ETag of every file."""
         if self.is_local:
@@ -395,7 +446,8 @@ class Location:
         except (InputError, MissingDataError):
             raise
         except FileNotFoundError as error:
-            raise MissingDataError(f"{self} does not exist ({error}); check its name") from error
+            what = "" if self.is_local else ", or no bucket of that name"
+            raise MissingDataError(f"there is no {self}{what}; check the name") from error
         except Exception as error:
             client = type(error).__module__.partition(".")[0] in _CLIENTS
             if self.is_local or not (client or isinstance(error, OSError)):

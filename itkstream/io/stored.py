@@ -21,12 +21,12 @@ __all__ = ["StoredArray", "tiles"]
 class StoredArray(ABC):
     """A lazy array in a store or file: slicing reads what is asked for, as numpy.
 
-    It pickles as its path; every process opens the store for itself when it first reads.
+    It pickles as its path or URL; every process opens the store for itself when it first reads.
 
     Parameters
     ----------
     path : str
-        Absolute path of the dataset or file.
+        Absolute path or URL of the dataset or file.
     shape : tuple of int
         Elements per axis.
     dtype : numpy.dtype

@@ -18,6 +18,7 @@ from zarr.storage import LocalStore
 from itkstream.errors import InputError
 from itkstream.fingerprint import files_stamp
 from itkstream.geometry import Grid, Image
+from itkstream.io.locations import Location
 from itkstream.io.paths import has_zarr_metadata
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
@@ -41,7 +42,7 @@ class ZarrArray(StoredArray):
     Parameters
     ----------
     path : str
-        Absolute path of the array.
+        Absolute path or URL of the array.
     shape : tuple of int
         Elements per axis.
     dtype : numpy.dtype
@@ -49,12 +50,12 @@ class ZarrArray(StoredArray):
     """
 
     @classmethod
-    def open(cls, folder: Path) -> ZarrArray:
+    def open(cls, folder: Location) -> ZarrArray:
         """Read the metadata of an array.
 
         Parameters
         ----------
-        folder : Path
+        folder : Location
             The array.
 
         Returns
@@ -62,13 +63,13 @@ class ZarrArray(StoredArray):
         ZarrArray
             Lazy.
         """
-        store = zarr.open_array(str(folder), mode="r")
+        store = zarr.open_array(folder.store(), mode="r")
         return cls(str(folder), tuple(store.shape), np.dtype(store.dtype).newbyteorder("="))
 
     @cached_property
     def store(self) -> Any:
         """The open array of this process."""
-        return zarr.open_array(self.path, mode="r")
+        return zarr.open_array(Location(self.path).store(), mode="r")
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.
@@ -100,12 +101,12 @@ def written_codecs() -> tuple[BloscCodec, Crc32cCodec]:
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()
 
 
-def is_zarr_array(folder: Path) -> bool:
+def is_zarr_array(folder: Location) -> bool:
     """Whether a folder is a Zarr array, not a group or something else.
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         Any folder.
 
     Returns
@@ -113,15 +114,15 @@ def is_zarr_array(folder: Path) -> bool:
     bool
         True for an array of version 2 or 3.
     """
-    return has_zarr_metadata(folder) and isinstance(zarr.open(str(folder), mode="r"), zarr.Array)
+    return has_zarr_metadata(folder) and isinstance(zarr.open(folder.store(), mode="r"), zarr.Array)
 
 
-def zarr_attributes(folder: Path) -> dict[str, Any]:
+def zarr_attributes(folder: Location) -> dict[str, Any]:
     """The attributes of a Zarr array or group.
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         Any folder.
 
     Returns
@@ -131,7 +132,7 @@ def zarr_attributes(folder: Path) -> dict[str, Any]:
     """
     if not has_zarr_metadata(folder):
         return {}
-    return dict(zarr.open(str(folder), mode="r").attrs)
+    return dict(zarr.open(folder.store(), mode="r").attrs)
 
 
 def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
@@ -154,7 +155,7 @@ def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
     return (str(folder), str(array.shape), str(array.dtype), files_stamp(folder))
 
 
-def open_plain_zarr(folder: Path, selection: Selection) -> Image:
+def open_plain_zarr(folder: Location, selection: Selection) -> Image:
     """Open a Zarr array that no OME metadata describe.
 
     Its spacing comes from the attribute ``spacing`` or ``voxel_size`` (numbers in the order of
@@ -163,7 +164,7 @@ def open_plain_zarr(folder: Path, selection: Selection) -> Image:
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         The array.
     selection : Selection
         Channel, time, and what to believe instead of the metadata.
