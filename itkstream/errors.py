@@ -117,7 +117,8 @@ class BlockErrors(ItkstreamError, RuntimeError):
         self.advice = advice
 
     def __str__(self) -> str:
-        lines = [f"{len(self.failures)} of {self.total} blocks failed, all others are done"]
+        others = ", all others are done" if len(self.failures) < self.total else ""
+        lines = [f"{len(self.failures)} of {self.total} blocks failed{others}"]
         lines += [f"  {failure}" for failure in self.failures[:_LISTED_BLOCKS]]
         further = len(self.failures) - _LISTED_BLOCKS
         if further > 0:

@@ -263,7 +263,7 @@ def _guard(node: GraphNode, names: list[Any], values: list[Any]) -> Any:
         return Failure(error.with_traceback(None))
 
 
-class _Finished(Callback):  # type: ignore[misc]
+class _Finished(Callback):
     """Tells of finished blocks under dask's local schedulers."""
 
     def __init__(self, wanted: Iterable[Any], done: Done) -> None:

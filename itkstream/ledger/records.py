@@ -24,7 +24,7 @@ _HEADER = "header.json"
 _FAILURES = "failures.json"
 _LOCK = "lock.json"
 _PREFIX = "blocks-"
-_FLUSH_SECONDS = 1.0
+_FLUSH_SECONDS = 0.25
 # So many small files of notes are joined into one.
 _JOINED = 64
 
