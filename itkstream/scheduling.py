@@ -89,12 +89,15 @@ def block_graph(
     if sink is None:
         return graph, list(keys)
     name = f"sink-{array.name}"
-    graph[name] = DataNode(name, sink)
+    used = {needed for node in graph.values() for needed in node.dependencies}
     wanted = []
     for key, place in zip(keys, places, strict=True):
         end = (f"done-{key[0]}", *key[1:])
-        graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), TaskRef(key))
+        # One task computes and delivers a block, unless others need it too.
+        block = TaskRef(key) if key in used else graph.pop(key)
+        graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), block)
         wanted.append(end)
+    graph[name] = DataNode(name, sink)
     return graph, wanted
 
 
