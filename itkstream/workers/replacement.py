@@ -1,4 +1,4 @@
-"""Jobs that are lost are replaced."""
+"""Jobs are handed in, and those that are lost are replaced."""
 
 from __future__ import annotations
 
@@ -8,19 +8,52 @@ import logging
 import subprocess
 import time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dask.config
 from dask.utils import parse_timedelta
 from distributed import Adaptive
+from distributed.deploy.spec import ProcessInterface
 
 from itkstream.workers.batch_systems import BatchSystem
 
-__all__ = ["Replacing", "queued_jobs"]
+__all__ = ["Replacing", "hand_in", "queued_jobs"]
 
 logger = logging.getLogger(__name__)
 
 # The queue is asked for jobs that have not come yet, no more often than this.
 _ASK_SECONDS = 10
+# A refused job is not handed in again before.
+_RETRY_SECONDS = 60
+
+
+async def hand_in(cluster: Any, workers: int) -> None:
+    """Let the batch system have as many jobs as it takes.
+
+    As `cluster.scale`, which does not wait for the answer of the batch system.
+
+    Parameters
+    ----------
+    cluster : dask_jobqueue.JobQueueCluster
+        Whose jobs they are.
+    workers : int
+        How many workers there should be.
+
+    Raises
+    ------
+    RuntimeError
+        Where the batch system refuses, with its words.
+    """
+    while len(cluster.plan) < workers:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    try:
+        await cluster
+    except RuntimeError:
+        for job in cluster.workers.values():
+            if job.job_id is None:
+                # It has no job to cancel; the cluster closes only where all its jobs are closed.
+                await ProcessInterface.close(job)
+        raise
 
 
 class Replacing(Adaptive):
@@ -43,6 +76,7 @@ class Replacing(Adaptive):
         self.stillborn: list[str] = []
         self._system = system
         self._seen: dict[str, float] = {}
+        self._refused: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._asked = time.monotonic()
         super().__init__(cluster, **options)
 
@@ -73,11 +107,26 @@ class Replacing(Adaptive):
         """
         for name in await self._lost():
             job = self.cluster.workers.pop(name, None)
-            if job is not None:
+            if job is not None and job.job_id is not None:
                 logger.warning("job %s is lost; another takes its place", job.job_id)
                 await job.close()
+        if len(self.plan) != len(self.requested):
+            await self.scale_up(len(self.plan))
         found: dict[str, Any] = await super().recommendations(target)
         return found
+
+    async def scale_up(self, n: int) -> None:
+        """Hand in jobs; that one is refused now does not end what runs already.
+
+        Parameters
+        ----------
+        n : int
+            Workers that there should be.
+        """
+        try:
+            await hand_in(self.cluster, n)
+        except RuntimeError as error:
+            logger.warning("%s refused a job: %s", self._system.submit, error)
 
     async def _lost(self) -> list[Any]:
         """Names of jobs whose workers have all gone, or will never come."""
@@ -87,7 +136,10 @@ class Replacing(Adaptive):
         lost, awaited = [], {}
         for name, job in self.cluster.workers.items():
             group = self.cluster.worker_spec.get(name, {}).get("group", [""])
-            if any(f"{name}{suffix}" in present for suffix in group):
+            if job.job_id is None:
+                if now - self._refused.setdefault(job, now) > _RETRY_SECONDS:
+                    lost.append(name)
+            elif any(f"{name}{suffix}" in present for suffix in group):
                 self._seen[job.job_id] = now
             elif job.job_id not in self._seen:
                 awaited[job.job_id] = name
