@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import zarr
+from distributed import Client
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, InterruptedRunError
 from itkstream.io.chunk_files import Region, location_of
 from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import is_zarr_array, written_codecs
-from itkstream.numerics.threads import processors, using_threads
+from itkstream.numerics.threads import using_threads
 from itkstream.resume import Blocks, Output, Progress, Tally, belongs, fill
 from itkstream.scheduling import Failure, block_graph, run_here, run_on
-from itkstream.workers import Resources, check_count, connected
+from itkstream.workers import Resources, connected
 
 __all__ = ["Progress", "compute", "continues", "execute", "store"]
 
@@ -41,6 +41,11 @@ def execute(
     max_workers: int | None = None,
     config: Mapping[str, Any] | None = None,
     *,
+    cluster: Any = "local",
+    memory: str | int | float | None = None,
+    walltime: str | None = None,
+    queue: str | None = None,
+    project: str | None = None,
     overwrite: bool = False,
     chunks: Sequence[int] | None = None,
     progress: Progress | None = None,
@@ -59,21 +64,18 @@ def execute(
         A new Zarr array to write, block by block, at a path or a URL such as
         ``s3://bucket/name``; then nothing is held in memory. Default the result comes back as a
         numpy array.
-    n_workers : int, optional
-        Worker processes on this machine. Default none: blocks run on threads of this process.
-    threads_per_worker : int, optional
-        Blocks computed at a time by each worker.
-    memory_limit : str or number, optional
-        Memory of each worker process, such as '8GB'.
-    cores, processes : int, optional
-        As cluster users know them: cores per job and worker processes per job. On a workstation
-        a worker gets ``cores / processes`` threads unless `threads_per_worker` is given.
-    min_workers, max_workers : int, optional
-        As cluster users know them. On a workstation `max_workers`, else `min_workers`, is the
-        number of workers unless `n_workers` is given.
+    n_workers, threads_per_worker, memory_limit : optional
+        Workers of this machine, see `itkstream.workers.Resources`; default threads of this
+        process.
+    cores, processes, min_workers, max_workers : int, optional
+        Jobs of a cluster and how many workers, see `itkstream.workers.Resources`.
     config : mapping, optional
-        dask configuration values, for this computation only; nothing is written to the user's
-        own configuration.
+        dask configuration values and options of the jobs, for this computation only; nothing is
+        written to the user's own configuration.
+    cluster : str, distributed.Client or cluster object
+        Where the workers are: 'local', 'slurm', 'lsf' and others, a scheduler's address.
+    memory, walltime, queue, project : optional
+        What each job asks for.
     overwrite : bool
         Replace a Zarr array that is at `write_path`; nothing else is ever replaced. An unfinished
         run of the same computation is continued all the same.
@@ -104,14 +106,21 @@ def execute(
             f"execute runs what a prepare_ function returned, a dask array; "
             f"got {type(array).__name__}"
         )
-    counts = {"cores": cores, "processes": processes}
-    counts |= {"min_workers": min_workers, "max_workers": max_workers}
-    for name, count in counts.items():
-        check_count(name, count)
-    if threads_per_worker is None and cores is not None:
-        threads_per_worker = max(1, cores // (processes or 1))
-    workers = next((n for n in (n_workers, max_workers, min_workers) if n is not None), None)
-    resources = Resources(workers, threads_per_worker, memory_limit, config or {})
+    resources = Resources(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit=memory_limit,
+        config=config or {},
+        cluster=cluster,
+        cores=cores,
+        processes=processes,
+        memory=memory,
+        walltime=walltime,
+        queue=queue,
+        project=project,
+        min_workers=min_workers,
+        max_workers=max_workers,
+    )
     if write_path is None:
         return compute(array, resources, progress)
     return _write(array, Location.parse(write_path), chunks, overwrite, resources, progress)
@@ -259,19 +268,19 @@ def _gather(array: da.Array, out: NDArray[Any], resources: Resources, progress: 
     """Compute an array into memory; a block that fails does not stop the others."""
     blocks = Blocks(array)
     tally = Tally(blocks, progress)
-    fetched = resources.n_workers is not None
+    with _terminable(), connected(resources) as client:
+        sink = _Memory(out) if client is None else None
 
-    def done(number: int, value: Any) -> None:
-        if isinstance(value, Failure):
-            tally.failed(number, value)
-            return
-        if fetched:
-            out[blocks.region(number)] = value
-        tally.succeeded()
+        def done(number: int, value: Any) -> None:
+            if isinstance(value, Failure):
+                tally.failed(number, value)
+                return
+            if sink is None:
+                out[blocks.region(number)] = value
+            tally.succeeded()
 
-    with _terminable():
         try:
-            _run(resources, blocks, range(len(blocks)), None if fetched else _Memory(out), done)
+            _compute(client, resources, blocks, range(len(blocks)), sink, done)
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 f"stopped: {tally.done} of {len(blocks)} blocks were done"
@@ -293,26 +302,35 @@ def _run(
     resources: Resources,
     blocks: Blocks,
     numbers: Sequence[int],
+    sink: Callable[..., Any],
+    done: Callable[[int, Any], None],
+) -> None:
+    with connected(resources) as client:
+        _compute(client, resources, blocks, numbers, sink, done)
+
+
+def _compute(
+    client: Client | None,
+    resources: Resources,
+    blocks: Blocks,
+    numbers: Sequence[int],
     sink: Callable[..., Any] | None,
     done: Callable[[int, Any], None],
 ) -> None:
-    """Compute blocks with what may be used."""
+    """Compute blocks with workers, or here."""
     keys = [blocks.key(number) for number in numbers]
-    places = map(blocks.region, numbers)
-    graph, wanted = block_graph(blocks.array, keys, sink, places)
+    graph, wanted = block_graph(blocks.array, keys, sink, map(blocks.region, numbers))
     number_of = dict(zip(wanted, numbers, strict=True))
 
     def tell(key: Any, value: Any) -> None:
         done(number_of[key], value)
 
-    with dask.config.set(dict(resources.config)):
-        if resources.n_workers is None:
-            at_once = min(resources.threads_per_worker or processors(), len(keys))
-            with using_threads(max(1, processors() // at_once)):
-                run_here(graph, wanted, at_once, tell)
-        else:
-            with connected(resources) as client:
-                run_on(client, graph, wanted, tell)
+    if client is not None:
+        run_on(client, graph, wanted, tell)
+        return
+    at_once, threads = resources.threads_here(len(keys))
+    with using_threads(threads):
+        run_here(graph, wanted, at_once, tell)
 
 
 @contextmanager

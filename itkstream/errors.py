@@ -6,8 +6,10 @@ from the builtin that fits, so callers may catch either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
 __all__ = [
     "AccessError",
@@ -22,7 +24,8 @@ __all__ = [
     "OutputError",
     "RegistrationError",
     "UnreadableDataError",
-    "WorkersLostError",
+    "WorkersError",
+    "unknown_name",
 ]
 
 _LISTED_BLOCKS = 10
@@ -68,10 +71,6 @@ class OutputError(ItkstreamError, OSError):
 
 class BusyOutputError(ExistingOutputError):
     """Another run is writing to the same place."""
-
-
-class WorkersLostError(ItkstreamError, RuntimeError):
-    """The scheduler of the workers is gone."""
 
 
 @dataclass(frozen=True)
@@ -128,3 +127,30 @@ class BlockErrors(ItkstreamError, RuntimeError):
 
 class InterruptedRunError(KeyboardInterrupt):
     """A run was stopped from outside; it says how far it was. Not caught as an `Exception`."""
+
+
+class WorkersError(ItkstreamError, RuntimeError):
+    """Workers that should compute do not come, or are lost for good."""
+
+
+def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:
+    """An error for a name that is not known, with the nearest one that is.
+
+    Parameters
+    ----------
+    what : str
+        What the name stands for.
+    name : object
+        The one that came.
+    known : iterable of str
+        Those there are.
+
+    Returns
+    -------
+    InputError
+        To be raised.
+    """
+    names = list(known)
+    near = get_close_matches(str(name), names, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? Known: " if near else "known: "
+    return InputError(f"unknown {what} {name!r}; {hint}{', '.join(names)}")

@@ -79,7 +79,7 @@ from itkstream.numerics.itk_settings import DeformSettings, IntensitySettings
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate, RansacSettings
 from itkstream.transform import piecewise_transform, prepare_apply_transform
-from itkstream.workers import Resources
+from itkstream.workers import Resources, session
 
 __all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
 
@@ -258,12 +258,14 @@ def register(
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
     claim = (out, _REPORT, overwrite)
     check_folder(*claim)
-    run = _Run(pair, settings or RegisterSettings(), resources or Resources(), reporter)
-    affine = run.refine_affine(run.find_affine())
-    start = run.find_local_affines(affine)
-    folder = claim_folder(*claim)
-    transform = run.find_deformation(start, affine, folder / "transform.ome.zarr")
-    aligned = run.align(transform, folder / "aligned.ome.zarr")
+    reporter = reporter or _LogReporter()
+    with session(resources or Resources(), reporter.note) as workers:
+        run = _Run(pair, settings or RegisterSettings(), workers, reporter)
+        affine = run.refine_affine(run.find_affine())
+        start = run.find_local_affines(affine)
+        folder = claim_folder(*claim)
+        transform = run.find_deformation(start, affine, folder / "transform.ome.zarr")
+        aligned = run.align(transform, folder / "aligned.ome.zarr")
     run.export(transform, affine, folder / "itk")
     report = run.report()
     write_text(folder / _REPORT, json.dumps(report, indent=2) + "\n")

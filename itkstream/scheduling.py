@@ -25,7 +25,7 @@ from dask.threaded import get as threaded_get
 from dask.utils import ensure_dict
 from distributed import Client, as_completed
 
-from itkstream.errors import ItkstreamError, WorkersLostError
+from itkstream.errors import ItkstreamError, WorkersError
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
 
@@ -147,7 +147,7 @@ def run_on(client: Client, graph: Graph, wanted: Sequence[Any], done: Done) -> N
 
     Raises
     ------
-    WorkersLostError
+    WorkersError
         Where the scheduler is gone.
     """
     held: dict[Any, Any] = {}
@@ -227,9 +227,9 @@ def _take(results: Any, awaited: dict[Any, Any], done: Done) -> None:
     try:
         future, value = next(results)
     except StopIteration:
-        raise WorkersLostError(_LOST) from None
+        raise WorkersError(_LOST) from None
     if future.status in ("cancelled", "lost"):
-        raise WorkersLostError(_LOST)
+        raise WorkersError(_LOST)
     failed = future.status == "error"
     if failed:
         _, error, trace = value
