@@ -16,6 +16,7 @@ from dask.utils import parse_bytes
 from distributed import Client, WorkerPlugin
 from distributed.comm import get_address_host
 from distributed.deploy.subprocess import SubprocessCluster
+from tornado.ioloop import PeriodicCallback
 
 from itkstream.errors import InputError
 from itkstream.numerics.threads import get_threads, processors, set_threads
@@ -29,6 +30,7 @@ __all__ = ["connected", "session"]
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10
+_WATCH_SECONDS = 2
 _hinted: set[str] = set()
 # Clients whose workers have their thread settings already.
 _fitted: WeakSet[Client] = WeakSet()
@@ -163,11 +165,26 @@ def _local_workers(
         with Client(cluster, set_as_default=False) as client:
             # A worker that dies is started again by its nanny; this replaces nannies.
             cluster.adapt(minimum=workers, maximum=workers)
+            client.run_on_scheduler(_end_with_parent)
             client.wait_for_workers(workers, timeout=120)
             tell(f"{workers} workers; dashboard: {client.dashboard_link}")
             yield client
     finally:
         _end(cluster)
+
+
+def _end_with_parent(dask_scheduler: Any) -> None:
+    """Runs in a scheduler: ends it and its workers when the process that started it is killed."""
+    parent = os.getppid()
+
+    def look() -> None:
+        if os.getppid() != parent:
+            dask_scheduler.loop.add_callback(dask_scheduler.close)
+
+    watch = dask_scheduler.periodic_callbacks["parent"] = PeriodicCallback(
+        look, _WATCH_SECONDS * 1e3
+    )
+    watch.start()
 
 
 def _end(cluster: Any) -> None:
