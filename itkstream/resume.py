@@ -29,7 +29,7 @@ from itkstream.errors import (
     OutputError,
 )
 from itkstream.fingerprint import LEDGER_FOLDER
-from itkstream.io.chunk_files import ChunkFiles, Region, Sums, remove_partial_files
+from itkstream.io.chunk_files import ChunkFiles, Region, Sums, remove_partial_files, writing_to
 from itkstream.io.locations import Location
 from itkstream.io.outputs import check_store
 from itkstream.ledger import Header, Ledger, Lock, Records, still_held
@@ -231,7 +231,9 @@ def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
     blocks = Blocks(array)
     _check_place(ledger, output, fingerprint)
     with _locked(ledger) as lock:
-        header = _prepared(ledger, output, Header(fingerprint, len(blocks), version=_version()))
+        with writing_to(output.location):
+            wanted = Header(fingerprint, len(blocks), version=version("itkstream"))
+            header = _prepared(ledger, output, wanted)
         files = ChunkFiles(output.location)
         kept = _verified(ledger, files, blocks)
         tally = Tally(blocks, progress, len(kept))
@@ -240,9 +242,10 @@ def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
             sink = BlockSink(files, ledger.lock_place, lock.token)
             with ledger.recording(lock, kept) as records, _told(tally, len(blocks)):
                 run(blocks, missing, sink, _noting(records, tally))
-        ledger.note_failures(tally.failures)
+        with writing_to(output.location):
+            ledger.note_failures(tally.failures)
+            ledger.note(replace(header, finished=not tally.failures))
         tally.conclude("run the same again to compute only these")
-        ledger.note(replace(header, finished=True))
 
 
 def belongs(array: da.Array, output: Output) -> bool:
@@ -343,7 +346,8 @@ def _verified(ledger: Ledger, files: ChunkFiles, blocks: Blocks) -> dict[int, Su
 
 @contextmanager
 def _locked(ledger: Ledger) -> Iterator[Lock]:
-    lock = Lock(ledger.lock_place, ledger.array)
+    with writing_to(ledger.array):
+        lock = Lock(ledger.lock_place, ledger.array)
     try:
         yield lock
     finally:
@@ -370,7 +374,3 @@ def _told(tally: Tally, total: int) -> Iterator[None]:
         raise InterruptedRunError(
             f"stopped: {tally.done} of {total} blocks are done; run the same again to continue"
         ) from None
-
-
-def _version() -> str:
-    return version("itkstream")

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import pickle
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
 from dask._task_spec import convert_legacy_graph
 from dask.callbacks import Callback
-from dask.task_spec import DataNode, GraphNode, List, Task, TaskRef
+from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
 from dask.threaded import get as threaded_get
 from dask.utils import ensure_dict
 from distributed import Client, as_completed
@@ -41,23 +44,48 @@ _WINDOW = 1000
 
 @dataclass(frozen=True)
 class Failure:
-    """What is left of a block that raised.
+    """What is left of a block that raised; it stands for the block's value.
 
     Parameters
     ----------
+    reason : str
+        In one line.
     error : BaseException
         Without its traceback, which would hold the voxels of the block.
     """
 
+    reason: str
     error: BaseException
 
-    @property
-    def reason(self) -> str:
-        """In one line."""
-        text = " ".join(str(self.error).split())
-        if isinstance(self.error, ItkstreamError) and text:
-            return text
-        return f"{type(self.error).__name__}: {text}" if text else type(self.error).__name__
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Take from an exception what is worth keeping.
+
+        Parameters
+        ----------
+        error : BaseException
+            As caught.
+
+        Returns
+        -------
+        Failure
+            With the place in the code, unless the exception explains itself.
+        """
+        logger.debug("a block failed", exc_info=error)
+        text = " ".join(str(error).split())
+        if not (isinstance(error, ItkstreamError) and text):
+            text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            for frame in traceback.extract_tb(error.__traceback__)[-1:]:
+                text += f" ({Path(frame.filename).name}, line {frame.lineno})"
+        error.__cause__ = error.__context__ = None
+        return cls(text, error.with_traceback(None))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            pickle.loads(pickle.dumps(self.error))
+        except Exception:
+            return Failure, (self.reason, RuntimeError(self.reason))
+        return Failure, (self.reason, self.error)
 
 
 def block_graph(
@@ -87,7 +115,7 @@ def block_graph(
     optimized = array.__dask_optimize__(array.__dask_graph__(), list(keys))
     graph: Graph = convert_legacy_graph(ensure_dict(optimized))
     if sink is None:
-        return graph, list(keys)
+        return _guarded(graph), list(keys)
     name = f"sink-{array.name}"
     used = {needed for node in graph.values() for needed in node.dependencies}
     wanted = []
@@ -98,7 +126,7 @@ def block_graph(
         graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), block)
         wanted.append(end)
     graph[name] = DataNode(name, sink)
-    return graph, wanted
+    return _guarded(graph), wanted
 
 
 def run_here(graph: Graph, wanted: Sequence[Any], threads: int, done: Done) -> None:
@@ -118,11 +146,10 @@ def run_here(graph: Graph, wanted: Sequence[Any], threads: int, done: Done) -> N
     done : callable
         A `Done`, called in this thread.
     """
-    guarded = {key: _guarded(key, node) for key, node in graph.items()}
     pool = _DaemonThreads(threads)
     try:
         with _Finished(wanted, done):
-            threaded_get(guarded, list(wanted), pool=pool)
+            threaded_get(graph, list(wanted), pool=pool)
     finally:
         pool.shutdown(wait=False)
 
@@ -230,11 +257,8 @@ def _take(results: Any, awaited: dict[Any, Any], done: Done) -> None:
         raise WorkersError(_LOST) from None
     if future.status in ("cancelled", "lost"):
         raise WorkersError(_LOST)
-    failed = future.status == "error"
-    if failed:
-        _, error, trace = value
-        logger.debug("a block failed", exc_info=(type(error), error, trace))
-        value = Failure(error.with_traceback(None))
+    if future.status == "error":  # the worker was lost once too often
+        value = Failure.of(value[1])
     done(awaited.pop(future), value)
     future.release()
 
@@ -249,10 +273,16 @@ def _deliver(sink: Callable[[Any, Any], Any], place: Any, block: Any) -> Any:
     return sink(place, block)
 
 
-def _guarded(key: Any, node: GraphNode) -> Task:
-    """The same task, handing on failures of others and its own as values."""
-    names = list(node.dependencies)
-    return Task(key, partial(_guard, node, names), List(*map(TaskRef, names)))
+def _guarded(graph: Graph) -> Graph:
+    """The same tasks, handing on failures of others and their own as values."""
+    guarded: Graph = {}
+    for key, node in graph.items():
+        if isinstance(node, (Alias, DataNode)):
+            guarded[key] = node
+            continue
+        names = list(node.dependencies)
+        guarded[key] = Task(key, partial(_guard, node, names), List(*map(TaskRef, names)))
+    return guarded
 
 
 def _guard(node: GraphNode, names: list[Any], values: list[Any]) -> Any:
@@ -262,8 +292,7 @@ def _guard(node: GraphNode, names: list[Any], values: list[Any]) -> Any:
     try:
         return node(dict(zip(names, values, strict=True)))
     except Exception as error:
-        logger.debug("a block failed", exc_info=True)
-        return Failure(error.with_traceback(None))
+        return Failure.of(error)
 
 
 class _Finished(Callback):

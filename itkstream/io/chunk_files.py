@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
@@ -15,11 +17,11 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from itkstream.errors import InputError, MissingDataError, OutputError
+from itkstream.errors import BusyOutputError, InputError, MissingDataError, OutputError
 from itkstream.fingerprint import LEDGER_FOLDER
 from itkstream.io.locations import Location
 
-__all__ = ["ChunkFiles", "Region", "Sums", "location_of", "remove_partial_files"]
+__all__ = ["ChunkFiles", "Region", "Sums", "location_of", "remove_partial_files", "writing_to"]
 
 Region = tuple[slice, ...]
 Sums = list[str | None]
@@ -73,10 +75,8 @@ class ChunkFiles:
             Where they cannot be written.
         """
         names = self.names(region)
-        try:
+        with writing_to(self.location):
             self.array[region] = block
-        except OSError as error:
-            raise OutputError(_why(self.location, error)) from error
         return [self._stored.pop(name) for name in names]
 
     def found(self, region: Region) -> Sums:
@@ -198,15 +198,46 @@ def remove_partial_files(location: Location) -> None:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing_to(location: Location) -> Iterator[None]:
+    """Say what to do where the system refuses to write.
+
+    Parameters
+    ----------
+    location : Location
+        What is written to in the with block.
+
+    Yields
+    ------
+    None
+        Nothing.
+
+    Raises
+    ------
+    OutputError
+        In place of any other `OSError`.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if isinstance(error, BusyOutputError):
+            raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(f"{location} cannot be written: {error}") from error
+        raise OutputError(
+            f"the disk of {location} is full ({_free(location)}{error.strerror}): make space and "
+            "run the same again; it continues from here"
+        ) from error
+
+
+def _free(location: Location) -> str:
+    if not location.is_local:
+        return ""
+    there = next(p for p in (location.path, *location.path.parents) if p.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free, "
+
+
 def _checksum(content: bytes | memoryview) -> str:
     return f"{len(content)}-{zlib.crc32(content):08x}"
-
-
-def _why(location: Location, error: OSError) -> str:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{location} cannot be written: {error}"
-    free = shutil.disk_usage(location.path).free if location.is_local else 0
-    return (
-        f"the disk of {location} is full ({free / 1e6:.1f} MB free, {error.strerror}): make "
-        "space and run the same again; it continues from here"
-    )

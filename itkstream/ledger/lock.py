@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -93,6 +94,8 @@ class Lock:
         before = _Holder.read(place)
         if before is not None and before.alive():
             raise self._busy(before)
+        if before is None:
+            place.remove()  # if there is a file after all, a broken disk wrote it
         if before is not None or not _create(place, self._holder):
             self._holder.sign(place)
             time.sleep(_SETTLE_SECONDS)
@@ -158,15 +161,16 @@ def _create(place: Location, holder: _Holder) -> bool:
     target = Path(place.address)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".partial-{holder.token}")
-    draft.write_text(json.dumps(asdict(holder)), encoding="utf-8")
     try:
-        os.link(draft, target)
-    except FileExistsError:
-        return True  # whoever was first is found when the lock is read again
-    except OSError:
-        return False  # a file system without hard links
+        draft.write_text(json.dumps(asdict(holder)), encoding="utf-8")
+        with suppress(FileExistsError):  # whoever was first is found when the lock is read again
+            os.link(draft, target)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP):  # a file system without hard links
+            return False
+        raise
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return True
 
 

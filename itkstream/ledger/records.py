@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-from itkstream.errors import BlockFailure, MissingDataError, OutputError
+from itkstream.errors import BlockFailure, MissingDataError
 from itkstream.fingerprint import LEDGER_FOLDER
-from itkstream.io.chunk_files import Sums
+from itkstream.io.chunk_files import Sums, writing_to
 from itkstream.io.locations import Location
 from itkstream.ledger.lock import BEAT_SECONDS, Lock
 
@@ -136,14 +136,14 @@ class Ledger:
         """
         try:
             lines = json.loads(self.place.child(_FAILURES).read_bytes())
-        except (MissingDataError, ValueError):
+            return [
+                BlockFailure(
+                    tuple(line["index"]), tuple(map(tuple, line["region"])), str(line["reason"])
+                )
+                for line in lines
+            ]
+        except (MissingDataError, ValueError, TypeError, KeyError):
             return []
-        return [
-            BlockFailure(
-                tuple(line["index"]), tuple(map(tuple, line["region"])), str(line["reason"])
-            )
-            for line in lines
-        ]
 
     def note_failures(self, failures: Sequence[BlockFailure]) -> None:
         """Note the blocks that failed.
@@ -295,8 +295,6 @@ class Records:
         self._serial += 1
         name = f"{_PREFIX}{self._serial:08d}.json"
         content = json.dumps(list(done.items()), separators=(",", ":")).encode()
-        try:
+        with writing_to(self._place):
             self._place.child(name).write_bytes(content)
-        except OSError as error:
-            raise OutputError(f"the notes of the run cannot be written: {error}") from error
         self._names.append(name)
