@@ -370,7 +370,7 @@ class Location:
         from zarr.storage import FsspecStore
 
         with self._reaching():
-            return FsspecStore.from_url(self.address, {"use_listings_cache": False})
+            return FsspecStore.from_url(self.address, self._options)
 
     @property
     def filesystem(self) -> AbstractFileSystem:
@@ -384,13 +384,21 @@ class Location:
         import fsspec
 
         try:
-            # Other processes write to the same store, so a listing is stale as soon as it is made.
-            return fsspec.filesystem(self._scheme, use_listings_cache=False)
+            return fsspec.filesystem(self._scheme, **self._options)
         except ImportError as error:
             library = _LIBRARIES.get(self._scheme, "fsspec")
             raise InputError(
                 f"{self} needs {library}, which is not installed: pip install 'itkstream[cloud]'"
             ) from error
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # Other processes write to the same store, so a listing is stale as soon as it is made.
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if self._scheme == "s3":
+            # Else every chunk is asked for its size first, lest it be read in several parts.
+            options["max_concurrency"] = 1
+        return options
 
     @property
     def _scheme(self) -> str:
