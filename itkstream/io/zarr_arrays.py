@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import LocalStore
 
 from itkstream.errors import InputError
+from itkstream.fingerprint import files_stamp
 from itkstream.geometry import Grid, Image
 from itkstream.io.paths import has_zarr_metadata
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
 
-__all__ = ["ZarrArray", "is_zarr_array", "open_plain_zarr", "zarr_attributes"]
+__all__ = ["ZarrArray", "is_zarr_array", "open_plain_zarr", "zarr_attributes", "zarr_token"]
 
 _SPACE = ("x", "y", "z")
 
@@ -107,6 +110,26 @@ def zarr_attributes(folder: Path) -> dict[str, Any]:
     if not has_zarr_metadata(folder):
         return {}
     return dict(zarr.open(str(folder), mode="r").attrs)
+
+
+def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
+    """What tells one of Zarr's own arrays from another, contents included.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        On a local disk, or anywhere else.
+
+    Returns
+    -------
+    tuple of str
+        With a stamp of its files; another one at every call where it is not on a local disk.
+    """
+    store = array.store
+    if not isinstance(store, LocalStore):
+        return (type(store).__name__, uuid4().hex)
+    folder = Path(store.root).absolute() / array.path
+    return (str(folder), str(array.shape), str(array.dtype), files_stamp(folder))
 
 
 def open_plain_zarr(folder: Path, selection: Selection) -> Image:
