@@ -7,6 +7,7 @@ from the builtin that fits, so callers may catch either.
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "ExistingOutputError",
     "InputError",
     "ItkstreamError",
@@ -28,6 +29,10 @@ class MissingDataError(ItkstreamError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class AccessError(ItkstreamError, OSError):
+    """A store cannot be reached or does not let us in."""
 
 
 class ExistingOutputError(ItkstreamError, FileExistsError):
