@@ -66,7 +66,7 @@ _HOMES = {
     "PiecewiseAffine": "geometry",
     "RegisterSettings": "pipelines",
     "Registration": "pipelines",
-    "Resources": "cluster",
+    "Resources": "workers",
     "WarpSettings": "block_kernels",
     "execute": "cluster",
     "open_image": "io",

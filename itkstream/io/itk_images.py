@@ -77,6 +77,22 @@ class ItkFile(StoredArray):
         box = sitk.GetArrayFromImage(reader.Execute())
         return np.asarray(box[..., cut[-1]] if self.components > 1 else box)
 
+    def files(self) -> tuple[str, ...]:
+        """The file, and the files that a header of its own names.
+
+        Returns
+        -------
+        tuple of str
+            Absolute paths.
+        """
+        place = Path(self.path)
+        if place.suffix.lower() not in (".mhd", ".nhdr"):
+            return (self.path,)
+        with open(place, "rb") as file:
+            words = file.read(_HEADER_BYTES).decode("utf-8", "replace").split()
+        named = (place.parent / word for word in dict.fromkeys(words))
+        return (self.path, *(str(file) for file in named if file.is_file()))
+
     def _streams(self) -> bool:
         """Whether ITK reads a region without reading the whole file."""
         suffix = Path(self.path).suffix.lower()

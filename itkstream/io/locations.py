@@ -8,7 +8,6 @@ configuration (``FSSPEC_S3_ENDPOINT_URL``, ``FSSPEC_S3_ANON``, ``~/.config/fsspe
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,18 +15,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from itkstream.errors import AccessError, InputError, MissingDataError
+from itkstream.fingerprint import LEDGER_FOLDER, files_stamp
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["LEDGER_FOLDER", "Location"]
-
-LEDGER_FOLDER = ".itkstream"
-"""What a run notes beside its results; it is no part of their fingerprint."""
+__all__ = ["Location"]
 
 _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "memory"}
 _LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -93,6 +91,31 @@ class Location:
         if not parts or {".", ".."} & set(parts):
             raise InputError(f"expected {scheme}://bucket/name without . and .. in it; got {text}")
         return cls(f"{_SCHEMES[scheme]}://{'/'.join(parts)}")
+
+    @classmethod
+    def of_store(cls, store: Any) -> Location | None:
+        """Where a store of Zarr's lies.
+
+        Parameters
+        ----------
+        store : zarr.abc.store.Store
+            Any.
+
+        Returns
+        -------
+        Location or None
+            None for a place that this class does not know: memory, a ZIP file...
+        """
+        from zarr.storage import FsspecStore, LocalStore
+
+        if isinstance(store, LocalStore):
+            return cls(str(Path(store.root).absolute()))
+        if not isinstance(store, FsspecStore):
+            return None
+        named = store.fs.protocol
+        schemes = [named] if isinstance(named, str) else list(named)
+        known = next((_SCHEMES[scheme] for scheme in schemes if scheme in _SCHEMES), None)
+        return None if known is None else cls(f"{known}://{store.path.strip('/')}")
 
     def __str__(self) -> str:
         return self.address
@@ -352,7 +375,9 @@ class Location:
         str
             32 hexadecimal digits.
         """
-        digest = hashlib.blake2b(digest_size=16)
+        if self.is_local:
+            return files_stamp(self.address)
+        digest = blake2b(digest_size=16)
         for entry in sorted(self._stamps()):
             digest.update(repr(entry).encode())
         return digest.hexdigest()
@@ -436,10 +461,7 @@ class Location:
                 ) from error
 
     def _stamps(self) -> Iterator[tuple[str, int, str]]:
-        """Relative name, size and time or ETag of every file."""
-        if self.is_local:
-            yield from _stamps_on_disk(self.address)
-            return
+        """Relative name, size and ETag or time of every object here and below."""
         with self._reaching() as store:
             found = store.find(self._key, detail=True)
         for key, facts in found.items():
@@ -465,19 +487,6 @@ class Location:
             raise AccessError(
                 f"{self} cannot be reached or does not let us in: {error}. {_advice(self._scheme)}"
             ) from error
-
-
-def _stamps_on_disk(place: str) -> Iterator[tuple[str, int, str]]:
-    if os.path.isfile(place):
-        facts = os.stat(place)
-        yield ".", facts.st_size, str(facts.st_mtime_ns)
-        return
-    for folder, below, files in os.walk(place):
-        below[:] = [name for name in below if name != LEDGER_FOLDER]
-        for name in files:
-            full = os.path.join(folder, name)
-            facts = os.stat(full)
-            yield os.path.relpath(full, place), facts.st_size, str(facts.st_mtime_ns)
 
 
 def _advice(scheme: str) -> str:

@@ -197,8 +197,8 @@ def key_value_store(location: Location) -> dict[str, Any]:
         spec |= {"endpoint": endpoint, "aws_region": region}
     if settings.key:
         raise InputError(
-            f"N5 in S3 is read with Amazon's own settings (AWS_ACCESS_KEY_ID, AWS_PROFILE), not with "
-            f"a key in fsspec's configuration: put the credentials for {location} there"
+            f"N5 in S3 is read with Amazon's own settings (AWS_ACCESS_KEY_ID, AWS_PROFILE), not "
+            f"with a key in fsspec's configuration: put the credentials for {location} there"
         )
     if settings.anon:
         spec["aws_credentials"] = {"type": "anonymous"}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -18,7 +19,7 @@ from itkstream.io.paths import has_zarr_metadata
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
 
-__all__ = ["ZarrArray", "is_zarr_array", "open_plain_zarr", "zarr_attributes"]
+__all__ = ["ZarrArray", "is_zarr_array", "open_plain_zarr", "zarr_attributes", "zarr_token"]
 
 _SPACE = ("x", "y", "z")
 
@@ -107,6 +108,26 @@ def zarr_attributes(folder: Location) -> dict[str, Any]:
     if not has_zarr_metadata(folder):
         return {}
     return dict(zarr.open(folder.store(), mode="r").attrs)
+
+
+def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
+    """What tells one of Zarr's own arrays from another, contents included.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        On a local disk, in an object store, or anywhere else.
+
+    Returns
+    -------
+    tuple of str
+        With a fingerprint of its files; another one at every call where it lies anywhere else.
+    """
+    place = Location.of_store(array.store)
+    if place is None:
+        return (type(array.store).__name__, uuid4().hex)
+    folder = place.child(array.path)
+    return (str(folder), str(array.shape), str(array.dtype), folder.fingerprint())
 
 
 def open_plain_zarr(folder: Location, selection: Selection) -> Image:
