@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from itkstream.geometry import Image
 from itkstream.io.outputs import claim_folder
 from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomPair, TargetError, make_pair, tutorial_settings
-from itkstream.pipelines import RegisterSettings, Registration, Reporter, register
+from itkstream.pipelines import Registration, Reporter, register
+from itkstream.steps import DEFAULT_STEPS, Step
 from itkstream.transform import apply_global_affine
 from itkstream.workers import Resources
 
@@ -51,7 +53,7 @@ def run_demo(
     out: Path,
     *,
     pair: PhantomPair | None = None,
-    settings: RegisterSettings | None = None,
+    steps: Sequence[Step] = DEFAULT_STEPS,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -64,8 +66,8 @@ def run_demo(
         New or empty folder; gets the folder ``registration`` and ``overlay.png``.
     pair : PhantomPair, optional
         Default the pair of the tutorial, as resources/ holds it.
-    settings : RegisterSettings, optional
-        Parameters of the registration.
+    steps : sequence of Step
+        Of the registration.
     resources : Resources, optional
         Workers and threads.
     overwrite : bool
@@ -91,7 +93,7 @@ def run_demo(
         pair.fixed,
         pair.moving,
         folder / "registration",
-        settings,
+        steps,
         resources=resources,
         reporter=reporter,
     )
