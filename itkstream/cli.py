@@ -76,27 +76,15 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
     report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
-    from itkstream.pipelines import RegisterSettings
     from itkstream.pipelines import register as run
 
-    names = {
-        "match_threshold": "match_threshold",
-        "block": "deform_blocksize",
-        "local_block": "local_blocksize",
-        "seed": "seed",
-    }
-    given: dict[str, Any] = {
-        name: options[key] for key, name in names.items() if options[key] is not None
-    }
-    if options["radii"]:
-        given["radii"] = (options["radii"],)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
             fixed,
             moving,
             out,
-            RegisterSettings(**given),
+            _steps(options),
             resources=_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
@@ -211,6 +199,22 @@ def main() -> None:
     except ItkstreamError as error:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_BAD_INPUT)
+
+
+def _steps(options: dict[str, Any]) -> list[Any]:
+    """The default steps, with what the options change."""
+    from itkstream.steps import Deformable, LocalAffines, RansacAffine
+
+    matching: dict[str, Any] = {
+        name: options[name] for name in ("match_threshold", "seed") if options[name] is not None
+    }
+    radii: dict[str, Any] = {"radii": (options["radii"],)} if options["radii"] else {}
+    block, local = options["block"], options["local_block"]
+    steps: list[Any] = [RansacAffine(**matching, **radii)]
+    if local != 0:
+        steps.append(LocalAffines(**matching, **({"blocksize": local} if local else {})))
+    steps.append(Deformable(**({"blocksize": block} if block else {})))
+    return steps
 
 
 def _resources(options: dict[str, Any]) -> Any:

@@ -15,13 +15,21 @@ from itkstream.numerics.descent_settings import (
     scaled_kernels,
 )
 
-__all__ = ["DeformSettings", "DemonsSettings", "IntensitySettings", "Method"]
+__all__ = [
+    "DeformSettings",
+    "DemonsMethod",
+    "DemonsSettings",
+    "IntensitySettings",
+    "Metric",
+    "Model",
+    "Optimizer",
+]
 
 Model = Literal["translation", "rigid", "similarity", "affine"]
 Metric = Literal["correlation", "mutual-information", "mean-squares", "neighbourhood-correlation"]
 Optimizer = Literal["gradient-descent", "lbfgsb", "powell", "exhaustive"]
 Sampling = Literal["none", "regular", "random"]
-Method = Literal["demons", "symmetric-demons", "diffeomorphic-demons"]
+DemonsMethod = Literal["demons", "symmetric-demons", "diffeomorphic-demons"]
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ class DemonsSettings:
         For an invalid value; the message names it.
     """
 
-    method: Method = "symmetric-demons"
+    method: DemonsMethod = "symmetric-demons"
     gradient_smoothing: Abcd | Sequence[Abcd] = (24.0, 0.0, 1.0, 2.0)
     field_smoothing: Abcd | Sequence[Abcd] = (4.0, 0.0, 1.0, 2.0)
     iterations: Sequence[int] = (60, 40, 20)
@@ -187,7 +195,7 @@ class DemonsSettings:
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        _check_choice("method", self.method, get_args(Method))
+        _check_choice("method", self.method, get_args(DemonsMethod))
         wholes = [("burst", self.burst)]
         if self.local_normalisation is not None:
             wholes.append(("local_normalisation", self.local_normalisation))
