@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -30,20 +31,39 @@ def commands(verbose: int) -> None:
     logging.getLogger("itkstream").setLevel(level)
 
 
+def _resource_options() -> list[Callable[..., Any]]:
+    """In the order of the help text, from its end."""
+    count = click.IntRange(1)
+    options = (
+        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
+        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
+        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
+        (
+            "--cluster",
+            str,
+            "cluster",
+            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
+            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
+        ),
+        ("--cores", count, "cores", "Cores per job."),
+        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
+        ("--memory", str, "memory", "Memory per job, such as 16GB."),
+        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
+        ("--queue", str, "queue", "Where jobs wait."),
+        ("--project", str, "project", "Which project is charged for the jobs."),
+        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
+        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
+    )
+    return [
+        click.option(flag, name, type=kind, help=text)
+        for flag, kind, name, text in reversed(options)
+    ]
+
+
 def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what a run may use."""
     for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Worker processes. [default: threads of this process]",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="Blocks computed at a time by each worker. [default: all processors]",
-        ),
-        click.option("--memory-limit", help="Memory of each worker process, such as 8GB."),
+        *_resource_options(),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
     ):
         command = option(command)
@@ -220,4 +240,6 @@ def _steps(options: dict[str, Any]) -> list[Any]:
 def _resources(options: dict[str, Any]) -> Any:
     from itkstream.workers import Resources
 
-    return Resources(options["workers"], options["threads"], options["memory_limit"])
+    names = {field.name for field in fields(Resources)}
+    given = {name: value for name, value in options.items() if name in names}
+    return Resources(**{name: value for name, value in given.items() if value is not None})

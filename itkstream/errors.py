@@ -17,6 +17,7 @@ __all__ = [
     "ItkstreamError",
     "MissingDataError",
     "RegistrationError",
+    "WorkersError",
     "unknown_name",
 ]
 
@@ -49,6 +50,10 @@ class ExistingOutputError(ItkstreamError, FileExistsError):
 
 class RegistrationError(ItkstreamError, RuntimeError):
     """The images are valid but no trustworthy transform was found between them."""
+
+
+class WorkersError(ItkstreamError, RuntimeError):
+    """Workers that should compute do not come."""
 
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:

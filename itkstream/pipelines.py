@@ -69,7 +69,7 @@ from itkstream.steps import (
     step_parameters,
 )
 from itkstream.transform import prepare_apply_transform
-from itkstream.workers import Resources
+from itkstream.workers import Resources, session
 
 __all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
 
@@ -212,12 +212,14 @@ def register(
     initial = _as_initial(initial_transform, pair[0])
     claim = (out, _REPORT, overwrite)
     check_folder(*claim)
-    run = _Run(pair, steps, settings or RegisterSettings(), resources or Resources(), claim)
-    state = run.begin(initial, reporter or _LogReporter())
-    for number, step in enumerate(steps, 1):
-        state = run.refine(state, step, number)
-    transform = run.stored(state)
-    aligned = run.align(transform)
+    reporter = reporter or _LogReporter()
+    with session(resources or Resources(), reporter.note) as workers:
+        run = _Run(pair, steps, settings or RegisterSettings(), workers, claim)
+        state = run.begin(initial, reporter)
+        for number, step in enumerate(steps, 1):
+            state = run.refine(state, step, number)
+        transform = run.stored(state)
+        aligned = run.align(transform)
     run.export(transform)
     report = run.report()
     write_text(run.folder / _REPORT, json.dumps(report, indent=2) + "\n")
