@@ -320,7 +320,7 @@ def _choose(
             f"cc_radius, smoothings, iterations, levels and step given one by one are for method "
             f"'lcc'; for method {method!r} give settings=DemonsSettings({method!r}, ...)"
         )
-    return DemonsSettings(method).scaled(min(grid.spacing))  # type: ignore[arg-type]
+    return DemonsSettings(method).for_voxels(grid.spacing)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

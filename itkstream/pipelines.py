@@ -465,7 +465,7 @@ class _Run:
             self.moving,
             start,
             blocks,
-            settings.deform.scaled(min(self.fixed.spacing)),
+            settings.deform.for_voxels(self.fixed.spacing),
             coarse_voxels=settings.coarse_voxels,
         )
         halved = (2,) * self.fixed.ndim
