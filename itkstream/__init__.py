@@ -32,15 +32,20 @@ if TYPE_CHECKING:
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.pipelines import RegisterSettings, Registration, register
+    from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
     from itkstream.workers import Resources
 
 __all__ = [
     "AffineTransform",
     "CompositeTransform",
+    "Deformable",
     "DisplacementField",
     "Grid",
     "Image",
+    "IntensityAffine",
+    "LocalAffines",
     "PiecewiseAffine",
+    "RansacAffine",
     "RegisterSettings",
     "Registration",
     "Resources",
@@ -60,10 +65,14 @@ __all__ = [
 _HOMES = {
     "AffineTransform": "geometry",
     "CompositeTransform": "geometry",
+    "Deformable": "steps",
     "DisplacementField": "geometry",
     "Grid": "geometry",
     "Image": "geometry",
+    "IntensityAffine": "steps",
+    "LocalAffines": "steps",
     "PiecewiseAffine": "geometry",
+    "RansacAffine": "steps",
     "RegisterSettings": "pipelines",
     "Registration": "pipelines",
     "Resources": "workers",

@@ -20,7 +20,7 @@ from itkstream.block_kernels import (
 )
 from itkstream.doors import as_pair, block_grid
 from itkstream.errors import ItkstreamError, RegistrationError
-from itkstream.features import ContextWindow, Correspondences, KeyPointSettings, MatchSettings
+from itkstream.features import Correspondences
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
 from itkstream.lazy import Result, map_blocks
 from itkstream.numerics.consistency import (
@@ -35,6 +35,7 @@ from itkstream.numerics.consistency import (
 from itkstream.numerics.itk_settings import IntensitySettings
 from itkstream.numerics.mapping import map_on
 from itkstream.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
+from itkstream.steps import IntensityAffine, RansacAffine
 
 __all__ = [
     "intensity_affine",
@@ -125,15 +126,18 @@ def ransac_affine(
         Where no trustworthy affine was found; the message says at which step it failed.
     """
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
-    settings = _settings(
-        fixed.grid, (min_radius, max_radius), match_threshold, cc_radius, nspots, num_sigma_max
+    step = RansacAffine(
+        radii=((min_radius, max_radius),),
+        match_threshold=match_threshold,
+        cc_radius=cc_radius,
+        nspots=nspots,
+        num_sigma_max=num_sigma_max,
+        align_threshold=align_threshold,
+        max_distance=max_distance,
+        max_ambiguity=max_ambiguity,
     )
-    distinct = cc_radius * float(np.median(fixed.spacing))
-    settings = replace(
-        settings,
-        matching=MatchSettings(match_threshold, max_distance, max_ambiguity, distinct),
-        ransac=ransac or RansacSettings(threshold_um=align_threshold),
-    )
+    settings = step.settings(fixed.spacing, (min_radius, max_radius))
+    settings = replace(settings, ransac=ransac or settings.ransac)
     own = tuple(None if p is None else np.asarray(p, float) for p in (fix_points, mov_points))
     estimate, _ = affine_block(fixed, moving, settings, (fix_mask, mov_mask), (own[0], own[1]))
     if estimate.matrix is None:
@@ -185,7 +189,7 @@ def intensity_affine(
         For images, masks or an affine that cannot be used.
     """
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
-    settings = settings or IntensitySettings().scaled(min(fixed.spacing))
+    settings = settings or IntensityAffine().settings_for(fixed.spacing)
     start = np.eye(fixed.ndim + 1) if initial is None else np.asarray(initial, float)
     estimate = intensity_block(fixed, moving, start, settings, (fix_mask, mov_mask))
     if not estimate:
@@ -249,10 +253,15 @@ def prepare_piecewise_ransac_affine(
         call of ``dask.compute`` to find the matches once.
     """
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
-    settings = _settings(
-        fixed.grid, (min_radius, max_radius), match_threshold, cc_radius, nspots, num_sigma_max
+    step = RansacAffine(
+        radii=((min_radius, max_radius),),
+        match_threshold=match_threshold,
+        cc_radius=cc_radius,
+        nspots=nspots,
+        num_sigma_max=num_sigma_max,
+        align_threshold=align_threshold,
     )
-    settings = replace(settings, ransac=RansacSettings(threshold_um=align_threshold))
+    settings = step.settings(fixed.spacing, (min_radius, max_radius))
     packed = prepare_local_affines(
         fixed, moving, None, blocksize, settings, overlap=overlap, fill=fill
     )
@@ -340,21 +349,6 @@ def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
     size = ndim + 1
     matrices = packed[..., : size * size]
     return matrices.reshape((*packed.shape[:-1], size, size)), packed[..., size * size :]
-
-
-def _settings(
-    grid: Grid,
-    radii: tuple[float, float],
-    match_threshold: float,
-    cc_radius: int,
-    nspots: int,
-    num_sigma_max: int,
-) -> AffineSettings:
-    key_points = KeyPointSettings.from_voxels(
-        *radii, grid.spacing, nspots=nspots, num_sigma_max=num_sigma_max
-    )
-    window = ContextWindow.from_voxels(cc_radius, grid.spacing)
-    return AffineSettings(key_points, window, MatchSettings(match_threshold))
 
 
 def _local_affine(

@@ -6,7 +6,7 @@ block; there is no other implementation of either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream import itk_bridge
-from itkstream.errors import InputError
+from itkstream.errors import InputError, RegistrationError
 from itkstream.features import (
     ContextWindow,
     Correspondences,
@@ -51,6 +51,7 @@ __all__ = [
     "DeformEstimate",
     "WarpSettings",
     "affine_block",
+    "best_affine_block",
     "deform_block",
     "intensity_block",
     "warp_block",
@@ -76,6 +77,9 @@ _ENGINES: dict[type[DeformSettings], Callable[..., Descent]] = {
 }
 
 _LEAST_CONFIDENCE = 0.01
+
+# Enough agreeing matches that no other settings need be tried.
+_PLENTY_OF_INLIERS = 200
 
 # Why a level of the descent had nothing to go by, and what that tells a user.
 _BARREN = {
@@ -255,6 +259,49 @@ def affine_block(
         f"gave {len(pairs)} matches above {settings.matching.threshold}: {estimate.reason}"
     )
     return replace(estimate, reason=reason), pairs
+
+
+def best_affine_block(
+    fixed: Image, moving: Image, choices: Sequence[AffineSettings]
+) -> tuple[AffineEstimate, Correspondences, AffineSettings]:
+    """Find the affine between two images in memory with the settings that find most matches.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        In memory, with the same axes.
+    choices : sequence of AffineSettings
+        Tried one after the other until matches abound.
+
+    Returns
+    -------
+    estimate : AffineEstimate
+        Of the best settings; false in a condition where none gave a trustworthy affine.
+    pairs : Correspondences
+        Their matches.
+    settings : AffineSettings
+        The best ones.
+
+    Raises
+    ------
+    InputError, RegistrationError
+        Where all fail, the error of the first: see `affine_block`.
+    """
+    best: tuple[AffineEstimate, Correspondences, AffineSettings] | None = None
+    failure: InputError | RegistrationError | None = None
+    for settings in choices:
+        try:
+            found = (*affine_block(fixed, moving, settings), settings)
+        except (InputError, RegistrationError) as error:
+            failure = failure or error
+            continue
+        if best is None or found[0].inliers.sum() > best[0].inliers.sum():
+            best = found
+        if best[0].inliers.sum() >= _PLENTY_OF_INLIERS:
+            break
+    if best is None:
+        raise failure or InputError("choices needs at least one AffineSettings; got none")
+    return best
 
 
 def intensity_block(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -30,20 +31,39 @@ def commands(verbose: int) -> None:
     logging.getLogger("itkstream").setLevel(level)
 
 
+def _resource_options() -> list[Callable[..., Any]]:
+    """In the order of the help text, from its end."""
+    count = click.IntRange(1)
+    options = (
+        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
+        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
+        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
+        (
+            "--cluster",
+            str,
+            "cluster",
+            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
+            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
+        ),
+        ("--cores", count, "cores", "Cores per job."),
+        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
+        ("--memory", str, "memory", "Memory per job, such as 16GB."),
+        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
+        ("--queue", str, "queue", "Where jobs wait."),
+        ("--project", str, "project", "Which project is charged for the jobs."),
+        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
+        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
+    )
+    return [
+        click.option(flag, name, type=kind, help=text)
+        for flag, kind, name, text in reversed(options)
+    ]
+
+
 def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what a run may use."""
     for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Worker processes. [default: threads of this process]",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="Blocks computed at a time by each worker. [default: all processors]",
-        ),
-        click.option("--memory-limit", help="Memory of each worker process, such as 8GB."),
+        *_resource_options(),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
     ):
         command = option(command)
@@ -76,27 +96,15 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
     report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
-    from itkstream.pipelines import RegisterSettings
     from itkstream.pipelines import register as run
 
-    names = {
-        "match_threshold": "match_threshold",
-        "block": "deform_blocksize",
-        "local_block": "local_blocksize",
-        "seed": "seed",
-    }
-    given: dict[str, Any] = {
-        name: options[key] for key, name in names.items() if options[key] is not None
-    }
-    if options["radii"]:
-        given["radii"] = (options["radii"],)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
             fixed,
             moving,
             out,
-            RegisterSettings(**given),
+            _steps(options),
             resources=_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
@@ -213,7 +221,25 @@ def main() -> None:
         sys.exit(_BAD_INPUT)
 
 
+def _steps(options: dict[str, Any]) -> list[Any]:
+    """The default steps, with what the options change."""
+    from itkstream.steps import Deformable, LocalAffines, RansacAffine
+
+    matching: dict[str, Any] = {
+        name: options[name] for name in ("match_threshold", "seed") if options[name] is not None
+    }
+    radii: dict[str, Any] = {"radii": (options["radii"],)} if options["radii"] else {}
+    block, local = options["block"], options["local_block"]
+    steps: list[Any] = [RansacAffine(**matching, **radii)]
+    if local != 0:
+        steps.append(LocalAffines(**matching, **({"blocksize": local} if local else {})))
+    steps.append(Deformable(**({"blocksize": block} if block else {})))
+    return steps
+
+
 def _resources(options: dict[str, Any]) -> Any:
     from itkstream.workers import Resources
 
-    return Resources(options["workers"], options["threads"], options["memory_limit"])
+    names = {field.name for field in fields(Resources)}
+    given = {name: value for name, value in options.items() if name in names}
+    return Resources(**{name: value for name, value in given.items() if value is not None})

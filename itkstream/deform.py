@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -27,8 +27,9 @@ from itkstream.lazy import Result, blend, map_blocks, once, readable
 from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import jacobian_determinant, shrink_field, to_positions
-from itkstream.numerics.itk_settings import DeformSettings, DemonsSettings, Method
+from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import map_on
+from itkstream.steps import Deformable, Method
 from itkstream.transform import piecewise_transform
 
 __all__ = [
@@ -60,7 +61,7 @@ def deformable_align(
     smooth_sigmas: Sequence[float] = (4.0, 2.0),
     step: float | None = None,
     *,
-    method: Literal["lcc"] | Method = "lcc",
+    method: Method = "lcc",
     settings: DeformSettings | None = None,
 ) -> NDArray[np.float32]:
     """Find the deformation between two images in memory.
@@ -138,7 +139,7 @@ def prepare_piecewise_deformable_align(
     step: float | None = None,
     *,
     overlap: Sequence[int] | int | None = None,
-    method: Literal["lcc"] | Method = "lcc",
+    method: Method = "lcc",
     settings: DeformSettings | None = None,
     coarse_voxels: float = COARSE_VOXELS,
 ) -> da.Array:
@@ -300,12 +301,10 @@ def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da
 
 
 def _choose(
-    method: str, settings: DeformSettings | None, given: DescentSettings, grid: Grid
+    method: Method, settings: DeformSettings | None, given: DescentSettings, grid: Grid
 ) -> DeformSettings:
     """The settings that the arguments of a door mean."""
-    known = ("lcc", *get_args(Method))
-    if method not in known:
-        raise InputError(f"method must be one of {', '.join(known)}; got {method!r}")
+    step = Deformable(method)
     if settings is not None:
         if method not in ("lcc", getattr(settings, "method", "lcc")):
             raise InputError(
@@ -317,9 +316,9 @@ def _choose(
     if given != DescentSettings():
         raise InputError(
             f"cc_radius, smoothings, iterations, levels and step given one by one are for method "
-            f"'lcc'; for method {method!r} give settings=DemonsSettings({method!r}, ...)"
+            f"'lcc'; for method {method!r} give settings={type(step.settings).__name__}(...)"
         )
-    return DemonsSettings(method).scaled(min(grid.spacing))  # type: ignore[arg-type]
+    return step.settings_for(grid.spacing)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,7 +67,7 @@ def test_registers_two_containers(containers, tmp_path):
         ((*PAIR, "--out", "."), "never replaced"),
         (
             ("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--block", "7"),
-            "deform_blocksize",
+            "blocksize",
         ),
         (("register", "fix.n5/s0", "mov.n5/s0"), "--out"),
         (("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--workers", "0"), "workers"),
