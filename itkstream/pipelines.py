@@ -52,7 +52,9 @@ from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.ngff_transforms import stored_axes
 from itkstream.io.outputs import check_folder, claim_folder, write_text
 from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, read_coarse
+from itkstream.masks import Mask, masked
 from itkstream.numerics.descent_settings import finite
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import tissue_mask
@@ -157,6 +159,8 @@ def register(
     settings: RegisterSettings | None = None,
     *,
     initial_transform: Transform | ArrayLike | str | os.PathLike[str] | None = None,
+    fixed_mask: Mask | str | os.PathLike[str] | None = None,
+    moving_mask: Mask | str | os.PathLike[str] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -186,6 +190,9 @@ def register(
         Where to start, from fixed to moving points in micrometers: a matrix in the order of the
         fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs.
         Every step refines it, key points too: they are sought in the images it aligns.
+    fixed_mask, moving_mask : Mask or path, optional
+        Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
+        called once, with the coarse level. The aligned image shows all voxels.
     resources : Resources, optional
         Workers and threads.
     overwrite : bool
@@ -212,8 +219,13 @@ def register(
     initial = _as_initial(initial_transform, pair[0])
     claim = (Path(out), _REPORT, overwrite)
     check_folder(*claim)
-    run = _Run(pair, steps, settings or RegisterSettings(), resources or Resources(), claim)
-    state = run.begin(initial, reporter or _LogReporter())
+    settings = settings or RegisterSettings()
+    seen = (
+        _seen(pair[0], fixed_mask, "fixed", settings),
+        _seen(pair[1], moving_mask, "moving", settings),
+    )
+    run = _Run(pair, steps, settings, resources or Resources(), claim)
+    state = run.begin(seen, initial, reporter or _LogReporter())
     for number, step in enumerate(steps, 1):
         state = run.refine(state, step, number)
     transform = run.stored(state)
@@ -249,16 +261,17 @@ class _Run:
         """The folder, cleared when the first result is there to be written."""
         return claim_folder(*self.claim)
 
-    def begin(self, initial: Transform | None, reporter: Reporter) -> State:
-        """Read the coarse level; how good is what is known?"""
+    def begin(
+        self, seen: tuple[Image, Image], initial: Transform | None, reporter: Reporter
+    ) -> State:
+        """Read the coarse level of what counts; how good is what is known?"""
         self.reporter = reporter
         with self._step("read") as facts:
-            coarse = (self._coarse(self.fixed), self._coarse(self.moving))
+            coarse = (_coarse(seen[0], self.settings), _coarse(seen[1], self.settings))
             tissue = tissue_mask(coarse[0].read())
             facts["coarse_shapes"] = [image.shape for image in coarse]
             self.scene = Scene(
-                self.fixed,
-                self.moving,
+                *seen,
                 coarse,
                 tissue,
                 self.settings.coarse_voxels,
@@ -334,9 +347,6 @@ class _Run:
             "steps": self.facts,
         }
 
-    def _coarse(self, image: Image) -> Image:
-        return read_coarse(image, factors_to_fit(image.grid, self.settings.coarse_voxels))
-
     def _place(self, number: int) -> Path:
         """Where the field of a deformation goes: the last one is the result."""
         if number == len(self.steps):
@@ -374,6 +384,22 @@ def _as_initial(given: Any, fixed: Image) -> Transform | None:
             f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
         )
     return transform
+
+
+def _seen(image: Image, mask: Any, which: str, settings: RegisterSettings) -> Image:
+    """The image with NaN where its voxels do not count."""
+    if mask is None:
+        return image
+    if isinstance(mask, (str, os.PathLike)):
+        mask = open_image(mask)
+    if callable(mask):
+        small = _coarse(image, settings)
+        mask = Image(np.asarray(mask(small.read())), small.grid)
+    return masked(readable(image), mask, which)
+
+
+def _coarse(image: Image, settings: RegisterSettings) -> Image:
+    return read_coarse(image, factors_to_fit(image.grid, settings.coarse_voxels))
 
 
 def _identity(image: Image) -> AffineTransform:

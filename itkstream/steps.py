@@ -32,6 +32,7 @@ from itkstream.numerics.itk_settings import (
 from itkstream.ransac import RansacSettings
 
 __all__ = [
+    "ALIGN_THRESHOLD_VOX",
     "DEFAULT_STEPS",
     "Deformable",
     "IntensityAffine",
@@ -50,8 +51,8 @@ Method: TypeAlias = Literal["lcc"] | DemonsMethod
 # What is measured in micrometers, or in their square, and follows the voxel spacing if left out.
 _LENGTHS = frozenset({"gradient_smoothing", "field_smoothing", "smooth_sigmas", "step"})
 
-# A match may be so many voxels, of the median spacing, from its affine.
-_ALIGN_THRESHOLD_VOX = 1.5
+ALIGN_THRESHOLD_VOX = 1.5
+"""A match may be so many voxels, of the median spacing, from its affine."""
 
 Radii = tuple[tuple[float, float], ...]
 
@@ -87,7 +88,7 @@ class _Matching:
         if self.model not in get_args(Model):
             raise InputError(f"model must be one of {', '.join(get_args(Model))}; got {self.model}")
 
-    def settings(self, spacing: Sequence[float], radii: tuple[float, float]) -> AffineSettings:
+    def settings_for(self, spacing: Sequence[float], radii: tuple[float, float]) -> AffineSettings:
         """What the block functions take.
 
         Parameters
@@ -103,7 +104,7 @@ class _Matching:
             With all lengths in micrometers.
         """
         voxel = float(np.median(spacing))
-        threshold = self.align_threshold or _ALIGN_THRESHOLD_VOX * voxel
+        threshold = self.align_threshold or ALIGN_THRESHOLD_VOX * voxel
         return AffineSettings(
             KeyPointSettings.from_voxels(
                 *radii, spacing, nspots=self.nspots, num_sigma_max=self.num_sigma_max
