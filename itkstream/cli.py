@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 import click
@@ -32,20 +31,39 @@ def commands(verbose: int) -> None:
     logging.getLogger("itkstream").setLevel(level)
 
 
+def _resource_options() -> list[Callable[..., Any]]:
+    """In the order of the help text, from its end."""
+    count = click.IntRange(1)
+    options = (
+        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
+        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
+        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
+        (
+            "--cluster",
+            str,
+            "cluster",
+            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
+            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
+        ),
+        ("--cores", count, "cores", "Cores per job."),
+        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
+        ("--memory", str, "memory", "Memory per job, such as 16GB."),
+        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
+        ("--queue", str, "queue", "Where jobs wait."),
+        ("--project", str, "project", "Which project is charged for the jobs."),
+        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
+        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
+    )
+    return [
+        click.option(flag, name, type=kind, help=text)
+        for flag, kind, name, text in reversed(options)
+    ]
+
+
 def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what a run may use."""
     for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Worker processes. [default: threads of this process]",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="Blocks computed at a time by each worker. [default: all processors]",
-        ),
-        click.option("--memory-limit", help="Memory of each worker process, such as 8GB."),
+        *_resource_options(),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
     ):
         command = option(command)
@@ -55,7 +73,7 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
 @commands.command()
 @click.argument("fixed")
 @click.argument("moving")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", required=True, help="Folder to write.")
 @click.option(
     "--radii",
     type=(float, float),
@@ -83,12 +101,12 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
 )
 @_with_resources
-def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
+def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
     FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
-    report.
+    report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
     from itkstream.pipelines import register as run
 
@@ -124,9 +142,9 @@ def config(defaults: bool, file: str | None) -> None:
 
 
 @commands.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", required=True, help="Folder to write.")
 @_with_resources
-def demo(out: Path, **options: Any) -> None:
+def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
     from itkstream.demo import run_demo
 
@@ -150,12 +168,12 @@ def demo(out: Path, **options: Any) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("points", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.argument("transform", type=click.Path())
+@click.argument("points", type=click.Path())
+@click.option("--out", type=click.Path(), required=True, help="File to write.")
 @click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: bool) -> None:
+def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
     """Map the POINTS of a file through TRANSFORM, from fixed to moving.
 
     POINTS is a CSV file whose header names columns x, y, z (others are kept), or a numpy array
@@ -177,10 +195,10 @@ def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: b
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path())
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def export(transform: Path, out: Path, overwrite: bool) -> None:
+def export(transform: str, out: str, overwrite: bool) -> None:
     """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs.
 
     The ending of OUT decides: .tfm, .txt or .mat for affines; .h5 for any; .nii.gz, .nrrd or .mha
@@ -194,8 +212,8 @@ def export(transform: Path, out: Path, overwrite: bool) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-def check(transform: Path) -> None:
+@click.argument("transform", type=click.Path())
+def check(transform: str) -> None:
     """Check TRANSFORM: no folds, and an inverse that leads back.
 
     The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
@@ -275,4 +293,6 @@ def _steps(options: dict[str, Any]) -> list[Any]:
 def _resources(options: dict[str, Any]) -> Any:
     from itkstream.workers import Resources
 
-    return Resources(options["workers"], options["threads"], options["memory_limit"])
+    names = {field.name for field in fields(Resources)}
+    given = {name: value for name, value in options.items() if name in names}
+    return Resources(**{name: value for name, value in given.items() if value is not None})

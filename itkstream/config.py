@@ -186,7 +186,8 @@ def _mapping(what: str, given: Any) -> Mapping[str, Any]:
 
 
 def _near(folder: Path, given: Any) -> Any:
-    return str(folder / given) if isinstance(given, str) else given
+    local = isinstance(given, str) and "://" not in given
+    return str(folder / given) if local else given
 
 
 def _mask(name: str, given: Any) -> str | tuple[float, ...] | None:

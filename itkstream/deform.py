@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
@@ -25,7 +24,7 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.lazy import Result, blend, map_blocks, readable
+from itkstream.lazy import Result, blend, map_blocks, once, readable
 from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
 from itkstream.masks import Mask
 from itkstream.numerics.descent_settings import DescentSettings
@@ -390,12 +389,7 @@ def _prepare_refinement(task: _Task, coarse_voxels: float) -> tuple[da.Array, di
     if coarse_voxels and len(task.blocks) > 1:
         plan = plan_levels(task.fixed.grid, settings, coarse_voxels)
         settings = plan.fine
-        start = dask.delayed(_start)(
-            *(
-                dask.delayed(v, traverse=False)
-                for v in (readable(task.fixed), task.moving, initial, plan)
-            )
-        )
+        start = once(_start, readable(task.fixed), task.moving, initial, plan)
     where = {"grid": task.fixed.grid, "initial": start}
     shared = {**where, "moving": task.moving, "settings": settings}
     # The vectors of a block, and how far they can be trusted.

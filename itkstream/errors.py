@@ -11,11 +11,13 @@ from difflib import get_close_matches
 from typing import Any
 
 __all__ = [
+    "AccessError",
     "ExistingOutputError",
     "InputError",
     "ItkstreamError",
     "MissingDataError",
     "RegistrationError",
+    "WorkersError",
     "unknown_name",
 ]
 
@@ -35,6 +37,10 @@ class MissingDataError(ItkstreamError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class AccessError(ItkstreamError, OSError):
+    """A store cannot be reached or does not let us in."""
+
+
 class ExistingOutputError(ItkstreamError, FileExistsError):
     """An output is already there and overwriting it was not asked for."""
 
@@ -44,6 +50,10 @@ class ExistingOutputError(ItkstreamError, FileExistsError):
 
 class RegistrationError(ItkstreamError, RuntimeError):
     """The images are valid but no trustworthy transform was found between them."""
+
+
+class WorkersError(ItkstreamError, RuntimeError):
+    """Workers that should compute do not come."""
 
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:

@@ -38,7 +38,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +48,7 @@ from itkstream.doors import as_pair
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
+from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import stored_axes
 from itkstream.io.outputs import check_folder, claim_folder, write_text
 from itkstream.io.transform_files import read_transform, write_transform
@@ -71,7 +71,7 @@ from itkstream.steps import (
     step_parameters,
 )
 from itkstream.transform import prepare_apply_transform
-from itkstream.workers import Resources
+from itkstream.workers import Resources, session
 
 __all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
 
@@ -135,7 +135,7 @@ class Registration:
 
     Parameters
     ----------
-    out : Path
+    out : Location
         The folder.
     transform : CompositeTransform
         Fixed to moving points: a stored displacement field, then an affine.
@@ -145,7 +145,7 @@ class Registration:
         What registration.json holds.
     """
 
-    out: Path
+    out: Location
     transform: CompositeTransform
     aligned: Image
     report: dict[str, Any]
@@ -179,7 +179,7 @@ def register(
     fixed, moving : path or Image
         What `itkstream.open_image` opens, or images.
     out : path
-        The folder to write, new or empty.
+        The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
         What is done, see `itkstream.steps`; default `itkstream.steps.DEFAULT_STEPS`. Each refines
         what the ones before have found, and is left out where that lowers the local correlation.
@@ -217,19 +217,21 @@ def register(
     steps = checked_steps(steps)
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
     initial = _as_initial(initial_transform, pair[0])
-    claim = (Path(out), _REPORT, overwrite)
+    claim = (out, _REPORT, overwrite)
     check_folder(*claim)
     settings = settings or RegisterSettings()
     seen = (
         _seen(pair[0], fixed_mask, "fixed", settings),
         _seen(pair[1], moving_mask, "moving", settings),
     )
-    run = _Run(pair, steps, settings, resources or Resources(), claim)
-    state = run.begin(seen, initial, reporter or _LogReporter())
-    for number, step in enumerate(steps, 1):
-        state = run.refine(state, step, number)
-    transform = run.stored(state)
-    aligned = run.align(transform)
+    reporter = reporter or _LogReporter()
+    with session(resources or Resources(), reporter.note) as workers:
+        run = _Run(pair, steps, settings, workers, claim)
+        state = run.begin(seen, initial, reporter)
+        for number, step in enumerate(steps, 1):
+            state = run.refine(state, step, number)
+        transform = run.stored(state)
+        aligned = run.align(transform)
     run.export(transform)
     report = run.report()
     write_text(run.folder / _REPORT, json.dumps(report, indent=2) + "\n")
@@ -247,7 +249,7 @@ class _Run:
         steps: tuple[Step, ...],
         settings: RegisterSettings,
         resources: Resources,
-        claim: tuple[Path, str, bool],
+        claim: tuple[str | os.PathLike[str], str, bool],
     ) -> None:
         self.fixed, self.moving = pair
         self.steps = steps
@@ -257,7 +259,7 @@ class _Run:
         self.facts: list[dict[str, Any]] = []
 
     @cached_property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """The folder, cleared when the first result is there to be written."""
         return claim_folder(*self.claim)
 
@@ -319,7 +321,7 @@ class _Run:
         """The transform as ITK files, each read back and compared."""
         with self._step("ITK files") as facts:
             folder = self.folder / "itk"
-            folder.mkdir(exist_ok=True)
+            folder.make_folder()
             voxel = min(self.moving.spacing)
             affine = affine_part(transform)
             files: dict[str, Transform] = {"affine.tfm": affine, "composite.h5": transform}
@@ -347,11 +349,11 @@ class _Run:
             "steps": self.facts,
         }
 
-    def _place(self, number: int) -> Path:
+    def _place(self, number: int) -> Location:
         """Where the field of a deformation goes: the last one is the result."""
         if number == len(self.steps):
             return self.folder / _TRANSFORM
-        (self.folder / _STEPS).mkdir(exist_ok=True)
+        (self.folder / _STEPS).make_folder()
         return self.folder / _STEPS / f"{number}.ome.zarr"
 
     @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import dask.array as da
@@ -36,6 +35,7 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.io.itk_transforms import as_field_and_affine
+from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import as_stored, create_transform, read_transform
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import local_correlation_in_tissue
@@ -170,7 +170,7 @@ class Finding:
     required: bool = False
 
 
-def run_step(scene: Scene, state: State, step: Step, place: Callable[[], Path]) -> Finding:
+def run_step(scene: Scene, state: State, step: Step, place: Callable[[], Location]) -> Finding:
     """Do one step.
 
     Parameters
@@ -232,7 +232,7 @@ def next_state(scene: Scene, state: State, finding: Finding) -> tuple[State, dic
 
 
 def store_transform(
-    scene: Scene, transform: Transform, path: Path, blocksize: int
+    scene: Scene, transform: Transform, path: Location, blocksize: int
 ) -> CompositeTransform:
     """Write any transform as a displacement field, on half the fixed resolution, and an affine.
 
@@ -242,7 +242,7 @@ def store_transform(
         Images and resources.
     transform : Transform
         From fixed to moving points.
-    path : Path
+    path : Location
         The new store.
     blocksize : int
         Fixed voxels per block and axis, an even number.
@@ -257,7 +257,9 @@ def store_transform(
     return _store(scene, lazy, path, affine_part(transform))
 
 
-def _store(scene: Scene, lazy: da.Array, path: Path, affine: AffineTransform) -> CompositeTransform:
+def _store(
+    scene: Scene, lazy: da.Array, path: Location, affine: AffineTransform
+) -> CompositeTransform:
     """Write a displacement field and the affine after it."""
     grid = _half(scene)
     chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
@@ -336,7 +338,7 @@ def _find_local_affines(scene: Scene, state: State, step: LocalAffines) -> Findi
 
 
 def _find_deformation(
-    scene: Scene, state: State, step: Deformable, place: Callable[[], Path]
+    scene: Scene, state: State, step: Deformable, place: Callable[[], Location]
 ) -> Finding:
     """The displacement in front of the affine, coarse to fine, stored at half resolution."""
     fixed = scene.fixed

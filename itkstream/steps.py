@@ -248,7 +248,7 @@ class IntensityAffine:
         IntensitySettings
             With all lengths in micrometers.
         """
-        return _scaled(self, spacing)
+        return _with_given(self, self.settings.scaled(min(spacing)))
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -314,7 +314,7 @@ class Deformable:
         DescentSettings or DemonsSettings
             With all lengths in micrometers.
         """
-        return _scaled(self, spacing)
+        return _with_given(self, self.settings.for_voxels(spacing))
 
 
 _DEFORM_DEFAULTS: dict[str, Any] = {
@@ -452,8 +452,8 @@ def _per_level(defaults: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _scaled(step: Any, spacing: Sequence[float]) -> Any:
-    settings = step.settings.scaled(min(spacing))
+def _with_given(step: Any, settings: Any) -> Any:
+    """Scaled settings, but lengths that were given stay as they are."""
     return replace(settings, **{name: getattr(step.settings, name) for name in step.lengths})
 
 

@@ -49,6 +49,8 @@ def test_files_are_named_relative_to_the_file(tmp_path: Path) -> None:
     assert read.initial_transform == str(tmp_path / "landmarks.tfm")
     assert read.moving_mask == str(tmp_path / "tissue.ome.zarr")
     assert read.fixed_mask == (0, 65535)
+    url = read_config(write(tmp_path, "fixed_mask: s3://bucket/tissue.zarr"))
+    assert url.fixed_mask == "s3://bucket/tissue.zarr"
 
 
 def test_little_is_enough(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_no_voxel_is_folded(registered):
 
 
 def test_the_folder_holds_what_was_promised(rounds, registered):
-    report = json.loads((registered.out / "registration.json").read_text())
+    report = json.loads((registered.out / "registration.json").read_bytes())
     assert report["itkstream"] == itkstream.__version__
     assert report["fixed"]["grid"]["spacing"] == list(rounds.fixed.spacing)
     assert report["settings"]["blocksize"] == 64
@@ -174,7 +174,7 @@ def begun(rounds, initial, moving=None):
     """A run about to take its first step."""
     pair = (rounds.fixed, moving or rounds.moving)
     run = _Run(pair, (), RegisterSettings(), Resources(), None)
-    return run, run.begin(initial, _LogReporter())
+    return run, run.begin(pair, initial, _LogReporter())
 
 
 def test_intensities_that_help_are_kept(rounds):
@@ -238,10 +238,10 @@ def test_somebody_elses_folder_is_left_alone(rounds, tmp_path):
 
 
 def test_an_earlier_run_is_replaced_only_when_asked(rounds, registered):
-    before = (registered.out / "registration.json").read_text()
+    before = (registered.out / "registration.json").read_bytes()
     with pytest.raises(ExistingOutputError, match="earlier run"):
         register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS)
-    assert (registered.out / "registration.json").read_text() == before
+    assert (registered.out / "registration.json").read_bytes() == before
 
 
 def constant(image):

@@ -29,6 +29,7 @@ from itkstream.io.itk_transforms import (
     write_affine,
     write_chain,
 )
+from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import read_transform as read_store
 from itkstream.io.outputs import claim_file
 from itkstream.itk_bridge import from_itk_transform, to_itk_image
@@ -53,9 +54,9 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     Parameters
     ----------
     path : path
-        The folder `register` wrote, a ``transform.ome.zarr``, an ITK transform file (``.tfm``,
-        ``.txt``, ``.mat``, ``.h5``), or a displacement image (``.nii.gz``, ``.nii``, ``.nrrd``,
-        ``.mha``).
+        The folder `register` wrote or a ``transform.ome.zarr``, by path or URL; or a file: an ITK
+        transform (``.tfm``, ``.txt``, ``.mat``, ``.h5``) or a displacement image (``.nii.gz``,
+        ``.nii``, ``.nrrd``, ``.mha``).
     axes : sequence of str, optional
         The wanted order of axes and components; default z, y, x, as arrays of images have them.
 
@@ -74,11 +75,12 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
         of a kind that is not read. (A store is not searched for NaN here; and ITK reads NaN in
         a NIfTI file as 0.)
     """
-    place = Path(path).expanduser()
-    if not place.exists():
+    location = Location.parse(path)
+    if not location.exists():
         raise MissingDataError(f"there is no transform {path}")
-    if place.is_dir():
-        return read_store(place / _STORE if (place / _STORE).is_dir() else place, axes)
+    if location.is_dir():
+        return read_store(location / _STORE if (location / _STORE).is_dir() else location, axes)
+    place = location.path
     read: Callable[[Path, Sequence[str] | None], Transform]
     read = _READERS.get(_ending(place), read_itk_transform)
     transform = read(place, None)
@@ -128,7 +130,7 @@ def write_transform(
     ItkstreamError
         Where what was written does not map points as it should; nothing is left behind.
     """
-    target = Path(path).expanduser()
+    target = Location.parse(path)
     field, affine = _parts(transform)
     if field is not None and axes is not None and tuple(axes) != field.grid.axes:
         raise InputError(f"the field has axes {field.grid.axes}, not {tuple(axes)}")
@@ -145,12 +147,12 @@ def write_transform(
         return _compare(partial, transform, order, field, kind in _IMAGES)
 
 
-def _ending(path: Path) -> str:
+def _ending(path: Path | Location) -> str:
     name = path.name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
 
 
-def _check_kind(target: Path, kind: str, field: DisplacementField | None) -> None:
+def _check_kind(target: Location, kind: str, field: DisplacementField | None) -> None:
     if kind not in (*_AFFINES, *_HDF5, *_IMAGES):
         raise InputError(
             f"no transform format ends like {target.name}: affines go to .tfm, .txt, .mat or .h5, "

@@ -143,7 +143,7 @@ class DemonsSettings:
     """How SimpleITK's demons deform an image; every value is checked once, here.
 
     Lengths are in micrometres and areas in its square; the defaults suit a smallest fixed voxel
-    spacing of 1: use ``settings.scaled(min(spacing))`` for others.
+    spacing of 1: use ``settings.for_voxels(spacing)`` for others.
 
     Parameters
     ----------
@@ -264,6 +264,23 @@ class DemonsSettings:
             smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
             step=None if self.step is None else self.step * length,
         )
+
+    def for_voxels(self, spacing: Sequence[float]) -> DemonsSettings:
+        """The settings for images of any voxels, out of those for a smallest spacing of 1.
+
+        Demons gain nothing from wider smoothing where voxels are deep.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed voxels.
+
+        Returns
+        -------
+        DemonsSettings
+            Scaled by the smallest spacing.
+        """
+        return self.scaled(min(spacing))
 
 
 DeformSettings: TypeAlias = DescentSettings | DemonsSettings
