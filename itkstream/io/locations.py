@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -374,11 +374,20 @@ class Location:
         -------
         str
             32 hexadecimal digits.
+
+        Raises
+        ------
+        MissingDataError
+            Where nothing is.
         """
-        if self.is_local:
-            return files_stamp(self.address)
+        with self._reaching() as store:
+            if store is None:
+                return files_stamp(self.address)
+            found = store.find(self._key, detail=True)
+        if not found:
+            raise MissingDataError(f"there is no {self}; check the name")
         digest = blake2b(digest_size=16)
-        for entry in sorted(self._stamps()):
+        for entry in sorted(self._stamps(found)):
             digest.update(repr(entry).encode())
         return digest.hexdigest()
 
@@ -460,10 +469,8 @@ class Location:
                     "the name"
                 ) from error
 
-    def _stamps(self) -> Iterator[tuple[str, int, str]]:
+    def _stamps(self, found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]:
         """Relative name, size and ETag or time of every object here and below."""
-        with self._reaching() as store:
-            found = store.find(self._key, detail=True)
         for key, facts in found.items():
             name = self._pure_of(key).relative_to(self._key)
             if LEDGER_FOLDER not in name.parts:
