@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from itkstream.cluster import Resources, execute
     from itkstream.geometry import (
         AffineTransform,
+        BSplineTransform,
         CompositeTransform,
         DisplacementField,
         Grid,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineTransform",
+    "BSplineTransform",
     "CompositeTransform",
     "DisplacementField",
     "Grid",
@@ -58,6 +60,7 @@ __all__ = [
 
 _HOMES = {
     "AffineTransform": "geometry",
+    "BSplineTransform": "geometry",
     "CompositeTransform": "geometry",
     "DisplacementField": "geometry",
     "Grid": "geometry",

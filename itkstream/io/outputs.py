@@ -115,7 +115,7 @@ def claim_folder(folder: Path, proof: str, overwrite: bool) -> Path:
 
 @contextmanager
 def claim_file(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A file that appears under its name only when it is complete.
+    """A file, or a store, that appears under its name only when it is complete.
 
     Parameters
     ----------
@@ -127,7 +127,8 @@ def claim_file(target: Path, overwrite: bool) -> Iterator[Path]:
     Yields
     ------
     Path
-        Where to write it; moved to its name at the end, removed after an error.
+        Where to write it, a file or a new folder; moved to its name at the end, removed after an
+        error.
 
     Raises
     ------
@@ -143,6 +144,8 @@ def claim_file(target: Path, overwrite: bool) -> Iterator[Path]:
         yield partial
         os.replace(partial, target)
     finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
 
 

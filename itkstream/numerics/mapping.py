@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -28,6 +29,8 @@ from itkstream.numerics.interpolate import MARGIN, sample_field
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["GridMap", "map_on"]
+
+_ON_A_GRID = (BSplineTransform, DisplacementField, PiecewiseAffine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +142,8 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     Parameters
     ----------
     transform : Transform
-        An affine, piecewise affine, displacement field, or a composite of these. Stored fields
-        are read around the grid only.
+        Any; stored fields are read around the grid only. Other kinds than affines, piecewise
+        affines, displacement fields and composites are evaluated point by point.
     grid : Grid
         The voxels wanted, in fixed space.
 
@@ -171,10 +174,11 @@ def _then(before: GridMap, step: Transform) -> GridMap:
         for inner in step.transforms:
             before = _then(before, inner)
         return before
-    if isinstance(step, (DisplacementField, PiecewiseAffine)) and step.grid.unit != grid.unit:
+    unit = step.grid.unit if isinstance(step, _ON_A_GRID) else grid.unit
+    if unit != grid.unit:
         raise InputError(
-            f"a transform in {step.grid.unit} cannot act on an image in {grid.unit}; convert the "
-            "field and its grid first"
+            f"a transform in {unit} cannot act on an image in {grid.unit}; convert the field and "
+            "its grid first"
         )
     if isinstance(step, DisplacementField):
         return _then_field(before, step)
@@ -182,7 +186,7 @@ def _then(before: GridMap, step: Transform) -> GridMap:
         if before.displacement is not None or not np.array_equal(affine, np.eye(grid.ndim + 1)):
             raise InputError("local affines must be the first transform of a composite")
         return GridMap(grid, affine, blend_affines(step, grid))
-    raise InputError(f"cannot evaluate a {type(step).__name__} on a grid")
+    return _then_points(before, step)
 
 
 def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
@@ -201,6 +205,15 @@ def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
     if before.displacement is not None:
         moves += before.displacement
     return GridMap(before.grid, before.affine, moves)
+
+
+def _then_points(before: GridMap, step: Transform) -> GridMap:
+    grid, affine = before.grid, before.affine
+    start = grid.positions()
+    here = start if before.displacement is None else start + before.displacement
+    mapped = step.apply(here @ affine[:-1, :-1].T + affine[:-1, -1])
+    moves = AffineTransform(affine).inverse().apply(mapped) - start
+    return GridMap(grid, affine, moves.astype(np.float32))
 
 
 def _part_reached(before: GridMap, field: DisplacementField) -> DisplacementField:
