@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from itkstream.cluster import execute
     from itkstream.geometry import (
         AffineTransform,
+        BSplineTransform,
         CompositeTransform,
         DisplacementField,
         Grid,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineTransform",
+    "BSplineTransform",
     "CompositeTransform",
     "Deformable",
     "DisplacementField",
@@ -64,6 +66,7 @@ __all__ = [
 
 _HOMES = {
     "AffineTransform": "geometry",
+    "BSplineTransform": "geometry",
     "CompositeTransform": "geometry",
     "Deformable": "steps",
     "DisplacementField": "geometry",
