@@ -32,8 +32,14 @@ if TYPE_CHECKING:
     from itkstream.io import open_image
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
-    from itkstream.pipelines import RegisterSettings, Registration, register
-    from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
+    from itkstream.pipelines import Registration, register
+    from itkstream.steps import (
+        Deformable,
+        IntensityAffine,
+        LocalAffines,
+        RansacAffine,
+        RegisterSettings,
+    )
     from itkstream.workers import Resources
 
 __all__ = [
@@ -76,7 +82,7 @@ _HOMES = {
     "LocalAffines": "steps",
     "PiecewiseAffine": "geometry",
     "RansacAffine": "steps",
-    "RegisterSettings": "pipelines",
+    "RegisterSettings": "steps",
     "Registration": "pipelines",
     "Resources": "workers",
     "WarpSettings": "block_kernels",

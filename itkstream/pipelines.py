@@ -55,7 +55,6 @@ from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.masks import Mask, masked
-from itkstream.numerics.descent_settings import finite
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import tissue_mask
 from itkstream.run_steps import Reporter, Scene, State, next_state, run_step, store_transform
@@ -65,6 +64,7 @@ from itkstream.steps import (
     IntensityAffine,
     LocalAffines,
     RansacAffine,
+    RegisterSettings,
     Step,
     checked_steps,
     step_name,
@@ -73,7 +73,7 @@ from itkstream.steps import (
 from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources, session
 
-__all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
+__all__ = ["Registration", "Reporter", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,33 +100,6 @@ class _LogReporter:
 
     def note(self, text: str) -> None:
         logger.info("%s", text)
-
-
-@dataclass(frozen=True)
-class RegisterSettings:
-    """What holds for a whole run of `register`, beside its steps.
-
-    Parameters
-    ----------
-    coarse_voxels : float
-        Most voxels of the coarse level, on which affines are found and quality is measured.
-    blocksize : int
-        Voxels per block and chunk of the aligned image, an even number.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    coarse_voxels: float = 20e6
-    blocksize: int = 128
-
-    def __post_init__(self) -> None:
-        if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
-            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
-        if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
-            raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
 
 
 @dataclass(frozen=True)
