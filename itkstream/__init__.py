@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from itkstream.cluster import execute
     from itkstream.geometry import (
         AffineTransform,
+        BSplineTransform,
         CompositeTransform,
         DisplacementField,
         Grid,
@@ -31,12 +32,19 @@ if TYPE_CHECKING:
     from itkstream.io import open_image
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
-    from itkstream.pipelines import RegisterSettings, Registration, register
-    from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
+    from itkstream.pipelines import Registration, register
+    from itkstream.steps import (
+        Deformable,
+        IntensityAffine,
+        LocalAffines,
+        RansacAffine,
+        RegisterSettings,
+    )
     from itkstream.workers import Resources
 
 __all__ = [
     "AffineTransform",
+    "BSplineTransform",
     "CompositeTransform",
     "Deformable",
     "DisplacementField",
@@ -64,6 +72,7 @@ __all__ = [
 
 _HOMES = {
     "AffineTransform": "geometry",
+    "BSplineTransform": "geometry",
     "CompositeTransform": "geometry",
     "Deformable": "steps",
     "DisplacementField": "geometry",
@@ -73,7 +82,7 @@ _HOMES = {
     "LocalAffines": "steps",
     "PiecewiseAffine": "geometry",
     "RansacAffine": "steps",
-    "RegisterSettings": "pipelines",
+    "RegisterSettings": "steps",
     "Registration": "pipelines",
     "Resources": "workers",
     "WarpSettings": "block_kernels",

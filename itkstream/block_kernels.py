@@ -214,7 +214,6 @@ def affine_block(
     fixed: Image,
     moving: Image,
     settings: AffineSettings,
-    masks: Both[NDArray[Any]] = (None, None),
     points: Both[NDArray[np.float64]] = (None, None),
 ) -> tuple[AffineEstimate, Correspondences]:
     """Find the affine between two images in memory from their key points.
@@ -222,11 +221,9 @@ def affine_block(
     Parameters
     ----------
     fixed, moving : Image
-        In memory, with the same axes.
+        In memory, with the same axes; voxels that are NaN do not count.
     settings : AffineSettings
         Parameters of every step.
-    masks : (ndarray or None, ndarray or None)
-        Of the images' shapes, fixed and moving; key points lie only where they are true.
     points : (ndarray or None, ndarray or None)
         Key points of one's own, (m, n) in physical units, instead of blobs.
 
@@ -245,10 +242,10 @@ def affine_block(
         Where an image is constant or has no finite voxel.
     """
     contexts = []
-    for image, mask, own in zip((fixed, moving), masks, points, strict=True):
+    for image, own in zip((fixed, moving), points, strict=True):
         voxels = image.read()
         if own is None:
-            own = find_key_points(voxels, image.grid, settings.key_points, mask).positions
+            own = find_key_points(voxels, image.grid, settings.key_points).positions
         contexts.append(sample_contexts(voxels, image.grid, own, settings.window))
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
@@ -309,7 +306,6 @@ def intensity_block(
     moving: Image,
     initial: NDArray[np.float64],
     settings: IntensitySettings,
-    masks: Both[NDArray[Any]] = (None, None),
 ) -> IntensityEstimate:
     """Refine an affine between two images in memory by their intensities.
 
@@ -321,8 +317,6 @@ def intensity_block(
         Where to start, from fixed to moving points.
     settings : IntensitySettings
         Parameters.
-    masks : (ndarray or None, ndarray or None)
-        Of the images' shapes, fixed and moving; voxels that count are true.
 
     Returns
     -------
@@ -334,14 +328,8 @@ def intensity_block(
     InputError
         For images or an affine that cannot be used.
     """
-    return fit_intensity_affine(
-        fixed.read(),
-        moving.read(),
-        Frame(fixed.grid, moving.grid, initial),
-        settings,
-        fixed_mask=masks[0],
-        moving_mask=masks[1],
-    )
+    frame = Frame(fixed.grid, moving.grid, initial)
+    return fit_intensity_affine(fixed.read(), moving.read(), frame, settings)
 
 
 def deform_block(

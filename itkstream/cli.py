@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import click
@@ -88,6 +88,18 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     help="Voxels of the coarse level per block of the piecewise affine; 0: none. [default: 128]",
 )
 @click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
+@click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
+@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+)
 @_with_resources
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
@@ -98,18 +110,35 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """
     from itkstream.pipelines import register as run
 
+    config = _config(options)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
             fixed,
             moving,
             out,
-            _steps(options),
+            config.steps,
+            config.settings,
+            initial_transform=config.initial_transform,
+            fixed_mask=config.fixed_mask,
+            moving_mask=config.moving_mask,
             resources=_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
         )
     console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
+
+
+@commands.command()
+@click.option("--defaults", is_flag=True, help="Print the default steps and settings.")
+@click.argument("file", required=False)
+def config(defaults: bool, file: str | None) -> None:
+    """Print the steps and settings of FILE, checked and in full, or the defaults, as YAML."""
+    from itkstream.config import Config, read_config, to_yaml
+
+    if defaults == (file is not None):
+        raise click.UsageError("give either --defaults or a FILE")
+    click.echo(to_yaml(Config() if file is None else read_config(file)), nl=False)
 
 
 @commands.command()
@@ -219,6 +248,30 @@ def main() -> None:
     except ItkstreamError as error:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_BAD_INPUT)
+
+
+def _config(options: dict[str, Any]) -> Any:
+    """What a file says, or the options that change steps; files named by options come first."""
+    from itkstream.config import Config, read_config
+
+    changing = [name for name in _STEP_OPTIONS if options[name] is not None]
+    if options["config"] is None:
+        config = Config(tuple(_steps(options)))
+    elif changing:
+        raise click.UsageError(
+            f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
+        )
+    else:
+        config = read_config(options["config"])
+    files = {
+        "initial_transform": options["initial"],
+        "fixed_mask": options["fixed_mask"],
+        "moving_mask": options["moving_mask"],
+    }
+    return replace(config, **{name: file for name, file in files.items() if file is not None})
+
+
+_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
 
 
 def _steps(options: dict[str, Any]) -> list[Any]:

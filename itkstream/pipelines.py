@@ -52,8 +52,9 @@ from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import stored_axes
 from itkstream.io.outputs import check_folder, claim_folder, write_text
 from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, read_coarse
-from itkstream.numerics.descent_settings import finite
+from itkstream.masks import Mask, masked
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import tissue_mask
 from itkstream.run_steps import Reporter, Scene, State, next_state, run_step, store_transform
@@ -63,6 +64,7 @@ from itkstream.steps import (
     IntensityAffine,
     LocalAffines,
     RansacAffine,
+    RegisterSettings,
     Step,
     checked_steps,
     step_name,
@@ -71,7 +73,7 @@ from itkstream.steps import (
 from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources, session
 
-__all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
+__all__ = ["Registration", "Reporter", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,33 +100,6 @@ class _LogReporter:
 
     def note(self, text: str) -> None:
         logger.info("%s", text)
-
-
-@dataclass(frozen=True)
-class RegisterSettings:
-    """What holds for a whole run of `register`, beside its steps.
-
-    Parameters
-    ----------
-    coarse_voxels : float
-        Most voxels of the coarse level, on which affines are found and quality is measured.
-    blocksize : int
-        Voxels per block and chunk of the aligned image, an even number.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    coarse_voxels: float = 20e6
-    blocksize: int = 128
-
-    def __post_init__(self) -> None:
-        if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
-            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
-        if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
-            raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
 
 
 @dataclass(frozen=True)
@@ -157,6 +132,8 @@ def register(
     settings: RegisterSettings | None = None,
     *,
     initial_transform: Transform | ArrayLike | str | os.PathLike[str] | None = None,
+    fixed_mask: Mask | str | os.PathLike[str] | None = None,
+    moving_mask: Mask | str | os.PathLike[str] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -186,6 +163,9 @@ def register(
         Where to start, from fixed to moving points in micrometers: a matrix in the order of the
         fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs.
         Every step refines it, key points too: they are sought in the images it aligns.
+    fixed_mask, moving_mask : Mask or path, optional
+        Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
+        called once, with the coarse level. The aligned image shows all voxels.
     resources : Resources, optional
         Workers and threads.
     overwrite : bool
@@ -212,10 +192,15 @@ def register(
     initial = _as_initial(initial_transform, pair[0])
     claim = (out, _REPORT, overwrite)
     check_folder(*claim)
+    settings = settings or RegisterSettings()
+    seen = (
+        _seen(pair[0], fixed_mask, "fixed", settings),
+        _seen(pair[1], moving_mask, "moving", settings),
+    )
     reporter = reporter or _LogReporter()
     with session(resources or Resources(), reporter.note) as workers:
-        run = _Run(pair, steps, settings or RegisterSettings(), workers, claim)
-        state = run.begin(initial, reporter)
+        run = _Run(pair, steps, settings, workers, claim)
+        state = run.begin(seen, initial, reporter)
         for number, step in enumerate(steps, 1):
             state = run.refine(state, step, number)
         transform = run.stored(state)
@@ -251,16 +236,17 @@ class _Run:
         """The folder, cleared when the first result is there to be written."""
         return claim_folder(*self.claim)
 
-    def begin(self, initial: Transform | None, reporter: Reporter) -> State:
-        """Read the coarse level; how good is what is known?"""
+    def begin(
+        self, seen: tuple[Image, Image], initial: Transform | None, reporter: Reporter
+    ) -> State:
+        """Read the coarse level of what counts; how good is what is known?"""
         self.reporter = reporter
         with self._step("read") as facts:
-            coarse = (self._coarse(self.fixed), self._coarse(self.moving))
+            coarse = (_coarse(seen[0], self.settings), _coarse(seen[1], self.settings))
             tissue = tissue_mask(coarse[0].read())
             facts["coarse_shapes"] = [image.shape for image in coarse]
             self.scene = Scene(
-                self.fixed,
-                self.moving,
+                *seen,
                 coarse,
                 tissue,
                 self.settings.coarse_voxels,
@@ -336,9 +322,6 @@ class _Run:
             "steps": self.facts,
         }
 
-    def _coarse(self, image: Image) -> Image:
-        return read_coarse(image, factors_to_fit(image.grid, self.settings.coarse_voxels))
-
     def _place(self, number: int) -> Location:
         """Where the field of a deformation goes: the last one is the result."""
         if number == len(self.steps):
@@ -376,6 +359,22 @@ def _as_initial(given: Any, fixed: Image) -> Transform | None:
             f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
         )
     return transform
+
+
+def _seen(image: Image, mask: Any, which: str, settings: RegisterSettings) -> Image:
+    """The image with NaN where its voxels do not count."""
+    if mask is None:
+        return image
+    if isinstance(mask, (str, os.PathLike)):
+        mask = open_image(mask)
+    if callable(mask):
+        small = _coarse(image, settings)
+        mask = Image(np.asarray(mask(small.read())), small.grid)
+    return masked(readable(image), mask, which)
+
+
+def _coarse(image: Image, settings: RegisterSettings) -> Image:
+    return read_coarse(image, factors_to_fit(image.grid, settings.coarse_voxels))
 
 
 def _identity(image: Image) -> AffineTransform:

@@ -320,7 +320,7 @@ def _find_local_affines(scene: Scene, state: State, step: LocalAffines) -> Findi
     fixed, moving = scene.coarse
     blocksize = (step.blocksize,) * fixed.ndim
     try:
-        settings = step.settings(fixed.spacing, _radii(scene, state, step))
+        settings = step.settings_for(fixed.spacing, _radii(scene, state, step))
         lazy = prepare_local_affines(
             fixed, moving, state.transform, blocksize, settings, overlap=step.overlap
         )
@@ -370,7 +370,7 @@ def _find_deformation(
 
 
 def _best_affine(fixed: Image, moving: Image, step: RansacAffine) -> tuple[AffineEstimate, Radii]:
-    choices = [step.settings(fixed.spacing, radii) for radii in step.radii]
+    choices = [step.settings_for(fixed.spacing, radii) for radii in step.radii]
     estimate, _, best = best_affine_block(fixed, moving, choices)
     return estimate, step.radii[choices.index(best)]
 

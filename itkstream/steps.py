@@ -32,12 +32,14 @@ from itkstream.numerics.itk_settings import (
 from itkstream.ransac import RansacSettings
 
 __all__ = [
+    "ALIGN_THRESHOLD_VOX",
     "DEFAULT_STEPS",
     "Deformable",
     "IntensityAffine",
     "LocalAffines",
     "Method",
     "RansacAffine",
+    "RegisterSettings",
     "Step",
     "checked_steps",
     "step_from",
@@ -50,8 +52,8 @@ Method: TypeAlias = Literal["lcc"] | DemonsMethod
 # What is measured in micrometers, or in their square, and follows the voxel spacing if left out.
 _LENGTHS = frozenset({"gradient_smoothing", "field_smoothing", "smooth_sigmas", "step"})
 
-# A match may be so many voxels, of the median spacing, from its affine.
-_ALIGN_THRESHOLD_VOX = 1.5
+ALIGN_THRESHOLD_VOX = 1.5
+"""A match may be so many voxels, of the median spacing, from its affine."""
 
 Radii = tuple[tuple[float, float], ...]
 
@@ -87,7 +89,7 @@ class _Matching:
         if self.model not in get_args(Model):
             raise InputError(f"model must be one of {', '.join(get_args(Model))}; got {self.model}")
 
-    def settings(self, spacing: Sequence[float], radii: tuple[float, float]) -> AffineSettings:
+    def settings_for(self, spacing: Sequence[float], radii: tuple[float, float]) -> AffineSettings:
         """What the block functions take.
 
         Parameters
@@ -103,7 +105,7 @@ class _Matching:
             With all lengths in micrometers.
         """
         voxel = float(np.median(spacing))
-        threshold = self.align_threshold or _ALIGN_THRESHOLD_VOX * voxel
+        threshold = self.align_threshold or ALIGN_THRESHOLD_VOX * voxel
         return AffineSettings(
             KeyPointSettings.from_voxels(
                 *radii, spacing, nspots=self.nspots, num_sigma_max=self.num_sigma_max
@@ -329,6 +331,33 @@ _NAMES: dict[str, type[Any]] = {
     "local-affines": LocalAffines,
     "deformable": Deformable,
 }
+
+
+@dataclass(frozen=True)
+class RegisterSettings:
+    """What holds for a whole run of `register`, beside its steps.
+
+    Parameters
+    ----------
+    coarse_voxels : float
+        Most voxels of the coarse level, on which affines are found and quality is measured.
+    blocksize : int
+        Voxels per block and chunk of the aligned image, an even number.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    coarse_voxels: float = 20e6
+    blocksize: int = 128
+
+    def __post_init__(self) -> None:
+        if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
+            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
+        if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
+            raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
 
 
 def checked_steps(steps: Sequence[Step]) -> tuple[Step, ...]:

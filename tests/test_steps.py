@@ -74,12 +74,12 @@ def test_other_levels_keep_what_belongs_to_the_fine_ones():
 
 
 def test_key_points_are_scaled_to_the_image():
-    settings = RansacAffine(cc_radius=6).settings((0.5, 0.5, 1.0), (2.0, 6.0))
+    settings = RansacAffine(cc_radius=6).settings_for((0.5, 0.5, 1.0), (2.0, 6.0))
     assert settings.key_points.min_radius_um == 1.0
     assert settings.ransac.threshold_um == 0.75
     assert settings.window.half_width_um == (3.0, 3.0, 6.0)
     given = RansacAffine(align_threshold=4.0, max_ambiguity=0.9, max_distance=7.0, seed=5)
-    settings = given.settings((0.5, 0.5, 1.0), (2.0, 6.0))
+    settings = given.settings_for((0.5, 0.5, 1.0), (2.0, 6.0))
     assert settings.ransac.threshold_um == 4.0
     assert settings.ransac.seed == 5
     assert (settings.matching.max_distance_um, settings.matching.max_ambiguity) == (7.0, 0.9)

@@ -317,7 +317,7 @@ class Location:
 
     @contextmanager
     def replacing(self) -> Iterator[Path]:
-        """A file for somebody else to write, which appears here when it is complete.
+        """A file or folder for somebody else to write, which appears here when it is complete.
 
         Yields
         ------
@@ -332,13 +332,17 @@ class Location:
                 yield partial
                 os.replace(partial, target)
             finally:
+                if partial.is_dir():
+                    shutil.rmtree(partial)
                 partial.unlink(missing_ok=True)
             return
         with tempfile.TemporaryDirectory(prefix="itkstream-") as folder:
             partial = Path(folder) / self.name
             yield partial
             with self._reaching() as store:
-                store.put_file(str(partial), self._key)
+                # With the slash what is in a folder is put, not the folder below the key.
+                given = f"{partial}/" if partial.is_dir() else str(partial)
+                store.put(given, self._key, recursive=partial.is_dir())
 
     def make_folder(self) -> None:
         """Make a folder and those around it; in object stores there is nothing to make."""

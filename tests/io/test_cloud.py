@@ -20,7 +20,8 @@ from itkstream.io import create_ome_zarr, open_image, write_n5, write_pyramid
 from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file, claim_folder, claim_store
 from itkstream.io.transform_files import write_transform
-from itkstream.pipelines import RegisterSettings, register
+from itkstream.pipelines import register
+from itkstream.steps import RegisterSettings
 from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources
 
