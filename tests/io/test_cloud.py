@@ -18,6 +18,7 @@ from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import create_ome_zarr, open_image, write_n5, write_pyramid
 from itkstream.io.locations import Location
+from itkstream.io.n5 import key_value_store
 from itkstream.io.outputs import claim_file, claim_folder, claim_store
 from itkstream.io.transform_files import write_transform
 from itkstream.pipelines import register
@@ -108,6 +109,8 @@ def test_anonymous_access_reads_zarr_and_n5(bucket, voxels, monkeypatch):
         monkeypatch.delenv(name)
     # What the environment variable FSSPEC_S3_ANON sets; it is read when fsspec is imported.
     monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": "true"})
+    # tensorstore would also look for credentials, find none and then be anonymous.
+    assert key_value_store(Location.parse(bucket))["aws_credentials"] == {"type": "anonymous"}
     for path in (f"{bucket}/a.n5/a/s0", f"{bucket}/a.zarr"):
         np.testing.assert_array_equal(open_image(path).read(), voxels)
 
