@@ -16,6 +16,7 @@ __all__ = [
     "InputError",
     "ItkstreamError",
     "MissingDataError",
+    "PlanError",
     "RegistrationError",
     "WorkersError",
     "unknown_name",
@@ -46,6 +47,10 @@ class ExistingOutputError(ItkstreamError, FileExistsError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class PlanError(InputError, MemoryError):
+    """What is asked for needs more memory than there is."""
 
 
 class RegistrationError(ItkstreamError, RuntimeError):
