@@ -332,6 +332,6 @@ def _steps(options: dict[str, Any]) -> list[Any]:
 def _resources(options: dict[str, Any]) -> Any:
     from itkstream.workers import Resources
 
-    names = {field.name for field in fields(Resources)}
+    names = {field.name for field in fields(Resources)} - {"config"}
     given = {name: value for name, value in options.items() if name in names}
     return Resources(**{name: value for name, value in given.items() if value is not None})
