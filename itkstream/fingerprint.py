@@ -40,7 +40,7 @@ def files_stamp(*paths: str | os.PathLike[str]) -> str:
 
     Parameters
     ----------
-    paths : path
+    *paths : path
         Files, or folders with all that is in them; nothing is opened.
 
     Returns

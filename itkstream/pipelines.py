@@ -52,7 +52,7 @@ from itkstream.block_kernels import (
     warp_block,
 )
 from itkstream.cluster import Resources, compute, store
-from itkstream.deform import prepare_coarse_field, prepare_displacement, prepare_fold_count
+from itkstream.deform import prepare_displacement, prepare_fold_count
 from itkstream.doors import as_pair
 from itkstream.errors import InputError, ItkstreamError, RegistrationError
 from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
@@ -460,6 +460,7 @@ class _Run:
         blocks = [settings.deform_blocksize] * self.fixed.ndim
         if self.fixed.grid.size <= settings.coarse_voxels:
             blocks = list(self.fixed.shape)
+        halved = (2,) * self.fixed.ndim
         lazy = prepare_displacement(
             self.fixed,
             self.moving,
@@ -467,9 +468,9 @@ class _Run:
             blocks,
             settings.deform.scaled(min(self.fixed.spacing)),
             coarse_voxels=settings.coarse_voxels,
+            factors=halved,
         )
-        halved = (2,) * self.fixed.ndim
-        return prepare_coarse_field(lazy, halved), self.fixed.grid.shrink(halved)
+        return lazy, self.fixed.grid.shrink(halved)
 
     def _store(self, lazy: da.Array, target: zarr.Array[Any]) -> None:
         store(lazy, target, self.resources, self.reporter.blocks)
