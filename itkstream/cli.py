@@ -97,6 +97,7 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
 @click.option(
     "--config",
+    "config_file",
     metavar="FILE",
     help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
 )
@@ -255,14 +256,14 @@ def _config(options: dict[str, Any]) -> Any:
     from itkstream.config import Config, read_config
 
     changing = [name for name in _STEP_OPTIONS if options[name] is not None]
-    if options["config"] is None:
+    if options["config_file"] is None:
         config = Config(tuple(_steps(options)))
     elif changing:
         raise click.UsageError(
             f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
         )
     else:
-        config = read_config(options["config"])
+        config = read_config(options["config_file"])
     files = {
         "initial_transform": options["initial"],
         "fixed_mask": options["fixed_mask"],
