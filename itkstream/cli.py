@@ -99,6 +99,7 @@ def _with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
 @click.option(
     "--config",
+    "config_file",
     metavar="FILE",
     help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
 )
@@ -140,7 +141,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
 @click.option(
     "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
 )
-@click.option("--config", metavar="FILE", help="YAML file of steps and settings.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
 @_with_resources
 def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
     """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
@@ -294,14 +295,14 @@ def _config(options: dict[str, Any]) -> Any:
     from itkstream.config import Config, read_config
 
     changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
-    if options["config"] is None:
+    if options["config_file"] is None:
         config = Config(tuple(_steps(options)))
     elif changing:
         raise click.UsageError(
             f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
         )
     else:
-        config = read_config(options["config"])
+        config = read_config(options["config_file"])
     files = {
         "initial_transform": options.get("initial"),
         "fixed_mask": options.get("fixed_mask"),
@@ -332,6 +333,6 @@ def _steps(options: dict[str, Any]) -> list[Any]:
 def _resources(options: dict[str, Any]) -> Any:
     from itkstream.workers import Resources
 
-    names = {field.name for field in fields(Resources)} - {"config"}
+    names = {field.name for field in fields(Resources)}
     given = {name: value for name, value in options.items() if name in names}
     return Resources(**{name: value for name, value in given.items() if value is not None})

@@ -96,10 +96,11 @@ def deformable_align(
     step : float, optional
         Longest displacement of one iteration, in micrometers; default the smallest fixed voxel
         spacing.
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         'lcc' follows local correlation, with the parameters above; the others are SimpleITK's
-        demons with the defaults of `DemonsSettings`, scaled to the smallest fixed voxel spacing.
-    settings : DescentSettings or DemonsSettings, optional
+        with the defaults of `DemonsSettings` and `BsplineSettings`, scaled to the smallest fixed
+        voxel spacing.
+    settings : DeformSettings, optional
         All parameters in one value, instead of those above; its kind decides the method.
     fix_mask, mov_mask : Mask, optional
         Which voxels count, see `itkstream.masks.Mask`; others do not pull.
@@ -184,9 +185,9 @@ def prepare_piecewise_deformable_align(
         As in `deformable_align`.
     overlap : int or sequence of int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         As in `deformable_align`.
-    settings : DescentSettings or DemonsSettings, optional
+    settings : DeformSettings, optional
         All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
@@ -273,7 +274,7 @@ def prepare_displacement(
         Where the blocks start: an affine, or local affines or a field followed by one.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
-    settings : DescentSettings or DemonsSettings
+    settings : DeformSettings
         Parameters of the deformation; their kind decides the engine.
     overlap : int or sequence of int, optional
         Voxels per side; default an eighth of the block.
