@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itkstream import affine, cluster, deform, transform
     from itkstream.block_kernels import WarpSettings
-    from itkstream.cluster import Resources, execute
+    from itkstream.cluster import execute
     from itkstream.geometry import (
         AffineTransform,
         BSplineTransform,
@@ -33,15 +33,21 @@ if TYPE_CHECKING:
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.pipelines import RegisterSettings, Registration, register
+    from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
+    from itkstream.workers import Resources
 
 __all__ = [
     "AffineTransform",
     "BSplineTransform",
     "CompositeTransform",
+    "Deformable",
     "DisplacementField",
     "Grid",
     "Image",
+    "IntensityAffine",
+    "LocalAffines",
     "PiecewiseAffine",
+    "RansacAffine",
     "RegisterSettings",
     "Registration",
     "Resources",
@@ -62,13 +68,17 @@ _HOMES = {
     "AffineTransform": "geometry",
     "BSplineTransform": "geometry",
     "CompositeTransform": "geometry",
+    "Deformable": "steps",
     "DisplacementField": "geometry",
     "Grid": "geometry",
     "Image": "geometry",
+    "IntensityAffine": "steps",
+    "LocalAffines": "steps",
     "PiecewiseAffine": "geometry",
+    "RansacAffine": "steps",
     "RegisterSettings": "pipelines",
     "Registration": "pipelines",
-    "Resources": "cluster",
+    "Resources": "workers",
     "WarpSettings": "block_kernels",
     "execute": "cluster",
     "open_image": "io",

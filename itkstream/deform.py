@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
+from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.block_kernels import deform_block
@@ -24,12 +24,14 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.lazy import Result, blend, map_blocks, readable
+from itkstream.lazy import Result, blend, map_blocks, once, readable
 from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
+from itkstream.masks import Mask
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import jacobian_determinant, shrink_field, to_positions
-from itkstream.numerics.itk_settings import DeformSettings, DemonsSettings, Method
+from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import map_on
+from itkstream.steps import Deformable, Method
 from itkstream.transform import piecewise_transform
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "prepare_displacement",
     "prepare_fold_count",
     "prepare_piecewise_deformable_align",
+    "prepare_positions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -61,8 +64,10 @@ def deformable_align(
     smooth_sigmas: Sequence[float] = (4.0, 2.0),
     step: float | None = None,
     *,
-    method: Literal["lcc"] | Method = "lcc",
+    method: Method = "lcc",
     settings: DeformSettings | None = None,
+    fix_mask: Mask | None = None,
+    mov_mask: Mask | None = None,
 ) -> NDArray[np.float32]:
     """Find the deformation between two images in memory.
 
@@ -91,6 +96,8 @@ def deformable_align(
         demons with the defaults of `DemonsSettings`, scaled to the smallest fixed voxel spacing.
     settings : DescentSettings or DemonsSettings, optional
         All parameters in one value, instead of those above; its kind decides the method.
+    fix_mask, mov_mask : Mask, optional
+        Which voxels count, see `itkstream.masks.Mask`; others do not pull.
 
     Returns
     -------
@@ -113,7 +120,8 @@ def deformable_align(
         smooth_sigmas,
         step,
     )
-    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
+    masks = (fix_mask, mov_mask)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = _choose(method, settings, given, fixed.grid)
     estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
     if estimate.displacement is None:
@@ -139,9 +147,11 @@ def prepare_piecewise_deformable_align(
     step: float | None = None,
     *,
     overlap: Sequence[int] | int | None = None,
-    method: Literal["lcc"] | Method = "lcc",
+    method: Method = "lcc",
     settings: DeformSettings | None = None,
     coarse_voxels: float = COARSE_VOXELS,
+    fix_mask: Mask | None = None,
+    mov_mask: Mask | None = None,
 ) -> da.Array:
     """Prepare to find the deformation block by block, on top of affines.
 
@@ -175,6 +185,8 @@ def prepare_piecewise_deformable_align(
         All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    fix_mask, mov_mask : Mask, optional
+        As in `deformable_align`; a stored mask is read block by block.
 
     Returns
     -------
@@ -190,12 +202,47 @@ def prepare_piecewise_deformable_align(
         smooth_sigmas,
         step,
     )
-    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
+    masks = (fix_mask, mov_mask)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     settings = _choose(method, settings, given, fixed.grid)
     affine = np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
     initial: Transform = AffineTransform(affine)
     if local_affines is not None:
         initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
+    return prepare_positions(fixed, moving, initial, blocksize, settings, overlap, coarse_voxels)
+
+
+def prepare_positions(
+    fixed: Image,
+    moving: Image,
+    initial: Transform | Delayed,
+    blocksize: Sequence[int],
+    settings: DeformSettings,
+    overlap: Sequence[int] | int | None = None,
+    coarse_voxels: float = COARSE_VOXELS,
+) -> da.Array:
+    """Prepare where every fixed voxel lies after a deformation on top of an initial transform.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images, with the same axes.
+    initial : Transform or Delayed
+        Where the blocks start; it may still have to be computed.
+    blocksize : sequence of int
+        Voxels of a block per axis, without its overlap.
+    settings : DeformSettings
+        Parameters of the deformation; their kind decides the engine.
+    overlap : int or sequence of int, optional
+        Voxels per side; default an eighth of the block.
+    coarse_voxels : float
+        Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+
+    Returns
+    -------
+    dask.array.Array, fixed shape + (n,), float64
+        Lazy. Moving positions in micrometers.
+    """
     blocks = block_grid(fixed.shape, blocksize, overlap)
     task = _Task(fixed, moving, initial, settings, blocks)
     refinement, shared = _prepare_refinement(task, coarse_voxels)
@@ -301,12 +348,10 @@ def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da
 
 
 def _choose(
-    method: str, settings: DeformSettings | None, given: DescentSettings, grid: Grid
+    method: Method, settings: DeformSettings | None, given: DescentSettings, grid: Grid
 ) -> DeformSettings:
     """The settings that the arguments of a door mean."""
-    known = ("lcc", *get_args(Method))
-    if method not in known:
-        raise InputError(f"method must be one of {', '.join(known)}; got {method!r}")
+    step = Deformable(method)
     if settings is not None:
         if method not in ("lcc", getattr(settings, "method", "lcc")):
             raise InputError(
@@ -318,9 +363,9 @@ def _choose(
     if given != DescentSettings():
         raise InputError(
             f"cc_radius, smoothings, iterations, levels and step given one by one are for method "
-            f"'lcc'; for method {method!r} give settings=DemonsSettings({method!r}, ...)"
+            f"'lcc'; for method {method!r} give settings={type(step.settings).__name__}(...)"
         )
-    return DemonsSettings(method).scaled(min(grid.spacing))  # type: ignore[arg-type]
+    return step.settings_for(grid.spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +374,7 @@ class _Task:
 
     fixed: Image
     moving: Image
-    initial: Transform
+    initial: Transform | Delayed
     settings: DeformSettings
     blocks: BlockGrid
 
@@ -344,12 +389,7 @@ def _prepare_refinement(task: _Task, coarse_voxels: float) -> tuple[da.Array, di
     if coarse_voxels and len(task.blocks) > 1:
         plan = plan_levels(task.fixed.grid, settings, coarse_voxels)
         settings = plan.fine
-        start = dask.delayed(_start)(
-            *(
-                dask.delayed(v, traverse=False)
-                for v in (readable(task.fixed), task.moving, initial, plan)
-            )
-        )
+        start = once(_start, readable(task.fixed), task.moving, initial, plan)
     where = {"grid": task.fixed.grid, "initial": start}
     shared = {**where, "moving": task.moving, "settings": settings}
     # The vectors of a block, and how far they can be trusted.

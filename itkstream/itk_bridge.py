@@ -9,6 +9,7 @@ the order of components changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "sample_transform",
     "to_itk_image",
     "to_itk_transform",
+    "transform_token",
 ]
 
 INTERPOLATORS = {
@@ -294,6 +296,33 @@ def sample_transform(transform: sitk.Transform, grid: Grid) -> NDArray[np.float3
     )
     data, _ = _unwrap(field, grid.axes, grid.unit)
     return data.astype(np.float32)
+
+
+def transform_token(transform: sitk.Transform) -> tuple[Any, ...]:
+    """What an ITK transform is made of, the same in every process.
+
+    Parameters
+    ----------
+    transform : SimpleITK.Transform
+        Any.
+
+    Returns
+    -------
+    tuple
+        Kind, parameters and fixed parameters, or a digest of many.
+    """
+    own = transform.Downcast()
+    kind = type(own).__name__
+    if isinstance(own, sitk.CompositeTransform):
+        steps = (own.GetNthTransform(k) for k in range(own.GetNumberOfTransforms()))
+        return (kind, *map(transform_token, steps))
+    if isinstance(own, sitk.DisplacementFieldTransform):
+        numbers = sitk.GetArrayViewFromImage(own.GetDisplacementField())
+    else:
+        numbers = np.array(own.GetParameters())
+    order = own.GetOrder() if isinstance(own, sitk.BSplineTransform) else None
+    digest = blake2b(np.ascontiguousarray(numbers).data, digest_size=16).hexdigest()
+    return kind, digest, tuple(own.GetFixedParameters()), order
 
 
 def _numbered(

@@ -4,12 +4,16 @@ A fixed image that is a dask array goes through ``dask.array.map_overlap``. Any 
 included, by the task of its block: one task a block and no array in the graph. Both ways hand the
 same voxels to the same function, so both give the same bits. Whatever all blocks need (the moving
 image, transforms, settings) stands in the graph once.
+
+Names are fingerprints: of this package's code, the function, the blocks, and all it is given, with
+a stamp of the files of stored arrays. The same computation has the same name in every process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -18,12 +22,14 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.tokenize import TokenizationError, normalize_object, normalize_token, tokenize
 from numpy.typing import DTypeLike, NDArray
 
+from itkstream.fingerprint import code_version
 from itkstream.geometry import ArraySource, Block, BlockGrid, Image, Slices
 from itkstream.numerics.blend import blend_blocks, core_mean, stand_in
 
-__all__ = ["BlockFunction", "Result", "blend", "map_blocks", "readable"]
+__all__ = ["BlockFunction", "Halo", "Result", "blend", "map_blocks", "once", "readable"]
 
 BlockFunction = Callable[..., NDArray[Any]]
 """Called as ``function(part, block, **shared)``: voxels of the padded block -> an array."""
@@ -156,6 +162,9 @@ class DaskSource:
         """The array with its axes in another order."""
         return DaskSource(self.array.transpose(order))
 
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return (type(self).__name__, str(self.array.name))
+
     def __getitem__(self, key: Any) -> NDArray[Any]:
         # The caller may be a task of any scheduler: this part runs in its own thread.
         return np.asarray(self.array[key].compute(scheduler="synchronous"))
@@ -218,10 +227,10 @@ def map_blocks(
         if cut is not None:
             return _map_overlap(function, blocks, cut, shared, result)
         source = DaskSource(source)
-    name = f"{function.__name__}-{uuid4().hex}"
+    name = _fingerprint(function, blocks, source, shared, result, halo)
     ndim = len(blocks.shape)
     tail = (0,) * len(result.components)
-    together = _together(shared)
+    together = _together(name, shared)
     graph: dict[Any, Any] = {f"source-{name}": source}
     for block in blocks:
         region = block.padded
@@ -232,6 +241,26 @@ def map_blocks(
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[together])
     meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
     return da.Array(layers, name, result.chunks(blocks), meta=meta)
+
+
+def once(function: Callable[..., Any], *arguments: Any) -> Delayed:
+    """A value to be computed once, before the blocks that share it.
+
+    Parameters
+    ----------
+    function : callable
+        Of a module.
+    *arguments
+        What it is called with; dask arrays and delayed values are computed first.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        Named by function and arguments.
+    """
+    name = _fingerprint(function, *arguments)
+    given = [_awaited(value, f"{name}-{k}") for k, value in enumerate(arguments)]
+    return dask.delayed(function)(*given, dask_key_name=name)
 
 
 def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
@@ -252,7 +281,7 @@ def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
     """
     if len(blocks) == 1:
         return padded[..., :-1]
-    name = f"blend-{uuid4().hex}"
+    name = _fingerprint(blend, padded, blocks)
     graph: dict[Any, Any] = {}
     for block in blocks:
         # Only blocks that touch are asked, so that no block waits for all the others.
@@ -300,6 +329,7 @@ def _map_overlap(
     shared: Mapping[str, Any],
     result: Result,
 ) -> da.Array:
+    name = _fingerprint(function, blocks, cut, shared, result)
     ndim = len(blocks.shape)
     further = range(ndim, cut.source.ndim)
     new_axes = list(range(ndim, ndim + len(result.components)))
@@ -314,19 +344,67 @@ def _map_overlap(
         drop_axis=list(further),
         new_axis=new_axes or None,
         meta=np.empty((0,) * (ndim + len(new_axes)), result.dtype),
-        name=f"{function.__name__}-{uuid4().hex}",
+        name=name,
         function=function,
         blocks=blocks,
-        shared=_together(shared),
+        shared=_together(name, shared),
     )
 
 
-def _together(shared: Mapping[str, Any]) -> Delayed:
+def _fingerprint(function: Callable[..., Any], *given: Any) -> str:
+    """A name for what a function makes of its arguments; a random one where these do not tell."""
+    token = uuid4().hex
+    if _tells(given):
+        with suppress(TokenizationError):
+            token = tokenize(code_version(), function, given, ensure_deterministic=True)
+    return f"{function.__name__.lstrip('_')}-{token}"
+
+
+def _tells(value: Any) -> bool:
+    """Whether the token of a value changes with its voxels: a foreign reader's may not."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_tells, value))
+    if isinstance(value, Mapping):
+        return all(map(_tells, value.values()))
+    known = normalize_token.dispatch(type(value)) is not normalize_object
+    if known or hasattr(value, "__dask_tokenize__") or isinstance(value, (type, np.generic)):
+        return True
+    if is_dataclass(value):
+        return all(_tells(getattr(value, field.name)) for field in fields(value))
+    return not isinstance(value, ArraySource)
+
+
+@normalize_token.register_lazy("zarr")
+def _know_zarr() -> None:
+    import zarr
+
+    from itkstream.io.zarr_arrays import zarr_token
+
+    normalize_token.register(zarr.Array, zarr_token)
+
+
+@normalize_token.register_lazy("SimpleITK")
+def _know_itk() -> None:
+    import SimpleITK as sitk
+
+    from itkstream.itk_bridge import transform_token
+
+    normalize_token.register(sitk.Transform, transform_token)
+
+
+def _awaited(value: Any, name: str) -> Delayed:
+    if isinstance(value, da.Array):
+        return value.rechunk(value.shape).to_delayed(optimize_graph=False).item()
+    return value if isinstance(value, Delayed) else dask.delayed(value, name, traverse=False)
+
+
+def _together(name: str, shared: Mapping[str, Any]) -> Delayed:
     """One node of the graph with all that the blocks share."""
     awaited = {name: value for name, value in shared.items() if isinstance(value, Delayed)}
     known = {name: value for name, value in shared.items() if name not in awaited}
-    given = dask.delayed(known, traverse=False)
-    return dask.delayed(_merge)(given, list(awaited), list(awaited.values()))
+    given = dask.delayed(known, f"known-{name}", traverse=False)
+    merge = dask.delayed(_merge)
+    return merge(given, list(awaited), list(awaited.values()), dask_key_name=f"shared-{name}")
 
 
 def _merge(known: dict[str, Any], names: list[str], values: list[Any]) -> dict[str, Any]:

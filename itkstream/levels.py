@@ -16,7 +16,6 @@ import numpy as np
 from itkstream.block_kernels import deform_block
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
-    AffineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -26,6 +25,7 @@ from itkstream.geometry import (
 from itkstream.lazy import readable
 from itkstream.numerics.fields import shrink_field
 from itkstream.numerics.itk_settings import DeformSettings
+from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.pyramid import shrink
 from itkstream.numerics.threads import processors, using_threads
 
@@ -199,24 +199,21 @@ def solve_coarse(
 
 
 def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
-    """Where blocks start: the coarse displacement, then the initial transform's affine.
+    """Where blocks start: the coarse displacement, then the initial transform's affine part.
 
     Parameters
     ----------
     field : DisplacementField
         From `solve_coarse`.
     initial : Transform
-        An affine, or a composite that ends with one.
+        What it was solved on.
 
     Returns
     -------
     Transform
         From fixed to moving points.
     """
-    last = initial.transforms[-1] if isinstance(initial, CompositeTransform) else initial
-    if isinstance(last, AffineTransform):
-        return CompositeTransform((field, last))
-    return field
+    return CompositeTransform((field, affine_part(initial)))
 
 
 def _per_axis(grid: Grid, factor: int, settings: DeformSettings) -> tuple[int, ...]:

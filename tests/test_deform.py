@@ -325,7 +325,7 @@ def test_a_method_has_defaults_of_its_own(pair: PhantomPair, aligned: Image) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "optical-flow"}, "method must be one of lcc, demons"),
+        ({"method": "optical-flow"}, "unknown method .optical-flow.; known: lcc, demons"),
         ({"method": "demons", "cc_radius": 4}, "give settings=DemonsSettings"),
         ({"method": "demons", "settings": DescentSettings()}, "contradict"),
         ({"method": "demons", "settings": DEMONS}, "contradict"),

@@ -10,7 +10,7 @@ import gzip
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -225,7 +225,9 @@ def _check_nifti(path: Path) -> None:
     with opener(path, "rb") as file:
         try:
             header = file.read(_NIFTI_HEADER)
-            order = "<" if header[:4] == (_NIFTI_HEADER).to_bytes(4, "little") else ">"
+            order: Literal["<", ">"] = (
+                "<" if header[:4] == (_NIFTI_HEADER).to_bytes(4, "little") else ">"
+            )
             kind = int(np.frombuffer(header, f"{order}i2", 1, 70)[0])
             start = int(np.frombuffer(header, f"{order}f4", 1, 108)[0])
             if kind not in _NIFTI_FLOATS:

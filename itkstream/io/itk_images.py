@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
-from itkstream.io.paths import Location
+from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
 
@@ -81,6 +81,22 @@ class ItkFile(StoredArray):
         box = sitk.GetArrayFromImage(reader.Execute())
         return np.asarray(box[..., cut[-1]] if self.components > 1 else box)
 
+    def files(self) -> tuple[str, ...]:
+        """The file, and the files that a header of its own names.
+
+        Returns
+        -------
+        tuple of str
+            Absolute paths.
+        """
+        place = Path(self.path)
+        if place.suffix.lower() not in (".mhd", ".nhdr"):
+            return (self.path,)
+        with open(place, "rb") as file:
+            words = file.read(_HEADER_BYTES).decode("utf-8", "replace").split()
+        named = (place.parent / word for word in dict.fromkeys(words))
+        return (self.path, *(str(file) for file in named if file.is_file()))
+
     def _raw_nrrd(self) -> int:
         """Where the voxels of an uncompressed NRRD file begin, which ITK reads whole; else 0."""
         if Path(self.path).suffix.lower() != ".nrrd":
@@ -106,7 +122,7 @@ class ItkFile(StoredArray):
         return suffix == ".nii" and self.components == 1
 
 
-def open_itk(location: Location, selection: Selection) -> Image:
+def open_itk(dataset: Dataset, selection: Selection) -> Image:
     """Open an image file that ITK reads.
 
     Direction and origin are kept. The formats carry no unit that can be relied on: numbers are
@@ -115,7 +131,7 @@ def open_itk(location: Location, selection: Selection) -> Image:
 
     Parameters
     ----------
-    location : Location
+    dataset : Dataset
         The file.
     selection : Selection
         Channel, time, and what to believe instead of the metadata.
@@ -130,7 +146,7 @@ def open_itk(location: Location, selection: Selection) -> Image:
     InputError
         Where ITK cannot read the file or the selection does not fit.
     """
-    name = str(location.path)
+    name = str(dataset.location)
     reader = _reader(name)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if reader.GetPixelID() not in _TYPES or len(size) not in (2, 3, 4):

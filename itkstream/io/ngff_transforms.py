@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from itkstream.geometry import (
     Grid,
     default_axes,
 )
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_store
 from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import ZarrArray, zarr_attributes
@@ -49,7 +49,7 @@ def create_transform(
     Parameters
     ----------
     path : path
-        The new store.
+        The new store, a path or a URL.
     affine : AffineTransform
         Acts after the displacement.
     grid : Grid
@@ -69,14 +69,13 @@ def create_transform(
     ExistingOutputError
         Where something is there that may not be replaced.
     """
-    folder = Path(path).expanduser().resolve()
-    claim_store(folder, overwrite)
+    folder = claim_store(path, overwrite)
     order = grid.axis_order(stored_axes(grid))
     stored = grid.reorder(stored_axes(grid))
     matrix = _reordered(affine.matrix, order)
-    zarr.create_group(str(folder), zarr_format=3, attributes=_scene(matrix, stored))
+    zarr.create_group(folder.store(), zarr_format=3, attributes=_scene(matrix, stored))
     group = zarr.create_group(
-        str(folder / _FIELD), zarr_format=3, attributes={"ome": _multiscale(stored)}
+        folder.child(_FIELD).store(), zarr_format=3, attributes={"ome": _multiscale(stored)}
     )
     return group.create_array(
         "0",
@@ -87,7 +86,9 @@ def create_transform(
     )
 
 
-def write_store(path: Path, field: DisplacementField, affine: AffineTransform) -> None:
+def write_store(
+    path: str | os.PathLike[str], field: DisplacementField, affine: AffineTransform
+) -> None:
     """Write a displacement field and the affine after it as a store, chunk by chunk.
 
     Parameters
@@ -172,7 +173,7 @@ def read_transform(
     InputError
         Where the store is no registration of this kind.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = Location.parse(path)
     if not (folder / "zarr.json").is_file():
         raise MissingDataError(f"there is no transform store {path}")
     attributes = zarr_attributes(folder)
@@ -180,7 +181,7 @@ def read_transform(
         steps = attributes["ome"]["scene"]["coordinateTransformations"][0]["transformations"]
         affine = np.vstack([steps[1]["affine"], np.eye(len(steps[1]["affine"]) + 1)[-1]])
         grid = Grid(**attributes["itkstream"]["grid"])
-        array = ZarrArray.open(folder / steps[0]["path"] / "0")
+        array = ZarrArray.open(folder.child(steps[0]["path"], "0"))
         order = grid.axis_order(axes or grid.axes)
     except (KeyError, IndexError, TypeError) as error:
         raise InputError(

@@ -33,6 +33,7 @@ from itkstream.io.itk_transforms import (
     write_affine,
     write_chain,
 )
+from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import read_transform as read_store
 from itkstream.io.ngff_transforms import write_store
 from itkstream.io.outputs import claim_file, claim_store
@@ -58,9 +59,9 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     Parameters
     ----------
     path : path
-        The folder `register` wrote, a ``transform.ome.zarr``, an ITK transform file (``.tfm``,
-        ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``, ``.nii``, ``.nrrd``,
-        ``.mha``), or a transform parameter file of elastix (``.txt``).
+        The folder `register` wrote or a ``transform.ome.zarr``, by path or URL; or a file: an ITK
+        transform (``.tfm``, ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``,
+        ``.nii``, ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``).
     axes : sequence of str, optional
         The wanted order of axes and components; default z, y, x, as arrays of images have them.
 
@@ -78,11 +79,12 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
         Where it is no transform, is cut off, holds NaN, has other dimensions than `axes`, or is
         of a kind that is not read. (A store is not searched for NaN here.)
     """
-    place = Path(path).expanduser()
-    if not place.exists():
+    location = Location.parse(path)
+    if not location.exists():
         raise MissingDataError(f"there is no transform {path}")
-    if place.is_dir():
-        return read_store(place / _STORE if (place / _STORE).is_dir() else place, axes)
+    if location.is_dir():
+        return read_store(location / _STORE if (location / _STORE).is_dir() else location, axes)
+    place = location.path
     read = _READERS.get(_ending(place), read_itk_transform)
     transform = read(place, None)
     wanted = tuple(axes or reversed(default_axes(transform.ndim)))
@@ -132,7 +134,7 @@ def write_transform(
     ItkstreamError
         Where what was written does not map points as it should; nothing is left behind.
     """
-    target = Path(path).expanduser()
+    target = Location.parse(path)
     field, affine = _parts(transform)
     if field is not None and axes is not None and tuple(axes) != field.grid.axes:
         raise InputError(f"the field has axes {field.grid.axes}, not {tuple(axes)}")
@@ -153,12 +155,12 @@ def write_transform(
         return _compare(partial, transform, order, field, kind)
 
 
-def _ending(path: Path) -> str:
+def _ending(path: Path | Location) -> str:
     name = path.name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
 
 
-def _check_kind(target: Path, kind: str, field: DisplacementField | None) -> None:
+def _check_kind(target: Location, kind: str, field: DisplacementField | None) -> None:
     if kind not in (*_AFFINES, *_HDF5, *_IMAGES, *_STORES):
         raise InputError(
             f"no transform format ends like {target.name}: affines go to .tfm, .txt, .mat or .h5, "

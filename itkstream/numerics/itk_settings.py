@@ -15,13 +15,21 @@ from itkstream.numerics.descent_settings import (
     scaled_kernels,
 )
 
-__all__ = ["DeformSettings", "DemonsSettings", "IntensitySettings", "Method"]
+__all__ = [
+    "DeformSettings",
+    "DemonsMethod",
+    "DemonsSettings",
+    "IntensitySettings",
+    "Metric",
+    "Model",
+    "Optimizer",
+]
 
 Model = Literal["translation", "rigid", "similarity", "affine"]
 Metric = Literal["correlation", "mutual-information", "mean-squares", "neighbourhood-correlation"]
 Optimizer = Literal["gradient-descent", "lbfgsb", "powell", "exhaustive"]
 Sampling = Literal["none", "regular", "random"]
-Method = Literal["demons", "symmetric-demons", "diffeomorphic-demons"]
+DemonsMethod = Literal["demons", "symmetric-demons", "diffeomorphic-demons"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ class DemonsSettings:
     """How SimpleITK's demons deform an image; every value is checked once, here.
 
     Lengths are in micrometres and areas in its square; the defaults suit a smallest fixed voxel
-    spacing of 1: use ``settings.scaled(min(spacing))`` for others.
+    spacing of 1: use ``settings.for_voxels(spacing)`` for others.
 
     Parameters
     ----------
@@ -173,7 +181,7 @@ class DemonsSettings:
         For an invalid value; the message names it.
     """
 
-    method: Method = "symmetric-demons"
+    method: DemonsMethod = "symmetric-demons"
     gradient_smoothing: Abcd | Sequence[Abcd] = (24.0, 0.0, 1.0, 2.0)
     field_smoothing: Abcd | Sequence[Abcd] = (4.0, 0.0, 1.0, 2.0)
     iterations: Sequence[int] = (60, 40, 20)
@@ -187,7 +195,7 @@ class DemonsSettings:
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        _check_choice("method", self.method, get_args(Method))
+        _check_choice("method", self.method, get_args(DemonsMethod))
         wholes = [("burst", self.burst)]
         if self.local_normalisation is not None:
             wholes.append(("local_normalisation", self.local_normalisation))
@@ -256,6 +264,23 @@ class DemonsSettings:
             smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
             step=None if self.step is None else self.step * length,
         )
+
+    def for_voxels(self, spacing: Sequence[float]) -> DemonsSettings:
+        """The settings for images of any voxels, out of those for a smallest spacing of 1.
+
+        Demons gain nothing from wider smoothing where voxels are deep.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed voxels.
+
+        Returns
+        -------
+        DemonsSettings
+            Scaled by the smallest spacing.
+        """
+        return self.scaled(min(spacing))
 
 
 DeformSettings: TypeAlias = DescentSettings | DemonsSettings

@@ -28,7 +28,7 @@ from itkstream.numerics.blend import blend_affines
 from itkstream.numerics.interpolate import MARGIN, sample_field
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["GridMap", "map_on"]
+__all__ = ["GridMap", "affine_part", "map_on"]
 
 _ON_A_GRID = (BSplineTransform, DisplacementField, PiecewiseAffine)
 
@@ -155,7 +155,7 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     Raises
     ------
     InputError
-        Where dimensions or units differ, or a piecewise affine does not act first.
+        Where dimensions or units differ.
     """
     if transform.ndim != grid.ndim:
         raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
@@ -164,6 +164,28 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     for step in steps:
         result = _then(result, step)
     return result
+
+
+def affine_part(transform: Transform) -> AffineTransform:
+    """The affine that `map_on` puts behind the displacement, whatever the grid.
+
+    Parameters
+    ----------
+    transform : Transform
+        Any.
+
+    Returns
+    -------
+    AffineTransform
+        The product of all affines of a composite; identity where there is none.
+    """
+    matrix = np.eye(transform.ndim + 1)
+    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    for step in steps:
+        if isinstance(step, (AffineTransform, CompositeTransform)):
+            inner = step if isinstance(step, AffineTransform) else affine_part(step)
+            matrix = inner.matrix @ matrix
+    return AffineTransform(matrix)
 
 
 def _then(before: GridMap, step: Transform) -> GridMap:
@@ -182,9 +204,8 @@ def _then(before: GridMap, step: Transform) -> GridMap:
         )
     if isinstance(step, DisplacementField):
         return _then_field(before, step)
-    if isinstance(step, PiecewiseAffine):
-        if before.displacement is not None or not np.array_equal(affine, np.eye(grid.ndim + 1)):
-            raise InputError("local affines must be the first transform of a composite")
+    untouched = before.displacement is None and np.array_equal(affine, np.eye(grid.ndim + 1))
+    if isinstance(step, PiecewiseAffine) and untouched:
         return GridMap(grid, affine, blend_affines(step, grid))
     return _then_points(before, step)
 
@@ -198,6 +219,11 @@ def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
         before.displacement,
         before.vector_matrix(near.grid),
     )
+    return _with_moves(before, moves)
+
+
+def _with_moves(before: GridMap, moves: NDArray[np.float32]) -> GridMap:
+    """The map with vectors added to where it leads."""
     # A(p + d) + f = A(p + d + A^-1 f): the vector moves in front of the affine.
     back = np.linalg.inv(before.affine[:-1, :-1])
     if not np.array_equal(back, np.eye(len(back))):

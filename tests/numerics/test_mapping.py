@@ -18,7 +18,7 @@ from itkstream.geometry import (
     PiecewiseAffine,
 )
 from itkstream.numerics.fields import to_positions
-from itkstream.numerics.mapping import GridMap, map_on
+from itkstream.numerics.mapping import GridMap, affine_part, map_on
 
 Make = Callable[..., CompositeTransform]
 MakeGrid = Callable[..., Grid]
@@ -42,19 +42,19 @@ def test_composites_map_as_points(odd_grid: MakeGrid, smooth_transform: Make, nd
         )
 
 
-def test_local_affines_come_first(odd_grid: MakeGrid, smooth_transform: Make) -> None:
+def test_local_affines_come_anywhere(odd_grid: MakeGrid, smooth_transform: Make) -> None:
     grid = odd_grid(2)
     blocks = BlockGrid(grid.shape, (7, 6, 8), (1, 1, 2))
     rng = np.random.default_rng(0)
     matrices = np.tile(np.eye(4), (*blocks.numblocks, 1, 1))
     matrices[..., :3, :] += rng.normal(0, 0.01, matrices[..., :3, :].shape)
     local = PiecewiseAffine(matrices, blocks, grid)
-    chain = CompositeTransform((local, *smooth_transform(grid).transforms))
-    np.testing.assert_allclose(
-        mapped(map_on(chain, grid)), chain.apply(grid.positions()), atol=1e-5
-    )
-    with pytest.raises(InputError, match="local affines must be the first"):
-        map_on(CompositeTransform((chain.transforms[1], local)), grid)
+    field, affine = smooth_transform(grid).transforms
+    for order in ((local, field, affine), (affine, local), (field, local, affine), (local, local)):
+        chain = CompositeTransform(order)
+        mapping = map_on(chain, grid)
+        np.testing.assert_allclose(mapped(mapping), chain.apply(grid.positions()), atol=1e-5)
+        np.testing.assert_allclose(mapping.affine, affine_part(chain).matrix, atol=1e-12)
 
 
 def test_a_part_of_the_grid_maps_as_in_the_whole(
