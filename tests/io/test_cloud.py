@@ -21,22 +21,18 @@ from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file, claim_folder, claim_store
 from itkstream.io.transform_files import write_transform
 from itkstream.pipelines import register
-from itkstream.steps import RegisterSettings
+from itkstream.steps import Deformable, RansacAffine, RegisterSettings
 from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources
 
 GRID = Grid((20, 15, 12), (1.0, 1.5, 2.0), (3.0, -2.0, 1.0), axes=("z", "y", "x"))
 N5_GRID = Grid(GRID.shape, GRID.spacing)
-# Several blocks of the deformation, two levels of the pyramid's voxels, few seconds.
-SETTINGS = RegisterSettings(
-    radii=((2.0, 6.0),),
-    match_threshold=0.5,
-    cc_radius=8,
-    local_blocksize=0,
-    deform_blocksize=32,
-    coarse_voxels=30_000,
-    blocksize=32,
+# Several blocks of everything, few seconds.
+STEPS = (
+    RansacAffine(match_threshold=0.5, cc_radius=8, radii=((2.0, 6.0),)),
+    Deformable(blocksize=32),
 )
+SETTINGS = RegisterSettings(coarse_voxels=30_000, blocksize=32)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +196,9 @@ def test_a_bucket_that_is_not_there_is_not_written_to(s3_server):
 
 @pytest.fixture(scope="module")
 def on_disk(pair, tmp_path_factory):
-    return register(pair.fixed, pair.moving, tmp_path_factory.mktemp("run") / "out", SETTINGS)
+    return register(
+        pair.fixed, pair.moving, tmp_path_factory.mktemp("run") / "out", STEPS, SETTINGS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +211,7 @@ def in_s3(pair, s3_server):
     moving = create_ome_zarr(f"{root}/mov.zarr", pair.moving.grid, pair.moving.dtype, chunks=chunks)
     moving[:] = pair.moving.read()
     fixed, out = f"{root}/fix.n5/s0", f"{root}/runs/1"
-    return register(fixed, f"{root}/mov.zarr", out, SETTINGS, resources=Resources(2))
+    return register(fixed, f"{root}/mov.zarr", out, STEPS, SETTINGS, resources=Resources(2))
 
 
 def test_a_registration_is_the_same_as_on_disk(on_disk, in_s3):
@@ -237,7 +235,7 @@ def test_a_registration_is_the_same_as_on_disk(on_disk, in_s3):
 def test_an_earlier_registration_is_not_lost(pair, in_s3):
     before = (in_s3.out / "registration.json").read_bytes()
     with pytest.raises(ExistingOutputError, match="earlier run"):
-        register(pair.fixed, pair.moving, in_s3.out, SETTINGS)
+        register(pair.fixed, pair.moving, in_s3.out, STEPS, SETTINGS)
     assert (in_s3.out / "registration.json").read_bytes() == before
 
 
