@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -12,11 +13,17 @@ import click
 from rich.console import Console
 
 from itkstream.console import ConsoleReporter, plan_table
-from itkstream.errors import ItkstreamError
+from itkstream.errors import (
+    BlockErrors,
+    InterruptedRunError,
+    ItkstreamError,
+    OutputError,
+    WorkersError,
+)
 
 __all__ = ["main"]
 
-_NOT_SOUND = 1
+_FAILED = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
@@ -271,23 +278,36 @@ def check(transform: str) -> None:
     for reason in found.failures:
         click.echo(f"failed: {reason}")
     if found.failures:
-        sys.exit(_NOT_SOUND)
+        sys.exit(_FAILED)
     click.echo("passed")
 
 
 def main() -> None:
-    """Run the command line; errors of the input end with exit code 2 and one line."""
+    """Run the command line, without tracebacks for what it knows.
+
+    Exit code 1: a result is missing or not sound; 2: the input is at fault; 130: it was stopped.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C does
     try:
         commands.main(prog_name="itkstream", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(_how_far(error), err=True)
         sys.exit(_INTERRUPTED)
+    except (BlockErrors, OutputError, WorkersError) as error:
+        click.echo(f"itkstream: {error}", err=True)
+        sys.exit(_FAILED)
     except ItkstreamError as error:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_BAD_INPUT)
+
+
+def _how_far(error: BaseException) -> str:
+    """What a run said when it was stopped; click puts its own exception around it."""
+    run = error.__cause__ if isinstance(error, click.Abort) else error
+    return str(run) if isinstance(run, InterruptedRunError) else "stopped"
 
 
 def _config(options: dict[str, Any]) -> Any:
