@@ -21,6 +21,7 @@ from itkstream.errors import InputError, unknown_name
 from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
 from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, finite
 from itkstream.numerics.itk_settings import (
+    BsplineSettings,
     DeformSettings,
     DemonsMethod,
     DemonsSettings,
@@ -47,10 +48,12 @@ __all__ = [
     "step_parameters",
 ]
 
-Method: TypeAlias = Literal["lcc"] | DemonsMethod
+Method: TypeAlias = Literal["lcc", "bspline"] | DemonsMethod
 
 # What is measured in micrometers, or in their square, and follows the voxel spacing if left out.
-_LENGTHS = frozenset({"gradient_smoothing", "field_smoothing", "smooth_sigmas", "step"})
+_LENGTHS = frozenset(
+    {"gradient_smoothing", "field_smoothing", "smooth_sigmas", "step", "control_spacing"}
+)
 
 ALIGN_THRESHOLD_VOX = 1.5
 """A match may be so many voxels, of the median spacing, from its affine."""
@@ -258,8 +261,8 @@ class Deformable:
 
     Parameters
     ----------
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
-        'lcc' follows local correlation; the demons are SimpleITK's.
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
+        'lcc' follows local correlation; the demons and the B-spline are SimpleITK's.
     blocksize : int
         Voxels per block at full resolution, an even number. An image that fits in memory is one
         block.
@@ -267,8 +270,8 @@ class Deformable:
         Voxels each block looks beyond its border; default an eighth of the block.
     **parameters
         Those of the method's settings: `itkstream.numerics.descent_settings.DescentSettings` with
-        the defaults of `PIPELINE_DEFAULTS` for 'lcc', and
-        `itkstream.numerics.itk_settings.DemonsSettings` for demons. Lengths in micrometers, areas
+        the defaults of `PIPELINE_DEFAULTS` for 'lcc', and `DemonsSettings` or `BsplineSettings` of
+        `itkstream.numerics.itk_settings` for the others. Lengths in micrometers, areas
         in their square; None or left out: scaled to the voxels. With other `shrink_factors`, what
         is left out per level counts from the finest level.
 
@@ -312,7 +315,7 @@ class Deformable:
 
         Returns
         -------
-        DescentSettings or DemonsSettings
+        DeformSettings
             With all lengths in micrometers.
         """
         return _with_given(self, self.settings.for_voxels(spacing))
@@ -321,6 +324,7 @@ class Deformable:
 _DEFORM_DEFAULTS: dict[str, Any] = {
     "lcc": PIPELINE_DEFAULTS,
     **{method: DemonsSettings(method) for method in get_args(DemonsMethod)},
+    "bspline": BsplineSettings(),
 }
 
 Step: TypeAlias = RansacAffine | IntensityAffine | LocalAffines | Deformable

@@ -1,7 +1,7 @@
 """Displacement fields as images of vectors: NIfTI, NRRD and MetaImage.
 
-NRRD and MetaImage are written slab by slab, uncompressed, and MetaImage is read region by region:
-memory does not grow with the field. NIfTI goes through memory whole.
+NRRD and MetaImage are written slab by slab, uncompressed, and read region by region: memory does
+not grow with the field. NIfTI goes through memory whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ __all__ = ["read_displacement_image", "write_displacement_image"]
 # Numbers of a slab: some 64 MB with what is made on the way.
 _SLAB = 2**22
 _NIFTI_HEADER = 348
-_NIFTI_FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype(np.float32), 64: np.dtype(np.float64)}
+# NIfTI's numbers of the types of floats, and their bytes.
+_NIFTI_FLOATS = {16: 4, 64: 8}
 
 
 def write_displacement_image(
@@ -70,8 +71,8 @@ def read_displacement_image(path: Path, axes: Sequence[str] | None = None) -> Di
     Returns
     -------
     DisplacementField
-        Uncompressed MetaImage stays on disk; the others are read once, as a whole, when voxels
-        are first asked for.
+        Uncompressed NRRD and MetaImage stay on disk; others are read once, as a whole, when
+        voxels are first asked for.
 
     Raises
     ------
@@ -137,7 +138,9 @@ class _ImageVectors:
         try:
             box = self.stored[(*cut, slice(None))]
         except RuntimeError as error:
-            raise InputError(f"{self.stored.path} cannot be read: is it cut off?") from error
+            raise InputError(
+                f"{self.stored.path} cannot be read: is it cut off, or larger than memory?"
+            ) from error
         moved = box.transpose(*(n - 1 - k for k in self.order), n)[..., list(self.order)]
         return np.ascontiguousarray(moved[..., key[n] if len(key) > n else slice(None)])
 
@@ -229,7 +232,7 @@ def _check_nifti(path: Path) -> None:
             start = int(np.frombuffer(header, f"{order}f4", 1, 108)[0])
             if kind not in _NIFTI_FLOATS:
                 return
-            dtype = _NIFTI_FLOATS[kind].newbyteorder(order)
+            dtype = np.dtype(f"{order}f{_NIFTI_FLOATS[kind]}")
             file.seek(start)
             while data := file.read(_SLAB * dtype.itemsize):
                 whole = len(data) // dtype.itemsize

@@ -47,7 +47,7 @@ _STORES = (".zarr",)
 _STORE = "transform.ome.zarr"
 _POINTS = 100
 # Numbers in a field beyond which ITK, which reads it whole, is not asked to check it.
-_LARGE = 2**25
+_LARGE = 2**24
 _SLAB = 16
 # An affine goes through doubles or their decimal text; displacement images hold float32.
 _EXACT, _SINGLE = 1e-9, 1e-6
@@ -68,8 +68,8 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     Returns
     -------
     Transform
-        From fixed to moving points. Fields of a store, an HDF5 file or an uncompressed MetaImage
-        stay on disk; other files are read into memory.
+        From fixed to moving points. Fields of a store, an HDF5 file or an uncompressed NRRD or
+        MetaImage stay on disk; other files are read into memory.
 
     Raises
     ------
