@@ -174,7 +174,7 @@ def test_results_are_replaced_only_when_asked(bucket):
     ones = da.ones((4, 4), chunks=(2, 2))
     execute(ones, f"{bucket}/out")
     with pytest.raises(ExistingOutputError, match="overwrite=True"):
-        execute(ones, f"{bucket}/out")
+        execute(ones + 1, f"{bucket}/out")
     assert execute(ones + 1, f"{bucket}/out", overwrite=True)[:].sum() == 32
 
 
