@@ -6,13 +6,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import click
 from rich.console import Console
 
-from itkstream.console import ConsoleReporter
+from itkstream.console import ConsoleReporter, plan_table
 from itkstream.errors import (
     BlockErrors,
     InterruptedRunError,
@@ -69,12 +69,14 @@ def _resource_options() -> list[Callable[..., Any]]:
 
 def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what a run may use."""
-    for option in (
-        *_resource_options(),
-        click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
-    ):
+    for option in _resource_options():
         command = option(command)
     return command
+
+
+def _with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
+    text = "Replace an earlier run in the folder."
+    return click.option("--overwrite", is_flag=True, help=text)(command)
 
 
 @commands.command()
@@ -95,7 +97,21 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     help="Voxels of the coarse level per block of the piecewise affine; 0: none. [default: 128]",
 )
 @click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
+@click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
+@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+)
 @_with_resources
+@_with_overwrite
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
@@ -103,27 +119,20 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
     report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
-    from itkstream.pipelines import RegisterSettings
     from itkstream.pipelines import register as run
 
-    names = {
-        "match_threshold": "match_threshold",
-        "block": "deform_blocksize",
-        "local_block": "local_blocksize",
-        "seed": "seed",
-    }
-    given: dict[str, Any] = {
-        name: options[key] for key, name in names.items() if options[key] is not None
-    }
-    if options["radii"]:
-        given["radii"] = (options["radii"],)
+    config = _config(options)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
             fixed,
             moving,
             out,
-            RegisterSettings(**given),
+            config.steps,
+            config.settings,
+            initial_transform=config.initial_transform,
+            fixed_mask=config.fixed_mask,
+            moving_mask=config.moving_mask,
             resources=_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
@@ -132,8 +141,56 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
 
 
 @commands.command()
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option("--local-block", type=int, help="As in `register`.")
+@click.option(
+    "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
+)
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
+@_with_resources
+def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
+    """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
+
+    Nothing is written. With --memory, blocks and threads are chosen to fit it; `register` with the
+    same options chooses the same. The exit code is 2 where the memory is too small.
+    """
+    from itkstream.pipelines import plan as make
+
+    config = _config(options)
+    made = make(
+        fixed,
+        moving,
+        config.steps,
+        config.settings,
+        resources=_resources(options),
+        probe=probe,
+    )
+    console = Console()
+    console.print(plan_table(made))
+    processes = f"{made.workers} worker processes" if made.workers else "this process"
+    console.print(f"{processes}, {made.threads} blocks at a time each", highlight=False)
+    console.print(made.choices(), highlight=False, soft_wrap=True)
+    made.require_fit()
+
+
+@commands.command()
+@click.option("--defaults", is_flag=True, help="Print the default steps and settings.")
+@click.argument("file", required=False)
+def config(defaults: bool, file: str | None) -> None:
+    """Print the steps and settings of FILE, checked and in full, or the defaults, as YAML."""
+    from itkstream.config import Config, read_config, to_yaml
+
+    if defaults == (file is not None):
+        raise click.UsageError("give either --defaults or a FILE")
+    click.echo(to_yaml(Config() if file is None else read_config(file)), nl=False)
+
+
+@commands.command()
 @click.option("--out", required=True, help="Folder to write.")
 @_with_resources
+@_with_overwrite
 def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
     from itkstream.demo import run_demo
@@ -251,6 +308,46 @@ def _how_far(error: BaseException) -> str:
     """What a run said when it was stopped; click puts its own exception around it."""
     run = error.__cause__ if isinstance(error, click.Abort) else error
     return str(run) if isinstance(run, InterruptedRunError) else "stopped"
+
+
+def _config(options: dict[str, Any]) -> Any:
+    """What a file says, or the options that change steps; files named by options come first."""
+    from itkstream.config import Config, read_config
+
+    changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
+    if options["config_file"] is None:
+        config = Config(tuple(_steps(options)))
+    elif changing:
+        raise click.UsageError(
+            f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
+        )
+    else:
+        config = read_config(options["config_file"])
+    files = {
+        "initial_transform": options.get("initial"),
+        "fixed_mask": options.get("fixed_mask"),
+        "moving_mask": options.get("moving_mask"),
+    }
+    return replace(config, **{name: file for name, file in files.items() if file is not None})
+
+
+_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
+
+
+def _steps(options: dict[str, Any]) -> list[Any]:
+    """The default steps, with what the options change."""
+    from itkstream.steps import Deformable, LocalAffines, RansacAffine
+
+    matching: dict[str, Any] = {
+        name: options[name] for name in ("match_threshold", "seed") if options.get(name) is not None
+    }
+    radii: dict[str, Any] = {"radii": (options["radii"],)} if options.get("radii") else {}
+    block, local = options["block"], options["local_block"]
+    steps: list[Any] = [RansacAffine(**matching, **radii)]
+    if local != 0:
+        steps.append(LocalAffines(**matching, **({"blocksize": local} if local else {})))
+    steps.append(Deformable(**({"blocksize": block} if block else {})))
+    return steps
 
 
 def _resources(options: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_folder
 from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomPair, TargetError, make_pair, tutorial_settings
-from itkstream.pipelines import RegisterSettings, Registration, Reporter, register
+from itkstream.pipelines import Registration, Reporter, register
+from itkstream.steps import DEFAULT_STEPS, Step
 from itkstream.transform import apply_global_affine
 from itkstream.workers import Resources
 
@@ -53,7 +55,7 @@ def run_demo(
     out: str | os.PathLike[str],
     *,
     pair: PhantomPair | None = None,
-    settings: RegisterSettings | None = None,
+    steps: Sequence[Step] = DEFAULT_STEPS,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -66,8 +68,8 @@ def run_demo(
         New or empty folder; gets the folder ``registration`` and ``overlay.png``.
     pair : PhantomPair, optional
         Default the pair of the tutorial, as resources/ holds it.
-    settings : RegisterSettings, optional
-        Parameters of the registration.
+    steps : sequence of Step
+        Of the registration.
     resources : Resources, optional
         Workers and threads.
     overwrite : bool
@@ -93,7 +95,7 @@ def run_demo(
         pair.fixed,
         pair.moving,
         folder / "registration",
-        settings,
+        steps,
         resources=resources,
         reporter=reporter,
     )

@@ -22,6 +22,7 @@ __all__ = [
     "ItkstreamError",
     "MissingDataError",
     "OutputError",
+    "PlanError",
     "RegistrationError",
     "UnreadableDataError",
     "WorkersError",
@@ -55,6 +56,10 @@ class ExistingOutputError(ItkstreamError, FileExistsError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class PlanError(InputError, MemoryError):
+    """What is asked for needs more memory than there is."""
 
 
 class RegistrationError(ItkstreamError, RuntimeError):

@@ -8,19 +8,19 @@ configuration (``FSSPEC_S3_ENDPOINT_URL``, ``FSSPEC_S3_ANON``, ``~/.config/fsspe
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from itkstream.errors import AccessError, InputError, MissingDataError
-from itkstream.fingerprint import LEDGER_FOLDER
+from itkstream.fingerprint import LEDGER_FOLDER, files_stamp
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -91,6 +91,31 @@ class Location:
         if not parts or {".", ".."} & set(parts):
             raise InputError(f"expected {scheme}://bucket/name without . and .. in it; got {text}")
         return cls(f"{_SCHEMES[scheme]}://{'/'.join(parts)}")
+
+    @classmethod
+    def of_store(cls, store: Any) -> Location | None:
+        """Where a store of Zarr's lies.
+
+        Parameters
+        ----------
+        store : zarr.abc.store.Store
+            Any.
+
+        Returns
+        -------
+        Location or None
+            None for a place that this class does not know: memory, a ZIP file...
+        """
+        from zarr.storage import FsspecStore, LocalStore
+
+        if isinstance(store, LocalStore):
+            return cls(str(Path(store.root).absolute()))
+        if not isinstance(store, FsspecStore):
+            return None
+        named = store.fs.protocol
+        schemes = [named] if isinstance(named, str) else list(named)
+        known = next((_SCHEMES[scheme] for scheme in schemes if scheme in _SCHEMES), None)
+        return None if known is None else cls(f"{known}://{store.path.strip('/')}")
 
     def __str__(self) -> str:
         return self.address
@@ -292,7 +317,7 @@ class Location:
 
     @contextmanager
     def replacing(self) -> Iterator[Path]:
-        """A file for somebody else to write, which appears here when it is complete.
+        """A file or folder for somebody else to write, which appears here when it is complete.
 
         Yields
         ------
@@ -307,13 +332,17 @@ class Location:
                 yield partial
                 os.replace(partial, target)
             finally:
+                if partial.is_dir():
+                    shutil.rmtree(partial)
                 partial.unlink(missing_ok=True)
             return
         with tempfile.TemporaryDirectory(prefix="itkstream-") as folder:
             partial = Path(folder) / self.name
             yield partial
             with self._reaching() as store:
-                store.put_file(str(partial), self._key)
+                # With the slash what is in a folder is put, not the folder below the key.
+                given = f"{partial}/" if partial.is_dir() else str(partial)
+                store.put(given, self._key, recursive=partial.is_dir())
 
     def make_folder(self) -> None:
         """Make a folder and those around it; in object stores there is nothing to make."""
@@ -349,9 +378,20 @@ class Location:
         -------
         str
             32 hexadecimal digits.
+
+        Raises
+        ------
+        MissingDataError
+            Where nothing is.
         """
-        digest = hashlib.blake2b(digest_size=16)
-        for entry in sorted(self._stamps()):
+        with self._reaching() as store:
+            if store is None:
+                return files_stamp(self.address)
+            found = store.find(self._key, detail=True)
+        if not found:
+            raise MissingDataError(f"there is no {self}; check the name")
+        digest = blake2b(digest_size=16)
+        for entry in sorted(self._stamps(found)):
             digest.update(repr(entry).encode())
         return digest.hexdigest()
 
@@ -368,7 +408,7 @@ class Location:
         from zarr.storage import FsspecStore
 
         with self._reaching():
-            return FsspecStore.from_url(self.address, {"use_listings_cache": False})
+            return FsspecStore.from_url(self.address, self._options)
 
     @property
     def filesystem(self) -> AbstractFileSystem:
@@ -382,13 +422,21 @@ class Location:
         import fsspec
 
         try:
-            # Other processes write to the same store, so a listing is stale as soon as it is made.
-            return fsspec.filesystem(self._scheme, use_listings_cache=False)
+            return fsspec.filesystem(self._scheme, **self._options)
         except ImportError as error:
             library = _LIBRARIES.get(self._scheme, "fsspec")
             raise InputError(
                 f"{self} needs {library}, which is not installed: pip install 'itkstream[cloud]'"
             ) from error
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # Other processes write to the same store, so a listing is stale as soon as it is made.
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if self._scheme == "s3":
+            # Else every chunk is asked for its size first, lest it be read in several parts.
+            options["max_concurrency"] = 1
+        return options
 
     @property
     def _scheme(self) -> str:
@@ -425,13 +473,8 @@ class Location:
                     "the name"
                 ) from error
 
-    def _stamps(self) -> Iterator[tuple[str, int, str]]:
-        """Relative name, size and time or ETag of every file."""
-        if self.is_local:
-            yield from _stamps_on_disk(self.address)
-            return
-        with self._reaching() as store:
-            found = store.find(self._key, detail=True)
+    def _stamps(self, found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]:
+        """Relative name, size and ETag or time of every object here and below."""
         for key, facts in found.items():
             name = self._pure_of(key).relative_to(self._key)
             if LEDGER_FOLDER not in name.parts:
@@ -455,19 +498,6 @@ class Location:
             raise AccessError(
                 f"{self} cannot be reached or does not let us in: {error}. {_advice(self._scheme)}"
             ) from error
-
-
-def _stamps_on_disk(place: str) -> Iterator[tuple[str, int, str]]:
-    if os.path.isfile(place):
-        facts = os.stat(place)
-        yield ".", facts.st_size, str(facts.st_mtime_ns)
-        return
-    for folder, below, files in os.walk(place):
-        below[:] = [name for name in below if name != LEDGER_FOLDER]
-        for name in files:
-            full = os.path.join(folder, name)
-            facts = os.stat(full)
-            yield os.path.relpath(full, place), facts.st_size, str(facts.st_mtime_ns)
 
 
 def _advice(scheme: str) -> str:

@@ -195,8 +195,16 @@ def key_value_store(location: Location) -> dict[str, Any]:
         # Servers other than Amazon's rarely care for the region, but it is part of the signature.
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
         spec |= {"endpoint": endpoint, "aws_region": region}
+    if settings.key:
+        raise InputError(
+            f"N5 in S3 is read with Amazon's own settings (AWS_ACCESS_KEY_ID, AWS_PROFILE), not "
+            f"with a key in fsspec's configuration: put the credentials for {location} there"
+        )
     if settings.anon:
         spec["aws_credentials"] = {"type": "anonymous"}
+    elif "AWS_ACCESS_KEY_ID" in os.environ:
+        # The default looks into files first and complains on stderr if there are none.
+        spec["aws_credentials"] = {"type": "environment"}
     return spec
 
 

@@ -153,7 +153,7 @@ def claim_folder(folder: str | os.PathLike[str], proof: str, overwrite: bool) ->
 
 @contextmanager
 def claim_file(target: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
-    """A file that appears under its name only when it is complete.
+    """A file, or a store, that appears under its name only when it is complete.
 
     Parameters
     ----------
@@ -165,8 +165,8 @@ def claim_file(target: str | os.PathLike[str], overwrite: bool) -> Iterator[Path
     Yields
     ------
     Path
-        Where to write it on this machine; moved or uploaded to its name at the end, removed after
-        an error.
+        Where to write it on this machine, a file or a new folder; moved or uploaded to its name
+        at the end, removed after an error.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, ItkstreamError, UnreadableDataError
-from itkstream.fingerprint import files_stamp
+from itkstream.io.locations import Location
 
 __all__ = ["StoredArray", "tiles"]
 
@@ -63,14 +63,15 @@ class StoredArray(ABC):
         Returns
         -------
         tuple of str
-            The path itself, unless a subclass knows of more.
+            The path or URL itself, unless a subclass knows of more.
         """
         return (self.path,)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         # The same array read again after its store was written is another array.
         values = tuple(getattr(self, field.name) for field in fields(self))
-        return (type(self).__name__, *map(str, values), files_stamp(*self.files()))
+        prints = (Location(file).fingerprint() for file in self.files())
+        return (type(self).__name__, *map(str, values), *prints)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         cuts = _complete(key, self.ndim)

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +17,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
 from itkstream.errors import InputError
-from itkstream.fingerprint import files_stamp
 from itkstream.geometry import Grid, Image
 from itkstream.io.locations import Location
 from itkstream.io.paths import has_zarr_metadata
@@ -182,18 +180,18 @@ def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
     Parameters
     ----------
     array : zarr.Array
-        On a local disk, or anywhere else.
+        On a local disk, in an object store, or anywhere else.
 
     Returns
     -------
     tuple of str
-        With a stamp of its files; another one at every call where it is not on a local disk.
+        With a fingerprint of its files; another one at every call where it lies anywhere else.
     """
-    store = array.store
-    if not isinstance(store, LocalStore):
-        return (type(store).__name__, uuid4().hex)
-    folder = Path(store.root).absolute() / array.path
-    return (str(folder), str(array.shape), str(array.dtype), files_stamp(folder))
+    place = Location.of_store(array.store)
+    if place is None:
+        return (type(array.store).__name__, uuid4().hex)
+    folder = place.child(array.path)
+    return (str(folder), str(array.shape), str(array.dtype), folder.fingerprint())
 
 
 def open_plain_zarr(folder: Location, selection: Selection) -> Image:

@@ -23,6 +23,7 @@ from itkstream.numerics.threads import get_threads, processors, set_threads
 from itkstream.workers.batch_systems import find_batch_system
 from itkstream.workers.environment import thread_variables
 from itkstream.workers.jobs import job_client
+from itkstream.workers.replacement import Replacing
 from itkstream.workers.resources import Resources
 
 __all__ = ["connected", "session"]
@@ -163,8 +164,7 @@ def _local_workers(
     )
     try:
         with Client(cluster, set_as_default=False) as client:
-            # A worker that dies is started again by its nanny; this replaces nannies.
-            cluster.adapt(minimum=workers, maximum=workers)
+            cluster.adapt(Replacing, minimum=workers, maximum=workers)
             client.run_on_scheduler(_end_with_parent)
             client.wait_for_workers(workers, timeout=120)
             tell(f"{workers} workers; dashboard: {client.dashboard_link}")

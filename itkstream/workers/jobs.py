@@ -19,7 +19,7 @@ from itkstream.errors import InputError, WorkersError
 from itkstream.workers.batch_systems import BatchSystem, clock, seconds_of
 from itkstream.workers.environment import configuration_variables, thread_variables
 from itkstream.workers.options import jobqueue_class
-from itkstream.workers.replacement import Replacing, hand_in
+from itkstream.workers.replacement import ReplacingJobs, hand_in
 from itkstream.workers.resources import Resources
 
 __all__ = ["job_client", "job_options"]
@@ -129,7 +129,7 @@ def job_client(
         if system.name == "sge" and not options.get("resource_spec"):
             tell(_SGE_HINT)
         adaptive = cluster.adapt(
-            partial(Replacing, system),
+            partial(ReplacingJobs, system),
             minimum=least,
             maximum=most,
             interval="1s",
@@ -147,7 +147,7 @@ def _made(options: Mapping[str, Any], system: BatchSystem) -> Any:
 
 
 def _await_first(
-    client: Client, adaptive: Replacing, logs: Path, tell: Callable[[str], None]
+    client: Client, adaptive: ReplacingJobs, logs: Path, tell: Callable[[str], None]
 ) -> None:
     """A queue may be long, so this waits without end, unless jobs end without a worker."""
     told = time.monotonic()

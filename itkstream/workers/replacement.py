@@ -1,4 +1,4 @@
-"""Jobs are handed in, and those that are lost are replaced."""
+"""Jobs and processes are started, and those that are lost are replaced."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _RETRY_SECONDS = 60
 
 
 async def hand_in(cluster: Any, workers: int) -> None:
-    """Let the batch system have as many jobs as it takes.
+    """Start as many jobs or processes as it takes.
 
     As `cluster.scale`, which does not wait for the answer of the batch system.
 
     Parameters
     ----------
-    cluster : dask_jobqueue.JobQueueCluster
-        Whose jobs they are.
+    cluster : distributed.SpecCluster
+        Whose workers they are.
     workers : int
         How many workers there should be.
 
@@ -50,14 +50,72 @@ async def hand_in(cluster: Any, workers: int) -> None:
         await cluster
     except RuntimeError:
         for job in cluster.workers.values():
-            if job.job_id is None:
+            if getattr(job, "job_id", "") is None:
                 # It has no job to cancel; the cluster closes only where all its jobs are closed.
                 await ProcessInterface.close(job)
         raise
 
 
 class Replacing(Adaptive):
-    """Adaptive scaling that also notices jobs which ended without a word.
+    """Adaptive scaling that also replaces processes which ended without a word.
+
+    A nanny starts its worker again; this replaces nannies, which dask does not miss.
+
+    Parameters
+    ----------
+    cluster : distributed.SpecCluster
+        Whose workers they are.
+    **options
+        As for `distributed.Adaptive`.
+    """
+
+    async def recommendations(self, target: int) -> dict[str, Any]:
+        """Forget lost workers first, which lets dask start others in their place.
+
+        Parameters
+        ----------
+        target : int
+            Workers that there should be.
+
+        Returns
+        -------
+        dict
+            As `distributed.Adaptive` has it.
+        """
+        for name in await self.lost():
+            worker = self.cluster.workers.pop(name, None)
+            if worker is not None:
+                logger.warning("worker %s is lost; another takes its place", name)
+                await worker.close()
+        if len(self.plan) != len(self.requested):
+            await self.scale_up(len(self.plan))
+        found: dict[str, Any] = await super().recommendations(target)
+        return found
+
+    async def scale_up(self, n: int) -> None:
+        """Start workers, and wait for it.
+
+        Parameters
+        ----------
+        n : int
+            Workers that there should be.
+        """
+        await hand_in(self.cluster, n)
+
+    async def lost(self) -> list[Any]:
+        """Workers that must be replaced.
+
+        Returns
+        -------
+        list
+            Their names.
+        """
+        started = [(n, w.process) for n, w in self.cluster.workers.items() if w.process is not None]
+        return [name for name, process in started if process.returncode is not None]
+
+
+class ReplacingJobs(Replacing):
+    """Replaces jobs that ended without a word.
 
     dask asks for a new job once a worker that was there has been gone for a while, but neither
     where a job holds several workers, nor where it was cancelled before its worker came.
@@ -92,29 +150,6 @@ class Replacing(Adaptive):
         size = len((self.cluster.new_spec or {}).get("group", " "))
         return -(-target // size) * size
 
-    async def recommendations(self, target: int) -> dict[str, Any]:
-        """Forget lost jobs first, which lets dask hand in others in their place.
-
-        Parameters
-        ----------
-        target : int
-            Workers that there should be.
-
-        Returns
-        -------
-        dict
-            As `distributed.Adaptive` has it.
-        """
-        for name in await self._lost():
-            job = self.cluster.workers.pop(name, None)
-            if job is not None and job.job_id is not None:
-                logger.warning("job %s is lost; another takes its place", job.job_id)
-                await job.close()
-        if len(self.plan) != len(self.requested):
-            await self.scale_up(len(self.plan))
-        found: dict[str, Any] = await super().recommendations(target)
-        return found
-
     async def scale_up(self, n: int) -> None:
         """Hand in jobs; that one is refused now does not end what runs already.
 
@@ -128,8 +163,14 @@ class Replacing(Adaptive):
         except RuntimeError as error:
             logger.warning("%s refused a job: %s", self._system.submit, error)
 
-    async def _lost(self) -> list[Any]:
-        """Names of jobs whose workers have all gone, or will never come."""
+    async def lost(self) -> list[Any]:
+        """Jobs whose workers have all gone or will never come, and refused ones after a while.
+
+        Returns
+        -------
+        list
+            Their names.
+        """
         now = time.monotonic()
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         present = {str(name) for name in self.cluster.observed}
