@@ -21,6 +21,7 @@ import tensorstore
 import zarr
 from fault_runs import EXPECTED
 from numcodecs import Blosc
+from scipy.ndimage import uniform_filter
 from zarr.codecs import BloscCodec
 
 from itkstream.block_kernels import WarpSettings
@@ -178,9 +179,11 @@ def four_workers() -> Iterator[Resources]:
 
 
 def test_processes_give_the_same_bits(tmp_path: Path, four_workers: Resources) -> None:
-    array = warped(source(tmp_path, "zarr3 zstd"))
-    found = execute(array, tmp_path / "a", cluster=four_workers.cluster)
-    np.testing.assert_array_equal(found[:], compute(array))
+    # One process and two, with the kernels of a registration: tests/test_cluster.py.
+    stored = da.from_array(source(tmp_path, "zarr3 zstd"), chunks=16, name="stored")
+    smooth = stored.astype(np.float32).map_overlap(uniform_filter, depth=3, size=5)
+    found = execute(smooth, tmp_path / "a", cluster=four_workers.cluster)
+    np.testing.assert_array_equal(found[:], compute(smooth))
 
 
 @pytest.fixture
