@@ -30,9 +30,19 @@ from itkstream.io.outputs import claim_store
 from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import ZarrArray, written_codecs, zarr_attributes
 
-__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes", "write_store"]
+__all__ = [
+    "FIELD_ARRAY",
+    "as_stored",
+    "create_transform",
+    "read_transform",
+    "stored_axes",
+    "write_store",
+]
 
 _FIELD = "displacement"
+FIELD_ARRAY = f"{_FIELD}/0"
+"""Where the displacement field lies in its store."""
+
 _CHUNK = 64
 
 
