@@ -112,6 +112,7 @@ def test_workers_must_have_this_package(tmp_path: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.dask_{name}", *options],
             env=env,
+            cwd=tmp_path,
             stderr=subprocess.DEVNULL,
         )
         for name, *options in programs
@@ -120,7 +121,9 @@ def test_workers_must_have_this_package(tmp_path: Path) -> None:
         with Client(scheduler_file=str(address), set_as_default=False, timeout=60) as client:
             client.wait_for_workers(1, timeout=60)
             with (
-                pytest.raises(InputError, match="cannot import itkstream: install it in their"),
+                pytest.raises(
+                    InputError, match="cannot import itkstream .not installed here.: install it"
+                ),
                 connected(Resources(cluster=client)),
             ):
                 pass
@@ -163,7 +166,7 @@ def test_session_starts_workers_once(given: dict[str, Any], threads: int) -> Non
             assert answer.status == 200
     assert dask.config.get(key) != 0.6125
     assert client.status == "closed"
-    assert len(lines) == 1
+    assert ["dashboard" in line for line in lines].count(True) == 1
 
 
 def test_session_without_processes_is_what_was_given() -> None:
