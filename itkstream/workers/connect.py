@@ -150,6 +150,7 @@ def _local_workers(
     logging.getLogger("distributed.deploy").setLevel(logging.WARNING)
     sections = {name.split(".")[0] for name in resources.for_dask}
     options = {
+        "dashboard": False,  # the scheduler's shows all workers
         "memory_limit": _memory_limit(resources),
         "env": thread_variables(_kernel_threads(resources, workers)),
         "config": {name: dask.config.get(name) for name in sections},
