@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -130,6 +131,31 @@ def test_jobs_that_die_at_once_are_not_repeated_for_ever(own_logs: Path) -> None
     with pytest.raises(WorkersError, match=r"3 jobs ended before .*/no/such/python: No such file"):
         execute(slow_blocks(1), **JOBS, n_workers=1, config=python)
     assert list(own_logs.glob("itkstream-*.err"))
+    queue_empties()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_jobs(number: signal.Signals) -> None:
+    # Killed outright nobody cancels them: workers go when they find their scheduler gone.
+    code = (
+        "import time, dask.array as da\n"
+        "from itkstream.cluster import execute\n"
+        "def work(block):\n"
+        "    time.sleep(0.5)\n"
+        "    return block\n"
+        "array = da.zeros(200, chunks=1).map_blocks(work, dtype=float)\n"
+        "execute(array, cluster='slurm', cores=1, memory='1GB', n_workers=2,\n"
+        "        progress=lambda *counts: print(*counts, flush=True))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        assert run.stdout is not None
+        next(line for line in run.stdout if line.startswith("4 "))
+        assert len(queue("running")) == 2
+        run.send_signal(number)
+        # Ends within seconds, and not as if all were well.
+        assert run.wait(timeout=20) != 0
     queue_empties()
 
 
