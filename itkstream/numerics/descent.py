@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -327,7 +328,6 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     )
     matrix = moving_lattice.inverse_matrix @ pair.affine
     step = (settings.step or _finest(pair.lattice)) * s.shrink_factor
-    radius = s.cc_radius
     return _Level(
         fixed=fixed,
         moving=moving,
@@ -336,7 +336,7 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
         vector=np.ascontiguousarray(matrix[:3, :3]),
         lattice=lattice,
         stride=_factors(s.node_stride, lattice, True),
-        radius=_factors(radius, lattice, True) if settings.isotropic else (radius,) * 3,
+        radius=_cube(s.cc_radius, lattice) if settings.isotropic else (s.cc_radius,) * 3,
         gradient_kernel=s.gradient_smoothing,
         field_kernel=s.field_smoothing,
         iterations=s.iterations,
@@ -352,6 +352,13 @@ def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
         return (factor,) * grid.ndim
     finest = _finest(grid)
     return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+
+
+def _cube(radius: int, grid: Grid) -> tuple[int, ...]:
+    """Radii of a window that is a cube in space and holds as many voxels, whatever their shape."""
+    lengths = [h for h, n in zip(grid.spacing, grid.shape, strict=True) if n > 1]
+    edge = radius * geometric_mean(lengths or grid.spacing)
+    return tuple(max(1, round(edge / h)) for h in grid.spacing)
 
 
 def _moving_factors(pair: _Pair, factors: tuple[int, ...]) -> tuple[int, ...]:

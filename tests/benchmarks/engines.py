@@ -60,7 +60,7 @@ def _itkstream(fixed: Floats, moving: Floats, spacing: Sequence[float], tutorial
 
     if tutorial:
         return deformable_align(fixed, moving, spacing, spacing, cc_radius=12, iterations=(20, 10))
-    settings = PIPELINE_DEFAULTS.scaled(min(spacing))
+    settings = PIPELINE_DEFAULTS.for_voxels(spacing)
     return deformable_align(fixed, moving, spacing, spacing, settings=settings)
 
 

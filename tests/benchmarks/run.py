@@ -6,6 +6,9 @@
 and `--engines`, such as ``--engines itkstream/pipeline picsl-greedy``.
 
 `pip install itkstream[bench]` brings the peers; those that are missing are named and left out.
+Peers take nearly all the time and do not change: ``--earlier peers.json`` adds the errors they had
+in an earlier run where the images are the same, bit by bit. Their times are not added.
+
 Errors are in fine voxels; ratios refer to picsl-greedy NCC 4x4x4 100x50x10 on the same images in
 the same run. See cases.py for how the truth is built.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run_accuracy(console: Console, options: argparse.Namespace, results: Row) -> None:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     plan = Plan.of(options.cases, options.engines, seeds, options.quick, options.timeout)
+    plan = replace(plan, earlier=tuple(row for path in options.earlier for row in _rows_of(path)))
     tell = partial(_tell, console, _ACCURACY, ("case", "engine", "setting"))
     rows: list[Row] = []
     for group in run_accuracy(plan, tell):
@@ -75,6 +80,10 @@ def _run_accuracy(console: Console, options: argparse.Namespace, results: Row) -
         # A whole run takes hours: what is there is kept, whatever happens to the rest.
         _write(options.out, results)
     _show_accuracy(console, results["accuracy"])
+
+
+def _rows_of(path: Path) -> list[Row]:
+    return json.loads(path.read_text())["accuracy_rows"]
 
 
 def _write(path: Path | None, results: Row) -> None:
@@ -111,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=TASKS,
         metavar="TASK",
         help=f"of {', '.join(TASKS)}",
+    )
+    parser.add_argument(
+        "--earlier",
+        nargs="+",
+        default=(),
+        type=Path,
+        metavar="RESULTS",
+        help="add errors of other engines on the same images, from the JSON of earlier runs",
     )
     parser.add_argument("--seeds", type=int, default=1, help="pairs per case")
     parser.add_argument("--first-seed", type=int, default=101)

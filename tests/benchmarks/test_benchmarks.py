@@ -69,6 +69,20 @@ def test_accuracy_suite() -> None:
     assert row["seconds"] > 0
 
 
+def test_earlier_results_are_added_for_the_same_images_only() -> None:
+    plan = Plan((TINY,), (), limit=40)
+    ((before,),) = run_accuracy(plan)
+    peer = {**before, "engine": "picsl-greedy", "setting": "NCC 4x4x4 100x50x10", "seconds": 1.0}
+    foreign = {**peer, "engine": "antspyx", "fingerprint": "0"}
+    failed = {**peer, "engine": "greedypy", "error": "not installed"}
+    ((_, added),) = run_accuracy(replace(plan, earlier=(foreign, failed, peer, peer)))
+    assert added["engine"] == "picsl-greedy"
+    assert added["median_ratio"] == 1
+    # A time of another run compares with nothing.
+    assert "seconds" not in added
+    assert "seconds_ratio" not in added
+
+
 def test_speed_suite() -> None:
     for row in run_speed(("warp",), "tiny"):
         assert "error" not in row, row
