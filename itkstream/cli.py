@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 import click
 from rich.console import Console
 
-from itkstream.console import ConsoleReporter
+from itkstream.console import ConsoleReporter, plan_table
 from itkstream.errors import ItkstreamError
 
 __all__ = ["main"]
@@ -31,30 +31,51 @@ def commands(verbose: int) -> None:
     logging.getLogger("itkstream").setLevel(level)
 
 
+def _resource_options() -> list[Callable[..., Any]]:
+    """In the order of the help text, from its end."""
+    count = click.IntRange(1)
+    options = (
+        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
+        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
+        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
+        (
+            "--cluster",
+            str,
+            "cluster",
+            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
+            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
+        ),
+        ("--cores", count, "cores", "Cores per job."),
+        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
+        ("--memory", str, "memory", "Memory per job, such as 16GB."),
+        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
+        ("--queue", str, "queue", "Where jobs wait."),
+        ("--project", str, "project", "Which project is charged for the jobs."),
+        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
+        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
+    )
+    return [
+        click.option(flag, name, type=kind, help=text)
+        for flag, kind, name, text in reversed(options)
+    ]
+
+
 def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what a run may use."""
-    for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Worker processes. [default: threads of this process]",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="Blocks computed at a time by each worker. [default: all processors]",
-        ),
-        click.option("--memory-limit", help="Memory of each worker process, such as 8GB."),
-        click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
-    ):
+    for option in _resource_options():
         command = option(command)
     return command
+
+
+def _with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
+    text = "Replace an earlier run in the folder."
+    return click.option("--overwrite", is_flag=True, help=text)(command)
 
 
 @commands.command()
 @click.argument("fixed")
 @click.argument("moving")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", required=True, help="Folder to write.")
 @click.option(
     "--radii",
     type=(float, float),
@@ -69,35 +90,42 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     help="Voxels of the coarse level per block of the piecewise affine; 0: none. [default: 128]",
 )
 @click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
+@click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
+@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+)
 @_with_resources
-def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
+@_with_overwrite
+def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
     FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
-    report.
+    report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
-    from itkstream.pipelines import RegisterSettings
     from itkstream.pipelines import register as run
 
-    names = {
-        "match_threshold": "match_threshold",
-        "block": "deform_blocksize",
-        "local_block": "local_blocksize",
-        "seed": "seed",
-    }
-    given: dict[str, Any] = {
-        name: options[key] for key, name in names.items() if options[key] is not None
-    }
-    if options["radii"]:
-        given["radii"] = (options["radii"],)
+    config = _config(options)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
             fixed,
             moving,
             out,
-            RegisterSettings(**given),
+            config.steps,
+            config.settings,
+            initial_transform=config.initial_transform,
+            fixed_mask=config.fixed_mask,
+            moving_mask=config.moving_mask,
             resources=_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
@@ -106,9 +134,57 @@ def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
 
 
 @commands.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option("--local-block", type=int, help="As in `register`.")
+@click.option(
+    "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
+)
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
 @_with_resources
-def demo(out: Path, **options: Any) -> None:
+def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
+    """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
+
+    Nothing is written. With --memory, blocks and threads are chosen to fit it; `register` with the
+    same options chooses the same. The exit code is 2 where the memory is too small.
+    """
+    from itkstream.pipelines import plan as make
+
+    config = _config(options)
+    made = make(
+        fixed,
+        moving,
+        config.steps,
+        config.settings,
+        resources=_resources(options),
+        probe=probe,
+    )
+    console = Console()
+    console.print(plan_table(made))
+    processes = f"{made.workers} worker processes" if made.workers else "this process"
+    console.print(f"{processes}, {made.threads} blocks at a time each", highlight=False)
+    console.print(made.choices(), highlight=False, soft_wrap=True)
+    made.require_fit()
+
+
+@commands.command()
+@click.option("--defaults", is_flag=True, help="Print the default steps and settings.")
+@click.argument("file", required=False)
+def config(defaults: bool, file: str | None) -> None:
+    """Print the steps and settings of FILE, checked and in full, or the defaults, as YAML."""
+    from itkstream.config import Config, read_config, to_yaml
+
+    if defaults == (file is not None):
+        raise click.UsageError("give either --defaults or a FILE")
+    click.echo(to_yaml(Config() if file is None else read_config(file)), nl=False)
+
+
+@commands.command()
+@click.option("--out", required=True, help="Folder to write.")
+@_with_resources
+@_with_overwrite
+def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
     from itkstream.demo import run_demo
 
@@ -132,12 +208,12 @@ def demo(out: Path, **options: Any) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("points", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.argument("transform", type=click.Path())
+@click.argument("points", type=click.Path())
+@click.option("--out", type=click.Path(), required=True, help="File to write.")
 @click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: bool) -> None:
+def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
     """Map the POINTS of a file through TRANSFORM, from fixed to moving.
 
     POINTS is a CSV file whose header names columns x, y, z (others are kept), or a numpy array
@@ -159,10 +235,10 @@ def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: b
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path())
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def export(transform: Path, out: Path, overwrite: bool) -> None:
+def export(transform: str, out: str, overwrite: bool) -> None:
     """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs.
 
     The ending of OUT decides: .tfm, .txt or .mat for affines; .h5 for any; .nii.gz, .nrrd or .mha
@@ -176,8 +252,8 @@ def export(transform: Path, out: Path, overwrite: bool) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-def check(transform: Path) -> None:
+@click.argument("transform", type=click.Path())
+def check(transform: str) -> None:
     """Check TRANSFORM: no folds, and an inverse that leads back.
 
     The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
@@ -214,7 +290,49 @@ def main() -> None:
         sys.exit(_BAD_INPUT)
 
 
-def _resources(options: dict[str, Any]) -> Any:
-    from itkstream.cluster import Resources
+def _config(options: dict[str, Any]) -> Any:
+    """What a file says, or the options that change steps; files named by options come first."""
+    from itkstream.config import Config, read_config
 
-    return Resources(options["workers"], options["threads"], options["memory_limit"])
+    changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
+    if options["config_file"] is None:
+        config = Config(tuple(_steps(options)))
+    elif changing:
+        raise click.UsageError(
+            f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
+        )
+    else:
+        config = read_config(options["config_file"])
+    files = {
+        "initial_transform": options.get("initial"),
+        "fixed_mask": options.get("fixed_mask"),
+        "moving_mask": options.get("moving_mask"),
+    }
+    return replace(config, **{name: file for name, file in files.items() if file is not None})
+
+
+_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
+
+
+def _steps(options: dict[str, Any]) -> list[Any]:
+    """The default steps, with what the options change."""
+    from itkstream.steps import Deformable, LocalAffines, RansacAffine
+
+    matching: dict[str, Any] = {
+        name: options[name] for name in ("match_threshold", "seed") if options.get(name) is not None
+    }
+    radii: dict[str, Any] = {"radii": (options["radii"],)} if options.get("radii") else {}
+    block, local = options["block"], options["local_block"]
+    steps: list[Any] = [RansacAffine(**matching, **radii)]
+    if local != 0:
+        steps.append(LocalAffines(**matching, **({"blocksize": local} if local else {})))
+    steps.append(Deformable(**({"blocksize": block} if block else {})))
+    return steps
+
+
+def _resources(options: dict[str, Any]) -> Any:
+    from itkstream.workers import Resources
+
+    names = {field.name for field in fields(Resources)}
+    given = {name: value for name, value in options.items() if name in names}
+    return Resources(**{name: value for name, value in given.items() if value is not None})

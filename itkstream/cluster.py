@@ -1,67 +1,29 @@
-"""Running a prepared computation: workers, threads, progress, and where the result goes."""
+"""Running a prepared computation: progress, and where the result goes."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-import dask
 import dask.array as da
 import numpy as np
 import zarr
 from dask.callbacks import Callback
+from dask.delayed import delayed
 from distributed import Client, as_completed
-from distributed.deploy.subprocess import SubprocessCluster
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.io.outputs import claim_store
-from itkstream.numerics.threads import processors, using_threads
+from itkstream.numerics.threads import using_threads
+from itkstream.workers import Resources, connected
 
-__all__ = ["Progress", "Resources", "compute", "execute", "store"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Progress", "compute", "execute", "store"]
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a computation may use.
-
-    Parameters
-    ----------
-    n_workers : int, optional
-        Worker processes. None runs in this process, on threads, without any cluster.
-    threads_per_worker : int, optional
-        Blocks that one worker computes at a time; default 1 for processes. In this process
-        default as many as there are processors.
-    memory_limit : str, int or float, optional
-        Memory of each worker process, such as '8GB'; a worker that exceeds it is restarted.
-    config : mapping
-        dask configuration for this computation only.
-
-    Raises
-    ------
-    InputError
-        For counts below 1.
-    """
-
-    n_workers: int | None = None
-    threads_per_worker: int | None = None
-    memory_limit: str | int | float | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("n_workers", "threads_per_worker"):
-            _check_count(name, getattr(self, name))
 
 
 def execute(
@@ -76,6 +38,11 @@ def execute(
     max_workers: int | None = None,
     config: Mapping[str, Any] | None = None,
     *,
+    cluster: Any = "local",
+    memory: str | int | float | None = None,
+    walltime: str | None = None,
+    queue: str | None = None,
+    project: str | None = None,
     overwrite: bool = False,
     chunks: Sequence[int] | None = None,
     progress: Progress | None = None,
@@ -87,23 +54,21 @@ def execute(
     array : dask.array.Array
         The prepared computation.
     write_path : path, optional
-        A new Zarr array to write, block by block; then nothing is held in memory. Default the
-        result comes back as a numpy array.
-    n_workers : int, optional
-        Worker processes on this machine. Default none: blocks run on threads of this process.
-    threads_per_worker : int, optional
-        Blocks computed at a time by each worker.
-    memory_limit : str or number, optional
-        Memory of each worker process, such as '8GB'.
-    cores, processes : int, optional
-        As cluster users know them: cores per job and worker processes per job. On a workstation
-        a worker gets ``cores / processes`` threads unless `threads_per_worker` is given.
-    min_workers, max_workers : int, optional
-        As cluster users know them. On a workstation `max_workers`, else `min_workers`, is the
-        number of workers unless `n_workers` is given.
+        A new Zarr array to write, block by block, at a path or a URL such as
+        ``s3://bucket/name``; then nothing is held in memory. Default the result comes back as a
+        numpy array.
+    n_workers, threads_per_worker, memory_limit : optional
+        Workers of this machine, see `itkstream.workers.Resources`; default threads of this
+        process.
+    cores, processes, min_workers, max_workers : int, optional
+        Jobs of a cluster and how many workers, see `itkstream.workers.Resources`.
     config : mapping, optional
-        dask configuration values, for this computation only; nothing is written to the user's
-        own configuration.
+        dask configuration values and options of the jobs, for this computation only; nothing is
+        written to the user's own configuration.
+    cluster : str, distributed.Client or cluster object
+        Where the workers are: 'local', 'slurm', 'lsf' and others, a scheduler's address.
+    memory, walltime, queue, project : optional
+        What each job asks for.
     overwrite : bool
         Replace a Zarr array that is at `write_path`; nothing else is ever replaced.
     chunks : sequence of int, optional
@@ -128,23 +93,29 @@ def execute(
             f"execute runs what a prepare_ function returned, a dask array; "
             f"got {type(array).__name__}"
         )
-    counts = {"cores": cores, "processes": processes}
-    counts |= {"min_workers": min_workers, "max_workers": max_workers}
-    for name, count in counts.items():
-        _check_count(name, count)
-    if threads_per_worker is None and cores is not None:
-        threads_per_worker = max(1, cores // (processes or 1))
-    workers = next((n for n in (n_workers, max_workers, min_workers) if n is not None), None)
-    resources = Resources(workers, threads_per_worker, memory_limit, config or {})
+    resources = Resources(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit=memory_limit,
+        config=config or {},
+        cluster=cluster,
+        cores=cores,
+        processes=processes,
+        memory=memory,
+        walltime=walltime,
+        queue=queue,
+        project=project,
+        min_workers=min_workers,
+        max_workers=max_workers,
+    )
     if write_path is None:
         return compute(array, resources, progress)
-    path = Path(write_path).expanduser().absolute()
     size = tuple(chunks or (c[0] for c in array.chunks))
     _check_chunks(array, size)
-    claim_store(path, overwrite)
-    target = zarr.create_array(str(path), shape=array.shape, dtype=array.dtype, chunks=size)
+    place = claim_store(write_path, overwrite)
+    target = zarr.create_array(place.store(), shape=array.shape, dtype=array.dtype, chunks=size)
     store(array, target, resources, progress)
-    return zarr.open_array(str(path), mode="r")
+    return zarr.open_array(place.store(), mode="r")
 
 
 def compute(
@@ -198,21 +169,14 @@ def store(
     resources = resources or Resources()
     if not isinstance(target, np.ndarray):
         _check_chunks(array, target.chunks)
-    with dask.config.set(dict(resources.config)):
-        if resources.n_workers is None:
+    with connected(resources) as client:
+        if client is None:
             _run_here(_writes(array, target), resources, progress or _silent)
         elif isinstance(target, np.ndarray):
-            with _workers(resources) as client:
-                _fetch(client, array, target, progress or _silent)
+            _fetch(client, array, target, progress or _silent)
         else:
-            with _workers(resources) as client:
-                written = _writes(array, target)
-                _fetch(client, written, np.empty(written.shape, np.uint8), progress or _silent)
-
-
-def _check_count(name: str, count: int | None) -> None:
-    if count is not None and count < 1:
-        raise InputError(f"{name} must be at least 1; got {count}")
+            written = _writes(array, target)
+            _fetch(client, written, np.empty(written.shape, np.uint8), progress or _silent)
 
 
 def _check_chunks(array: da.Array, chunks: Sequence[int]) -> None:
@@ -234,7 +198,7 @@ def _writes(array: da.Array, target: Any) -> da.Array:
     """One byte a block, whose computation writes the block."""
     return array.map_blocks(
         _write_block,
-        target=dask.delayed(target, traverse=False),
+        target=delayed(target, traverse=False),
         dtype=np.uint8,
         meta=np.empty((0,) * array.ndim, np.uint8),
         chunks=tuple((1,) * len(c) for c in array.chunks),
@@ -251,38 +215,9 @@ def _write_block(
 
 
 def _run_here(written: da.Array, resources: Resources, progress: Progress) -> None:
-    blocks = min(resources.threads_per_worker or processors(), written.npartitions)
-    with using_threads(max(1, processors() // blocks)), _Counter(written, progress):
+    blocks, threads = resources.threads_here(written.npartitions)
+    with using_threads(threads), _Counter(written, progress):
         written.compute(scheduler="threads", num_workers=blocks)
-
-
-@contextmanager
-def _workers(resources: Resources) -> Iterator[Client]:
-    """Worker processes of their own, gone at the end.
-
-    They are started as programs, not forked or spawned from the user's script, so the script
-    needs no ``if __name__ == '__main__'``.
-    """
-    workers = resources.n_workers or 1
-    blocks = resources.threads_per_worker or 1
-    threads = max(1, processors() // (workers * blocks))
-    env = {
-        "ITKSTREAM_THREADS": str(threads),
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
-    }
-    # It tells the command line of every process it starts, which is of no use to anybody here.
-    logging.getLogger("distributed.deploy").setLevel(logging.WARNING)
-    with (
-        SubprocessCluster(
-            n_workers=workers,
-            threads_per_worker=blocks,
-            dashboard_address=None,
-            worker_kwargs={"memory_limit": resources.memory_limit or 0, "env": env},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(workers, timeout=120)
-        yield client
 
 
 def _fetch(client: Client, array: da.Array, out: NDArray[Any], progress: Progress) -> None:

@@ -6,7 +6,7 @@ inverse affine. It is stored, exported and applied as any other transform.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from itkstream.geometry import (
     Grid,
     Transform,
 )
-from itkstream.lazy import DaskSource, Result, map_blocks
+from itkstream.lazy import DaskSource, Result, map_blocks, once
 from itkstream.numerics.inverse import InverseProblem, Inversion, displacement_bounds
 
 __all__ = ["MappedPoints", "apply_to_points", "invert_transform", "prepare_invert"]
@@ -275,8 +275,7 @@ def _delayed_bounds(field: DisplacementField) -> Any:
         {"grid": field.grid},
         Result(np.float64, (2, n), "block"),
     )
-    over: Callable[[NDArray[Any]], NDArray[Any]] = _overall
-    return dask.delayed(over)(each)
+    return once(_overall, each)
 
 
 def _bounds_block(part: NDArray[Any], block: Block, *, grid: Grid) -> NDArray[np.float64]:

@@ -4,12 +4,16 @@ A fixed image that is a dask array goes through ``dask.array.map_overlap``. Any 
 included, by the task of its block: one task a block and no array in the graph. Both ways hand the
 same voxels to the same function, so both give the same bits. Whatever all blocks need (the moving
 image, transforms, settings) stands in the graph once.
+
+Names are fingerprints: of this package's code, the function, the blocks, and all it is given, with
+a stamp of the files of stored arrays. The same computation has the same name in every process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -18,15 +22,28 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.tokenize import TokenizationError, normalize_object, normalize_token, tokenize
 from numpy.typing import DTypeLike, NDArray
 
+from itkstream.fingerprint import code_version
 from itkstream.geometry import ArraySource, Block, BlockGrid, Image, Slices
-from itkstream.numerics.blend import blend_blocks, core_mean, stand_in
 
-__all__ = ["BlockFunction", "Result", "blend", "map_blocks", "readable"]
+__all__ = [
+    "BlockFunction",
+    "Halo",
+    "NearFunction",
+    "Result",
+    "map_blocks",
+    "map_neighbours",
+    "once",
+    "readable",
+]
 
 BlockFunction = Callable[..., NDArray[Any]]
 """Called as ``function(part, block, **shared)``: voxels of the padded block -> an array."""
+
+NearFunction = Callable[..., NDArray[Any]]
+"""Called as ``function(near, block, **shared)``, near a list of (Block, its array) -> an array."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +58,14 @@ class Result:
         Axes after the block's own: ``(3,)`` for vectors, ``(4, 4)`` for matrices.
     extent : {'core', 'padded', 'block'}
         Its leading axes span the block's core, its padded region, or are one element a block.
+    factors : tuple of int, optional
+        Voxels per element and axis where the core comes on a coarser lattice.
     """
 
     dtype: DTypeLike
     components: tuple[int, ...] = ()
     extent: str = "core"
+    factors: tuple[int, ...] = ()
 
     def chunks(self, blocks: BlockGrid) -> tuple[tuple[int, ...], ...]:
         """Chunks of the dask array over all blocks.
@@ -63,7 +83,11 @@ class Result:
         if self.extent == "block":
             leading = tuple((1,) * count for count in blocks.numblocks)
         elif self.extent == "core":
-            leading = blocks.chunks
+            factors = self.factors or (1,) * len(blocks.shape)
+            leading = tuple(
+                tuple(-(-n // f) for n in lengths)
+                for lengths, f in zip(blocks.chunks, factors, strict=True)
+            )
         else:
             leading = tuple(_padded_lengths(blocks, axis) for axis in range(len(blocks.shape)))
         return leading + tuple((n,) for n in self.components)
@@ -156,6 +180,9 @@ class DaskSource:
         """The array with its axes in another order."""
         return DaskSource(self.array.transpose(order))
 
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return (type(self).__name__, str(self.array.name))
+
     def __getitem__(self, key: Any) -> NDArray[Any]:
         # The caller may be a task of any scheduler: this part runs in its own thread.
         return np.asarray(self.array[key].compute(scheduler="synchronous"))
@@ -218,57 +245,87 @@ def map_blocks(
         if cut is not None:
             return _map_overlap(function, blocks, cut, shared, result)
         source = DaskSource(source)
-    name = f"{function.__name__}-{uuid4().hex}"
-    ndim = len(blocks.shape)
+    name = _fingerprint(function, blocks, source, shared, result, halo)
     tail = (0,) * len(result.components)
-    together = _together(shared)
+    together = _together(name, _Common(function, blocks, halo), shared)
     graph: dict[Any, Any] = {f"source-{name}": source}
-    for block in blocks:
-        region = block.padded
-        if halo is not None and source is not None:
-            region = halo.region(blocks, block, source.shape[:ndim])
-        task = (_run_block, function, block, region, f"source-{name}", together.key)
-        graph[(name, *block.index, *tail)] = task
+    for index in np.ndindex(blocks.numblocks):
+        graph[(name, *index, *tail)] = (_run_block, index, f"source-{name}", together.key)
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[together])
+    meta = np.empty((0,) * (len(blocks.shape) + len(tail)), result.dtype)
+    return da.Array(layers, name, result.chunks(blocks), meta=meta)
+
+
+def once(function: Callable[..., Any], *arguments: Any) -> Delayed:
+    """A value to be computed once, before the blocks that share it.
+
+    Parameters
+    ----------
+    function : callable
+        Of a module.
+    *arguments
+        What it is called with; dask arrays and delayed values are computed first.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        Named by function and arguments.
+    """
+    name = _fingerprint(function, *arguments)
+    given = [_awaited(value, f"{name}-{k}") for k, value in enumerate(arguments)]
+    return dask.delayed(function)(*given, dask_key_name=name)
+
+
+def map_neighbours(
+    function: NearFunction,
+    blocks: BlockGrid,
+    values: da.Array,
+    shared: Mapping[str, Any],
+    result: Result,
+) -> da.Array:
+    """Apply a function to what every block and those that touch it brought.
+
+    No block waits for any but these, and a value is dropped when the last of them is done.
+
+    Parameters
+    ----------
+    function : callable
+        A `NearFunction`; of a module.
+    blocks : BlockGrid
+        The blocks.
+    values : dask.array.Array
+        What `map_blocks` prepared for the same blocks; its chunks may have any shape.
+    shared : mapping
+        As in `map_blocks`.
+    result : Result
+        What the function returns.
+
+    Returns
+    -------
+    dask.array.Array
+        Chunked by block.
+    """
+    name = _fingerprint(function, blocks, values, shared, result)
+    common = _Common(function, blocks, None)
+    together = _together(name, common, shared)
+    ndim, rest = len(blocks.shape), (0,) * (values.ndim - len(blocks.shape))
+    tail = (0,) * len(result.components)
+    graph: dict[Any, Any] = {}
+    for index in np.ndindex(blocks.numblocks):
+        near = [(values.name, *other, *rest) for other in blocks.touching(index)]
+        graph[(name, *index, *tail)] = (_run_near, index, near, together.key)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[together, values])
     meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
     return da.Array(layers, name, result.chunks(blocks), meta=meta)
 
 
-def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
-    """Join padded results of overlapping blocks into one array without seams.
+@dataclass(frozen=True, eq=False)
+class _Common:
+    """What the tasks of all blocks know; it stands in the graph once."""
 
-    Parameters
-    ----------
-    padded : dask.array.Array
-        From `map_blocks` with extent 'padded' and one component axis, float32: vectors, and last
-        the confidence of the block, the same for all its voxels.
-    blocks : BlockGrid
-        The blocks it was made with.
-
-    Returns
-    -------
-    dask.array.Array, blocks.shape + (n,), float32
-        Chunked by the blocks' cores.
-    """
-    if len(blocks) == 1:
-        return padded[..., :-1]
-    name = f"blend-{uuid4().hex}"
-    graph: dict[Any, Any] = {}
-    for block in blocks:
-        # Only blocks that touch are asked, so that no block waits for all the others.
-        near = list(blocks.neighbours(block.index))
-        keys = {
-            kind: [(f"{kind}-{name}", *other.index) for other in near] for kind in ("mean", "spare")
-        }
-        parts = [(padded.name, *other.index, 0) for other in near]
-        here = (padded.name, *block.index, 0)
-        graph[(f"mean-{name}", *block.index)] = (_core_mean, block, here)
-        graph[(f"spare-{name}", *block.index)] = (stand_in, block, near, keys["mean"])
-        task = (_blend_block, blocks, block, near, parts, keys["spare"])
-        graph[(name, *block.index, 0)] = task
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[padded])
-    chunks = (*blocks.chunks, (padded.shape[-1] - 1,))
-    return da.Array(layers, name, chunks, meta=np.empty((0,) * padded.ndim, np.float32))
+    function: Callable[..., NDArray[Any]]
+    blocks: BlockGrid
+    halo: Halo | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,6 +357,7 @@ def _map_overlap(
     shared: Mapping[str, Any],
     result: Result,
 ) -> da.Array:
+    name = _fingerprint(function, blocks, cut, shared, result)
     ndim = len(blocks.shape)
     further = range(ndim, cut.source.ndim)
     new_axes = list(range(ndim, ndim + len(result.components)))
@@ -314,67 +372,107 @@ def _map_overlap(
         drop_axis=list(further),
         new_axis=new_axes or None,
         meta=np.empty((0,) * (ndim + len(new_axes)), result.dtype),
-        name=f"{function.__name__}-{uuid4().hex}",
-        function=function,
-        blocks=blocks,
-        shared=_together(shared),
+        name=name,
+        shared=_together(name, _Common(function, blocks, None), shared),
     )
 
 
-def _together(shared: Mapping[str, Any]) -> Delayed:
+def _fingerprint(function: Callable[..., Any], *given: Any) -> str:
+    """A name for what a function makes of its arguments; a random one where these do not tell."""
+    token = uuid4().hex
+    if _tells(given):
+        with suppress(TokenizationError):
+            token = tokenize(code_version(), function, given, ensure_deterministic=True)
+    return f"{function.__name__.lstrip('_')}-{token}"
+
+
+def _tells(value: Any) -> bool:
+    """Whether the token of a value changes with its voxels: a foreign reader's may not."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_tells, value))
+    if isinstance(value, Mapping):
+        return all(map(_tells, value.values()))
+    known = normalize_token.dispatch(type(value)) is not normalize_object
+    if known or hasattr(value, "__dask_tokenize__") or isinstance(value, (type, np.generic)):
+        return True
+    if is_dataclass(value):
+        return all(_tells(getattr(value, field.name)) for field in fields(value))
+    return not isinstance(value, ArraySource)
+
+
+@normalize_token.register_lazy("zarr")
+def _know_zarr() -> None:
+    import zarr
+
+    from itkstream.io.zarr_arrays import zarr_token
+
+    normalize_token.register(zarr.Array, zarr_token)
+
+
+@normalize_token.register_lazy("SimpleITK")
+def _know_itk() -> None:
+    import SimpleITK as sitk
+
+    from itkstream.itk_bridge import transform_token
+
+    normalize_token.register(sitk.Transform, transform_token)
+
+
+def _awaited(value: Any, name: str) -> Delayed:
+    if isinstance(value, da.Array):
+        return value.rechunk(value.shape).to_delayed(optimize_graph=False).item()
+    return value if isinstance(value, Delayed) else dask.delayed(value, name, traverse=False)
+
+
+def _together(name: str, common: _Common, shared: Mapping[str, Any]) -> Delayed:
     """One node of the graph with all that the blocks share."""
-    awaited = {name: value for name, value in shared.items() if isinstance(value, Delayed)}
-    known = {name: value for name, value in shared.items() if name not in awaited}
-    given = dask.delayed(known, traverse=False)
-    return dask.delayed(_merge)(given, list(awaited), list(awaited.values()))
+    awaited = {key: value for key, value in shared.items() if isinstance(value, Delayed)}
+    known = {key: value for key, value in shared.items() if key not in awaited}
+    given = dask.delayed((common, known), f"known-{name}", traverse=False)
+    merge = dask.delayed(_merge)
+    return merge(given, list(awaited), list(awaited.values()), dask_key_name=f"shared-{name}")
 
 
-def _merge(known: dict[str, Any], names: list[str], values: list[Any]) -> dict[str, Any]:
-    return {**known, **dict(zip(names, values, strict=True))}
+def _merge(
+    known: tuple[_Common, dict[str, Any]], names: list[str], values: list[Any]
+) -> tuple[_Common, dict[str, Any]]:
+    common, shared = known
+    return common, {**shared, **dict(zip(names, values, strict=True))}
 
 
 def _run_block(
-    function: BlockFunction,
-    block: Block,
-    region: Slices,
+    index: tuple[int, ...],
     source: ArraySource | None,
-    shared: Mapping[str, Any],
+    shared: tuple[_Common, Mapping[str, Any]],
 ) -> NDArray[Any]:
+    common, given = shared
+    block = common.blocks[index]
     if source is None:
-        return function(None, block, **shared)
-    rest = (slice(None),) * (len(source.shape) - len(region))
-    return function(np.asarray(source[region + rest]), block, **shared)
+        return common.function(None, block, **given)
+    region, rest = block.padded, source.shape[len(index) :]
+    if common.halo is not None:
+        region = common.halo.region(common.blocks, block, source.shape[: len(index)])
+    part = np.asarray(source[region + (slice(None),) * len(rest)])
+    return common.function(part, block, **given)
+
+
+def _run_near(
+    index: tuple[int, ...],
+    values: list[NDArray[Any]],
+    shared: tuple[_Common, Mapping[str, Any]],
+) -> NDArray[Any]:
+    common, given = shared
+    blocks = common.blocks
+    near = [(blocks[i], v) for i, v in zip(blocks.touching(index), values, strict=True)]
+    return common.function(near, blocks[index], **given)
 
 
 def _run_chunk(
-    part: NDArray[Any],
-    *,
-    function: BlockFunction,
-    blocks: BlockGrid,
-    shared: Mapping[str, Any],
-    block_info: Any = None,
+    part: NDArray[Any], *, shared: tuple[_Common, Mapping[str, Any]], block_info: Any = None
 ) -> NDArray[Any]:
-    index = block_info[0]["chunk-location"][: len(blocks.shape)]
-    return function(part, blocks[index], **shared)
-
-
-def _blend_block(
-    blocks: BlockGrid,
-    block: Block,
-    near: list[Block],
-    parts: list[NDArray[Any]],
-    spares: list[NDArray[np.float32]],
-) -> NDArray[np.float32]:
-    values, confidence = [], []
-    for part, spare in zip(parts, spares, strict=True):
-        failed = np.isnan(part).any()
-        values.append(spare if failed else part[..., :-1])
-        confidence.append(1.0 if failed else float(part.flat[part.shape[-1] - 1]))
-    return blend_blocks(blocks, block, list(zip(near, values, strict=True)), confidence)
-
-
-def _core_mean(block: Block, part: NDArray[Any]) -> NDArray[np.float32]:
-    return core_mean(block, part[..., :-1])
+    common, given = shared
+    index = block_info[0]["chunk-location"][: len(common.blocks.shape)]
+    return common.function(part, common.blocks[index], **given)
 
 
 def _padded_lengths(blocks: BlockGrid, axis: int) -> tuple[int, ...]:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from itkstream.cluster import Resources, compute, execute, store
+from itkstream.cluster import compute, execute, store
 from itkstream.deform import prepare_piecewise_deformable_align
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.numerics.threads import get_threads
 from itkstream.phantoms import PhantomPair
+from itkstream.workers import Resources
 
 ARRAY = np.arange(20 * 18).reshape(20, 18)
 

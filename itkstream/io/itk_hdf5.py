@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from itkstream.fingerprint import files_stamp
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
@@ -55,6 +56,10 @@ class Hdf5Vectors:
     def dtype(self) -> np.dtype[Any]:
         """Element type."""
         return np.dtype(np.float64)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        kept = (self.path, self.name, self.sizes, self.order)
+        return (type(self).__name__, *map(str, kept), files_stamp(self.path))
 
     def __getitem__(self, key: Any) -> NDArray[np.float64]:
         n = len(self.order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
-from itkstream.io.paths import Location
+from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
 
@@ -34,8 +35,8 @@ _reading = Lock()  # threads that want the same file wait for one of them to rea
 class ItkFile(StoredArray):
     """A lazy image file, axes in numpy's order: (t,) z, y, x (, component).
 
-    Uncompressed NIfTI (of scalars) and MetaImage files are read region by region. ITK can read the
-    others only whole: a process that slices one keeps it in memory, two files at most.
+    Uncompressed NIfTI (of scalars), MetaImage and NRRD files are read region by region. ITK can
+    read the others only whole: a process that slices one keeps it in memory, two files at most.
 
     Parameters
     ----------
@@ -65,6 +66,9 @@ class ItkFile(StoredArray):
             The elements.
         """
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        offset = self._raw_nrrd()
+        if offset:
+            return np.array(np.memmap(self.path, self.dtype, "r", offset, self.shape)[cut])
         if not self._streams():
             stamp = Path(self.path).stat()
             with _reading:
@@ -77,6 +81,37 @@ class ItkFile(StoredArray):
         box = sitk.GetArrayFromImage(reader.Execute())
         return np.asarray(box[..., cut[-1]] if self.components > 1 else box)
 
+    def files(self) -> tuple[str, ...]:
+        """The file, and the files that a header of its own names.
+
+        Returns
+        -------
+        tuple of str
+            Absolute paths.
+        """
+        place = Path(self.path)
+        if place.suffix.lower() not in (".mhd", ".nhdr"):
+            return (self.path,)
+        with open(place, "rb") as file:
+            words = file.read(_HEADER_BYTES).decode("utf-8", "replace").split()
+        named = (place.parent / word for word in dict.fromkeys(words))
+        return (self.path, *(str(file) for file in named if file.is_file()))
+
+    def _raw_nrrd(self) -> int:
+        """Where the voxels of an uncompressed NRRD file begin, which ITK reads whole; else 0."""
+        if Path(self.path).suffix.lower() != ".nrrd":
+            return 0
+        with open(self.path, "rb") as file:
+            header, end, _ = file.read(_HEADER_BYTES).partition(b"\n\n")
+        words = header.lower().splitlines()
+        as_numpy = b"encoding: raw" in words and b"endian: little" in words
+        if not end or not as_numpy or (self.components > 1 and b"kinds: vector" not in header):
+            return 0
+        # Anything that says more about where the data are makes the lengths differ.
+        start = len(header) + len(end)
+        length = math.prod(self.shape) * self.dtype.itemsize
+        return start if Path(self.path).stat().st_size == start + length else 0
+
     def _streams(self) -> bool:
         """Whether ITK reads a region without reading the whole file."""
         suffix = Path(self.path).suffix.lower()
@@ -87,7 +122,7 @@ class ItkFile(StoredArray):
         return suffix == ".nii" and self.components == 1
 
 
-def open_itk(location: Location, selection: Selection) -> Image:
+def open_itk(dataset: Dataset, selection: Selection) -> Image:
     """Open an image file that ITK reads.
 
     Direction and origin are kept. The formats carry no unit that can be relied on: numbers are
@@ -96,7 +131,7 @@ def open_itk(location: Location, selection: Selection) -> Image:
 
     Parameters
     ----------
-    location : Location
+    dataset : Dataset
         The file.
     selection : Selection
         Channel, time, and what to believe instead of the metadata.
@@ -111,7 +146,7 @@ def open_itk(location: Location, selection: Selection) -> Image:
     InputError
         Where ITK cannot read the file or the selection does not fit.
     """
-    name = str(location.path)
+    name = str(dataset.location)
     reader = _reader(name)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if reader.GetPixelID() not in _TYPES or len(size) not in (2, 3, 4):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,15 @@ from itkstream.geometry import (
     Grid,
     default_axes,
 )
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_store
+from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import ZarrArray, zarr_attributes
 
-__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes"]
+__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes", "write_store"]
 
 _FIELD = "displacement"
+_CHUNK = 64
 
 
 def create_transform(
@@ -47,7 +49,7 @@ def create_transform(
     Parameters
     ----------
     path : path
-        The new store.
+        The new store, a path or a URL.
     affine : AffineTransform
         Acts after the displacement.
     grid : Grid
@@ -67,14 +69,13 @@ def create_transform(
     ExistingOutputError
         Where something is there that may not be replaced.
     """
-    folder = Path(path).expanduser().resolve()
-    claim_store(folder, overwrite)
+    folder = claim_store(path, overwrite)
     order = grid.axis_order(stored_axes(grid))
     stored = grid.reorder(stored_axes(grid))
     matrix = _reordered(affine.matrix, order)
-    zarr.create_group(str(folder), zarr_format=3, attributes=_scene(matrix, stored))
+    zarr.create_group(folder.store(), zarr_format=3, attributes=_scene(matrix, stored))
     group = zarr.create_group(
-        str(folder / _FIELD), zarr_format=3, attributes={"ome": _multiscale(stored)}
+        folder.child(_FIELD).store(), zarr_format=3, attributes={"ome": _multiscale(stored)}
     )
     return group.create_array(
         "0",
@@ -83,6 +84,34 @@ def create_transform(
         chunks=(grid.ndim, *(min(chunks[k], grid.shape[k]) for k in order)),
         dimension_names=("c", *stored.axes),
     )
+
+
+def write_store(
+    path: str | os.PathLike[str], field: DisplacementField, affine: AffineTransform
+) -> None:
+    """Write a displacement field and the affine after it as a store, chunk by chunk.
+
+    Parameters
+    ----------
+    path : Path
+        The new store.
+    field : DisplacementField
+        Acts first; it may be stored and larger than memory. Kept as float32.
+    affine : AffineTransform
+        Acts on what the field gives.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something is there.
+    """
+    grid = field.grid
+    chunks = tuple(min(_CHUNK, n) for n in grid.shape)
+    target = create_transform(path, affine, grid, chunks=chunks)
+    order = grid.axis_order(stored_axes(grid))
+    for box in tiles(grid.shape, chunks):
+        part = np.asarray(field.data[(*box, slice(None))])
+        target[(slice(None), *(box[k] for k in order))] = as_stored(part, grid.crop(box))
 
 
 def stored_axes(grid: Grid) -> tuple[str, ...]:
@@ -144,7 +173,7 @@ def read_transform(
     InputError
         Where the store is no registration of this kind.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = Location.parse(path)
     if not (folder / "zarr.json").is_file():
         raise MissingDataError(f"there is no transform store {path}")
     attributes = zarr_attributes(folder)
@@ -152,7 +181,7 @@ def read_transform(
         steps = attributes["ome"]["scene"]["coordinateTransformations"][0]["transformations"]
         affine = np.vstack([steps[1]["affine"], np.eye(len(steps[1]["affine"]) + 1)[-1]])
         grid = Grid(**attributes["itkstream"]["grid"])
-        array = ZarrArray.open(folder / steps[0]["path"] / "0")
+        array = ZarrArray.open(folder.child(steps[0]["path"], "0"))
         order = grid.axis_order(axes or grid.axes)
     except (KeyError, IndexError, TypeError) as error:
         raise InputError(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
+from itkstream.io.locations import Location
 
 __all__ = ["StoredArray", "tiles"]
 
@@ -20,12 +21,12 @@ __all__ = ["StoredArray", "tiles"]
 class StoredArray(ABC):
     """A lazy array in a store or file: slicing reads what is asked for, as numpy.
 
-    It pickles as its path; every process opens the store for itself when it first reads.
+    It pickles as its path or URL; every process opens the store for itself when it first reads.
 
     Parameters
     ----------
     path : str
-        Absolute path of the dataset or file.
+        Absolute path or URL of the dataset or file.
     shape : tuple of int
         Elements per axis.
     dtype : numpy.dtype
@@ -55,6 +56,22 @@ class StoredArray(ABC):
         ndarray, stop - start
             The elements.
         """
+
+    def files(self) -> tuple[str, ...]:
+        """The files and folders that hold the elements.
+
+        Returns
+        -------
+        tuple of str
+            The path or URL itself, unless a subclass knows of more.
+        """
+        return (self.path,)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        # The same array read again after its store was written is another array.
+        values = tuple(getattr(self, field.name) for field in fields(self))
+        prints = (Location(file).fingerprint() for file in self.files())
+        return (type(self).__name__, *map(str, values), *prints)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         cuts = _complete(key, self.ndim)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
+from itkstream.io.locations import Location
 from itkstream.io.paths import has_zarr_metadata
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
 
-__all__ = ["ZarrArray", "is_zarr_array", "open_plain_zarr", "zarr_attributes"]
+__all__ = ["ZarrArray", "is_zarr_array", "open_plain_zarr", "zarr_attributes", "zarr_token"]
 
 _SPACE = ("x", "y", "z")
 
@@ -30,7 +31,7 @@ class ZarrArray(StoredArray):
     Parameters
     ----------
     path : str
-        Absolute path of the array.
+        Absolute path or URL of the array.
     shape : tuple of int
         Elements per axis.
     dtype : numpy.dtype
@@ -38,12 +39,12 @@ class ZarrArray(StoredArray):
     """
 
     @classmethod
-    def open(cls, folder: Path) -> ZarrArray:
+    def open(cls, folder: Location) -> ZarrArray:
         """Read the metadata of an array.
 
         Parameters
         ----------
-        folder : Path
+        folder : Location
             The array.
 
         Returns
@@ -51,13 +52,13 @@ class ZarrArray(StoredArray):
         ZarrArray
             Lazy.
         """
-        store = zarr.open_array(str(folder), mode="r")
+        store = zarr.open_array(folder.store(), mode="r")
         return cls(str(folder), tuple(store.shape), np.dtype(store.dtype).newbyteorder("="))
 
     @cached_property
     def store(self) -> Any:
         """The open array of this process."""
-        return zarr.open_array(self.path, mode="r")
+        return zarr.open_array(Location(self.path).store(), mode="r")
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.
@@ -75,12 +76,12 @@ class ZarrArray(StoredArray):
         return np.asarray(self.store[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))])
 
 
-def is_zarr_array(folder: Path) -> bool:
+def is_zarr_array(folder: Location) -> bool:
     """Whether a folder is a Zarr array, not a group or something else.
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         Any folder.
 
     Returns
@@ -88,15 +89,15 @@ def is_zarr_array(folder: Path) -> bool:
     bool
         True for an array of version 2 or 3.
     """
-    return has_zarr_metadata(folder) and isinstance(zarr.open(str(folder), mode="r"), zarr.Array)
+    return has_zarr_metadata(folder) and isinstance(zarr.open(folder.store(), mode="r"), zarr.Array)
 
 
-def zarr_attributes(folder: Path) -> dict[str, Any]:
+def zarr_attributes(folder: Location) -> dict[str, Any]:
     """The attributes of a Zarr array or group.
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         Any folder.
 
     Returns
@@ -106,10 +107,30 @@ def zarr_attributes(folder: Path) -> dict[str, Any]:
     """
     if not has_zarr_metadata(folder):
         return {}
-    return dict(zarr.open(str(folder), mode="r").attrs)
+    return dict(zarr.open(folder.store(), mode="r").attrs)
 
 
-def open_plain_zarr(folder: Path, selection: Selection) -> Image:
+def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
+    """What tells one of Zarr's own arrays from another, contents included.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        On a local disk, in an object store, or anywhere else.
+
+    Returns
+    -------
+    tuple of str
+        With a fingerprint of its files; another one at every call where it lies anywhere else.
+    """
+    place = Location.of_store(array.store)
+    if place is None:
+        return (type(array.store).__name__, uuid4().hex)
+    folder = place.child(array.path)
+    return (str(folder), str(array.shape), str(array.dtype), folder.fingerprint())
+
+
+def open_plain_zarr(folder: Location, selection: Selection) -> Image:
     """Open a Zarr array that no OME metadata describe.
 
     Its spacing comes from the attribute ``spacing`` or ``voxel_size`` (numbers in the order of
@@ -118,7 +139,7 @@ def open_plain_zarr(folder: Path, selection: Selection) -> Image:
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         The array.
     selection : Selection
         Channel, time, and what to believe instead of the metadata.

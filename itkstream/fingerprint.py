@@ -1,0 +1,74 @@
+"""What tells one computation from another: this package's code, and files, without reading them.
+
+The graph builder names computations by their inputs, so that the same inputs give the same name
+in another process and a run that was interrupted knows its results again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["LEDGER_FOLDER", "code_version", "files_stamp"]
+
+LEDGER_FOLDER = ".itkstream"
+"""What a run notes beside its results; it is no part of what tells them from others."""
+
+_DIGEST_BYTES = 16
+
+
+@cache
+def code_version() -> str:
+    """The version of this package and a digest of its sources.
+
+    Returns
+    -------
+    str
+        Another one after any change of the code; worked out once a process.
+    """
+    folder = Path(__file__).parent
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(file.read_bytes() + b"\0")
+    return f"{version('itkstream')}-{digest.hexdigest()}"
+
+
+def files_stamp(*paths: str | os.PathLike[str]) -> str:
+    """A digest of the names, sizes and times of change of files.
+
+    Parameters
+    ----------
+    *paths : path
+        Files, or folders with all that is in them but a `LEDGER_FOLDER`; nothing is opened.
+
+    Returns
+    -------
+    str
+        Another one after any of the files was written, added or removed.
+    """
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for path in paths:
+        for name, status in _files(os.fspath(path), ""):
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _files(path: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    if not os.path.isdir(path):
+        yield name, os.stat(path)
+        return
+    with os.scandir(path) as entries:
+        below = sorted(entries, key=lambda entry: entry.name)
+    for entry in below:
+        if entry.name == LEDGER_FOLDER:
+            continue
+        inner = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _files(entry.path, inner)
+        else:
+            yield inner, entry.stat()
