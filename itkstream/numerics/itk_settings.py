@@ -304,8 +304,8 @@ class BsplineSettings:
     sampling : {'regular', 'random', 'none'}
         Which fixed voxels are compared; 'none' takes all.
     sampling_fraction : float
-        Share of the voxels that are sampled, above 0 and at most 1. Time grows with the samples
-        and with the control points.
+        Share of the voxels of the finest level that are sampled, above 0 and at most 1; coarser
+        levels take as many samples, or all. Time grows with the samples times the control points.
     seed : int
         Of the samples.
     shrink_factors : sequence of int
@@ -340,11 +340,11 @@ class BsplineSettings:
     metric: Metric = "mean-squares"
     optimizer: Optimizer = "lbfgsb"
     sampling: Sampling = "regular"
-    sampling_fraction: float = 0.05
+    sampling_fraction: float = 0.03
     seed: int = 0
     shrink_factors: Sequence[int] = (4, 2)
     smooth_sigmas: Sequence[float] = (0.0, 0.0)
-    iterations: Sequence[int] = (20, 20)
+    iterations: Sequence[int] = (10, 15)
     step: float = 1.0
     bins: int = 32
     radius: int = 4
