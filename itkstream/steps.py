@@ -40,6 +40,7 @@ __all__ = [
     "LocalAffines",
     "Method",
     "RansacAffine",
+    "RegisterSettings",
     "Step",
     "checked_steps",
     "step_from",
@@ -334,6 +335,33 @@ _NAMES: dict[str, type[Any]] = {
     "local-affines": LocalAffines,
     "deformable": Deformable,
 }
+
+
+@dataclass(frozen=True)
+class RegisterSettings:
+    """What holds for a whole run of `register`, beside its steps.
+
+    Parameters
+    ----------
+    coarse_voxels : float
+        Most voxels of the coarse level, on which affines are found and quality is measured.
+    blocksize : int
+        Voxels per block and chunk of the aligned image, an even number.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    coarse_voxels: float = 20e6
+    blocksize: int = 128
+
+    def __post_init__(self) -> None:
+        if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
+            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
+        if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
+            raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
 
 
 def checked_steps(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -5,6 +5,7 @@ from itkstream.geometry.grid import Grid, Slices, default_axes
 from itkstream.geometry.image import ArraySource, ArrayView, Image, transposed
 from itkstream.geometry.transforms import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     PiecewiseAffine,
@@ -15,6 +16,7 @@ __all__ = [
     "AffineTransform",
     "ArraySource",
     "ArrayView",
+    "BSplineTransform",
     "Block",
     "BlockGrid",
     "CompositeTransform",

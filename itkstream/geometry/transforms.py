@@ -22,6 +22,7 @@ from itkstream.geometry.image import ArraySource
 
 __all__ = [
     "AffineTransform",
+    "BSplineTransform",
     "CompositeTransform",
     "DisplacementField",
     "PiecewiseAffine",
@@ -263,6 +264,89 @@ class DisplacementField:
             for c in range(self.ndim)
         ]
         return p + np.stack(moves, axis=-1).reshape(p.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class BSplineTransform:
+    """``p -> p + sum_k B(i(p) - k) c_k``, as ITK and elastix have it; p itself beyond the lattice.
+
+    Parameters
+    ----------
+    coefficients : array_like, grid.shape + (n,)
+        Of the control points, in the unit of the grid.
+    grid : Grid
+        The lattice of control points.
+    order : {3, 2, 1}
+        Of the B-splines.
+
+    Raises
+    ------
+    InputError
+        Where shapes or order do not fit, or a coefficient is not finite.
+
+    References
+    ----------
+    D. Rueckert et al., "Nonrigid registration using free-form deformations: application to breast
+    MR images", IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
+    """
+
+    coefficients: NDArray[np.float64]
+    grid: Grid
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        coefficients = np.array(self.coefficients, np.float64)
+        wanted = (*self.grid.shape, self.grid.ndim)
+        if coefficients.shape != wanted:
+            raise InputError(
+                f"B-splines on control points of shape {self.grid.shape} have coefficients of "
+                f"shape {wanted}; got {coefficients.shape}"
+            )
+        if not np.isfinite(coefficients).all():
+            raise InputError("B-spline coefficients must be finite; got NaN or infinity")
+        if self.order not in (1, 2, 3) or min(self.grid.shape) <= self.order:
+            raise InputError(
+                f"B-splines are of order 1, 2 or 3 with more control points per axis; got order "
+                f"{self.order} and {self.grid.shape} control points"
+            )
+        coefficients.flags.writeable = False
+        object.__setattr__(self, "coefficients", coefficients)
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return self.grid.ndim
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points; those that not all B-splines reach stay where they are, as in ITK.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Moving positions.
+        """
+        p = np.asarray(points, float)
+        index = self.grid.to_index(p)
+        edge = 0.5 * (self.order - 1)
+        last = np.asarray(self.grid.shape) - 1 - edge
+        reached = ((index >= edge) & (index < last)).all(axis=-1)
+        where = index[reached].T
+        out = p.copy()
+        for c in range(self.ndim):
+            out[reached, c] += map_coordinates(
+                self.coefficients[..., c],
+                where,
+                output=np.float64,
+                order=self.order,
+                mode="nearest",
+                prefilter=False,
+            )
+        return out
 
 
 @dataclass(frozen=True, eq=False)

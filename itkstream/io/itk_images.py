@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +35,8 @@ _reading = Lock()  # threads that want the same file wait for one of them to rea
 class ItkFile(StoredArray):
     """A lazy image file, axes in numpy's order: (t,) z, y, x (, component).
 
-    Uncompressed NIfTI (of scalars) and MetaImage files are read region by region. ITK can read the
-    others only whole: a process that slices one keeps it in memory, two files at most.
+    Uncompressed NIfTI (of scalars), MetaImage and NRRD files are read region by region. ITK can
+    read the others only whole: a process that slices one keeps it in memory, two files at most.
 
     Parameters
     ----------
@@ -65,6 +66,9 @@ class ItkFile(StoredArray):
             The elements.
         """
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        offset = self._raw_nrrd()
+        if offset:
+            return np.array(np.memmap(self.path, self.dtype, "r", offset, self.shape)[cut])
         if not self._streams():
             stamp = Path(self.path).stat()
             with _reading:
@@ -92,6 +96,21 @@ class ItkFile(StoredArray):
             words = file.read(_HEADER_BYTES).decode("utf-8", "replace").split()
         named = (place.parent / word for word in dict.fromkeys(words))
         return (self.path, *(str(file) for file in named if file.is_file()))
+
+    def _raw_nrrd(self) -> int:
+        """Where the voxels of an uncompressed NRRD file begin, which ITK reads whole; else 0."""
+        if Path(self.path).suffix.lower() != ".nrrd":
+            return 0
+        with open(self.path, "rb") as file:
+            header, end, _ = file.read(_HEADER_BYTES).partition(b"\n\n")
+        words = header.lower().splitlines()
+        as_numpy = b"encoding: raw" in words and b"endian: little" in words
+        if not end or not as_numpy or (self.components > 1 and b"kinds: vector" not in header):
+            return 0
+        # Anything that says more about where the data are makes the lengths differ.
+        start = len(header) + len(end)
+        length = math.prod(self.shape) * self.dtype.itemsize
+        return start if Path(self.path).stat().st_size == start + length else 0
 
     def _streams(self) -> bool:
         """Whether ITK reads a region without reading the whole file."""

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -317,7 +317,7 @@ class Location:
 
     @contextmanager
     def replacing(self) -> Iterator[Path]:
-        """A file for somebody else to write, which appears here when it is complete.
+        """A file or folder for somebody else to write, which appears here when it is complete.
 
         Yields
         ------
@@ -332,13 +332,17 @@ class Location:
                 yield partial
                 os.replace(partial, target)
             finally:
+                if partial.is_dir():
+                    shutil.rmtree(partial)
                 partial.unlink(missing_ok=True)
             return
         with tempfile.TemporaryDirectory(prefix="itkstream-") as folder:
             partial = Path(folder) / self.name
             yield partial
             with self._reaching() as store:
-                store.put_file(str(partial), self._key)
+                # With the slash what is in a folder is put, not the folder below the key.
+                given = f"{partial}/" if partial.is_dir() else str(partial)
+                store.put(given, self._key, recursive=partial.is_dir())
 
     def make_folder(self) -> None:
         """Make a folder and those around it; in object stores there is nothing to make."""
@@ -374,11 +378,20 @@ class Location:
         -------
         str
             32 hexadecimal digits.
+
+        Raises
+        ------
+        MissingDataError
+            Where nothing is.
         """
-        if self.is_local:
-            return files_stamp(self.address)
+        with self._reaching() as store:
+            if store is None:
+                return files_stamp(self.address)
+            found = store.find(self._key, detail=True)
+        if not found:
+            raise MissingDataError(f"there is no {self}; check the name")
         digest = blake2b(digest_size=16)
-        for entry in sorted(self._stamps()):
+        for entry in sorted(self._stamps(found)):
             digest.update(repr(entry).encode())
         return digest.hexdigest()
 
@@ -460,10 +473,8 @@ class Location:
                     "the name"
                 ) from error
 
-    def _stamps(self) -> Iterator[tuple[str, int, str]]:
+    def _stamps(self, found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]:
         """Relative name, size and ETag or time of every object here and below."""
-        with self._reaching() as store:
-            found = store.find(self._key, detail=True)
         for key, facts in found.items():
             name = self._pure_of(key).relative_to(self._key)
             if LEDGER_FOLDER not in name.parts:
@@ -477,7 +488,7 @@ class Location:
             yield None if self.is_local else self.filesystem
         except (InputError, MissingDataError):
             raise
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             what = "" if self.is_local else ", or no bucket of that name"
             raise MissingDataError(f"there is no {self}{what}; check the name") from error
         except Exception as error:

@@ -27,11 +27,13 @@ from itkstream.geometry import (
 )
 from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_store
-from itkstream.io.zarr_arrays import ZarrArray, zarr_attributes
+from itkstream.io.stored import tiles
+from itkstream.io.zarr_arrays import ZarrArray, written_codecs, zarr_attributes
 
-__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes"]
+__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes", "write_store"]
 
 _FIELD = "displacement"
+_CHUNK = 64
 
 
 def create_transform(
@@ -81,7 +83,36 @@ def create_transform(
         dtype=np.float32,
         chunks=(grid.ndim, *(min(chunks[k], grid.shape[k]) for k in order)),
         dimension_names=("c", *stored.axes),
+        compressors=written_codecs(),
     )
+
+
+def write_store(
+    path: str | os.PathLike[str], field: DisplacementField, affine: AffineTransform
+) -> None:
+    """Write a displacement field and the affine after it as a store, chunk by chunk.
+
+    Parameters
+    ----------
+    path : Path
+        The new store.
+    field : DisplacementField
+        Acts first; it may be stored and larger than memory. Kept as float32.
+    affine : AffineTransform
+        Acts on what the field gives.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something is there.
+    """
+    grid = field.grid
+    chunks = tuple(min(_CHUNK, n) for n in grid.shape)
+    target = create_transform(path, affine, grid, chunks=chunks)
+    order = grid.axis_order(stored_axes(grid))
+    for box in tiles(grid.shape, chunks):
+        part = np.asarray(field.data[(*box, slice(None))])
+        target[(slice(None), *(box[k] for k in order))] = as_stored(part, grid.crop(box))
 
 
 def stored_axes(grid: Grid) -> tuple[str, ...]:

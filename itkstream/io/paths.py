@@ -75,7 +75,7 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
         Where the format is unknown, or ITK would have to read from an object store.
     """
     full = Location.parse(path)
-    full = full.child(dataset) if dataset else full
+    full = Location.parse(str(full.child(dataset))) if dataset else full
     if not full.exists():
         raise _missing(full)
     if full.is_file():

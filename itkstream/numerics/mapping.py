@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -24,11 +25,12 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.numerics.blend import blend_affines
-from itkstream.numerics.fields import to_positions
 from itkstream.numerics.interpolate import MARGIN, sample_field
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["GridMap", "affine_part", "map_on"]
+
+_ON_A_GRID = (BSplineTransform, DisplacementField, PiecewiseAffine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +142,8 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     Parameters
     ----------
     transform : Transform
-        An affine, piecewise affine, displacement field, or a composite of these. Stored fields
-        are read around the grid only.
+        Any; stored fields are read around the grid only. Other kinds than affines, piecewise
+        affines, displacement fields and composites are evaluated point by point.
     grid : Grid
         The voxels wanted, in fixed space.
 
@@ -194,19 +196,18 @@ def _then(before: GridMap, step: Transform) -> GridMap:
         for inner in step.transforms:
             before = _then(before, inner)
         return before
-    if isinstance(step, (DisplacementField, PiecewiseAffine)) and step.grid.unit != grid.unit:
+    unit = step.grid.unit if isinstance(step, _ON_A_GRID) else grid.unit
+    if unit != grid.unit:
         raise InputError(
-            f"a transform in {step.grid.unit} cannot act on an image in {grid.unit}; convert the "
-            "field and its grid first"
+            f"a transform in {unit} cannot act on an image in {grid.unit}; convert the field and "
+            "its grid first"
         )
     if isinstance(step, DisplacementField):
         return _then_field(before, step)
-    if isinstance(step, PiecewiseAffine):
-        if before.displacement is None and np.array_equal(affine, np.eye(grid.ndim + 1)):
-            return GridMap(grid, affine, blend_affines(step, grid))
-        reached = to_positions(_moves(before), grid, affine)
-        return _with_moves(before, (step.apply(reached) - reached).astype(np.float32))
-    raise InputError(f"cannot evaluate a {type(step).__name__} on a grid")
+    untouched = before.displacement is None and np.array_equal(affine, np.eye(grid.ndim + 1))
+    if isinstance(step, PiecewiseAffine) and untouched:
+        return GridMap(grid, affine, blend_affines(step, grid))
+    return _then_points(before, step)
 
 
 def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
@@ -221,12 +222,6 @@ def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
     return _with_moves(before, moves)
 
 
-def _moves(mapping: GridMap) -> NDArray[np.float32]:
-    if mapping.displacement is None:
-        return np.zeros((*mapping.grid.shape, mapping.grid.ndim), np.float32)
-    return mapping.displacement
-
-
 def _with_moves(before: GridMap, moves: NDArray[np.float32]) -> GridMap:
     """The map with vectors added to where it leads."""
     # A(p + d) + f = A(p + d + A^-1 f): the vector moves in front of the affine.
@@ -236,6 +231,15 @@ def _with_moves(before: GridMap, moves: NDArray[np.float32]) -> GridMap:
     if before.displacement is not None:
         moves += before.displacement
     return GridMap(before.grid, before.affine, moves)
+
+
+def _then_points(before: GridMap, step: Transform) -> GridMap:
+    grid, affine = before.grid, before.affine
+    start = grid.positions()
+    here = start if before.displacement is None else start + before.displacement
+    mapped = step.apply(here @ affine[:-1, :-1].T + affine[:-1, -1])
+    moves = AffineTransform(affine).inverse().apply(mapped) - start
+    return GridMap(grid, affine, moves.astype(np.float32))
 
 
 def _part_reached(before: GridMap, field: DisplacementField) -> DisplacementField:
