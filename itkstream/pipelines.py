@@ -229,7 +229,12 @@ def register(
         transform = run.stored(state)
         aligned = run.align(transform, keys[-1])
     run.export(transform, keys[-1])
-    report = run.report()
+    given = {
+        "initial_transform": initial_transform,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+    }
+    report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
     write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
     return Registration(folder.location, transform, aligned, report)
 
@@ -494,6 +499,15 @@ def _seen(image: Image, mask: Any, which: str, settings: RegisterSettings) -> Im
 
 def _coarse(image: Image, settings: RegisterSettings) -> Image:
     return read_coarse(image, factors_to_fit(image.grid, settings.coarse_voxels))
+
+
+def _told(given: Any) -> Any:
+    """What a report says of an argument: paths and numbers as they are, others by their kind."""
+    if isinstance(given, (str, os.PathLike)):
+        return str(given)
+    if isinstance(given, (list, tuple)) and all(isinstance(v, (int, float)) for v in given):
+        return list(given)
+    return type(given).__name__
 
 
 def _identity(image: Image) -> AffineTransform:
