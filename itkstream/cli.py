@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from itkstream.errors import ItkstreamError
 __all__ = ["main"]
 
 _NOT_SOUND = 1
+_REGIONS_SHOWN = 10
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
@@ -212,27 +214,58 @@ def export(transform: str, out: str, overwrite: bool) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path())
-def check(transform: str) -> None:
+@click.argument("transform")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
+def check(transform: str, as_json: bool) -> None:
     """Check TRANSFORM: no folds, and an inverse that leads back.
 
     The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
     """
-    from itkstream.certificate import check_transform
+    from itkstream.certificate import certify
     from itkstream.io.transform_files import read_transform
 
-    found = check_transform(read_transform(transform))
-    click.echo(f"least Jacobian determinant: {found.least_jacobian:.4g}")
-    click.echo(f"voxels folded: {found.folded_voxels} of {found.voxels}")
+    found = certify(read_transform(transform), name=transform)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        sys.exit(0 if found["passed"] else _NOT_SOUND)
+    click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
+    click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
+    for region in found["regions"][:_REGIONS_SHOWN]:
+        spans = zip(region["first"], region["stop"], strict=True)
+        box = ", ".join(f"{first}:{stop}" for first, stop in spans)
+        click.echo(f"  [{box}]: {region['voxels']} voxels, least {region['least_jacobian']:.3g}")
+    hidden = len(found["regions"]) - _REGIONS_SHOWN
+    if hidden > 0:
+        click.echo(f"  and {hidden} more regions (--json lists them)")
     click.echo(
-        f"inverse error: median {found.median_inverse_error_vox:.2g}, largest "
-        f"{found.largest_inverse_error_vox:.2g} voxels"
+        f"inverse error: median {found['median_inverse_error_vox']:.2g}, largest "
+        f"{found['largest_inverse_error_vox']:.2g} voxels"
     )
-    for reason in found.failures:
+    for reason in found["failures"]:
         click.echo(f"failed: {reason}")
-    if found.failures:
+    if found["repair"]:
+        click.echo(f"to smooth the folds alone: {found['repair']}")
+    if not found["passed"]:
         sys.exit(_NOT_SOUND)
     click.echo("passed")
+
+
+@commands.command()
+@click.argument("transform")
+@click.argument("out")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def repair(transform: str, out: str, overwrite: bool) -> None:
+    """Smooth TRANSFORM where it folds, and nowhere else, and write it as the file OUT.
+
+    The ending of OUT decides the format, as for `export`.
+    """
+    from itkstream.certificate import check_transform, repair_transform
+    from itkstream.io.transform_files import read_transform, write_transform
+
+    before = read_transform(transform)
+    repaired = repair_transform(before)
+    write_transform(out, repaired, overwrite=overwrite)
+    click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
 
 
 def main() -> None:
