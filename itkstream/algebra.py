@@ -7,6 +7,7 @@ and `itkstream.inversion` inverts them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -210,7 +211,11 @@ def prepare_jacobian(transform: Transform, blocksize: Sequence[int]) -> da.Array
 
 
 def coarsen_field(
-    field: DisplacementField, tolerance: float | None = None, *, max_factor: int = 32
+    field: DisplacementField,
+    tolerance: float | None = None,
+    *,
+    max_factor: int = 32,
+    max_nodes: float | None = None,
 ) -> CoarseField:
     """Put a field on the coarsest lattice that keeps it within a tolerance.
 
@@ -226,6 +231,8 @@ def coarsen_field(
         Greatest error, in the unit of the grid; default 0.05 of the least spacing.
     max_factor : int
         Bound on the factors, at most 32.
+    max_nodes : float, optional
+        Bound on the nodes that goes before the tolerance: `CoarseField.error` says at what price.
 
     Returns
     -------
@@ -235,7 +242,8 @@ def coarsen_field(
     Raises
     ------
     InputError
-        For a tolerance that is not positive, or a field with NaN.
+        For a tolerance that is not positive, a field with NaN, or a bound that even the largest
+        factor does not keep.
     """
     grid = field.grid
     allowed = 0.05 * min(grid.spacing) if tolerance is None else float(tolerance)
@@ -245,15 +253,15 @@ def coarsen_field(
             f"{tolerance} and {max_factor}"
         )
     ladder = _ladder(grid, max_factor)
-    shared = {"source": _source(field.data), "shape": grid.shape, "ladder": ladder}
-    shared["allowed"] = allowed
+    shared: dict[str, Any] = {"source": _source(field.data), "shape": grid.shape, "ladder": ladder}
+    shared |= {"allowed": allowed, "least": _first_that_fits(grid, ladder, max_nodes)}
     blocks = block_grid(grid.shape, (_PART,) * grid.ndim, 0)
     result = Result(np.float64, (len(ladder),), "block")
     each = map_blocks(_error_block, blocks, None, shared, result).compute()
     worst = each.reshape(-1, len(ladder)).max(axis=0)
     if np.isnan(worst).any():
         raise InputError("the displacement field holds NaN or infinity: it is no transform")
-    best = int(np.flatnonzero(worst <= allowed)[-1])
+    best = max(shared["least"], int(np.flatnonzero(worst <= allowed)[-1]))
     return CoarseField(_decimated(field, ladder[best]), ladder[best], float(worst[best]))
 
 
@@ -271,6 +279,23 @@ def _ladder(grid: Grid, max_factor: int) -> tuple[tuple[int, ...], ...]:
     return tuple(rungs)
 
 
+def _coarse_shape(shape: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-(-(n - 1) // f) + 1 for n, f in zip(shape, factors, strict=True))
+
+
+def _first_that_fits(
+    grid: Grid, ladder: tuple[tuple[int, ...], ...], max_nodes: float | None
+) -> int:
+    sizes = [math.prod(_coarse_shape(grid.shape, rung)) for rung in ladder]
+    fitting = [k for k, size in enumerate(sizes) if max_nodes is None or size <= max_nodes]
+    if not fitting:
+        raise InputError(
+            f"a field of shape {grid.shape} has at least {sizes[-1]} nodes on the coarsest "
+            f"lattice that is tried; at most {max_nodes} were asked for"
+        )
+    return fitting[0]
+
+
 def _error_block(
     _part: None,
     block: Block,
@@ -279,8 +304,12 @@ def _error_block(
     shape: tuple[int, ...],
     ladder: tuple[tuple[int, ...], ...],
     allowed: float,
+    least: int,
 ) -> NDArray[np.float64]:
-    """Greatest error of each rung in a block; infinite beyond the first that is too coarse."""
+    """Greatest error of each rung in a block; infinite beyond the first that is too coarse.
+
+    The rung `least` is measured in any case.
+    """
     region = _around(block.core, np.max(ladder, axis=0), shape)
     part = np.asarray(source[(*region, slice(None))], np.float64)
     inside = tuple(
@@ -293,7 +322,7 @@ def _error_block(
             spans = (region[axis], block.core[axis])
             rough = _reinterpolated(rough, axis, factor, spans, shape[axis])
         errors[k] = np.sqrt(((rough - part[inside]) ** 2).sum(axis=-1)).max()
-        if not errors[k] <= allowed:
+        if k >= least and not errors[k] <= allowed:
             break
     return errors.reshape((1,) * len(shape) + (-1,))
 
@@ -327,7 +356,7 @@ def _decimated(field: DisplacementField, factors: tuple[int, ...]) -> Displaceme
     grid, data = field.grid, field.data
     if max(factors) == 1:
         return field
-    shape = tuple(-(-(n - 1) // f) + 1 for n, f in zip(grid.shape, factors, strict=True))
+    shape = _coarse_shape(grid.shape, factors)
     spacing = tuple(s * f for s, f in zip(grid.spacing, factors, strict=True))
     coarse = replace(grid, shape=shape, spacing=spacing)
     whole = tuple(slice(0, n) for n in shape)

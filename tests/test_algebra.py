@@ -230,6 +230,19 @@ def test_coarsening_keeps_linear_fields_and_rough_ones() -> None:
     assert coarsen_field(straight, 1e-3, max_factor=4).factors == (4, 4, 4)
 
 
+def test_a_bound_on_the_size_goes_before_the_tolerance() -> None:
+    grid = Grid((60, 50, 40), (1, 1, 1))
+    field = smooth_field(2, grid, 3.0, sigma=4.0)
+    within = coarsen_field(field, 0.3)
+    small = coarsen_field(field, 0.3, max_nodes=2000)
+    assert small.field.grid.size <= 2000 < within.field.grid.size
+    again = small.field.apply(grid.positions()) - field.apply(grid.positions())
+    np.testing.assert_allclose(small.error, np.linalg.norm(again, axis=-1).max(), atol=1e-9)
+    assert small.error > 0.3 >= within.error
+    with pytest.raises(InputError, match="at most 5 were asked for"):
+        coarsen_field(field, max_nodes=5)
+
+
 def test_refuses(odd_grid: MakeGrid, smooth_transform: Make) -> None:
     transform = smooth_transform(odd_grid(0))
     field, affine = transform.transforms
