@@ -212,7 +212,6 @@ def test_a_coarse_field_is_the_mean_of_the_fine_one(
     # Measured 0.003 and 0.054: the field has a kink at every node, where the value at the middle
     # of a group is not the mean of the group. The field of a single block is averaged as such.
     off = np.abs(compute(coarse) - shrink_field(compute(fine), (2, 2, 2)))
-    print(np.median(off), np.percentile(off,99), off.max())
     assert np.median(off) < 0.005
     assert off.max() < (0.1 if size == SIZE else 1e-6)
 
