@@ -42,18 +42,22 @@ def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
             "local affines are blended along the axes of the image they were found in; the grid "
             f"wanted has the direction {grid.direction}, that image {local.grid.direction}"
         )
-    moves = _lift(((local.matrices - np.eye(n + 1)) @ local.grid.matrix)[..., :-1, :], n)
     start = local.grid.to_index(grid.origin)
     step = np.asarray(grid.spacing) / local.grid.spacing
     at = [np.zeros(1)] * (3 - n)
     tables = [(np.zeros(1, np.intp), np.zeros(1))] * (3 - n)
+    near: list[slice] = []
     for axis, length in enumerate(grid.shape):
         at.append(start[axis] + step[axis] * np.arange(length))
-        tables.append(local.blocks.weights(axis, at[-1]))
-    low = tuple(t[0] for t in tables)
-    upper = tuple(t[1] for t in tables)
+        low, upper = local.blocks.weights(axis, at[-1])
+        near.append(slice(int(low.min()), int(low.max()) + 2))
+        tables.append((low - low.min(), upper))
+    # Of all blocks only those that reach this grid; there may be very many.
+    matrices = local.matrices[tuple(near)]
+    moves = _lift(((matrices - np.eye(n + 1)) @ local.grid.matrix)[..., :-1, :], n)
+    lows, uppers = tuple(t[0] for t in tables), tuple(t[1] for t in tables)
     out = np.empty((*map(len, at), n), np.float32)
-    over_slabs(lambda a, b: _blend(moves, low, upper, tuple(at), out, a, b), out.shape[1])
+    over_slabs(lambda a, b: _blend(moves, lows, uppers, tuple(at), out, a, b), out.shape[1])
     return out.reshape((*grid.shape, n))
 
 
@@ -316,23 +320,28 @@ def _lift(moves: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 @njit(nogil=True, cache=True)
 def _blend(moves, low, upper, at, out, start, stop):  # type: ignore[no-untyped-def]
-    total = np.zeros(out.shape[3])
+    """Along a row the affines of each block are lines; those of four blocks are one line."""
+    blocks, n = moves.shape[2], out.shape[3]
+    line = np.empty((blocks, n, 2))
     for i in range(out.shape[0]):
         for j in range(start, stop):
+            line[:] = 0.0
+            for corner in range(4):
+                share = upper[0][i] if corner >> 1 else 1.0 - upper[0][i]
+                share *= upper[1][j] if corner & 1 else 1.0 - upper[1][j]
+                if share == 0.0:
+                    continue
+                plane = moves[low[0][i] + (corner >> 1), low[1][j] + (corner & 1)]
+                for d in range(blocks):
+                    for c in range(n):
+                        m = plane[d, c]
+                        line[d, c, 0] += share * (m[0] * at[0][i] + m[1] * at[1][j] + m[3])
+                        line[d, c, 1] += share * m[2]
             for k in range(out.shape[2]):
-                total[:] = 0.0
-                for corner in range(8):
-                    a = corner >> 2
-                    b = (corner >> 1) & 1
-                    d = corner & 1
-                    share = upper[0][i] if a else 1.0 - upper[0][i]
-                    share *= upper[1][j] if b else 1.0 - upper[1][j]
-                    share *= upper[2][k] if d else 1.0 - upper[2][k]
-                    if share == 0.0:
-                        continue
-                    m = moves[low[0][i] + a, low[1][j] + b, low[2][k] + d]
-                    for c in range(total.size):
-                        move = m[c, 0] * at[0][i] + m[c, 1] * at[1][j] + m[c, 2] * at[2][k]
-                        total[c] += share * (move + m[c, 3])
-                for c in range(total.size):
-                    out[i, j, k, c] = total[c]
+                d, share, z = low[2][k], upper[2][k], at[2][k]
+                for c in range(n):
+                    move = line[d, c, 0] + line[d, c, 1] * z
+                    if share > 0.0:
+                        other = line[d + 1, c, 0] + line[d + 1, c, 1] * z
+                        move += share * (other - move)
+                    out[i, j, k, c] = move
