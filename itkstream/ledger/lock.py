@@ -127,11 +127,15 @@ class Lock:
                 self._place.remove()
 
     def _busy(self, holder: _Holder | None) -> BusyOutputError:
-        who = "another process"
+        who, gone = "another process", ""
         if holder is not None:
             who = f"process {holder.pid} on {holder.host.split()[0]}"
+        if holder is not None and holder.host != _host():
+            gone = (
+                f"; one that died there counts as gone after {_PATIENCE_SECONDS / 60:.0f} minutes"
+            )
         return BusyOutputError(
-            f"{who} is writing to {self._what}: wait until it is done, or stop it"
+            f"{who} is writing to {self._what}: wait until it is done, or stop it{gone}"
         )
 
 
