@@ -131,9 +131,7 @@ class Lock:
         if holder is not None:
             who = f"process {holder.pid} on {holder.host.split()[0]}"
         if holder is not None and holder.host != _host():
-            gone = (
-                f"; one that died there counts as gone after {_PATIENCE_SECONDS / 60:.0f} minutes"
-            )
+            gone = f"; if it died there, wait {_PATIENCE_SECONDS / 60:.0f} minutes"
         return BusyOutputError(
             f"{who} is writing to {self._what}: wait until it is done, or stop it{gone}"
         )
