@@ -27,6 +27,7 @@ __all__ = [
     "DisplacementField",
     "PiecewiseAffine",
     "Transform",
+    "compose",
 ]
 
 
@@ -399,3 +400,47 @@ class CompositeTransform:
         for transform in self.transforms:
             mapped = transform.apply(mapped)
         return mapped
+
+
+def compose(*transforms: Transform) -> Transform:
+    """One transform after the other, in its simplest form; the first acts first. Exact.
+
+    Parameters
+    ----------
+    *transforms : Transform
+        At least one, all of the same dimension.
+
+    Returns
+    -------
+    Transform
+        Composites are taken apart, affines that follow each other multiplied, and identities left
+        out. What remains is a composite, or, if it is one transform, that itself.
+
+    Raises
+    ------
+    InputError
+        Where nothing is given, or dimensions differ.
+    """
+    chain = CompositeTransform(transforms)
+    identity = np.eye(chain.ndim + 1)
+    steps: list[Transform] = []
+    for step in _flat(chain):
+        if isinstance(step, AffineTransform):
+            before = steps[-1] if steps else None
+            if isinstance(before, AffineTransform):
+                step = AffineTransform(step.matrix @ before.matrix)
+                steps.pop()
+            if np.array_equal(step.matrix, identity):
+                continue
+        steps.append(step)
+    if not steps:
+        return AffineTransform(identity)
+    return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
+
+
+def _flat(transform: Transform) -> Iterator[Transform]:
+    if not isinstance(transform, CompositeTransform):
+        yield transform
+        return
+    for step in transform.transforms:
+        yield from _flat(step)
