@@ -22,7 +22,8 @@ from itkstream.doors import as_pair, block_grid
 from itkstream.errors import ItkstreamError, RegistrationError
 from itkstream.features import ContextWindow, Correspondences, KeyPointSettings, MatchSettings
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
-from itkstream.lazy import Result, map_blocks
+from itkstream.lazy import Result, map_blocks, once, readable
+from itkstream.levels import find_content
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
     ConsistencySettings,
@@ -52,6 +53,9 @@ _FALLBACKS: tuple[tuple[Model, int], ...] = (("rigid", 6), ("translation", 4))
 # A block contradicts its neighbours where it is further from what they predict than a match may be
 # from its affine, this many times: 5 µm at the default threshold, see `ConsistencySettings`.
 _CONTRADICTION = 2.5
+
+# Voxels of the level on which blocks are searched for content.
+_CONTENT_VOXELS = 20e6
 
 
 def ransac_affine(
@@ -269,6 +273,7 @@ def prepare_local_affines(
     *,
     overlap: Sequence[int] | int | None = None,
     fill: bool = True,
+    skip_empty: bool = False,
 ) -> da.Array:
     """Prepare to find an affine in every block, before a transform that aligns them roughly.
 
@@ -288,6 +293,9 @@ def prepare_local_affines(
     fill : bool
         Find the affines of all blocks together, so that neighbours agree and blocks without
         matches continue theirs; else each has its own, or NaN.
+    skip_empty : bool
+        Leave out blocks in which a coarse level of neither image shows more than background and
+        its noise: they are not read, and count as blocks without matches.
 
     Returns
     -------
@@ -305,7 +313,11 @@ def prepare_local_affines(
     }
     size = (fixed.ndim + 1) ** 2
     result = Result(np.float64, (size + evidence_size(fixed.ndim),), "block")
-    found = map_blocks(_local_affine, blocks, fixed.data, shared, result)
+    keep = None
+    if skip_empty and len(blocks) > 1:
+        start = initial or AffineTransform(np.eye(fixed.ndim + 1))
+        keep = once(find_content, readable(fixed), moving, start, blocks, _CONTENT_VOXELS)
+    found = map_blocks(_local_affine, blocks, fixed.data, shared, result, keep=keep)
     common = fill and len(blocks) > 1
     if common:
         found = found.rechunk(found.shape)
@@ -358,7 +370,7 @@ def _settings(
 
 
 def _local_affine(
-    part: NDArray[Any],
+    part: NDArray[Any] | None,
     block: Block,
     *,
     grid: Grid,
@@ -367,9 +379,11 @@ def _local_affine(
     settings: AffineSettings,
     alone: bool,
 ) -> NDArray[np.float64]:
-    here = Image(part, grid.crop(block.padded))
     n = grid.ndim
     matrix, inliers = np.full((n + 1, n + 1), np.nan), np.empty((2, 0, n))
+    if part is None:
+        return _row(grid, block, matrix, inliers)
+    here = Image(part, grid.crop(block.padded))
     try:
         near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
         estimate, pairs = affine_block(here, near, settings)
@@ -387,10 +401,17 @@ def _local_affine(
         raise RegistrationError(f"no affine found: {reason}")
     if reason:
         logger.warning("block %s has no affine of its own: %s", block.index, reason)
+    return _row(grid, block, matrix, inliers)
+
+
+def _row(
+    grid: Grid, block: Block, matrix: NDArray[np.float64], inliers: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What is known of a block: its affine and its evidence."""
     middle = [(s.start + s.stop - 1) / 2 for s in block.core]
     evidence = evidence_of(inliers[0], inliers[1], grid.to_physical(middle))
     row = np.concatenate([matrix.ravel(), evidence.packed()])
-    return row.reshape((1,) * n + row.shape)
+    return row.reshape((1,) * grid.ndim + row.shape)
 
 
 def _simpler(

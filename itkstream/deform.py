@@ -24,7 +24,7 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.lazy import Result, map_blocks, map_neighbours, once, readable
-from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
+from itkstream.levels import LevelPlan, after_coarse, find_content, plan_levels, solve_coarse
 from itkstream.numerics.blend import NodeLattice
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import (
@@ -149,6 +149,7 @@ def prepare_piecewise_deformable_align(
     method: Literal["lcc"] | Method = "lcc",
     settings: DeformSettings | None = None,
     coarse_voxels: float = COARSE_VOXELS,
+    skip_empty: bool = False,
 ) -> da.Array:
     """Prepare to find the deformation block by block, on top of affines.
 
@@ -182,6 +183,9 @@ def prepare_piecewise_deformable_align(
         All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    skip_empty : bool
+        Leave out blocks in which a coarse level of neither image shows more than background and
+        its noise: they are not read, and continue their neighbours.
 
     Returns
     -------
@@ -205,7 +209,8 @@ def prepare_piecewise_deformable_align(
         initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
     blocks = block_grid(fixed.shape, blocksize, overlap)
     output = _Output(fixed.grid, (1,) * fixed.ndim, positions=True)
-    return _prepare(_Task(fixed, moving, initial, settings, blocks), output, coarse_voxels)
+    task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
+    return _prepare(task, output, coarse_voxels)
 
 
 def prepare_displacement(
@@ -217,6 +222,7 @@ def prepare_displacement(
     overlap: Sequence[int] | int | None = None,
     coarse_voxels: float = COARSE_VOXELS,
     factors: Sequence[int] | None = None,
+    skip_empty: bool = False,
 ) -> da.Array:
     """Prepare the deformation in front of the affine of an initial transform.
 
@@ -236,6 +242,8 @@ def prepare_displacement(
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
     factors : sequence of int, optional
         Voxels per vector and axis, default 1: a smooth field needs not all to be stored.
+    skip_empty : bool
+        As in `prepare_piecewise_deformable_align`.
 
     Returns
     -------
@@ -257,7 +265,7 @@ def prepare_displacement(
                 f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
                 f"{factor}; use a blocksize that is a multiple of {factor}"
             )
-    task = _Task(fixed, moving, initial, settings, blocks)
+    task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
     return _prepare(task, _Output(fixed.grid, by), coarse_voxels)
 
 
@@ -313,6 +321,7 @@ class _Task:
     initial: Transform
     settings: DeformSettings
     blocks: BlockGrid
+    skip_empty: bool
 
 
 @dataclass(frozen=True)
@@ -357,7 +366,11 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     shared = {**where, "moving": task.moving, "settings": settings}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
-    found = map_blocks(_refine_block, blocks, fixed.data, shared, packed)
+    keep = None
+    if task.skip_empty:
+        images = readable(fixed), task.moving
+        keep = once(find_content, *images, start, blocks, coarse_voxels or COARSE_VOXELS)
+    found = map_blocks(_refine_block, blocks, fixed.data, shared, packed, keep=keep)
     rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
     others = range(1, fixed.ndim)
     where["output"] = output
@@ -400,7 +413,7 @@ def _only_block(
 
 
 def _refine_block(
-    part: NDArray[Any],
+    part: NDArray[Any] | None,
     block: Block,
     *,
     grid: Grid,
@@ -409,6 +422,9 @@ def _refine_block(
     moving: Image,
     settings: DeformSettings,
 ) -> NDArray[np.float32]:
+    if part is None:
+        logger.debug("block %s is empty", block.index)
+        return nodes.no_pack()
     estimate = deform_block(Image(part, grid.crop(block.padded)), moving, initial, settings)
     refinement = estimate.refinement()
     if refinement is not None:

@@ -469,6 +469,7 @@ class _Run:
             settings.deform.scaled(min(self.fixed.spacing)),
             coarse_voxels=settings.coarse_voxels,
             factors=halved,
+            skip_empty=True,
         )
         return lazy, self.fixed.grid.shrink(halved)
 
