@@ -17,11 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from itkstream import affine, cluster, deform, transform
+    from itkstream import affine, align, cluster, deform, transform
     from itkstream.block_kernels import WarpSettings
-    from itkstream.cluster import Resources, execute
+    from itkstream.cluster import execute
     from itkstream.geometry import (
         AffineTransform,
+        BSplineTransform,
         CompositeTransform,
         DisplacementField,
         Grid,
@@ -31,24 +32,40 @@ if TYPE_CHECKING:
     from itkstream.io import open_image
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
-    from itkstream.pipelines import RegisterSettings, Registration, register
+    from itkstream.pipelines import Plan, Registration, plan, register
+    from itkstream.steps import (
+        Deformable,
+        IntensityAffine,
+        LocalAffines,
+        RansacAffine,
+        RegisterSettings,
+    )
+    from itkstream.workers import Resources
 
 __all__ = [
     "AffineTransform",
+    "BSplineTransform",
     "CompositeTransform",
+    "Deformable",
     "DisplacementField",
     "Grid",
     "Image",
+    "IntensityAffine",
+    "LocalAffines",
     "PiecewiseAffine",
+    "Plan",
+    "RansacAffine",
     "RegisterSettings",
     "Registration",
     "Resources",
     "WarpSettings",
     "affine",
+    "align",
     "cluster",
     "deform",
     "execute",
     "open_image",
+    "plan",
     "read_itk_transform",
     "read_transform",
     "register",
@@ -58,17 +75,24 @@ __all__ = [
 
 _HOMES = {
     "AffineTransform": "geometry",
+    "BSplineTransform": "geometry",
     "CompositeTransform": "geometry",
+    "Deformable": "steps",
     "DisplacementField": "geometry",
     "Grid": "geometry",
     "Image": "geometry",
+    "IntensityAffine": "steps",
+    "LocalAffines": "steps",
     "PiecewiseAffine": "geometry",
-    "RegisterSettings": "pipelines",
+    "RansacAffine": "steps",
+    "Plan": "pipelines",
+    "RegisterSettings": "steps",
     "Registration": "pipelines",
-    "Resources": "cluster",
+    "Resources": "workers",
     "WarpSettings": "block_kernels",
     "execute": "cluster",
     "open_image": "io",
+    "plan": "pipelines",
     "read_itk_transform": "io.itk_transforms",
     "read_transform": "io.transform_files",
     "register": "pipelines",

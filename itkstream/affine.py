@@ -9,21 +9,24 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.block_kernels import (
     AffineSettings,
     WarpSettings,
     affine_block,
+    best_affine_block,
     intensity_block,
     warp_block,
 )
 from itkstream.doors import as_pair, block_grid
 from itkstream.errors import ItkstreamError, RegistrationError
-from itkstream.features import ContextWindow, Correspondences, KeyPointSettings, MatchSettings
+from itkstream.features import Correspondences
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
 from itkstream.lazy import Result, map_blocks, once, readable
 from itkstream.levels import find_content
+from itkstream.masks import Mask
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
     ConsistencySettings,
@@ -36,6 +39,7 @@ from itkstream.numerics.consistency import (
 from itkstream.numerics.itk_settings import IntensitySettings
 from itkstream.numerics.mapping import map_on
 from itkstream.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
+from itkstream.steps import ALIGN_THRESHOLD_VOX, IntensityAffine, RansacAffine
 
 __all__ = [
     "intensity_affine",
@@ -58,6 +62,10 @@ _CONTRADICTION = 2.5
 _CONTENT_VOXELS = 20e6
 
 
+# An affine by intensities counts for as many matches as these make in a block.
+_POINTS_PER_AXIS = 4
+
+
 def ransac_affine(
     fix: Any,
     mov: Any,
@@ -71,8 +79,8 @@ def ransac_affine(
     align_threshold: float = 2.0,
     num_sigma_max: int = 10,
     *,
-    fix_mask: NDArray[Any] | None = None,
-    mov_mask: NDArray[Any] | None = None,
+    fix_mask: Mask | None = None,
+    mov_mask: Mask | None = None,
     fix_points: ArrayLike | None = None,
     mov_points: ArrayLike | None = None,
     max_distance: float | None = None,
@@ -103,8 +111,8 @@ def ransac_affine(
         Greatest distance of a match from the affine, in micrometers.
     num_sigma_max : int
         Most blob widths searched.
-    fix_mask, mov_mask : ndarray, optional
-        Of the images' shapes; key points lie only where they are true.
+    fix_mask, mov_mask : Mask, optional
+        Which voxels count, see `itkstream.masks.Mask`: no key point lies on another.
     fix_points, mov_points : array_like, (m, 3), optional
         Key points of your own, in micrometers, such as the centroids of a segmentation.
     max_distance : float, optional
@@ -128,18 +136,22 @@ def ransac_affine(
     RegistrationError
         Where no trustworthy affine was found; the message says at which step it failed.
     """
-    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
-    settings = _settings(
-        fixed.grid, (min_radius, max_radius), match_threshold, cc_radius, nspots, num_sigma_max
+    masks = (fix_mask, mov_mask)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
+    step = RansacAffine(
+        radii=((min_radius, max_radius),),
+        match_threshold=match_threshold,
+        cc_radius=cc_radius,
+        nspots=nspots,
+        num_sigma_max=num_sigma_max,
+        align_threshold=align_threshold,
+        max_distance=max_distance,
+        max_ambiguity=max_ambiguity,
     )
-    distinct = cc_radius * float(np.median(fixed.spacing))
-    settings = replace(
-        settings,
-        matching=MatchSettings(match_threshold, max_distance, max_ambiguity, distinct),
-        ransac=ransac or RansacSettings(threshold_um=align_threshold),
-    )
+    settings = step.settings_for(fixed.spacing, (min_radius, max_radius))
+    settings = replace(settings, ransac=ransac or settings.ransac)
     own = tuple(None if p is None else np.asarray(p, float) for p in (fix_points, mov_points))
-    estimate, _ = affine_block(fixed, moving, settings, (fix_mask, mov_mask), (own[0], own[1]))
+    estimate, _ = affine_block(fixed, moving, settings, (own[0], own[1]))
     if estimate.matrix is None:
         raise RegistrationError(
             f"no affine found: {estimate.reason}. Check the spacings, or try other radii, a lower "
@@ -156,8 +168,8 @@ def intensity_affine(
     initial: ArrayLike | None = None,
     *,
     settings: IntensitySettings | None = None,
-    fix_mask: NDArray[Any] | None = None,
-    mov_mask: NDArray[Any] | None = None,
+    fix_mask: Mask | None = None,
+    mov_mask: Mask | None = None,
 ) -> NDArray[np.float64]:
     """Refine an affine between two images in memory until their intensities agree best.
 
@@ -175,8 +187,8 @@ def intensity_affine(
     settings : IntensitySettings, optional
         Model, metric, optimizer, sampling and levels; default those of `IntensitySettings`, scaled
         to the smallest fixed voxel spacing.
-    fix_mask, mov_mask : ndarray, optional
-        Of the images' shapes; only voxels where they are true are compared.
+    fix_mask, mov_mask : Mask, optional
+        Which voxels count, see `itkstream.masks.Mask`; others are not compared.
 
     Returns
     -------
@@ -188,10 +200,11 @@ def intensity_affine(
     InputError
         For images, masks or an affine that cannot be used.
     """
-    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
-    settings = settings or IntensitySettings().scaled(min(fixed.spacing))
+    masks = (fix_mask, mov_mask)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
+    settings = settings or IntensityAffine().settings_for(fixed.spacing)
     start = np.eye(fixed.ndim + 1) if initial is None else np.asarray(initial, float)
-    estimate = intensity_block(fixed, moving, start, settings, (fix_mask, mov_mask))
+    estimate = intensity_block(fixed, moving, start, settings)
     if not estimate:
         logger.warning("the initial affine is kept, as %s", estimate.reason)
     return estimate.matrix
@@ -215,6 +228,8 @@ def prepare_piecewise_ransac_affine(
     overlap: Sequence[int] | int | None = None,
     fill: bool = True,
     return_confidence: bool = False,
+    fix_mask: Mask | None = None,
+    mov_mask: Mask | None = None,
 ) -> da.Array | tuple[da.Array, da.Array]:
     """Prepare to find an affine in every block of two globally aligned images.
 
@@ -242,6 +257,8 @@ def prepare_piecewise_ransac_affine(
         Find the affines of all blocks together; else each has its own, or NaN.
     return_confidence : bool
         Return the confidence of each block as well.
+    fix_mask, mov_mask : Mask, optional
+        As in `ransac_affine`; a stored mask is read block by block.
 
     Returns
     -------
@@ -252,11 +269,17 @@ def prepare_piecewise_ransac_affine(
         neighbours (both in micrometers), and confidence between 0 and 1. Compute both with one
         call of ``dask.compute`` to find the matches once.
     """
-    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
-    settings = _settings(
-        fixed.grid, (min_radius, max_radius), match_threshold, cc_radius, nspots, num_sigma_max
+    masks = (fix_mask, mov_mask)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
+    step = RansacAffine(
+        radii=((min_radius, max_radius),),
+        match_threshold=match_threshold,
+        cc_radius=cc_radius,
+        nspots=nspots,
+        num_sigma_max=num_sigma_max,
+        align_threshold=align_threshold,
     )
-    settings = replace(settings, ransac=RansacSettings(threshold_um=align_threshold))
+    settings = step.settings_for(fixed.spacing, (min_radius, max_radius))
     packed = prepare_local_affines(
         fixed, moving, None, blocksize, settings, overlap=overlap, fill=fill
     )
@@ -267,9 +290,9 @@ def prepare_piecewise_ransac_affine(
 def prepare_local_affines(
     fixed: Image,
     moving: Image,
-    initial: Transform | None,
+    initial: Transform | Delayed | None,
     blocksize: Sequence[int],
-    settings: AffineSettings,
+    settings: AffineSettings | Sequence[AffineSettings] | IntensitySettings,
     *,
     overlap: Sequence[int] | int | None = None,
     fill: bool = True,
@@ -281,13 +304,14 @@ def prepare_local_affines(
     ----------
     fixed, moving : Image
         The images.
-    initial : Transform or None
+    initial : Transform, Delayed or None
         From fixed to moving points; each block resamples its part of the moving image through it.
-        None where the moving image is aligned already.
+        It may still have to be computed. None where the moving image is aligned already.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
-    settings : AffineSettings
-        Parameters of every block.
+    settings : AffineSettings, a sequence of them, or IntensitySettings
+        Parameters of every block: for key points, of which a block tries several until matches
+        abound, or for intensities.
     overlap : int or sequence of int, optional
         Voxels per side; default an eighth of the block.
     fill : bool
@@ -304,20 +328,24 @@ def prepare_local_affines(
     """
     fixed, moving = as_pair(fixed, moving, None, None)
     blocks = block_grid(fixed.shape, blocksize, overlap)
+    by_intensity = isinstance(settings, IntensitySettings)
+    choices = (settings,) if isinstance(settings, (AffineSettings, IntensitySettings)) else settings
     shared = {
         "grid": fixed.grid,
         "moving": moving,
         "initial": initial,
-        "settings": settings,
+        "settings": settings if by_intensity else tuple(choices),
         "alone": len(blocks) == 1,
     }
     size = (fixed.ndim + 1) ** 2
     result = Result(np.float64, (size + evidence_size(fixed.ndim),), "block")
     keep = None
     if skip_empty and len(blocks) > 1:
-        start = initial or AffineTransform(np.eye(fixed.ndim + 1))
+        still = AffineTransform(np.eye(fixed.ndim + 1))
+        start = still if initial is None else initial
         keep = once(find_content, readable(fixed), moving, start, blocks, _CONTENT_VOXELS)
-    found = map_blocks(_local_affine, blocks, fixed.data, shared, result, keep=keep)
+    find = _local_refinement if by_intensity else _local_affine
+    found = map_blocks(find, blocks, fixed.data, shared, result, keep=keep)
     common = fill and len(blocks) > 1
     if common:
         found = found.rechunk(found.shape)
@@ -325,7 +353,7 @@ def prepare_local_affines(
         _common if common else _each,
         blocks=blocks,
         grid=fixed.grid,
-        settings=ConsistencySettings(scale_um=_CONTRADICTION * settings.ransac.threshold_um),
+        settings=ConsistencySettings(scale_um=_CONTRADICTION * _slack(choices, fixed.grid)),
         chunks=(*found.chunks[:-1], (size + len(CONFIDENCE_COLUMNS),)),
         meta=np.empty((0,) * found.ndim),
     )
@@ -354,21 +382,6 @@ def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
     return matrices.reshape((*packed.shape[:-1], size, size)), packed[..., size * size :]
 
 
-def _settings(
-    grid: Grid,
-    radii: tuple[float, float],
-    match_threshold: float,
-    cc_radius: int,
-    nspots: int,
-    num_sigma_max: int,
-) -> AffineSettings:
-    key_points = KeyPointSettings.from_voxels(
-        *radii, grid.spacing, nspots=nspots, num_sigma_max=num_sigma_max
-    )
-    window = ContextWindow.from_voxels(cc_radius, grid.spacing)
-    return AffineSettings(key_points, window, MatchSettings(match_threshold))
-
-
 def _local_affine(
     part: NDArray[Any] | None,
     block: Block,
@@ -376,19 +389,19 @@ def _local_affine(
     grid: Grid,
     moving: Image,
     initial: Transform | None,
-    settings: AffineSettings,
+    settings: tuple[AffineSettings, ...],
     alone: bool,
 ) -> NDArray[np.float64]:
     n = grid.ndim
     matrix, inliers = np.full((n + 1, n + 1), np.nan), np.empty((2, 0, n))
     if part is None:
-        return _row(grid, block, matrix, inliers)
+        return _row(matrix, (inliers[0], inliers[1]), block, grid)
     here = Image(part, grid.crop(block.padded))
     try:
         near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
-        estimate, pairs = affine_block(here, near, settings)
+        estimate, pairs, best = best_affine_block(here, near, settings)
         if not alone:
-            estimate = _simpler(estimate, pairs, settings.ransac)
+            estimate = _simpler(estimate, pairs, best.ransac)
         reason = estimate.reason
         if estimate.matrix is not None:
             matrix = estimate.matrix
@@ -401,17 +414,68 @@ def _local_affine(
         raise RegistrationError(f"no affine found: {reason}")
     if reason:
         logger.warning("block %s has no affine of its own: %s", block.index, reason)
-    return _row(grid, block, matrix, inliers)
+    return _row(matrix, (inliers[0], inliers[1]), block, grid)
+
+
+def _local_refinement(
+    part: NDArray[Any] | None,
+    block: Block,
+    *,
+    grid: Grid,
+    moving: Image,
+    initial: Transform | None,
+    settings: IntensitySettings,
+    alone: bool,
+) -> NDArray[np.float64]:
+    n = grid.ndim
+    matrix, points = np.full((n + 1, n + 1), np.nan), np.empty((0, n))
+    if part is None:
+        return _row(matrix, (points, points), block, grid)
+    here = Image(part, grid.crop(block.padded))
+    try:
+        near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
+        estimate = intensity_block(here, near, np.eye(n + 1), settings)
+        reason = estimate.reason
+        # Where the images could be compared and nothing better was found, the start is the best.
+        if estimate or np.isfinite(estimate.before):
+            matrix = estimate.matrix
+            points = _lattice(grid.crop(block.core))
+    except ItkstreamError as error:
+        if alone:
+            raise
+        reason = str(error)
+    if reason:
+        logger.warning("block %s keeps where it starts, as %s", block.index, reason)
+    targets = points @ matrix[:n, :n].T + matrix[:n, n]
+    return _row(matrix, (points, targets), block, grid)
+
+
+def _lattice(grid: Grid) -> NDArray[np.float64]:
+    """Points that stand for all of a block, as matches would."""
+    ends = [np.linspace(0, length - 1, _POINTS_PER_AXIS) for length in grid.shape]
+    index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1)
+    return grid.to_physical(index.reshape(-1, grid.ndim))
 
 
 def _row(
-    grid: Grid, block: Block, matrix: NDArray[np.float64], inliers: NDArray[np.float64]
+    matrix: NDArray[np.float64],
+    matches: tuple[NDArray[np.float64], NDArray[np.float64]],
+    block: Block,
+    grid: Grid,
 ) -> NDArray[np.float64]:
-    """What is known of a block: its affine and its evidence."""
+    """A block's own affine and the evidence for it, as one element of the blocks' array."""
     middle = [(s.start + s.stop - 1) / 2 for s in block.core]
-    evidence = evidence_of(inliers[0], inliers[1], grid.to_physical(middle))
+    evidence = evidence_of(*matches, grid.to_physical(middle))
     row = np.concatenate([matrix.ravel(), evidence.packed()])
     return row.reshape((1,) * grid.ndim + row.shape)
+
+
+def _slack(choices: Sequence[AffineSettings | IntensitySettings], grid: Grid) -> float:
+    """How far a match may be from its affine, in micrometers."""
+    first = choices[0]
+    if isinstance(first, AffineSettings):
+        return first.ransac.threshold_um
+    return ALIGN_THRESHOLD_VOX * float(np.median(grid.spacing))
 
 
 def _simpler(

@@ -6,7 +6,7 @@ block; there is no other implementation of either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream import itk_bridge
-from itkstream.errors import InputError
+from itkstream.errors import InputError, RegistrationError
 from itkstream.features import (
     ContextWindow,
     Correspondences,
@@ -36,12 +36,18 @@ from itkstream.geometry import (
 from itkstream.numerics.descent import Descent, Frame, LevelReport, descend
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.interpolate import Part, round_to, warp
+from itkstream.numerics.itk_bspline import descend_bspline
 from itkstream.numerics.itk_methods import (
     IntensityEstimate,
     descend_demons,
     fit_intensity_affine,
 )
-from itkstream.numerics.itk_settings import DeformSettings, DemonsSettings, IntensitySettings
+from itkstream.numerics.itk_settings import (
+    BsplineSettings,
+    DeformSettings,
+    DemonsSettings,
+    IntensitySettings,
+)
 from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.ransac import AffineEstimate, RansacSettings, fit_ransac
 
@@ -51,6 +57,7 @@ __all__ = [
     "DeformEstimate",
     "WarpSettings",
     "affine_block",
+    "best_affine_block",
     "deform_block",
     "intensity_block",
     "warp_block",
@@ -73,9 +80,13 @@ _WIDE_MARGIN_VOX = 12
 _ENGINES: dict[type[DeformSettings], Callable[..., Descent]] = {
     DescentSettings: descend,
     DemonsSettings: descend_demons,
+    BsplineSettings: descend_bspline,
 }
 
 _LEAST_CONFIDENCE = 0.01
+
+# Enough agreeing matches that no other settings need be tried.
+_PLENTY_OF_INLIERS = 200
 
 # Why a level of the descent had nothing to go by, and what that tells a user.
 _BARREN = {
@@ -210,7 +221,6 @@ def affine_block(
     fixed: Image,
     moving: Image,
     settings: AffineSettings,
-    masks: Both[NDArray[Any]] = (None, None),
     points: Both[NDArray[np.float64]] = (None, None),
 ) -> tuple[AffineEstimate, Correspondences]:
     """Find the affine between two images in memory from their key points.
@@ -218,11 +228,9 @@ def affine_block(
     Parameters
     ----------
     fixed, moving : Image
-        In memory, with the same axes.
+        In memory, with the same axes; voxels that are NaN do not count.
     settings : AffineSettings
         Parameters of every step.
-    masks : (ndarray or None, ndarray or None)
-        Of the images' shapes, fixed and moving; key points lie only where they are true.
     points : (ndarray or None, ndarray or None)
         Key points of one's own, (m, n) in physical units, instead of blobs.
 
@@ -241,10 +249,10 @@ def affine_block(
         Where an image is constant or has no finite voxel.
     """
     contexts = []
-    for image, mask, own in zip((fixed, moving), masks, points, strict=True):
+    for image, own in zip((fixed, moving), points, strict=True):
         voxels = image.read()
         if own is None:
-            own = find_key_points(voxels, image.grid, settings.key_points, mask).positions
+            own = find_key_points(voxels, image.grid, settings.key_points).positions
         contexts.append(sample_contexts(voxels, image.grid, own, settings.window))
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
@@ -257,12 +265,54 @@ def affine_block(
     return replace(estimate, reason=reason), pairs
 
 
+def best_affine_block(
+    fixed: Image, moving: Image, choices: Sequence[AffineSettings]
+) -> tuple[AffineEstimate, Correspondences, AffineSettings]:
+    """Find the affine between two images in memory with the settings that find most matches.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        In memory, with the same axes.
+    choices : sequence of AffineSettings
+        Tried one after the other until matches abound.
+
+    Returns
+    -------
+    estimate : AffineEstimate
+        Of the best settings; false in a condition where none gave a trustworthy affine.
+    pairs : Correspondences
+        Their matches.
+    settings : AffineSettings
+        The best ones.
+
+    Raises
+    ------
+    InputError, RegistrationError
+        Where all fail, the error of the first: see `affine_block`.
+    """
+    best: tuple[AffineEstimate, Correspondences, AffineSettings] | None = None
+    failure: InputError | RegistrationError | None = None
+    for settings in choices:
+        try:
+            found = (*affine_block(fixed, moving, settings), settings)
+        except (InputError, RegistrationError) as error:
+            failure = failure or error
+            continue
+        if best is None or found[0].inliers.sum() > best[0].inliers.sum():
+            best = found
+        if best[0].inliers.sum() >= _PLENTY_OF_INLIERS:
+            break
+    if best is None:
+        raise failure or InputError("choices needs at least one AffineSettings; got none")
+    return best
+
+
 def intensity_block(
     fixed: Image,
     moving: Image,
     initial: NDArray[np.float64],
     settings: IntensitySettings,
-    masks: Both[NDArray[Any]] = (None, None),
 ) -> IntensityEstimate:
     """Refine an affine between two images in memory by their intensities.
 
@@ -274,8 +324,6 @@ def intensity_block(
         Where to start, from fixed to moving points.
     settings : IntensitySettings
         Parameters.
-    masks : (ndarray or None, ndarray or None)
-        Of the images' shapes, fixed and moving; voxels that count are true.
 
     Returns
     -------
@@ -287,14 +335,8 @@ def intensity_block(
     InputError
         For images or an affine that cannot be used.
     """
-    return fit_intensity_affine(
-        fixed.read(),
-        moving.read(),
-        Frame(fixed.grid, moving.grid, initial),
-        settings,
-        fixed_mask=masks[0],
-        moving_mask=masks[1],
-    )
+    frame = Frame(fixed.grid, moving.grid, initial)
+    return fit_intensity_affine(fixed.read(), moving.read(), frame, settings)
 
 
 def deform_block(
@@ -314,7 +356,7 @@ def deform_block(
         The whole moving image; only the part that the block can reach is read.
     initial : Transform
         Where to start, from fixed to moving points.
-    settings : DescentSettings or DemonsSettings
+    settings : DeformSettings
         Parameters of the deformation; their kind decides the engine.
     progress : callable, optional
         Called with level, iteration and squared correlation.

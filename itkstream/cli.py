@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 import click
 from rich.console import Console
 
-from itkstream.console import ConsoleReporter
-from itkstream.errors import ItkstreamError
+from itkstream.console import ConsoleReporter, plan_table
+from itkstream.errors import (
+    BlockErrors,
+    InterruptedRunError,
+    ItkstreamError,
+    OutputError,
+    WorkersError,
+)
 
 __all__ = ["main"]
 
-_NOT_SOUND = 1
+_FAILED = 1
+_REGIONS_SHOWN = 10
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
@@ -31,30 +40,51 @@ def commands(verbose: int) -> None:
     logging.getLogger("itkstream").setLevel(level)
 
 
+def _resource_options() -> list[Callable[..., Any]]:
+    """In the order of the help text, from its end."""
+    count = click.IntRange(1)
+    options = (
+        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
+        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
+        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
+        (
+            "--cluster",
+            str,
+            "cluster",
+            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
+            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
+        ),
+        ("--cores", count, "cores", "Cores per job."),
+        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
+        ("--memory", str, "memory", "Memory per job, such as 16GB."),
+        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
+        ("--queue", str, "queue", "Where jobs wait."),
+        ("--project", str, "project", "Which project is charged for the jobs."),
+        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
+        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
+    )
+    return [
+        click.option(flag, name, type=kind, help=text)
+        for flag, kind, name, text in reversed(options)
+    ]
+
+
 def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what a run may use."""
-    for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Worker processes. [default: threads of this process]",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="Blocks computed at a time by each worker. [default: all processors]",
-        ),
-        click.option("--memory-limit", help="Memory of each worker process, such as 8GB."),
-        click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
-    ):
+    for option in _resource_options():
         command = option(command)
     return command
+
+
+def _with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
+    text = "Replace an earlier run in the folder."
+    return click.option("--overwrite", is_flag=True, help=text)(command)
 
 
 @commands.command()
 @click.argument("fixed")
 @click.argument("moving")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", required=True, help="Folder to write.")
 @click.option(
     "--radii",
     type=(float, float),
@@ -69,35 +99,42 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     help="Voxels of the coarse level per block of the piecewise affine; 0: none. [default: 128]",
 )
 @click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
+@click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
+@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+)
 @_with_resources
-def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
+@_with_overwrite
+def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
     FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
-    report.
+    report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
-    from itkstream.pipelines import RegisterSettings
     from itkstream.pipelines import register as run
 
-    names = {
-        "match_threshold": "match_threshold",
-        "block": "deform_blocksize",
-        "local_block": "local_blocksize",
-        "seed": "seed",
-    }
-    given: dict[str, Any] = {
-        name: options[key] for key, name in names.items() if options[key] is not None
-    }
-    if options["radii"]:
-        given["radii"] = (options["radii"],)
+    config = _config(options)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
             fixed,
             moving,
             out,
-            RegisterSettings(**given),
+            config.steps,
+            config.settings,
+            initial_transform=config.initial_transform,
+            fixed_mask=config.fixed_mask,
+            moving_mask=config.moving_mask,
             resources=_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
@@ -106,9 +143,57 @@ def register(fixed: str, moving: str, out: Path, **options: Any) -> None:
 
 
 @commands.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option("--local-block", type=int, help="As in `register`.")
+@click.option(
+    "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
+)
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
 @_with_resources
-def demo(out: Path, **options: Any) -> None:
+def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
+    """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
+
+    Nothing is written. With --memory, blocks and threads are chosen to fit it; `register` with the
+    same options chooses the same. The exit code is 2 where the memory is too small.
+    """
+    from itkstream.pipelines import plan as make
+
+    config = _config(options)
+    made = make(
+        fixed,
+        moving,
+        config.steps,
+        config.settings,
+        resources=_resources(options),
+        probe=probe,
+    )
+    console = Console()
+    console.print(plan_table(made))
+    processes = f"{made.workers} worker processes" if made.workers else "this process"
+    console.print(f"{processes}, {made.threads} blocks at a time each", highlight=False)
+    console.print(made.choices(), highlight=False, soft_wrap=True)
+    made.require_fit()
+
+
+@commands.command()
+@click.option("--defaults", is_flag=True, help="Print the default steps and settings.")
+@click.argument("file", required=False)
+def config(defaults: bool, file: str | None) -> None:
+    """Print the steps and settings of FILE, checked and in full, or the defaults, as YAML."""
+    from itkstream.config import Config, read_config, to_yaml
+
+    if defaults == (file is not None):
+        raise click.UsageError("give either --defaults or a FILE")
+    click.echo(to_yaml(Config() if file is None else read_config(file)), nl=False)
+
+
+@commands.command()
+@click.option("--out", required=True, help="Folder to write.")
+@_with_resources
+@_with_overwrite
+def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
     from itkstream.demo import run_demo
 
@@ -132,12 +217,12 @@ def demo(out: Path, **options: Any) -> None:
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("points", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.argument("transform", type=click.Path())
+@click.argument("points", type=click.Path())
+@click.option("--out", type=click.Path(), required=True, help="File to write.")
 @click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: bool) -> None:
+def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
     """Map the POINTS of a file through TRANSFORM, from fixed to moving.
 
     POINTS is a CSV file whose header names columns x, y, z (others are kept), or a numpy array
@@ -159,62 +244,229 @@ def points(transform: Path, points: Path, out: Path, inverse: bool, overwrite: b
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-def export(transform: Path, out: Path, overwrite: bool) -> None:
-    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs.
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path(), required=False)
+@click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
+@click.option("--ants", metavar="DIR", help="Folder to write: files for ANTs, and the call.")
+@click.option("--fixed", help="Fixed image of the bundle. [default: the one registered]")
+@click.option("--moving", help="Moving image of the bundle. [default: the one registered]")
+@click.option("--limit-mb", type=float, default=300.0, show_default=True, help="Of the bundle.")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Thin the field out by this error, in its voxels. [default: 0.05 in bundles, else none]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
+def export(transform: str, out: str | None, **options: Any) -> None:
+    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
 
     The ending of OUT decides: .tfm, .txt or .mat for affines; .h5 for any; .nii.gz, .nrrd or .mha
-    for a displacement image with the affine folded in. The file is read back and compared before
-    it gets its name.
+    for a displacement image with the affine folded in; .ome.zarr for an OME-Zarr 0.6 scene. The
+    file is read back and compared before it gets its name.
     """
+    from itkstream import exports
     from itkstream.io.transform_files import read_transform, write_transform
 
-    error = write_transform(out, read_transform(transform), overwrite=overwrite)
-    click.echo(f"written, and the same to {error:.1e}: {out}")
+    if not (out or options["slicer"] or options["ants"]):
+        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
+    found = read_transform(transform)
+    overwrite, tolerance = options["overwrite"], options["tolerance"]
+    if out:
+        thin, factors, error = (found, None, 0.0)
+        if tolerance:
+            thin, factors, error = exports.coarsened(found, tolerance)
+            click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
+        same = write_transform(out, thin, overwrite=overwrite)
+        click.echo(f"written, and the same to {same:.1e}: {out}")
+    tolerance = tolerance or 0.05
+    if options["ants"]:
+        _say(
+            exports.export_ants(
+                options["ants"], found, tolerance_vox=tolerance, overwrite=overwrite
+            )
+        )
+    if options["slicer"]:
+        bundle = exports.export_slicer(
+            options["slicer"],
+            found,
+            _images(transform, options["fixed"], options["moving"]),
+            limit_mb=options["limit_mb"],
+            tolerance_vox=tolerance,
+            overwrite=overwrite,
+        )
+        _say(bundle)
 
 
 @commands.command()
-@click.argument("transform", type=click.Path(path_type=Path))
-def check(transform: Path) -> None:
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
+@_with_resources
+def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
+    """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
+
+    With the displacement goes the error of every voxel, in the array inverse_error.
+    """
+    from itkstream import exports
+    from itkstream.io import open_image
+    from itkstream.io.transform_files import read_transform
+
+    found = read_transform(transform)
+    grid = open_image(like).grid if like else exports.registered_grids(transform)[1]
+    axes = ("z", "y", "x")[-found.ndim :]
+    worst = exports.write_inverse(
+        out,
+        found,
+        grid.reorder(axes).in_unit("micrometer"),
+        resources=_resources(options),
+        overwrite=options["overwrite"],
+    )
+    click.echo(f"inverted, {worst:.2g} voxels off at most: {out}")
+
+
+@commands.command()
+@click.argument("transform")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
+def check(transform: str, as_json: bool) -> None:
     """Check TRANSFORM: no folds, and an inverse that leads back.
 
     The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
     """
-    from itkstream.certificate import check_transform
+    from itkstream.certificate import certify
     from itkstream.io.transform_files import read_transform
 
-    found = check_transform(read_transform(transform))
-    click.echo(f"least Jacobian determinant: {found.least_jacobian:.4g}")
-    click.echo(f"voxels folded: {found.folded_voxels} of {found.voxels}")
+    found = certify(read_transform(transform), name=transform)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        sys.exit(0 if found["passed"] else _FAILED)
+    click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
+    click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
+    for region in found["regions"][:_REGIONS_SHOWN]:
+        spans = zip(region["first"], region["stop"], strict=True)
+        box = ", ".join(f"{first}:{stop}" for first, stop in spans)
+        click.echo(f"  [{box}]: {region['voxels']} voxels, least {region['least_jacobian']:.3g}")
+    hidden = len(found["regions"]) - _REGIONS_SHOWN
+    if hidden > 0:
+        click.echo(f"  and {hidden} more regions (--json lists them)")
     click.echo(
-        f"inverse error: median {found.median_inverse_error_vox:.2g}, largest "
-        f"{found.largest_inverse_error_vox:.2g} voxels"
+        f"inverse error: median {found['median_inverse_error_vox']:.2g}, largest "
+        f"{found['largest_inverse_error_vox']:.2g} voxels"
     )
-    for reason in found.failures:
+    for reason in found["failures"]:
         click.echo(f"failed: {reason}")
-    if found.failures:
-        sys.exit(_NOT_SOUND)
+    if found["repair"]:
+        click.echo(f"to smooth the folds alone: {found['repair']}")
+    if not found["passed"]:
+        sys.exit(_FAILED)
     click.echo("passed")
 
 
+@commands.command()
+@click.argument("transform")
+@click.argument("out")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def repair(transform: str, out: str, overwrite: bool) -> None:
+    """Smooth TRANSFORM where it folds, and nowhere else, and write it as the file OUT.
+
+    The ending of OUT decides the format, as for `export`.
+    """
+    from itkstream.certificate import check_transform, repair_transform
+    from itkstream.io.transform_files import read_transform, write_transform
+
+    before = read_transform(transform)
+    repaired = repair_transform(before)
+    write_transform(out, repaired, overwrite=overwrite)
+    click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
+
+
 def main() -> None:
-    """Run the command line; errors of the input end with exit code 2 and one line."""
+    """Run the command line, without tracebacks for what it knows.
+
+    Exit code 1: a result is missing or not sound; 2: the input is at fault; 130: it was stopped.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C does
     try:
         commands.main(prog_name="itkstream", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(_how_far(error), err=True)
         sys.exit(_INTERRUPTED)
+    except (BlockErrors, OutputError, WorkersError) as error:
+        click.echo(f"itkstream: {error}", err=True)
+        sys.exit(_FAILED)
     except ItkstreamError as error:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_BAD_INPUT)
 
 
-def _resources(options: dict[str, Any]) -> Any:
-    from itkstream.cluster import Resources
+def _how_far(error: BaseException) -> str:
+    """What a run said when it was stopped; click puts its own exception around it."""
+    run = error.__cause__ if isinstance(error, click.Abort) else error
+    return str(run) if isinstance(run, InterruptedRunError) else "stopped"
 
-    return Resources(options["workers"], options["threads"], options["memory_limit"])
+
+def _images(transform: str, fixed: str | None, moving: str | None) -> Any:
+    from itkstream.exports import registered_images
+    from itkstream.io import open_image
+
+    if fixed and moving:
+        return open_image(fixed), open_image(moving)
+    found = registered_images(transform)
+    return (open_image(fixed) if fixed else found[0], open_image(moving) if moving else found[1])
+
+
+def _say(bundle: Any) -> None:
+    click.echo(
+        f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
+        f"{', '.join(bundle.files)}"
+    )
+
+
+def _config(options: dict[str, Any]) -> Any:
+    """What a file says, or the options that change steps; files named by options come first."""
+    from itkstream.config import Config, read_config
+
+    changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
+    if options["config_file"] is None:
+        config = Config(tuple(_steps(options)))
+    elif changing:
+        raise click.UsageError(
+            f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
+        )
+    else:
+        config = read_config(options["config_file"])
+    files = {
+        "initial_transform": options.get("initial"),
+        "fixed_mask": options.get("fixed_mask"),
+        "moving_mask": options.get("moving_mask"),
+    }
+    return replace(config, **{name: file for name, file in files.items() if file is not None})
+
+
+_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
+
+
+def _steps(options: dict[str, Any]) -> list[Any]:
+    """The default steps, with what the options change."""
+    from itkstream.steps import Deformable, LocalAffines, RansacAffine
+
+    matching: dict[str, Any] = {
+        name: options[name] for name in ("match_threshold", "seed") if options.get(name) is not None
+    }
+    radii: dict[str, Any] = {"radii": (options["radii"],)} if options.get("radii") else {}
+    block, local = options["block"], options["local_block"]
+    steps: list[Any] = [RansacAffine(**matching, **radii)]
+    if local != 0:
+        steps.append(LocalAffines(**matching, **({"blocksize": local} if local else {})))
+    steps.append(Deformable(**({"blocksize": block} if block else {})))
+    return steps
+
+
+def _resources(options: dict[str, Any]) -> Any:
+    from itkstream.workers import Resources
+
+    names = {field.name for field in fields(Resources)}
+    given = {name: value for name, value in options.items() if name in names}
+    return Resources(**{name: value for name, value in given.items() if value is not None})

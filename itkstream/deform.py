@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.block_kernels import deform_block
@@ -25,6 +26,7 @@ from itkstream.geometry import (
 )
 from itkstream.lazy import Result, map_blocks, map_neighbours, once, readable
 from itkstream.levels import LevelPlan, after_coarse, find_content, plan_levels, solve_coarse
+from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import (
@@ -33,8 +35,9 @@ from itkstream.numerics.fields import (
     shrink_field,
     to_positions,
 )
-from itkstream.numerics.itk_settings import DeformSettings, DemonsSettings, Method
+from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import GridMap, map_on
+from itkstream.steps import Deformable, Method
 from itkstream.transform import piecewise_transform
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "prepare_displacement",
     "prepare_fold_count",
     "prepare_piecewise_deformable_align",
+    "prepare_positions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -68,8 +72,10 @@ def deformable_align(
     smooth_sigmas: Sequence[float] = (4.0, 2.0),
     step: float | None = None,
     *,
-    method: Literal["lcc"] | Method = "lcc",
+    method: Method = "lcc",
     settings: DeformSettings | None = None,
+    fix_mask: Mask | None = None,
+    mov_mask: Mask | None = None,
 ) -> NDArray[np.float32]:
     """Find the deformation between two images in memory.
 
@@ -93,11 +99,14 @@ def deformable_align(
     step : float, optional
         Longest displacement of one iteration, in micrometers; default the smallest fixed voxel
         spacing.
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         'lcc' follows local correlation, with the parameters above; the others are SimpleITK's
-        demons with the defaults of `DemonsSettings`, scaled to the smallest fixed voxel spacing.
-    settings : DescentSettings or DemonsSettings, optional
+        with the defaults of `DemonsSettings` and `BsplineSettings`, scaled to the smallest fixed
+        voxel spacing.
+    settings : DeformSettings, optional
         All parameters in one value, instead of those above; its kind decides the method.
+    fix_mask, mov_mask : Mask, optional
+        Which voxels count, see `itkstream.masks.Mask`; others do not pull.
 
     Returns
     -------
@@ -120,7 +129,8 @@ def deformable_align(
         smooth_sigmas,
         step,
     )
-    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
+    masks = (fix_mask, mov_mask)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = _choose(method, settings, given, fixed.grid)
     estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
     if estimate.displacement is None:
@@ -146,10 +156,12 @@ def prepare_piecewise_deformable_align(
     step: float | None = None,
     *,
     overlap: Sequence[int] | int | None = None,
-    method: Literal["lcc"] | Method = "lcc",
+    method: Method = "lcc",
     settings: DeformSettings | None = None,
     coarse_voxels: float = COARSE_VOXELS,
     skip_empty: bool = False,
+    fix_mask: Mask | None = None,
+    mov_mask: Mask | None = None,
 ) -> da.Array:
     """Prepare to find the deformation block by block, on top of affines.
 
@@ -177,15 +189,17 @@ def prepare_piecewise_deformable_align(
         As in `deformable_align`.
     overlap : int or sequence of int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         As in `deformable_align`.
-    settings : DescentSettings or DemonsSettings, optional
+    settings : DeformSettings, optional
         All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
     skip_empty : bool
         Leave out blocks in which a coarse level of neither image shows more than background and
         its noise: they are not read, and continue their neighbours.
+    fix_mask, mov_mask : Mask, optional
+        As in `deformable_align`; a stored mask is read block by block.
 
     Returns
     -------
@@ -201,12 +215,52 @@ def prepare_piecewise_deformable_align(
         smooth_sigmas,
         step,
     )
-    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
+    masks = (fix_mask, mov_mask)
+    fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     settings = _choose(method, settings, given, fixed.grid)
     affine = np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
     initial: Transform = AffineTransform(affine)
     if local_affines is not None:
         initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
+    return prepare_positions(
+        fixed, moving, initial, blocksize, settings, overlap, coarse_voxels, skip_empty
+    )
+
+
+def prepare_positions(
+    fixed: Image,
+    moving: Image,
+    initial: Transform | Delayed,
+    blocksize: Sequence[int],
+    settings: DeformSettings,
+    overlap: Sequence[int] | int | None = None,
+    coarse_voxels: float = COARSE_VOXELS,
+    skip_empty: bool = False,
+) -> da.Array:
+    """Prepare where every fixed voxel lies after a deformation on top of an initial transform.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images, with the same axes.
+    initial : Transform or Delayed
+        Where the blocks start; it may still have to be computed.
+    blocksize : sequence of int
+        Voxels of a block per axis, without its overlap.
+    settings : DeformSettings
+        Parameters of the deformation; their kind decides the engine.
+    overlap : int or sequence of int, optional
+        Voxels per side; default an eighth of the block.
+    coarse_voxels : float
+        Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    skip_empty : bool
+        As in `prepare_piecewise_deformable_align`.
+
+    Returns
+    -------
+    dask.array.Array, fixed shape + (n,), float64
+        Lazy. Moving positions in micrometers.
+    """
     blocks = block_grid(fixed.shape, blocksize, overlap)
     output = _Output(fixed.grid, (1,) * fixed.ndim, positions=True)
     task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
@@ -234,7 +288,7 @@ def prepare_displacement(
         Where the blocks start: an affine, or local affines or a field followed by one.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
-    settings : DescentSettings or DemonsSettings
+    settings : DeformSettings
         Parameters of the deformation; their kind decides the engine.
     overlap : int or sequence of int, optional
         Voxels per side; default an eighth of the block.
@@ -290,12 +344,10 @@ def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da
 
 
 def _choose(
-    method: str, settings: DeformSettings | None, given: DescentSettings, grid: Grid
+    method: Method, settings: DeformSettings | None, given: DescentSettings, grid: Grid
 ) -> DeformSettings:
     """The settings that the arguments of a door mean."""
-    known = ("lcc", *get_args(Method))
-    if method not in known:
-        raise InputError(f"method must be one of {', '.join(known)}; got {method!r}")
+    step = Deformable(method)
     if settings is not None:
         if method not in ("lcc", getattr(settings, "method", "lcc")):
             raise InputError(
@@ -307,9 +359,9 @@ def _choose(
     if given != DescentSettings():
         raise InputError(
             f"cc_radius, smoothings, iterations, levels and step given one by one are for method "
-            f"'lcc'; for method {method!r} give settings=DemonsSettings({method!r}, ...)"
+            f"'lcc'; for method {method!r} give settings={type(step.settings).__name__}(...)"
         )
-    return DemonsSettings(method).scaled(min(grid.spacing))  # type: ignore[arg-type]
+    return step.settings_for(grid.spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +370,7 @@ class _Task:
 
     fixed: Image
     moving: Image
-    initial: Transform
+    initial: Transform | Delayed
     settings: DeformSettings
     blocks: BlockGrid
     skip_empty: bool
@@ -382,8 +434,9 @@ def _node_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tu
 
     Elsewhere nodes of two voxels lose little.
     """
-    per_level: Any = settings
-    stride = int(per_level.node_stride[-1]) * int(per_level.shrink_factors[-1])
+    # A B-spline's control points lie further apart than any nodes here.
+    strides = np.ravel(getattr(settings, "node_stride", 2))
+    stride = int(strides[-1]) * int(np.ravel(settings.shrink_factors)[-1])
     factors = []
     for h, size, halo in zip(grid.spacing, blocks.blocksize, blocks.overlap, strict=True):
         factor = max(1, round(stride * min(grid.spacing) / h))

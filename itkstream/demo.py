@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from itkstream.cluster import Resources
 from itkstream.errors import RegistrationError
 from itkstream.geometry import Image
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_folder
 from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomPair, TargetError, make_pair, tutorial_settings
-from itkstream.pipelines import RegisterSettings, Registration, Reporter, register
+from itkstream.pipelines import Registration, Reporter, register
+from itkstream.steps import DEFAULT_STEPS, Step
 from itkstream.transform import apply_global_affine
+from itkstream.workers import Resources
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -32,14 +36,14 @@ class DemoResult:
         As `register` returned it.
     before, after : TargetError
         Target registration error of the identity and of the transform found.
-    overlay : Path
+    overlay : Location
         The picture.
     """
 
     registration: Registration
     before: TargetError
     after: TargetError
-    overlay: Path
+    overlay: Location
 
     @property
     def folds(self) -> int:
@@ -48,10 +52,10 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     pair: PhantomPair | None = None,
-    settings: RegisterSettings | None = None,
+    steps: Sequence[Step] = DEFAULT_STEPS,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -60,12 +64,12 @@ def run_demo(
 
     Parameters
     ----------
-    out : Path
+    out : path
         New or empty folder; gets the folder ``registration`` and ``overlay.png``.
     pair : PhantomPair, optional
         Default the pair of the tutorial, as resources/ holds it.
-    settings : RegisterSettings, optional
-        Parameters of the registration.
+    steps : sequence of Step
+        Of the registration.
     resources : Resources, optional
         Workers and threads.
     overwrite : bool
@@ -91,7 +95,7 @@ def run_demo(
         pair.fixed,
         pair.moving,
         folder / "registration",
-        settings,
+        steps,
         resources=resources,
         reporter=reporter,
     )
@@ -99,11 +103,13 @@ def run_demo(
     after = pair.error(result.transform.apply, _STRIDE)
     if not after.vox.size:
         raise RegistrationError("no tissue point of the pair lies in both images")
-    overlay = _draw(pair, result.aligned, folder / "overlay.png")
+    overlay = folder / "overlay.png"
+    with overlay.replacing() as partial:
+        _draw(pair, result.aligned, partial)
     return DemoResult(result, before, after, overlay)
 
 
-def _draw(pair: PhantomPair, aligned: Image, path: Path) -> Path:
+def _draw(pair: PhantomPair, aligned: Image, path: Path) -> None:
     fixed, moving = pair.fixed, pair.moving
     unmoved = apply_global_affine(fixed, moving, None, None, np.eye(fixed.ndim + 1))
-    return save_overlay(path, fixed.read(), unmoved, aligned.read(), fixed.grid)
+    save_overlay(path, fixed.read(), unmoved, aligned.read(), fixed.grid)

@@ -10,6 +10,7 @@ import numpy as np
 from itkstream.errors import InputError
 from itkstream.geometry import ArraySource, BlockGrid, Grid, Image, transposed
 from itkstream.lazy import readable
+from itkstream.masks import Mask, masked
 
 __all__ = ["as_pair", "block_grid", "default_overlap", "reversed_axes"]
 
@@ -20,6 +21,7 @@ def as_pair(
     fix_spacing: Sequence[float] | None,
     mov_spacing: Sequence[float] | None,
     transpose: Sequence[bool] = (False, False),
+    masks: tuple[Mask | None, Mask | None] = (None, None),
 ) -> tuple[Image, Image]:
     """The fixed and the moving image, with the same axes and in micrometers.
 
@@ -31,18 +33,22 @@ def as_pair(
         Micrometers per voxel, in the order of the axes after `transpose`; None for an `Image`,
         which has its own.
     transpose : sequence of bool
-        Whether the stored axes of each are reversed (z, y, x).
+        Whether the stored axes of each are reversed (z, y, x), and those of a mask that is an
+        array.
+    masks : (Mask or None, Mask or None)
+        Which voxels of each count.
 
     Returns
     -------
     fixed, moving : Image
         The moving image's axes are in the fixed image's order; lengths are micrometers, as in
-        every parameter of the public functions.
+        every parameter of the public functions. Voxels that do not count are NaN.
 
     Raises
     ------
     InputError
-        Where an image is no array, lacks a spacing, or the two differ in dimension.
+        Where an image is no array, lacks a spacing, or the two differ in dimension; where a mask
+        does not fit.
     """
     fixed = _as_image(fix, fix_spacing, transpose[0], "fixed").in_unit("micrometer")
     moving = _as_image(mov, mov_spacing, transpose[1], "moving").in_unit("micrometer")
@@ -51,6 +57,8 @@ def as_pair(
             f"the fixed image has {fixed.ndim} axes and the moving image {moving.ndim}: choose a "
             "plane or a channel so that both have the same"
         )
+    fixed = _masked(fixed, masks[0], transpose[0], "fixed")
+    moving = _masked(moving, masks[1], transpose[1], "moving")
     return fixed, readable(moving.reorder(fixed.grid.axes))
 
 
@@ -139,6 +147,14 @@ def _as_image(data: Any, spacing: Sequence[float] | None, transpose: bool, which
         )
     array = reversed_axes(data, len(data.shape)) if transpose else data
     return Image(array, Grid(array.shape, tuple(np.ravel(spacing))), which)
+
+
+def _masked(image: Image, mask: Any, transpose: bool, which: str) -> Image:
+    if mask is None:
+        return image
+    if transpose and not isinstance(mask, Image) and len(getattr(mask, "shape", ())) == image.ndim:
+        mask = reversed_axes(mask, image.ndim)
+    return masked(readable(image), mask, which)
 
 
 def _reversed(image: Image) -> Image:

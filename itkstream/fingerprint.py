@@ -13,7 +13,10 @@ from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["code_version", "files_stamp"]
+__all__ = ["LEDGER_FOLDER", "code_version", "files_stamp"]
+
+LEDGER_FOLDER = ".itkstream"
+"""What a run notes beside its results; it is no part of what tells them from others."""
 
 _DIGEST_BYTES = 16
 
@@ -41,7 +44,7 @@ def files_stamp(*paths: str | os.PathLike[str]) -> str:
     Parameters
     ----------
     *paths : path
-        Files, or folders with all that is in them; nothing is opened.
+        Files, or folders with all that is in them but a `LEDGER_FOLDER`; nothing is opened.
 
     Returns
     -------
@@ -62,6 +65,8 @@ def _files(path: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
     with os.scandir(path) as entries:
         below = sorted(entries, key=lambda entry: entry.name)
     for entry in below:
+        if entry.name == LEDGER_FOLDER:
+            continue
         inner = f"{name}/{entry.name}"
         if entry.is_dir():
             yield from _files(entry.path, inner)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -121,7 +122,7 @@ def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transfor
 
     Parameters
     ----------
-    transform : AffineTransform, DisplacementField or CompositeTransform
+    transform : AffineTransform, DisplacementField, BSplineTransform or CompositeTransform
         What to convert. Fields become float64 in ITK: 24 bytes a voxel in 3-D.
     axes : sequence of str
         Axis order of the transform's points.
@@ -145,6 +146,12 @@ def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transfor
     if isinstance(transform, DisplacementField):
         image = to_itk_image(np.asarray(transform.data, np.float64), transform.grid)
         return sitk.DisplacementFieldTransform(image)
+    if isinstance(transform, BSplineTransform):
+        parts = [
+            to_itk_image(transform.coefficients[..., transform.grid.axes.index(a)], transform.grid)
+            for a in default_axes(transform.ndim)
+        ]
+        return sitk.BSplineTransform(parts, transform.order)
     if isinstance(transform, CompositeTransform):
         # ITK applies the transform added last first.
         steps = [to_itk_transform(t, axes) for t in reversed(transform.transforms)]
@@ -161,7 +168,8 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
     Parameters
     ----------
     transform : SimpleITK.Transform
-        A matrix transform, a translation, a displacement field, or a composite of these.
+        A matrix transform, a translation, a displacement field, B-splines, or a composite of
+        these.
     axes : sequence of str, optional
         The wanted order of components; default x first.
 
@@ -185,9 +193,16 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
     transform = transform.Downcast()
     if isinstance(transform, sitk.DisplacementFieldTransform):
         data, grid = _unwrap(transform.GetDisplacementField(), axes, "micrometer")
-        return DisplacementField(data.astype(np.float32), grid)
+        return DisplacementField(data, grid)
+    if isinstance(transform, sitk.BSplineTransform):
+        images = transform.GetCoefficientImages()
+        unwrapped = [_unwrap(image, axes, "micrometer") for image in images]
+        parts = [unwrapped[default_axes(ndim).index(a)][0] for a in axes]
+        return BSplineTransform(np.stack(parts, -1), unwrapped[0][1], transform.GetOrder())
     if not transform.IsLinear():
-        raise InputError(f"a {transform.GetName()} is neither affine, nor a field, nor composite")
+        raise InputError(
+            f"a {transform.GetName()} is neither affine, nor a field, nor B-splines, nor composite"
+        )
     return AffineTransform(_linear_matrix(transform, axes))
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from itkstream.block_kernels import WarpSettings, deform_block, warp_block
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
-    AffineTransform,
     BlockGrid,
     CompositeTransform,
     DisplacementField,
@@ -28,6 +27,7 @@ from itkstream.geometry import (
 from itkstream.lazy import readable
 from itkstream.numerics.fields import shrink_field
 from itkstream.numerics.itk_settings import DeformSettings
+from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.pyramid import shrink
 from itkstream.numerics.quality import content_mask
 from itkstream.numerics.threads import processors, using_threads
@@ -45,7 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Planes are read in slabs of about this many voxels: 256 MB of float32 while they are averaged.
-_SLAB_VOXELS = 64_000_000
+SLAB_VOXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def read_coarse(image: Image, factors: Sequence[int]) -> Image:
     if max(factors) == 1:
         return Image(image.read(), image.grid, image.name)
     plane = image.grid.size // image.shape[0]
-    thickness = max(1, _SLAB_VOXELS // (plane * factors[0])) * factors[0]
+    thickness = max(1, SLAB_VOXELS // (plane * factors[0])) * factors[0]
     rest = (slice(None),) * (image.ndim - 1)
     slabs = []
     for start in range(0, image.shape[0], thickness):
@@ -243,24 +243,21 @@ def find_content(
 
 
 def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
-    """Where blocks start: the coarse displacement, then the initial transform's affine.
+    """Where blocks start: the coarse displacement, then the initial transform's affine part.
 
     Parameters
     ----------
     field : DisplacementField
         From `solve_coarse`.
     initial : Transform
-        An affine, or a composite that ends with one.
+        What it was solved on.
 
     Returns
     -------
     Transform
         From fixed to moving points.
     """
-    last = initial.transforms[-1] if isinstance(initial, CompositeTransform) else initial
-    if isinstance(last, AffineTransform):
-        return CompositeTransform((field, last))
-    return field
+    return CompositeTransform((field, affine_part(initial)))
 
 
 def _per_axis(grid: Grid, factor: int, settings: DeformSettings) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 `register` goes from coarse to fine. What spans blocks is solved on a level of both images that
 fits in memory: the affine by key points, piecewise affines from there, and the deformation with
 all large displacements. Blocks at full resolution start from that and add what only full
-resolution shows. Each step is kept only if it raises the local correlation of the images.
+resolution shows. A step that refines is kept only if it raises the local correlation of the images.
+`run_steps` holds a function for each step.
 
 Why in this order: on the tutorial's phantom (8 million voxels, 4 % of the nuclei missing in the
 second round), warped by up to 5 and up to 10 micrometers, the error in voxels after all steps was,
@@ -32,76 +33,73 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import dask.array as da
 import numpy as np
-import zarr
+from dask.tokenize import tokenize
+from numpy.typing import ArrayLike
 
-from itkstream.affine import prepare_local_affines, split_local_affines
-from itkstream.block_kernels import (
-    AffineSettings,
-    WarpSettings,
-    affine_block,
-    intensity_block,
-    warp_block,
-)
-from itkstream.cluster import Resources, compute, store
-from itkstream.deform import prepare_displacement, prepare_fold_count
+from itkstream.cluster import store
 from itkstream.doors import as_pair
-from itkstream.errors import InputError, ItkstreamError, RegistrationError
-from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
-from itkstream.geometry import (
-    AffineTransform,
-    CompositeTransform,
-    Grid,
-    Image,
-    Transform,
-)
+from itkstream.errors import InputError, RegistrationError
+from itkstream.fingerprint import code_version
+from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
-from itkstream.io.itk_transforms import as_field_and_affine
-from itkstream.io.ngff_transforms import (
-    as_stored,
-    create_transform,
-    read_transform,
-    stored_axes,
-)
-from itkstream.io.outputs import check_folder, claim_folder, write_text
-from itkstream.io.transform_files import write_transform
+from itkstream.io.locations import Location
+from itkstream.io.ngff_transforms import stored_axes
+from itkstream.io.outputs import write_text
+from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, read_coarse
-from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS
-from itkstream.numerics.itk_settings import DeformSettings, IntensitySettings
-from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
-from itkstream.ransac import AffineEstimate, RansacSettings
-from itkstream.transform import piecewise_transform, prepare_apply_transform
+from itkstream.masks import Mask, masked
+from itkstream.numerics.mapping import affine_part
+from itkstream.planning import Plan, plan_steps
+from itkstream.probing import measure_rates
+from itkstream.run_folder import REPORT, RunFolder
+from itkstream.run_steps import (
+    Reporter,
+    Scene,
+    State,
+    begun,
+    next_state,
+    run_step,
+    store_deformation,
+    store_transform,
+)
+from itkstream.step_notes import next_from, note_of
+from itkstream.steps import (
+    DEFAULT_STEPS,
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+    Step,
+    checked_steps,
+    step_name,
+    step_parameters,
+)
+from itkstream.transform import prepare_apply_transform
+from itkstream.workers import Resources, session
 
-__all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
+__all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
 
 logger = logging.getLogger(__name__)
 
-_Kept = TypeVar("_Kept", bound=Transform)
+_TRANSFORM = "transform.ome.zarr"
+# Notes of what is done beside the steps, which are called by their numbers.
+_BEGIN, _ALIGNED, _FILES = "begin", "aligned", "files"
 
-# Enough agreeing matches that no other radii need be tried.
-_PLENTY_OF_INLIERS = 200
-_REPORT = "registration.json"
-
-
-class Reporter(Protocol):
-    """Told how a run goes on; the command line draws it."""
-
-    def step(self, title: str) -> None:
-        """A step begins."""
-
-    def blocks(self, done: int, total: int) -> None:
-        """Blocks of the step that are done, and in all."""
-
-    def note(self, text: str) -> None:
-        """A result worth a line."""
+_TITLES: dict[type[Any], str] = {
+    RansacAffine: "affine",
+    IntensityAffine: "intensity affine",
+    LocalAffines: "piecewise affine",
+    Deformable: "deformation",
+}
 
 
 class _LogReporter:
@@ -118,79 +116,12 @@ class _LogReporter:
 
 
 @dataclass(frozen=True)
-class RegisterSettings:
-    """Parameters of `register`.
-
-    Parameters
-    ----------
-    radii : sequence of (float, float)
-        Least and greatest radius of the blobs, in voxels of the coarse level; one pair after the
-        other is tried until matches abound.
-    match_threshold : float
-        Least correlation of two neighbourhoods that match.
-    align_threshold_vox : float
-        Greatest distance of a match from the affine, in voxels of the coarse level.
-    cc_radius : int
-        Half width of the neighbourhoods, in voxels of the coarse level.
-    nspots : int
-        Most key points per image.
-    seed : int
-        Seed of the robust fit.
-    intensity : IntensitySettings, optional
-        How the affine is refined by intensities, for a voxel spacing of 1; default None leaves that
-        step out.
-    local_blocksize : int
-        Voxels of the coarse level per block of the piecewise affine; 0 leaves that step out.
-    deform : DescentSettings or DemonsSettings, optional
-        Parameters of the deformation for a voxel spacing of 1; default the best found,
-        `itkstream.numerics.descent_settings.PIPELINE_DEFAULTS`.
-    deform_blocksize : int
-        Voxels per block at full resolution, an even number.
-    coarse_voxels : float
-        Most voxels of the coarse level.
-    blocksize : int
-        Voxels per block and chunk of the aligned image.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    radii: tuple[tuple[float, float], ...] = ((6.0, 20.0), (3.0, 10.0), (2.0, 6.0))
-    match_threshold: float = 0.7
-    align_threshold_vox: float = 1.5
-    cc_radius: int = 12
-    nspots: int = 5000
-    seed: int = 0
-    intensity: IntensitySettings | None = None
-    local_blocksize: int = 128
-    deform: DeformSettings = PIPELINE_DEFAULTS
-    deform_blocksize: int = 256
-    coarse_voxels: float = 20e6
-    blocksize: int = 128
-
-    def __post_init__(self) -> None:
-        if not self.radii:
-            raise InputError("radii needs at least one pair (min_radius, max_radius); got none")
-        for name in ("deform_blocksize", "blocksize"):
-            if getattr(self, name) < 16 or getattr(self, name) % 2:
-                raise InputError(f"{name} must be an even number >= 16; got {getattr(self, name)}")
-        if self.local_blocksize and self.local_blocksize < 32:
-            raise InputError(
-                f"local_blocksize must be at least 32 voxels, or 0; got {self.local_blocksize}"
-            )
-        if self.coarse_voxels < 32**2:
-            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels}")
-
-
-@dataclass(frozen=True)
 class Registration:
     """What `register` made.
 
     Parameters
     ----------
-    out : Path
+    out : Location
         The folder.
     transform : CompositeTransform
         Fixed to moving points: a stored displacement field, then an affine.
@@ -200,7 +131,7 @@ class Registration:
         What registration.json holds.
     """
 
-    out: Path
+    out: Location
     transform: CompositeTransform
     aligned: Image
     report: dict[str, Any]
@@ -210,8 +141,12 @@ def register(
     fixed: str | os.PathLike[str] | Image,
     moving: str | os.PathLike[str] | Image,
     out: str | os.PathLike[str],
+    steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
     *,
+    initial_transform: Transform | ArrayLike | str | os.PathLike[str] | None = None,
+    fixed_mask: Mask | str | os.PathLike[str] | None = None,
+    moving_mask: Mask | str | os.PathLike[str] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -230,11 +165,23 @@ def register(
     fixed, moving : path or Image
         What `itkstream.open_image` opens, or images.
     out : path
-        The folder to write, new or empty.
+        The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
+    steps : sequence of Step
+        What is done, see `itkstream.steps`; default `itkstream.steps.DEFAULT_STEPS`. Each refines
+        what the ones before have found, and is left out where that lowers the local correlation.
+        A deformation is always kept, and so is the first affine.
     settings : RegisterSettings, optional
-        Parameters of the steps.
+        What holds for the whole run.
+    initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
+        Where to start, from fixed to moving points in micrometers: a matrix in the order of the
+        fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs.
+        Every step refines it, key points too: they are sought in the images it aligns.
+    fixed_mask, moving_mask : Mask or path, optional
+        Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
+        called once, with the coarse level. The aligned image shows all voxels.
     resources : Resources, optional
-        Workers and threads.
+        Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
+        `plan`.
     overwrite : bool
         Replace an earlier registration in `out`.
     reporter : Reporter, optional
@@ -248,167 +195,216 @@ def register(
     Raises
     ------
     InputError
-        For images that cannot be registered.
+        For images, steps or an initial transform that cannot be used.
+    PlanError
+        Where it needs more memory than there is.
     ExistingOutputError
         Where `out` holds something already.
     RegistrationError
         Where no affine was found.
     """
+    steps = checked_steps(steps)
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
-    claim = (Path(out), _REPORT, overwrite)
-    check_folder(*claim)
-    run = _Run(pair, settings or RegisterSettings(), resources or Resources(), reporter)
-    affine = run.refine_affine(run.find_affine())
-    start = run.find_local_affines(affine)
-    folder = claim_folder(*claim)
-    transform = run.find_deformation(start, affine, folder / "transform.ome.zarr")
-    aligned = run.align(transform, folder / "aligned.ome.zarr")
-    run.export(transform, affine, folder / "itk")
-    report = run.report()
-    write_text(folder / _REPORT, json.dumps(report, indent=2) + "\n")
-    return Registration(folder, transform, aligned, report)
+    initial = _as_initial(initial_transform, pair[0])
+    resources = resources or Resources()
+    planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
+    steps, settings = planned.steps, planned.settings
+    if resources.cluster == "local":
+        resources = replace(resources, threads_per_worker=planned.threads)
+    seen = (
+        _seen(pair[0], fixed_mask, "fixed", settings),
+        _seen(pair[1], moving_mask, "moving", settings),
+    )
+    keys = _keys(seen, initial, steps, settings)
+    names = (pair[0].name, pair[1].name)
+    folder = RunFolder(out, tokenize(keys[-1], pair, settings), names, overwrite)
+    folder.check()
+    reporter = reporter or _LogReporter()
+    with session(resources, reporter.note) as workers:
+        scene = Scene(*seen, settings.coarse_voxels, workers, reporter)
+        run = _Run(pair, steps, settings, scene, folder)
+        state = run.begin(initial, keys[0])
+        for number, (step, key) in enumerate(zip(steps, keys[1:], strict=True), 1):
+            state = run.refine(state, step, number, key)
+        transform = run.stored(state)
+        aligned = run.align(transform, keys[-1])
+    run.export(transform, keys[-1])
+    given = {
+        "initial_transform": initial_transform,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+    }
+    report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
+    write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
+    return Registration(folder.location, transform, aligned, report)
+
+
+def plan(
+    fixed: str | os.PathLike[str] | Image,
+    moving: str | os.PathLike[str] | Image,
+    steps: Sequence[Step] = DEFAULT_STEPS,
+    settings: RegisterSettings | None = None,
+    *,
+    resources: Resources | None = None,
+    probe: int = 0,
+) -> Plan:
+    """What `register` will need: blocks, tasks, memory, disk, time. Nothing is written.
+
+    Parameters
+    ----------
+    fixed, moving, steps, settings
+        As in `register`.
+    resources : Resources, optional
+        As in `register`: where `memory` is given, blocks and threads are chosen to fit it.
+    probe : int
+        Blocks that are read and computed to estimate the time; default none.
+
+    Returns
+    -------
+    Plan
+        Where `Plan.fits` is False, `register` would refuse to run.
+
+    Raises
+    ------
+    InputError
+        For images or steps that cannot be used.
+    PlanError
+        Where nothing fits `memory`.
+    """
+    pair = as_pair(_opened(fixed), _opened(moving), None, None)
+    given = (checked_steps(steps), settings or RegisterSettings(), resources or Resources())
+    made = _planned(pair, *given)
+    if not probe:
+        return made
+    return replace(made, rates=measure_rates(*pair, made.steps, probe))
+
+
+def _planned(
+    pair: tuple[Image, Image],
+    steps: tuple[Step, ...],
+    settings: RegisterSettings,
+    resources: Resources,
+) -> Plan:
+    """The plan that will run: as large as is asked for, unless a memory says otherwise."""
+    made = plan_steps(*pair, steps, settings, resources.resolved())
+    if resources.memory is not None:
+        return made.fitted()
+    return made if resources.threads_per_worker else made.fewer_threads()
 
 
 class _Run:
-    """The steps of one registration and what is known about them."""
+    """One registration and what is known about it; what an earlier run noted is not done again."""
 
     def __init__(
         self,
         pair: tuple[Image, Image],
+        steps: tuple[Step, ...],
         settings: RegisterSettings,
-        resources: Resources,
-        reporter: Reporter | None,
+        scene: Scene,
+        folder: RunFolder,
     ) -> None:
         self.fixed, self.moving = pair
+        self.steps = steps
         self.settings = settings
-        self.resources = resources
-        self.reporter: Reporter = reporter or _LogReporter()
-        self.steps: list[dict[str, Any]] = []
+        self.scene = scene
+        self.folder = folder
+        self.facts: list[dict[str, Any]] = []
+        self._unnoted: tuple[str, str, dict[str, Any]] | None = None
+
+    def begin(self, initial: Transform | None, key: str) -> State:
+        """How good is what is known?"""
+        note = self._earlier("read", _BEGIN, key)
+        if note is not None:
+            return State(initial, note["facts"]["local_correlation"])
         with self._step("read") as facts:
-            self.coarse = (self._coarse(pair[0]), self._coarse(pair[1]))
-            self.tissue = tissue_mask(self.coarse[0].read())
-            facts["coarse_shapes"] = [image.shape for image in self.coarse]
-            identity = AffineTransform(np.eye(self.fixed.ndim + 1))
-            self.quality = facts["local_correlation"] = self._correlation(identity)
-
-    def find_affine(self) -> AffineTransform:
-        """The affine between the coarse images."""
-        with self._step("affine") as facts:
-            estimate = self._best_affine()
-            if estimate.matrix is None:
-                raise RegistrationError(
-                    f"no affine found: {estimate.reason}. Check the spacings and that both images "
-                    "show the same tissue; other radii or a lower match_threshold may help"
-                )
-            affine = AffineTransform(estimate.matrix)
-            facts["matches"] = len(estimate.inliers)
-            facts["inliers"] = int(estimate.inliers.sum())
-            residuals = estimate.residuals[estimate.inliers]
-            facts["median_residual"] = float(np.median(residuals))
-            facts["matrix"] = affine.matrix.tolist()
-            self.quality = facts["local_correlation"] = self._correlation(affine)
-            self.reporter.note(
-                f"{facts['inliers']} of {facts['matches']} matches agree, median residual "
-                f"{facts['median_residual']:.2f} {self.fixed.grid.unit}"
-            )
-        return affine
-
-    def refine_affine(self, affine: AffineTransform) -> AffineTransform:
-        """The affine that intensities prefer, where it aligns better."""
-        settings = self.settings.intensity
-        if settings is None:
-            return affine
-        with self._step("intensity affine") as facts:
-            fixed, moving = self.coarse
-            scaled = settings.scaled(min(fixed.spacing))
-            estimate = intensity_block(fixed, moving, affine.matrix, scaled)
-            facts["metric_before"], facts["metric_after"] = estimate.before, estimate.after
-            if not estimate:
-                return self._dropped(facts, affine, estimate.reason)
-            refined = AffineTransform(estimate.matrix)
-            quality = self._correlation(refined)
+            facts["coarse_shapes"] = [image.shape for image in self.scene.coarse]
+            quality = self.scene.correlation(initial or _identity(self.fixed))
             facts["local_correlation"] = quality
-            if quality <= self.quality:
-                return self._dropped(facts, affine, "it lowered the local correlation")
-            self.quality = quality
-            facts["matrix"] = refined.matrix.tolist()
-        return refined
+            if initial is not None:
+                facts["initial_affine"] = affine_part(initial).matrix.tolist()
+        # Noted with the first step: a run that finds nothing leaves nothing behind.
+        self._unnoted = (_BEGIN, key, {"facts": facts})
+        return State(initial, quality)
 
-    def find_local_affines(self, affine: AffineTransform) -> Transform:
-        """Local affines before the global one, where they align better."""
-        size = self.settings.local_blocksize
-        if not size:
-            return affine
-        with self._step("piecewise affine") as facts:
-            fixed, moving = self.coarse
-            blocksize = (size,) * fixed.ndim
-            try:
-                radii = self.radii
-                settings = self._affine_settings(radii)
-                lazy = prepare_local_affines(fixed, moving, affine, blocksize, settings)
-                packed = compute(lazy, progress=self.reporter.blocks)
-                local, confidence = split_local_affines(packed, fixed.ndim)
-                found = piecewise_transform(fixed.grid, local, blocksize, affine.matrix)
-            except ItkstreamError as error:
-                return self._dropped(facts, affine, str(error))
-            facts["blocks"] = list(local.shape[: fixed.ndim])
-            facts["blocks_with_matches"] = int((confidence[..., 0] > 0).sum())
-            facts["median_confidence"] = float(np.median(confidence[..., -1]))
-            quality = self._correlation(found)
-            facts["local_correlation"] = quality
-            if quality <= self.quality:
-                return self._dropped(facts, affine, "it lowered the local correlation")
-            self.quality = quality
-        return found
+    def refine(self, state: State, step: Step, number: int, key: str) -> State:
+        """Do one step; what is known after it."""
+        title, name = _TITLES[type(step)], str(number)
+        note = self._earlier(title, name, key)
+        if note is not None:
+            if isinstance(step, Deformable):
+                store_deformation(self.scene, state, step, self._place(number))
+            return next_from(note, state, self.scene, self.folder.location)
+        with self._step(title) as facts:
+            finding = run_step(self.scene, state, step, lambda: self._place(number))
+            after, found = next_state(self.scene, state, finding)
+            facts |= found
+        self._note(name, key, note_of(finding, after, facts, self.folder.location))
+        return after
 
-    def find_deformation(
-        self, start: Transform, affine: AffineTransform, path: Path
-    ) -> CompositeTransform:
-        """The displacement in front of the affine, coarse to fine, stored."""
-        with self._step("deformation") as facts:
-            lazy, grid = self._prepare_field(start)
-            chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
-            target = create_transform(path, affine, grid, chunks=chunks)
-            self._store(as_stored(lazy, grid), target)
-            transform = read_transform(path, grid.axes)
-            field, _ = as_field_and_affine(transform)
-            stretch = compute(prepare_fold_count(field, (128,) * grid.ndim))
-            facts["field_shape"], facts["field_spacing"] = grid.shape, grid.spacing
-            facts["least_jacobian"] = float(stretch[..., 0].min())
-            facts["folded_voxels"] = int(stretch[..., 1].sum())
-            self.quality = facts["local_correlation"] = self._correlation(transform)
-        return transform
+    def stored(self, state: State) -> CompositeTransform:
+        """What was found, as a displacement field and an affine on disk."""
+        found = state.transform or _identity(self.fixed)
+        if self.steps and isinstance(self.steps[-1], Deformable):
+            assert isinstance(found, CompositeTransform)
+            return found
+        path = self.folder.location / _TRANSFORM
+        return store_transform(self.scene, found, path, self.settings.blocksize)
 
-    def align(self, transform: Transform, path: Path) -> Image:
+    def align(self, transform: Transform, key: str) -> Image:
         """The moving image on the fixed grid, multiscale."""
-        with self._step("aligned image"):
-            blocksize = (self.settings.blocksize,) * self.fixed.ndim
-            lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize)
-            grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
-            stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
-            chunks = tuple(min(c[0], self.settings.blocksize) for c in stored.chunks)
-            target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
-            self._store(stored, target)
-            write_pyramid(path)
+        path = self.folder.location / "aligned.ome.zarr"
+        title = "aligned image"
+        note = self._earlier(title, _ALIGNED, key)
+        if note is not None:
+            self._store_aligned(transform, path)
+        else:
+            with self._step(title) as facts:
+                self._store_aligned(transform, path)
+                write_pyramid(path)
+            self._note(_ALIGNED, key, {"facts": facts})
         return open_image(path).reorder(self.fixed.grid.axes)
 
-    def export(self, transform: CompositeTransform, affine: AffineTransform, folder: Path) -> None:
+    def export(self, transform: CompositeTransform, key: str) -> None:
         """The transform as ITK files, each read back and compared."""
+        folder = self.folder.location / "itk"
+        files: dict[str, Transform] = {
+            "affine.tfm": affine_part(transform),
+            "composite.h5": transform,
+        }
+        there = all((folder / name).is_file() for name in files)
+        if there and self._earlier("ITK files", _FILES, key) is not None:
+            return
         with self._step("ITK files") as facts:
-            folder.mkdir(exist_ok=True)
-            voxel = min(self.moving.spacing)
-            files: dict[str, Transform] = {"affine.tfm": affine, "composite.h5": transform}
+            folder.make_folder()
             for name, meant in files.items():
-                error = write_transform(folder / name, meant, self.fixed.grid.axes) / voxel
-                facts[name] = {"largest_error_vox": error}
-                if error > 1e-3:
-                    raise RegistrationError(
-                        f"{folder / name} was written but maps points {error:.3g} voxels off: "
-                        "the disk or the ITK library is faulty"
-                    )
+                facts[name] = {"largest_error_vox": self._write(folder / name, meant)}
+        self._note(_FILES, key, {"facts": facts})
+
+    def _write(self, path: Location, meant: Transform) -> float:
+        error = write_transform(path, meant, self.fixed.grid.axes, overwrite=True)
+        voxels = error / min(self.moving.spacing)
+        if voxels > 1e-3:
+            raise RegistrationError(
+                f"{path} was written but maps points {voxels:.3g} voxels off: the disk or the ITK "
+                "library is faulty"
+            )
+        return voxels
+
+    def _store_aligned(self, transform: Transform, path: Location) -> None:
+        size = self.settings.blocksize
+        blocksize = (size,) * self.fixed.ndim
+        lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize)
+        grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
+        stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
+        target = begun(stored, path, "0")
+        if target is None:
+            chunks = tuple(min(c[0], size) for c in stored.chunks)
+            target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
+        store(stored, target, self.scene.resources, self.scene.reporter.blocks)
 
     def report(self) -> dict[str, Any]:
         """What registration.json holds."""
+        steps = [{step_name(step): step_parameters(step)} for step in self.steps]
         return {
             "itkstream": version("itkstream"),
             "versions": {
@@ -417,96 +413,105 @@ class _Run:
             },
             "fixed": _describe(self.fixed),
             "moving": _describe(self.moving),
-            "settings": json.loads(json.dumps(self.settings, default=_plain)),
-            "steps": self.steps,
+            "settings": {**_plain(self.settings), "steps": steps},
+            "steps": self.facts,
         }
 
-    def _coarse(self, image: Image) -> Image:
-        return read_coarse(image, factors_to_fit(image.grid, self.settings.coarse_voxels))
+    def _place(self, number: int) -> Location:
+        """Where the field of a deformation goes: the last one is the result."""
+        if number == len(self.steps):
+            return self.folder.location / _TRANSFORM
+        return self.folder.place(str(number))
 
-    def _best_affine(self) -> AffineEstimate:
-        fixed, moving = self.coarse
-        best: AffineEstimate | None = None
-        reason = ""
-        for radii in self.settings.radii:
-            try:
-                estimate, _ = affine_block(fixed, moving, self._affine_settings(radii))
-            except (InputError, RegistrationError) as error:
-                reason = reason or str(error)
-                continue
-            if best is None or estimate.inliers.sum() > best.inliers.sum():
-                best, self.radii = estimate, radii
-            if best.inliers.sum() >= _PLENTY_OF_INLIERS:
-                break
-        if best is None:
-            raise RegistrationError(f"no affine found: {reason}")
-        return best
+    def _earlier(self, title: str, name: str, key: str) -> dict[str, Any] | None:
+        """What an earlier run noted of a step, told as if it were done now."""
+        note = self.folder.recall(name, key)
+        if note is not None:
+            self.scene.reporter.step(title)
+            self.scene.reporter.note("done by an earlier run")
+            self.facts.append(note["facts"])
+        return note
 
-    def _affine_settings(self, radii: tuple[float, float]) -> AffineSettings:
-        settings, spacing = self.settings, self.coarse[0].spacing
-        return AffineSettings(
-            KeyPointSettings.from_voxels(*radii, spacing, nspots=settings.nspots),
-            ContextWindow.from_voxels(settings.cc_radius, spacing),
-            MatchSettings(settings.match_threshold),
-            RansacSettings(
-                threshold_um=settings.align_threshold_vox * float(np.median(spacing)),
-                seed=settings.seed,
-            ),
-        )
-
-    def _prepare_field(self, start: Transform) -> tuple[da.Array, Grid]:
-        """The lazy displacement field, on a grid of half the image's resolution."""
-        settings = self.settings
-        blocks = [settings.deform_blocksize] * self.fixed.ndim
-        if self.fixed.grid.size <= settings.coarse_voxels:
-            blocks = list(self.fixed.shape)
-        halved = (2,) * self.fixed.ndim
-        lazy = prepare_displacement(
-            self.fixed,
-            self.moving,
-            start,
-            blocks,
-            settings.deform.scaled(min(self.fixed.spacing)),
-            coarse_voxels=settings.coarse_voxels,
-            factors=halved,
-            skip_empty=True,
-        )
-        return lazy, self.fixed.grid.shrink(halved)
-
-    def _store(self, lazy: da.Array, target: zarr.Array[Any]) -> None:
-        store(lazy, target, self.resources, self.reporter.blocks)
-
-    def _correlation(self, transform: Transform) -> float:
-        fixed, moving = self.coarse
-        settings = WarpSettings(background=np.nan, dtype=np.float32)
-        aligned = warp_block(moving, transform, fixed.grid, settings)
-        return local_correlation_in_tissue(fixed.read(), aligned, self.tissue)
-
-    def _dropped(self, facts: dict[str, Any], before: _Kept, reason: str) -> _Kept:
-        facts["dropped"] = reason
-        self.reporter.note(f"left out: {reason}")
-        return before
+    def _note(self, name: str, key: str, note: dict[str, Any]) -> None:
+        if self._unnoted:
+            self.folder.note(*self._unnoted)
+            self._unnoted = None
+        self.folder.note(name, key, note)
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[dict[str, Any]]:
-        self.reporter.step(name)
-        facts: dict[str, Any] = {"name": name}
+    def _step(self, title: str) -> Iterator[dict[str, Any]]:
+        reporter = self.scene.reporter
+        reporter.step(title)
+        facts: dict[str, Any] = {"name": title}
         began = time.perf_counter()
         yield facts
         facts["seconds"] = round(time.perf_counter() - began, 3)
-        self.steps.append(facts)
+        self.facts.append(facts)
         if "local_correlation" in facts:
-            self.reporter.note(f"local correlation {facts['local_correlation']:.4f}")
+            reporter.note(f"local correlation {facts['local_correlation']:.4f}")
+        if "dropped" in facts:
+            reporter.note(f"left out: {facts['dropped']}")
 
 
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
 
 
-def _chunk(blocks: tuple[int, ...]) -> int:
-    """A chunk of some 64 voxels that no two blocks share."""
-    if len(blocks) == 1:
-        return min(64, blocks[0])
-    return next(n for n in range(min(64, blocks[0]), 0, -1) if blocks[0] % n == 0)
+def _keys(
+    seen: tuple[Image, Image],
+    initial: Transform | None,
+    steps: tuple[Step, ...],
+    settings: RegisterSettings,
+) -> list[str]:
+    """What the beginning and every step depend on, all before it included."""
+    keys = [tokenize(code_version(), seen, initial, settings.coarse_voxels)]
+    for number, step in enumerate(steps, 1):
+        last = number == len(steps)
+        keys.append(tokenize(keys[-1], step_name(step), step_parameters(step), last))
+    return keys
+
+
+def _as_initial(given: Any, fixed: Image) -> Transform | None:
+    """The transform to start from, checked against the fixed image."""
+    if given is None:
+        return None
+    if isinstance(given, (str, os.PathLike)):
+        given = read_transform(given, fixed.grid.axes)
+    transform = given if isinstance(given, Transform) else AffineTransform(np.asarray(given))
+    if transform.ndim != fixed.ndim:
+        raise InputError(
+            f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "
+            f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
+        )
+    return transform
+
+
+def _seen(image: Image, mask: Any, which: str, settings: RegisterSettings) -> Image:
+    """The image with NaN where its voxels do not count."""
+    if mask is None:
+        return image
+    if isinstance(mask, (str, os.PathLike)):
+        mask = open_image(mask)
+    if callable(mask):
+        small = _coarse(image, settings)
+        mask = Image(np.asarray(mask(small.read())), small.grid)
+    return masked(readable(image), mask, which)
+
+
+def _coarse(image: Image, settings: RegisterSettings) -> Image:
+    return read_coarse(image, factors_to_fit(image.grid, settings.coarse_voxels))
+
+
+def _told(given: Any) -> Any:
+    """What a report says of an argument: paths and numbers as they are, others by their kind."""
+    if isinstance(given, (str, os.PathLike)):
+        return str(given)
+    if isinstance(given, (list, tuple)) and all(isinstance(v, (int, float)) for v in given):
+        return list(given)
+    return type(given).__name__
+
+
+def _identity(image: Image) -> AffineTransform:
+    return AffineTransform(np.eye(image.ndim + 1))
 
 
 def _opened(image: str | os.PathLike[str] | Image) -> Image:
@@ -517,6 +522,6 @@ def _describe(image: Image) -> dict[str, Any]:
     return {"name": image.name, "dtype": str(image.dtype), "grid": _plain(image.grid)}
 
 
-def _plain(value: Any) -> Any:
-    """What JSON cannot write as it is: frozen values as their fields."""
+def _plain(value: Any) -> dict[str, Any]:
+    """A frozen value as its fields."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}

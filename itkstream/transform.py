@@ -17,6 +17,14 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from itkstream.algebra import (
+    coarsen_field,
+    crop_transform,
+    fold_affine,
+    prepare_jacobian,
+    prepare_sample,
+    sample_transform,
+)
 from itkstream.block_kernels import AnyTransform, WarpSettings, warp_block, warp_mapped
 from itkstream.doors import as_pair, block_grid, reversed_axes
 from itkstream.errors import InputError
@@ -31,22 +39,31 @@ from itkstream.geometry import (
     Image,
     PiecewiseAffine,
     Transform,
+    compose,
 )
 from itkstream.inversion import apply_to_points, invert_transform, prepare_invert
 from itkstream.lazy import Halo, Result, map_blocks
 from itkstream.numerics.fields import to_displacement
-from itkstream.numerics.mapping import GridMap
+from itkstream.numerics.mapping import GridMap, map_on
 
 __all__ = [
     "apply_global_affine",
     "apply_to_points",
     "apply_transform",
+    "coarsen_field",
+    "compose",
+    "crop_transform",
+    "fold_affine",
     "invert_transform",
     "piecewise_transform",
     "prepare_apply_local_affines",
     "prepare_apply_position_field",
     "prepare_apply_transform",
+    "prepare_field",
     "prepare_invert",
+    "prepare_jacobian",
+    "prepare_sample",
+    "sample_transform",
 ]
 
 # A coarse field's chunk is cut at whole voxels: with two more on each side every position of the
@@ -316,6 +333,28 @@ def prepare_apply_position_field(
     return map_blocks(_apply_field_block, blocks, field, shared, result, halo)
 
 
+def prepare_field(transform: Transform, grid: Grid, blocksize: Sequence[int]) -> da.Array:
+    """Prepare the displacement of a transform in front of its affine part.
+
+    Parameters
+    ----------
+    transform : Transform
+        From fixed to moving points.
+    grid : Grid
+        Where the vectors are wanted.
+    blocksize : sequence of int
+        Voxels of a block per axis.
+
+    Returns
+    -------
+    dask.array.Array, grid.shape + (n,), float32
+        Lazy. u in ``T(p) = affine(p + u(p))``, with `itkstream.numerics.mapping.affine_part`.
+    """
+    blocks = block_grid(grid.shape, blocksize, 0)
+    shared = {"transform": transform, "grid": grid}
+    return map_blocks(_field_block, blocks, None, shared, Result(np.float32, (grid.ndim,)))
+
+
 @dataclass(frozen=True)
 class _FieldCut:
     """Which voxels a part of a position field holds."""
@@ -329,6 +368,14 @@ class _FieldCut:
             return self.fixed.crop(block.core)
         whole = self.fixed.shrink(self.halo.factors)
         return whole.crop(self.halo.region(self.blocks, block, whole.shape))
+
+
+def _field_block(
+    _part: None, block: Block, *, transform: Transform, grid: Grid
+) -> NDArray[np.float32]:
+    here = grid.crop(block.core)
+    moves = map_on(transform, here).displacement
+    return np.zeros((*here.shape, here.ndim), np.float32) if moves is None else moves
 
 
 def _apply_block(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -15,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.io import open_image, write_n5
+from itkstream.io.locations import Location
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
 # The machine is shared: a slow example says nothing about the code.
@@ -92,3 +96,33 @@ def stored(tmp_path: Path) -> Callable[[str, np.ndarray, Grid], Any]:
         return voxels
 
     return put
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 server on this machine, which every process finds by its environment."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        # No test may find the credentials of whoever runs it, nor ask the network for some.
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The URL of an empty bucket."""
+    name = f"bucket-{uuid4().hex}"
+    Location.parse(f"s3://{name}").filesystem.mkdir(name)
+    return f"s3://{name}"

@@ -206,14 +206,14 @@ TINY = np.random.default_rng(0).integers(0, 99, (8, 8, 8))
             "no affine found: .* key points in the fixed and 0 in the moving",
         ),
         ({"nspots": 6}, RegistrationError, "6 key points in the fixed and 6 in the moving"),
-        ({"nspots": 0}, InputError, "nspots and num_sigma_max must be at least 1"),
+        ({"nspots": 0}, InputError, "nspots must be a whole number >= 1"),
         ({"match_threshold": 0.999}, RegistrationError, "gave 0 matches above 0.999"),
         ({"match_threshold": 1.5}, InputError, "threshold must lie between -1 and 1"),
-        ({"min_radius": 9}, InputError, "blob radii must satisfy"),
+        ({"min_radius": 9}, InputError, "min_radius <= max_radius"),
         ({"cc_radius": 0}, InputError, "cc_radius must be at least 1"),
         ({"fix_spacing": (1, 0, 1)}, InputError, "spacing must be positive"),
         ({"mov_spacing": (1, 1, -1)}, InputError, "spacing must be positive"),
-        ({"align_threshold": -1.0}, InputError, "threshold_um"),
+        ({"align_threshold": -1.0}, InputError, "align_threshold"),
     ],
 )  # fmt: skip
 def test_bad_input(

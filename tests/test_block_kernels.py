@@ -31,6 +31,7 @@ from itkstream.geometry import (
 )
 from itkstream.io.itk_transforms import write_affine, write_composite
 from itkstream.itk_bridge import INTERPOLATORS, from_itk_image, to_itk_image, to_itk_transform
+from itkstream.masks import masked
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.phantoms import PhantomPair
 
@@ -354,7 +355,7 @@ def test_affine_of_a_block(pair: PhantomPair) -> None:
     assert "key points in the fixed and" in poor.reason
     mask = np.zeros(pair.fixed.shape, bool)
     mask[:20] = True
-    left, _ = affine_block(pair.fixed, pair.moving, settings, (mask, None))
+    left, _ = affine_block(masked(pair.fixed, mask), pair.moving, settings)
     assert len(left.inliers) < len(estimate.inliers)
     with pytest.raises(RegistrationError, match="no voxel of the image is finite"):
         affine_block(

@@ -35,7 +35,7 @@ def solved(request, rounds, start):
         voxels = fixed.read().copy()
         voxels[BLOCKS[0] :, BLOCKS[1] :, BLOCKS[2] :] = 120
         fixed = Image(voxels, fixed.grid)
-    settings = PIPELINE_DEFAULTS.scaled(min(fixed.spacing))
+    settings = PIPELINE_DEFAULTS.for_voxels(fixed.spacing)
     errors, fields = [], []
     for blocksize, overlap in ((fixed.shape, 0), (BLOCKS, OVERLAP)):
         lazy = prepare_displacement(fixed, rounds.moving, start, blocksize, settings, overlap)

@@ -1,15 +1,21 @@
 """The command line as its users meet it: output, exit codes, no tracebacks."""
 
+import json
 import subprocess
 import sys
+from dataclasses import fields
 
+import click
 import numpy as np
 import pytest
 
 import itkstream
-from itkstream.geometry import Grid
+from itkstream.cli import _resources, _with_resources
+from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import write_n5
+from itkstream.io.transform_files import write_transform
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
+from itkstream.workers import Resources
 
 PAIR = ("register", "fix.n5/s0", "mov.n5/s0")
 
@@ -59,18 +65,55 @@ def test_registers_two_containers(containers, tmp_path):
         assert (tmp_path / "out" / name).is_file()
 
 
+def test_a_file_says_what_is_done(containers, tmp_path):
+    defaults = run("config", "--defaults")
+    assert defaults.returncode == 0
+    config = tmp_path / "run.yaml"
+    config.write_text(defaults.stdout)
+    assert run("config", config).stdout == defaults.stdout
+    config.write_text(
+        "steps:\n- intensity-affine: {model: translation, iterations: [9, 9]}\n"
+        "initial_transform: start.tfm\nmoving_mask: [0]\n"
+    )
+    matrix = np.eye(4)
+    matrix[0, 3] = 2.0
+    write_transform(tmp_path / "start.tfm", AffineTransform(matrix))
+    pair = (containers / "fix.n5/s0", containers / "mov.n5/s0")
+    done = run("register", *pair, "--config", config, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "registration.json").read_text())
+    assert [s["name"] for s in report["steps"][:2]] == ["read", "intensity affine"]
+    # Files are x first, arrays of N5 z first.
+    turned = matrix[::-1, ::-1][[1, 2, 3, 0]][:, [1, 2, 3, 0]]
+    assert report["steps"][0]["initial_affine"] == turned.tolist()
+    # What the command line names comes first.
+    other = run(
+        "register", *pair, "--config", config, "--out", tmp_path / "other",
+        "--initial", tmp_path / "nowhere.tfm",
+    )  # fmt: skip
+    assert other.returncode == 2
+    assert "nowhere.tfm" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        ((*PAIR, "--out", "new", "--config", "no.yaml"), "no file no.yaml"),
+        ((*PAIR, "--out", "new", "--config", "no.yaml", "--seed", "1"), "exclude each other"),
+        (("config",), "either --defaults or a FILE"),
+        (("config", "--defaults", "no.yaml"), "either --defaults or a FILE"),
+        ((*PAIR, "--out", "new", "--fixed-mask", "no.zarr"), "no.zarr"),
         (("register", "nowhere.n5/s0", "mov.n5/s0", "--out", "new"), "does not exist"),
         (("register", "fix.n5/s1", "mov.n5/s0", "--out", "new"), "s0"),
         ((*PAIR, "--out", "."), "never replaced"),
         (
             ("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--block", "7"),
-            "deform_blocksize",
+            "blocksize",
         ),
         (("register", "fix.n5/s0", "mov.n5/s0"), "--out"),
         (("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--workers", "0"), "workers"),
+        ((*PAIR, "--out", "new", "--cluster", "slrum"), "did you mean 'slurm'"),
+        ((*PAIR, "--out", "new", "--queue", "short"), "queue is for batch systems"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, expected):
@@ -80,6 +123,30 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, e
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(containers.rglob("*")) == before
+
+
+def test_every_resource_has_its_option():
+    words = "--workers 2 --threads 1 --memory 8GB --cluster local --cores 4 --processes 2"
+    words += " --min-workers 1 --max-workers 3"
+    seen = {}
+
+    @click.command()
+    @_with_resources
+    def command(**options):
+        seen["resources"] = _resources(options)
+
+    command.main(words.split(), standalone_mode=False)
+    assert seen["resources"] == Resources(
+        n_workers=2,
+        threads_per_worker=1,
+        memory="8GB",
+        cores=4,
+        processes=2,
+        min_workers=1,
+        max_workers=3,
+    )
+    options = {option.name for option in command.params}
+    assert options == {field.name for field in fields(Resources)} - {"config"} | {"overwrite"}
 
 
 def test_images_without_overlap_end_with_a_reason(containers, tmp_path):

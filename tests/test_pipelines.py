@@ -1,6 +1,9 @@
 """The main job on a small phantom: what it finds, what it writes, what it refuses."""
 
 import json
+import re
+import shutil
+import tempfile
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,17 +12,35 @@ import pytest
 import SimpleITK as sitk
 
 import itkstream
-from itkstream.cluster import Resources
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
-from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.numerics.fields import jacobian_determinant
-from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
-from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.pipelines import RegisterSettings, _Run, register
-
-SETTINGS = RegisterSettings(
-    radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8, local_blocksize=64, blocksize=64
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
 )
+from itkstream.io.transform_files import write_transform
+from itkstream.numerics.fields import jacobian_determinant
+from itkstream.phantoms import Motion, PhantomSettings, make_pair
+from itkstream.pipelines import _LogReporter, _Run, register
+from itkstream.run_folder import RunFolder
+from itkstream.run_steps import Scene, next_state, run_step
+from itkstream.step_notes import next_from, note_of
+from itkstream.steps import (
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+    step_from,
+)
+from itkstream.workers import Resources
+
+MATCHING = {"match_threshold": 0.6, "cc_radius": 8}
+AFFINE = RansacAffine(radii=((2.0, 6.0),), **MATCHING)
+STEPS = (AFFINE, LocalAffines(blocksize=64, **MATCHING), Deformable())
+SETTINGS = RegisterSettings(blocksize=64)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +55,7 @@ def rounds():
 @pytest.fixture(scope="module")
 def registered(rounds, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "registered"
-    return register(rounds.fixed, rounds.moving, out, SETTINGS)
+    return register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
 
 
 class Heard:
@@ -80,10 +101,12 @@ def test_no_voxel_is_folded(registered):
 
 
 def test_the_folder_holds_what_was_promised(rounds, registered):
-    report = json.loads((registered.out / "registration.json").read_text())
+    report = json.loads((registered.out / "registration.json").read_bytes())
     assert report["itkstream"] == itkstream.__version__
     assert report["fixed"]["grid"]["spacing"] == list(rounds.fixed.spacing)
-    assert report["settings"]["seed"] == 0
+    assert report["settings"]["blocksize"] == 64
+    steps = report["settings"]["steps"]
+    assert [step_from(*s.popitem()) for s in steps] == list(STEPS)
     assert all(step["seconds"] >= 0 for step in report["steps"])
     aligned = itkstream.open_image(registered.out / "aligned.ome.zarr")
     assert aligned.grid.axes == ("z", "y", "x")
@@ -122,6 +145,7 @@ def test_stores_and_worker_processes_give_the_same_bits(rounds, registered, tmp_
         tmp_path / "fix",
         tmp_path / "mov",
         tmp_path / "out",
+        STEPS,
         SETTINGS,
         resources=Resources(n_workers=2),
         reporter=heard,
@@ -138,15 +162,9 @@ def test_stores_and_worker_processes_give_the_same_bits(rounds, registered, tmp_
 
 
 def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
-    in_blocks = RegisterSettings(
-        radii=((2.0, 6.0),),
-        match_threshold=0.6,
-        cc_radius=8,
-        local_blocksize=0,
-        deform_blocksize=64,
-        coarse_voxels=rounds.fixed.grid.size / 3,
-    )
-    result = register(rounds.fixed, rounds.moving, tmp_path / "out", in_blocks)
+    few = RegisterSettings(coarse_voxels=rounds.fixed.grid.size / 3)
+    steps = (AFFINE, Deformable(blocksize=64))
+    result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, few)
     error = rounds.error(result.transform.apply, 3).summary()
     assert result.report["steps"][0]["coarse_shapes"][0] != list(rounds.fixed.shape)
     assert error["median_vox"] < 0.5
@@ -154,72 +172,132 @@ def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
 
 
 def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
-    settings = replace(
-        SETTINGS, intensity=IntensitySettings(), local_blocksize=0, deform=DemonsSettings()
-    )
-    result = register(rounds.fixed, rounds.moving, tmp_path / "out", settings)
+    steps = (AFFINE, IntensityAffine(), Deformable("symmetric-demons"))
+    result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps)
     step = next(s for s in result.report["steps"] if s["name"] == "intensity affine")
     assert step["metric_after"] < step["metric_before"]
-    assert result.report["settings"]["intensity"]["metric"] == "correlation"
-    assert result.report["settings"]["deform"]["method"] == "symmetric-demons"
     error = rounds.error(result.transform.apply, 3).summary()
     assert error["median_vox"] < 0.5
     assert error["p95_vox"] < 2
 
 
+def begun(rounds, initial, moving=None):
+    """A run about to take its first step."""
+    pair = (rounds.fixed, moving or rounds.moving)
+    scene = Scene(*pair, 20e6, Resources(), _LogReporter())
+    folder = RunFolder(tempfile.mkdtemp(), "run", ("fixed", "moving"), False)
+    run = _Run(pair, (), RegisterSettings(), scene, folder)
+    return run, run.begin(initial, "begin")
+
+
 def test_intensities_that_help_are_kept(rounds):
-    settings = replace(SETTINGS, intensity=IntensitySettings())
-    run = _Run((rounds.fixed, rounds.moving), settings, Resources(), None)
     rough = np.array(rounds.truth.matrix)
     rough[:3, 3] += (2.0, -1.5, 1.0)
     start = AffineTransform(rough)
-    before = run.quality = run._correlation(start)
-    refined = run.refine_affine(start)
-    assert "dropped" not in run.steps[-1]
-    assert run.quality == run._correlation(refined) > before
-    medians = [rounds.error(t.apply, 3).summary()["median_vox"] for t in (refined, start)]
+    run, before = begun(rounds, start)
+    after = run.refine(before, IntensityAffine(), 1, "1")
+    assert "dropped" not in run.facts[-1]
+    assert after.quality == run.scene.correlation(after.transform) > before.quality
+    medians = [rounds.error(s.transform.apply, 3).summary()["median_vox"] for s in (after, before)]
     assert medians[0] < medians[1] - 1  # of the 2.7 voxels that it was shifted by
 
 
 @pytest.mark.parametrize(
-    ("intensity", "reason"),
+    ("step", "reason"),
     [
         # Six voxels away there is nothing better.
         (
-            IntensitySettings(
+            IntensityAffine(
                 "translation", optimizer="exhaustive", step=6.0, search_steps=1,
                 iterations=(1,), shrink_factors=(1,), smooth_sigmas=(0.0,),
             ),
             "did not improve",
         ),
-        (IntensitySettings(metric="mean-squares"), "lowered the local correlation"),
+        (IntensityAffine(metric="mean-squares"), "lowered the local correlation"),
+        (RansacAffine(match_threshold=0.99), "matches above 0.99"),
+        (LocalAffines(match_threshold=0.99, blocksize=64, radii=(2, 6)), "all .* blocks failed"),
     ],
 )  # fmt: skip
-def test_intensities_that_do_not_help_are_dropped(rounds, intensity, reason):
+def test_refinements_that_do_not_help_are_dropped(rounds, step, reason):
     # Light from one side: squares fall where the images are pushed apart along it.
     shape = rounds.moving.shape
     lit = rounds.moving.read() * np.linspace(0.2, 3, shape[0])[:, None, None]
     moving = Image(lit.astype(np.uint16), rounds.moving.grid)
-    run = _Run((rounds.fixed, moving), replace(SETTINGS, intensity=intensity), Resources(), None)
-    start = AffineTransform(rounds.truth.matrix)
-    run.quality = run._correlation(start)
-    assert run.refine_affine(start) is start
-    assert reason in run.steps[-1]["dropped"]
+    run, before = begun(rounds, AffineTransform(rounds.truth.matrix), moving)
+    assert run.refine(before, step, 1, "1") is before
+    assert re.search(reason, run.facts[-1]["dropped"])
+
+
+def test_a_finding_says_all_there_is_to_know(rounds):
+    """What is kept of a step, and the steps after it, do not need the step itself again."""
+    run, state = begun(rounds, None)
+    findings = []
+    for step in STEPS[:2]:
+        findings.append(run_step(run.scene, state, step, lambda: None))
+        state, _ = next_state(run.scene, state, findings[-1])
+    again = begun(rounds, None)[1]
+    for finding in findings:
+        kept, facts = next_state(run.scene, again, finding)
+        note = json.loads(json.dumps(note_of(finding, kept, facts, run.folder.location)))
+        again = next_from(note, again, run.scene, run.folder.location)
+    assert again.quality == state.quality
+    assert again.radii == state.radii == (2.0, 6.0)
 
 
 def test_somebody_elses_folder_is_left_alone(rounds, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(ExistingOutputError, match="never replaced"):
-            register(rounds.fixed, rounds.moving, tmp_path, SETTINGS, overwrite=overwrite)
+            register(rounds.fixed, rounds.moving, tmp_path, STEPS, overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_an_earlier_run_is_replaced_only_when_asked(rounds, registered):
-    before = (registered.out / "registration.json").read_text()
+    before = (registered.out / "registration.json").read_bytes()
     with pytest.raises(ExistingOutputError, match="earlier run"):
-        register(rounds.fixed, rounds.moving, registered.out, SETTINGS)
-    assert (registered.out / "registration.json").read_text() == before
+        register(rounds.fixed, rounds.moving, registered.out, STEPS[:1], SETTINGS)
+    assert (registered.out / "registration.json").read_bytes() == before
+
+
+def test_the_same_run_again_finds_all_done(rounds, registered):
+    before = (registered.out / "registration.json").read_bytes()
+    watch = Heard()
+    again = register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS, reporter=watch)
+    assert (registered.out / "registration.json").read_bytes() == before
+    assert watch.notes.count("done by an earlier run") == len(STEPS) + 3
+    np.testing.assert_array_equal(again.aligned.read(), registered.aligned.read())
+
+
+def test_a_chunk_that_rots_is_computed_again(rounds, registered, tmp_path):
+    """Truth: the bytes before. The chunk is one of the middle of the aligned image."""
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    chunk = sorted(path for path in (out / "aligned.ome.zarr/0/c").rglob("*") if path.is_file())[3]
+    sound = chunk.read_bytes()
+    chunk.write_bytes(sound[: len(sound) // 2])
+    register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
+    assert chunk.read_bytes() == sound
+
+
+def test_only_what_depends_on_a_change_is_done_again(rounds, registered, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    (out / "registration.json").unlink()
+    watch = Heard()
+    steps = (*STEPS[:-1], Deformable(shrink_factors=(2,)))
+    result = register(rounds.fixed, rounds.moving, out, steps, SETTINGS, reporter=watch)
+    assert watch.notes.count("done by an earlier run") == len(STEPS)
+    fresh = register(rounds.fixed, rounds.moving, tmp_path / "fresh", steps, SETTINGS)
+    np.testing.assert_array_equal(result.aligned.read(), fresh.aligned.read())
+
+
+def test_an_unfinished_run_of_other_images_is_left_alone(rounds, registered, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    (out / "registration.json").unlink()
+    other = Image(rounds.moving.data, rounds.moving.grid, "another")
+    with pytest.raises(ExistingOutputError, match="unfinished run"):
+        register(rounds.fixed, other, out, STEPS, SETTINGS)
 
 
 def constant(image):
@@ -244,7 +322,7 @@ def plane(image):
 )
 def test_images_that_cannot_be_registered(rounds, tmp_path, spoil, error, message):
     with pytest.raises(error, match=message):
-        register(rounds.fixed, spoil(rounds.moving), tmp_path / "out", SETTINGS)
+        register(rounds.fixed, spoil(rounds.moving), tmp_path / "out", STEPS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -256,14 +334,77 @@ def test_a_missing_dataset_is_named_and_nothing_is_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("radii", ()),
-        ("deform_blocksize", 63),
-        ("blocksize", 8),
-        ("local_blocksize", 5),
-        ("coarse_voxels", 10),
-    ],
+    [("blocksize", 8), ("blocksize", 65), ("coarse_voxels", 10), ("coarse_voxels", "many")],
 )
 def test_every_bad_setting_is_named(name, value):
     with pytest.raises(InputError, match=name):
         RegisterSettings(**{name: value})
+
+
+@pytest.mark.parametrize("kind", ["matrix", "transform", "file", "field"])
+def test_everything_refines_an_initial_transform(rounds, tmp_path, kind):
+    """40 voxels off and no key points: only what is told leads there."""
+    away = np.eye(4)
+    away[:3, 3] = (40.0, -30.0, 5.0)
+    grid = replace(rounds.moving.grid, origin=tuple(away[:3, 3]))
+    moving = Image(rounds.moving.data, grid)
+    known = AffineTransform(away @ rounds.truth.matrix)
+    initial = {"matrix": known.matrix, "transform": known}.get(kind)
+    if kind == "file":
+        initial = tmp_path / "landmarks.tfm"
+        write_transform(initial, known, rounds.fixed.grid.axes)
+    if kind == "field":
+        vectors = np.full((2, 2, 2, 3), 0.5, np.float32)
+        box = Grid((2, 2, 2), (128.0, 96.0, 83.2))
+        initial = CompositeTransform((DisplacementField(vectors, box), known))
+    steps = (IntensityAffine(iterations=(20, 10)),)
+    out = tmp_path / "out"
+    result = register(rounds.fixed, moving, out, steps, SETTINGS, initial_transform=initial)
+    found = rounds.error(lambda p: result.transform.apply(p) - away[:3, 3], 3).summary()
+    assert found["median_vox"] < 1.5  # the warp that is left
+    first, second = result.report["steps"][:2]
+    assert second["local_correlation"] > first["local_correlation"]
+    np.testing.assert_allclose(first["initial_affine"], known.matrix)
+    read = sitk.ReadTransform(str(result.out / "itk" / "composite.h5"))
+    point = rounds.nuclei[50].tolist()
+    np.testing.assert_allclose(read.TransformPoint(point), result.transform.apply(point), atol=1e-3)
+
+
+def test_key_points_refine_an_initial_transform(rounds, tmp_path):
+    rough = np.array(rounds.truth.matrix)
+    rough[:3, 3] += (3.0, -2.0, 1.0)
+    run, before = begun(rounds, AffineTransform(rough))
+    after = run.refine(before, AFFINE, 1, "1")
+    assert after.quality > before.quality
+    assert isinstance(after.transform, AffineTransform)
+    errors = [rounds.error(s.transform.apply, 3).summary()["median_vox"] for s in (before, after)]
+    assert errors[1] < 1.5 < errors[0]
+
+
+def test_steps_may_come_in_any_order(rounds, tmp_path):
+    """An affine after local affines and after a deformation acts before them."""
+    steps = (AFFINE, STEPS[1], IntensityAffine(), Deformable(shrink_factors=(4, 2)), AFFINE)
+    result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, SETTINGS)
+    error = rounds.error(result.transform.apply, 3).summary()
+    assert error["median_vox"] < 0.7
+    assert (result.out / "steps" / "4.ome.zarr").is_dir()
+    names = [s["name"] for s in result.report["steps"]]
+    assert names[1:6] == ["affine", "piecewise affine", "intensity affine", "deformation", "affine"]
+
+
+@pytest.mark.parametrize(
+    ("initial", "message"),
+    [
+        (np.eye(3), "initial transform is 2-D"),
+        (np.full((4, 4), np.nan), "finite"),
+        (np.zeros(4), "matrix"),
+    ],
+)
+def test_bad_initial_transforms(rounds, tmp_path, initial, message):
+    with pytest.raises(InputError, match=message):
+        register(rounds.fixed, rounds.moving, tmp_path / "o", initial_transform=initial)
+    with pytest.raises(MissingDataError, match="nowhere"):
+        register(
+            rounds.fixed, rounds.moving, tmp_path / "o", initial_transform=tmp_path / "nowhere.tfm"
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -5,16 +5,19 @@ from itkstream.geometry.grid import Grid, Slices, default_axes
 from itkstream.geometry.image import ArraySource, ArrayView, Image, transposed
 from itkstream.geometry.transforms import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     PiecewiseAffine,
     Transform,
+    compose,
 )
 
 __all__ = [
     "AffineTransform",
     "ArraySource",
     "ArrayView",
+    "BSplineTransform",
     "Block",
     "BlockGrid",
     "CompositeTransform",
@@ -24,6 +27,7 @@ __all__ = [
     "PiecewiseAffine",
     "Slices",
     "Transform",
+    "compose",
     "default_axes",
     "transposed",
 ]

@@ -22,11 +22,16 @@ from itkstream.geometry.image import ArraySource
 
 __all__ = [
     "AffineTransform",
+    "BSplineTransform",
     "CompositeTransform",
     "DisplacementField",
     "PiecewiseAffine",
     "Transform",
+    "compose",
 ]
+
+# Of positions computed in another order, far from the origin.
+_ROUNDING_VOX = 0.01
 
 
 @runtime_checkable
@@ -227,8 +232,10 @@ class DisplacementField:
         """
         index = self.grid.to_index(points).reshape(-1, self.ndim)
         shape = np.asarray(self.grid.shape)
-        low = np.clip(np.floor(index.min(axis=0)), 0, shape - 1).astype(int)
-        high = np.clip(np.ceil(index.max(axis=0)) + 1, low + 1, shape).astype(int)
+        # A position on a node, give or take its rounding, has neighbours on both sides.
+        low = np.clip(np.floor(index.min(axis=0) - _ROUNDING_VOX), 0, shape - 1).astype(int)
+        high = np.floor(index.max(axis=0) + _ROUNDING_VOX) + 2
+        high = np.clip(high, low + 1, shape).astype(int)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         part = np.asarray(self.data[(*box, slice(None))])
         return DisplacementField(part, self.grid.crop(box))
@@ -263,6 +270,89 @@ class DisplacementField:
             for c in range(self.ndim)
         ]
         return p + np.stack(moves, axis=-1).reshape(p.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class BSplineTransform:
+    """``p -> p + sum_k B(i(p) - k) c_k``, as ITK and elastix have it; p itself beyond the lattice.
+
+    Parameters
+    ----------
+    coefficients : array_like, grid.shape + (n,)
+        Of the control points, in the unit of the grid.
+    grid : Grid
+        The lattice of control points.
+    order : {3, 2, 1}
+        Of the B-splines.
+
+    Raises
+    ------
+    InputError
+        Where shapes or order do not fit, or a coefficient is not finite.
+
+    References
+    ----------
+    D. Rueckert et al., "Nonrigid registration using free-form deformations: application to breast
+    MR images", IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
+    """
+
+    coefficients: NDArray[np.float64]
+    grid: Grid
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        coefficients = np.array(self.coefficients, np.float64)
+        wanted = (*self.grid.shape, self.grid.ndim)
+        if coefficients.shape != wanted:
+            raise InputError(
+                f"B-splines on control points of shape {self.grid.shape} have coefficients of "
+                f"shape {wanted}; got {coefficients.shape}"
+            )
+        if not np.isfinite(coefficients).all():
+            raise InputError("B-spline coefficients must be finite; got NaN or infinity")
+        if self.order not in (1, 2, 3) or min(self.grid.shape) <= self.order:
+            raise InputError(
+                f"B-splines are of order 1, 2 or 3 with more control points per axis; got order "
+                f"{self.order} and {self.grid.shape} control points"
+            )
+        coefficients.flags.writeable = False
+        object.__setattr__(self, "coefficients", coefficients)
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return self.grid.ndim
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points; those that not all B-splines reach stay where they are, as in ITK.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Moving positions.
+        """
+        p = np.asarray(points, float)
+        index = self.grid.to_index(p)
+        edge = 0.5 * (self.order - 1)
+        last = np.asarray(self.grid.shape) - 1 - edge
+        reached = ((index >= edge) & (index < last)).all(axis=-1)
+        where = index[reached].T
+        out = p.copy()
+        for c in range(self.ndim):
+            out[reached, c] += map_coordinates(
+                self.coefficients[..., c],
+                where,
+                output=np.float64,
+                order=self.order,
+                mode="nearest",
+                prefilter=False,
+            )
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,3 +405,47 @@ class CompositeTransform:
         for transform in self.transforms:
             mapped = transform.apply(mapped)
         return mapped
+
+
+def compose(*transforms: Transform) -> Transform:
+    """One transform after the other, in its simplest form; the first acts first. Exact.
+
+    Parameters
+    ----------
+    *transforms : Transform
+        At least one, all of the same dimension.
+
+    Returns
+    -------
+    Transform
+        Composites are taken apart, affines that follow each other multiplied, and identities left
+        out. What remains is a composite, or, if it is one transform, that itself.
+
+    Raises
+    ------
+    InputError
+        Where nothing is given, or dimensions differ.
+    """
+    chain = CompositeTransform(transforms)
+    identity = np.eye(chain.ndim + 1)
+    steps: list[Transform] = []
+    for step in _flat(chain):
+        if isinstance(step, AffineTransform):
+            before = steps[-1] if steps else None
+            if isinstance(before, AffineTransform):
+                step = AffineTransform(step.matrix @ before.matrix)
+                steps.pop()
+            if np.array_equal(step.matrix, identity):
+                continue
+        steps.append(step)
+    if not steps:
+        return AffineTransform(identity)
+    return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
+
+
+def _flat(transform: Transform) -> Iterator[Transform]:
+    if not isinstance(transform, CompositeTransform):
+        yield transform
+        return
+    for step in transform.transforms:
+        yield from _flat(step)

@@ -61,7 +61,8 @@ def open_image(
     ----------
     path : str or PathLike
         A file, or a dataset in a container: ``fix.n5/lowres``, ``brain.ome.zarr``,
-        ``brain.ome.zarr/2``.
+        ``brain.ome.zarr/2``. Containers may lie in an object store: ``s3://bucket/fix.n5/lowres``,
+        ``gs://bucket/brain.ome.zarr``.
     dataset : str, optional
         The dataset inside the container, if `path` does not name it.
     level : int, optional
@@ -98,7 +99,7 @@ def open_image(
     (1.84, 1.84, 1.68)
     """
     selection = Selection(level, spacing, channel, time, unit, voxel_spacing)
-    location = locate(path, dataset)
-    home, reader = _READERS[location.format]
-    image: Image = getattr(import_module(home), reader)(location, selection)
+    found = locate(path, dataset)
+    home, reader = _READERS[found.format]
+    image: Image = getattr(import_module(home), reader)(found, selection)
     return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
-from itkstream.io.paths import Location
+from itkstream.io.outputs import claim_file
+from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
+from itkstream.itk_bridge import to_itk_image
 
-__all__ = ["ItkFile", "open_itk"]
+__all__ = ["ItkFile", "open_itk", "write_itk"]
 
 _NAMES = ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64")
 _TYPES = {
@@ -34,8 +37,8 @@ _reading = Lock()  # threads that want the same file wait for one of them to rea
 class ItkFile(StoredArray):
     """A lazy image file, axes in numpy's order: (t,) z, y, x (, component).
 
-    Uncompressed NIfTI (of scalars) and MetaImage files are read region by region. ITK can read the
-    others only whole: a process that slices one keeps it in memory, two files at most.
+    Uncompressed NIfTI (of scalars), MetaImage and NRRD files are read region by region. ITK can
+    read the others only whole: a process that slices one keeps it in memory, two files at most.
 
     Parameters
     ----------
@@ -65,6 +68,9 @@ class ItkFile(StoredArray):
             The elements.
         """
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        offset = self._raw_nrrd()
+        if offset:
+            return np.array(np.memmap(self.path, self.dtype, "r", offset, self.shape)[cut])
         if not self._streams():
             stamp = Path(self.path).stat()
             with _reading:
@@ -93,6 +99,21 @@ class ItkFile(StoredArray):
         named = (place.parent / word for word in dict.fromkeys(words))
         return (self.path, *(str(file) for file in named if file.is_file()))
 
+    def _raw_nrrd(self) -> int:
+        """Where the voxels of an uncompressed NRRD file begin, which ITK reads whole; else 0."""
+        if Path(self.path).suffix.lower() != ".nrrd":
+            return 0
+        with open(self.path, "rb") as file:
+            header, end, _ = file.read(_HEADER_BYTES).partition(b"\n\n")
+        words = header.lower().splitlines()
+        as_numpy = b"encoding: raw" in words and b"endian: little" in words
+        if not end or not as_numpy or (self.components > 1 and b"kinds: vector" not in header):
+            return 0
+        # Anything that says more about where the data are makes the lengths differ.
+        start = len(header) + len(end)
+        length = math.prod(self.shape) * self.dtype.itemsize
+        return start if Path(self.path).stat().st_size == start + length else 0
+
     def _streams(self) -> bool:
         """Whether ITK reads a region without reading the whole file."""
         suffix = Path(self.path).suffix.lower()
@@ -103,7 +124,7 @@ class ItkFile(StoredArray):
         return suffix == ".nii" and self.components == 1
 
 
-def open_itk(location: Location, selection: Selection) -> Image:
+def open_itk(dataset: Dataset, selection: Selection) -> Image:
     """Open an image file that ITK reads.
 
     Direction and origin are kept. The formats carry no unit that can be relied on: numbers are
@@ -112,7 +133,7 @@ def open_itk(location: Location, selection: Selection) -> Image:
 
     Parameters
     ----------
-    location : Location
+    dataset : Dataset
         The file.
     selection : Selection
         Channel, time, and what to believe instead of the metadata.
@@ -127,7 +148,7 @@ def open_itk(location: Location, selection: Selection) -> Image:
     InputError
         Where ITK cannot read the file or the selection does not fit.
     """
-    name = str(location.path)
+    name = str(dataset.location)
     reader = _reader(name)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if reader.GetPixelID() not in _TYPES or len(size) not in (2, 3, 4):
@@ -145,6 +166,27 @@ def open_itk(location: Location, selection: Selection) -> Image:
     spacing = stated.spacing if stated else None
     selection.choose_level([spacing], selection.unit_of(None), name)
     return selection.image(source, names, stated, name)
+
+
+def write_itk(path: Path, image: Image, *, overwrite: bool = False) -> None:
+    """Write an image as a file that ITK, 3D Slicer and ANTs read.
+
+    Parameters
+    ----------
+    path : Path
+        Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``.
+    image : Image
+        Read into memory. Numbers of its grid are kept as they are.
+    overwrite : bool
+        Replace an existing file.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where the file exists.
+    """
+    with claim_file(path, overwrite) as partial:
+        sitk.WriteImage(to_itk_image(image.read(), image.grid), str(partial))
 
 
 def _grid(reader: sitk.ImageFileReader, selection: Selection) -> Grid:

@@ -25,6 +25,7 @@ from itkstream.geometry import (
     Transform,
     default_axes,
 )
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file
 from itkstream.itk_bridge import from_itk_transform, to_itk_transform
 
@@ -68,7 +69,7 @@ def write_affine(
     ExistingOutputError
         Where the file exists.
     """
-    target = Path(path)
+    target = Location.parse(path)
     if target.suffix not in (".tfm", ".txt", ".mat"):
         raise InputError(f"an ITK affine is written as .tfm, .txt or .mat; got {target.name}")
     with claim_file(target, overwrite) as partial:
@@ -135,7 +136,7 @@ def write_chain(
     ExistingOutputError
         Where the file exists.
     """
-    target = Path(path)
+    target = Location.parse(path)
     if target.suffix not in (".h5", ".hdf5"):
         raise InputError(f"an ITK composite is written as .h5; got {target.name}")
     if field is None and affine is None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.geometry import ArraySource, Grid, Image, default_axes
-from itkstream.io.paths import Location, n5_attributes, no_dataset
+from itkstream.io.locations import Location
+from itkstream.io.paths import Dataset, n5_attributes, no_dataset
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray, tiles
 from itkstream.numerics.threads import get_threads
 
-__all__ = ["N5Array", "create_n5", "open_n5", "write_n5"]
+__all__ = ["N5Array", "create_n5", "key_value_store", "open_n5", "write_n5"]
 
 _N5_VERSION = "2.0.0"
 _TYPES = (
@@ -38,7 +38,7 @@ class N5Array(StoredArray):
     Parameters
     ----------
     path : str
-        Absolute path of the dataset.
+        Absolute path or URL of the dataset.
     shape : tuple of int
         Elements per axis, x first.
     dtype : numpy.dtype
@@ -46,12 +46,12 @@ class N5Array(StoredArray):
     """
 
     @classmethod
-    def open(cls, folder: Path) -> N5Array:
+    def open(cls, folder: Location) -> N5Array:
         """Read the metadata of a dataset and check that it can be read.
 
         Parameters
         ----------
-        folder : Path
+        folder : Location
             The dataset.
 
         Returns
@@ -78,7 +78,7 @@ class N5Array(StoredArray):
 
         spec = {
             "driver": "n5",
-            "kvstore": {"driver": "file", "path": self.path},
+            "kvstore": key_value_store(Location(self.path)),
             "context": {"data_copy_concurrency": {"limit": get_threads()}},
         }
         try:
@@ -123,7 +123,7 @@ class _Stated:
     unit: str | None
 
 
-def open_n5(location: Location, selection: Selection) -> Image:
+def open_n5(dataset: Dataset, selection: Selection) -> Image:
     """Open an N5 dataset, or one level ``s0, s1, ...`` of an N5 group.
 
     The spacing is ``pixelResolution`` (or ``resolution``) times ``downsamplingFactors``, looked up
@@ -133,8 +133,8 @@ def open_n5(location: Location, selection: Selection) -> Image:
 
     Parameters
     ----------
-    location : Location
-        Dataset or group.
+    dataset : Dataset
+        Array or group.
     selection : Selection
         Level, and what to believe instead of the metadata.
 
@@ -150,15 +150,62 @@ def open_n5(location: Location, selection: Selection) -> Image:
     InputError
         Where the spacing is unknown or the selection does not fit.
     """
-    folders = _levels(location)
-    stated = [_stated(folder, location) for folder in folders]
+    folders = _levels(dataset)
+    stated = [_stated(folder, dataset) for folder in folders]
     unit = selection.unit_of(next((s.unit for s in stated if s.unit), None))
-    chosen = selection.choose_level([s.spacing for s in stated], unit, str(location.path))
+    chosen = selection.choose_level([s.spacing for s in stated], unit, str(dataset.location))
     folder = folders[chosen]
     source = N5Array.open(folder)
     spacing = stated[chosen].spacing
     grid = None if spacing is None else Grid(source.shape, spacing, unit=unit)
     return selection.image(source, default_axes(source.ndim), grid, str(folder))
+
+
+def key_value_store(location: Location) -> dict[str, Any]:
+    """What tensorstore calls a place: a folder on disk or in an object store.
+
+    Parameters
+    ----------
+    location : Location
+        On this machine, in S3 or in GCS.
+
+    Returns
+    -------
+    dict
+        A ``kvstore`` specification, with the endpoint and the anonymity that fsspec uses too.
+
+    Raises
+    ------
+    InputError
+        Where tensorstore has no access to that kind of store.
+    """
+    if location.is_local:
+        return {"driver": "file", "path": location.address}
+    scheme, _, key = location.address.partition("://")
+    bucket, _, path = key.partition("/")
+    if scheme == "gs":
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
+    if scheme != "s3":
+        raise InputError(f"N5 is read from disk, s3:// and gs://; got {location}")
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": f"{path}/"}
+    settings = location.filesystem
+    named = settings.endpoint_url or settings.client_kwargs.get("endpoint_url")
+    endpoint = named or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        # Servers other than Amazon's rarely care for the region, but it is part of the signature.
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        spec |= {"endpoint": endpoint, "aws_region": region}
+    if settings.key:
+        raise InputError(
+            f"N5 in S3 is read with Amazon's own settings (AWS_ACCESS_KEY_ID, AWS_PROFILE), not "
+            f"with a key in fsspec's configuration: put the credentials for {location} there"
+        )
+    if settings.anon:
+        spec["aws_credentials"] = {"type": "anonymous"}
+    elif "AWS_ACCESS_KEY_ID" in os.environ:
+        # The default looks into files first and complains on stderr if there are none.
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
 
 
 def create_n5(
@@ -201,8 +248,8 @@ def create_n5(
     """
     import tensorstore
 
-    root = Path(path).expanduser().resolve()
-    folder = root / dataset.strip("/")
+    root = Location.parse(path)
+    folder = root.child(dataset)
     if folder.exists():
         raise ExistingOutputError(f"{folder} is there already; choose another dataset name")
     if np.dtype(dtype).name not in _TYPES:
@@ -215,7 +262,7 @@ def create_n5(
         "dataType": array.dtype.name,
         "compression": {"type": "gzip"},
     }
-    kvstore = {"driver": "file", "path": array.path}
+    kvstore = key_value_store(folder)
     tensorstore.open(
         {"driver": "n5", "kvstore": kvstore, "metadata": metadata, "create": True}
     ).result()
@@ -270,29 +317,30 @@ def write_n5(
     return out
 
 
-def _levels(location: Location) -> list[Path]:
-    if "dimensions" in n5_attributes(location.path):
-        return [location.path]
+def _levels(dataset: Dataset) -> list[Location]:
+    folder = dataset.location
+    if "dimensions" in n5_attributes(folder):
+        return [folder]
     numbered = {}
-    for child in location.path.iterdir():
-        match = _LEVEL_NAME.fullmatch(child.name)
-        if match and "dimensions" in n5_attributes(child):
-            numbered[int(match[1])] = child
+    for name in folder.names():
+        match = _LEVEL_NAME.fullmatch(name)
+        if match and "dimensions" in n5_attributes(folder / name):
+            numbered[int(match[1])] = folder / name
     if not numbered:
-        raise no_dataset(location.path, location.root, "an N5 dataset")
+        raise no_dataset(folder, dataset.root, "an N5 dataset")
     return [numbered[k] for k in sorted(numbered)]
 
 
-def _shape(folder: Path) -> tuple[int, ...]:
+def _shape(folder: Location) -> tuple[int, ...]:
     shape = tuple(int(n) for n in n5_attributes(folder)["dimensions"])
     if len(shape) not in (2, 3):
         raise InputError(f"N5 images of 2 or 3 axes are read; {folder} has shape {shape}")
     return shape
 
 
-def _stated(folder: Path, location: Location) -> _Stated:
+def _stated(folder: Location, dataset: Dataset) -> _Stated:
     """What the attributes of a dataset and of the groups around it say of its voxels."""
-    chain = [n5_attributes(f) for f in Location(folder, location.root, "n5").lineage]
+    chain = [n5_attributes(f) for f in Dataset(folder, dataset.root, "n5").lineage]
     keys = ("pixelResolution", "resolution")
     resolution = next((a[key] for a in chain for key in keys if a.get(key)), None)
     if resolution is None:
@@ -311,7 +359,7 @@ def _stated(folder: Path, location: Location) -> _Stated:
     return _Stated(spacing, unit)
 
 
-def _factors(folder: Path, chain: list[dict[str, Any]]) -> Sequence[float] | None:
+def _factors(folder: Location, chain: list[dict[str, Any]]) -> Sequence[float] | None:
     own = chain[0].get("downsamplingFactors")
     level = _LEVEL_NAME.fullmatch(folder.name)
     if own or not level:
@@ -338,9 +386,9 @@ def _describe(grid: Grid, factors: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _add_attributes(folder: Path, attributes: dict[str, Any]) -> None:
+def _add_attributes(folder: Location, attributes: dict[str, Any]) -> None:
     content = json.dumps({**n5_attributes(folder), **attributes}, indent=2)
-    (folder / "attributes.json").write_text(content, encoding="utf-8")
+    (folder / "attributes.json").write_bytes(content.encode())
 
 
 def _box(start: Sequence[int], stop: Sequence[int]) -> tuple[slice, ...]:

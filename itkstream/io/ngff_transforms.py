@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,35 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
     AffineTransform,
+    ArrayView,
     CompositeTransform,
     DisplacementField,
     Grid,
+    Image,
     default_axes,
 )
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_store
-from itkstream.io.zarr_arrays import ZarrArray, zarr_attributes
+from itkstream.io.stored import tiles
+from itkstream.io.zarr_arrays import ZarrArray, written_codecs, zarr_attributes
 
-__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes"]
+__all__ = [
+    "FIELD_ARRAY",
+    "as_stored",
+    "create_error_map",
+    "create_transform",
+    "read_error_map",
+    "read_transform",
+    "stored_axes",
+    "write_store",
+]
 
 _FIELD = "displacement"
+FIELD_ARRAY = f"{_FIELD}/0"
+"""Where the displacement field lies in its store."""
+
+_ERROR = "inverse_error"
+_CHUNK = 64
 
 
 def create_transform(
@@ -47,7 +64,7 @@ def create_transform(
     Parameters
     ----------
     path : path
-        The new store.
+        The new store, a path or a URL.
     affine : AffineTransform
         Acts after the displacement.
     grid : Grid
@@ -67,14 +84,13 @@ def create_transform(
     ExistingOutputError
         Where something is there that may not be replaced.
     """
-    folder = Path(path).expanduser().resolve()
-    claim_store(folder, overwrite)
+    folder = claim_store(path, overwrite)
     order = grid.axis_order(stored_axes(grid))
     stored = grid.reorder(stored_axes(grid))
     matrix = _reordered(affine.matrix, order)
-    zarr.create_group(str(folder), zarr_format=3, attributes=_scene(matrix, stored))
+    zarr.create_group(folder.store(), zarr_format=3, attributes=_scene(matrix, stored))
     group = zarr.create_group(
-        str(folder / _FIELD), zarr_format=3, attributes={"ome": _multiscale(stored)}
+        folder.child(_FIELD).store(), zarr_format=3, attributes={"ome": _multiscale(stored)}
     )
     return group.create_array(
         "0",
@@ -82,7 +98,94 @@ def create_transform(
         dtype=np.float32,
         chunks=(grid.ndim, *(min(chunks[k], grid.shape[k]) for k in order)),
         dimension_names=("c", *stored.axes),
+        compressors=written_codecs(),
     )
+
+
+def create_error_map(
+    path: str | os.PathLike[str], grid: Grid, *, chunks: Sequence[int]
+) -> zarr.Array[Any]:
+    """Create an array for the error of every voxel beside the field of a store.
+
+    Parameters
+    ----------
+    path : path
+        A store that `create_transform` made.
+    grid : Grid
+        The field's lattice, in any order of axes.
+    chunks : sequence of int
+        Voxels per chunk and axis.
+
+    Returns
+    -------
+    zarr.Array, stored shape, float32
+        To be filled.
+    """
+    order = grid.axis_order(stored_axes(grid))
+    return zarr.create_array(
+        (Location.parse(path) / _ERROR).store(),
+        shape=tuple(grid.shape[k] for k in order),
+        dtype=np.float32,
+        chunks=tuple(chunks[k] for k in order),
+        dimension_names=stored_axes(grid),
+    )
+
+
+def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = None) -> Image:
+    """Open the error of every voxel of a stored inverse, in voxels.
+
+    Parameters
+    ----------
+    path : path
+        A store that `itkstream.exports.write_inverse` made.
+    axes : sequence of str, optional
+        The wanted order of axes; default the stored one, z, y, x.
+
+    Returns
+    -------
+    Image
+        Lazy, on the field's lattice.
+
+    Raises
+    ------
+    MissingDataError
+        Where the store has none.
+    """
+    place = Location.parse(path) / _ERROR
+    if not (place / "zarr.json").is_file():
+        raise MissingDataError(f"{path} has no {_ERROR}: only stored inverses have one")
+    field = read_transform(path).transforms[0]
+    assert isinstance(field, DisplacementField)
+    image = Image(ArrayView.whole(ZarrArray.open(place)), field.grid, str(place))
+    return image.reorder(axes or field.grid.axes)
+
+
+def write_store(
+    path: str | os.PathLike[str], field: DisplacementField, affine: AffineTransform
+) -> None:
+    """Write a displacement field and the affine after it as a store, chunk by chunk.
+
+    Parameters
+    ----------
+    path : Path
+        The new store.
+    field : DisplacementField
+        Acts first; it may be stored and larger than memory. Kept as float32.
+    affine : AffineTransform
+        Acts on what the field gives.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something is there.
+    """
+    grid = field.grid
+    chunks = tuple(min(_CHUNK, n) for n in grid.shape)
+    target = create_transform(path, affine, grid, chunks=chunks)
+    order = grid.axis_order(stored_axes(grid))
+    for box in tiles(grid.shape, chunks):
+        part = np.asarray(field.data[(*box, slice(None))])
+        target[(slice(None), *(box[k] for k in order))] = as_stored(part, grid.crop(box))
 
 
 def stored_axes(grid: Grid) -> tuple[str, ...]:
@@ -107,7 +210,7 @@ def as_stored(field: Any, grid: Grid) -> Any:
     Parameters
     ----------
     field : numpy.ndarray or dask.array.Array, grid.shape + (n,)
-        Vectors in array-axis order.
+        Vectors in array-axis order; further components stay behind them.
     grid : Grid
         Its lattice.
 
@@ -117,7 +220,8 @@ def as_stored(field: Any, grid: Grid) -> Any:
         Lazy where the field is.
     """
     order = grid.axis_order(stored_axes(grid))
-    return field.transpose(grid.ndim, *order)[list(order)]
+    further = range(grid.ndim, field.shape[-1])
+    return field.transpose(grid.ndim, *order)[[*order, *further]]
 
 
 def read_transform(
@@ -144,7 +248,7 @@ def read_transform(
     InputError
         Where the store is no registration of this kind.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = Location.parse(path)
     if not (folder / "zarr.json").is_file():
         raise MissingDataError(f"there is no transform store {path}")
     attributes = zarr_attributes(folder)
@@ -152,7 +256,7 @@ def read_transform(
         steps = attributes["ome"]["scene"]["coordinateTransformations"][0]["transformations"]
         affine = np.vstack([steps[1]["affine"], np.eye(len(steps[1]["affine"]) + 1)[-1]])
         grid = Grid(**attributes["itkstream"]["grid"])
-        array = ZarrArray.open(folder / steps[0]["path"] / "0")
+        array = ZarrArray.open(folder.child(steps[0]["path"], "0"))
         order = grid.axis_order(axes or grid.axes)
     except (KeyError, IndexError, TypeError) as error:
         raise InputError(

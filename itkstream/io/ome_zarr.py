@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
-from itkstream.io.paths import Location, no_dataset
+from itkstream.io.locations import Location
+from itkstream.io.paths import Dataset, no_dataset
 from itkstream.io.selection import Selection
 from itkstream.io.zarr_arrays import ZarrArray, is_zarr_array, open_plain_zarr, zarr_attributes
 
@@ -25,7 +25,7 @@ _OLD_AXES = ("t", "c", "z", "y", "x")
 _LETTERS = {"channel": "c", "time": "t"}
 
 
-def open_zarr(location: Location, selection: Selection) -> Image:
+def open_zarr(dataset: Dataset, selection: Selection) -> Image:
     """Open an OME-Zarr image, one of its levels, or a plain Zarr array.
 
     The scales and translations of the dataset and of the multiscale are composed. Axes without a
@@ -33,7 +33,7 @@ def open_zarr(location: Location, selection: Selection) -> Image:
 
     Parameters
     ----------
-    location : Location
+    dataset : Dataset
         Array or multiscale group.
     selection : Selection
         Level, channel, time, and what to believe instead of the metadata.
@@ -50,8 +50,8 @@ def open_zarr(location: Location, selection: Selection) -> Image:
     InputError
         Where the metadata cannot be understood or the selection does not fit.
     """
-    folder = location.path
-    for group in location.lineage:
+    folder = dataset.location
+    for group in dataset.lineage:
         attributes = zarr_attributes(group)
         multiscale = multiscale_of(attributes)
         if multiscale is None:
@@ -59,7 +59,7 @@ def open_zarr(location: Location, selection: Selection) -> Image:
         direction = attributes.get(OWN_ATTRIBUTES, {}).get("direction", ())
         try:
             levels = [str(d["path"]).strip("/") for d in multiscale["datasets"]]
-            inside = folder.relative_to(group).as_posix()
+            inside = folder.relative_to(group)
             if folder == group or inside in levels:
                 wanted = levels if folder == group else [inside]
                 return _open_level(group, wanted, _Multiscale(multiscale, direction), selection)
@@ -67,7 +67,7 @@ def open_zarr(location: Location, selection: Selection) -> Image:
             raise InputError(f"the OME-Zarr metadata of {group} lack {error}") from error
     if is_zarr_array(folder):
         return open_plain_zarr(folder, selection)
-    raise no_dataset(folder, location.root, "an OME-Zarr image or a Zarr array")
+    raise no_dataset(folder, dataset.root, "an OME-Zarr image or a Zarr array")
 
 
 def multiscale_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -110,7 +110,7 @@ class _Axes:
 
 
 def _open_level(
-    group: Path, levels: Sequence[str], image: _Multiscale, selection: Selection
+    group: Location, levels: Sequence[str], image: _Multiscale, selection: Selection
 ) -> Image:
     axes = _parse_axes(image.metadata, selection)
     found = [_transform(image.metadata, path, len(axes.names)) for path in levels]

@@ -7,22 +7,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import BloscCodec
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid
+from itkstream.io.locations import Location
 from itkstream.io.ome_zarr import OWN_ATTRIBUTES, multiscale_of, open_zarr
 from itkstream.io.outputs import claim_store
 from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
 from itkstream.io.stored import tiles
-from itkstream.io.zarr_arrays import zarr_attributes
+from itkstream.io.zarr_arrays import written_codecs, zarr_attributes
 
 __all__ = ["create_ome_zarr", "pyramid_factors", "write_pyramid"]
 
@@ -50,7 +49,7 @@ def create_ome_zarr(
     Parameters
     ----------
     path : str or PathLike
-        The new store; a group inside a store works too.
+        The new store, a path or a URL; a group inside a store works too.
     grid : Grid
         Lattice of the finest level; its axis order is the stored one.
     dtype : dtype
@@ -68,7 +67,7 @@ def create_ome_zarr(
     Returns
     -------
     zarr.Array
-        Level 0, compressed with Blosc and zstd.
+        Level 0, compressed, with checksums in version 0.5.
 
     Raises
     ------
@@ -77,7 +76,7 @@ def create_ome_zarr(
     InputError
         Where chunks or version cannot be.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = Location.parse(path)
     layout = _Layout(tuple(chunks), tuple(shards) if shards else None, version)
     layout.check(grid)
     claim_store(folder, overwrite)
@@ -85,7 +84,7 @@ def create_ome_zarr(
     if not np.array_equal(grid.direction, np.eye(grid.ndim)):
         attributes[OWN_ATTRIBUTES] = {"direction": grid.direction}
     group = zarr.create_group(
-        str(folder), zarr_format=_ZARR_FORMATS[version], attributes=attributes
+        folder.store(), zarr_format=_ZARR_FORMATS[version], attributes=attributes
     )
     return _create_level(group, 0, grid, np.dtype(dtype), layout)
 
@@ -125,15 +124,15 @@ def write_pyramid(
     MissingDataError
         Where there is no OME-Zarr image.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = Location.parse(path)
     attributes = zarr_attributes(folder)
     multiscale = multiscale_of(attributes)
     if multiscale is None or multiscale["datasets"][0]["path"] != "0":
         raise MissingDataError(f"{folder} is no image made by create_ome_zarr; make it with that")
     version = str(attributes["ome"]["version"] if "ome" in attributes else multiscale["version"])
-    group = zarr.open_group(str(folder), mode="r+")
+    group = zarr.open_group(folder.store(), mode="r+")
     grids = [open_zarr(locate(folder / "0"), Selection()).grid]
-    finest = zarr.open_array(str(folder / "0"), mode="r")
+    finest = zarr.open_array(folder.child("0").store(), mode="r")
     layout = _Layout(finest.chunks, finest.shards, version)
     labels = labels or finest.dtype == bool
     group.attrs.update(_ngff(grids, version, folder))
@@ -141,7 +140,7 @@ def write_pyramid(
         factors = pyramid_factors(grids[-1])
         grid = _shrink(grids[-1], factors, labels)
         array = _create_level(group, len(grids), grid, finest.dtype, layout)
-        job = _Job(str(folder), len(grids), factors, labels)
+        job = _Job(folder, len(grids), factors, labels)
         boxes = tiles(grid.shape, array.shards or array.chunks)
         for _ in mapper(partial(_fill, job), boxes):
             pass
@@ -207,7 +206,7 @@ class _Layout:
 class _Job:
     """Making one level of an image from the level before it."""
 
-    folder: str
+    folder: Location
     level: int
     factors: tuple[int, ...]
     labels: bool
@@ -215,8 +214,8 @@ class _Job:
 
 def _fill(job: _Job, box: tuple[slice, ...]) -> None:
     """Compute one chunk or shard of a level and write it."""
-    source = zarr.open_array(f"{job.folder}/{job.level - 1}", mode="r")
-    target = zarr.open_array(f"{job.folder}/{job.level}", mode="r+")
+    source = zarr.open_array(job.folder.child(str(job.level - 1)).store(), mode="r")
+    target = zarr.open_array(job.folder.child(str(job.level)).store(), mode="r+")
     out = np.empty(tuple(s.stop - s.start for s in box), target.dtype)
     for piece in tiles(out.shape, target.chunks):  # a whole shard of fine voxels may not fit
         fine = tuple(
@@ -250,11 +249,10 @@ def _shrink(grid: Grid, factors: tuple[int, ...], labels: bool) -> Grid:
 def _create_level(
     group: zarr.Group, level: int, grid: Grid, dtype: np.dtype[Any], layout: _Layout
 ) -> zarr.Array[Any]:
-    codec = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
     options: dict[str, Any] = {
         "shards": layout.shards,
         "dimension_names": grid.axes,
-        "compressors": codec,
+        "compressors": written_codecs(),
     }
     if layout.version == "0.4":
         options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
@@ -269,7 +267,7 @@ def _create_level(
     )
 
 
-def _ngff(grids: Sequence[Grid], version: str, folder: Path) -> dict[str, Any]:
+def _ngff(grids: Sequence[Grid], version: str, folder: Location) -> dict[str, Any]:
     """The group attributes that describe an image with these levels."""
     multiscale: dict[str, Any] = {
         "name": folder.name.removesuffix(".zarr").removesuffix(".ome"),

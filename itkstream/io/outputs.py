@@ -3,57 +3,95 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from itkstream.errors import ExistingOutputError
+from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import is_zarr_array, zarr_attributes
 
-__all__ = ["check_folder", "claim_file", "claim_folder", "claim_store", "write_text"]
+__all__ = [
+    "check_folder",
+    "check_store",
+    "claim_file",
+    "claim_folder",
+    "claim_store",
+    "write_text",
+]
 
 _OME_KEYS = {"ome", "multiscales"}
 
 
-def claim_store(folder: Path, overwrite: bool) -> None:
-    """Clear the place of a new Zarr store; only an array or an OME-Zarr group is ever removed.
+def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
+    """See whether a new Zarr store may take a place; change nothing.
 
     A plain Zarr group may hold many images, so it is never replaced.
 
     Parameters
     ----------
-    folder : Path
-        Where the store will be.
+    folder : path
+        Where the store will be: a path or a URL.
     overwrite : bool
         Whether an array or OME-Zarr group that is there may be replaced.
+
+    Returns
+    -------
+    Location
+        The place.
 
     Raises
     ------
     ExistingOutputError
         Where something is there that may not be replaced.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not is_zarr_array(folder) and not _OME_KEYS & zarr_attributes(folder).keys():
+    place = Location.parse(folder)
+    if place.is_vacant():
+        return place
+    if not is_zarr_array(place) and not _OME_KEYS & zarr_attributes(place).keys():
         raise ExistingOutputError(
-            f"{folder} is there and is no Zarr array or OME-Zarr group, so it is never replaced; "
+            f"{place} is there and is no Zarr array or OME-Zarr group, so it is never replaced; "
             "choose another path"
         )
     if not overwrite:
         raise ExistingOutputError(
-            f"{folder} is there already; choose another path or pass overwrite=True to replace it"
+            f"{place} is there already; choose another path or pass overwrite=True to replace it"
         )
-    shutil.rmtree(folder)
+    return place
 
 
-def check_folder(folder: Path, proof: str, overwrite: bool) -> Path:
+def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
+    """Clear the place of a new Zarr store; only an array or an OME-Zarr group is ever removed.
+
+    Parameters
+    ----------
+    folder : path
+        Where the store will be: a path or a URL.
+    overwrite : bool
+        Whether an array or OME-Zarr group that is there may be replaced.
+
+    Returns
+    -------
+    Location
+        The place, with nothing there.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something is there that may not be replaced.
+    """
+    place = check_store(folder, overwrite)
+    place.remove()
+    return place
+
+
+def check_folder(folder: str | os.PathLike[str], proof: str, overwrite: bool) -> Location:
     """See whether a folder may take the results of one run; change nothing.
 
     Parameters
     ----------
-    folder : Path
-        New, or empty.
+    folder : path
+        New, or empty; a path or a URL.
     proof : str
         A file that shows an earlier run of the same kind, whose results may be replaced.
     overwrite : bool
@@ -61,18 +99,18 @@ def check_folder(folder: Path, proof: str, overwrite: bool) -> Path:
 
     Returns
     -------
-    Path
-        The folder, absolute.
+    Location
+        The folder.
 
     Raises
     ------
     ExistingOutputError
         Where the folder holds something that may not be replaced.
     """
-    target = folder.expanduser().resolve()
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    target = Location.parse(folder)
+    if target.is_vacant():
         return target
-    if not (target / proof).is_file():
+    if not target.child(proof).is_file():
         raise ExistingOutputError(
             f"{target} holds something other than an earlier run (there is no {proof} in it), "
             "so it is never replaced; choose another folder"
@@ -84,13 +122,13 @@ def check_folder(folder: Path, proof: str, overwrite: bool) -> Path:
     return target
 
 
-def claim_folder(folder: Path, proof: str, overwrite: bool) -> Path:
+def claim_folder(folder: str | os.PathLike[str], proof: str, overwrite: bool) -> Location:
     """Make a folder for the results of one run.
 
     Parameters
     ----------
-    folder : Path
-        New, or empty.
+    folder : path
+        New, or empty; a path or a URL.
     proof : str
         A file that shows an earlier run of the same kind, whose results may be replaced.
     overwrite : bool
@@ -98,8 +136,8 @@ def claim_folder(folder: Path, proof: str, overwrite: bool) -> Path:
 
     Returns
     -------
-    Path
-        The folder, absolute and empty.
+    Location
+        The folder, empty.
 
     Raises
     ------
@@ -107,54 +145,51 @@ def claim_folder(folder: Path, proof: str, overwrite: bool) -> Path:
         Where the folder holds something that may not be replaced.
     """
     target = check_folder(folder, proof, overwrite)
-    if target.exists():
-        shutil.rmtree(target)
-    target.mkdir(parents=True)
+    if not target.is_vacant():
+        target.remove()
+    target.make_folder()
     return target
 
 
 @contextmanager
-def claim_file(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A file that appears under its name only when it is complete.
+def claim_file(target: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
+    """A file, or a store, that appears under its name only when it is complete.
 
     Parameters
     ----------
-    target : Path
-        The file's name.
+    target : path
+        The file's name: a path or a URL.
     overwrite : bool
         Whether a file that is there may be replaced.
 
     Yields
     ------
     Path
-        Where to write it; moved to its name at the end, removed after an error.
+        Where to write it on this machine, a file or a new folder; moved or uploaded to its name
+        at the end, removed after an error.
 
     Raises
     ------
     ExistingOutputError
         Where the file is there and may not be replaced.
     """
-    if target.exists() and not overwrite:
+    place = Location.parse(target)
+    if not place.is_vacant() and not overwrite:
         raise ExistingOutputError(
-            f"{target} is there already; choose another path or pass overwrite=True to replace it"
+            f"{place} is there already; choose another path or pass overwrite=True to replace it"
         )
-    partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
-    try:
+    with place.replacing() as partial:
         yield partial
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def write_text(target: Path, text: str) -> None:
+def write_text(target: str | os.PathLike[str], text: str) -> None:
     """Write a text file at once: it is complete or not there.
 
     Parameters
     ----------
-    target : Path
-        The file; replaced if it is there.
+    target : path
+        The file, a path or a URL; replaced if it is there.
     text : str
         Its contents.
     """
-    with claim_file(target, overwrite=True) as partial:
-        partial.write_text(text, encoding="utf-8")
+    Location.parse(target).write_bytes(text.encode())

@@ -1,4 +1,4 @@
-"""Where an image lies: its file or its dataset inside a container, and the format."""
+"""Where an image lies: its file or its folder inside a container, and the format."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from itkstream.errors import InputError, MissingDataError
+from itkstream.io.locations import Location
 
 __all__ = [
     "ITK_SUFFIXES",
-    "Location",
+    "Dataset",
     "has_zarr_metadata",
     "list_datasets",
     "locate",
@@ -27,43 +28,43 @@ _LISTED = 20
 
 
 @dataclass(frozen=True)
-class Location:
-    """A file, or a folder inside a container.
+class Dataset:
+    """An image file, or an array or group inside a container.
 
     Parameters
     ----------
-    path : Path
-        The file, dataset or group itself.
-    root : Path
+    location : Location
+        The file, array or group itself.
+    root : Location
         The container it belongs to; the file itself where there is none.
     format : str
         ``"n5"``, ``"zarr"`` or ``"itk"``.
     """
 
-    path: Path
-    root: Path
+    location: Location
+    root: Location
     format: str
 
     @property
-    def lineage(self) -> tuple[Path, ...]:
-        """The path itself, then the folders around it up to the container."""
-        above = [folder for folder in self.path.parents if folder.is_relative_to(self.root)]
-        return (self.path, *above)
+    def lineage(self) -> tuple[Location, ...]:
+        """The location itself, then the folders around it up to the container."""
+        above = [folder for folder in self.location.parents if folder.is_below(self.root)]
+        return (self.location, *above)
 
 
-def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Location:
+def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
     """Find an image and tell its format; reads no voxels.
 
     Parameters
     ----------
     path : str or PathLike
-        A file, a container, or a dataset inside a container.
+        A file, a container, or a dataset inside a container; a path or a URL.
     dataset : str, optional
         The dataset, relative to `path`.
 
     Returns
     -------
-    Location
+    Dataset
         What is there.
 
     Raises
@@ -71,29 +72,29 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Location
     MissingDataError
         Where nothing is; the message lists the datasets that the container does hold.
     InputError
-        Where the format is unknown.
+        Where the format is unknown, or ITK would have to read from an object store.
     """
-    full = Path(path).expanduser()
-    full = (full / dataset.strip("/") if dataset else full).resolve()
+    full = Location.parse(path)
+    full = Location.parse(str(full.child(dataset))) if dataset else full
     if not full.exists():
         raise _missing(full)
     if full.is_file():
         if not full.name.lower().endswith(ITK_SUFFIXES):
             raise _unknown(full)
-        return Location(full, full, "itk")
+        return Dataset(Location.parse(full.path), full, "itk")
     for folder in (full, *full.parents):
         kind = _container_format(folder)
         if kind is not None:
-            return Location(full, _root(folder, kind), kind)
+            return Dataset(full, _root(folder, kind), kind)
     raise _unknown(full)
 
 
-def n5_attributes(folder: Path) -> dict[str, Any]:
+def n5_attributes(folder: Location) -> dict[str, Any]:
     """The attributes of an N5 dataset or group.
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         The dataset or group.
 
     Returns
@@ -102,21 +103,21 @@ def n5_attributes(folder: Path) -> dict[str, Any]:
         The content of its ``attributes.json``; empty where it has none.
     """
     file = folder / "attributes.json"
-    if not file.is_file():
-        return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_bytes())
+    except MissingDataError:
+        return {}
     except ValueError as error:
         raise InputError(f"{file} is not valid JSON ({error}); repair or rewrite it") from error
     return found if isinstance(found, dict) else {}
 
 
-def has_zarr_metadata(folder: Path) -> bool:
+def has_zarr_metadata(folder: Location) -> bool:
     """Whether a folder is the root of a Zarr array or group.
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         Any folder.
 
     Returns
@@ -127,12 +128,12 @@ def has_zarr_metadata(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _ZARR_FILES)
 
 
-def list_datasets(root: Path) -> list[str]:
+def list_datasets(root: Location) -> list[str]:
     """The arrays inside a container, as paths relative to it.
 
     Parameters
     ----------
-    root : Path
+    root : Location
         An N5 or Zarr container.
 
     Returns
@@ -140,27 +141,18 @@ def list_datasets(root: Path) -> list[str]:
     list of str
         Sorted; the first 20 at most.
     """
-    found: list[str] = []
-    for folder, below, _ in os.walk(root):
-        below.sort()
-        here = Path(folder)
-        if _is_array(here):
-            below.clear()  # what lies below an array is chunks, possibly millions
-            if here != root:
-                found.append(here.relative_to(root).as_posix())
-        if len(found) >= _LISTED:
-            break
-    return sorted(found)
+    below = (array for array in _arrays(root) if array != root)
+    return sorted(array.relative_to(root) for array in islice(below, _LISTED))
 
 
-def no_dataset(folder: Path, root: Path, wanted: str) -> MissingDataError:
+def no_dataset(folder: Location, root: Location, wanted: str) -> MissingDataError:
     """The error for a container that does not hold what was asked for.
 
     Parameters
     ----------
-    folder : Path
+    folder : Location
         What was asked for.
-    root : Path
+    root : Location
         Its container.
     wanted : str
         What `folder` is not, "an N5 dataset" for instance.
@@ -178,7 +170,7 @@ def no_dataset(folder: Path, root: Path, wanted: str) -> MissingDataError:
     )
 
 
-def _container_format(folder: Path) -> str | None:
+def _container_format(folder: Location) -> str | None:
     if has_zarr_metadata(folder):
         return "zarr"
     attributes = folder / "attributes.json"
@@ -187,7 +179,7 @@ def _container_format(folder: Path) -> str | None:
     return None
 
 
-def _root(folder: Path, kind: str) -> Path:
+def _root(folder: Location, kind: str) -> Location:
     root = folder
     for above in _lineage(folder):
         if _container_format(above) == kind:
@@ -195,7 +187,7 @@ def _root(folder: Path, kind: str) -> Path:
     return root
 
 
-def _lineage(folder: Path) -> Iterator[Path]:
+def _lineage(folder: Location) -> Iterator[Location]:
     # Zarr 2 and N5 groups may stand without metadata of their own inside a container.
     chain = (folder, *folder.parents)
     inside = next(
@@ -209,17 +201,29 @@ def _lineage(folder: Path) -> Iterator[Path]:
             return
 
 
-def _is_array(folder: Path) -> bool:
+def _arrays(folder: Location) -> Iterator[Location]:
+    """Arrays here and below, in the order of their names."""
+    if _is_array(folder):
+        yield folder  # what lies below an array is chunks, possibly millions
+        return
+    for name in folder.names():
+        if (folder / name).is_dir():
+            yield from _arrays(folder / name)
+
+
+def _is_array(folder: Location) -> bool:
     if (folder / ".zarray").is_file():
         return True
     node = folder / "zarr.json"
     if node.is_file():
-        return bool(json.loads(node.read_text(encoding="utf-8")).get("node_type") == "array")
+        return bool(json.loads(node.read_bytes()).get("node_type") == "array")
     return "dimensions" in n5_attributes(folder)
 
 
-def _missing(full: Path) -> MissingDataError:
-    near = next(folder for folder in full.parents if folder.exists())
+def _missing(full: Location) -> MissingDataError:
+    near = next((folder for folder in full.parents if folder.exists()), None)
+    if near is None:
+        return MissingDataError(f"{full} does not exist: there is no bucket of that name")
     if near.is_file():
         return MissingDataError(f"{full} does not exist: {near} is a file and holds no datasets")
     for folder in (near, *near.parents):
@@ -231,7 +235,7 @@ def _missing(full: Path) -> MissingDataError:
     )
 
 
-def _unknown(full: Path) -> InputError:
+def _unknown(full: Location) -> InputError:
     return InputError(
         f"{full} is no image this package reads. Known: N5 containers (attributes.json), Zarr and "
         f"OME-Zarr (zarr.json, .zarray, .zgroup), and files ending in {', '.join(ITK_SUFFIXES)}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import default_axes
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file
 
 __all__ = ["PointTable", "read_points", "write_points"]
@@ -63,7 +64,7 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
     InputError
         Where a column lacks, a cell is no number, or the ending is another.
     """
-    source = Path(path).expanduser()
+    source = Location.parse(path).path
     if not source.is_file():
         raise MissingDataError(f"there is no file of points {path}")
     if source.suffix.lower() == ".npy":
@@ -104,7 +105,7 @@ def write_points(
     ExistingOutputError
         Where the file exists.
     """
-    target = Path(path).expanduser()
+    target = Location.parse(path)
     if target.suffix.lower() not in (".csv", ".npy"):
         raise InputError(f"points are written as .csv or .npy; got {target.name}")
     with claim_file(target, overwrite) as partial:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
-from itkstream.fingerprint import files_stamp
+from itkstream.errors import InputError, ItkstreamError, UnreadableDataError
+from itkstream.io.locations import Location
 
 __all__ = ["StoredArray", "tiles"]
 
@@ -21,12 +21,12 @@ __all__ = ["StoredArray", "tiles"]
 class StoredArray(ABC):
     """A lazy array in a store or file: slicing reads what is asked for, as numpy.
 
-    It pickles as its path; every process opens the store for itself when it first reads.
+    It pickles as its path or URL; every process opens the store for itself when it first reads.
 
     Parameters
     ----------
     path : str
-        Absolute path of the dataset or file.
+        Absolute path or URL of the dataset or file.
     shape : tuple of int
         Elements per axis.
     dtype : numpy.dtype
@@ -63,14 +63,15 @@ class StoredArray(ABC):
         Returns
         -------
         tuple of str
-            The path itself, unless a subclass knows of more.
+            The path or URL itself, unless a subclass knows of more.
         """
         return (self.path,)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         # The same array read again after its store was written is another array.
         values = tuple(getattr(self, field.name) for field in fields(self))
-        return (type(self).__name__, *map(str, values), files_stamp(*self.files()))
+        prints = (Location(file).fingerprint() for file in self.files())
+        return (type(self).__name__, *map(str, values), *prints)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         cuts = _complete(key, self.ndim)
@@ -81,9 +82,22 @@ class StoredArray(ABC):
             shape = (max(0, b - a) for a, b in zip(start, stop, strict=True))
             box = np.empty(tuple(shape), self.dtype)
         else:
-            box = np.asarray(self.read(start, stop), self.dtype)
+            box = np.asarray(self._read(start, stop), self.dtype)
         inside = (0 if not isinstance(c, slice) else slice(None, None, c.step) for c in cuts)
         return box[tuple(inside)]
+
+    def _read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Read a box; whatever a library raises over broken data says where they are."""
+        try:
+            return self.read(start, stop)
+        except (ItkstreamError, MemoryError):
+            raise
+        except Exception as error:
+            spans = ", ".join(f"{a}:{b}" for a, b in zip(start, stop, strict=True))
+            raise UnreadableDataError(
+                f"{self.path} cannot be read at [{spans}]: {error}. The file is cut short, corrupt "
+                "or on a broken disk: restore it from its source"
+            ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[...], dtype=dtype)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from itkstream.errors import InputError, ItkstreamError, MissingDataError
 from itkstream.geometry import (
@@ -22,6 +21,11 @@ from itkstream.geometry import (
     Transform,
     default_axes,
 )
+from itkstream.io.displacement_images import (
+    read_displacement_image,
+    write_displacement_image,
+)
+from itkstream.io.elastix_transforms import is_elastix, read_elastix_transform
 from itkstream.io.itk_hdf5 import open_hdf5_transform
 from itkstream.io.itk_transforms import (
     largest_difference,
@@ -29,20 +33,23 @@ from itkstream.io.itk_transforms import (
     write_affine,
     write_chain,
 )
+from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import read_transform as read_store
-from itkstream.io.outputs import claim_file
-from itkstream.itk_bridge import from_itk_transform, to_itk_image
+from itkstream.io.ngff_transforms import write_store
+from itkstream.io.outputs import claim_file, claim_store
 
 __all__ = ["read_transform", "write_transform"]
 
 _AFFINES = (".tfm", ".txt", ".mat")
 _HDF5 = (".h5", ".hdf5")
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
+_STORES = (".zarr",)
 _STORE = "transform.ome.zarr"
 _POINTS = 100
 # Numbers in a field beyond which ITK, which reads it whole, is not asked to check it.
-_LARGE = 2**25
-_SLAB = 16
+_LARGE = 2**24
+# Numbers that are looked at together.
+_SLAB = 2**22
 # An affine goes through doubles or their decimal text; displacement images hold float32.
 _EXACT, _SINGLE = 1e-9, 1e-6
 
@@ -53,17 +60,17 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     Parameters
     ----------
     path : path
-        The folder `register` wrote, a ``transform.ome.zarr``, an ITK transform file (``.tfm``,
-        ``.txt``, ``.mat``, ``.h5``), or a displacement image (``.nii.gz``, ``.nii``, ``.nrrd``,
-        ``.mha``).
+        The folder `register` wrote or a ``transform.ome.zarr``, by path or URL; or a file: an ITK
+        transform (``.tfm``, ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``,
+        ``.nii``, ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``).
     axes : sequence of str, optional
         The wanted order of axes and components; default z, y, x, as arrays of images have them.
 
     Returns
     -------
     Transform
-        From fixed to moving points. Fields of a store or an HDF5 file stay on disk; other files
-        are read into memory.
+        From fixed to moving points. Fields of a store, an HDF5 file or an uncompressed NRRD or
+        MetaImage stay on disk; other files are read into memory.
 
     Raises
     ------
@@ -71,15 +78,14 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
         Where nothing is there.
     InputError
         Where it is no transform, is cut off, holds NaN, has other dimensions than `axes`, or is
-        of a kind that is not read. (A store is not searched for NaN here; and ITK reads NaN in
-        a NIfTI file as 0.)
+        of a kind that is not read. (A store is not searched for NaN here.)
     """
-    place = Path(path).expanduser()
-    if not place.exists():
+    location = Location.parse(path)
+    if not location.exists():
         raise MissingDataError(f"there is no transform {path}")
-    if place.is_dir():
-        return read_store(place / _STORE if (place / _STORE).is_dir() else place, axes)
-    read: Callable[[Path, Sequence[str] | None], Transform]
+    if location.is_dir():
+        return read_store(location / _STORE if (location / _STORE).is_dir() else location, axes)
+    place = location.path
     read = _READERS.get(_ending(place), read_itk_transform)
     transform = read(place, None)
     wanted = tuple(axes or reversed(default_axes(transform.ndim)))
@@ -106,7 +112,8 @@ def write_transform(
         ``.tfm``, ``.txt`` or ``.mat`` for affines; ``.h5`` for affines, displacement fields and
         fields with affines after them (streamed: memory does not grow with the field);
         ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha`` for a displacement image, float32, in which
-        the affine is folded into the field. An image is made in memory.
+        the affine is folded into the field (``.nrrd`` and ``.mha`` are streamed, uncompressed);
+        ``.zarr`` for a field and the affines after it as an OME-Zarr 0.6 scene, float32, streamed.
     transform : Transform
         What to write.
     axes : sequence of str, optional
@@ -128,43 +135,47 @@ def write_transform(
     ItkstreamError
         Where what was written does not map points as it should; nothing is left behind.
     """
-    target = Path(path).expanduser()
+    target = Location.parse(path)
     field, affine = _parts(transform)
     if field is not None and axes is not None and tuple(axes) != field.grid.axes:
         raise InputError(f"the field has axes {field.grid.axes}, not {tuple(axes)}")
     order = field.grid.axes if field else tuple(axes or reversed(default_axes(transform.ndim)))
     kind = _ending(target)
     _check_kind(target, kind, field)
+    if kind in _STORES:
+        claim_store(target, overwrite)
     with claim_file(target, overwrite) as partial:
-        if kind in _AFFINES and affine is not None:
+        if kind in _STORES and field is not None:
+            write_store(partial, field, affine or AffineTransform(np.eye(field.ndim + 1)))
+        elif kind in _AFFINES and affine is not None:
             write_affine(partial, affine, order)
         elif kind in _HDF5:
             write_chain(partial, field, affine, order)
         elif field is not None:
-            _write_image(partial, field, affine)
-        return _compare(partial, transform, order, field, kind in _IMAGES)
+            write_displacement_image(partial, field, affine)
+        return _compare(partial, transform, order, field, kind)
 
 
-def _ending(path: Path) -> str:
+def _ending(path: Path | Location) -> str:
     name = path.name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
 
 
-def _check_kind(target: Path, kind: str, field: DisplacementField | None) -> None:
-    if kind not in (*_AFFINES, *_HDF5, *_IMAGES):
+def _check_kind(target: Location, kind: str, field: DisplacementField | None) -> None:
+    if kind not in (*_AFFINES, *_HDF5, *_IMAGES, *_STORES):
         raise InputError(
             f"no transform format ends like {target.name}: affines go to .tfm, .txt, .mat or .h5, "
-            "fields to .h5, .nii.gz, .nii, .nrrd or .mha"
+            "fields to .h5, .ome.zarr, .nii.gz, .nii, .nrrd or .mha"
         )
     if kind in _AFFINES and field is not None:
         raise InputError(
             f"{target.name} would hold an affine only, and this transform has a displacement "
             "field: write it as .h5, or as a displacement image (.nii.gz, .nrrd, .mha)"
         )
-    if kind in _IMAGES and field is None:
+    if kind in (*_IMAGES, *_STORES) and field is None:
         raise InputError(
-            f"{target.name} would be a displacement image, and this transform is an affine: write "
-            "it as .tfm, .txt, .mat or .h5"
+            f"{target.name} would hold a displacement field, and this transform is an affine: "
+            "write it as .tfm, .txt, .mat or .h5"
         )
     if kind in (".nii.gz", ".nii") and field is not None and field.ndim == 2:
         raise InputError(
@@ -190,22 +201,12 @@ def _parts(transform: Transform) -> tuple[DisplacementField | None, AffineTransf
     return field, AffineTransform(matrix) if affines else None
 
 
-def _write_image(target: Path, field: DisplacementField, affine: AffineTransform | None) -> None:
-    vectors = np.asarray(field.data)
-    if affine is not None:
-        # An affine of a linear interpolation is the linear interpolation of affines: exact.
-        positions = field.grid.positions()
-        vectors = affine.apply(positions + vectors) - positions
-    image = to_itk_image(np.asarray(vectors, np.float32), field.grid)
-    sitk.WriteImage(image, str(target), useCompression=target.suffix == ".gz")
-
-
 def _compare(
     path: Path,
     transform: Transform,
     axes: tuple[str, ...],
     field: DisplacementField | None,
-    single: bool,
+    kind: str,
 ) -> float:
     grid = (
         field.grid if field else Grid((100,) * transform.ndim, (1.0,) * transform.ndim, axes=axes)
@@ -217,8 +218,9 @@ def _compare(
     # One point at a time, so that little of a stored field is read.
     wanted = np.concatenate([transform.apply(p[None]) for p in points])
     try:
-        if single or grid.size * grid.ndim > _LARGE:
-            written = (_read_image if single else _read_hdf5)(path, axes)
+        reader = _LAZY.get(kind)
+        if reader is not None and (kind not in _HDF5 or grid.size * grid.ndim > _LARGE):
+            written = reader(path, axes)
             found = np.concatenate([written.apply(p[None]) for p in points])
             error = float(np.abs(found - wanted).max())
         else:
@@ -226,7 +228,7 @@ def _compare(
     except (InputError, RuntimeError) as reason:
         raise ItkstreamError(f"{path.name} was written but cannot be read: {reason}") from reason
     size = float(max(np.abs(points).max(), np.abs(wanted).max()))
-    allowed = (_SINGLE if single else _EXACT) * max(size, min(grid.spacing))
+    allowed = (_SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT) * max(size, min(grid.spacing))
     if not error <= allowed:
         raise ItkstreamError(
             f"{path.name} was written but maps points {error:.3g} {grid.unit} off, where "
@@ -235,31 +237,20 @@ def _compare(
     return error
 
 
-def _read_image(path: Path, axes: Sequence[str] | None) -> DisplacementField:
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} is no image that ITK can read, or is cut off") from error
-    n, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
-    if n not in (2, 3) or components != n:
-        raise InputError(
-            f"a displacement image has as many components as axes, 2 or 3; {path} has "
-            f"{components} on {n} axes: is it an image rather than a transform?"
-        )
-    if "float" not in image.GetPixelIDTypeAsString():
-        raise InputError(f"a displacement image holds floats; {path} does not")
-    as_double = sitk.Cast(image, sitk.sitkVectorFloat64)
-    field = from_itk_transform(sitk.DisplacementFieldTransform(as_double), axes)
-    if not isinstance(field, DisplacementField):
-        raise InputError(f"{path} holds no displacement field")
-    return field
-
-
 def _read_hdf5(path: Path, axes: Sequence[str] | None) -> Transform:
     return open_hdf5_transform(path, axes) or read_itk_transform(path, axes)
 
 
-_READERS = {**dict.fromkeys(_IMAGES, _read_image), **dict.fromkeys(_HDF5, _read_hdf5)}
+def _read_text(path: Path, axes: Sequence[str] | None) -> Transform:
+    return (read_elastix_transform if is_elastix(path) else read_itk_transform)(path, axes)
+
+
+_LAZY: dict[str, Callable[[Path, Sequence[str] | None], Transform]] = {
+    **dict.fromkeys(_IMAGES, read_displacement_image),
+    **dict.fromkeys(_HDF5, _read_hdf5),
+    **dict.fromkeys(_STORES, read_store),
+}
+_READERS = {**_LAZY, ".txt": _read_text}
 
 
 def _check_finite(transform: Transform, path: Path) -> None:
@@ -269,8 +260,10 @@ def _check_finite(transform: Transform, path: Path) -> None:
             continue
         # Along the axis that is slowest in files, a slab is one run of the disk.
         slowest = step.grid.axes.index(default_axes(step.ndim)[-1])
-        for start in range(0, step.grid.shape[slowest], _SLAB):
+        planes = step.grid.shape[slowest]
+        deep = max(1, _SLAB * planes // (step.grid.size * step.ndim))
+        for start in range(0, planes, deep):
             slab = [slice(None)] * (step.ndim + 1)
-            slab[slowest] = slice(start, start + _SLAB)
+            slab[slowest] = slice(start, min(planes, start + deep))
             if not np.isfinite(step.data[tuple(slab)]).all():
                 raise InputError(f"the displacement field in {path} holds NaN or infinity")

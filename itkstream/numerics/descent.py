@@ -327,7 +327,6 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     )
     matrix = moving_lattice.inverse_matrix @ pair.affine
     step = (settings.step or _finest(pair.lattice)) * s.shrink_factor
-    radius = s.cc_radius
     return _Level(
         fixed=fixed,
         moving=moving,
@@ -336,7 +335,7 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
         vector=np.ascontiguousarray(matrix[:3, :3]),
         lattice=lattice,
         stride=_factors(s.node_stride, lattice, True),
-        radius=_factors(radius, lattice, True) if settings.isotropic else (radius,) * 3,
+        radius=_window(s.cc_radius, lattice) if settings.isotropic else (s.cc_radius,) * 3,
         gradient_kernel=s.gradient_smoothing,
         field_kernel=s.field_smoothing,
         iterations=s.iterations,
@@ -352,6 +351,14 @@ def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
         return (factor,) * grid.ndim
     finest = _finest(grid)
     return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+
+
+def _window(radius: int, grid: Grid) -> tuple[int, ...]:
+    """Radii of the widest window, near to a cube, with no more voxels than cubic voxels give it."""
+    most = (2 * radius + 1) ** grid.ndim
+    while math.prod(2 * r + 1 for r in _factors(radius + 1, grid, True)) <= most:
+        radius += 1
+    return _factors(radius, grid, True)
 
 
 def _moving_factors(pair: _Pair, factors: tuple[int, ...]) -> tuple[int, ...]:

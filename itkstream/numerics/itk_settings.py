@@ -14,14 +14,24 @@ from itkstream.numerics.descent_settings import (
     per_level,
     scaled_kernels,
 )
+from itkstream.numerics.topology import MINIMUM_JACOBIAN
 
-__all__ = ["DeformSettings", "DemonsSettings", "IntensitySettings", "Method"]
+__all__ = [
+    "BsplineSettings",
+    "DeformSettings",
+    "DemonsMethod",
+    "DemonsSettings",
+    "IntensitySettings",
+    "Metric",
+    "Model",
+    "Optimizer",
+]
 
 Model = Literal["translation", "rigid", "similarity", "affine"]
 Metric = Literal["correlation", "mutual-information", "mean-squares", "neighbourhood-correlation"]
 Optimizer = Literal["gradient-descent", "lbfgsb", "powell", "exhaustive"]
 Sampling = Literal["none", "regular", "random"]
-Method = Literal["demons", "symmetric-demons", "diffeomorphic-demons"]
+DemonsMethod = Literal["demons", "symmetric-demons", "diffeomorphic-demons"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,10 @@ class IntensitySettings:
         Of the histograms of 'mutual-information', per image.
     radius : int
         Of the window of 'neighbourhood-correlation', in voxels of the level.
+    local_normalisation : int, optional
+        Radius, in voxels of the level, of the window in which both images are first brought to
+        mean 0 and deviation 1, so that 'correlation' and 'mean-squares' follow local correlation;
+        default None compares intensities as they are.
 
     Raises
     ------
@@ -85,6 +99,7 @@ class IntensitySettings:
     search_steps: int = 4
     bins: int = 32
     radius: int = 4
+    local_normalisation: int | None = None
 
     def __post_init__(self) -> None:
         kinds = {"model": Model, "metric": Metric, "optimizer": Optimizer, "sampling": Sampling}
@@ -95,7 +110,10 @@ class IntensitySettings:
                 f"optimizer 'exhaustive' knows model 'translation' only, as a lattice over more "
                 f"parameters never ends; got model {self.model!r}: choose another optimizer"
             )
-        for name, least in (("seed", 0), ("search_steps", 1), ("bins", 5), ("radius", 1)):
+        wholes = {"seed": 0, "search_steps": 1, "bins": 5, "radius": 1}
+        if self.local_normalisation is not None:
+            wholes["local_normalisation"] = 1
+        for name, least in wholes.items():
             value = getattr(self, name)
             if not finite(value) or value != int(value) or value < least:
                 raise InputError(f"{name} must be a whole number >= {least}; got {value!r}")
@@ -135,7 +153,7 @@ class DemonsSettings:
     """How SimpleITK's demons deform an image; every value is checked once, here.
 
     Lengths are in micrometres and areas in its square; the defaults suit a smallest fixed voxel
-    spacing of 1: use ``settings.scaled(min(spacing))`` for others.
+    spacing of 1: use ``settings.for_voxels(spacing)`` for others.
 
     Parameters
     ----------
@@ -173,7 +191,7 @@ class DemonsSettings:
         For an invalid value; the message names it.
     """
 
-    method: Method = "symmetric-demons"
+    method: DemonsMethod = "symmetric-demons"
     gradient_smoothing: Abcd | Sequence[Abcd] = (24.0, 0.0, 1.0, 2.0)
     field_smoothing: Abcd | Sequence[Abcd] = (4.0, 0.0, 1.0, 2.0)
     iterations: Sequence[int] = (60, 40, 20)
@@ -187,7 +205,7 @@ class DemonsSettings:
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        _check_choice("method", self.method, get_args(Method))
+        _check_choice("method", self.method, get_args(DemonsMethod))
         wholes = [("burst", self.burst)]
         if self.local_normalisation is not None:
             wholes.append(("local_normalisation", self.local_normalisation))
@@ -257,8 +275,183 @@ class DemonsSettings:
             step=None if self.step is None else self.step * length,
         )
 
+    def for_voxels(self, spacing: Sequence[float]) -> DemonsSettings:
+        """The settings for images of any voxels, out of those for a smallest spacing of 1.
 
-DeformSettings: TypeAlias = DescentSettings | DemonsSettings
+        Demons gain nothing from wider smoothing where voxels are deep.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed voxels.
+
+        Returns
+        -------
+        DemonsSettings
+            Scaled by the smallest spacing.
+        """
+        return self.scaled(min(spacing))
+
+
+@dataclass(frozen=True)
+class BsplineSettings:
+    """How SimpleITK deforms an image by a B-spline; every value is checked once, here.
+
+    Lengths are in micrometres, and the defaults suit a smallest fixed voxel spacing of 1: use
+    ``settings.for_voxels(spacing)`` for others.
+
+    Parameters
+    ----------
+    control_spacing : float or sequence of float
+        Distance of the control points; one or one per level.
+    metric : {'mean-squares', 'correlation', 'mutual-information', 'neighbourhood-correlation'}
+        How alike two images are. With `local_normalisation`, 'mean-squares' follows local
+        correlation, at a hundredth of the time of 'neighbourhood-correlation'.
+    optimizer : {'lbfgsb', 'gradient-descent'}
+        How the best control points are searched.
+    sampling : {'regular', 'random', 'none'}
+        Which fixed voxels are compared; 'none' takes all.
+    sampling_fraction : float
+        Share of the voxels of the finest level that are sampled, above 0 and at most 1; coarser
+        levels take as many samples, or all. Time grows with the samples times the control points.
+    seed : int
+        Of the samples.
+    shrink_factors : sequence of int
+        Of the levels, coarse to fine, counted in smallest fixed voxel spacings.
+    smooth_sigmas : sequence of float
+        Gaussian before shrinking, one per level.
+    iterations : sequence of int
+        At most so many per level.
+    step : float
+        First step of 'gradient-descent', at full resolution; a level shrunk by f takes steps f
+        times as long. 'lbfgsb' finds its own.
+    bins : int
+        Of the histograms of 'mutual-information', per image.
+    radius : int
+        Of the window of 'neighbourhood-correlation', in voxels of the level.
+    local_normalisation : int or None
+        Radius, in voxels of the level, of the window in which both images are brought to mean 0
+        and deviation 1; None where intensities agree already, or for 'mutual-information' of
+        images whose contrasts differ.
+    cc_radius : int
+        Radius of the window of local correlation, by which the result is judged.
+    minimum_jacobian : float
+        The result is repaired where its Jacobian determinant does not exceed this.
+
+    Raises
+    ------
+    InputError
+        For an invalid value; the message names it.
+    """
+
+    control_spacing: float | Sequence[float] = 24.0
+    metric: Metric = "mean-squares"
+    optimizer: Optimizer = "lbfgsb"
+    sampling: Sampling = "regular"
+    sampling_fraction: float = 0.03
+    seed: int = 0
+    shrink_factors: Sequence[int] = (4, 2)
+    smooth_sigmas: Sequence[float] = (0.0, 0.0)
+    iterations: Sequence[int] = (10, 15)
+    step: float = 1.0
+    bins: int = 32
+    radius: int = 4
+    local_normalisation: int | None = 4
+    cc_radius: int = 4
+    minimum_jacobian: float = MINIMUM_JACOBIAN
+
+    def __post_init__(self) -> None:
+        _check_choice("optimizer", self.optimizer, ("lbfgsb", "gradient-descent"))
+        wholes = [("cc_radius", self.cc_radius)]
+        if self.local_normalisation is not None:
+            wholes.append(("local_normalisation", self.local_normalisation))
+        for name, value in wholes:
+            if not finite(value) or value != int(value) or value < 1:
+                raise InputError(f"{name} must be a whole number >= 1; got {value!r}")
+        if not finite(self.minimum_jacobian) or not 0 <= self.minimum_jacobian < 1:
+            raise InputError(
+                f"minimum_jacobian must be at least 0 and below 1; got {self.minimum_jacobian!r}"
+            )
+        levels = _levels(self.shrink_factors)
+        given = self.control_spacing
+        spacings = per_level(
+            "control_spacing", (given,) * levels if finite(given) else given, levels, 0, float
+        )
+        if min(spacings) <= 0:
+            raise InputError(f"control_spacing must be positive; got {given!r}")
+        object.__setattr__(self, "control_spacing", spacings)
+        checked = self.comparison
+        for name in ("shrink_factors", "smooth_sigmas", "iterations"):
+            object.__setattr__(self, name, getattr(checked, name))
+
+    @property
+    def isotropic(self) -> bool:
+        """Shrink factors and radii count in smallest voxel spacings."""
+        return True
+
+    @property
+    def comparison(self) -> IntensitySettings:
+        """How images are compared, as for an affine."""
+        names = (
+            *("metric", "optimizer", "sampling", "sampling_fraction", "seed", "shrink_factors"),
+            *("smooth_sigmas", "iterations", "step", "bins", "radius"),
+        )
+        return IntensitySettings(**{name: getattr(self, name) for name in names})
+
+    def select(self, levels: slice) -> BsplineSettings:
+        """The settings of some levels only: coarse ones for a whole image, fine ones for blocks.
+
+        Parameters
+        ----------
+        levels : slice
+            Of the levels, coarse to fine; at least one must remain.
+
+        Returns
+        -------
+        BsplineSettings
+            With the values of those levels.
+        """
+        names = ("control_spacing", "shrink_factors", "smooth_sigmas", "iterations")
+        return replace(self, **{name: getattr(self, name)[levels] for name in names})
+
+    def scaled(self, length: float) -> BsplineSettings:
+        """The settings for images whose spacings are `length` times as large.
+
+        Parameters
+        ----------
+        length : float
+            Ratio of the spacings.
+
+        Returns
+        -------
+        BsplineSettings
+            With spacings of control points, sigmas and step multiplied by it.
+        """
+        spacings: Any = self.control_spacing
+        return replace(
+            self,
+            control_spacing=tuple(s * length for s in spacings),
+            smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
+            step=self.step * length,
+        )
+
+    def for_voxels(self, spacing: Sequence[float]) -> BsplineSettings:
+        """The settings for images of any voxels, out of those for a smallest spacing of 1.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed voxels.
+
+        Returns
+        -------
+        BsplineSettings
+            Scaled by the smallest spacing.
+        """
+        return self.scaled(min(spacing))
+
+
+DeformSettings: TypeAlias = DescentSettings | DemonsSettings | BsplineSettings
 
 _PER_LEVEL = (
     "cc_radius",

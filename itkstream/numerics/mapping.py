@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -29,7 +30,9 @@ from itkstream.numerics.blend import blend_affines
 from itkstream.numerics.interpolate import MARGIN, Part, sample_field
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["GridMap", "map_on"]
+__all__ = ["GridMap", "affine_part", "map_on"]
+
+_ON_A_GRID = (BSplineTransform, DisplacementField, PiecewiseAffine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +174,8 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     Parameters
     ----------
     transform : Transform
-        An affine, piecewise affine, displacement field, or a composite of these. Stored fields
-        are read around the grid only.
+        Any; stored fields are read around the grid only. Other kinds than affines, piecewise
+        affines, displacement fields and composites are evaluated point by point.
     grid : Grid
         The voxels wanted, in fixed space.
 
@@ -184,7 +187,7 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     Raises
     ------
     InputError
-        Where dimensions or units differ, or a piecewise affine does not act first.
+        Where dimensions or units differ.
     """
     if transform.ndim != grid.ndim:
         raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
@@ -195,6 +198,28 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     return result
 
 
+def affine_part(transform: Transform) -> AffineTransform:
+    """The affine that `map_on` puts behind the displacement, whatever the grid.
+
+    Parameters
+    ----------
+    transform : Transform
+        Any.
+
+    Returns
+    -------
+    AffineTransform
+        The product of all affines of a composite; identity where there is none.
+    """
+    matrix = np.eye(transform.ndim + 1)
+    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    for step in steps:
+        if isinstance(step, (AffineTransform, CompositeTransform)):
+            inner = step if isinstance(step, AffineTransform) else affine_part(step)
+            matrix = inner.matrix @ matrix
+    return AffineTransform(matrix)
+
+
 def _then(before: GridMap, step: Transform) -> GridMap:
     grid, affine = before.grid, before.affine
     if isinstance(step, AffineTransform):
@@ -203,18 +228,18 @@ def _then(before: GridMap, step: Transform) -> GridMap:
         for inner in step.transforms:
             before = _then(before, inner)
         return before
-    if isinstance(step, (DisplacementField, PiecewiseAffine)) and step.grid.unit != grid.unit:
+    unit = step.grid.unit if isinstance(step, _ON_A_GRID) else grid.unit
+    if unit != grid.unit:
         raise InputError(
-            f"a transform in {step.grid.unit} cannot act on an image in {grid.unit}; convert the "
-            "field and its grid first"
+            f"a transform in {unit} cannot act on an image in {grid.unit}; convert the field and "
+            "its grid first"
         )
     if isinstance(step, DisplacementField):
         return _then_field(before, step)
-    if isinstance(step, PiecewiseAffine):
-        if before.displacement is not None or not np.array_equal(affine, np.eye(grid.ndim + 1)):
-            raise InputError("local affines must be the first transform of a composite")
+    untouched = before.displacement is None and np.array_equal(affine, np.eye(grid.ndim + 1))
+    if isinstance(step, PiecewiseAffine) and untouched:
         return GridMap(grid, affine, blend_affines(step, grid))
-    raise InputError(f"cannot evaluate a {type(step).__name__} on a grid")
+    return _then_points(before, step)
 
 
 def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
@@ -227,6 +252,11 @@ def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
         before.displacement,
         before.vector_matrix(field.grid),
     )
+    return _with_moves(before, moves)
+
+
+def _with_moves(before: GridMap, moves: NDArray[np.float32]) -> GridMap:
+    """The map with vectors added to where it leads."""
     # A(p + d) + f = A(p + d + A^-1 f): the vector moves in front of the affine.
     back = np.linalg.inv(before.affine[:-1, :-1])
     if not np.array_equal(back, np.eye(len(back))):
@@ -234,6 +264,15 @@ def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
     if before.displacement is not None:
         moves += before.displacement
     return GridMap(before.grid, before.affine, moves)
+
+
+def _then_points(before: GridMap, step: Transform) -> GridMap:
+    grid, affine = before.grid, before.affine
+    start = grid.positions()
+    here = start if before.displacement is None else start + before.displacement
+    mapped = step.apply(here @ affine[:-1, :-1].T + affine[:-1, -1])
+    moves = AffineTransform(affine).inverse().apply(mapped) - start
+    return GridMap(grid, affine, moves.astype(np.float32))
 
 
 @njit(nogil=True, cache=True)

@@ -46,7 +46,10 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on
     Systems, Man, and Cybernetics 9 (1979) 62-66, doi:10.1109/TSMC.1979.4310076.
     """
-    smooth = gaussian_filter(np.nan_to_num(image.astype(np.float32)), _TISSUE_SIGMA_VOX)
+    values = image.astype(np.float32)
+    known = np.isfinite(values)
+    darkest = values.min(where=known, initial=np.inf) if known.any() else 0.0
+    smooth = gaussian_filter(np.where(known, values, darkest), _TISSUE_SIGMA_VOX)
     smooth = np.log(smooth - smooth.min() + 1.0)
     if smooth.max() == smooth.min():
         return np.ones(image.shape, bool)
@@ -72,7 +75,10 @@ def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
         True where there is content; everywhere where there seems to be none at all.
     """
     voxels = np.asarray(image, np.float32)
-    voxels = np.where(np.isnan(voxels), np.nanmin(voxels), voxels)
+    known = ~np.isnan(voxels)
+    voxels = np.where(known, voxels, voxels[known].min(initial=np.inf))
+    if not known.any():
+        return known
     heavy = gaussian_filter(voxels, _TISSUE_SIGMA_VOX)
     dark = heavy <= np.percentile(heavy, _DARK_PERCENT)
     voxels = voxels - np.median(voxels[dark])

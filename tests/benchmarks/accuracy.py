@@ -24,6 +24,8 @@ _MEDIANS = (
     *("median", "p95", "seconds", "cpu_seconds", "import_seconds", "warm_up_seconds"),
     *("seconds_ratio", "median_ratio", "p95_ratio"),
 )
+_IDENTITY = ("case", "seed", "voxels", "fingerprint", "engine", "setting")
+_SCORES = ("median", "p95", "max", "folds", "least_jacobian")
 _GREATEST = ("max", "folds", "peak_mb", "extra_mb")
 
 
@@ -43,6 +45,8 @@ class Plan:
         At most so many voxels per axis.
     timeout : float
         Seconds before an engine is stopped.
+    earlier : tuple of dict
+        Rows of earlier runs, which are added where the images are the same.
     """
 
     cases: tuple[Case, ...]
@@ -50,6 +54,7 @@ class Plan:
     seeds: tuple[int, ...] = (101,)
     limit: int | None = None
     timeout: float = 3600.0
+    earlier: tuple[Row, ...] = ()
 
     @classmethod
     def of(
@@ -109,6 +114,7 @@ def run_accuracy(plan: Plan, report: Report = lambda row: None) -> Iterator[list
             for row in _run_case(case, seed, plan):
                 report(row)
                 group.append(row)
+            group += _recalled(group, plan.earlier)
             _add_ratios(group)
             yield group
 
@@ -181,7 +187,12 @@ def _settings(wanted: str) -> list[tuple[str, str]]:
 
 def _run_case(case: Case, seed: int, plan: Plan) -> Iterator[Row]:
     pair = make_pair(case, seed, plan.limit)
-    about = {"case": case.name, "seed": seed, "voxels": pair.fixed.size}
+    about = {
+        "case": case.name,
+        "seed": seed,
+        "voxels": pair.fixed.size,
+        "fingerprint": pair.fingerprint,
+    }
     yield about | {"engine": "none", "setting": "before"} | _scored(pair, np.zeros_like(pair.truth))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -191,6 +202,20 @@ def _run_case(case: Case, seed: int, plan: Plan) -> Iterator[Row]:
         for engine, setting in plan.runs:
             row = about | {"engine": engine, "setting": setting}
             yield row | _measured(pair, folder, engine, setting, plan.timeout)
+
+
+def _recalled(group: list[Row], earlier: Sequence[Row]) -> Iterator[Row]:
+    """What earlier runs found on the very images of a group, by engines that are not in it.
+
+    Times and memory are left out: those of another run compare with nothing here.
+    """
+    known = {(row["engine"], row["setting"]) for row in group}
+    fingerprint = group[0]["fingerprint"]
+    for row in earlier:
+        same = row.get("fingerprint") == fingerprint
+        if same and "error" not in row and (row["engine"], row["setting"]) not in known:
+            known.add((row["engine"], row["setting"]))
+            yield {key: row[key] for key in (*_IDENTITY, *_SCORES)}
 
 
 def _measured(pair: Pair, folder: Path, engine: str, setting: str, timeout: float) -> Row:
@@ -216,5 +241,5 @@ def _add_ratios(group: list[Row]) -> None:
         return
     for row in group:
         for key in ("seconds", "median", "p95"):
-            if key in row:
+            if key in row and key in reference:
                 row[key + "_ratio"] = row[key] / reference[key]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,12 @@ class Pair:
     tissue: NDArray[np.bool_]
     spacing: NDArray[np.float64]
     group: NDArray[np.int64]
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of all that an engine gets and is judged by."""
+        parts = (self.fixed, self.moving, self.truth, self.tissue, self.spacing)
+        return f"{reduce(lambda crc, part: zlib.crc32(part.tobytes(), crc), parts, 0):08x}"
 
     def score(self, displacement: NDArray[Any]) -> Score:
         """Compare a displacement field with the truth.

@@ -1,11 +1,14 @@
 """Measure itkstream and its peers, side by side on this machine.
 
-    python tests/benchmarks/run.py accuracy|speed|all [--quick] [--out results.json]
+    python tests/benchmarks/run.py accuracy|steps|speed|all [--quick] [--out results.json]
 
 `--quick` takes minutes. A whole run takes hours, nearly all of them in ANTs: choose with `--cases`
 and `--engines`, such as ``--engines itkstream/pipeline picsl-greedy``.
 
 `pip install itkstream[bench]` brings the peers; those that are missing are named and left out.
+Peers take nearly all the time and do not change: ``--earlier peers.json`` adds the errors they had
+in an earlier run where the images are the same, bit by bit. Their times are not added.
+
 Errors are in fine voxels; ratios refer to picsl-greedy NCC 4x4x4 100x50x10 on the same images in
 the same run. See cases.py for how the truth is built.
 """
@@ -15,12 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accuracy import Plan, medians, run_accuracy, shortfalls
 from cases import CASES, load_texture
+from each_step import run_each_step
 from engines import ENGINES, REFERENCE
 from processes import machine
 from rich.console import Console
@@ -39,6 +44,14 @@ _ACCURACY = {
     "seconds_ratio": "{:.2f}",
     "peak_mb": "{:.0f}",
 }
+_STEPS = {
+    **dict.fromkeys(("before", "median", "p95"), "{:.3f}"),
+    "folds": "{:d}",
+    "seconds": "{:.1f}",
+    "cpu_seconds": "{:.1f}",
+    "peak_mb": "{:.0f}",
+    "dropped": "{}",
+}
 _SPEED = {"seconds": "{:.2f}", "cpu_seconds": "{:.2f}", "peak_mb": "{:.0f}", "extra_mb": "{:.0f}"}
 
 
@@ -56,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print_json(data=results["machine"])
     if options.suite in ("accuracy", "all"):
         _run_accuracy(console, options, results)
+    if options.suite in ("steps", "all"):
+        tell = partial(_tell, console, _STEPS, ("step",))
+        size = "quick" if options.quick else "full"
+        results["steps"] = run_each_step(options.steps, size, tell, options.timeout)
+        _write(options.out, results)
+        _show_steps(console, results["steps"])
     if options.suite in ("speed", "all"):
         size = "quick" if options.quick else "large" if options.large else "full"
         tell = partial(_tell, console, _SPEED, ("task", "variant"))
@@ -67,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run_accuracy(console: Console, options: argparse.Namespace, results: Row) -> None:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     plan = Plan.of(options.cases, options.engines, seeds, options.quick, options.timeout)
+    plan = replace(plan, earlier=tuple(row for path in options.earlier for row in _rows_of(path)))
     tell = partial(_tell, console, _ACCURACY, ("case", "engine", "setting"))
     rows: list[Row] = []
     for group in run_accuracy(plan, tell):
@@ -77,6 +97,10 @@ def _run_accuracy(console: Console, options: argparse.Namespace, results: Row) -
     _show_accuracy(console, results["accuracy"])
 
 
+def _rows_of(path: Path) -> list[Row]:
+    return json.loads(path.read_text())["accuracy_rows"]
+
+
 def _write(path: Path | None, results: Row) -> None:
     if path is not None:
         path.write_text(json.dumps(results, indent=1))
@@ -84,7 +108,7 @@ def _write(path: Path | None, results: Row) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=("accuracy", "speed", "all"))
+    parser.add_argument("suite", choices=("accuracy", "steps", "speed", "all"))
     parser.add_argument("--quick", action="store_true", help="small images, few cases")
     parser.add_argument("--large", action="store_true", help="scaling up to 64 megavoxels")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
@@ -105,12 +129,23 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(ENGINES)}; ENGINE/100x50 picks settings by name",
     )
     parser.add_argument(
+        "--steps", nargs="+", default=(), metavar="STEP", help="parts of names of steps"
+    )
+    parser.add_argument(
         "--tasks",
         nargs="+",
         default=(),
         choices=TASKS,
         metavar="TASK",
         help=f"of {', '.join(TASKS)}",
+    )
+    parser.add_argument(
+        "--earlier",
+        nargs="+",
+        default=(),
+        type=Path,
+        metavar="RESULTS",
+        help="add errors of other engines on the same images, from the JSON of earlier runs",
     )
     parser.add_argument("--seeds", type=int, default=1, help="pairs per case")
     parser.add_argument("--first-seed", type=int, default=101)
@@ -155,6 +190,13 @@ def _show_accuracy(console: Console, merged: Sequence[Row]) -> None:
     )
     for line in behind:
         console.print(f"  {line}", highlight=False)
+
+
+def _show_steps(console: Console, rows: Sequence[Row]) -> None:
+    table = Table("step", *_STEPS, title="Steps: errors in voxels")
+    for row in rows:
+        table.add_row(row["step"], *([row["error"]] if "error" in row else _cells(row, _STEPS)))
+    console.print(table)
 
 
 def _show_speed(console: Console, rows: Sequence[Row]) -> None:

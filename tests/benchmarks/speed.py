@@ -142,7 +142,7 @@ def time_deform(sizes: Sizes) -> list[Row]:
     pair = cases.make_pair(cases.CASES["block"], 101, sizes.limit)
     spacing = tuple(pair.spacing)
     variants = {
-        "pipeline": PIPELINE_DEFAULTS.scaled(min(spacing)),
+        "pipeline": PIPELINE_DEFAULTS.for_voxels(spacing),
         "20x10 r=12": DescentSettings(iterations=(20, 10)),
     }
     rows = []
@@ -170,7 +170,7 @@ def time_scaling(sizes: Sizes) -> list[Row]:
     list of dict
         The last row has the exponents of time against voxels, of the clock and of the processors.
     """
-    settings = replace(PIPELINE_DEFAULTS.scaled(min(SPACING)), tolerance=0.0)
+    settings = replace(PIPELINE_DEFAULTS.for_voxels(SPACING), tolerance=0.0)
     _warm_up(settings)
     rows: list[Row] = []
     for megavoxels in sizes.megavoxels:

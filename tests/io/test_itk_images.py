@@ -56,7 +56,7 @@ def test_the_whole_file_is_read_only_where_itk_cannot_stream(tmp_path):
         itk_images._whole.cache_clear()
         part = open_image(path)[1:4, 2:5, 3:9].read()
         np.testing.assert_array_equal(part, array[1:4, 2:5, 3:9])
-        streamed = suffix in ("nii", "mha", "mhd") and not compressed
+        streamed = suffix in ("nii", "nrrd", "mha", "mhd") and not compressed
         assert itk_images._whole.cache_info().currsize == (0 if streamed else 1)
 
 

@@ -9,6 +9,7 @@ import pytest
 import zarr
 
 from itkstream.errors import ExistingOutputError
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file, claim_folder, claim_store, write_text
 
 
@@ -60,7 +61,7 @@ def test_an_empty_place_is_free(tmp_path: Path, kind: str) -> None:
     target.parent.mkdir()
     make(target, kind)
     claim_store(target, False)
-    assert claim_folder(target, "registration.json", False) == target
+    assert claim_folder(target, "registration.json", False) == Location.parse(target)
     assert target.is_dir()
 
 

@@ -13,6 +13,7 @@ import zarr
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.io import open_image, write_n5
+from itkstream.io.locations import Location
 from itkstream.io.paths import list_datasets, locate
 from itkstream.io.selection import parse_unit
 
@@ -28,21 +29,22 @@ def test_lists_arrays_and_nothing_below_them(tmp_path):
     dataset(root / "g" / "one" / "0")  # below an array all is chunks
     zarr.create_array(str(tmp_path / "b" / "two"), shape=(1,), dtype="u1")
     zarr.create_array(str(tmp_path / "b" / "three"), shape=(1,), dtype="u1", zarr_format=2)
-    assert list_datasets(root) == ["g/one"]
-    assert list_datasets(tmp_path / "b") == ["three", "two"]
+    assert list_datasets(Location.parse(root)) == ["g/one"]
+    assert list_datasets(Location.parse(tmp_path / "b")) == ["three", "two"]
     for k in range(50):
         dataset(root / f"many{k}")
-    assert len(list_datasets(root)) == 20
+    assert len(list_datasets(Location.parse(root))) == 20
 
 
 @pytest.mark.parametrize("name", ["a.n5", "plain"])
 def test_the_container_is_found_from_within(tmp_path, name):
     write_n5(tmp_path / name, "g/low", np.zeros((2, 2, 2), "u1"), Grid((2, 2, 2), (1, 1, 1)))
-    location = locate(tmp_path / name / "g" / "low")
-    assert location.format == "n5"
-    assert location.path == tmp_path / name / "g" / "low"
-    assert location.root == tmp_path / name  # though the group g has no attributes
-    assert location.lineage == tuple(tmp_path / name / p for p in ("g/low", "g", "."))
+    found = locate(tmp_path / name / "g" / "low")
+    root = Location.parse(tmp_path / name)
+    assert found.format == "n5"
+    assert found.location == root / "g/low"
+    assert found.root == root  # though the group g has no attributes
+    assert found.lineage == (root / "g/low", root / "g", root)
 
 
 def test_paths_may_be_relative_strings_or_start_at_home(tmp_path, monkeypatch):

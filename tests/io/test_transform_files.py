@@ -12,18 +12,19 @@ import SimpleITK as sitk
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
     PiecewiseAffine,
 )
 from itkstream.geometry.blocks import BlockGrid
-from itkstream.io import transform_files
+from itkstream.io import displacement_images, ngff_transforms, transform_files
 from itkstream.io.itk_hdf5 import Hdf5Vectors
 from itkstream.io.itk_transforms import write_chain
 from itkstream.io.ngff_transforms import as_stored, create_transform
 from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.itk_bridge import to_itk_transform
+from itkstream.itk_bridge import to_itk_image, to_itk_transform
 
 AXES = [("x", "y", "z"), ("z", "y", "x"), ("x", "y"), ("y", "x")]
 IMAGES = [".nii.gz", ".nii", ".nrrd", ".mha"]
@@ -113,9 +114,102 @@ def test_what_itk_wrote_is_read_alike(odd_grid, smooth_transform, tmp_path) -> N
         path = tmp_path / name
         chain = sitk.CompositeTransform([linear, to_itk_transform(field, grid.axes)])
         sitk.WriteTransform(chain, str(path))
-        # ITK's Euler angles are none of the lazy reader's kinds: read by ITK, into float32.
+        # ITK's Euler angles are none of the lazy reader's kinds: read by ITK.
         wanted = by_itk(path, points, grid.axes)
-        np.testing.assert_allclose(read_transform(path).apply(points), wanted, atol=1e-5)
+        np.testing.assert_allclose(read_transform(path).apply(points), wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("axes", AXES, ids="".join)
+@pytest.mark.parametrize("suffix", [".tfm", ".h5"])
+def test_b_splines_of_simpleitk(odd_grid, tmp_path, axes, suffix) -> None:
+    n = len(axes)
+    lattice = odd_grid(3, n, axes, (8,) * n)
+    vectors = np.random.default_rng(0).normal(0, 2, (*lattice.shape, n))
+    spline = to_itk_transform(BSplineTransform(vectors, lattice), axes)
+    turn = sitk.Similarity2DTransform(1.1, 0.2, (3.0, 4.0)) if n == 2 else sitk.AffineTransform(3)
+    sitk.WriteTransform(sitk.CompositeTransform([turn, spline]), str(tmp_path / f"t{suffix}"))
+    found = read_transform(tmp_path / f"t{suffix}", axes)
+    points = inside(lattice)
+    wanted = by_itk(tmp_path / f"t{suffix}", points, axes)
+    np.testing.assert_allclose(found.apply(points), wanted, atol=1e-9)
+    assert isinstance(found.transforms[0], BSplineTransform)
+
+
+@pytest.mark.parametrize("suffix", [".tfm", ".txt", ".h5"])
+def test_fields_that_itk_wrote_keep_every_bit(odd_grid, tmp_path, suffix) -> None:
+    grid = odd_grid(8, axes=("z", "y", "x"))
+    vectors = np.random.default_rng(0).normal(size=(*grid.shape, 3))
+    itk = to_itk_transform(DisplacementField(vectors, grid), grid.axes)
+    sitk.WriteTransform(itk, str(tmp_path / f"t{suffix}"))
+    found = read_transform(tmp_path / f"t{suffix}")
+    np.testing.assert_array_equal(np.asarray(found.data), vectors)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_images_keep_every_bit(odd_grid, tmp_path, suffix, dtype) -> None:
+    grid = odd_grid(9, axes=("y", "z", "x"))
+    vectors = np.random.default_rng(0).normal(size=(*grid.shape, 3)).astype(dtype)
+    sitk.WriteImage(to_itk_image(vectors, grid), str(tmp_path / f"itk{suffix}"))
+    paths = [tmp_path / f"itk{suffix}"]
+    if dtype == np.float32:
+        write_transform(tmp_path / f"own{suffix}", DisplacementField(vectors, grid))
+        paths.append(tmp_path / f"own{suffix}")
+    for path in paths:
+        found = read_transform(path, grid.axes)
+        np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(found.data))), vectors)
+        np.testing.assert_array_equal(found.data[2:5, :, 3:9], vectors[2:5, :, 3:9])
+        assert found.data.dtype == dtype
+
+
+def test_slicers_nifti_vectors_point_the_other_way(odd_grid, smooth_transform, tmp_path) -> None:
+    field = smooth_transform(odd_grid(7)).transforms[0]
+    write_transform(tmp_path / "itk.nii", field)
+    content = bytearray((tmp_path / "itk.nii").read_bytes())
+    assert content[68:70] == (1007).to_bytes(2, "little")
+    content[68:70] = (1006).to_bytes(2, "little")
+    (tmp_path / "slicer.nii").write_bytes(content)
+    found = read_transform(tmp_path / "slicer.nii", field.grid.axes)
+    flipped = np.asarray(field.data) * np.float32([-1, -1, 1])
+    np.testing.assert_array_equal(np.asarray(found.data), flipped)
+
+
+def test_images_are_streamed(odd_grid, smooth_transform, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(displacement_images, "_SLAB", 500)
+    transform = smooth_transform(odd_grid(3, axes=("y", "z", "x")))
+    seen = []
+
+    class Watched:
+        def __init__(self, data: np.ndarray) -> None:
+            self.data, self.shape, self.dtype = data, data.shape, data.dtype
+
+        def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+            seen.append(self.data[key].size)
+            return self.data[key]
+
+    field, affine = transform.transforms
+    watched = CompositeTransform((DisplacementField(Watched(field.data), field.grid), affine))
+    for suffix in (".nrrd", ".mha"):
+        write_transform(tmp_path / f"t{suffix}", watched)
+        assert max(seen) <= 500 < field.data.size
+        points = inside(field.grid)
+        found = read_transform(tmp_path / f"t{suffix}", field.grid.axes).apply(points)
+        np.testing.assert_allclose(found, transform.apply(points), atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", AXES, ids="".join)
+def test_stores(odd_grid, smooth_transform, tmp_path, monkeypatch, axes) -> None:
+    monkeypatch.setattr(ngff_transforms, "_CHUNK", 4)
+    grid = odd_grid(4, len(axes), axes)
+    path = tmp_path / "t.ome.zarr"
+    for transform in (smooth_transform(grid), smooth_transform(grid).transforms[0]):
+        write_transform(path, transform, overwrite=True)
+        points = inside(grid)
+        found = read_transform(path, axes)
+        np.testing.assert_allclose(found.apply(points), transform.apply(points), atol=1e-9)
+    with pytest.raises(ExistingOutputError):
+        write_transform(path, transform)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.ome.zarr"]
 
 
 def test_long_vectors_are_as_right_as_their_format(odd_grid, smooth_transform, tmp_path) -> None:
@@ -156,6 +250,7 @@ def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
         ("t.tfm", transform, "write it as .h5"),
         ("t.mat", field, "write it as .h5"),
         ("t.nrrd", affine, "this transform is an affine"),
+        ("t.ome.zarr", affine, "this transform is an affine"),
         ("t.xyz", affine, "no transform format ends like t.xyz"),
         ("t.nii.gz", plane, "wrong values from NIfTI"),
         ("t.h5", CompositeTransform((affine, field)), "got AffineTransform, DisplacementField"),
@@ -209,6 +304,17 @@ def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(holes[..., 0]), str(tmp_path / "scalar.nrrd"))
     with pytest.raises(InputError, match="is it an image rather than a transform"):
         read_transform(tmp_path / "scalar.nrrd")
+    for name in ("n.nii", "n.nii.gz"):
+        sitk.WriteImage(image, str(tmp_path / name))
+        with pytest.raises(InputError, match="holds NaN"):
+            read_transform(tmp_path / name)
+    write_transform(tmp_path / "cut.mha", field)
+    write_transform(tmp_path / "cut.nrrd", field)
+    write_transform(tmp_path / "cut.nii.gz", field)
+    for path in tmp_path.glob("cut.*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(InputError, match="cut off"):
+            read_transform(path)
     (tmp_path / "text.nrrd").write_text("hello")
     with pytest.raises(InputError, match="no image that ITK can read"):
         read_transform(tmp_path / "text.nrrd")

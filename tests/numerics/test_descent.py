@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid
+from itkstream.numerics.correlation import mean_local_correlation
 from itkstream.numerics.descent import PIPELINE_DEFAULTS, DescentSettings, Frame, descend
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.numerics.threads import using_threads
@@ -249,6 +252,64 @@ def test_scaling_scales_lengths_and_areas():
     assert scaled.smooth_sigmas == (3.0, 0.0)
     assert scaled.gradient_smoothing[0] == (27.0, 0.0, 1.0, 2.0)
     assert scaled.cc_radius == TUTORIAL.cc_radius
+
+
+@pytest.mark.parametrize(
+    ("spacing", "window"),
+    [
+        ((1.0, 1.0, 1.0), (4, 4, 4)),
+        # 11 x 11 x 5 voxels; the next wider window, 13 x 13 x 5, holds more than 9 x 9 x 9.
+        ((1.0, 1.0, 3.0), (5, 5, 2)),
+        ((1.0, 1.0, 30.0), (7, 7, 1)),
+    ],
+)
+def test_windows_of_deep_voxels_are_wider(spacing, window):
+    fixed, moving, frame, _ = same_grid_case(spacing, (40, 36, 20))
+    seen = []
+    none = replace(FAST.select(slice(1, 2)), iterations=(0,))
+    descend(fixed, moving, frame, none, progress=lambda *facts: seen.append(facts[-1]))
+    expected = mean_local_correlation(fixed, moving, window)
+    np.testing.assert_allclose(seen, [expected], rtol=1e-5)  # float32 images
+
+
+def test_settings_for_cubes_are_scaled_by_their_edge():
+    assert PIPELINE_DEFAULTS.for_voxels((2.0, 2.0, 2.0)) == PIPELINE_DEFAULTS.scaled(2.0)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 128.0), (1.0, 64.0)])
+def test_deep_voxels_are_smoothed_more_widely(spacing):
+    deep = FAST.for_voxels(spacing)
+    # 128^(1/7) and 64^(1/6) are 2: as wide again, an area four times as large.
+    assert deep.gradient_smoothing[0] == pytest.approx((96.0, 0.0, 1.0, 2.0))
+    assert deep.field_smoothing[0] == pytest.approx((4.0, 0.0, 1.0, 2.0))
+    assert deep.cc_radius == FAST.cc_radius
+
+
+@given(
+    spacing=st.lists(st.floats(0.1, 10.0), min_size=2, max_size=3),
+    length=st.floats(0.05, 20.0),
+)
+def test_a_unit_of_length_changes_nothing(spacing, length):
+    one = FAST.for_voxels(spacing).scaled(length)
+    other = FAST.for_voxels([h * length for h in spacing])
+    np.testing.assert_allclose(one.field_smoothing, other.field_smoothing, rtol=1e-9)
+
+
+def test_noise_of_deep_voxels_is_held():
+    grid = Grid((60, 56, 20), (1.0, 1.0, 3.0))
+    points = grid.positions()
+    u = bend(points, 2.0, 120.0)
+    rng = np.random.default_rng(5)
+    fixed, moving = (
+        texture(p) + 150 * rng.standard_normal(grid.shape) for p in (points + u, points)
+    )
+    found = [
+        descend(fixed, moving, Frame(grid, grid, np.eye(4)), settings)
+        for settings in (PIPELINE_DEFAULTS, PIPELINE_DEFAULTS.for_voxels(grid.spacing))
+    ]
+    plain, suited = (np.median(errors(f, grid, u)) for f in found)
+    # Measured 0.67 against 0.78 voxel.
+    assert suited < 0.95 * plain
 
 
 def test_blocks_refine_what_the_whole_image_found():

@@ -1,0 +1,61 @@
+"""Environment variables of worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["configuration_variables", "thread_variables"]
+
+_THREADS = (
+    "ITKSTREAM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    "NUMBA_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """How many threads the libraries below may start.
+
+    Parameters
+    ----------
+    threads : int
+        For each block that a worker computes.
+
+    Returns
+    -------
+    dict
+        Environment variables.
+    """
+    return dict.fromkeys(_THREADS, str(threads))
+
+
+def configuration_variables(config: Mapping[str, Any], prefix: str = "DASK") -> dict[str, str]:
+    """A dask configuration as the environment variables that dask reads.
+
+    Parameters
+    ----------
+    config : mapping
+        Names with dots, or sections.
+    prefix : str
+        Of the names of the variables.
+
+    Returns
+    -------
+    dict
+        Environment variables; values are Python literals.
+    """
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        variable = f"{prefix}_{str(name).replace('.', '__').replace('-', '_').upper()}"
+        if isinstance(value, Mapping) and value:
+            found |= {
+                f"{variable}__{key.removeprefix('_')}": text
+                for key, text in configuration_variables(value, "").items()
+            }
+        else:
+            found[variable] = repr(value)
+    return found

@@ -1,0 +1,127 @@
+"""What `config` holds: dask's configuration, and options of the batch system's jobs."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import dask.config
+
+from itkstream.errors import InputError, unknown_name
+from itkstream.workers.batch_systems import BatchSystem
+
+__all__ = ["job_option_names", "jobqueue_class", "split_config"]
+
+# Arguments of their own, or none of the user's business.
+_RESERVED = {"cores", "processes", "memory", "walltime", "queue", "project", "account"}
+_RESERVED |= {"self", "scheduler", "name", "n_workers", "loop", "asynchronous", "config_name"}
+_RESERVED |= {"job_cls", "dashboard_address", "host", "scheduler_cls", "base_class_kwargs"}
+_RESERVED |= {"job_kwargs", "extra", "env_extra", "job_extra", "header_skip"}
+_IMPORTING = threading.Lock()
+
+
+def split_config(
+    config: Mapping[str, Any], system: BatchSystem | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part a configuration into dask's and the jobs'.
+
+    Parameters
+    ----------
+    config : mapping
+        Names with dots, and the sections of dask's configuration, are dask's; all others are
+        options of the class in dask_jobqueue.
+    system : BatchSystem or None
+        Where jobs go; None where there are none.
+
+    Returns
+    -------
+    for_dask, for_jobs : dict
+        The two parts.
+
+    Raises
+    ------
+    InputError
+        For a name that is neither.
+    """
+    options = job_option_names(system) if system else []
+    for_dask, for_jobs = {}, {}
+    for name, value in config.items():
+        if name in options:
+            for_jobs[name] = value
+        elif "." in str(name) or dask.config.canonical_name(name, dask.config.config) in (
+            dask.config.config
+        ):
+            for_dask[name] = value
+        elif system:
+            raise unknown_name(f"option in config for {system.name}", name, options)
+        else:
+            raise InputError(
+                "config takes names of dask's configuration, such as "
+                "'distributed.worker.memory.target', and only with a batch system options of its "
+                f"jobs; got {name!r}"
+            )
+    return for_dask, for_jobs
+
+
+def job_option_names(system: BatchSystem) -> list[str]:
+    """What the jobs of a batch system can be told.
+
+    Parameters
+    ----------
+    system : BatchSystem
+        Which one.
+
+    Returns
+    -------
+    list of str
+        Names of keyword arguments, sorted.
+    """
+    cluster = jobqueue_class(system)
+    names: set[str] = set()
+    for kind in (*cluster.__mro__, *cluster.job_cls.__mro__):
+        if kind.__module__.startswith("dask_jobqueue"):
+            names.update(inspect.signature(kind.__init__).parameters)
+    return sorted(names - _RESERVED)
+
+
+def jobqueue_class(system: BatchSystem) -> Any:
+    """The class of a batch system in dask_jobqueue.
+
+    Importing that package (0.9) puts a file into the user's dask configuration where there is
+    none, makes Ctrl-C end the program as if all were well, and fails outside the main thread;
+    here it does not.
+
+    Parameters
+    ----------
+    system : BatchSystem
+        Which one.
+
+    Returns
+    -------
+    type
+        A subclass of dask_jobqueue.JobQueueCluster.
+    """
+    with (
+        _IMPORTING,
+        # `dask.config.ensure_file` writes nothing where its destination is a file already.
+        _replaced(dask.config, "PATH", __file__),
+        _replaced(signal, "signal", lambda *_: None),
+    ):
+        package = import_module("dask_jobqueue")
+    return getattr(package, system.cluster)
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

@@ -1,0 +1,103 @@
+"""Runs as YAML files: round trips, and errors that say what is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from itkstream.config import Config, read_config, to_yaml
+from itkstream.errors import InputError, MissingDataError
+from itkstream.steps import (
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+)
+
+EVERYTHING = Config(
+    (
+        RansacAffine(radii=((2, 6),), model="rigid"),
+        IntensityAffine("rigid", "mutual-information", "powell", step=1.5),
+        LocalAffines(blocksize=64, radii=(3, 9), overlap=8),
+        Deformable("diffeomorphic-demons", burst=4, local_normalisation=None),
+        Deformable(cc_radius=3, gradient_smoothing=(9.0, 0.0, 1.0, 2.0), blocksize=64),
+    ),
+    RegisterSettings(coarse_voxels=1e6, blocksize=64),
+    initial_transform="landmarks.tfm",
+    fixed_mask=(0, 65535),
+    moving_mask="tissue.ome.zarr",
+)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("config", [Config(), EVERYTHING], ids=["defaults", "everything"])
+def test_what_is_written_is_read(tmp_path: Path, config: Config) -> None:
+    text = to_yaml(config)
+    read = read_config(write(tmp_path, text))
+    assert read.steps == config.steps
+    assert read.settings == config.settings
+    # Any YAML reader sees the same.
+    assert yaml.safe_load(text)["coarse_voxels"] == config.settings.coarse_voxels
+
+
+def test_files_are_named_relative_to_the_file(tmp_path: Path) -> None:
+    read = read_config(write(tmp_path, to_yaml(EVERYTHING)))
+    assert read.initial_transform == str(tmp_path / "landmarks.tfm")
+    assert read.moving_mask == str(tmp_path / "tissue.ome.zarr")
+    assert read.fixed_mask == (0, 65535)
+    url = read_config(write(tmp_path, "fixed_mask: s3://bucket/tissue.zarr"))
+    assert url.fixed_mask == "s3://bucket/tissue.zarr"
+
+
+def test_little_is_enough(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, "")) == Config()
+    text = "coarse_voxels: 5e6\nsteps:\n- ransac-affine\n- deformable:\n    method: demons\n"
+    read = read_config(write(tmp_path, text))
+    assert read.settings.coarse_voxels == 5e6
+    assert read.steps == (RansacAffine(), Deformable("demons"))
+    assert read_config(write(tmp_path, "steps: []")).steps == ()
+    assert read_config(write(tmp_path, "fixed_mask: 0")).fixed_mask == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("coarse_voxel: 1", "unknown key 'coarse_voxel'; did you mean 'coarse_voxels'"),
+        ("blocksize: 7", "blocksize must be an even number"),
+        ("steps: ransac-affine", "steps must be a list"),
+        ("steps:\n- ransac", "step 1: unknown step 'ransac'; did you mean 'ransac-affine'"),
+        ("steps:\n- deformable: {methd: lcc}", "step 1: .*did you mean 'method'"),
+        ("steps:\n- deformable\n- local-affines: {blocksize: 5}", "step 2: blocksize"),
+        ("steps:\n- deformable: 5", "deformable must hold names and values"),
+        ("steps:\n- 5", "step 1 must hold names"),
+        ("steps:\n- deformable:\n  method: demons", "step 1 must have one name"),
+        ("- a", "the file must hold names"),
+        ("a: [", "no YAML file"),
+        ("initial_transform: 5", "initial_transform must be the name of a file"),
+        ("fixed_mask: {a: 1}", "fixed_mask must be the name of an image"),
+        ("moving_mask: [tissue]", "moving_mask must be the name of an image"),
+    ],
+)
+def test_what_is_not_known_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"run.yaml: {message}|{message}"):
+        read_config(write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match="config --defaults"):
+        read_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("steps", [Deformable(), ["deformable"]])
+def test_configs_hold_steps(steps: Any) -> None:
+    with pytest.raises(InputError, match="step"):
+        Config(steps)

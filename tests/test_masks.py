@@ -1,0 +1,233 @@
+"""Masks of every kind: which voxels count, and that no others do, in every function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from itkstream.affine import intensity_affine, prepare_piecewise_ransac_affine, ransac_affine
+from itkstream.align import prepare_piecewise_align
+from itkstream.cluster import compute
+from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
+from itkstream.errors import InputError
+from itkstream.geometry import Grid, Image
+from itkstream.io import create_ome_zarr
+from itkstream.masks import masked
+from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
+from itkstream.phantoms import PhantomPair
+from itkstream.pipelines import register
+from itkstream.steps import Deformable, IntensityAffine, RansacAffine
+
+SHAPE = (12, 10, 9)
+
+
+@pytest.fixture
+def image(odd_grid: Callable[..., Grid]) -> Image:
+    voxels = np.random.default_rng(0).integers(0, 6, SHAPE).astype(np.uint16)
+    return Image(voxels, odd_grid(4, shape=SHAPE))
+
+
+def counts(image: Image, mask: Any) -> np.ndarray:
+    """Where voxels count; the others must be NaN and these untouched."""
+    found = masked(image, mask).read()
+    assert found.dtype == np.float32
+    known = np.isfinite(found)
+    np.testing.assert_array_equal(found[known], image.read()[known])
+    return known
+
+
+def half(shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[: shape[0] // 2] = True
+    return mask
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 1), (2, 3, 2), (4, 5, 3)])
+def test_an_array_may_be_coarser(image: Image, factors: tuple[int, ...]) -> None:
+    small = image.grid.shrink(factors)
+    mask = np.random.default_rng(1).random(small.shape) < 0.5
+    groups = np.ix_(*(np.arange(n) // f for n, f in zip(SHAPE, factors, strict=True)))
+    np.testing.assert_array_equal(counts(image, mask), mask[groups])
+    np.testing.assert_array_equal(counts(image, Image(mask * 7.5, small)), mask[groups])
+
+
+def test_an_array_may_be_finer(image: Image) -> None:
+    fine = np.repeat(np.random.default_rng(1).random(SHAPE) < 0.5, 3, axis=0)
+    np.testing.assert_array_equal(counts(image, fine), fine[1::3])
+
+
+def test_an_image_lies_where_its_grid_says(image: Image) -> None:
+    box = (slice(3, 8), slice(2, 9), slice(0, 4))
+    mask = Image(np.ones((5, 7, 4)), image.grid.crop(box))
+    expected = np.zeros(SHAPE, bool)
+    expected[box] = True
+    np.testing.assert_array_equal(counts(image, mask), expected)
+    turned = mask.reorder(("z", "x", "y")).in_unit("nanometer")
+    np.testing.assert_array_equal(counts(image, turned), expected)
+    away = replace(mask.grid, origin=(9e5, 0, 0))
+    assert not counts(image, Image(mask.data, away)).any()
+
+
+def test_labels_values_and_functions(image: Image) -> None:
+    labels = np.random.default_rng(2).integers(0, 2**40, SHAPE)
+    labels.flat[:300] = 2**40 + 1
+    chosen = labels == 2**40 + 1
+    np.testing.assert_array_equal(counts(image, (labels, [2**40 + 1, 5])), chosen)
+    voxels = image.read()
+    np.testing.assert_array_equal(counts(image, [0, 4]), ~np.isin(voxels, (0, 4)))
+    np.testing.assert_array_equal(counts(image, np.array([3])), voxels != 3)
+    np.testing.assert_array_equal(counts(image, lambda v: v > 2), voxels > 2)
+
+
+def test_nan_in_a_mask_does_not_count(image: Image) -> None:
+    mask = np.where(half(SHAPE), 1.0, np.nan)
+    np.testing.assert_array_equal(counts(image, mask), half(SHAPE))
+
+
+class Watched:
+    """A stored array that remembers what was read of it."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data, self.shape, self.dtype = data, data.shape, data.dtype
+        self.read = np.zeros(data.shape, bool)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        self.read[key] = True
+        return self.data[key]
+
+
+def test_a_stored_mask_is_read_where_the_image_is(image: Image) -> None:
+    mask = Watched(half(SHAPE))
+    source = masked(image, mask).data
+    assert not mask.read.any()
+    box = (slice(4, 8), slice(0, 3), slice(5, 9))
+    np.testing.assert_array_equal(np.isfinite(source[box]), half(SHAPE)[box])
+    # The part, and the voxels next to it.
+    assert mask.read[box].all()
+    assert mask.read.sum() <= 8 * 7 * 8
+    assert not mask.read[10:].any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((4, 4)), "has shape"),
+        ("tissue", "must be an array"),
+        ([], "must be an array"),
+        ([[1, 2], [3]], "must be an array"),
+        ({"a": 1}, "must be an array"),
+    ],
+)
+def test_what_is_no_mask_is_refused(image: Image, mask: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"the fixed mask {message}"):
+        masked(image, mask, "fixed")
+    plane = Image(np.ones((4, 4)), Grid((4, 4), (1.0, 1.0)))
+    with pytest.raises(InputError, match="the moving mask has 2 axes and the image 3"):
+        masked(image, plane, "moving")
+    with pytest.raises(InputError, match="array of the shape of its argument"):
+        masked(image, lambda v: v[0]).read()
+
+
+BLOBS: dict[str, Any] = {"min_radius": 2, "max_radius": 6, "match_threshold": 0.4, "cc_radius": 6}
+SIZE = (32, 28, 24)
+FEW = {"iterations": (3, 2), "shrink_factors": (4, 2), "smooth_sigmas": (0.0, 0.0)}
+
+
+def _ransac(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
+    return ransac_affine(fixed, moving, None, None, **BLOBS, **masks)
+
+
+def _intensity(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
+    few = IntensitySettings("translation", iterations=(3, 2))
+    return intensity_affine(fixed, moving, None, None, settings=few, **masks)
+
+
+def _deform(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
+    few = {"cc_radius": 4, "iterations": (3, 2), "smooth_sigmas": (1.5, 0.5)}
+    return deformable_align(fixed, moving, None, None, **few, **masks)
+
+
+def _demons(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
+    return deformable_align(fixed, moving, None, None, settings=DemonsSettings(**FEW), **masks)
+
+
+def _piecewise_affine(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
+    return compute(
+        prepare_piecewise_ransac_affine(
+            fixed, moving, None, None, **BLOBS, blocksize=SIZE, overlap=6, **masks
+        )
+    )
+
+
+def _piecewise_deform(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
+    few = Deformable(iterations=(2, 1), shrink_factors=(2, 1)).settings_for(fixed.spacing)
+    return compute(
+        prepare_piecewise_deformable_align(
+            fixed, moving, None, None, SIZE, settings=few, overlap=(8, 7, 6), **masks
+        )
+    )
+
+
+def _steps(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
+    steps = [IntensityAffine("translation", iterations=(3, 2))]
+    return compute(
+        prepare_piecewise_align(fixed, moving, None, None, steps, SIZE, overlap=(8, 7, 6), **masks)
+    )
+
+
+DOORS = [_ransac, _intensity, _deform, _demons, _piecewise_affine, _piecewise_deform, _steps]
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda d: d.__name__.strip("_"))
+@pytest.mark.parametrize("side", ["fix", "mov"])
+def test_voxels_that_do_not_count_change_nothing(
+    pair: PhantomPair, door: Callable[..., np.ndarray], side: str
+) -> None:
+    images = {"fix": pair.fixed, "mov": pair.moving}
+    voxels = images[side].read().copy()
+    mask = np.ones(voxels.shape, bool)
+    mask[:12, :20] = False
+    noise = np.random.default_rng(0).integers(0, 60_000, voxels.shape).astype(voxels.dtype)
+    spoiled = Image(np.where(mask, voxels, noise), images[side].grid)
+    free = door(*images.values())
+    one = door(*images.values(), **{f"{side}_mask": mask})
+    other = door(*{**images, side: spoiled}.values(), **{f"{side}_mask": mask})
+    np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(one, free)
+
+
+def test_flags_turn_stored_masks_too(pair: PhantomPair) -> None:
+    mask = half(pair.fixed.shape)
+    straight = _piecewise_affine(pair.fixed, pair.moving, fix_mask=mask)
+    lazy = prepare_piecewise_ransac_affine(
+        pair.fixed.read().T, pair.moving.read().T, pair.fixed.spacing, pair.moving.spacing,
+        **BLOBS, blocksize=SIZE, overlap=6, transpose=(True, True), fix_mask=mask.T,
+    )  # fmt: skip
+    np.testing.assert_array_equal(compute(lazy), straight)
+
+
+def test_register_leaves_out_what_does_not_count(pair: PhantomPair, tmp_path: Any) -> None:
+    """One mask in four forms, over an image of which a third is saturated."""
+    voxels = pair.fixed.read().copy()
+    mask = np.ones(voxels.shape, bool)
+    mask[:20] = False
+    voxels[~mask] = 65_535
+    spoiled = Image(voxels, pair.fixed.grid)
+    store = tmp_path / "mask.ome.zarr"
+    create_ome_zarr(store, pair.fixed.grid, np.dtype(np.uint8), chunks=(16, 16, 16))[:] = mask
+    steps = [RansacAffine(radii=((2, 6),), match_threshold=0.5, cc_radius=6)]
+    found: list[np.ndarray] = []
+    told: list[Any] = []
+    for number, given in enumerate((mask, store, [65_535], lambda v: v < 65_535)):
+        result = register(spoiled, pair.moving, tmp_path / str(number), steps, fixed_mask=given)
+        found.append(result.transform.transforms[1].matrix)
+        told.append(result.report["fixed_mask"])
+    assert told == ["ndarray", str(store), [65_535], "function"]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    error = pair.error(result.transform.apply).summary()
+    assert error["median_um"] < 1.0
