@@ -1,22 +1,63 @@
-"""Is a transform sound: no folds, and an inverse that leads back."""
+"""Is a transform sound: no folds, and an inverse that leads back. And the repair of folds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
-from itkstream.cluster import compute
+from itkstream.cluster import Resources, compute
 from itkstream.deform import prepare_fold_count
-from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Transform
+from itkstream.doors import block_grid
+from itkstream.errors import InputError, RegistrationError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Slices,
+    Transform,
+    compose,
+)
+from itkstream.numerics.fields import jacobian_determinant
+from itkstream.numerics.topology import MINIMUM_JACOBIAN, repair_folds
 from itkstream.transform import apply_to_points
 
-__all__ = ["Certificate", "check_transform"]
+__all__ = ["Certificate", "FoldedRegion", "certify", "check_transform", "repair_transform"]
 
 _BLOCK = 128
 # What an inverse may be off, in voxels of the field: at the middle point, and at the worst.
 _MEDIAN_VOX, _WORST_VOX = 0.01, 0.1
+_REGIONS = 1000
+# Voxels around a fold that its repair may change, at first; doubled while that is not enough.
+_ROOM = 16
+# Changes of a vector reach the determinants of its neighbours.
+_RIM = 2
+
+
+@dataclass(frozen=True)
+class FoldedRegion:
+    """Folded voxels that touch each other.
+
+    Parameters
+    ----------
+    first, stop : tuple of int
+        The box that holds them, in voxels of the field: its first voxel, and the one after the
+        last, per array axis.
+    voxels : int
+        How many.
+    least_jacobian : float
+        The worst of them.
+    """
+
+    first: tuple[int, ...]
+    stop: tuple[int, ...]
+    voxels: int
+    least_jacobian: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +73,8 @@ class Certificate:
     median_inverse_error_vox, largest_inverse_error_vox : float
         Distance from x to ``T^-1(T(x))`` at points drawn inside the field, in its smallest voxel
         spacing.
+    regions : tuple of FoldedRegion
+        Where the folds are, the worst first; a thousand at most.
     """
 
     least_jacobian: float
@@ -39,6 +82,7 @@ class Certificate:
     voxels: int
     median_inverse_error_vox: float
     largest_inverse_error_vox: float
+    regions: tuple[FoldedRegion, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -59,7 +103,48 @@ class Certificate:
         return tuple(reasons)
 
 
-def check_transform(transform: Transform, *, samples: int = 2000, seed: int = 0) -> Certificate:
+def certify(
+    transform: Transform, *, name: str = "TRANSFORM", resources: Resources | None = None
+) -> dict[str, Any]:
+    """Check a transform; the result as JSON has it.
+
+    Parameters
+    ----------
+    transform : Transform
+        As for `check_transform`.
+    name : str
+        Its path, for the command that repairs it.
+    resources : Resources, optional
+        Workers and threads.
+
+    Returns
+    -------
+    dict
+        ``passed``, ``failures``, the numbers and the regions of `Certificate`, and ``repair``: a
+        command, where something is folded.
+
+    Raises
+    ------
+    InputError
+        As `check_transform`.
+    """
+    found = check_transform(transform, resources=resources)
+    command = f"itkstream repair {name} repaired.ome.zarr" if found.folded_voxels else None
+    return {
+        "passed": not found.failures,
+        "failures": list(found.failures),
+        **asdict(found),
+        "repair": command,
+    }
+
+
+def check_transform(
+    transform: Transform,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    resources: Resources | None = None,
+) -> Certificate:
     """Check a transform: folds over the whole field, block by block, and its inverse at points.
 
     Parameters
@@ -70,6 +155,8 @@ def check_transform(transform: Transform, *, samples: int = 2000, seed: int = 0)
         Points at which the inverse is tried.
     seed : int
         Seed of their choice.
+    resources : Resources, optional
+        Workers and threads.
 
     Returns
     -------
@@ -81,38 +168,204 @@ def check_transform(transform: Transform, *, samples: int = 2000, seed: int = 0)
     InputError
         Where the field holds NaN, or the transform is of another kind.
     """
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    first, linear = steps[0], [s for s in steps if isinstance(s, AffineTransform)]
-    if isinstance(first, DisplacementField) and len(linear) == len(steps) - 1:
-        return _check_field(transform, first, samples, seed)
-    if len(linear) != len(steps):
-        kinds = ", ".join(type(step).__name__ for step in steps)
-        raise InputError(
-            f"an affine, a displacement field, or a field followed by affines can be checked; got "
-            f"{kinds}"
-        )
-    ratio = float(np.prod([np.linalg.det(s.matrix) for s in linear]))
-    # An affine that mirrors the image folds nothing and has an exact inverse.
-    return Certificate(abs(ratio), 0, 0, 0.0, 0.0)
-
-
-def _check_field(
-    transform: Transform, field: DisplacementField, samples: int, seed: int
-) -> Certificate:
+    field, affine = _field_and_affine(transform, "checked")
+    if field is None:
+        # An affine that mirrors the image folds nothing and has an exact inverse.
+        return Certificate(abs(float(np.linalg.det(affine.matrix))), 0, 0, 0.0, 0.0)
     grid = field.grid
-    stretch = compute(prepare_fold_count(field, (_BLOCK,) * grid.ndim))
+    stretch = compute(prepare_fold_count(field, (_BLOCK,) * grid.ndim), resources)
     least = float(stretch[..., 0].min())
     if not np.isfinite(least):
         raise InputError("the displacement field holds NaN or infinity: it is no transform")
-    inside = np.random.default_rng(seed).uniform(0, 1, (samples, grid.ndim))
-    points = grid.to_physical(inside * (np.asarray(grid.shape) - 1))
-    there = apply_to_points(transform, points).points
-    back = apply_to_points(transform, there, inverse=True).points
-    error = np.linalg.norm(back - points, axis=1) / min(grid.spacing)
+    error = _inverse_errors(transform, grid, samples, seed)
+    regions = sorted(_regions(field, stretch[..., 1]), key=lambda r: r.least_jacobian)
     return Certificate(
         least,
         int(stretch[..., 1].sum()),
         grid.size,
         float(np.median(error)),
         float(error.max()),
+        tuple(regions[:_REGIONS]),
     )
+
+
+def repair_transform(transform: Transform, *, resources: Resources | None = None) -> Transform:
+    """Smooth a displacement field where it folds, and nowhere else.
+
+    Each folded region is repaired in memory, with some room around it
+    (`itkstream.numerics.topology.repair_folds`); the rest of the field is not read.
+
+    Parameters
+    ----------
+    transform : Transform
+        A displacement field, or one followed by affines; it may be stored.
+    resources : Resources, optional
+        Workers and threads.
+
+    Returns
+    -------
+    Transform
+        With patches over the field where it was folded; itself where nothing is. Write it with
+        `itkstream.write_transform`.
+
+    Raises
+    ------
+    InputError
+        For other transforms, or a field with NaN.
+    RegistrationError
+        Where a region cannot be unfolded.
+    """
+    field, affine = _field_and_affine(transform, "repaired")
+    if field is None:
+        return transform
+    stretch = compute(prepare_fold_count(field, (_BLOCK,) * field.ndim), resources)
+    if not np.isfinite(stretch[..., 0]).all():
+        raise InputError("the displacement field holds NaN or infinity: fill it first")
+    repaired = field
+    for region in _regions(field, stretch[..., 1]):
+        repaired = _repaired(repaired, region)
+    return transform if repaired is field else compose(repaired, affine)
+
+
+@dataclass(frozen=True, eq=False)
+class _Patched:
+    """A stored field with a part of it replaced."""
+
+    source: Any
+    box: Slices
+    patch: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.source.dtype)
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        n = len(self.box)
+        part = np.array(self.source[key])
+        spans = [k.indices(m)[:2] for k, m in zip(key[:n], self.shape, strict=False)]
+        low = [max(a, b.start) for (a, _), b in zip(spans, self.box, strict=True)]
+        high = [min(z, b.stop) for (_, z), b in zip(spans, self.box, strict=True)]
+        if all(a < z for a, z in zip(low, high, strict=True)):
+            there = [slice(a - s, z - s) for a, z, (s, _) in zip(low, high, spans, strict=True)]
+            cut = zip(low, high, self.box, strict=True)
+            here = [slice(a - b.start, z - b.start) for a, z, b in cut]
+            components = key[n] if len(key) > n else slice(None)
+            part[tuple(there)] = self.patch[(*here, components)]
+        return part
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
+
+
+def _field_and_affine(
+    transform: Transform, what: str
+) -> tuple[DisplacementField | None, AffineTransform]:
+    simple = compose(transform)
+    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    field = steps[0] if isinstance(steps[0], DisplacementField) else None
+    affines = steps if field is None else steps[1:]
+    if any(not isinstance(step, AffineTransform) for step in affines):
+        kinds = ", ".join(type(step).__name__ for step in steps)
+        raise InputError(
+            f"an affine, a displacement field, or a field followed by affines can be {what}; got "
+            f"{kinds}"
+        )
+    after = compose(AffineTransform(np.eye(transform.ndim + 1)), *affines)
+    assert isinstance(after, AffineTransform)
+    return field, after
+
+
+def _inverse_errors(
+    transform: Transform, grid: Grid, samples: int, seed: int
+) -> NDArray[np.float64]:
+    inside = np.random.default_rng(seed).uniform(0, 1, (samples, grid.ndim))
+    points = grid.to_physical(inside * (np.asarray(grid.shape) - 1))
+    there = apply_to_points(transform, points).points
+    back = apply_to_points(transform, there, inverse=True).points
+    error: NDArray[np.float64] = np.linalg.norm(back - points, axis=1) / min(grid.spacing)
+    return error
+
+
+def _regions(field: DisplacementField, counts: NDArray[np.float64]) -> list[FoldedRegion]:
+    """Only blocks with folds are read again; what touches across their borders is joined."""
+    blocks = block_grid(field.grid.shape, (_BLOCK,) * field.ndim, 1)
+    found: list[FoldedRegion] = []
+    for index in np.argwhere(counts > 0):
+        block = blocks[tuple(int(i) for i in index)]
+        part = np.asarray(field.data[(*block.padded, slice(None))])
+        determinant = jacobian_determinant(part, field.grid.crop(block.padded))
+        corner = [c.start for c in block.core]
+        for region in _in_block(determinant[block.core_in_padded], corner):
+            found = _joined(found, region)
+    return found
+
+
+def _in_block(determinant: NDArray[np.float32], corner: list[int]) -> Iterator[FoldedRegion]:
+    folded = ~(determinant > 0)
+    labels, _ = ndimage.label(folded, np.ones((3,) * folded.ndim))
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        own = labels[box] == number
+        yield FoldedRegion(
+            tuple(c + s.start for c, s in zip(corner, box, strict=True)),
+            tuple(c + s.stop for c, s in zip(corner, box, strict=True)),
+            int(own.sum()),
+            float(determinant[box][own].min()),
+        )
+
+
+def _joined(regions: list[FoldedRegion], new: FoldedRegion) -> list[FoldedRegion]:
+    apart = []
+    for old in regions:
+        touch = all(
+            a <= d and c <= b
+            for a, b, c, d in zip(old.first, old.stop, new.first, new.stop, strict=True)
+        )
+        if not touch:
+            apart.append(old)
+            continue
+        new = FoldedRegion(
+            tuple(map(min, old.first, new.first)),
+            tuple(map(max, old.stop, new.stop)),
+            old.voxels + new.voxels,
+            min(old.least_jacobian, new.least_jacobian),
+        )
+    return [*apart, new]
+
+
+def _repaired(field: DisplacementField, region: FoldedRegion) -> DisplacementField:
+    grid, room = field.grid, _ROOM
+    while True:
+        box = tuple(
+            slice(max(0, a - room), min(n, b + room))
+            for a, b, n in zip(region.first, region.stop, grid.shape, strict=True)
+        )
+        before = np.asarray(field.data[(*box, slice(None))], np.float32)
+        result = repair_folds(before, grid.crop(box), MINIMUM_JACOBIAN)
+        whole = all(s.stop - s.start == n for s, n in zip(box, grid.shape, strict=True))
+        if result.folded_after == 0 and (
+            whole or _rim_kept(before, result.displacement, box, grid)
+        ):
+            return DisplacementField(_Patched(field.data, box, result.displacement), grid)
+        if whole:
+            raise RegistrationError(
+                f"the fold between voxels {region.first} and {region.stop} cannot be smoothed "
+                "away: register again with more smoothing of the field"
+            )
+        room *= 2
+
+
+def _rim_kept(
+    before: NDArray[np.float32], after: NDArray[np.float32], box: Slices, grid: Grid
+) -> bool:
+    """Whether a repair left alone what borders on the rest of the field."""
+    inner = tuple(
+        slice(_RIM if s.start else 0, None if s.stop == n else -_RIM)
+        for s, n in zip(box, grid.shape, strict=True)
+    )
+    changed = (before != after).any(axis=-1)
+    changed[inner] = False
+    return not changed.any()

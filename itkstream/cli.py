@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -24,6 +25,7 @@ from itkstream.errors import (
 __all__ = ["main"]
 
 _FAILED = 1
+_REGIONS_SHOWN = 10
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
@@ -243,43 +245,138 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
 
 @commands.command()
 @click.argument("transform", type=click.Path())
-@click.argument("out", type=click.Path())
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-def export(transform: str, out: str, overwrite: bool) -> None:
-    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs.
+@click.argument("out", type=click.Path(), required=False)
+@click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
+@click.option("--ants", metavar="DIR", help="Folder to write: files for ANTs, and the call.")
+@click.option("--fixed", help="Fixed image of the bundle. [default: the one registered]")
+@click.option("--moving", help="Moving image of the bundle. [default: the one registered]")
+@click.option("--limit-mb", type=float, default=300.0, show_default=True, help="Of the bundle.")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Thin the field out by this error, in its voxels. [default: 0.05 in bundles, else none]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
+def export(transform: str, out: str | None, **options: Any) -> None:
+    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
 
     The ending of OUT decides: .tfm, .txt or .mat for affines; .h5 for any; .nii.gz, .nrrd or .mha
-    for a displacement image with the affine folded in. The file is read back and compared before
-    it gets its name.
+    for a displacement image with the affine folded in; .ome.zarr for an OME-Zarr 0.6 scene. The
+    file is read back and compared before it gets its name.
     """
+    from itkstream import exports
     from itkstream.io.transform_files import read_transform, write_transform
 
-    error = write_transform(out, read_transform(transform), overwrite=overwrite)
-    click.echo(f"written, and the same to {error:.1e}: {out}")
+    if not (out or options["slicer"] or options["ants"]):
+        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
+    found = read_transform(transform)
+    overwrite, tolerance = options["overwrite"], options["tolerance"]
+    if out:
+        thin, factors, error = (found, None, 0.0)
+        if tolerance:
+            thin, factors, error = exports.coarsened(found, tolerance)
+            click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
+        same = write_transform(out, thin, overwrite=overwrite)
+        click.echo(f"written, and the same to {same:.1e}: {out}")
+    tolerance = tolerance or 0.05
+    if options["ants"]:
+        _say(
+            exports.export_ants(
+                options["ants"], found, tolerance_vox=tolerance, overwrite=overwrite
+            )
+        )
+    if options["slicer"]:
+        bundle = exports.export_slicer(
+            options["slicer"],
+            found,
+            _images(transform, options["fixed"], options["moving"]),
+            limit_mb=options["limit_mb"],
+            tolerance_vox=tolerance,
+            overwrite=overwrite,
+        )
+        _say(bundle)
 
 
 @commands.command()
 @click.argument("transform", type=click.Path())
-def check(transform: str) -> None:
+@click.argument("out", type=click.Path())
+@click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
+@_with_resources
+def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
+    """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
+
+    With the displacement goes the error of every voxel, in the array inverse_error.
+    """
+    from itkstream import exports
+    from itkstream.io import open_image
+    from itkstream.io.transform_files import read_transform
+
+    found = read_transform(transform)
+    grid = open_image(like).grid if like else exports.registered_grids(transform)[1]
+    axes = ("z", "y", "x")[-found.ndim :]
+    worst = exports.write_inverse(
+        out,
+        found,
+        grid.reorder(axes).in_unit("micrometer"),
+        resources=_resources(options),
+        overwrite=options["overwrite"],
+    )
+    click.echo(f"inverted, {worst:.2g} voxels off at most: {out}")
+
+
+@commands.command()
+@click.argument("transform")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
+def check(transform: str, as_json: bool) -> None:
     """Check TRANSFORM: no folds, and an inverse that leads back.
 
     The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
     """
-    from itkstream.certificate import check_transform
+    from itkstream.certificate import certify
     from itkstream.io.transform_files import read_transform
 
-    found = check_transform(read_transform(transform))
-    click.echo(f"least Jacobian determinant: {found.least_jacobian:.4g}")
-    click.echo(f"voxels folded: {found.folded_voxels} of {found.voxels}")
+    found = certify(read_transform(transform), name=transform)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        sys.exit(0 if found["passed"] else _FAILED)
+    click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
+    click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
+    for region in found["regions"][:_REGIONS_SHOWN]:
+        spans = zip(region["first"], region["stop"], strict=True)
+        box = ", ".join(f"{first}:{stop}" for first, stop in spans)
+        click.echo(f"  [{box}]: {region['voxels']} voxels, least {region['least_jacobian']:.3g}")
+    hidden = len(found["regions"]) - _REGIONS_SHOWN
+    if hidden > 0:
+        click.echo(f"  and {hidden} more regions (--json lists them)")
     click.echo(
-        f"inverse error: median {found.median_inverse_error_vox:.2g}, largest "
-        f"{found.largest_inverse_error_vox:.2g} voxels"
+        f"inverse error: median {found['median_inverse_error_vox']:.2g}, largest "
+        f"{found['largest_inverse_error_vox']:.2g} voxels"
     )
-    for reason in found.failures:
+    for reason in found["failures"]:
         click.echo(f"failed: {reason}")
-    if found.failures:
+    if found["repair"]:
+        click.echo(f"to smooth the folds alone: {found['repair']}")
+    if not found["passed"]:
         sys.exit(_FAILED)
     click.echo("passed")
+
+
+@commands.command()
+@click.argument("transform")
+@click.argument("out")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def repair(transform: str, out: str, overwrite: bool) -> None:
+    """Smooth TRANSFORM where it folds, and nowhere else, and write it as the file OUT.
+
+    The ending of OUT decides the format, as for `export`.
+    """
+    from itkstream.certificate import check_transform, repair_transform
+    from itkstream.io.transform_files import read_transform, write_transform
+
+    before = read_transform(transform)
+    repaired = repair_transform(before)
+    write_transform(out, repaired, overwrite=overwrite)
+    click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
 
 
 def main() -> None:
@@ -308,6 +405,23 @@ def _how_far(error: BaseException) -> str:
     """What a run said when it was stopped; click puts its own exception around it."""
     run = error.__cause__ if isinstance(error, click.Abort) else error
     return str(run) if isinstance(run, InterruptedRunError) else "stopped"
+
+
+def _images(transform: str, fixed: str | None, moving: str | None) -> Any:
+    from itkstream.exports import registered_images
+    from itkstream.io import open_image
+
+    if fixed and moving:
+        return open_image(fixed), open_image(moving)
+    found = registered_images(transform)
+    return (open_image(fixed) if fixed else found[0], open_image(moving) if moving else found[1])
+
+
+def _say(bundle: Any) -> None:
+    click.echo(
+        f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
+        f"{', '.join(bundle.files)}"
+    )
 
 
 def _config(options: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask
 import dask.array as da
@@ -24,11 +24,14 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Transform,
+    compose,
 )
 from itkstream.lazy import DaskSource, Result, map_blocks, once
 from itkstream.numerics.inverse import InverseProblem, Inversion, displacement_bounds
 
 __all__ = ["MappedPoints", "apply_to_points", "invert_transform", "prepare_invert"]
+
+_Link: TypeAlias = AffineTransform | tuple[DisplacementField, AffineTransform]
 
 # Voxels per block and axis where a field is read part by part.
 _PART = 128
@@ -109,10 +112,11 @@ def invert_transform(
     Parameters
     ----------
     transform : AffineTransform, DisplacementField or CompositeTransform
-        Affines, also several in turn, are inverted exactly; else a field, or a field followed by
-        an affine.
+        Affines, also several in turn, are inverted exactly; of a chain with displacement fields,
+        the inverse is the chain of inverses.
     grid : Grid, optional
-        Where the inverse field is wanted, in moving space; affines need none.
+        Where the inverse field is wanted, in moving space; affines need none. An inner field of a
+        chain is inverted on the lattice of the field after it.
     tolerance_vox : float
         Greatest error, in the smallest voxel spacing of `grid`.
     max_iterations : int
@@ -128,21 +132,34 @@ def invert_transform(
     InputError
         For another kind of transform, or a field without `grid`.
     """
-    matrix = _as_matrix(transform)
-    if matrix is not None:
-        return AffineTransform(matrix).inverse()
-    if grid is None:
+    links = _links(transform)
+    lattices = [link[0].grid for link in links if isinstance(link, tuple)][1:]
+    if grid is None and any(isinstance(link, tuple) for link in links):
         raise InputError("the inverse of a displacement field needs a grid to be sampled on")
-    field, affine = _field_then_affine(transform)
+    inverses: list[Transform] = []
+    for link in links:
+        if isinstance(link, AffineTransform):
+            inverses.insert(0, link.inverse())
+        else:
+            on = lattices.pop(0) if lattices else grid
+            assert on is not None
+            inverses.insert(0, _inverse_of_link(*link, on, tolerance_vox, max_iterations))
+    return compose(*inverses) if inverses else transform
+
+
+def _inverse_of_link(
+    field: DisplacementField,
+    affine: AffineTransform,
+    grid: Grid,
+    tolerance_vox: float,
+    max_iterations: int,
+) -> Transform:
     problem = InverseProblem(field.grid, grid, affine.matrix, tolerance_vox, max_iterations)
     whole = tuple(slice(0, m) for m in grid.shape)
     data = np.asarray(field.data)
     everywhere = tuple(slice(0, m) for m in field.grid.shape)
     found = problem.solve(data, everywhere, whole, displacement_bounds(data, field.grid))
-    back = DisplacementField(found.displacement, grid)
-    if np.array_equal(affine.matrix, np.eye(grid.ndim + 1)):
-        return back
-    return CompositeTransform((back, affine.inverse()))
+    return compose(DisplacementField(found.displacement, grid), affine.inverse())
 
 
 def apply_to_points(
@@ -153,8 +170,7 @@ def apply_to_points(
     Parameters
     ----------
     transform : Transform
-        Fixed to moving points. Back go affines, a displacement field, or one followed by an
-        affine.
+        Fixed to moving points. Back go affines, displacement fields, and chains of these.
     points : array_like, (m, n)
         Fixed points; moving ones for the inverse.
     inverse : bool
@@ -196,7 +212,19 @@ def apply_to_points(
 
 
 def _back(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
-    field, affine = _field_then_affine(transform)
+    lost = np.zeros(len(p), bool)
+    for link in reversed(_links(transform)):
+        if isinstance(link, AffineTransform):
+            p = link.inverse().apply(p)
+        else:
+            before = _back_through(*link, p)
+            p, lost = before.points, lost | before.outside
+    return MappedPoints(p, lost)
+
+
+def _back_through(
+    field: DisplacementField, affine: AffineTransform, p: NDArray[np.float64]
+) -> MappedPoints:
     problem = InverseProblem(field.grid, field.grid, affine.matrix)
     bounds = dask.compute(_delayed_bounds(field))[0]
     origins, lost = np.empty_like(p), np.zeros(len(p), bool)
@@ -227,17 +255,8 @@ def _outside(grid: Grid, points: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def _as_matrix(transform: Transform) -> NDArray[np.float64] | None:
     """The matrix of an affine or of several in turn; None where anything else is in the chain."""
-    if isinstance(transform, AffineTransform):
-        return transform.matrix
-    if not isinstance(transform, CompositeTransform):
-        return None
-    matrix = np.eye(transform.ndim + 1)
-    for step in transform.transforms:
-        part = _as_matrix(step)
-        if part is None:
-            return None
-        matrix = part @ matrix
-    return matrix
+    simple = compose(transform)
+    return simple.matrix if isinstance(simple, AffineTransform) else None
 
 
 def _first_field(transform: Transform) -> DisplacementField | None:
@@ -246,22 +265,35 @@ def _first_field(transform: Transform) -> DisplacementField | None:
 
 
 def _field_then_affine(transform: Transform) -> tuple[DisplacementField, AffineTransform]:
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    field = _first_field(transform)
-    rest = AffineTransform(np.eye(transform.ndim + 1))
-    if len(steps) > 1:
-        matrix = _as_matrix(CompositeTransform(tuple(steps[1:])))
-        if matrix is None:
-            field = None
-        else:
-            rest = AffineTransform(matrix)
-    if field is None:
-        kinds = ", ".join(type(step).__name__ for step in steps)
+    links = _links(transform)
+    if len(links) != 1 or isinstance(links[0], AffineTransform):
         raise InputError(
-            f"a displacement field, or one followed by affines, can be inverted; got {kinds}: "
-            "sample the transform to a DisplacementField first"
+            "a displacement field, or one followed by affines, can be inverted block by block; got "
+            f"{len(links)} transforms to be inverted in turn: use invert_transform, or make them "
+            "one field by itkstream.algebra.sample_transform"
         )
-    return field, rest
+    return links[0]
+
+
+def _links(transform: Transform) -> list[_Link]:
+    """The links of a chain that can be inverted one by one: a field takes the affine after it."""
+    simple = compose(transform)
+    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    links: list[_Link] = []
+    for k, step in enumerate(steps):
+        if isinstance(step, DisplacementField):
+            after = steps[k + 1] if k + 1 < len(steps) else None
+            identity = AffineTransform(np.eye(step.ndim + 1))
+            links.append((step, after if isinstance(after, AffineTransform) else identity))
+        elif not isinstance(step, AffineTransform):
+            kinds = ", ".join(type(s).__name__ for s in steps)
+            raise InputError(
+                f"affines and displacement fields can be inverted; got {kinds}: make it a field by "
+                "itkstream.algebra.sample_transform first"
+            )
+        elif not links:
+            links.append(step)
+    return links
 
 
 def _delayed_bounds(field: DisplacementField) -> Any:

@@ -17,6 +17,14 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from itkstream.algebra import (
+    coarsen_field,
+    crop_transform,
+    fold_affine,
+    prepare_jacobian,
+    prepare_sample,
+    sample_transform,
+)
 from itkstream.block_kernels import AnyTransform, WarpSettings, warp_block, warp_mapped
 from itkstream.doors import as_pair, block_grid, reversed_axes
 from itkstream.errors import InputError
@@ -31,6 +39,7 @@ from itkstream.geometry import (
     Image,
     PiecewiseAffine,
     Transform,
+    compose,
 )
 from itkstream.inversion import apply_to_points, invert_transform, prepare_invert
 from itkstream.lazy import Halo, Result, map_blocks
@@ -41,6 +50,10 @@ __all__ = [
     "apply_global_affine",
     "apply_to_points",
     "apply_transform",
+    "coarsen_field",
+    "compose",
+    "crop_transform",
+    "fold_affine",
     "invert_transform",
     "piecewise_transform",
     "prepare_apply_local_affines",
@@ -48,6 +61,9 @@ __all__ = [
     "prepare_apply_transform",
     "prepare_field",
     "prepare_invert",
+    "prepare_jacobian",
+    "prepare_sample",
+    "sample_transform",
 ]
 
 # A coarse field's chunk is cut at whole voxels: with two more on each side every position of the

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
+import dask.array as da
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itkstream.certificate import check_transform
+from itkstream import certificate
+from itkstream.certificate import certify, check_transform, repair_transform
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.io.ngff_transforms import as_stored, create_transform
 from itkstream.io.transform_files import write_transform
+from itkstream.numerics.fields import jacobian_determinant
 
 GRID = Grid((20, 22, 40), (2.0, 1.0, 0.5), (5.0, -7.0, 3.0), axes=("z", "y", "x"))
 
@@ -44,6 +48,70 @@ def test_folds() -> None:
     assert any("folded" in reason for reason in found.failures)
     # A fold has several points that map to one, so no inverse leads back from all.
     assert any("the worst point" in reason for reason in found.failures)
+
+
+def dented(folds: tuple[tuple[int, int, int], ...]) -> DisplacementField:
+    """Gentle everywhere, with bumps along x so steep that they fold."""
+    grid = Grid((48, 40, 60), (1.5, 1.0, 1.2), (3.0, 1.0, 2.0), axes=("z", "y", "x"))
+    data = np.zeros((*grid.shape, 3), np.float32)
+    data[..., 1] = 0.3 * np.sin(grid.positions()[..., 1] / 9)
+    index = np.stack(np.indices(grid.shape), -1)
+    for centre in folds:
+        far = ((index - centre) ** 2).sum(-1)
+        data[..., 2] -= 1.9 * (index[..., 2] - centre[2]) * np.exp(-far / 8)
+    return DisplacementField(data, grid)
+
+
+# Blocks of 16 voxels: the first fold lies across the corner of eight of them.
+FOLDS = ((16, 16, 32), (36, 25, 9))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_folded_regions_are_listed_and_repaired(monkeypatch, lazy) -> None:
+    monkeypatch.setattr(certificate, "_BLOCK", 16)
+    field = dented(FOLDS)
+    whole = jacobian_determinant(field.data, field.grid)
+    data = da.from_array(field.data, chunks=20) if lazy else field.data
+    affine = AffineTransform(np.diag([1.1, 0.9, 1.0, 1.0]))
+    transform = CompositeTransform((DisplacementField(data, field.grid), affine))
+    found = check_transform(transform)
+    assert len(found.regions) == len(FOLDS)
+    assert sum(r.voxels for r in found.regions) == (whole <= 0).sum() == found.folded_voxels
+    for region in found.regions:
+        box = tuple(slice(a, b) for a, b in zip(region.first, region.stop, strict=True))
+        assert (whole[box] <= 0).sum() == region.voxels
+        assert whole[box].min() == pytest.approx(region.least_jacobian, abs=1e-6)
+        # Some fold of the list lies inside.
+        assert any(all(s.start <= c < s.stop for s, c in zip(box, f, strict=True)) for f in FOLDS)
+    repaired = repair_transform(transform)
+    after = np.asarray(repaired.transforms[0].data)
+    assert jacobian_determinant(after, field.grid).min() > 0
+    changed = (after != field.data).any(axis=-1)
+    # No further than the repair of the whole field would reach; most of it keeps its bits.
+    assert 0 < changed.mean() < 0.2
+    assert changed[whole <= 0].all()
+    inner = np.asarray(repaired.transforms[0].data[10:30, 4:17, 20:50])
+    np.testing.assert_array_equal(inner, after[10:30, 4:17, 20:50])
+    np.testing.assert_array_equal(repaired.transforms[1].matrix, affine.matrix)
+    assert check_transform(repaired).folded_voxels == 0
+
+
+def test_what_is_sound_is_left_alone() -> None:
+    field = waves(0.5)
+    assert repair_transform(field) is field
+    affine = AffineTransform(np.eye(4))
+    assert repair_transform(affine) is affine
+
+
+def test_the_certificate_is_json() -> None:
+    found = certify(dented(FOLDS), name="run")
+    again = json.loads(json.dumps(found))
+    assert again["regions"][0]["first"] == list(found["regions"][0]["first"])
+    assert len(again["regions"]) == len(FOLDS)
+    assert found["passed"] is False
+    assert found["repair"] == "itkstream repair run repaired.ome.zarr"
+    sound = certify(waves(0.5))
+    assert (sound["passed"], sound["failures"], sound["repair"]) == (True, [], None)
 
 
 def test_affines_and_what_cannot_be_checked() -> None:
@@ -96,6 +164,12 @@ def test_export_check_and_points(folder) -> None:
     folded = run("check", "folded.h5", cwd=folder)
     assert folded.returncode == 1
     assert "failed: " in folded.stdout
+    assert "itkstream repair folded.h5 repaired.ome.zarr" in folded.stdout
+    listed = run("check", "folded.h5", "--json", cwd=folder)
+    assert (listed.returncode, json.loads(listed.stdout)["passed"]) == (1, False)
+    assert run("repair", "folded.h5", "repaired.ome.zarr", cwd=folder).returncode == 0
+    mended = json.loads(run("check", "repaired.ome.zarr", "--json", cwd=folder).stdout)
+    assert mended["folded_voxels"] == 0
     assert run("check", "p.csv", cwd=folder).returncode == 2
     done = run("points", "t.h5", "p.csv", "--out", "q.csv", cwd=folder)
     assert done.stdout.startswith("2 points mapped, 1 outside")

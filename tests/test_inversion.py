@@ -10,7 +10,13 @@ from scipy.ndimage import gaussian_filter
 
 import itkstream.inversion as inversion
 from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
+from itkstream.geometry import (
+    AffineTransform,
+    BSplineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+)
 from itkstream.transform import apply_to_points, invert_transform, prepare_invert
 
 
@@ -128,8 +134,11 @@ def test_refuses(gentle) -> None:
         apply_to_points(transform, np.zeros((5, 2)))
     with pytest.raises(InputError, match="must be finite; 1 are not"):
         apply_to_points(transform, [[0, np.nan, 0]])
-    with pytest.raises(InputError, match="got AffineTransform, DisplacementField"):
+    with pytest.raises(InputError, match="got 2 transforms to be inverted in turn"):
         prepare_invert(CompositeTransform((affine, field)), grid, (16, 16, 16))
+    spline = BSplineTransform(np.zeros((5, 5, 5, 3)), Grid((5, 5, 5), (9, 9, 9)))
+    with pytest.raises(InputError, match="got DisplacementField, BSplineTransform"):
+        invert_transform(CompositeTransform((field, spline)), grid)
     with pytest.raises(InputError, match="needs a grid"):
         invert_transform(transform)
     holes = np.full((*grid.shape, 3), np.nan, np.float32)

@@ -10,6 +10,7 @@ from itkstream.geometry.transforms import (
     DisplacementField,
     PiecewiseAffine,
     Transform,
+    compose,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PiecewiseAffine",
     "Slices",
     "Transform",
+    "compose",
     "default_axes",
     "transposed",
 ]

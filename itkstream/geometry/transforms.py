@@ -27,7 +27,11 @@ __all__ = [
     "DisplacementField",
     "PiecewiseAffine",
     "Transform",
+    "compose",
 ]
+
+# Of positions computed in another order, far from the origin.
+_ROUNDING_VOX = 0.01
 
 
 @runtime_checkable
@@ -228,8 +232,10 @@ class DisplacementField:
         """
         index = self.grid.to_index(points).reshape(-1, self.ndim)
         shape = np.asarray(self.grid.shape)
-        low = np.clip(np.floor(index.min(axis=0)), 0, shape - 1).astype(int)
-        high = np.clip(np.ceil(index.max(axis=0)) + 1, low + 1, shape).astype(int)
+        # A position on a node, give or take its rounding, has neighbours on both sides.
+        low = np.clip(np.floor(index.min(axis=0) - _ROUNDING_VOX), 0, shape - 1).astype(int)
+        high = np.floor(index.max(axis=0) + _ROUNDING_VOX) + 2
+        high = np.clip(high, low + 1, shape).astype(int)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         part = np.asarray(self.data[(*box, slice(None))])
         return DisplacementField(part, self.grid.crop(box))
@@ -399,3 +405,47 @@ class CompositeTransform:
         for transform in self.transforms:
             mapped = transform.apply(mapped)
         return mapped
+
+
+def compose(*transforms: Transform) -> Transform:
+    """One transform after the other, in its simplest form; the first acts first. Exact.
+
+    Parameters
+    ----------
+    *transforms : Transform
+        At least one, all of the same dimension.
+
+    Returns
+    -------
+    Transform
+        Composites are taken apart, affines that follow each other multiplied, and identities left
+        out. What remains is a composite, or, if it is one transform, that itself.
+
+    Raises
+    ------
+    InputError
+        Where nothing is given, or dimensions differ.
+    """
+    chain = CompositeTransform(transforms)
+    identity = np.eye(chain.ndim + 1)
+    steps: list[Transform] = []
+    for step in _flat(chain):
+        if isinstance(step, AffineTransform):
+            before = steps[-1] if steps else None
+            if isinstance(before, AffineTransform):
+                step = AffineTransform(step.matrix @ before.matrix)
+                steps.pop()
+            if np.array_equal(step.matrix, identity):
+                continue
+        steps.append(step)
+    if not steps:
+        return AffineTransform(identity)
+    return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
+
+
+def _flat(transform: Transform) -> Iterator[Transform]:
+    if not isinstance(transform, CompositeTransform):
+        yield transform
+        return
+    for step in transform.transforms:
+        yield from _flat(step)

@@ -20,6 +20,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, default_axes
 from itkstream.io.itk_images import ItkFile
 from itkstream.itk_bridge import to_itk_image
+from itkstream.numerics.fields import to_positions
 
 __all__ = ["read_displacement_image", "write_displacement_image"]
 
@@ -165,13 +166,10 @@ def _slabs(
         yield np.ascontiguousarray(ordered, "<f4")
 
 
-def _folded(
-    vectors: NDArray[Any], grid: Grid, affine: AffineTransform | None
-) -> NDArray[np.floating[Any]]:
+def _folded(vectors: NDArray[Any], grid: Grid, affine: AffineTransform | None) -> NDArray[Any]:
     if affine is None:
         return vectors
-    positions = grid.positions()
-    return np.asarray(affine.apply(positions + vectors) - positions)
+    return to_positions(vectors, grid, affine.matrix) - grid.positions()
 
 
 def _text(values: Any) -> str:

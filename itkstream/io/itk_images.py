@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
+from itkstream.io.outputs import claim_file
 from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
+from itkstream.itk_bridge import to_itk_image
 
-__all__ = ["ItkFile", "open_itk"]
+__all__ = ["ItkFile", "open_itk", "write_itk"]
 
 _NAMES = ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64")
 _TYPES = {
@@ -164,6 +166,27 @@ def open_itk(dataset: Dataset, selection: Selection) -> Image:
     spacing = stated.spacing if stated else None
     selection.choose_level([spacing], selection.unit_of(None), name)
     return selection.image(source, names, stated, name)
+
+
+def write_itk(path: Path, image: Image, *, overwrite: bool = False) -> None:
+    """Write an image as a file that ITK, 3D Slicer and ANTs read.
+
+    Parameters
+    ----------
+    path : Path
+        Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``.
+    image : Image
+        Read into memory. Numbers of its grid are kept as they are.
+    overwrite : bool
+        Replace an existing file.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where the file exists.
+    """
+    with claim_file(path, overwrite) as partial:
+        sitk.WriteImage(to_itk_image(image.read(), image.grid), str(partial))
 
 
 def _grid(reader: sitk.ImageFileReader, selection: Selection) -> Grid:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
     AffineTransform,
+    ArrayView,
     CompositeTransform,
     DisplacementField,
     Grid,
+    Image,
     default_axes,
 )
 from itkstream.io.locations import Location
@@ -30,9 +32,22 @@ from itkstream.io.outputs import claim_store
 from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import ZarrArray, written_codecs, zarr_attributes
 
-__all__ = ["as_stored", "create_transform", "read_transform", "stored_axes", "write_store"]
+__all__ = [
+    "FIELD_ARRAY",
+    "as_stored",
+    "create_error_map",
+    "create_transform",
+    "read_error_map",
+    "read_transform",
+    "stored_axes",
+    "write_store",
+]
 
 _FIELD = "displacement"
+FIELD_ARRAY = f"{_FIELD}/0"
+"""Where the displacement field lies in its store."""
+
+_ERROR = "inverse_error"
 _CHUNK = 64
 
 
@@ -87,6 +102,64 @@ def create_transform(
     )
 
 
+def create_error_map(
+    path: str | os.PathLike[str], grid: Grid, *, chunks: Sequence[int]
+) -> zarr.Array[Any]:
+    """Create an array for the error of every voxel beside the field of a store.
+
+    Parameters
+    ----------
+    path : path
+        A store that `create_transform` made.
+    grid : Grid
+        The field's lattice, in any order of axes.
+    chunks : sequence of int
+        Voxels per chunk and axis.
+
+    Returns
+    -------
+    zarr.Array, stored shape, float32
+        To be filled.
+    """
+    order = grid.axis_order(stored_axes(grid))
+    return zarr.create_array(
+        (Location.parse(path) / _ERROR).store(),
+        shape=tuple(grid.shape[k] for k in order),
+        dtype=np.float32,
+        chunks=tuple(chunks[k] for k in order),
+        dimension_names=stored_axes(grid),
+    )
+
+
+def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = None) -> Image:
+    """Open the error of every voxel of a stored inverse, in voxels.
+
+    Parameters
+    ----------
+    path : path
+        A store that `itkstream.exports.write_inverse` made.
+    axes : sequence of str, optional
+        The wanted order of axes; default the stored one, z, y, x.
+
+    Returns
+    -------
+    Image
+        Lazy, on the field's lattice.
+
+    Raises
+    ------
+    MissingDataError
+        Where the store has none.
+    """
+    place = Location.parse(path) / _ERROR
+    if not (place / "zarr.json").is_file():
+        raise MissingDataError(f"{path} has no {_ERROR}: only stored inverses have one")
+    field = read_transform(path).transforms[0]
+    assert isinstance(field, DisplacementField)
+    image = Image(ArrayView.whole(ZarrArray.open(place)), field.grid, str(place))
+    return image.reorder(axes or field.grid.axes)
+
+
 def write_store(
     path: str | os.PathLike[str], field: DisplacementField, affine: AffineTransform
 ) -> None:
@@ -137,7 +210,7 @@ def as_stored(field: Any, grid: Grid) -> Any:
     Parameters
     ----------
     field : numpy.ndarray or dask.array.Array, grid.shape + (n,)
-        Vectors in array-axis order.
+        Vectors in array-axis order; further components stay behind them.
     grid : Grid
         Its lattice.
 
@@ -147,7 +220,8 @@ def as_stored(field: Any, grid: Grid) -> Any:
         Lazy where the field is.
     """
     order = grid.axis_order(stored_axes(grid))
-    return field.transpose(grid.ndim, *order)[list(order)]
+    further = range(grid.ndim, field.shape[-1])
+    return field.transpose(grid.ndim, *order)[[*order, *further]]
 
 
 def read_transform(

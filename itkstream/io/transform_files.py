@@ -48,7 +48,8 @@ _STORE = "transform.ome.zarr"
 _POINTS = 100
 # Numbers in a field beyond which ITK, which reads it whole, is not asked to check it.
 _LARGE = 2**24
-_SLAB = 16
+# Numbers that are looked at together.
+_SLAB = 2**22
 # An affine goes through doubles or their decimal text; displacement images hold float32.
 _EXACT, _SINGLE = 1e-9, 1e-6
 
@@ -259,8 +260,10 @@ def _check_finite(transform: Transform, path: Path) -> None:
             continue
         # Along the axis that is slowest in files, a slab is one run of the disk.
         slowest = step.grid.axes.index(default_axes(step.ndim)[-1])
-        for start in range(0, step.grid.shape[slowest], _SLAB):
+        planes = step.grid.shape[slowest]
+        deep = max(1, _SLAB * planes // (step.grid.size * step.ndim))
+        for start in range(0, planes, deep):
             slab = [slice(None)] * (step.ndim + 1)
-            slab[slowest] = slice(start, start + _SLAB)
+            slab[slowest] = slice(start, min(planes, start + deep))
             if not np.isfinite(step.data[tuple(slab)]).all():
                 raise InputError(f"the displacement field in {path} holds NaN or infinity")

@@ -69,6 +69,9 @@ class Replacing(Adaptive):
         As for `distributed.Adaptive`.
     """
 
+    def __init__(self, cluster: Any, **options: Any) -> None:
+        super().__init__(cluster, **options)
+
     async def recommendations(self, target: int) -> dict[str, Any]:
         """Forget lost workers first, which lets dask start others in their place.
 

@@ -1,0 +1,369 @@
+"""A transform for other programs: bundles for 3D Slicer and ANTs, and the inverse as a store."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dask.array as da
+
+from itkstream.algebra import coarsen_field
+from itkstream.errors import InputError, MissingDataError
+from itkstream.geometry import (
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+    compose,
+)
+from itkstream.io import open_image
+from itkstream.io.itk_images import write_itk
+from itkstream.io.locations import Location
+from itkstream.io.ngff_transforms import as_stored, create_error_map, create_transform
+from itkstream.io.outputs import claim_folder, write_text
+from itkstream.io.transform_files import write_transform
+from itkstream.levels import factors_to_fit, read_coarse
+from itkstream.numerics.interpolate import round_to
+from itkstream.numerics.mapping import affine_part
+from itkstream.transform import prepare_invert
+from itkstream.workers import Resources, connected
+
+__all__ = [
+    "Bundle",
+    "coarsened",
+    "export_ants",
+    "export_slicer",
+    "registered_grids",
+    "registered_images",
+    "write_inverse",
+]
+
+REPORT = "registration.json"
+_PROOF = "bundle.json"
+_CHUNK = 64
+_NODE_BYTES = 8
+
+_SLICER_TEXT = """\
+How to see the registration in 3D Slicer
+
+1. Drag fixed.nrrd, moving.nrrd and transform.h5 into Slicer's window, and press OK.
+2. Open the module "Transforms" and choose the transform "transform".
+3. Under "Apply transform", move "moving" to the right (->). It now lies on "fixed".
+
+All lengths are {unit}s; Slicer calls them mm. The images are {factors} times coarser than the
+originals, along the axes {axes}. The transform is within {error:.2g} voxels of the original one.
+"""
+
+_ANTS_TEXT = """\
+#!/bin/sh
+# moving.nii.gz and fixed.nii.gz stand for your images, with voxel spacings in {unit}s as in these
+# files. What is listed first acts first on points of the fixed image; ANTs' names of files must
+# not end in .mat, which it would invert.
+antsApplyTransforms -d {ndim} -i moving.nii.gz -r fixed.nii.gz -o aligned.nii.gz -n Linear \\
+    {files} --float 0
+"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a folder for another program holds.
+
+    Parameters
+    ----------
+    folder : str
+        Where it is.
+    files : tuple of str
+        Their names.
+    field_factors : tuple of int
+        Voxels of the stored field per voxel of the exported one, per array axis.
+    field_error_vox : float
+        How far the exported transform is from the stored one, at most, in voxels of the field it
+        was made of.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    field_factors: tuple[int, ...]
+    field_error_vox: float
+
+
+def export_slicer(
+    out: str | os.PathLike[str],
+    transform: Transform,
+    images: tuple[Image, Image],
+    *,
+    limit_mb: float = 300.0,
+    tolerance_vox: float = 0.05,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a folder that 3D Slicer opens at once: two images, a transform, and what to click.
+
+    Parameters
+    ----------
+    out : path
+        New or empty folder.
+    transform : Transform
+        An affine, a displacement field, or a field followed by affines.
+    images : (Image, Image)
+        Fixed and moving; averaged to a third of the limit each.
+    limit_mb : float
+        Most megabytes of the images and the field together.
+    tolerance_vox : float
+        How far the field may be off where it is thinned out, in its own smallest voxel spacing;
+        the limit goes before it.
+    overwrite : bool
+        Replace an earlier bundle.
+
+    Returns
+    -------
+    Bundle
+        Its files, and the error of the transform.
+
+    Raises
+    ------
+    InputError
+        For another kind of transform, or a limit too small.
+    ExistingOutputError
+        Where the folder holds something already.
+    """
+    if not limit_mb > 0:
+        raise InputError(f"limit_mb must be positive; got {limit_mb}")
+    share = limit_mb * 2**20 / 3
+    axes = _axes(transform, images[0])
+    nodes = share / (_NODE_BYTES * transform.ndim)
+    thin, factors, error = coarsened(transform, tolerance_vox, nodes)
+    folder = claim_folder(out, _PROOF, overwrite)
+    shrunk = []
+    for name, image in zip(("fixed", "moving"), images, strict=True):
+        turned = image.reorder(axes).in_unit("micrometer")
+        by = factors_to_fit(turned.grid, share / turned.dtype.itemsize)
+        coarse = read_coarse(turned, by)
+        kept = Image(round_to(coarse.read(), turned.dtype), coarse.grid, name)
+        write_itk((folder / f"{name}.nrrd").path, kept)
+        shrunk.append(by)
+    write_transform(folder / "transform.h5", thin, axes)
+    text = _SLICER_TEXT.format(
+        unit="micrometer",
+        factors=" and ".join("x".join(map(str, by)) for by in shrunk),
+        axes=", ".join(axes),
+        error=error,
+    )
+    write_text(folder / "READ ME.txt", text)
+    files = ("fixed.nrrd", "moving.nrrd", "transform.h5", "READ ME.txt")
+    return _proved(Bundle(str(folder), files, factors, error), folder)
+
+
+def export_ants(
+    out: str | os.PathLike[str],
+    transform: Transform,
+    *,
+    tolerance_vox: float = 0.05,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a folder for ANTs: the displacement, the affine, and the call that applies them.
+
+    Parameters
+    ----------
+    out : path
+        New or empty folder.
+    transform : Transform
+        An affine, a displacement field, or a field followed by affines.
+    tolerance_vox : float
+        How far the field may be off where it is thinned out, in its own smallest voxel spacing.
+    overwrite : bool
+        Replace an earlier bundle.
+
+    Returns
+    -------
+    Bundle
+        Its files, and the error of the transform.
+
+    Raises
+    ------
+    InputError
+        For another kind of transform.
+    ExistingOutputError
+        Where the folder holds something already.
+    """
+    thin, factors, error = coarsened(transform, tolerance_vox)
+    folder = claim_folder(out, _PROOF, overwrite)
+    axes = _axes(transform, None)
+    files = []
+    for step in thin.transforms if isinstance(thin, CompositeTransform) else (thin,):
+        name, order = "affine.tfm", axes
+        if isinstance(step, DisplacementField):
+            # NIfTI has no 2-D vectors.
+            name, order = f"displacement.{'nii.gz' if step.ndim == 3 else 'nrrd'}", step.grid.axes
+        write_transform(folder / name, step, order)
+        files.append(name)
+    words = " ".join(f"-t {name}" for name in files)
+    text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
+    write_text(folder / "apply.sh", text)
+    return _proved(Bundle(str(folder), (*files, "apply.sh"), factors, error), folder)
+
+
+def coarsened(
+    transform: Transform, tolerance_vox: float = 0.05, max_nodes: float | None = None
+) -> tuple[Transform, tuple[int, ...], float]:
+    """A transform with its displacement field on the coarsest lattice that will do.
+
+    Parameters
+    ----------
+    transform : Transform
+        An affine, a displacement field, or a field followed by affines.
+    tolerance_vox : float
+        How far the field may be off, in its smallest voxel spacing.
+    max_nodes : float, optional
+        Bound on the field's voxels, which goes before the tolerance.
+
+    Returns
+    -------
+    transform : Transform
+        With the coarser field.
+    factors : tuple of int
+        Voxels of the field per voxel of the coarser one; 1 where there is no field.
+    error_vox : float
+        Greatest difference of the two fields, in the smallest voxel spacing of the finer.
+
+    Raises
+    ------
+    InputError
+        For another kind of transform, or a bound that cannot be kept.
+    """
+    simple = compose(transform)
+    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    field = steps[0]
+    if not isinstance(field, DisplacementField):
+        return simple, (1,) * simple.ndim, 0.0
+    voxel = min(field.grid.spacing)
+    thin = coarsen_field(field, tolerance_vox * voxel, max_nodes=max_nodes)
+    return compose(thin.field, *steps[1:]), thin.factors, thin.error / voxel
+
+
+def write_inverse(
+    out: str | os.PathLike[str],
+    transform: Transform,
+    grid: Grid,
+    *,
+    blocksize: int = 128,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+) -> float:
+    """Invert a transform block by block into a store, with an error for every voxel.
+
+    Parameters
+    ----------
+    out : path
+        The new store, an OME-Zarr 0.6 scene; its array ``inverse_error`` has the estimated error
+        of each voxel in voxels (float32, axes as the field's).
+    transform : Transform
+        A displacement field, or one followed by affines; it may be stored.
+    grid : Grid
+        Where the inverse is wanted: the moving image's lattice, or a coarser one.
+    blocksize : int
+        Voxels of a block per axis, a multiple of 64.
+    resources : Resources, optional
+        Workers and threads.
+    overwrite : bool
+        Replace a store that is there.
+
+    Returns
+    -------
+    float
+        The largest error, in the smallest voxel spacing of `grid`.
+
+    Raises
+    ------
+    InputError
+        For another kind of transform, another blocksize, or a grid of other axes or unit.
+    ExistingOutputError
+        Where something is there.
+    """
+    if blocksize < _CHUNK or blocksize % _CHUNK:
+        raise InputError(f"blocksize must be a multiple of {_CHUNK}; got {blocksize}")
+    packed = prepare_invert(transform, grid, (blocksize,) * grid.ndim)
+    chunks = tuple(min(_CHUNK, n) for n in grid.shape)
+    affine = affine_part(transform).inverse()
+    target = create_transform(out, affine, grid, chunks=chunks, overwrite=overwrite)
+    errors = create_error_map(out, grid, chunks=chunks)
+    lazy = as_stored(packed, grid)
+    with connected(resources or Resources()):
+        da.store([lazy[:-1], lazy[-1]], [target, errors], lock=False)
+    return float(da.from_array(errors, chunks=errors.chunks).max().compute())
+
+
+def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
+    """Open the two images of a registration.
+
+    Parameters
+    ----------
+    folder : path
+        What `register` wrote.
+
+    Returns
+    -------
+    fixed, moving : Image
+        Lazy.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no report, or the images are no longer where they were.
+    """
+    report = _report(folder)
+    images = []
+    for side in ("fixed", "moving"):
+        name = str(report[side]["name"])
+        try:
+            images.append(open_image(name))
+        except (MissingDataError, InputError) as error:
+            raise MissingDataError(
+                f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
+                f"say where it is ({error})"
+            ) from error
+    return images[0], images[1]
+
+
+def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:
+    """The lattices of the two images of a registration.
+
+    Parameters
+    ----------
+    folder : path
+        What `register` wrote.
+
+    Returns
+    -------
+    fixed, moving : Grid
+        As they were registered.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no report.
+    """
+    report = _report(folder)
+    return Grid(**report["fixed"]["grid"]), Grid(**report["moving"]["grid"])
+
+
+def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    file = Location.parse(folder) / REPORT
+    if not file.is_file():
+        raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
+    found: dict[str, Any] = json.loads(file.read_bytes())
+    return found
+
+
+def _axes(transform: Transform, image: Image | None) -> tuple[str, ...]:
+    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    if isinstance(steps[0], DisplacementField):
+        return steps[0].grid.axes
+    return image.grid.axes if image else ("z", "y", "x")[-transform.ndim :]
+
+
+def _proved(bundle: Bundle, folder: Location) -> Bundle:
+    write_text(folder / _PROOF, json.dumps(asdict(bundle), indent=2) + "\n")
+    return bundle

@@ -1,0 +1,110 @@
+"""Registration folders in napari: fixed, moving and aligned image as multiscale lazy layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError, ItkstreamError
+from itkstream.exports import REPORT, registered_images
+from itkstream.geometry import Image, default_axes
+from itkstream.io import open_image
+from itkstream.io.locations import Location
+from itkstream.io.transform_files import read_transform
+from itkstream.numerics.mapping import affine_part
+
+__all__ = ["get_reader", "read_layers"]
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+_ALIGNED = "aligned.ome.zarr"
+_CHUNK = 256
+_COLOURS = {"fixed": "magenta", "moving": "gray", "aligned": "green"}
+
+
+def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
+    """Tell napari whether this package reads a path.
+
+    Parameters
+    ----------
+    path : str or list of str
+        What the user opened.
+
+    Returns
+    -------
+    callable or None
+        `read_layers` for one folder that `register` wrote; None for anything else.
+    """
+    if isinstance(path, list):
+        return get_reader(path[0]) if len(path) == 1 else None
+    try:
+        ours = (Location.parse(path) / REPORT).is_file()
+    except ItkstreamError:
+        return None
+    return read_layers if ours else None
+
+
+def read_layers(path: str | list[str]) -> list[LayerData]:
+    """Read a registration folder as napari's layers; voxels are read as they are shown.
+
+    Parameters
+    ----------
+    path : str or list of str
+        The folder.
+
+    Returns
+    -------
+    list of (data, attributes, type)
+        Fixed, moving and aligned image: dask arrays from fine to coarse, and the map from voxels
+        to the fixed image's space in micrometers. The moving image goes through the affine alone
+        and is hidden at first. Where the original images are no longer found, only the aligned
+        one comes.
+    """
+    folder = Location.parse(path[0] if isinstance(path, list) else path)
+    transform = read_transform(folder)
+    axes = default_axes(transform.ndim)[::-1]
+    layers = [_layer(str(folder / _ALIGNED), "aligned", axes)]
+    try:
+        fixed, moving = registered_images(folder)
+    except ItkstreamError:
+        return layers
+    back = affine_part(transform).inverse().matrix
+    return [
+        _layer(fixed.name, "fixed", axes),
+        _layer(moving.name, "moving", axes, back),
+        *layers,
+    ]
+
+
+def _layer(
+    path: str, name: str, axes: tuple[str, ...], affine: NDArray[np.float64] | None = None
+) -> LayerData:
+    levels = [image.reorder(axes).in_unit("micrometer") for image in _levels(path)]
+    to_space = levels[0].grid.matrix
+    arrays = [
+        da.from_array(level.data, chunks=_CHUNK, name=f"{path}-{k}")
+        for k, level in enumerate(levels)
+    ]
+    attributes = {
+        "name": name,
+        "affine": to_space if affine is None else affine @ to_space,
+        "multiscale": len(arrays) > 1,
+        "blending": "additive",
+        "colormap": _COLOURS[name],
+        "visible": name != "moving",
+    }
+    return (arrays if len(arrays) > 1 else arrays[0]), attributes, "image"
+
+
+def _levels(path: str) -> list[Image]:
+    levels = [open_image(path)]
+    while True:
+        try:
+            levels.append(open_image(path, level=len(levels)))
+        except InputError:
+            # There are no more.
+            return levels
