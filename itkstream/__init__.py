@@ -32,8 +32,14 @@ if TYPE_CHECKING:
     from itkstream.io import open_image
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
-    from itkstream.pipelines import RegisterSettings, Registration, register
-    from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
+    from itkstream.pipelines import Plan, Registration, plan, register
+    from itkstream.steps import (
+        Deformable,
+        IntensityAffine,
+        LocalAffines,
+        RansacAffine,
+        RegisterSettings,
+    )
     from itkstream.workers import Resources
 
 __all__ = [
@@ -47,6 +53,7 @@ __all__ = [
     "IntensityAffine",
     "LocalAffines",
     "PiecewiseAffine",
+    "Plan",
     "RansacAffine",
     "RegisterSettings",
     "Registration",
@@ -57,6 +64,7 @@ __all__ = [
     "deform",
     "execute",
     "open_image",
+    "plan",
     "read_itk_transform",
     "read_transform",
     "register",
@@ -76,12 +84,14 @@ _HOMES = {
     "LocalAffines": "steps",
     "PiecewiseAffine": "geometry",
     "RansacAffine": "steps",
-    "RegisterSettings": "pipelines",
+    "Plan": "pipelines",
+    "RegisterSettings": "steps",
     "Registration": "pipelines",
     "Resources": "workers",
     "WarpSettings": "block_kernels",
     "execute": "cluster",
     "open_image": "io",
+    "plan": "pipelines",
     "read_itk_transform": "io.itk_transforms",
     "read_transform": "io.transform_files",
     "register": "pipelines",

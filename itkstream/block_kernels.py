@@ -36,12 +36,18 @@ from itkstream.geometry import (
 from itkstream.numerics.descent import Descent, Frame, LevelReport, descend
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.interpolate import round_to, warp
+from itkstream.numerics.itk_bspline import descend_bspline
 from itkstream.numerics.itk_methods import (
     IntensityEstimate,
     descend_demons,
     fit_intensity_affine,
 )
-from itkstream.numerics.itk_settings import DeformSettings, DemonsSettings, IntensitySettings
+from itkstream.numerics.itk_settings import (
+    BsplineSettings,
+    DeformSettings,
+    DemonsSettings,
+    IntensitySettings,
+)
 from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.ransac import AffineEstimate, RansacSettings, fit_ransac
 
@@ -74,6 +80,7 @@ _WIDE_MARGIN_VOX = 12
 _ENGINES: dict[type[DeformSettings], Callable[..., Descent]] = {
     DescentSettings: descend,
     DemonsSettings: descend_demons,
+    BsplineSettings: descend_bspline,
 }
 
 _LEAST_CONFIDENCE = 0.01
@@ -349,7 +356,7 @@ def deform_block(
         The whole moving image; only the part that the block can reach is read.
     initial : Transform
         Where to start, from fixed to moving points.
-    settings : DescentSettings or DemonsSettings
+    settings : DeformSettings
         Parameters of the deformation; their kind decides the engine.
     progress : callable, optional
         Called with level, iteration and squared correlation.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -12,12 +13,18 @@ from typing import Any
 import click
 from rich.console import Console
 
-from itkstream.console import ConsoleReporter
-from itkstream.errors import ItkstreamError
+from itkstream.console import ConsoleReporter, plan_table
+from itkstream.errors import (
+    BlockErrors,
+    InterruptedRunError,
+    ItkstreamError,
+    OutputError,
+    WorkersError,
+)
 
 __all__ = ["main"]
 
-_NOT_SOUND = 1
+_FAILED = 1
 _REGIONS_SHOWN = 10
 _BAD_INPUT = 2
 _INTERRUPTED = 130
@@ -64,12 +71,14 @@ def _resource_options() -> list[Callable[..., Any]]:
 
 def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what a run may use."""
-    for option in (
-        *_resource_options(),
-        click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder."),
-    ):
+    for option in _resource_options():
         command = option(command)
     return command
+
+
+def _with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
+    text = "Replace an earlier run in the folder."
+    return click.option("--overwrite", is_flag=True, help=text)(command)
 
 
 @commands.command()
@@ -99,10 +108,12 @@ def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
 @click.option(
     "--config",
+    "config_file",
     metavar="FILE",
     help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
 )
 @_with_resources
+@_with_overwrite
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
@@ -132,6 +143,41 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
 
 
 @commands.command()
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option("--local-block", type=int, help="As in `register`.")
+@click.option(
+    "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
+)
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
+@_with_resources
+def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
+    """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
+
+    Nothing is written. With --memory, blocks and threads are chosen to fit it; `register` with the
+    same options chooses the same. The exit code is 2 where the memory is too small.
+    """
+    from itkstream.pipelines import plan as make
+
+    config = _config(options)
+    made = make(
+        fixed,
+        moving,
+        config.steps,
+        config.settings,
+        resources=_resources(options),
+        probe=probe,
+    )
+    console = Console()
+    console.print(plan_table(made))
+    processes = f"{made.workers} worker processes" if made.workers else "this process"
+    console.print(f"{processes}, {made.threads} blocks at a time each", highlight=False)
+    console.print(made.choices(), highlight=False, soft_wrap=True)
+    made.require_fit()
+
+
+@commands.command()
 @click.option("--defaults", is_flag=True, help="Print the default steps and settings.")
 @click.argument("file", required=False)
 def config(defaults: bool, file: str | None) -> None:
@@ -146,6 +192,7 @@ def config(defaults: bool, file: str | None) -> None:
 @commands.command()
 @click.option("--out", required=True, help="Folder to write.")
 @_with_resources
+@_with_overwrite
 def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
     from itkstream.demo import run_demo
@@ -291,7 +338,7 @@ def check(transform: str, as_json: bool) -> None:
     found = certify(read_transform(transform), name=transform)
     if as_json:
         click.echo(json.dumps(found, indent=2))
-        sys.exit(0 if found["passed"] else _NOT_SOUND)
+        sys.exit(0 if found["passed"] else _FAILED)
     click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
     click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
     for region in found["regions"][:_REGIONS_SHOWN]:
@@ -310,7 +357,7 @@ def check(transform: str, as_json: bool) -> None:
     if found["repair"]:
         click.echo(f"to smooth the folds alone: {found['repair']}")
     if not found["passed"]:
-        sys.exit(_NOT_SOUND)
+        sys.exit(_FAILED)
     click.echo("passed")
 
 
@@ -333,15 +380,22 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; errors of the input end with exit code 2 and one line."""
+    """Run the command line, without tracebacks for what it knows.
+
+    Exit code 1: a result is missing or not sound; 2: the input is at fault; 130: it was stopped.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C does
     try:
         commands.main(prog_name="itkstream", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(_how_far(error), err=True)
         sys.exit(_INTERRUPTED)
+    except (BlockErrors, OutputError, WorkersError) as error:
+        click.echo(f"itkstream: {error}", err=True)
+        sys.exit(_FAILED)
     except ItkstreamError as error:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_BAD_INPUT)
@@ -364,23 +418,29 @@ def _say(bundle: Any) -> None:
     )
 
 
+def _how_far(error: BaseException) -> str:
+    """What a run said when it was stopped; click puts its own exception around it."""
+    run = error.__cause__ if isinstance(error, click.Abort) else error
+    return str(run) if isinstance(run, InterruptedRunError) else "stopped"
+
+
 def _config(options: dict[str, Any]) -> Any:
     """What a file says, or the options that change steps; files named by options come first."""
     from itkstream.config import Config, read_config
 
-    changing = [name for name in _STEP_OPTIONS if options[name] is not None]
-    if options["config"] is None:
+    changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
+    if options["config_file"] is None:
         config = Config(tuple(_steps(options)))
     elif changing:
         raise click.UsageError(
             f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
         )
     else:
-        config = read_config(options["config"])
+        config = read_config(options["config_file"])
     files = {
-        "initial_transform": options["initial"],
-        "fixed_mask": options["fixed_mask"],
-        "moving_mask": options["moving_mask"],
+        "initial_transform": options.get("initial"),
+        "fixed_mask": options.get("fixed_mask"),
+        "moving_mask": options.get("moving_mask"),
     }
     return replace(config, **{name: file for name, file in files.items() if file is not None})
 
@@ -393,9 +453,9 @@ def _steps(options: dict[str, Any]) -> list[Any]:
     from itkstream.steps import Deformable, LocalAffines, RansacAffine
 
     matching: dict[str, Any] = {
-        name: options[name] for name in ("match_threshold", "seed") if options[name] is not None
+        name: options[name] for name in ("match_threshold", "seed") if options.get(name) is not None
     }
-    radii: dict[str, Any] = {"radii": (options["radii"],)} if options["radii"] else {}
+    radii: dict[str, Any] = {"radii": (options["radii"],)} if options.get("radii") else {}
     block, local = options["block"], options["local_block"]
     steps: list[Any] = [RansacAffine(**matching, **radii)]
     if local != 0:

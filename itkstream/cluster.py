@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import dask.array as da
 import numpy as np
 import zarr
-from dask.callbacks import Callback
-from dask.delayed import delayed
-from distributed import Client, as_completed
+from distributed import Client
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
-from itkstream.io.outputs import claim_store
+from itkstream.errors import InputError, InterruptedRunError
+from itkstream.io.chunk_files import Region, location_of
+from itkstream.io.locations import Location
+from itkstream.io.zarr_arrays import is_zarr_array, written_codecs
 from itkstream.numerics.threads import using_threads
+from itkstream.resume import Blocks, Output, Progress, Tally, belongs, fill
+from itkstream.scheduling import Failure, block_graph, run_here, run_on
 from itkstream.workers import Resources, connected
 
-__all__ = ["Progress", "compute", "execute", "store"]
-
-Progress = Callable[[int, int], None]
-"""Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
+__all__ = ["Progress", "compute", "continues", "execute", "store"]
 
 
 def execute(
@@ -49,6 +52,10 @@ def execute(
 ) -> NDArray[Any] | zarr.Array:
     """Compute what a ``prepare_`` function prepared.
 
+    A run with a `write_path` that was killed or stopped continues when the same is run again:
+    blocks that are there, and as they were written, are kept. When it is complete, the same call
+    checks it and returns it.
+
     Parameters
     ----------
     array : dask.array.Array
@@ -70,7 +77,8 @@ def execute(
     memory, walltime, queue, project : optional
         What each job asks for.
     overwrite : bool
-        Replace a Zarr array that is at `write_path`; nothing else is ever replaced.
+        Replace a Zarr array that is at `write_path`; nothing else is ever replaced. An unfinished
+        run of the same computation is continued all the same.
     chunks : sequence of int, optional
         Chunk shape of the written array, at most a block; default one chunk a block.
     progress : callable, optional
@@ -86,7 +94,12 @@ def execute(
     InputError
         Where `array` is no dask array, a count is below 1, or two blocks would share a chunk.
     ExistingOutputError
-        Where `write_path` exists and `overwrite` is not set; nothing is computed or changed.
+        Where `write_path` holds anything but this computation's result and `overwrite` is not
+        set, or another process is writing there; nothing is computed or changed.
+    OutputError
+        Where nothing can be written, as on a full disk.
+    BlockErrors
+        Where blocks failed; all others are done, and the same call computes only those again.
     """
     if not isinstance(array, da.Array):
         raise InputError(
@@ -110,16 +123,14 @@ def execute(
     )
     if write_path is None:
         return compute(array, resources, progress)
-    size = tuple(chunks or (c[0] for c in array.chunks))
-    _check_chunks(array, size)
-    place = claim_store(write_path, overwrite)
-    target = zarr.create_array(place.store(), shape=array.shape, dtype=array.dtype, chunks=size)
-    store(array, target, resources, progress)
-    return zarr.open_array(place.store(), mode="r")
+    return _write(array, Location.parse(write_path), chunks, overwrite, resources, progress)
 
 
 def compute(
-    array: da.Array, resources: Resources | None = None, progress: Progress | None = None
+    array: da.Array,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+    keep: str | os.PathLike[str] | None = None,
 ) -> NDArray[Any]:
     """Compute an array into memory.
 
@@ -131,14 +142,27 @@ def compute(
         Workers and threads; default this process.
     progress : callable, optional
         Told the blocks done and the blocks in all.
+    keep : path, optional
+        A Zarr array to write first, which may be continued if the run is killed.
 
     Returns
     -------
     ndarray
         Its values.
+
+    Raises
+    ------
+    BlockErrors
+        Where blocks failed; all others were computed.
+    ExistingOutputError
+        Where something else is at `keep`.
     """
+    resources = resources or Resources()
+    if keep is not None:
+        written = _write(array, Location.parse(keep), None, False, resources, progress)
+        return np.asarray(written[...])
     result = np.empty(array.shape, array.dtype)
-    store(array, result, resources, progress)
+    _gather(array, result, resources, progress or _silent)
     return result
 
 
@@ -150,12 +174,15 @@ def store(
 ) -> None:
     """Compute an array block by block into something that takes slices.
 
+    A Zarr array whose last run of the same computation was killed or stopped is continued. Values
+    of any other computation are replaced.
+
     Parameters
     ----------
     array : dask.array.Array
         What to compute.
     target : numpy.ndarray or zarr.Array
-        Of the same shape; no two blocks may share a chunk of it.
+        Of the same shape; no two blocks may share a chunk (or shard) of it.
     resources : Resources, optional
         Workers and threads; default this process.
     progress : callable, optional
@@ -165,18 +192,61 @@ def store(
     ------
     InputError
         Where two blocks would write to one chunk.
+    BlockErrors
+        Where blocks failed; all others are done.
     """
     resources = resources or Resources()
-    if not isinstance(target, np.ndarray):
-        _check_chunks(array, target.chunks)
-    with connected(resources) as client:
-        if client is None:
-            _run_here(_writes(array, target), resources, progress or _silent)
-        elif isinstance(target, np.ndarray):
-            _fetch(client, array, target, progress or _silent)
-        else:
-            written = _writes(array, target)
-            _fetch(client, written, np.empty(written.shape, np.uint8), progress or _silent)
+    if isinstance(target, np.ndarray):
+        _gather(array, target, resources, progress or _silent)
+        return
+    _check_chunks(array, target.shards or target.chunks)
+    output = Output(location_of(target), target.chunks, target.shards)
+    with _terminable():
+        fill(array, output, partial(_run, resources), progress or _silent)
+
+
+def continues(array: da.Array, path: str | os.PathLike[str]) -> bool:
+    """Whether the Zarr array at a path was made or begun by the same computation.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The computation.
+    path : path
+        An array that `store` filled, wholly or in part, or a place where nothing is.
+
+    Returns
+    -------
+    bool
+        Then `store` keeps the blocks that are there.
+    """
+    place = Location.parse(path)
+    if not is_zarr_array(place):
+        return False
+    found = zarr.open_array(place.store(), mode="r")
+    return belongs(array, Output(place, found.chunks, found.shards))
+
+
+def _write(
+    array: da.Array,
+    place: Location,
+    chunks: Sequence[int] | None,
+    overwrite: bool,
+    resources: Resources,
+    progress: Progress | None,
+) -> zarr.Array[Any]:
+    """Compute an array into a new Zarr array, or finish one that was begun."""
+    size = tuple(chunks or (c[0] for c in array.chunks))
+    _check_chunks(array, size)
+    create = partial(_create, place, shape=array.shape, dtype=array.dtype, chunks=size)
+    output = Output(place, size, None, create, overwrite)
+    with _terminable():
+        fill(array, output, partial(_run, resources), progress or _silent)
+    return zarr.open_array(place.store(), mode="r")
+
+
+def _create(place: Location, **layout: Any) -> None:
+    zarr.create_array(place.store(), compressors=written_codecs(), **layout)
 
 
 def _check_chunks(array: da.Array, chunks: Sequence[int]) -> None:
@@ -194,61 +264,91 @@ def _check_chunks(array: da.Array, chunks: Sequence[int]) -> None:
             )
 
 
-def _writes(array: da.Array, target: Any) -> da.Array:
-    """One byte a block, whose computation writes the block."""
-    return array.map_blocks(
-        _write_block,
-        target=delayed(target, traverse=False),
-        dtype=np.uint8,
-        meta=np.empty((0,) * array.ndim, np.uint8),
-        chunks=tuple((1,) * len(c) for c in array.chunks),
-        name=f"write-{uuid4().hex}",
-    )
+def _gather(array: da.Array, out: NDArray[Any], resources: Resources, progress: Progress) -> None:
+    """Compute an array into memory; a block that fails does not stop the others."""
+    blocks = Blocks(array)
+    tally = Tally(blocks, progress)
+    with _terminable(), connected(resources) as client:
+        sink = _Memory(out) if client is None else None
+
+        def done(number: int, value: Any) -> None:
+            if isinstance(value, Failure):
+                tally.failed(number, value)
+                return
+            if sink is None:
+                out[blocks.region(number)] = value
+            tally.succeeded()
+
+        try:
+            _compute(client, resources, blocks, range(len(blocks)), sink, done)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"stopped: {tally.done} of {len(blocks)} blocks were done"
+            ) from None
+    tally.conclude("")
 
 
-def _write_block(
-    block: NDArray[Any], target: Any = None, block_info: Any = None
-) -> NDArray[np.uint8]:
-    region = block_info[0]["array-location"]
-    target[tuple(slice(*span) for span in region)] = block
-    return np.zeros((1,) * block.ndim, np.uint8)
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """Puts blocks into an array of this process."""
+
+    out: NDArray[Any]
+
+    def __call__(self, region: Region, block: NDArray[Any]) -> None:
+        self.out[region] = block
 
 
-def _run_here(written: da.Array, resources: Resources, progress: Progress) -> None:
-    blocks, threads = resources.threads_here(written.npartitions)
-    with using_threads(threads), _Counter(written, progress):
-        written.compute(scheduler="threads", num_workers=blocks)
+def _run(
+    resources: Resources,
+    blocks: Blocks,
+    numbers: Sequence[int],
+    sink: Callable[..., Any],
+    done: Callable[[int, Any], None],
+) -> None:
+    with connected(resources) as client:
+        _compute(client, resources, blocks, numbers, sink, done)
 
 
-def _fetch(client: Client, array: da.Array, out: NDArray[Any], progress: Progress) -> None:
-    """Compute the blocks on workers and put each into its place as it arrives."""
-    blocks = array.to_delayed()
-    futures = client.compute(blocks.ravel().tolist())
-    places = dict(zip(futures, np.ndindex(blocks.shape), strict=True))
-    starts = [np.cumsum([0, *lengths]) for lengths in array.chunks]
-    progress(0, len(futures))
-    for done, (future, values) in enumerate(as_completed(futures, with_results=True), 1):
-        corner = places[future]
-        out[tuple(slice(s[i], s[i + 1]) for s, i in zip(starts, corner, strict=True))] = values
-        future.release()
-        progress(done, len(futures))
+def _compute(
+    client: Client | None,
+    resources: Resources,
+    blocks: Blocks,
+    numbers: Sequence[int],
+    sink: Callable[..., Any] | None,
+    done: Callable[[int, Any], None],
+) -> None:
+    """Compute blocks with workers, or here."""
+    keys = [blocks.key(number) for number in numbers]
+    graph, wanted = block_graph(blocks.array, keys, sink, map(blocks.region, numbers))
+    number_of = dict(zip(wanted, numbers, strict=True))
+
+    def tell(key: Any, value: Any) -> None:
+        done(number_of[key], value)
+
+    if client is not None:
+        run_on(client, graph, wanted, tell)
+        return
+    at_once, threads = resources.threads_here(len(keys))
+    with using_threads(threads):
+        run_here(graph, wanted, at_once, tell)
 
 
-class _Counter(Callback):
-    """Counts finished blocks of one array under dask's local schedulers."""
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Stop on SIGTERM as on Ctrl-C, unless the program has its own way."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def __init__(self, written: da.Array, progress: Progress) -> None:
-        super().__init__(posttask=self._finished)
-        self._name = written.name
-        self._total = written.npartitions
-        self._done = 0
-        self._progress = progress
-        self._progress(0, self._total)
 
-    def _finished(self, key: Any, *_: Any) -> None:
-        if isinstance(key, tuple) and key[0] == self._name:
-            self._done += 1
-            self._progress(self._done, self._total)
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from itkstream.errors import InputError, MissingDataError, unknown_name
-from itkstream.pipelines import RegisterSettings
 from itkstream.steps import (
     DEFAULT_STEPS,
+    RegisterSettings,
     Step,
     checked_steps,
     step_from,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dask.utils import format_bytes, format_time
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,8 +17,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
-__all__ = ["ConsoleReporter"]
+if TYPE_CHECKING:
+    from itkstream.planning import Plan
+
+__all__ = ["ConsoleReporter", "plan_table"]
 
 
 class ConsoleReporter:
@@ -95,3 +103,40 @@ class ConsoleReporter:
         task = self._progress.tasks[self._task]
         total = task.total or 1
         self._progress.update(self._task, completed=total, total=total)
+
+
+def plan_table(plan: Plan) -> Table:
+    """A plan as a table, a step a row and the sums below.
+
+    Parameters
+    ----------
+    plan : Plan
+        From `itkstream.plan`.
+
+    Returns
+    -------
+    rich.table.Table
+        Blocks, their size, tasks, memory of a process, disk before compression, time.
+    """
+    columns = ("blocks", "voxels a block", "tasks", "memory", "disk", "time")
+    table = Table("step", *columns, show_footer=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for price in plan.prices:
+        size = " x ".join(map(str, price.blocksize))
+        memory, seconds = plan.memory_of(price), plan.seconds_of(price)
+        sums = _sums(price.tasks, memory, price.disk, seconds)
+        table.add_row(price.name, str(price.blocks), size, *sums)
+    table.add_section()
+    sums = _sums(plan.tasks, plan.peak_memory, plan.disk, plan.seconds)
+    table.add_row("in all", "", "", *sums)
+    return table
+
+
+def _sums(tasks: int, memory: float, disk: float, seconds: float | None) -> Sequence[str]:
+    return (
+        str(tasks),
+        format_bytes(int(memory)),
+        format_bytes(int(disk)) if disk else "",
+        "" if seconds is None else format_time(seconds),
+    )

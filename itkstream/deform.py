@@ -24,19 +24,24 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.lazy import Result, blend, map_blocks, once, readable
+from itkstream.lazy import Result, map_blocks, map_neighbours, once, readable
 from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
 from itkstream.masks import Mask
+from itkstream.numerics.blend import NodeLattice
 from itkstream.numerics.descent_settings import DescentSettings
-from itkstream.numerics.fields import jacobian_determinant, shrink_field, to_positions
+from itkstream.numerics.fields import (
+    jacobian_determinant,
+    resize_field,
+    shrink_field,
+    to_positions,
+)
 from itkstream.numerics.itk_settings import DeformSettings
-from itkstream.numerics.mapping import map_on
+from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.steps import Deformable, Method
 from itkstream.transform import piecewise_transform
 
 __all__ = [
     "deformable_align",
-    "prepare_coarse_field",
     "prepare_displacement",
     "prepare_fold_count",
     "prepare_piecewise_deformable_align",
@@ -91,10 +96,11 @@ def deformable_align(
     step : float, optional
         Longest displacement of one iteration, in micrometers; default the smallest fixed voxel
         spacing.
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         'lcc' follows local correlation, with the parameters above; the others are SimpleITK's
-        demons with the defaults of `DemonsSettings`, scaled to the smallest fixed voxel spacing.
-    settings : DescentSettings or DemonsSettings, optional
+        with the defaults of `DemonsSettings` and `BsplineSettings`, scaled to the smallest fixed
+        voxel spacing.
+    settings : DeformSettings, optional
         All parameters in one value, instead of those above; its kind decides the method.
     fix_mask, mov_mask : Mask, optional
         Which voxels count, see `itkstream.masks.Mask`; others do not pull.
@@ -179,9 +185,9 @@ def prepare_piecewise_deformable_align(
         As in `deformable_align`.
     overlap : int or sequence of int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         As in `deformable_align`.
-    settings : DescentSettings or DemonsSettings, optional
+    settings : DeformSettings, optional
         All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
@@ -244,11 +250,8 @@ def prepare_positions(
         Lazy. Moving positions in micrometers.
     """
     blocks = block_grid(fixed.shape, blocksize, overlap)
-    task = _Task(fixed, moving, initial, settings, blocks)
-    refinement, shared = _prepare_refinement(task, coarse_voxels)
-    blocks = block_grid(fixed.shape, blocksize, 0)
-    result = Result(np.float64, (fixed.ndim,))
-    return map_blocks(_position_block, blocks, refinement, shared, result)
+    output = _Output(fixed.grid, (1,) * fixed.ndim, positions=True)
+    return _prepare(_Task(fixed, moving, initial, settings, blocks), output, coarse_voxels)
 
 
 def prepare_displacement(
@@ -259,6 +262,7 @@ def prepare_displacement(
     settings: DeformSettings,
     overlap: Sequence[int] | int | None = None,
     coarse_voxels: float = COARSE_VOXELS,
+    factors: Sequence[int] | None = None,
 ) -> da.Array:
     """Prepare the deformation in front of the affine of an initial transform.
 
@@ -270,61 +274,37 @@ def prepare_displacement(
         Where the blocks start: an affine, or local affines or a field followed by one.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
-    settings : DescentSettings or DemonsSettings
+    settings : DeformSettings
         Parameters of the deformation; their kind decides the engine.
     overlap : int or sequence of int, optional
         Voxels per side; default an eighth of the block.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    factors : sequence of int, optional
+        Voxels per vector and axis, default 1: a smooth field needs not all to be stored.
 
     Returns
     -------
-    dask.array.Array, fixed shape + (n,), float32
-        Lazy. u in ``T(p) = affine(p + u(p))``, in micrometers, the initial displacement included.
-    """
-    fixed, moving = as_pair(fixed, moving, None, None)
-    blocks = block_grid(fixed.shape, blocksize, overlap)
-    task = _Task(fixed, moving, initial, settings, blocks)
-    refinement, shared = _prepare_refinement(task, coarse_voxels)
-    blocks = block_grid(fixed.shape, blocksize, 0)
-    result = Result(np.float32, (fixed.ndim,))
-    return map_blocks(_displacement_block, blocks, refinement, shared, result)
-
-
-def prepare_coarse_field(field: da.Array, factors: Sequence[int]) -> da.Array:
-    """Prepare a field on a coarser lattice: a smooth field needs no more to be stored.
-
-    Parameters
-    ----------
-    field : dask.array.Array, shape + (n,), float32
-        Its chunks, but for the last of an axis, must be multiples of `factors`.
-    factors : sequence of int
-        Voxels averaged per axis.
-
-    Returns
-    -------
-    dask.array.Array, ceil(shape / factors) + (n,), float32
-        Lazy; its lattice is ``grid.shrink(factors)``.
+    dask.array.Array, ceil(fixed shape / factors) + (n,), float32
+        Lazy. u in ``T(p) = affine(p + u(p))``, in micrometers, the initial displacement included;
+        its lattice is ``fixed.grid.shrink(factors)``.
 
     Raises
     ------
     InputError
-        Where a group of voxels would span two chunks.
+        Where a group of voxels would span two blocks.
     """
-    for axis, (lengths, factor) in enumerate(zip(field.chunks[:-1], factors, strict=True)):
+    fixed, moving = as_pair(fixed, moving, None, None)
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    by = tuple(int(f) for f in factors or (1,) * fixed.ndim)
+    for axis, (lengths, factor) in enumerate(zip(blocks.chunks, by, strict=True)):
         if any(n % factor for n in lengths[:-1]):
             raise InputError(
                 f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
                 f"{factor}; use a blocksize that is a multiple of {factor}"
             )
-    spatial = zip(field.chunks[:-1], factors, strict=True)
-    chunks = tuple(tuple(-(-n // f) for n in lengths) for lengths, f in spatial)
-    return field.map_blocks(
-        shrink_field,
-        factors=tuple(factors),
-        chunks=(*chunks, field.chunks[-1]),
-        meta=np.empty((0,) * field.ndim, np.float32),
-    )
+    task = _Task(fixed, moving, initial, settings, blocks)
+    return _prepare(task, _Output(fixed.grid, by), coarse_voxels)
 
 
 def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da.Array:
@@ -379,27 +359,85 @@ class _Task:
     blocks: BlockGrid
 
 
-def _prepare_refinement(task: _Task, coarse_voxels: float) -> tuple[da.Array, dict[str, Any]]:
-    """What the blocks add to where they start, blended; and where they start, for all to share.
+@dataclass(frozen=True)
+class _Output:
+    """On which lattice the result is wanted, and in which form."""
 
-    A block that fails lacks the refinement only.
-    """
-    initial, settings = task.initial, task.settings
-    start: Any = initial
-    if coarse_voxels and len(task.blocks) > 1:
-        plan = plan_levels(task.fixed.grid, settings, coarse_voxels)
+    grid: Grid
+    factors: tuple[int, ...]
+    positions: bool = False
+
+    @property
+    def result(self) -> Result:
+        dtype = np.float64 if self.positions else np.float32
+        return Result(dtype, (self.grid.ndim,), factors=self.factors)
+
+    def cut(self, block: Block) -> Grid:
+        """Where the vectors of a block are wanted."""
+        spans = zip(block.core, self.factors, strict=True)
+        region = tuple(slice(s.start // f, -(-s.stop // f)) for s, f in spans)
+        return self.grid.shrink(self.factors).crop(region)
+
+    def form(self, displacement: NDArray[np.float32], where: GridMap) -> NDArray[Any]:
+        """A displacement in front of the affine of a map, in the form that is wanted."""
+        if not self.positions:
+            return displacement
+        return to_positions(displacement, where.grid, where.affine)
+
+
+def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
+    """One block is the direct call; several add to where they start, and join on nodes."""
+    settings, start = task.settings, task.initial
+    fixed, blocks = task.fixed, task.blocks
+    shared: dict[str, Any] = {"moving": task.moving, "output": output}
+    if len(blocks) == 1:
+        shared |= {"initial": start, "settings": settings}
+        return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
+    if coarse_voxels:
+        plan = plan_levels(fixed.grid, settings, coarse_voxels)
         settings = plan.fine
-        start = once(_start, readable(task.fixed), task.moving, initial, plan)
-    where = {"grid": task.fixed.grid, "initial": start}
+        start = once(_start, readable(fixed), task.moving, task.initial, plan)
+    nodes = NodeLattice(blocks, _node_factors(settings, fixed.grid, blocks))
+    where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     shared = {**where, "moving": task.moving, "settings": settings}
-    # The vectors of a block, and how far they can be trusted.
-    result = Result(np.float32, (task.fixed.ndim + 1,), "padded")
-    padded = map_blocks(_refine_block, task.blocks, task.fixed.data, shared, result)
-    return blend(padded, task.blocks), where
+    packed = Result(np.float32, (fixed.ndim + 1,), "block")
+    found = map_blocks(_refine_block, blocks, fixed.data, shared, packed)
+    return map_neighbours(_join_block, blocks, found, {**where, "output": output}, output.result)
+
+
+def _node_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
+    """Voxels per node on which blocks join: as the engine's, where these are the same for all.
+
+    Elsewhere nodes of two voxels lose little.
+    """
+    per_level: Any = settings
+    stride = int(per_level.node_stride[-1]) * int(per_level.shrink_factors[-1])
+    factors = []
+    for h, size, halo in zip(grid.spacing, blocks.blocksize, blocks.overlap, strict=True):
+        factor = max(1, round(stride * min(grid.spacing) / h))
+        if 8 * factor > size or size % factor or halo % factor:
+            factor = min(factor, 2)
+        factors.append(factor if 8 * factor <= size else 1)
+    return tuple(factors)
 
 
 def _start(fixed: Image, moving: Image, initial: Transform, plan: LevelPlan) -> Transform:
     return after_coarse(solve_coarse(fixed, moving, initial, plan), initial)
+
+
+def _only_block(
+    part: NDArray[Any],
+    block: Block,
+    *,
+    moving: Image,
+    output: _Output,
+    initial: Transform,
+    settings: DeformSettings,
+) -> NDArray[Any]:
+    estimate = deform_block(Image(part, output.grid), moving, initial, settings)
+    if estimate.displacement is None:
+        raise RegistrationError(f"no deformation could be found: {estimate.reason}")
+    return output.form(shrink_field(estimate.displacement, output.factors), estimate.initial)
 
 
 def _refine_block(
@@ -407,39 +445,39 @@ def _refine_block(
     block: Block,
     *,
     grid: Grid,
-    moving: Image,
     initial: Transform,
+    nodes: NodeLattice,
+    moving: Image,
     settings: DeformSettings,
 ) -> NDArray[np.float32]:
-    here = Image(part, grid.crop(block.padded))
-    estimate = deform_block(here, moving, initial, settings)
+    estimate = deform_block(Image(part, grid.crop(block.padded)), moving, initial, settings)
     refinement = estimate.refinement()
     if refinement is not None:
-        trust = np.full((*part.shape, 1), estimate.confidence(), np.float32)
-        return np.concatenate([refinement, trust], axis=-1)
-    if block.padded_shape == grid.shape:
-        raise RegistrationError(f"no deformation could be found: {estimate.reason}")
+        return nodes.pack(block, refinement, estimate.confidence())
     logger.warning(
         "block %s has no deformation of its own, as %s; it continues its neighbours",
         block.index,
         estimate.reason,
     )
-    return np.full((*part.shape, part.ndim + 1), np.nan, np.float32)
+    return nodes.no_pack()
 
 
-def _displacement_block(
-    part: NDArray[np.float32], block: Block, *, grid: Grid, initial: Transform
-) -> NDArray[np.float32]:
-    start = map_on(initial, grid.crop(block.core)).displacement
-    return part if start is None else part + start
-
-
-def _position_block(
-    part: NDArray[np.float32], block: Block, *, grid: Grid, initial: Transform
-) -> NDArray[np.float64]:
-    mapping = map_on(initial, grid.crop(block.core))
-    total = part if mapping.displacement is None else part + mapping.displacement
-    return to_positions(total, mapping.grid, mapping.affine)
+def _join_block(
+    near: list[tuple[Block, NDArray[np.float32]]],
+    block: Block,
+    *,
+    grid: Grid,
+    initial: Transform,
+    nodes: NodeLattice,
+    output: _Output,
+) -> NDArray[Any]:
+    added = nodes.join(block, near)
+    on_nodes = grid.shrink(nodes.factors).crop(nodes.wanted(block))
+    start = map_on(initial, output.cut(block))
+    total = resize_field(added, on_nodes, start.grid)
+    if start.displacement is not None:
+        total += start.displacement
+    return output.form(total, start)
 
 
 def _fold_block(part: NDArray[np.float32], block: Block, *, grid: Grid) -> NDArray[np.float64]:

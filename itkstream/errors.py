@@ -6,20 +6,30 @@ from the builtin that fits, so callers may catch either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 __all__ = [
     "AccessError",
+    "BlockErrors",
+    "BlockFailure",
+    "BusyOutputError",
     "ExistingOutputError",
     "InputError",
+    "InterruptedRunError",
     "ItkstreamError",
     "MissingDataError",
+    "OutputError",
+    "PlanError",
     "RegistrationError",
+    "UnreadableDataError",
     "WorkersError",
     "unknown_name",
 ]
+
+_LISTED_BLOCKS = 10
 
 
 class ItkstreamError(Exception):
@@ -48,12 +58,84 @@ class ExistingOutputError(ItkstreamError, FileExistsError):
         return str(self.args[0]) if self.args else ""
 
 
+class PlanError(InputError, MemoryError):
+    """What is asked for needs more memory than there is."""
+
+
 class RegistrationError(ItkstreamError, RuntimeError):
     """The images are valid but no trustworthy transform was found between them."""
 
 
+class UnreadableDataError(ItkstreamError, OSError):
+    """Stored voxels are there and cannot be read: cut short, corrupt, or of a broken disk."""
+
+
+class OutputError(ItkstreamError, OSError):
+    """A result cannot be written, as where a disk is full."""
+
+
+class BusyOutputError(ExistingOutputError):
+    """Another run is writing to the same place."""
+
+
+@dataclass(frozen=True)
+class BlockFailure:
+    """A block that could not be computed.
+
+    Parameters
+    ----------
+    index : tuple of int
+        Position in the block grid.
+    region : tuple of (int, int)
+        First voxel, and one past the last, per axis of the result.
+    reason : str
+        What went wrong.
+    """
+
+    index: tuple[int, ...]
+    region: tuple[tuple[int, int], ...]
+    reason: str
+
+    def __str__(self) -> str:
+        spans = ", ".join(f"{start}:{stop}" for start, stop in self.region)
+        return f"block {self.index} [{spans}]: {self.reason}"
+
+
+class BlockErrors(ItkstreamError, RuntimeError):
+    """Some blocks of a computation failed; all others are done.
+
+    Parameters
+    ----------
+    failures : sequence of BlockFailure
+        Every block that failed.
+    total : int
+        Blocks in all.
+    advice : str
+        What to do.
+    """
+
+    def __init__(self, failures: Sequence[BlockFailure], total: int, advice: str = "") -> None:
+        super().__init__(tuple(failures), total, advice)
+        self.failures = tuple(failures)
+        self.total = total
+        self.advice = advice
+
+    def __str__(self) -> str:
+        others = ", all others are done" if len(self.failures) < self.total else ""
+        lines = [f"{len(self.failures)} of {self.total} blocks failed{others}"]
+        lines += [f"  {failure}" for failure in self.failures[:_LISTED_BLOCKS]]
+        further = len(self.failures) - _LISTED_BLOCKS
+        if further > 0:
+            lines.append(f"  and {further} more")
+        return "\n".join([*lines, *filter(None, [self.advice])])
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """A run was stopped from outside; it says how far it was. Not caught as an `Exception`."""
+
+
 class WorkersError(ItkstreamError, RuntimeError):
-    """Workers that should compute do not come."""
+    """Workers that should compute do not come, or are lost for good."""
 
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:

@@ -43,7 +43,7 @@ def files_stamp(*paths: str | os.PathLike[str]) -> str:
 
     Parameters
     ----------
-    paths : path
+    *paths : path
         Files, or folders with all that is in them but a `LEDGER_FOLDER`; nothing is opened.
 
     Returns

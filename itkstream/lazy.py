@@ -27,12 +27,23 @@ from numpy.typing import DTypeLike, NDArray
 
 from itkstream.fingerprint import code_version
 from itkstream.geometry import ArraySource, Block, BlockGrid, Image, Slices
-from itkstream.numerics.blend import blend_blocks, core_mean, stand_in
 
-__all__ = ["BlockFunction", "Halo", "Result", "blend", "map_blocks", "once", "readable"]
+__all__ = [
+    "BlockFunction",
+    "Halo",
+    "NearFunction",
+    "Result",
+    "map_blocks",
+    "map_neighbours",
+    "once",
+    "readable",
+]
 
 BlockFunction = Callable[..., NDArray[Any]]
 """Called as ``function(part, block, **shared)``: voxels of the padded block -> an array."""
+
+NearFunction = Callable[..., NDArray[Any]]
+"""Called as ``function(near, block, **shared)``, near a list of (Block, its array) -> an array."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,14 @@ class Result:
         Axes after the block's own: ``(3,)`` for vectors, ``(4, 4)`` for matrices.
     extent : {'core', 'padded', 'block'}
         Its leading axes span the block's core, its padded region, or are one element a block.
+    factors : tuple of int, optional
+        Voxels per element and axis where the core comes on a coarser lattice.
     """
 
     dtype: DTypeLike
     components: tuple[int, ...] = ()
     extent: str = "core"
+    factors: tuple[int, ...] = ()
 
     def chunks(self, blocks: BlockGrid) -> tuple[tuple[int, ...], ...]:
         """Chunks of the dask array over all blocks.
@@ -69,7 +83,11 @@ class Result:
         if self.extent == "block":
             leading = tuple((1,) * count for count in blocks.numblocks)
         elif self.extent == "core":
-            leading = blocks.chunks
+            factors = self.factors or (1,) * len(blocks.shape)
+            leading = tuple(
+                tuple(-(-n // f) for n in lengths)
+                for lengths, f in zip(blocks.chunks, factors, strict=True)
+            )
         else:
             leading = tuple(_padded_lengths(blocks, axis) for axis in range(len(blocks.shape)))
         return leading + tuple((n,) for n in self.components)
@@ -228,18 +246,13 @@ def map_blocks(
             return _map_overlap(function, blocks, cut, shared, result)
         source = DaskSource(source)
     name = _fingerprint(function, blocks, source, shared, result, halo)
-    ndim = len(blocks.shape)
     tail = (0,) * len(result.components)
-    together = _together(name, shared)
+    together = _together(name, _Common(function, blocks, halo), shared)
     graph: dict[Any, Any] = {f"source-{name}": source}
-    for block in blocks:
-        region = block.padded
-        if halo is not None and source is not None:
-            region = halo.region(blocks, block, source.shape[:ndim])
-        task = (_run_block, function, block, region, f"source-{name}", together.key)
-        graph[(name, *block.index, *tail)] = task
+    for index in np.ndindex(blocks.numblocks):
+        graph[(name, *index, *tail)] = (_run_block, index, f"source-{name}", together.key)
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[together])
-    meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
+    meta = np.empty((0,) * (len(blocks.shape) + len(tail)), result.dtype)
     return da.Array(layers, name, result.chunks(blocks), meta=meta)
 
 
@@ -263,41 +276,56 @@ def once(function: Callable[..., Any], *arguments: Any) -> Delayed:
     return dask.delayed(function)(*given, dask_key_name=name)
 
 
-def blend(padded: da.Array, blocks: BlockGrid) -> da.Array:
-    """Join padded results of overlapping blocks into one array without seams.
+def map_neighbours(
+    function: NearFunction,
+    blocks: BlockGrid,
+    values: da.Array,
+    shared: Mapping[str, Any],
+    result: Result,
+) -> da.Array:
+    """Apply a function to what every block and those that touch it brought.
+
+    No block waits for any but these, and a value is dropped when the last of them is done.
 
     Parameters
     ----------
-    padded : dask.array.Array
-        From `map_blocks` with extent 'padded' and one component axis, float32: vectors, and last
-        the confidence of the block, the same for all its voxels.
+    function : callable
+        A `NearFunction`; of a module.
     blocks : BlockGrid
-        The blocks it was made with.
+        The blocks.
+    values : dask.array.Array
+        What `map_blocks` prepared for the same blocks; its chunks may have any shape.
+    shared : mapping
+        As in `map_blocks`.
+    result : Result
+        What the function returns.
 
     Returns
     -------
-    dask.array.Array, blocks.shape + (n,), float32
-        Chunked by the blocks' cores.
+    dask.array.Array
+        Chunked by block.
     """
-    if len(blocks) == 1:
-        return padded[..., :-1]
-    name = _fingerprint(blend, padded, blocks)
+    name = _fingerprint(function, blocks, values, shared, result)
+    common = _Common(function, blocks, None)
+    together = _together(name, common, shared)
+    ndim, rest = len(blocks.shape), (0,) * (values.ndim - len(blocks.shape))
+    tail = (0,) * len(result.components)
     graph: dict[Any, Any] = {}
-    for block in blocks:
-        # Only blocks that touch are asked, so that no block waits for all the others.
-        near = list(blocks.neighbours(block.index))
-        keys = {
-            kind: [(f"{kind}-{name}", *other.index) for other in near] for kind in ("mean", "spare")
-        }
-        parts = [(padded.name, *other.index, 0) for other in near]
-        here = (padded.name, *block.index, 0)
-        graph[(f"mean-{name}", *block.index)] = (_core_mean, block, here)
-        graph[(f"spare-{name}", *block.index)] = (stand_in, block, near, keys["mean"])
-        task = (_blend_block, blocks, block, near, parts, keys["spare"])
-        graph[(name, *block.index, 0)] = task
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[padded])
-    chunks = (*blocks.chunks, (padded.shape[-1] - 1,))
-    return da.Array(layers, name, chunks, meta=np.empty((0,) * padded.ndim, np.float32))
+    for index in np.ndindex(blocks.numblocks):
+        near = [(values.name, *other, *rest) for other in blocks.touching(index)]
+        graph[(name, *index, *tail)] = (_run_near, index, near, together.key)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[together, values])
+    meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
+    return da.Array(layers, name, result.chunks(blocks), meta=meta)
+
+
+@dataclass(frozen=True, eq=False)
+class _Common:
+    """What the tasks of all blocks know; it stands in the graph once."""
+
+    function: Callable[..., NDArray[Any]]
+    blocks: BlockGrid
+    halo: Halo | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,9 +373,7 @@ def _map_overlap(
         new_axis=new_axes or None,
         meta=np.empty((0,) * (ndim + len(new_axes)), result.dtype),
         name=name,
-        function=function,
-        blocks=blocks,
-        shared=_together(name, shared),
+        shared=_together(name, _Common(function, blocks, None), shared),
     )
 
 
@@ -398,61 +424,55 @@ def _awaited(value: Any, name: str) -> Delayed:
     return value if isinstance(value, Delayed) else dask.delayed(value, name, traverse=False)
 
 
-def _together(name: str, shared: Mapping[str, Any]) -> Delayed:
+def _together(name: str, common: _Common, shared: Mapping[str, Any]) -> Delayed:
     """One node of the graph with all that the blocks share."""
-    awaited = {name: value for name, value in shared.items() if isinstance(value, Delayed)}
-    known = {name: value for name, value in shared.items() if name not in awaited}
-    given = dask.delayed(known, f"known-{name}", traverse=False)
+    awaited = {key: value for key, value in shared.items() if isinstance(value, Delayed)}
+    known = {key: value for key, value in shared.items() if key not in awaited}
+    given = dask.delayed((common, known), f"known-{name}", traverse=False)
     merge = dask.delayed(_merge)
     return merge(given, list(awaited), list(awaited.values()), dask_key_name=f"shared-{name}")
 
 
-def _merge(known: dict[str, Any], names: list[str], values: list[Any]) -> dict[str, Any]:
-    return {**known, **dict(zip(names, values, strict=True))}
+def _merge(
+    known: tuple[_Common, dict[str, Any]], names: list[str], values: list[Any]
+) -> tuple[_Common, dict[str, Any]]:
+    common, shared = known
+    return common, {**shared, **dict(zip(names, values, strict=True))}
 
 
 def _run_block(
-    function: BlockFunction,
-    block: Block,
-    region: Slices,
+    index: tuple[int, ...],
     source: ArraySource | None,
-    shared: Mapping[str, Any],
+    shared: tuple[_Common, Mapping[str, Any]],
 ) -> NDArray[Any]:
+    common, given = shared
+    block = common.blocks[index]
     if source is None:
-        return function(None, block, **shared)
-    rest = (slice(None),) * (len(source.shape) - len(region))
-    return function(np.asarray(source[region + rest]), block, **shared)
+        return common.function(None, block, **given)
+    region, rest = block.padded, source.shape[len(index) :]
+    if common.halo is not None:
+        region = common.halo.region(common.blocks, block, source.shape[: len(index)])
+    part = np.asarray(source[region + (slice(None),) * len(rest)])
+    return common.function(part, block, **given)
+
+
+def _run_near(
+    index: tuple[int, ...],
+    values: list[NDArray[Any]],
+    shared: tuple[_Common, Mapping[str, Any]],
+) -> NDArray[Any]:
+    common, given = shared
+    blocks = common.blocks
+    near = [(blocks[i], v) for i, v in zip(blocks.touching(index), values, strict=True)]
+    return common.function(near, blocks[index], **given)
 
 
 def _run_chunk(
-    part: NDArray[Any],
-    *,
-    function: BlockFunction,
-    blocks: BlockGrid,
-    shared: Mapping[str, Any],
-    block_info: Any = None,
+    part: NDArray[Any], *, shared: tuple[_Common, Mapping[str, Any]], block_info: Any = None
 ) -> NDArray[Any]:
-    index = block_info[0]["chunk-location"][: len(blocks.shape)]
-    return function(part, blocks[index], **shared)
-
-
-def _blend_block(
-    blocks: BlockGrid,
-    block: Block,
-    near: list[Block],
-    parts: list[NDArray[Any]],
-    spares: list[NDArray[np.float32]],
-) -> NDArray[np.float32]:
-    values, confidence = [], []
-    for part, spare in zip(parts, spares, strict=True):
-        failed = np.isnan(part).any()
-        values.append(spare if failed else part[..., :-1])
-        confidence.append(1.0 if failed else float(part.flat[part.shape[-1] - 1]))
-    return blend_blocks(blocks, block, list(zip(near, values, strict=True)), confidence)
-
-
-def _core_mean(block: Block, part: NDArray[Any]) -> NDArray[np.float32]:
-    return core_mean(block, part[..., :-1])
+    common, given = shared
+    index = block_info[0]["chunk-location"][: len(common.blocks.shape)]
+    return common.function(part, common.blocks[index], **given)
 
 
 def _padded_lengths(blocks: BlockGrid, axis: int) -> tuple[int, ...]:

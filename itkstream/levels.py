@@ -41,7 +41,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Planes are read in slabs of about this many voxels: 256 MB of float32 while they are averaged.
-_SLAB_VOXELS = 64_000_000
+SLAB_VOXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_coarse(image: Image, factors: Sequence[int]) -> Image:
     if max(factors) == 1:
         return Image(image.read(), image.grid, image.name)
     plane = image.grid.size // image.shape[0]
-    thickness = max(1, _SLAB_VOXELS // (plane * factors[0])) * factors[0]
+    thickness = max(1, SLAB_VOXELS // (plane * factors[0])) * factors[0]
     rest = (slice(None),) * (image.ndim - 1)
     slabs = []
     for start in range(0, image.shape[0], thickness):

@@ -35,7 +35,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -55,9 +55,10 @@ from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.masks import Mask, masked
-from itkstream.numerics.descent_settings import finite
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import tissue_mask
+from itkstream.planning import Plan, plan_steps
+from itkstream.probing import measure_rates
 from itkstream.run_steps import Reporter, Scene, State, next_state, run_step, store_transform
 from itkstream.steps import (
     DEFAULT_STEPS,
@@ -65,6 +66,7 @@ from itkstream.steps import (
     IntensityAffine,
     LocalAffines,
     RansacAffine,
+    RegisterSettings,
     Step,
     checked_steps,
     step_name,
@@ -73,7 +75,7 @@ from itkstream.steps import (
 from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources, session
 
-__all__ = ["RegisterSettings", "Registration", "Reporter", "register"]
+__all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,33 +102,6 @@ class _LogReporter:
 
     def note(self, text: str) -> None:
         logger.info("%s", text)
-
-
-@dataclass(frozen=True)
-class RegisterSettings:
-    """What holds for a whole run of `register`, beside its steps.
-
-    Parameters
-    ----------
-    coarse_voxels : float
-        Most voxels of the coarse level, on which affines are found and quality is measured.
-    blocksize : int
-        Voxels per block and chunk of the aligned image, an even number.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    coarse_voxels: float = 20e6
-    blocksize: int = 128
-
-    def __post_init__(self) -> None:
-        if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
-            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
-        if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
-            raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
 
 
 @dataclass(frozen=True)
@@ -194,7 +169,8 @@ def register(
         Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
         called once, with the coarse level. The aligned image shows all voxels.
     resources : Resources, optional
-        Workers and threads.
+        Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
+        `plan`.
     overwrite : bool
         Replace an earlier registration in `out`.
     reporter : Reporter, optional
@@ -209,6 +185,8 @@ def register(
     ------
     InputError
         For images, steps or an initial transform that cannot be used.
+    PlanError
+        Where it needs more memory than there is.
     ExistingOutputError
         Where `out` holds something already.
     RegistrationError
@@ -219,13 +197,17 @@ def register(
     initial = _as_initial(initial_transform, pair[0])
     claim = (out, _REPORT, overwrite)
     check_folder(*claim)
-    settings = settings or RegisterSettings()
+    resources = resources or Resources()
+    planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
+    steps, settings = planned.steps, planned.settings
     seen = (
         _seen(pair[0], fixed_mask, "fixed", settings),
         _seen(pair[1], moving_mask, "moving", settings),
     )
     reporter = reporter or _LogReporter()
-    with session(resources or Resources(), reporter.note) as workers:
+    if resources.cluster == "local":
+        resources = replace(resources, threads_per_worker=planned.threads)
+    with session(resources, reporter.note) as workers:
         run = _Run(pair, steps, settings, workers, claim)
         state = run.begin(seen, initial, reporter)
         for number, step in enumerate(steps, 1):
@@ -236,6 +218,59 @@ def register(
     report = run.report()
     write_text(run.folder / _REPORT, json.dumps(report, indent=2) + "\n")
     return Registration(run.folder, transform, aligned, report)
+
+
+def plan(
+    fixed: str | os.PathLike[str] | Image,
+    moving: str | os.PathLike[str] | Image,
+    steps: Sequence[Step] = DEFAULT_STEPS,
+    settings: RegisterSettings | None = None,
+    *,
+    resources: Resources | None = None,
+    probe: int = 0,
+) -> Plan:
+    """What `register` will need: blocks, tasks, memory, disk, time. Nothing is written.
+
+    Parameters
+    ----------
+    fixed, moving, steps, settings
+        As in `register`.
+    resources : Resources, optional
+        As in `register`: where `memory` is given, blocks and threads are chosen to fit it.
+    probe : int
+        Blocks that are read and computed to estimate the time; default none.
+
+    Returns
+    -------
+    Plan
+        Where `Plan.fits` is False, `register` would refuse to run.
+
+    Raises
+    ------
+    InputError
+        For images or steps that cannot be used.
+    PlanError
+        Where nothing fits `memory`.
+    """
+    pair = as_pair(_opened(fixed), _opened(moving), None, None)
+    given = (checked_steps(steps), settings or RegisterSettings(), resources or Resources())
+    made = _planned(pair, *given)
+    if not probe:
+        return made
+    return replace(made, rates=measure_rates(*pair, made.steps, probe))
+
+
+def _planned(
+    pair: tuple[Image, Image],
+    steps: tuple[Step, ...],
+    settings: RegisterSettings,
+    resources: Resources,
+) -> Plan:
+    """The plan that will run: as large as is asked for, unless a memory says otherwise."""
+    made = plan_steps(*pair, steps, settings, resources.resolved())
+    if resources.memory is not None:
+        return made.fitted()
+    return made if resources.threads_per_worker else made.fewer_threads()
 
 
 class _Run:

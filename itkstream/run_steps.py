@@ -25,7 +25,7 @@ from itkstream.block_kernels import (
     warp_block,
 )
 from itkstream.cluster import compute, store
-from itkstream.deform import prepare_coarse_field, prepare_displacement, prepare_fold_count
+from itkstream.deform import prepare_displacement, prepare_fold_count
 from itkstream.errors import InputError, ItkstreamError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -354,9 +354,9 @@ def _find_deformation(
         step.settings_for(fixed.spacing),
         overlap=step.overlap,
         coarse_voxels=scene.coarse_voxels,
+        factors=(2,) * fixed.ndim,
     )
-    halved = prepare_coarse_field(lazy, (2,) * fixed.ndim)
-    transform = _store(scene, halved, place(), affine_part(start))
+    transform = _store(scene, lazy, place(), affine_part(start))
     grid = _half(scene)
     vectors, _ = as_field_and_affine(transform)
     stretch = compute(prepare_fold_count(vectors, (128,) * grid.ndim))

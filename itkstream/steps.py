@@ -21,6 +21,7 @@ from itkstream.errors import InputError, unknown_name
 from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
 from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, finite
 from itkstream.numerics.itk_settings import (
+    BsplineSettings,
     DeformSettings,
     DemonsMethod,
     DemonsSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "LocalAffines",
     "Method",
     "RansacAffine",
+    "RegisterSettings",
     "Step",
     "checked_steps",
     "step_from",
@@ -46,10 +48,12 @@ __all__ = [
     "step_parameters",
 ]
 
-Method: TypeAlias = Literal["lcc"] | DemonsMethod
+Method: TypeAlias = Literal["lcc", "bspline"] | DemonsMethod
 
 # What is measured in micrometers, or in their square, and follows the voxel spacing if left out.
-_LENGTHS = frozenset({"gradient_smoothing", "field_smoothing", "smooth_sigmas", "step"})
+_LENGTHS = frozenset(
+    {"gradient_smoothing", "field_smoothing", "smooth_sigmas", "step", "control_spacing"}
+)
 
 ALIGN_THRESHOLD_VOX = 1.5
 """A match may be so many voxels, of the median spacing, from its affine."""
@@ -257,8 +261,8 @@ class Deformable:
 
     Parameters
     ----------
-    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons'}
-        'lcc' follows local correlation; the demons are SimpleITK's.
+    method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
+        'lcc' follows local correlation; the demons and the B-spline are SimpleITK's.
     blocksize : int
         Voxels per block at full resolution, an even number. An image that fits in memory is one
         block.
@@ -266,8 +270,8 @@ class Deformable:
         Voxels each block looks beyond its border; default an eighth of the block.
     **parameters
         Those of the method's settings: `itkstream.numerics.descent_settings.DescentSettings` with
-        the defaults of `PIPELINE_DEFAULTS` for 'lcc', and
-        `itkstream.numerics.itk_settings.DemonsSettings` for demons. Lengths in micrometers, areas
+        the defaults of `PIPELINE_DEFAULTS` for 'lcc', and `DemonsSettings` or `BsplineSettings` of
+        `itkstream.numerics.itk_settings` for the others. Lengths in micrometers, areas
         in their square; None or left out: scaled to the voxels. With other `shrink_factors`, what
         is left out per level counts from the finest level.
 
@@ -311,7 +315,7 @@ class Deformable:
 
         Returns
         -------
-        DescentSettings or DemonsSettings
+        DeformSettings
             With all lengths in micrometers.
         """
         return _with_given(self, self.settings.for_voxels(spacing))
@@ -320,6 +324,7 @@ class Deformable:
 _DEFORM_DEFAULTS: dict[str, Any] = {
     "lcc": PIPELINE_DEFAULTS,
     **{method: DemonsSettings(method) for method in get_args(DemonsMethod)},
+    "bspline": BsplineSettings(),
 }
 
 Step: TypeAlias = RansacAffine | IntensityAffine | LocalAffines | Deformable
@@ -330,6 +335,33 @@ _NAMES: dict[str, type[Any]] = {
     "local-affines": LocalAffines,
     "deformable": Deformable,
 }
+
+
+@dataclass(frozen=True)
+class RegisterSettings:
+    """What holds for a whole run of `register`, beside its steps.
+
+    Parameters
+    ----------
+    coarse_voxels : float
+        Most voxels of the coarse level, on which affines are found and quality is measured.
+    blocksize : int
+        Voxels per block and chunk of the aligned image, an even number.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    coarse_voxels: float = 20e6
+    blocksize: int = 128
+
+    def __post_init__(self) -> None:
+        if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
+            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
+        if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
+            raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
 
 
 def checked_steps(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -14,7 +14,7 @@ import zarr
 
 from itkstream.cluster import compute, execute, store
 from itkstream.deform import prepare_piecewise_deformable_align
-from itkstream.errors import ExistingOutputError, InputError
+from itkstream.errors import BlockErrors, ExistingOutputError, InputError
 from itkstream.numerics.threads import get_threads
 from itkstream.phantoms import PhantomPair
 from itkstream.workers import Resources
@@ -144,7 +144,7 @@ def test_config_stays_inside() -> None:
     execute(lazy().map_blocks(look, dtype=int, meta=np.empty((0, 0), int)), config={key: True})
     assert set(inside) == {True}
     assert dask.config.get(key, None) == before
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(BlockErrors, match="ZeroDivisionError"):
         execute(
             lazy().map_blocks(lambda b: 1 // 0, dtype=int, meta=np.empty((0, 0), int)),
             config={key: True},

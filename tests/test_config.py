@@ -10,8 +10,13 @@ import yaml
 
 from itkstream.config import Config, read_config, to_yaml
 from itkstream.errors import InputError, MissingDataError
-from itkstream.pipelines import RegisterSettings
-from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
+from itkstream.steps import (
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+)
 
 EVERYTHING = Config(
     (

@@ -21,7 +21,6 @@ from itkstream import fingerprint, lazy
 from itkstream.affine import prepare_piecewise_ransac_affine
 from itkstream.block_kernels import WarpSettings
 from itkstream.deform import (
-    prepare_coarse_field,
     prepare_displacement,
     prepare_fold_count,
     prepare_piecewise_deformable_align,
@@ -75,16 +74,14 @@ def every_prepare(folder: Path) -> dict[str, da.Array]:
     locals_ = np.tile(np.eye(4), (2, 2, 2, 1, 1))
     chain = CompositeTransform((DisplacementField(field, GRID), AffineTransform(np.eye(4))))
     piecewise = piecewise_transform(GRID, locals_, SIZE, np.eye(4))
-    displacement = prepare_displacement(
-        fixed, moving, piecewise, SIZE, DescentSettings(), coarse_voxels=1000
-    )
+    deform = (fixed, moving, piecewise, SIZE, DescentSettings())
     return {
         "prepare_piecewise_ransac_affine": prepare_piecewise_ransac_affine(*pair, 2, 4, 0.7, SIZE),
         "prepare_piecewise_deformable_align": prepare_piecewise_deformable_align(
             *pair, SIZE, local_affines=locals_
         ),
-        "prepare_displacement": displacement,
-        "prepare_coarse_field": prepare_coarse_field(displacement, (2, 2, 2)),
+        "prepare_displacement": prepare_displacement(*deform, coarse_voxels=1000),
+        "a coarse field": prepare_displacement(*deform, factors=(2, 2, 2)),
         "prepare_fold_count": prepare_fold_count(chain.transforms[0], SIZE),
         "prepare_apply_local_affines": prepare_apply_local_affines(*pair, locals_, SIZE),
         "prepare_apply_position_field": prepare_apply_position_field(*pair, field, SIZE),

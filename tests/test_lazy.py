@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itkstream.geometry import Block, BlockGrid, Grid, Image
-from itkstream.lazy import DaskSource, Halo, Result, blend, map_blocks, readable
+from itkstream.lazy import DaskSource, Halo, Result, map_blocks, map_neighbours, readable
 
 Stored = Callable[[str, np.ndarray, Grid], Any]
 
@@ -147,49 +147,37 @@ def test_dask_images_become_numpy_inside_tasks() -> None:
     assert readable(Image(array, image.grid)).data is array
 
 
-def split(part: np.ndarray, block: Block, *, lost: tuple[int, ...]) -> np.ndarray:
-    trust = np.ones((*part.shape[:-1], 1))
-    return np.where(block.index == lost, np.nan, np.append(part, trust, -1)).astype(np.float32)
+def bring(part: np.ndarray, block: Block) -> np.ndarray:
+    """An array of any shape, as long as the block's number tells."""
+    return np.full((1 + sum(block.index), 2), part[block.core_in_padded].sum())
 
 
-def test_blending_joins_blocks_and_closes_gaps() -> None:
-    grid = Grid((40, 36), (1, 1))
-    p = grid.positions()
-    field = np.stack([np.sin(p[..., 0] / 9), np.cos(p[..., 1] / 7)], -1).astype(np.float32)
-    blocks = BlockGrid(grid.shape, (10, 12), (2, 3))
-    result = Result(np.float32, (3,), "padded")
-    whole = blend(map_blocks(split, blocks, field, {"lost": (-1, -1)}, result), blocks)
-    assert whole.chunks == (*blocks.chunks, (2,))
-    np.testing.assert_allclose(whole.compute(), field, atol=1e-6)
-    holed = blend(map_blocks(split, blocks, field, {"lost": (1, 1)}, result), blocks).compute()
-    hole = blocks[(1, 1)].core
-    outside = np.ones(grid.shape, bool)
-    outside[hole] = False
-    np.testing.assert_allclose(holed[outside], field[outside], atol=1e-6)
-    assert np.isfinite(holed).all()
-    assert np.abs(holed[hole] - field[hole]).max() < 1
+def gather(near: list[tuple[Block, np.ndarray]], block: Block, *, add: int) -> np.ndarray:
+    total = sum(float(values[0, 0]) for _, values in near)
+    assert all(len(values) == 1 + sum(other.index) for other, values in near)
+    return np.full(block.core_shape, total + add)
 
 
-def speak(part: np.ndarray, block: Block) -> np.ndarray:
-    """The block's number, and a confidence that grows with it."""
-    vector = np.full((*part.shape[:-1], 2), 1.0 + block.index[0])
-    vector[..., -1] = (1.0, 3.0)[block.index[0]]
-    return vector.astype(np.float32)
+@pytest.mark.parametrize("kind", ["numpy", "dask"])
+def test_neighbours_are_those_that_touch(kind: str) -> None:
+    array = np.arange(12 * 15).reshape(12, 15)
+    blocks = BlockGrid(array.shape, (4, 5), (1, 1))
+    source = da.from_array(array, chunks=4) if kind == "dask" else array
+    brought = map_blocks(bring, blocks, source, {}, Result(float, (2,), "block"))
+    later = dask.delayed(lambda: 7)()
+    found = map_neighbours(gather, blocks, brought, {"add": later}, Result(float)).compute()
+    for block in blocks:
+        total = sum(array[blocks[i].core].sum() for i in blocks.touching(block.index))
+        assert (found[block.core] == total + 7).all()
 
 
-def test_blocks_count_by_their_confidence() -> None:
-    blocks = BlockGrid((40,) * 2, (20, 40), (5, 0))
-    field = np.zeros((40, 40, 1), np.float32)
-    result = Result(np.float32, (2,), "padded")
-    joined = blend(map_blocks(speak, blocks, field, {}, result), blocks).compute()[:, 0, 0]
-    low, upper = blocks.weights(0, np.arange(40))
-    share = np.where(low == 0, upper, 1.0)
-    expected = (1 - share + 3 * share * 2) / (1 - share + 3 * share)
-    np.testing.assert_allclose(joined, expected, rtol=1e-6)
+def coarsen(part: np.ndarray, block: Block) -> np.ndarray:
+    return part[block.core_in_padded][::3, ::2]
 
 
-def test_one_block_is_blended_with_nothing() -> None:
-    blocks = BlockGrid((4, 4), (4, 4))
-    padded = np.random.default_rng(0).normal(size=(4, 4, 3)).astype(np.float32)
-    joined = blend(da.from_array(padded), blocks).compute()
-    np.testing.assert_array_equal(joined, padded[..., :2])
+def test_a_core_may_come_on_a_coarser_lattice() -> None:
+    array = np.arange(13 * 15).reshape(13, 15)
+    blocks = BlockGrid(array.shape, (6, 4), (1, 1))
+    found = map_blocks(coarsen, blocks, array, {}, Result(int, factors=(3, 2)))
+    assert found.chunks == ((2, 3), (2, 2, 2, 2))
+    np.testing.assert_array_equal(found.compute(), array[::3, ::2])

@@ -21,9 +21,16 @@ from itkstream.geometry import (
 from itkstream.io.transform_files import write_transform
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.pipelines import RegisterSettings, _LogReporter, _Run, register
+from itkstream.pipelines import _LogReporter, _Run, register
 from itkstream.run_steps import next_state, run_step
-from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine, step_from
+from itkstream.steps import (
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+    step_from,
+)
 from itkstream.workers import Resources
 
 MATCHING = {"match_threshold": 0.6, "cc_radius": 8}

@@ -53,7 +53,7 @@ def test_names_and_defaults():
 
 def test_what_is_left_out_suits_the_voxels_and_what_is_given_does_not():
     spacing = (0.5, 0.5, 2.0)
-    assert Deformable().settings_for(spacing) == PIPELINE_DEFAULTS.scaled(0.5)
+    assert Deformable().settings_for(spacing) == PIPELINE_DEFAULTS.for_voxels(spacing)
     assert IntensityAffine().settings_for(spacing) == IntensitySettings().scaled(0.5)
     given = IntensityAffine(step=3.0, sampling_fraction=0.5).settings_for(spacing)
     assert given.step == 3.0

@@ -126,23 +126,23 @@ class BlockGrid:
             padded.append(slice(max(0, start - halo), min(self.shape[axis], stop + halo)))
         return Block(tuple(index), tuple(core), tuple(padded))
 
-    def neighbours(self, index: Sequence[int]) -> Iterator[Block]:
-        """The block itself and those that touch it.
+    def touching(self, index: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Where a block and those that touch it stand in the block grid.
 
         Parameters
         ----------
         index : sequence of int
-            Position in the block grid.
+            The block's.
 
         Returns
         -------
-        iterator of Block
-            Up to ``3 ** n`` blocks, in index order.
+        iterator of tuple of int
+            Up to ``3 ** n``, in index order.
         """
-        spans = [
+        spans = (
             range(max(0, i - 1), min(n, i + 2)) for i, n in zip(index, self.numblocks, strict=True)
-        ]
-        return (self[near] for near in product(*spans))
+        )
+        return product(*spans)
 
     def weights(self, axis: int, index: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Shares of neighbouring blocks in voxels along one axis: a partition of unity.

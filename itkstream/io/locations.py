@@ -488,7 +488,7 @@ class Location:
             yield None if self.is_local else self.filesystem
         except (InputError, MissingDataError):
             raise
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             what = "" if self.is_local else ", or no bucket of that name"
             raise MissingDataError(f"there is no {self}{what}; check the name") from error
         except Exception as error:

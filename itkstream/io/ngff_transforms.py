@@ -30,7 +30,7 @@ from itkstream.geometry import (
 from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_store
 from itkstream.io.stored import tiles
-from itkstream.io.zarr_arrays import ZarrArray, zarr_attributes
+from itkstream.io.zarr_arrays import ZarrArray, written_codecs, zarr_attributes
 
 __all__ = [
     "as_stored",
@@ -94,6 +94,7 @@ def create_transform(
         dtype=np.float32,
         chunks=(grid.ndim, *(min(chunks[k], grid.shape[k]) for k in order)),
         dimension_names=("c", *stored.axes),
+        compressors=written_codecs(),
     )
 
 

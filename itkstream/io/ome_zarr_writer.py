@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import BloscCodec
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid
@@ -22,7 +21,7 @@ from itkstream.io.outputs import claim_store
 from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
 from itkstream.io.stored import tiles
-from itkstream.io.zarr_arrays import zarr_attributes
+from itkstream.io.zarr_arrays import written_codecs, zarr_attributes
 
 __all__ = ["create_ome_zarr", "pyramid_factors", "write_pyramid"]
 
@@ -68,7 +67,7 @@ def create_ome_zarr(
     Returns
     -------
     zarr.Array
-        Level 0, compressed with Blosc and zstd.
+        Level 0, compressed, with checksums in version 0.5.
 
     Raises
     ------
@@ -250,11 +249,10 @@ def _shrink(grid: Grid, factors: tuple[int, ...], labels: bool) -> Grid:
 def _create_level(
     group: zarr.Group, level: int, grid: Grid, dtype: np.dtype[Any], layout: _Layout
 ) -> zarr.Array[Any]:
-    codec = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
     options: dict[str, Any] = {
         "shards": layout.shards,
         "dimension_names": grid.axes,
-        "compressors": codec,
+        "compressors": written_codecs(),
     }
     if layout.version == "0.4":
         options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}

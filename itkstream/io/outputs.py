@@ -11,13 +11,20 @@ from itkstream.errors import ExistingOutputError
 from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import is_zarr_array, zarr_attributes
 
-__all__ = ["check_folder", "claim_file", "claim_folder", "claim_store", "write_text"]
+__all__ = [
+    "check_folder",
+    "check_store",
+    "claim_file",
+    "claim_folder",
+    "claim_store",
+    "write_text",
+]
 
 _OME_KEYS = {"ome", "multiscales"}
 
 
-def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
-    """Clear the place of a new Zarr store; only an array or an OME-Zarr group is ever removed.
+def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
+    """See whether a new Zarr store may take a place; change nothing.
 
     A plain Zarr group may hold many images, so it is never replaced.
 
@@ -31,7 +38,7 @@ def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
     Returns
     -------
     Location
-        The place, with nothing there.
+        The place.
 
     Raises
     ------
@@ -50,6 +57,30 @@ def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
         raise ExistingOutputError(
             f"{place} is there already; choose another path or pass overwrite=True to replace it"
         )
+    return place
+
+
+def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
+    """Clear the place of a new Zarr store; only an array or an OME-Zarr group is ever removed.
+
+    Parameters
+    ----------
+    folder : path
+        Where the store will be: a path or a URL.
+    overwrite : bool
+        Whether an array or OME-Zarr group that is there may be replaced.
+
+    Returns
+    -------
+    Location
+        The place, with nothing there.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something is there that may not be replaced.
+    """
+    place = check_store(folder, overwrite)
     place.remove()
     return place
 

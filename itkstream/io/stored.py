@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, ItkstreamError, UnreadableDataError
 from itkstream.io.locations import Location
 
 __all__ = ["StoredArray", "tiles"]
@@ -82,9 +82,22 @@ class StoredArray(ABC):
             shape = (max(0, b - a) for a, b in zip(start, stop, strict=True))
             box = np.empty(tuple(shape), self.dtype)
         else:
-            box = np.asarray(self.read(start, stop), self.dtype)
+            box = np.asarray(self._read(start, stop), self.dtype)
         inside = (0 if not isinstance(c, slice) else slice(None, None, c.step) for c in cuts)
         return box[tuple(inside)]
+
+    def _read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Read a box; whatever a library raises over broken data says where they are."""
+        try:
+            return self.read(start, stop)
+        except (ItkstreamError, MemoryError):
+            raise
+        except Exception as error:
+            spans = ", ".join(f"{a}:{b}" for a, b in zip(start, stop, strict=True))
+            raise UnreadableDataError(
+                f"{self.path} cannot be read at [{spans}]: {error}. The file is cut short, corrupt "
+                "or on a broken disk: restore it from its source"
+            ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[...], dtype=dtype)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numba import njit
@@ -13,13 +14,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices
 from itkstream.numerics.threads import over_slabs
 
-__all__ = [
-    "blend_affines",
-    "blend_blocks",
-    "block_share",
-    "core_mean",
-    "stand_in",
-]
+__all__ = ["NodeLattice", "blend_affines"]
 
 
 def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
@@ -63,154 +58,260 @@ def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
     return out.reshape((*grid.shape, n))
 
 
-def block_share(blocks: BlockGrid, block: Block, region: Slices) -> NDArray[np.float32]:
-    """The share of one block in the voxels of a region.
+@dataclass(frozen=True)
+class NodeLattice:
+    """The lattice on which results of neighbouring blocks meet, coarser than their voxels.
+
+    Node k of an axis stands at the centre of the voxels ``[k f, (k + 1) f)``. Every block brings
+    its vectors on the nodes that its padded region touches, each times the confidence of the
+    block and followed by it: what is added up in that form is a weighted mean at the end.
+
+    Fitted blocks share the nodes as a partition of unity, in which each counts by its confidence.
+    A failed block, an empty array, gives way wherever fitted blocks hold half of the share or
+    more. Inside it their values at its corners are passed on from corner to corner; a corner no
+    fitted block touches has none, so that far from all of them the result fades to nothing. A
+    corner on the border of the image has the value of the next one inside.
 
     Parameters
     ----------
     blocks : BlockGrid
-        All blocks.
-    block : Block
-        One of them.
-    region : tuple of slice
-        Voxels of the whole image.
+        The blocks.
+    factors : tuple of int
+        Voxels per node and axis, at most an eighth of the blocksize: so the two nodes next to any
+        voxel belong to blocks that touch its own.
 
-    Returns
-    -------
-    ndarray, region shape, float32
-        Between 0 and 1; over all blocks they sum to 1.
+    Raises
+    ------
+    InputError
+        For other factors.
     """
-    share = np.ones((), np.float64)
-    for axis, s in enumerate(region):
-        low, upper = blocks.weights(axis, np.arange(s.start, s.stop))
-        mine = block.index[axis]
-        along = np.where(low == mine, 1.0 - upper, np.where(low + 1 == mine, upper, 0.0))
-        share = share[..., None] * along
-    return share.astype(np.float32)
 
+    blocks: BlockGrid
+    factors: tuple[int, ...]
 
-def core_mean(block: Block, values: NDArray[Any]) -> NDArray[np.float32]:
-    """The mean vector of a block's result over its core.
+    def __post_init__(self) -> None:
+        n = len(self.blocks.shape)
+        pairs = zip(self.factors, self.blocks.blocksize, strict=False)
+        if len(self.factors) != n or any(f < 1 or (f > 1 and 8 * f > b) for f, b in pairs):
+            raise InputError(
+                f"blocks of {self.blocks.blocksize} voxels join on nodes of at least 1 voxel and "
+                f"at most an eighth of their size; got {self.factors}"
+            )
 
-    Parameters
-    ----------
-    block : Block
-        The block.
-    values : ndarray, padded shape + (n,)
-        Its result.
+    def held(self, block: Block) -> Slices:
+        """The nodes a block brings.
 
-    Returns
-    -------
-    ndarray, (n,), float32
-        NaN where the result holds NaN: the block failed.
-    """
-    if np.isnan(values).any():
-        return np.full(values.shape[-1], np.nan, np.float32)
-    core = values[block.core_in_padded].reshape(-1, values.shape[-1])
-    return np.asarray(core.mean(axis=0, dtype=np.float64), np.float32)
+        Parameters
+        ----------
+        block : Block
+            The block.
 
-
-def stand_in(
-    block: Block, near: Sequence[Block], means: Sequence[NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """The vector that stands for a failed block: the mean of the fitted blocks that touch it.
-
-    Parameters
-    ----------
-    block : Block
-        The failed one.
-    near : sequence of Block
-        Those that touch it; itself among them does no harm.
-    means : sequence of ndarray, (n,)
-        Their `core_mean`.
-
-    Returns
-    -------
-    ndarray, (n,), float32
-        Weighted by the inverse square of the distance in blocks; 0 where no fitted block touches
-        it, so that far from all of them the result fades to nothing.
-    """
-    total, weight = np.zeros(len(block.index)), 0.0
-    for other, mean in zip(near, means, strict=True):
-        squared = sum((i - j) ** 2 for i, j in zip(block.index, other.index, strict=True))
-        if squared and not np.isnan(mean).any():
-            total += mean / squared
-            weight += 1.0 / squared
-    return np.asarray(total / max(weight, np.finfo(float).tiny), np.float32)
-
-
-def blend_blocks(
-    blocks: BlockGrid,
-    block: Block,
-    parts: Sequence[tuple[Block, NDArray[Any]]],
-    confidence: Sequence[float] | None = None,
-) -> NDArray[np.float32]:
-    """Blend the results of a block and its neighbours over the block's core.
-
-    Fitted blocks share their voxels as a partition of unity, in which each counts by its
-    confidence. A failed block is a single vector, its `stand_in`; it gives way wherever fitted
-    blocks hold half of the share or more, so that it takes nothing from a fitted neighbour.
-
-    Parameters
-    ----------
-    blocks : BlockGrid
-        All blocks.
-    block : Block
-        The one whose core is wanted.
-    parts : sequence of (Block, ndarray)
-        Neighbours and the vectors on their padded regions, shape padded + (n,); of failed ones
-        the vector that stands for them, shape (n,).
-    confidence : sequence of float, optional
-        Positive weights of the parts; default all equal.
-
-    Returns
-    -------
-    ndarray, core shape + (n,), float32
-        Continuous across blocks, whichever failed.
-    """
-    total = np.zeros((*block.core_shape, len(block.core)), np.float32)
-    spare = np.zeros_like(total)
-    weight = np.zeros(block.core_shape, np.float32)
-    trusted = np.zeros_like(weight)
-    for (other, values), trust in zip(parts, confidence or [1.0] * len(parts), strict=True):
-        both = tuple(
-            slice(max(c.start, p.start), min(c.stop, p.stop))
-            for c, p in zip(block.core, other.padded, strict=True)
+        Returns
+        -------
+        tuple of slice
+            All whose voxels its padded region touches.
+        """
+        return tuple(
+            slice(s.start // f, -(-s.stop // f))
+            for s, f in zip(block.padded, self.factors, strict=True)
         )
-        if any(s.stop <= s.start for s in both):
-            continue
-        share = block_share(blocks, other, both)
-        here = _relative(both, block.core)
-        if values.ndim == 1:
-            spare[here] += share[..., None] * values
-        else:
+
+    def wanted(self, block: Block) -> Slices:
+        """The nodes between which the voxels of a block's core lie.
+
+        Parameters
+        ----------
+        block : Block
+            The block.
+
+        Returns
+        -------
+        tuple of slice
+            Inside the image.
+        """
+        spans = []
+        for s, f, n in zip(block.core, self.factors, self.blocks.shape, strict=True):
+            low = (2 * s.start - f + 1) // (2 * f)
+            high = -((f - 1 - 2 * (s.stop - 1)) // (2 * f))
+            spans.append(slice(max(0, low), min(-(-n // f), high + 1)))
+        return tuple(spans)
+
+    def pack(
+        self, block: Block, vectors: NDArray[np.float32], confidence: float
+    ) -> NDArray[np.float32]:
+        """What a fitted block brings.
+
+        Parameters
+        ----------
+        block : Block
+            The block.
+        vectors : ndarray, padded shape + (n,)
+            Its result.
+        confidence : float
+            Positive.
+
+        Returns
+        -------
+        ndarray, shape of the held nodes + (n + 1,), float32
+            Linear between voxels, and beyond the outermost.
+        """
+        for axis, (s, p, f) in enumerate(
+            zip(self.held(block), block.padded, self.factors, strict=True)
+        ):
+            if f > 1:
+                vectors = _sample_axis(vectors, axis, _places(s, f) - p.start)
+        trust = np.full((*vectors.shape[:-1], 1), confidence, np.float32)
+        return np.concatenate([vectors * np.float32(confidence), trust], axis=-1)
+
+    def no_pack(self) -> NDArray[np.float32]:
+        """What a failed block brings.
+
+        Returns
+        -------
+        ndarray, float32
+            Empty.
+        """
+        n = len(self.factors)
+        return np.empty((0,) * n + (n + 1,), np.float32)
+
+    def join(
+        self, block: Block, near: Sequence[tuple[Block, NDArray[np.float32]]]
+    ) -> NDArray[np.float32]:
+        """Blend a block with those that touch it.
+
+        Parameters
+        ----------
+        block : Block
+            The block.
+        near : sequence of (Block, ndarray)
+            It and those that touch it, in index order, and what each brings.
+
+        Returns
+        -------
+        ndarray, shape of the wanted nodes + (n,), float32
+            Two blocks find the same vectors at a node that both want.
+        """
+        region = self.wanted(block)
+        shape = tuple(s.stop - s.start for s in region)
+        total = np.zeros((*shape, len(shape) + 1), np.float32)
+        weight = np.zeros(shape, np.float32)
+        fitted = {other.index: (other, packed) for other, packed in near if packed.size}
+        for other, packed in fitted.values():
+            held = self.held(other)
+            both = _common(held, region)
+            share = self.share(other, both)
+            here = _relative(both, region)
             weight[here] += share
-            share *= np.float32(trust)
-            total[here] += share[..., None] * values[_relative(both, other.padded)]
-            trusted[here] += share
-    total /= np.maximum(trusted, np.finfo(np.float32).tiny)[..., None]
-    if all(values.ndim > 1 for _, values in parts):
-        return total
-    return _filled(total, spare, weight)
+            total[here] += share[..., None] * packed[_relative(both, held)]
+        vectors = _weighted_mean(total)
+        if len(fitted) == len(near):
+            return vectors
+        t = np.minimum(2 * weight, 1)[..., None]
+        t *= t * (3 - 2 * t)
+        return t * vectors + (1 - t) * self._stand_in(block, fitted, region)
+
+    def share(self, block: Block, nodes: Slices) -> NDArray[np.float32]:
+        """The share of one block in some nodes.
+
+        Parameters
+        ----------
+        block : Block
+            The block.
+        nodes : tuple of slice
+            Of the lattice.
+
+        Returns
+        -------
+        ndarray, shape of the nodes, float32
+            Between 0 and 1; over all blocks they sum to 1.
+        """
+        share = np.ones((), np.float64)
+        for axis, (s, f) in enumerate(zip(nodes, self.factors, strict=True)):
+            low, upper = self.blocks.weights(axis, _places(s, f))
+            mine = block.index[axis]
+            along = np.where(low == mine, 1.0 - upper, np.where(low + 1 == mine, upper, 0.0))
+            share = share[..., None] * along
+        return share.astype(np.float32)
+
+    def _stand_in(
+        self,
+        block: Block,
+        fitted: Mapping[tuple[int, ...], tuple[Block, NDArray[np.float32]]],
+        region: Slices,
+    ) -> NDArray[np.float32]:
+        """Vectors on a region of nodes, smooth between the values at the corners of a block."""
+        n = len(region)
+        values = np.zeros((2,) * n + (n,), np.float32)
+        for corner in product((0, 1), repeat=n):
+            values[corner] = self._at_corner(block, corner, fitted)
+        for axis, (s, f, c) in enumerate(zip(region, self.factors, block.core, strict=True)):
+            # Constant as far as a neighbour's nodes: they have the same value for both blocks.
+            edge = f if f > 1 else 0
+            t = (_places(s, f) - (c.start - 0.5 + edge)) / (c.stop - c.start - 2 * edge)
+            t = np.clip(t, 0, 1)
+            values = _sample_axis(values, axis, t * t * (3 - 2 * t))
+        return values
+
+    def _at_corner(
+        self,
+        block: Block,
+        corner: tuple[int, ...],
+        fitted: Mapping[tuple[int, ...], tuple[Block, NDArray[np.float32]]],
+    ) -> NDArray[np.float32]:
+        touching, nodes = [], []
+        for axis, (up, i) in enumerate(zip(corner, block.index, strict=True)):
+            lengths = self.blocks.chunks[axis]
+            last = len(lengths) - 1
+            inner = min(max(i + up, 1), last) if last else i + up
+            touching.append((inner - 1, inner) if last else (0,))
+            border = sum(lengths[:inner]) - 0.5
+            nodes.append(int(border) // self.factors[axis])
+        total = np.zeros(len(corner) + 1, np.float32)
+        for index in product(*touching):
+            if index in fitted:
+                other, packed = fitted[index]
+                inside = (
+                    min(max(k - s.start, 0), s.stop - s.start - 1)
+                    for k, s in zip(nodes, self.held(other), strict=True)
+                )
+                total += packed[tuple(inside)]
+        return _weighted_mean(total)
+
+
+def _places(nodes: slice, factor: int) -> NDArray[np.float64]:
+    """Where nodes stand, in voxels."""
+    return np.arange(nodes.start, nodes.stop) * factor + (factor - 1) / 2
+
+
+def _sample_axis(
+    values: NDArray[np.float32], axis: int, places: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Linear between the values along an axis and beyond them."""
+    low = np.clip(np.floor(places), 0, max(0, values.shape[axis] - 2)).astype(np.intp)
+    upper = np.minimum(low + 1, values.shape[axis] - 1)
+    part = (places - low).astype(np.float32)
+    part = part.reshape(part.shape + (1,) * (values.ndim - axis - 1))
+    below, above = values.take(low, axis), values.take(upper, axis)
+    return np.asarray(below + part * (above - below), np.float32)
+
+
+def _weighted_mean(total: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(
+        total[..., :-1] / np.maximum(total[..., -1:], np.finfo(np.float32).tiny), np.float32
+    )
+
+
+def _common(first: Slices, second: Slices) -> Slices:
+    return tuple(
+        slice(max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop)))
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def _relative(region: Slices, frame: Slices) -> Slices:
     return tuple(
         slice(r.start - f.start, r.stop - f.start) for r, f in zip(region, frame, strict=True)
     )
-
-
-def _filled(
-    fitted: NDArray[np.float32], spare: NDArray[np.float32], weight: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Pass from the fitted part to the stand-ins, `spare / (1 - weight)`."""
-    w = weight[..., None]
-    tiny = np.finfo(np.float32).tiny
-    t = np.minimum(2 * w, 1)
-    trust = t * t * (3 - 2 * t)
-    # Where the fitted blocks have all, 1 - weight is nothing but rounding.
-    stood_in = np.where(trust < 1, spare / np.maximum(1 - w, tiny), 0)
-    return np.asarray(trust * fitted + (1 - trust) * stood_in, np.float32)
 
 
 def _lift(moves: NDArray[np.float64], n: int) -> NDArray[np.float64]:

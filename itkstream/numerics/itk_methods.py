@@ -29,7 +29,15 @@ from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
 from itkstream.numerics.pyramid import shrink
 from itkstream.numerics.threads import get_threads
 
-__all__ = ["IntensityEstimate", "descend_demons", "fit_intensity_affine"]
+__all__ = [
+    "IntensityEstimate",
+    "ItkLevel",
+    "ItkSide",
+    "descend_demons",
+    "even_out",
+    "fit_intensity_affine",
+    "what_itk_says",
+]
 
 Floats: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -122,7 +130,7 @@ def fit_intensity_affine(
             change = level.search(change)
         before, after = level.measure(nothing), level.measure(change)
     except RuntimeError as error:
-        reason = f"ITK could not compare the images: {_last_line(error)}"
+        reason = f"ITK could not compare the images: {what_itk_says(error)}"
         return IntensityEstimate(frame.affine, np.nan, np.nan, reason)
     found = _after_change(change, small)
     found[:-1, -1] *= length
@@ -131,26 +139,86 @@ def fit_intensity_affine(
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """An image of one level in ITK's hands; the mask is None where every voxel counts."""
+class ItkSide:
+    """An image of one level in ITK's hands.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        Finite everywhere.
+    mask : SimpleITK.Image or None
+        Not 0 where voxels count; None where all do.
+    """
 
     image: sitk.Image
     mask: sitk.Image | None
 
+    @classmethod
+    def of(cls, voxels: NDArray[np.float32], grid: Grid) -> ItkSide:
+        """An image whose NaN voxels do not count.
+
+        Parameters
+        ----------
+        voxels : ndarray, grid.shape
+            The image.
+        grid : Grid
+            Its lattice.
+
+        Returns
+        -------
+        ItkSide
+            NaN filled with the mean of the others.
+        """
+        counts = np.isfinite(voxels)
+        if counts.all():
+            return cls(to_itk_image(voxels, grid), None)
+        if not counts.any():
+            raise InputError("no voxel counts on a coarse level: the masks leave too little")
+        filled = np.where(counts, voxels, voxels[counts].mean())
+        return cls(to_itk_image(filled, grid), to_itk_image(counts, grid))
+
 
 @dataclass(frozen=True, eq=False)
-class _IntensityLevel:
-    """Both images of one level and how they are compared."""
+class ItkLevel:
+    """Both images of one level and how they are compared.
 
-    fixed: _Side
-    moving: _Side
+    Parameters
+    ----------
+    fixed, moving : ItkSide
+        The images.
+    initial : SimpleITK.Transform
+        Acts after what is searched.
+    settings : IntensitySettings
+        Metric, optimizer and sampling.
+    iterations : int
+        At most so many.
+    step : float
+        First step of the optimizers that take one.
+    scaled : bool
+        Whether parameters differ in kind, as angles and shifts do.
+    """
+
+    fixed: ItkSide
+    moving: ItkSide
     initial: sitk.Transform
     settings: IntensitySettings
     iterations: int
     step: float
+    scaled: bool = True
 
     def search(self, start: sitk.Transform) -> sitk.Transform:
-        """The best change of the initial transform, from `start`."""
+        """Find the best change of the initial transform.
+
+        Parameters
+        ----------
+        start : SimpleITK.Transform
+            Where the search begins; its kind is what is searched.
+
+        Returns
+        -------
+        SimpleITK.Transform
+            A copy, changed.
+        """
         method = self._method()
         strategies = {"regular": method.REGULAR, "random": method.RANDOM, "none": method.NONE}
         method.SetMetricSamplingStrategy(strategies[self.settings.sampling])
@@ -163,7 +231,18 @@ class _IntensityLevel:
         return method.Execute(self.fixed.image, self.moving.image)
 
     def measure(self, change: sitk.Transform) -> float:
-        """The metric over all voxels."""
+        """The metric over all voxels.
+
+        Parameters
+        ----------
+        change : SimpleITK.Transform
+            Acts before the initial transform.
+
+        Returns
+        -------
+        float
+            The lower, the more alike.
+        """
         method = self._method()
         method.SetInitialTransform(sitk.Transform(change))
         return float(method.MetricEvaluate(self.fixed.image, self.moving.image))
@@ -194,19 +273,20 @@ _METRICS: dict[str, Callable[[Method, IntensitySettings], None]] = {
 }
 
 
-def _by_gradient(method: Method, level: _IntensityLevel) -> None:
+def _by_gradient(method: Method, level: ItkLevel) -> None:
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=level.step,
         minStep=level.step * _LAST_STEP,
         numberOfIterations=level.iterations,
         gradientMagnitudeTolerance=1e-12,
-        estimateLearningRate=method.EachIteration,
+        estimateLearningRate=method.EachIteration if level.scaled else method.Never,
         maximumStepSizeInPhysicalUnits=level.step,
     )
-    method.SetOptimizerScalesFromPhysicalShift()
+    if level.scaled:
+        method.SetOptimizerScalesFromPhysicalShift()
 
 
-def _by_lbfgsb(method: Method, level: _IntensityLevel) -> None:
+def _by_lbfgsb(method: Method, level: ItkLevel) -> None:
     method.SetOptimizerAsLBFGSB(
         gradientConvergenceTolerance=1e-8,
         numberOfIterations=level.iterations,
@@ -215,7 +295,7 @@ def _by_lbfgsb(method: Method, level: _IntensityLevel) -> None:
     )
 
 
-def _by_powell(method: Method, level: _IntensityLevel) -> None:
+def _by_powell(method: Method, level: ItkLevel) -> None:
     method.SetOptimizerAsPowell(
         numberOfIterations=level.iterations,
         stepLength=level.step,
@@ -225,12 +305,12 @@ def _by_powell(method: Method, level: _IntensityLevel) -> None:
     method.SetOptimizerScalesFromPhysicalShift()
 
 
-def _by_lattice(method: Method, level: _IntensityLevel) -> None:
+def _by_lattice(method: Method, level: ItkLevel) -> None:
     steps = [level.settings.search_steps] * level.initial.GetDimension()
     method.SetOptimizerAsExhaustive(steps, level.step)
 
 
-_OPTIMIZERS: dict[str, Callable[[Method, _IntensityLevel], None]] = {
+_OPTIMIZERS: dict[str, Callable[[Method, ItkLevel], None]] = {
     "gradient-descent": _by_gradient,
     "lbfgsb": _by_lbfgsb,
     "powell": _by_powell,
@@ -292,10 +372,10 @@ def _level(
     frame: Frame,
     settings: IntensitySettings,
     number: int,
-) -> _IntensityLevel:
+) -> ItkLevel:
     factor, sigma = settings.shrink_factors[number], settings.smooth_sigmas[number]
     length = factor * min(frame.fixed_grid.spacing)
-    return _IntensityLevel(
+    return ItkLevel(
         _side(images[0], frame.fixed_grid, length, sigma),
         _side(images[1], frame.moving_grid, length, sigma),
         _itk_affine(frame),
@@ -305,17 +385,10 @@ def _level(
     )
 
 
-def _side(image: NDArray[np.float32], grid: Grid, length: float, sigma: float) -> _Side:
+def _side(image: NDArray[np.float32], grid: Grid, length: float, sigma: float) -> ItkSide:
     """An image shrunk to voxels of about a length."""
     factors = [max(1, round(length / h)) for h in grid.spacing]
-    small, lattice = shrink(image, grid, factors, sigma)
-    counts = np.isfinite(small)
-    if counts.all():
-        return _Side(to_itk_image(small, lattice), None)
-    if not counts.any():
-        raise InputError("no voxel counts on a coarse level: the masks leave too little")
-    filled = np.where(counts, small, small[counts].mean())
-    return _Side(to_itk_image(filled, lattice), to_itk_image(counts, lattice))
+    return ItkSide.of(*shrink(image, grid, factors, sigma))
 
 
 def _itk_affine(frame: Frame) -> sitk.Transform:
@@ -363,8 +436,19 @@ def _overlap(frame: Frame, matrix: Floats) -> float:
     return float(inside.all(axis=-1).mean())
 
 
-def _last_line(error: RuntimeError) -> str:
-    """What ITK says behind file, line and object."""
+def what_itk_says(error: RuntimeError) -> str:
+    """The message of an error of ITK without file, line and object.
+
+    Parameters
+    ----------
+    error : RuntimeError
+        As SimpleITK raises it.
+
+    Returns
+    -------
+    str
+        One line.
+    """
     return str(error).strip().splitlines()[-1].split("): ")[-1]
 
 
@@ -450,10 +534,10 @@ def _burst(
         unit=lattice.unit,
     )
     apart = ~(np.isfinite(fixed) & np.isfinite(warped)).reshape(grid.shape)
-    sides = []
+    sides, radius = [], settings.local_normalisation
     for image in (fixed, warped):
         # Windows see the same voxels of both; where one image ends, equal values make no force.
-        side = _evened(np.where(apart, np.float32(np.nan), image.reshape(grid.shape)), settings)
+        side = even_out(np.where(apart, np.float32(np.nan), image.reshape(grid.shape)), radius)
         side[apart] = 0.0
         sides.append(side)
     demons = _DEMONS[settings.method]()
@@ -476,18 +560,31 @@ def _long_axes(shape: tuple[int, ...]) -> list[int]:
     return axes if len(axes) > 1 else [1, 2]
 
 
-def _evened(image: NDArray[np.float32], settings: DemonsSettings) -> NDArray[np.float32]:
-    """The image at mean 0 and deviation 1, of the whole or of the window around each voxel."""
+def even_out(image: NDArray[np.float32], radius: int | None) -> NDArray[np.float32]:
+    """The image at mean 0 and deviation 1, of the whole or of the window around each voxel.
+
+    Parameters
+    ----------
+    image : ndarray, float32
+        NaN voxels do not count.
+    radius : int or None
+        Of the window, in voxels; None for the whole image.
+
+    Returns
+    -------
+    ndarray, float32
+        NaN where the image is.
+    """
     counts = np.isfinite(image)
     values = image[counts].astype(np.float64)
     mean, deviation = (values.mean(), values.std()) if values.size else (0.0, 0.0)
     if deviation == 0:
         return np.where(counts, np.float32(0), image)
     image = ((image - mean) / deviation).astype(np.float32)
-    if settings.local_normalisation is None:
+    if radius is None:
         return image
     filled = np.where(counts, image, np.float32(0))
-    size = 2 * int(settings.local_normalisation) + 1
+    size = 2 * int(radius) + 1
     share = np.maximum(uniform_filter(counts.astype(np.float32), size), 1e-6)
     local = uniform_filter(filled, size) / share
     square = uniform_filter(filled * filled, size) / share

@@ -14,8 +14,10 @@ from itkstream.numerics.descent_settings import (
     per_level,
     scaled_kernels,
 )
+from itkstream.numerics.topology import MINIMUM_JACOBIAN
 
 __all__ = [
+    "BsplineSettings",
     "DeformSettings",
     "DemonsMethod",
     "DemonsSettings",
@@ -283,7 +285,165 @@ class DemonsSettings:
         return self.scaled(min(spacing))
 
 
-DeformSettings: TypeAlias = DescentSettings | DemonsSettings
+@dataclass(frozen=True)
+class BsplineSettings:
+    """How SimpleITK deforms an image by a B-spline; every value is checked once, here.
+
+    Lengths are in micrometres, and the defaults suit a smallest fixed voxel spacing of 1: use
+    ``settings.for_voxels(spacing)`` for others.
+
+    Parameters
+    ----------
+    control_spacing : float or sequence of float
+        Distance of the control points; one or one per level.
+    metric : {'mean-squares', 'correlation', 'mutual-information', 'neighbourhood-correlation'}
+        How alike two images are. With `local_normalisation`, 'mean-squares' follows local
+        correlation, at a hundredth of the time of 'neighbourhood-correlation'.
+    optimizer : {'lbfgsb', 'gradient-descent'}
+        How the best control points are searched.
+    sampling : {'regular', 'random', 'none'}
+        Which fixed voxels are compared; 'none' takes all.
+    sampling_fraction : float
+        Share of the voxels that are sampled, above 0 and at most 1. Time grows with the samples
+        and with the control points.
+    seed : int
+        Of the samples.
+    shrink_factors : sequence of int
+        Of the levels, coarse to fine, counted in smallest fixed voxel spacings.
+    smooth_sigmas : sequence of float
+        Gaussian before shrinking, one per level.
+    iterations : sequence of int
+        At most so many per level.
+    step : float
+        First step of 'gradient-descent', at full resolution; a level shrunk by f takes steps f
+        times as long. 'lbfgsb' finds its own.
+    bins : int
+        Of the histograms of 'mutual-information', per image.
+    radius : int
+        Of the window of 'neighbourhood-correlation', in voxels of the level.
+    local_normalisation : int or None
+        Radius, in voxels of the level, of the window in which both images are brought to mean 0
+        and deviation 1; None where intensities agree already, or for 'mutual-information' of
+        images whose contrasts differ.
+    cc_radius : int
+        Radius of the window of local correlation, by which the result is judged.
+    minimum_jacobian : float
+        The result is repaired where its Jacobian determinant does not exceed this.
+
+    Raises
+    ------
+    InputError
+        For an invalid value; the message names it.
+    """
+
+    control_spacing: float | Sequence[float] = 24.0
+    metric: Metric = "mean-squares"
+    optimizer: Optimizer = "lbfgsb"
+    sampling: Sampling = "regular"
+    sampling_fraction: float = 0.05
+    seed: int = 0
+    shrink_factors: Sequence[int] = (4, 2)
+    smooth_sigmas: Sequence[float] = (0.0, 0.0)
+    iterations: Sequence[int] = (20, 20)
+    step: float = 1.0
+    bins: int = 32
+    radius: int = 4
+    local_normalisation: int | None = 4
+    cc_radius: int = 4
+    minimum_jacobian: float = MINIMUM_JACOBIAN
+
+    def __post_init__(self) -> None:
+        _check_choice("optimizer", self.optimizer, ("lbfgsb", "gradient-descent"))
+        wholes = [("cc_radius", self.cc_radius)]
+        if self.local_normalisation is not None:
+            wholes.append(("local_normalisation", self.local_normalisation))
+        for name, value in wholes:
+            if not finite(value) or value != int(value) or value < 1:
+                raise InputError(f"{name} must be a whole number >= 1; got {value!r}")
+        if not finite(self.minimum_jacobian) or not 0 <= self.minimum_jacobian < 1:
+            raise InputError(
+                f"minimum_jacobian must be at least 0 and below 1; got {self.minimum_jacobian!r}"
+            )
+        levels = _levels(self.shrink_factors)
+        given = self.control_spacing
+        spacings = per_level(
+            "control_spacing", (given,) * levels if finite(given) else given, levels, 0, float
+        )
+        if min(spacings) <= 0:
+            raise InputError(f"control_spacing must be positive; got {given!r}")
+        object.__setattr__(self, "control_spacing", spacings)
+        checked = self.comparison
+        for name in ("shrink_factors", "smooth_sigmas", "iterations"):
+            object.__setattr__(self, name, getattr(checked, name))
+
+    @property
+    def isotropic(self) -> bool:
+        """Shrink factors and radii count in smallest voxel spacings."""
+        return True
+
+    @property
+    def comparison(self) -> IntensitySettings:
+        """How images are compared, as for an affine."""
+        names = (
+            *("metric", "optimizer", "sampling", "sampling_fraction", "seed", "shrink_factors"),
+            *("smooth_sigmas", "iterations", "step", "bins", "radius"),
+        )
+        return IntensitySettings(**{name: getattr(self, name) for name in names})
+
+    def select(self, levels: slice) -> BsplineSettings:
+        """The settings of some levels only: coarse ones for a whole image, fine ones for blocks.
+
+        Parameters
+        ----------
+        levels : slice
+            Of the levels, coarse to fine; at least one must remain.
+
+        Returns
+        -------
+        BsplineSettings
+            With the values of those levels.
+        """
+        names = ("control_spacing", "shrink_factors", "smooth_sigmas", "iterations")
+        return replace(self, **{name: getattr(self, name)[levels] for name in names})
+
+    def scaled(self, length: float) -> BsplineSettings:
+        """The settings for images whose spacings are `length` times as large.
+
+        Parameters
+        ----------
+        length : float
+            Ratio of the spacings.
+
+        Returns
+        -------
+        BsplineSettings
+            With spacings of control points, sigmas and step multiplied by it.
+        """
+        spacings: Any = self.control_spacing
+        return replace(
+            self,
+            control_spacing=tuple(s * length for s in spacings),
+            smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
+            step=self.step * length,
+        )
+
+    def for_voxels(self, spacing: Sequence[float]) -> BsplineSettings:
+        """The settings for images of any voxels, out of those for a smallest spacing of 1.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed voxels.
+
+        Returns
+        -------
+        BsplineSettings
+            Scaled by the smallest spacing.
+        """
+        return self.scaled(min(spacing))
+
+
+DeformSettings: TypeAlias = DescentSettings | DemonsSettings | BsplineSettings
 
 _PER_LEVEL = (
     "cc_radius",

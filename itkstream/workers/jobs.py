@@ -19,7 +19,7 @@ from itkstream.errors import InputError, WorkersError
 from itkstream.workers.batch_systems import BatchSystem, clock, seconds_of
 from itkstream.workers.environment import configuration_variables, thread_variables
 from itkstream.workers.options import jobqueue_class
-from itkstream.workers.replacement import Replacing
+from itkstream.workers.replacement import ReplacingJobs, hand_in
 from itkstream.workers.resources import Resources
 
 __all__ = ["job_client", "job_options"]
@@ -31,6 +31,10 @@ _IDLE_SECONDS = 60
 # Jobs that may end before their worker has come, until the user must be told.
 _STILLBORN = 3
 _EVERY_SECONDS = 60
+_SGE_HINT = (
+    "sge: each site has its own words for cores and memory; without them a job gets one core. Say "
+    "them in config, such as {'job_extra_directives': ['-pe smp 4'], 'resource_spec': 'h_vmem=4G'}"
+)
 
 
 def job_options(resources: Resources, system: BatchSystem) -> dict[str, Any]:
@@ -114,15 +118,18 @@ def job_client(
         Client(cluster, set_as_default=False) as client,
     ):
         try:
-            cluster.sync(_hand_in, cluster, least // (resources.processes or 1))
+            cluster.sync(hand_in, cluster, least)
         except RuntimeError as error:
+            answer = str(error).rpartition("stderr:")[2]
             raise InputError(
                 f"{system.submit} refused the job; check queue, project, cores, memory and "
-                f"walltime. {_last_lines(str(error))}"
+                f"walltime. It says: {_last_lines(answer)}"
             ) from error
         tell(f"{system.name}: {least} to {most} workers; dashboard: {client.dashboard_link}")
+        if system.name == "sge" and not options.get("resource_spec"):
+            tell(_SGE_HINT)
         adaptive = cluster.adapt(
-            partial(Replacing, system),
+            partial(ReplacingJobs, system),
             minimum=least,
             maximum=most,
             interval="1s",
@@ -135,19 +142,12 @@ def job_client(
 def _made(options: Mapping[str, Any], system: BatchSystem) -> Any:
     try:
         return jobqueue_class(system)(**options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"cluster={system.name!r}: {error}") from error
 
 
-async def _hand_in(cluster: Any, jobs: int) -> None:
-    """As `cluster.scale`, which returns before the batch system has answered."""
-    while len(cluster.worker_spec) < jobs:
-        cluster.worker_spec.update(cluster.new_worker_spec())
-    await cluster
-
-
 def _await_first(
-    client: Client, adaptive: Replacing, logs: Path, tell: Callable[[str], None]
+    client: Client, adaptive: ReplacingJobs, logs: Path, tell: Callable[[str], None]
 ) -> None:
     """A queue may be long, so this waits without end, unless jobs end without a worker."""
     told = time.monotonic()
@@ -172,7 +172,8 @@ def _log_of(job: str, folder: Path) -> str:
 
 
 def _last_lines(text: str) -> str:
-    return " | ".join([line for line in text.splitlines() if line.strip()][-4:])
+    """The end of a log, on one line."""
+    return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-4:])
 
 
 def _range(resources: Resources) -> tuple[int, int]:

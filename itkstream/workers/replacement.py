@@ -1,4 +1,4 @@
-"""Jobs that are lost are replaced."""
+"""Jobs and processes are started, and those that are lost are replaced."""
 
 from __future__ import annotations
 
@@ -8,23 +8,114 @@ import logging
 import subprocess
 import time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dask.config
 from dask.utils import parse_timedelta
 from distributed import Adaptive
+from distributed.deploy.spec import ProcessInterface
 
 from itkstream.workers.batch_systems import BatchSystem
 
-__all__ = ["Replacing", "queued_jobs"]
+__all__ = ["Replacing", "hand_in", "queued_jobs"]
 
 logger = logging.getLogger(__name__)
 
 # The queue is asked for jobs that have not come yet, no more often than this.
 _ASK_SECONDS = 10
+# A refused job is not handed in again before.
+_RETRY_SECONDS = 60
+
+
+async def hand_in(cluster: Any, workers: int) -> None:
+    """Start as many jobs or processes as it takes.
+
+    As `cluster.scale`, which does not wait for the answer of the batch system.
+
+    Parameters
+    ----------
+    cluster : distributed.SpecCluster
+        Whose workers they are.
+    workers : int
+        How many workers there should be.
+
+    Raises
+    ------
+    RuntimeError
+        Where the batch system refuses, with its words.
+    """
+    while len(cluster.plan) < workers:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    try:
+        await cluster
+    except RuntimeError:
+        for job in cluster.workers.values():
+            if getattr(job, "job_id", "") is None:
+                # It has no job to cancel; the cluster closes only where all its jobs are closed.
+                await ProcessInterface.close(job)
+        raise
 
 
 class Replacing(Adaptive):
-    """Adaptive scaling that also notices jobs which ended without a word.
+    """Adaptive scaling that also replaces processes which ended without a word.
+
+    A nanny starts its worker again; this replaces nannies, which dask does not miss.
+
+    Parameters
+    ----------
+    cluster : distributed.SpecCluster
+        Whose workers they are.
+    **options
+        As for `distributed.Adaptive`.
+    """
+
+    async def recommendations(self, target: int) -> dict[str, Any]:
+        """Forget lost workers first, which lets dask start others in their place.
+
+        Parameters
+        ----------
+        target : int
+            Workers that there should be.
+
+        Returns
+        -------
+        dict
+            As `distributed.Adaptive` has it.
+        """
+        for name in await self.lost():
+            worker = self.cluster.workers.pop(name, None)
+            if worker is not None:
+                logger.warning("worker %s is lost; another takes its place", name)
+                await worker.close()
+        if len(self.plan) != len(self.requested):
+            await self.scale_up(len(self.plan))
+        found: dict[str, Any] = await super().recommendations(target)
+        return found
+
+    async def scale_up(self, n: int) -> None:
+        """Start workers, and wait for it.
+
+        Parameters
+        ----------
+        n : int
+            Workers that there should be.
+        """
+        await hand_in(self.cluster, n)
+
+    async def lost(self) -> list[Any]:
+        """Workers that must be replaced.
+
+        Returns
+        -------
+        list
+            Their names.
+        """
+        started = [(n, w.process) for n, w in self.cluster.workers.items() if w.process is not None]
+        return [name for name, process in started if process.returncode is not None]
+
+
+class ReplacingJobs(Replacing):
+    """Replaces jobs that ended without a word.
 
     dask asks for a new job once a worker that was there has been gone for a while, but neither
     where a job holds several workers, nor where it was cancelled before its worker came.
@@ -43,6 +134,7 @@ class Replacing(Adaptive):
         self.stillborn: list[str] = []
         self._system = system
         self._seen: dict[str, float] = {}
+        self._refused: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._asked = time.monotonic()
         super().__init__(cluster, **options)
 
@@ -58,36 +150,37 @@ class Replacing(Adaptive):
         size = len((self.cluster.new_spec or {}).get("group", " "))
         return -(-target // size) * size
 
-    async def recommendations(self, target: int) -> dict[str, Any]:
-        """Forget lost jobs first, which lets dask hand in others in their place.
+    async def scale_up(self, n: int) -> None:
+        """Hand in jobs; that one is refused now does not end what runs already.
 
         Parameters
         ----------
-        target : int
+        n : int
             Workers that there should be.
+        """
+        try:
+            await hand_in(self.cluster, n)
+        except RuntimeError as error:
+            logger.warning("%s refused a job: %s", self._system.submit, error)
+
+    async def lost(self) -> list[Any]:
+        """Jobs whose workers have all gone or will never come, and refused ones after a while.
 
         Returns
         -------
-        dict
-            As `distributed.Adaptive` has it.
+        list
+            Their names.
         """
-        for name in await self._lost():
-            job = self.cluster.workers.pop(name, None)
-            if job is not None:
-                logger.warning("job %s is lost; another takes its place", job.job_id)
-                await job.close()
-        found: dict[str, Any] = await super().recommendations(target)
-        return found
-
-    async def _lost(self) -> list[Any]:
-        """Names of jobs whose workers have all gone, or will never come."""
         now = time.monotonic()
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         present = {str(name) for name in self.cluster.observed}
         lost, awaited = [], {}
         for name, job in self.cluster.workers.items():
             group = self.cluster.worker_spec.get(name, {}).get("group", [""])
-            if any(f"{name}{suffix}" in present for suffix in group):
+            if job.job_id is None:
+                if now - self._refused.setdefault(job, now) > _RETRY_SECONDS:
+                    lost.append(name)
+            elif any(f"{name}{suffix}" in present for suffix in group):
                 self._seen[job.job_id] = now
             elif job.job_id not in self._seen:
                 awaited[job.job_id] = name

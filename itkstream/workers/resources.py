@@ -142,30 +142,13 @@ class Resources:
         name = self.cluster
         if not isinstance(name, str) or name == "local" or name in SYSTEMS or "://" in name:
             return self
-        keys = [f.name for f in fields(self)]
-        presets = read_presets(keys)
-        if name not in presets:
-            raise unknown_name(
-                f"cluster (nor is it named in {presets_path()}, nor an address such as "
-                "tcp://host:8786)",
-                name,
-                ["local", *SYSTEMS, *presets],
-            )
-        preset = presets[name]
-        if preset.get("cluster") not in SYSTEMS and "://" not in str(preset.get("cluster")):
-            raise InputError(
-                f"the cluster {name!r} in {presets_path()} must say `cluster:` and one of "
-                f"{', '.join(SYSTEMS)}, or an address; got {preset.get('cluster')!r}"
-            )
+        preset = _preset(name, [f.name for f in fields(self)])
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         own = {key: value for key, value in given.items() if value is not None}
         if own.keys() & {"memory", "memory_limit"}:
             preset = {k: v for k, v in preset.items() if k not in ("memory", "memory_limit")}
-        own |= {
-            "cluster": preset["cluster"],
-            "config": {**(preset.get("config") or {}), **self.config},
-        }
-        return Resources(**{**preset, **own})
+        config = {**preset.pop("config", {}), **self.config}
+        return Resources(**{**preset, **own, "cluster": preset["cluster"], "config": config})
 
     def share_cores(self, cores: int, workers: int = 1) -> int:
         """Threads for the kernels of each block.
@@ -223,6 +206,30 @@ def check_count(name: str, count: int | None) -> None:
         raise InputError(f"{name} must be a whole number; got {count!r}")
     if count < 1:
         raise InputError(f"{name} must be at least 1; got {count}")
+
+
+def _preset(name: str, keys: list[str]) -> dict[str, Any]:
+    """What the site says of one of its clusters."""
+    path, presets = presets_path(), read_presets(keys)
+    if name not in presets:
+        raise unknown_name(
+            f"cluster (nor is it named in {path}, nor an address such as tcp://host:8786)",
+            name,
+            ["local", *SYSTEMS, *presets],
+        )
+    preset = {key: value for key, value in presets[name].items() if value is not None}
+    kind = preset.get("cluster")
+    if not isinstance(kind, str) or (kind not in SYSTEMS and "://" not in kind):
+        raise InputError(
+            f"the cluster {name!r} in {path} must say `cluster:` and one of "
+            f"{', '.join(SYSTEMS)}, or an address; got {kind!r}"
+        )
+    if not isinstance(preset.get("config", {}), Mapping):
+        raise InputError(
+            f"config of the cluster {name!r} in {path} must hold names and values; got "
+            f"{preset['config']!r}"
+        )
+    return preset
 
 
 def _check_values(resources: Resources) -> None:

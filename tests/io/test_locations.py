@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from uuid import uuid4
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -44,6 +45,15 @@ def test_files_and_folders(place):
     assert file.names() == []  # a file holds nothing, though stores list it as its own content
     with pytest.raises(MissingDataError, match="z"):
         place.child("z").read_bytes()
+
+
+def test_what_another_process_writes_is_seen_at_once(bucket):
+    place = Location.parse(bucket) / "run"
+    (place / "a").write_bytes(b"x")
+    assert place.names() == ["a"]
+    other = fsspec.filesystem("s3", skip_instance_cache=True)
+    other.pipe_file(f"{place.address}/b", b"x")
+    assert place.names() == ["a", "b"]
 
 
 def test_removing_leaves_neighbours_of_similar_names(place):

@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from itkstream.errors import InputError
 from itkstream.geometry import BlockGrid, Grid, PiecewiseAffine
-from itkstream.numerics.blend import (
-    blend_affines,
-    blend_blocks,
-    block_share,
-    core_mean,
-    stand_in,
-)
+from itkstream.numerics.blend import NodeLattice, blend_affines
+from itkstream.numerics.fields import resize_field
 
 MakeGrid = Callable[..., Grid]
 
@@ -32,15 +27,22 @@ def some_affines(blocks: BlockGrid, seed: int = 0) -> np.ndarray:
 
 @given(st.data())
 def test_shares_of_all_blocks_sum_to_one(data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.integers(1, 18)) for _ in range(3))
-    size = tuple(data.draw(st.integers(1, 9)) for _ in range(3))
+    shape = tuple(data.draw(st.integers(1, 40)) for _ in range(3))
+    size = tuple(data.draw(st.integers(1, 24)) for _ in range(3))
     blocks = BlockGrid(shape, size, tuple(data.draw(st.integers(0, s // 4)) for s in size))
-    total = np.zeros(shape)
+    factors = tuple(data.draw(st.integers(1, max(1, s // 8))) for s in size)
+    lattice = NodeLattice(blocks, factors)
     for block in blocks:
-        share = block_share(blocks, block, block.padded)
-        assert (share >= 0).all()
-        total[block.padded] += share
-    np.testing.assert_allclose(total, 1, atol=1e-6)  # sums of eight float32 shares
+        # What joins at the nodes a block wants comes from the blocks that touch it, and no other.
+        wanted = lattice.wanted(block)
+        total = np.zeros(tuple(s.stop - s.start for s in wanted))
+        for index in blocks.touching(block.index):
+            total += lattice.share(blocks[index], wanted)
+        np.testing.assert_allclose(total, 1, atol=1e-6)  # sums of eight float32 shares
+        for axis, (core, nodes) in enumerate(zip(block.core, wanted, strict=True)):
+            places = np.arange(nodes.start, nodes.stop) * factors[axis] + (factors[axis] - 1) / 2
+            assert places[0] <= core.start or nodes.start == 0
+            assert places[-1] >= core.stop - 1 or nodes.stop == -(-shape[axis] // factors[axis])
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -63,25 +65,87 @@ def wave(grid: Grid) -> np.ndarray:
     return np.stack([np.sin(p[..., 0] / 9 + k) * np.cos(p[..., 1] / 11) for k in range(2)], -1)
 
 
-def blended(blocks: BlockGrid, parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
-    means = {b.index: core_mean(b, parts[b.index]) for b in blocks}
-    known = {}
-    for block in blocks:
-        near = list(blocks.neighbours(block.index))
-        spare = stand_in(block, near, [means[b.index] for b in near])
-        known[block.index] = spare if np.isnan(parts[block.index]).any() else parts[block.index]
+def blended(
+    blocks: BlockGrid, parts: dict[tuple[int, ...], np.ndarray], factor: int = 1
+) -> np.ndarray:
+    """The parts joined on nodes of `factor` voxels; NaN marks a failed one."""
+    lattice = NodeLattice(blocks, (factor,) * len(blocks.shape))
+    packed = {
+        b.index: lattice.no_pack()
+        if np.isnan(parts[b.index]).any()
+        else lattice.pack(b, parts[b.index], 1.0)
+        for b in blocks
+    }
+    grid = Grid(blocks.shape, (1,) * len(blocks.shape))
     out = np.empty((*blocks.shape, len(blocks.shape)), np.float32)
     for block in blocks:
-        near = [(b, known[b.index]) for b in blocks.neighbours(block.index)]
-        out[block.core] = blend_blocks(blocks, block, near)
+        near = [(blocks[i], packed[i]) for i in blocks.touching(block.index)]
+        on_nodes = grid.shrink(lattice.factors).crop(lattice.wanted(block))
+        joined = lattice.join(block, near)
+        out[block.core] = resize_field(joined, on_nodes, grid.crop(block.core))
     return out
 
 
-def test_parts_of_one_field_blend_to_it() -> None:
-    blocks = BlockGrid((48, 40), (16, 16), (4, 3))
+def fitted_share(blocks: BlockGrid, failed: set[tuple[int, ...]]) -> np.ndarray:
+    voxels = NodeLattice(blocks, (1,) * len(blocks.shape))
+    everywhere = tuple(slice(0, n) for n in blocks.shape)
+    return sum(voxels.share(b, everywhere) for b in blocks if b.index not in failed)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_parts_of_one_field_blend_to_it(factor: int) -> None:
+    # 3 divides nothing here: nodes stand anywhere in their blocks.
+    blocks = BlockGrid((73, 62), (24, 24), (5, 3))
     whole = wave(Grid(blocks.shape, (1, 1))).astype(np.float32)
-    found = blended(blocks, {b.index: whole[b.padded] for b in blocks})
-    np.testing.assert_allclose(found, whole, atol=1e-6)
+    found = blended(blocks, {b.index: whole[b.padded] for b in blocks}, factor)
+    # Linear interpolation misses an eighth of the curvature (1 / 81) times the squared distance;
+    # beyond the outermost node the value there holds, up to one voxel of slope 1 / 9 away.
+    inner = (slice(factor, -factor),) * 2
+    atol = 1e-6 if factor == 1 else factor**2 / 81 / 4
+    np.testing.assert_allclose(found[inner], whole[inner], atol=atol)
+    np.testing.assert_allclose(found, whole, atol=1e-6 if factor == 1 else 0.15)
+
+
+@pytest.mark.parametrize("failed", [set(), {(1, 1)}, {(1, 1), (1, 2), (2, 1)}])
+def test_neighbours_agree_at_the_nodes_both_want(failed: set[tuple[int, ...]]) -> None:
+    blocks = BlockGrid((96, 128), (32, 32), (6, 5))
+    lattice = NodeLattice(blocks, (4, 3))
+    rng = np.random.default_rng(0)
+    packed = {
+        b.index: lattice.no_pack()
+        if b.index in failed
+        else lattice.pack(b, rng.normal(size=(*b.padded_shape, 2)).astype(np.float32), 1.0)
+        for b in blocks
+    }
+    whole = np.full((*(-(-n // f) for n, f in zip(blocks.shape, (4, 3), strict=True)), 2), np.nan)
+    for block in blocks:
+        near = [(blocks[i], packed[i]) for i in blocks.touching(block.index)]
+        found, region = lattice.join(block, near), lattice.wanted(block)
+        known = ~np.isnan(whole[region])
+        # A node has one value, up to the order of float32 sums.
+        np.testing.assert_allclose(found[known], whole[region][known], atol=1e-5)
+        whole[region] = found
+    assert np.isfinite(whole).all()
+
+
+def test_blocks_count_by_their_confidence() -> None:
+    blocks = BlockGrid((40, 40), (20, 40), (5, 0))
+    lattice = NodeLattice(blocks, (1, 1))
+    near = [
+        (b, lattice.pack(b, np.full((*b.padded_shape, 2), 1.0 + b.index[0], np.float32), trust))
+        for b, trust in zip(blocks, (1.0, 3.0), strict=True)
+    ]
+    joined = np.concatenate([lattice.join(b, near)[:, 0, 0] for b in blocks])
+    low, upper = blocks.weights(0, np.arange(40))
+    share = np.where(low == 0, upper, 1.0)
+    expected = (1 - share + 3 * share * 2) / (1 - share + 3 * share)
+    np.testing.assert_allclose(joined, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factors", [(4, 4), (0, 1), (1,)])
+def test_nodes_must_fit_their_blocks(factors: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="at most an eighth of their size"):
+        NodeLattice(BlockGrid((64, 64), (16, 64)), factors)
 
 
 def test_blocks_that_disagree_leave_no_seam() -> None:
@@ -113,10 +177,7 @@ def test_failed_blocks_continue_their_neighbours(failed: set[tuple[int, ...]]) -
     # Never identity: everywhere within what the fitted blocks hold.
     assert found.min() >= whole.min() - 1e-5
     assert found.max() <= whole.max() + 1e-5
-    fitted = np.zeros(blocks.shape)
-    for block in blocks:
-        if block.index not in failed:
-            fitted[block.padded] += block_share(blocks, block, block.padded)
+    fitted = fitted_share(blocks, failed)
     # A failed block takes nothing where fitted ones hold half: in all of their cores but corners.
     kept = fitted >= 0.5
     assert kept.mean() > 1 - (len(failed) + 0.5) / len(blocks)

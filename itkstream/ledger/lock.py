@@ -1,0 +1,181 @@
+"""One run at a time: a file that says who writes to a place."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+
+from itkstream.errors import BusyOutputError, MissingDataError
+from itkstream.io.locations import Location
+
+__all__ = ["Lock", "still_held"]
+
+# A process of another host counts as dead when it has not signed its lock for so long.
+_PATIENCE_SECONDS = 120.0
+BEAT_SECONDS = 15.0
+# Where a file cannot be made exclusively, as in object stores, the last of several wins; each
+# looks again after this time to see whether it was the last.
+_SETTLE_SECONDS = 1.0
+# The start of a process, as the system tells it, moves with the clock.
+_SAME_START_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a lock, as its file says."""
+
+    token: str
+    host: str
+    pid: int
+    started: float
+    signed: float
+
+    @classmethod
+    def here(cls) -> _Holder:
+        """This process, with a new token."""
+        pid = os.getpid()
+        return cls(uuid4().hex, _host(), pid, psutil.Process(pid).create_time(), time.time())
+
+    @classmethod
+    def read(cls, place: Location) -> _Holder | None:
+        """Who holds it; None where nobody does, or nobody who can be understood."""
+        try:
+            return cls(**json.loads(place.read_bytes()))
+        except (MissingDataError, ValueError, TypeError):
+            return None
+
+    def alive(self) -> bool:
+        """Whether the process may still write."""
+        if self.host != _host():
+            return time.time() - self.signed < _PATIENCE_SECONDS
+        try:
+            started = psutil.Process(self.pid).create_time()
+        except psutil.NoSuchProcess:
+            return False
+        return abs(started - self.started) < _SAME_START_SECONDS
+
+    def sign(self, place: Location) -> None:
+        """Write the file anew, with the time."""
+        place.write_bytes(json.dumps({**asdict(self), "signed": time.time()}).encode())
+
+
+class Lock:
+    """The right to write to a place, held by one process.
+
+    A lock whose process is dead is taken over: on the same host as soon as it is dead, else when
+    it has not been signed for two minutes.
+
+    Parameters
+    ----------
+    place : Location
+        The lock's file.
+    what : Location
+        What it guards, for messages.
+
+    Raises
+    ------
+    BusyOutputError
+        Where another process holds it.
+    """
+
+    def __init__(self, place: Location, what: Location) -> None:
+        self._place = place
+        self._holder = _Holder.here()
+        self._what = what
+        before = _Holder.read(place)
+        if before is not None and before.alive():
+            raise self._busy(before)
+        if before is None:
+            place.remove()  # if there is a file after all, a broken disk wrote it
+        if before is not None or not _create(place, self._holder):
+            self._holder.sign(place)
+            time.sleep(_SETTLE_SECONDS)
+        now = _Holder.read(place)
+        if now is None or now.token != self.token:
+            raise self._busy(now)
+
+    @property
+    def token(self) -> str:
+        """What the writers of this run show to prove that they are still wanted."""
+        return self._holder.token
+
+    def sign(self) -> None:
+        """Say that this process is alive, from time to time.
+
+        Raises
+        ------
+        BusyOutputError
+            Where another took the lock over, as after a pause of two minutes.
+        """
+        if not still_held(self._place, self.token):
+            raise self._busy(_Holder.read(self._place))
+        self._holder.sign(self._place)
+
+    def release(self) -> None:
+        """Let others write. Writers of this run that are still under way write no more."""
+        with suppress(OSError):  # without its process the lock counts for nothing
+            if still_held(self._place, self.token):
+                self._place.remove()
+
+    def _busy(self, holder: _Holder | None) -> BusyOutputError:
+        who = "another process"
+        if holder is not None:
+            who = f"process {holder.pid} on {holder.host.split()[0]}"
+        return BusyOutputError(
+            f"{who} is writing to {self._what}: wait until it is done, or stop it"
+        )
+
+
+def still_held(place: Location, token: str) -> bool:
+    """Whether a run may still write: its process holds the lock, or died with it.
+
+    Parameters
+    ----------
+    place : Location
+        The lock's file.
+    token : str
+        Of the run.
+
+    Returns
+    -------
+    bool
+        False as soon as the run has ended or another began.
+    """
+    holder = _Holder.read(place)
+    return holder is not None and holder.token == token
+
+
+def _create(place: Location, holder: _Holder) -> bool:
+    """Make the file if there is none, with its content; False where this cannot be done at once."""
+    if not place.is_local:
+        return False
+    target = Path(place.address)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".partial-{holder.token}")
+    try:
+        draft.write_text(json.dumps(asdict(holder)), encoding="utf-8")
+        with suppress(FileExistsError):  # whoever was first is found when the lock is read again
+            os.link(draft, target)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP):  # a file system without hard links
+            return False
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
+
+
+def _host() -> str:
+    """This machine and, in a container, which of its process tables."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return f"{socket.gethostname()} -"

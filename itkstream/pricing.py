@@ -1,0 +1,271 @@
+"""What every step of a registration costs: blocks, tasks, memory, disk, work.
+
+A price is a number of bytes per voxel, measured once and checked by a test against a run, times the
+voxels a step holds at a time. No voxel is read. `itkstream.planning` compares the sum with the
+memory there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from itkstream.doors import block_grid
+from itkstream.geometry import BlockGrid, Grid
+from itkstream.levels import SLAB_VOXELS, factors_to_fit, plan_levels
+from itkstream.steps import (
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+    Step,
+    step_name,
+)
+
+__all__ = ["Pair", "StepPrice", "price_steps"]
+
+PROCESS_BYTES = 300e6
+"""A process with this package's libraries and compiled functions."""
+
+_FLOAT = 4
+# Bytes per voxel that a step holds, beyond what is held all along.
+_COARSE = 5.0
+_KEY_POINTS = 28.0
+_INTENSITIES = 24.0
+_DEFORM = 48.0
+_WARP = 24.0
+
+# A block that is blended needs those around it and what stands for them where they fail.
+_TASKS_BLENDED = 3
+_TASKS_WRITTEN = 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images to be registered, without their voxels.
+
+    Parameters
+    ----------
+    fixed, moving : Grid
+        Their lattices.
+    dtype : dtype
+        Voxel type of the moving image.
+    settings : RegisterSettings
+        Of the run.
+    """
+
+    fixed: Grid
+    moving: Grid
+    dtype: DTypeLike
+    settings: RegisterSettings
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a moving voxel."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def coarse(self) -> tuple[Grid, Grid]:
+        """The level that is held in memory, of both."""
+        voxels = self.settings.coarse_voxels
+        fixed, moving = (g.shrink(factors_to_fit(g, voxels)) for g in (self.fixed, self.moving))
+        return fixed, moving
+
+    @property
+    def held(self) -> float:
+        """Bytes the coarse levels take all along."""
+        return sum(grid.size for grid in self.coarse) * _COARSE
+
+    def blocks(self, size: int) -> BlockGrid:
+        """Blocks of the fixed image without overlap.
+
+        Parameters
+        ----------
+        size : int
+            Voxels per axis.
+
+        Returns
+        -------
+        BlockGrid
+            At full resolution.
+        """
+        return block_grid(self.fixed.shape, (size,) * self.fixed.ndim, 0)
+
+
+@dataclass(frozen=True)
+class StepPrice:
+    """What one step costs.
+
+    Parameters
+    ----------
+    name : str
+        Of the step.
+    blocks : int
+        Blocks it is cut into.
+    blocksize : tuple of int
+        Voxels of a block per axis, without its overlap.
+    tasks : int
+        Tasks given to the workers.
+    once : float
+        Bytes held once in the process that runs the step, beside the blocks.
+    per_block : float
+        Bytes of every block that is computed at a time.
+    disk : float
+        Bytes of the results before compression; what is written is seldom more.
+    work : float
+        Voxels computed, overlaps included.
+    kind : {'', 'read', 'points', 'deform', 'warp'}
+        Which measured rate tells the time.
+    """
+
+    name: str
+    blocks: int = 1
+    blocksize: tuple[int, ...] = ()
+    tasks: int = 1
+    once: float = 0.0
+    per_block: float = 0.0
+    disk: float = 0.0
+    work: float = 0.0
+    kind: str = ""
+
+
+def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
+    """The price of everything `itkstream.register` does.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images and the settings of the run.
+    steps : sequence of Step
+        Of the registration.
+
+    Returns
+    -------
+    tuple of StepPrice
+        In the order in which they run.
+    """
+    prices = [_price_reading(pair)]
+    prices += [_PRICES[type(step)](pair, step) for step in steps]
+    if not steps or not isinstance(steps[-1], Deformable):
+        prices.append(_price_field(pair))
+    return (*prices, _price_aligned(pair), _price_files(pair))
+
+
+def _price_reading(pair: Pair) -> StepPrice:
+    size = max(pair.fixed.size, pair.moving.size)
+    slab = min(SLAB_VOXELS, size) * (pair.itemsize + _FLOAT)
+    work = float(pair.fixed.size + pair.moving.size)
+    return StepPrice("read", once=pair.held + slab, work=work, kind="read")
+
+
+def _price_ransac(pair: Pair, step: RansacAffine) -> StepPrice:
+    size = float(sum(grid.size for grid in pair.coarse))
+    # Images one after the other; the larger counts.
+    once = pair.held + max(grid.size for grid in pair.coarse) * _KEY_POINTS
+    return StepPrice(step_name(step), once=once, work=size, kind="points")
+
+
+def _price_intensity(pair: Pair, step: IntensityAffine) -> StepPrice:
+    once = pair.held + sum(grid.size for grid in pair.coarse) * _INTENSITIES
+    return StepPrice(step_name(step), once=once)
+
+
+def _price_local(pair: Pair, step: LocalAffines) -> StepPrice:
+    coarse = pair.coarse[0]
+    blocks = block_grid(coarse.shape, (step.blocksize,) * coarse.ndim, step.overlap)
+    return StepPrice(
+        step_name(step),
+        *_counts(blocks, _TASKS_BLENDED),
+        once=pair.held,
+        per_block=2 * _largest(blocks) * _KEY_POINTS,
+        work=2 * _work(blocks),
+        kind="points",
+    )
+
+
+def _price_deformable(pair: Pair, step: Deformable) -> StepPrice:
+    grid, voxels = pair.fixed, pair.settings.coarse_voxels
+    whole = grid.size <= voxels
+    size = grid.shape if whole else (step.blocksize,) * grid.ndim
+    blocks = block_grid(grid.shape, size, step.overlap)
+    coarse = 0.0
+    if len(blocks) > 1:
+        plan = plan_levels(grid, step.settings_for(grid.spacing), voxels)
+        coarse = grid.shrink(plan.factors).size * _DEFORM
+    return StepPrice(
+        step_name(step),
+        *_counts(blocks, _TASKS_BLENDED + _TASKS_WRITTEN),
+        once=pair.held + coarse,
+        per_block=_largest(blocks) * _DEFORM,
+        disk=_field_bytes(grid),
+        work=_work(blocks),
+        kind="deform",
+    )
+
+
+def _price_field(pair: Pair) -> StepPrice:
+    blocks = pair.blocks(pair.settings.blocksize)
+    return StepPrice(
+        "field",
+        *_counts(blocks, 1 + _TASKS_WRITTEN),
+        once=pair.held,
+        per_block=_largest(blocks) * _WARP,
+        disk=_field_bytes(pair.fixed),
+        work=float(pair.fixed.size),
+        kind="warp",
+    )
+
+
+def _price_aligned(pair: Pair) -> StepPrice:
+    blocks = pair.blocks(pair.settings.blocksize)
+    # The levels of the pyramid below full resolution.
+    lower = 1.0 / (2**pair.fixed.ndim - 1)
+    return StepPrice(
+        "aligned image",
+        *_counts(blocks, 1 + _TASKS_WRITTEN),
+        once=pair.held,
+        per_block=_largest(blocks) * (_WARP + 4 * pair.itemsize),
+        disk=pair.fixed.size * pair.itemsize * (1.0 + lower),
+        work=float(pair.fixed.size),
+        kind="warp",
+    )
+
+
+def _price_files(pair: Pair) -> StepPrice:
+    # ITK holds fields as doubles.
+    return StepPrice("ITK files", once=pair.held, disk=2 * _field_bytes(pair.fixed))
+
+
+_PRICES: dict[type[Any], Callable[..., StepPrice]] = {
+    RansacAffine: _price_ransac,
+    IntensityAffine: _price_intensity,
+    LocalAffines: _price_local,
+    Deformable: _price_deformable,
+}
+
+
+def _counts(blocks: BlockGrid, tasks: int) -> tuple[int, tuple[int, ...], int]:
+    return len(blocks), tuple(lengths[0] for lengths in blocks.chunks), tasks * len(blocks)
+
+
+def _largest(blocks: BlockGrid) -> float:
+    """Voxels of the largest block with its overlap."""
+    spans = zip(blocks.chunks, blocks.overlap, blocks.shape, strict=True)
+    return float(prod(min(n, max(c) + 2 * o) for c, o, n in spans))
+
+
+def _work(blocks: BlockGrid) -> float:
+    """Voxels of all blocks with their overlaps; there is none beyond the image's border."""
+    spans = zip(blocks.shape, blocks.numblocks, blocks.overlap, strict=True)
+    return float(prod(n + 2 * o * (count - 1) for n, count, o in spans))
+
+
+def _field_bytes(grid: Grid) -> float:
+    """A float32 displacement field of half the resolution."""
+    return float(_FLOAT * grid.ndim * grid.shrink((2,) * grid.ndim).size)

@@ -1,0 +1,376 @@
+"""Filling a stored array with blocks, so that a run that was killed can be continued.
+
+The notes of `itkstream.ledger` say which blocks are written; what their files do not bear out is
+computed again. Blocks are written by whoever computes them, each its own files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from dask.tokenize import tokenize
+from numpy.typing import NDArray
+
+from itkstream.errors import (
+    BlockErrors,
+    BlockFailure,
+    ExistingOutputError,
+    InterruptedRunError,
+    OutputError,
+)
+from itkstream.fingerprint import LEDGER_FOLDER
+from itkstream.io.chunk_files import ChunkFiles, Region, Sums, remove_partial_files, writing_to
+from itkstream.io.locations import Location
+from itkstream.io.outputs import check_store
+from itkstream.ledger import Header, Ledger, Lock, Records, still_held
+from itkstream.scheduling import Failure
+
+__all__ = ["BlockSink", "Blocks", "Output", "Progress", "Tally", "belongs", "fill"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
+
+_READERS = 8
+# Warned of as they fail; all are listed at the end.
+_WARNINGS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """The blocks of a lazy array, by number.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Chunked by block.
+    """
+
+    array: da.Array
+
+    def __len__(self) -> int:
+        return int(np.prod(self.array.numblocks))
+
+    def index(self, number: int) -> tuple[int, ...]:
+        """Position of a block in the block grid."""
+        return tuple(int(k) for k in np.unravel_index(number, self.array.numblocks))
+
+    def key(self, number: int) -> tuple[Any, ...]:
+        """What dask calls a block."""
+        return (self.array.name, *self.index(number))
+
+    def region(self, number: int) -> Region:
+        """Its elements."""
+        spans = zip(self.index(number), self._borders, strict=True)
+        return tuple(slice(borders[k], borders[k + 1]) for k, borders in spans)
+
+    def failure(self, number: int, reason: str) -> BlockFailure:
+        """A note that it failed."""
+        region = tuple((span.start, span.stop) for span in self.region(number))
+        return BlockFailure(self.index(number), region, reason)
+
+    @cached_property
+    def _borders(self) -> list[list[int]]:
+        return [np.cumsum([0, *lengths]).tolist() for lengths in self.array.chunks]
+
+
+class Tally:
+    """Counts blocks that are done and collects those that fail.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        All.
+    progress : callable
+        Told.
+    kept : int
+        Blocks that are done already.
+    """
+
+    def __init__(self, blocks: Blocks, progress: Progress, kept: int = 0) -> None:
+        self._blocks = blocks
+        self._progress = progress
+        self.done = kept
+        self.failures: list[BlockFailure] = []
+        self.error: BaseException | None = None
+        progress(kept, len(blocks))
+
+    def succeeded(self) -> None:
+        """A block is done."""
+        self.done += 1
+        self._progress(self.done, len(self._blocks))
+
+    def failed(self, number: int, failure: Failure) -> None:
+        """A block failed, for a reason that may be its own.
+
+        Raises
+        ------
+        OutputError
+            Where the reason is not its own: nothing can be written.
+        """
+        if isinstance(failure.error, OutputError):
+            raise failure.error
+        noted = self._blocks.failure(number, failure.reason)
+        if len(self.failures) < _WARNINGS:
+            logger.warning("%s; the others go on", noted)
+        self.failures.append(noted)
+        self.error = self.error or failure.error
+
+    def conclude(self, advice: str) -> None:
+        """Raise if any block failed.
+
+        Raises
+        ------
+        BlockErrors
+            With all that failed, in the order of blocks.
+        """
+        if self.failures:
+            failures = sorted(self.failures, key=lambda failure: failure.index)
+            raise BlockErrors(failures, len(self._blocks), advice) from self.error
+
+
+@dataclass(frozen=True)
+class BlockSink:
+    """Writes blocks for one run, as long as this is the run that may write.
+
+    Parameters
+    ----------
+    files : ChunkFiles
+        The array.
+    lock : Location
+        The file that says which run may write.
+    token : str
+        Of this run.
+    """
+
+    files: ChunkFiles
+    lock: Location
+    token: str
+
+    def __call__(self, region: Region, block: NDArray[Any]) -> Sums:
+        # A worker may outlive its run by the time of one block.
+        if not still_held(self.lock, self.token):
+            raise OutputError(f"this run may not write to {self.files.location} any more")
+        return self.files.write(region, block)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A stored array to be filled.
+
+    Parameters
+    ----------
+    location : Location
+        Where.
+    chunks : tuple of int
+        Its chunks.
+    shards : tuple of int, optional
+        Its shards.
+    create : callable, optional
+        Makes the empty array in a place cleared for it; None where it is there, to be filled.
+    overwrite : bool
+        Whether finished results, or those of another computation, may be replaced.
+    """
+
+    location: Location
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    create: Callable[[], Any] | None = None
+    overwrite: bool = False
+
+    def fingerprint(self, array: da.Array) -> str:
+        """What tells this computation and layout from others."""
+        token: str = tokenize(array.name, array.chunks, str(array.dtype), self.chunks, self.shards)
+        return token
+
+
+Run = Callable[[Blocks, Sequence[int], BlockSink, Callable[[int, Any], None]], None]
+"""Computes some blocks: ``run(blocks, numbers, sink, done)``."""
+
+
+def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
+    """Compute what is not there yet of a stored array.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The computation.
+    output : Output
+        Where its values go.
+    run : callable
+        Computes blocks and tells of each.
+    progress : callable
+        Told the blocks done, those of earlier runs included, and the blocks in all.
+
+    Raises
+    ------
+    ExistingOutputError
+        Where something else is there that may not be replaced.
+    BusyOutputError
+        Where another process is writing there.
+    OutputError
+        Where nothing can be written, as on a full disk.
+    BlockErrors
+        Where blocks failed; all others are written.
+    InterruptedRunError
+        After Ctrl-C.
+    """
+    ledger = Ledger(output.location)
+    fingerprint = output.fingerprint(array)
+    blocks = Blocks(array)
+    _check_place(ledger, output, fingerprint)
+    with _locked(ledger) as lock:
+        with writing_to(output.location):
+            wanted = Header(fingerprint, len(blocks), version=version("itkstream"))
+            header = _prepared(ledger, output, wanted)
+        files = ChunkFiles(output.location)
+        kept = _verified(ledger, files, blocks)
+        tally = Tally(blocks, progress, len(kept))
+        missing = [number for number in range(len(blocks)) if number not in kept]
+        if missing:
+            sink = BlockSink(files, ledger.lock_place, lock.token)
+            with ledger.recording(lock, kept) as records, _told(tally, len(blocks)):
+                run(blocks, missing, sink, _noting(records, tally))
+        with writing_to(output.location):
+            ledger.note_failures(tally.failures)
+            ledger.note(replace(header, finished=not tally.failures))
+        tally.conclude("run the same again to compute only these")
+
+
+def belongs(array: da.Array, output: Output) -> bool:
+    """Whether what is at a place was made, or begun, by the same computation.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The computation.
+    output : Output
+        The place and layout.
+
+    Returns
+    -------
+    bool
+        Then `fill` continues it.
+    """
+    header = Ledger(output.location).header()
+    return header is not None and header.ready and header.fingerprint == output.fingerprint(array)
+
+
+def _check_place(ledger: Ledger, output: Output, fingerprint: str) -> None:
+    """Refuse a place that holds what may not be replaced, before anything is changed."""
+    header = ledger.header()
+    if output.create is None:
+        return
+    if header is None:
+        if set(output.location.names()) - {LEDGER_FOLDER} or not output.location.is_dir():
+            check_store(output.location.address, output.overwrite)
+    elif header.fingerprint != fingerprint and not output.overwrite:
+        if header.finished:
+            raise ExistingOutputError(
+                f"{output.location} is there already, of other inputs, parameters or code; choose "
+                "another path or pass overwrite=True to replace it"
+            )
+        raise ExistingOutputError(
+            f"{output.location} holds an unfinished run of other inputs, parameters or code "
+            f"({len(ledger.done())} of {header.total} blocks): run that again to continue it, "
+            "choose another path or pass overwrite=True to replace it"
+        )
+
+
+def _prepared(ledger: Ledger, output: Output, wanted: Header) -> Header:
+    """The notes and the array of this computation: found, or made anew."""
+    found = ledger.header()
+    same = found is not None and found.fingerprint == wanted.fingerprint
+    if output.create is None:
+        header = replace(wanted, ready=True)
+        if not same:
+            ledger.begin(header)
+        return header
+    replaced = found is not None and found.finished and output.overwrite
+    if same and found is not None and found.ready and not replaced and _opens(output.location):
+        return found
+    # Noted first: a run killed from here on leaves a place that is known to be its own.
+    ledger.begin(wanted)
+    for name in output.location.names():
+        if name != LEDGER_FOLDER:
+            output.location.child(name).remove()
+    output.create()
+    header = replace(wanted, ready=True)
+    ledger.note(header)
+    return header
+
+
+def _opens(location: Location) -> bool:
+    try:
+        zarr.open_array(location.store(), mode="r")
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _verified(ledger: Ledger, files: ChunkFiles, blocks: Blocks) -> dict[int, Sums]:
+    """The noted blocks whose files are as noted; the files of others are removed."""
+    noted = {number: sums for number, sums in ledger.done().items() if number < len(blocks)}
+    if not noted:
+        return {}
+    remove_partial_files(files.location)
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda number: files.found(blocks.region(number)), noted)
+        kept = {
+            number: noted[number]
+            for number, sums in zip(noted, found, strict=True)
+            if sums == noted[number]
+        }
+    for number in noted.keys() - kept.keys():
+        logger.warning(
+            "block %s of %s is not as it was written; it is computed again",
+            blocks.index(number),
+            files.location,
+        )
+        files.remove(blocks.region(number))
+    state = "complete" if len(kept) == len(blocks) else "continues"
+    logger.info("%s %s: %d of %d blocks are there", files.location, state, len(kept), len(blocks))
+    return kept
+
+
+@contextmanager
+def _locked(ledger: Ledger) -> Iterator[Lock]:
+    with writing_to(ledger.array):
+        lock = Lock(ledger.lock_place, ledger.array)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _noting(records: Records, tally: Tally) -> Callable[[int, Any], None]:
+    def done(number: int, value: Any) -> None:
+        if isinstance(value, Failure):
+            tally.failed(number, value)
+        else:
+            records.add(number, value)
+            tally.succeeded()
+
+    return done
+
+
+@contextmanager
+def _told(tally: Tally, total: int) -> Iterator[None]:
+    """Say after Ctrl-C how far the run was."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"stopped: {tally.done} of {total} blocks are done; run the same again to continue"
+        ) from None
