@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from itkstream.certificate import certify
 from itkstream.cluster import store
 from itkstream.doors import as_pair
 from itkstream.errors import InputError, RegistrationError
@@ -144,7 +145,8 @@ def register(
 
     Writes into `out`:
 
-    - ``registration.json``: parameters, versions, timings, quality before and after each step;
+    - ``registration.json``: parameters, versions, timings, quality before and after each step, and
+      the transform's certificate (`itkstream.certificate.certify`);
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene);
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
     - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs.
@@ -214,8 +216,9 @@ def register(
             state = run.refine(state, step, number)
         transform = run.stored(state)
         aligned = run.align(transform)
+        certificate = run.certify(transform)
     run.export(transform)
-    report = run.report()
+    report = run.report() | {"certificate": certificate}
     write_text(run.folder / _REPORT, json.dumps(report, indent=2) + "\n")
     return Registration(run.folder, transform, aligned, report)
 
@@ -351,6 +354,16 @@ class _Run:
             store(stored, target, self.resources, self.reporter.blocks)
             write_pyramid(path)
         return open_image(path).reorder(self.fixed.grid.axes)
+
+    def certify(self, transform: CompositeTransform) -> dict[str, Any]:
+        """Whether the transform is sound, and where it folds if it does."""
+        with self._step("certificate") as facts:
+            found = certify(transform, name=str(self.folder), resources=self.resources)
+            facts["passed"] = found["passed"]
+            self.reporter.note(
+                "; ".join(found["failures"]) or "no folds, and the inverse leads back"
+            )
+        return found
 
     def export(self, transform: CompositeTransform) -> None:
         """The transform as ITK files, each read back and compared."""

@@ -104,6 +104,13 @@ def test_the_folder_holds_what_was_promised(rounds, registered):
     steps = report["settings"]["steps"]
     assert [step_from(*s.popitem()) for s in steps] == list(STEPS)
     assert all(step["seconds"] >= 0 for step in report["steps"])
+    certificate = report["certificate"]
+    assert (certificate["passed"], certificate["regions"], certificate["repair"]) == (
+        True,
+        [],
+        None,
+    )
+    assert certificate["largest_inverse_error_vox"] < 0.1
     aligned = itkstream.open_image(registered.out / "aligned.ome.zarr")
     assert aligned.grid.axes == ("z", "y", "x")
     assert registered.aligned.grid == rounds.fixed.grid

@@ -55,8 +55,8 @@ def open_image(
     MetaImage and TIFF files (axes z, y, x, as numpy has them; ITK's direction and origin kept).
     The data of the image slice lazily and pickle.
 
-    Uncompressed NIfTI and MetaImage files are read region by region; a process that slices any
-    other file holds all of it in memory, so convert large ones to OME-Zarr.
+    Uncompressed NIfTI, NRRD and MetaImage files are read region by region; a process that slices
+    any other file holds all of it in memory, so convert large ones to OME-Zarr.
 
     Parameters
     ----------
