@@ -315,7 +315,7 @@ SAME = (SPACING, SPACING)
         ({"affine": np.full((4, 4), np.nan)}, "did its fit fail"),
         ({"fix_spacing": (0, 1, 1)}, "spacing must be positive"),
         ({"mov_spacing": (1, 1, -1)}, "spacing must be positive"),
-        ({"order": 2}, "order must be one of"),
+        ({"order": 4}, "order must be one of"),
         ({"fix": "fix.n5"}, "open files with itkstream.open_image"),
         ({"fix_spacing": None}, "pass fix_spacing"),
     ],
