@@ -171,7 +171,7 @@ def test_every_resource_has_its_option():
         max_workers=3,
     )
     options = {option.name for option in command.params}
-    assert options == {field.name for field in fields(Resources)} - {"config"} | {"overwrite"}
+    assert options == {field.name for field in fields(Resources)} - {"config"}
 
 
 def test_images_without_overlap_end_with_a_reason(containers, tmp_path):
