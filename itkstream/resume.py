@@ -63,20 +63,66 @@ class Blocks:
         return int(np.prod(self.array.numblocks))
 
     def index(self, number: int) -> tuple[int, ...]:
-        """Position of a block in the block grid."""
+        """Position of a block in the block grid.
+
+        Parameters
+        ----------
+        number : int
+            Of the block, in index order.
+
+        Returns
+        -------
+        tuple of int
+            One per axis.
+        """
         return tuple(int(k) for k in np.unravel_index(number, self.array.numblocks))
 
     def key(self, number: int) -> tuple[Any, ...]:
-        """What dask calls a block."""
+        """What dask calls a block.
+
+        Parameters
+        ----------
+        number : int
+            Of the block, in index order.
+
+        Returns
+        -------
+        tuple
+            Its key.
+        """
         return (self.array.name, *self.index(number))
 
     def region(self, number: int) -> Region:
-        """Its elements."""
+        """The elements of a block.
+
+        Parameters
+        ----------
+        number : int
+            Of the block, in index order.
+
+        Returns
+        -------
+        tuple of slice
+            One per axis.
+        """
         spans = zip(self.index(number), self._borders, strict=True)
         return tuple(slice(borders[k], borders[k + 1]) for k, borders in spans)
 
     def failure(self, number: int, reason: str) -> BlockFailure:
-        """A note that it failed."""
+        """A note that a block failed.
+
+        Parameters
+        ----------
+        number : int
+            Of the block, in index order.
+        reason : str
+            Why.
+
+        Returns
+        -------
+        BlockFailure
+            With its place.
+        """
         region = tuple((span.start, span.stop) for span in self.region(number))
         return BlockFailure(self.index(number), region, reason)
 
@@ -114,6 +160,13 @@ class Tally:
     def failed(self, number: int, failure: Failure) -> None:
         """A block failed, for a reason that may be its own.
 
+        Parameters
+        ----------
+        number : int
+            Of the block.
+        failure : Failure
+            What is left of it.
+
         Raises
         ------
         OutputError
@@ -134,6 +187,11 @@ class Tally:
 
     def conclude(self, advice: str) -> None:
         """Raise if any block failed.
+
+        Parameters
+        ----------
+        advice : str
+            What to do then.
 
         Raises
         ------
@@ -194,7 +252,18 @@ class Output:
     overwrite: bool = False
 
     def fingerprint(self, array: da.Array) -> str:
-        """What tells this computation and layout from others."""
+        """What tells this computation and layout from others.
+
+        Parameters
+        ----------
+        array : dask.array.Array
+            The computation.
+
+        Returns
+        -------
+        str
+            A token.
+        """
         token: str = tokenize(array.name, array.chunks, str(array.dtype), self.chunks, self.shards)
         return token
 
