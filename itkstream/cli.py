@@ -218,6 +218,44 @@ def demo(out: str, **options: Any) -> None:
 
 @commands.command()
 @click.argument("transform", type=click.Path())
+@click.argument("moving")
+@click.argument("out")
+@click.option("--like", help="Image on whose voxels it is wanted. [default: the fixed image]")
+@click.option("--order", type=click.IntRange(0, 3), default=1, show_default=True)
+@click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
+@click.option("--background", type=float, default=0.0, show_default=True, help="Value outside.")
+@click.option("--channel", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--time", type=click.IntRange(0), default=0, show_default=True)
+@_with_overwrite
+@_with_resources
+def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
+    """Resample the image MOVING through TRANSFORM into the OME-Zarr OUT.
+
+    Integers are rounded and clipped. With --labels, voxels take the nearest label.
+    """
+    from itkstream import exports
+    from itkstream.block_kernels import WarpSettings
+    from itkstream.io import open_image
+    from itkstream.io.transform_files import read_transform
+
+    image = open_image(moving, channel=options["channel"], time=options["time"])
+    names = ("nearest", "linear", "quadratic-bspline", "bspline")
+    interpolator = names[0 if options["labels"] else options["order"]]
+    exports.write_resampled(
+        out,
+        image,
+        read_transform(transform),
+        open_image(like).grid if like else exports.registered_grids(transform)[0],
+        WarpSettings(interpolator, background=options["background"]),
+        labels=options["labels"],
+        resources=_resources(options),
+        overwrite=options["overwrite"],
+    )
+    click.echo(f"written: {out}")
+
+
+@commands.command()
+@click.argument("transform", type=click.Path())
 @click.argument("points", type=click.Path())
 @click.option("--out", type=click.Path(), required=True, help="File to write.")
 @click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
@@ -225,7 +263,7 @@ def demo(out: str, **options: Any) -> None:
 def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
     """Map the POINTS of a file through TRANSFORM, from fixed to moving.
 
-    POINTS is a CSV file whose header names columns x, y, z (others are kept), or a numpy array
+    POINTS is a CSV or Parquet file with columns x, y, z (others are kept), or a numpy array
     (m, 3) in this order; in micrometers. TRANSFORM is a registration folder, a
     transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
     column `outside`: 1 where the transform says nothing about a point.
@@ -301,6 +339,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
 @click.argument("transform", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
+@_with_overwrite
 @_with_resources
 def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.

@@ -1,4 +1,4 @@
-"""A transform for other programs: bundles for 3D Slicer and ANTs, and the inverse as a store."""
+"""What is made with a transform: bundles for 3D Slicer and ANTs, its inverse, resampled images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import dask.array as da
 
 from itkstream.algebra import coarsen_field
+from itkstream.block_kernels import WarpSettings
+from itkstream.cluster import store
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
     CompositeTransform,
@@ -19,16 +21,21 @@ from itkstream.geometry import (
     Transform,
     compose,
 )
-from itkstream.io import open_image
+from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.itk_images import write_itk
 from itkstream.io.locations import Location
-from itkstream.io.ngff_transforms import as_stored, create_error_map, create_transform
+from itkstream.io.ngff_transforms import (
+    as_stored,
+    create_error_map,
+    create_transform,
+    stored_axes,
+)
 from itkstream.io.outputs import claim_folder, write_text
 from itkstream.io.transform_files import write_transform
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.interpolate import round_to
 from itkstream.numerics.mapping import affine_part
-from itkstream.transform import prepare_invert
+from itkstream.transform import prepare_apply_transform, prepare_invert
 from itkstream.workers import Resources, connected
 
 __all__ = [
@@ -39,6 +46,7 @@ __all__ = [
     "registered_grids",
     "registered_images",
     "write_inverse",
+    "write_resampled",
 ]
 
 REPORT = "registration.json"
@@ -293,6 +301,59 @@ def write_inverse(
     with connected(resources or Resources()):
         da.store([lazy[:-1], lazy[-1]], [target, errors], lock=False)
     return float(da.from_array(errors, chunks=errors.chunks).max().compute())
+
+
+def write_resampled(
+    out: str | os.PathLike[str],
+    moving: Image,
+    transform: Transform,
+    grid: Grid,
+    settings: WarpSettings,
+    *,
+    labels: bool = False,
+    blocksize: int = 128,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Resample an image through a transform into an OME-Zarr, block by block.
+
+    Parameters
+    ----------
+    out : path
+        The new OME-Zarr 0.5, multiscale, its axes z, y, x.
+    moving : Image
+        In moving space.
+    transform : Transform
+        From fixed to moving points.
+    grid : Grid
+        The wanted lattice, in fixed space: the fixed image's, or any other.
+    settings : WarpSettings
+        Interpolation, background, type.
+    labels : bool
+        Coarser levels keep every second voxel instead of averaging.
+    blocksize : int
+        Voxels of a block and chunk per axis.
+    resources : Resources, optional
+        Workers and threads.
+    overwrite : bool
+        Replace a store that is there.
+
+    Raises
+    ------
+    InputError
+        Where dimensions or units of transform and images differ.
+    ExistingOutputError
+        Where something is there.
+    """
+    wanted = grid.reorder(stored_axes(grid)).in_unit("micrometer")
+    axes = _axes(transform, None)
+    size = (blocksize,) * grid.ndim
+    lazy = prepare_apply_transform(wanted.reorder(axes), moving, transform, size, settings)
+    stored = lazy.transpose(wanted.reorder(axes).axis_order(wanted.axes))
+    chunks = tuple(min(c[0], blocksize) for c in stored.chunks)
+    target = create_ome_zarr(out, wanted, stored.dtype, chunks=chunks, overwrite=overwrite)
+    store(stored, target, resources)
+    write_pyramid(out, labels=labels)
 
 
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:

@@ -43,6 +43,7 @@ INTERPOLATORS = {
     "nearest": sitk.sitkNearestNeighbor,
     "linear": sitk.sitkLinear,
     "bspline": sitk.sitkBSpline,
+    "quadratic-bspline": sitk.sitkBSpline2,
     "gaussian": sitk.sitkGaussian,
     "label-gaussian": sitk.sitkLabelGaussian,
     "hamming-sinc": sitk.sitkHammingWindowedSinc,

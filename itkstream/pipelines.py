@@ -43,6 +43,7 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
+from itkstream.certificate import certify
 from itkstream.cluster import store
 from itkstream.doors import as_pair
 from itkstream.errors import InputError, RegistrationError
@@ -92,7 +93,7 @@ logger = logging.getLogger(__name__)
 
 _TRANSFORM = "transform.ome.zarr"
 # Notes of what is done beside the steps, which are called by their numbers.
-_BEGIN, _ALIGNED, _FILES = "begin", "aligned", "files"
+_BEGIN, _ALIGNED, _CERTIFICATE, _FILES = "begin", "aligned", "certificate", "files"
 
 _TITLES: dict[type[Any], str] = {
     RansacAffine: "affine",
@@ -155,7 +156,8 @@ def register(
 
     Writes into `out`:
 
-    - ``registration.json``: parameters, versions, timings, quality before and after each step;
+    - ``registration.json``: parameters, versions, timings, quality before and after each step, and
+      the transform's certificate (`itkstream.certificate.certify`);
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene);
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
     - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs.
@@ -228,6 +230,7 @@ def register(
             state = run.refine(state, step, number, key)
         transform = run.stored(state)
         aligned = run.align(transform, keys[-1])
+        certificate = run.certify(transform, keys[-1])
     run.export(transform, keys[-1])
     given = {
         "initial_transform": initial_transform,
@@ -235,6 +238,7 @@ def register(
         "moving_mask": moving_mask,
     }
     report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
+    report["certificate"] = certificate
     write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
     return Registration(folder.location, transform, aligned, report)
 
@@ -363,6 +367,22 @@ class _Run:
                 write_pyramid(path)
             self._note(_ALIGNED, key, {"facts": facts})
         return open_image(path).reorder(self.fixed.grid.axes)
+
+    def certify(self, transform: CompositeTransform, key: str) -> dict[str, Any]:
+        """Whether the transform is sound, and where it folds if it does."""
+        note = self._earlier("certificate", _CERTIFICATE, key)
+        if note is not None:
+            found: dict[str, Any] = note["certificate"]
+            return found
+        with self._step("certificate") as facts:
+            name = str(self.folder.location)
+            found = certify(transform, name=name, resources=self.scene.resources)
+            facts["passed"] = found["passed"]
+            self.scene.reporter.note(
+                "; ".join(found["failures"]) or "no folds, and the inverse leads back"
+            )
+        self._note(_CERTIFICATE, key, {"facts": facts, "certificate": found})
+        return found
 
     def export(self, transform: CompositeTransform, key: str) -> None:
         """The transform as ITK files, each read back and compared."""

@@ -58,6 +58,7 @@ __all__ = [
     "piecewise_transform",
     "prepare_apply_local_affines",
     "prepare_apply_position_field",
+    "prepare_apply_to_series",
     "prepare_apply_transform",
     "prepare_field",
     "prepare_invert",
@@ -94,8 +95,8 @@ def apply_global_affine(
         Micrometers per voxel; None for an `Image`.
     affine : array_like, (4, 4)
         From fixed to moving points, in micrometers ((3, 3) for 2-D images).
-    order : {1, 0, 3}
-        Linear, nearest or cubic B-spline.
+    order : {1, 0, 2, 3}
+        Linear, nearest, quadratic or cubic B-spline.
     interpolator : str, optional
         An ITK interpolator by name, instead of `order`.
     engine : {'fast', 'itk'}, optional
@@ -116,14 +117,19 @@ def apply_global_affine(
 
 
 def apply_transform(
-    fixed: Image, moving: Image, transform: AnyTransform, settings: WarpSettings | None = None
+    fixed: Image | Grid,
+    moving: Image,
+    transform: AnyTransform,
+    settings: WarpSettings | None = None,
 ) -> NDArray[Any]:
     """Resample the moving image through any transform, in memory.
 
     Parameters
     ----------
-    fixed, moving : Image
-        Fixed (only its grid counts) and moving image.
+    fixed : Image or Grid
+        The fixed image, or any other lattice in its space on which the result is wanted.
+    moving : Image
+        The moving image.
     transform : Transform or SimpleITK.Transform
         From fixed to moving points.
     settings : WarpSettings, optional
@@ -134,12 +140,12 @@ def apply_transform(
     ndarray, shape of the fixed image
         The moving image, aligned.
     """
-    fixed, moving = as_pair(fixed, moving, None, None)
+    fixed, moving = as_pair(_wanted(fixed), moving, None, None)
     return warp_block(moving, transform, fixed.grid, settings or WarpSettings())
 
 
 def prepare_apply_transform(
-    fixed: Image,
+    fixed: Image | Grid,
     moving: Image,
     transform: AnyTransform,
     blocksize: Sequence[int],
@@ -149,8 +155,10 @@ def prepare_apply_transform(
 
     Parameters
     ----------
-    fixed, moving : Image
-        Fixed (only its grid counts) and moving image.
+    fixed : Image or Grid
+        The fixed image, or any other lattice in its space on which the result is wanted.
+    moving : Image
+        The moving image.
     transform : Transform or SimpleITK.Transform
         From fixed to moving points; stored fields are read around each block.
     blocksize : sequence of int
@@ -163,7 +171,7 @@ def prepare_apply_transform(
     dask.array.Array, shape of the fixed image
         Lazy; one task a block.
     """
-    fixed, moving = as_pair(fixed, moving, None, None)
+    fixed, moving = as_pair(_wanted(fixed), moving, None, None)
     settings = settings or WarpSettings()
     blocks = block_grid(fixed.shape, blocksize, 0)
     shared = {
@@ -173,6 +181,55 @@ def prepare_apply_transform(
         "settings": settings,
     }
     return map_blocks(_apply_block, blocks, None, shared, Result(_result_type(moving, settings)))
+
+
+def prepare_apply_to_series(
+    fixed: Image | Grid,
+    series: Sequence[Image],
+    transform: Transform,
+    blocksize: Sequence[int],
+    settings: WarpSettings | None = None,
+) -> da.Array:
+    """Prepare to resample several images of one lattice: channels, or a time series.
+
+    The transform is evaluated once for all of them.
+
+    Parameters
+    ----------
+    fixed : Image or Grid
+        The fixed image, or any other lattice in its space on which the results are wanted.
+    series : sequence of Image
+        Moving images with the same grid and voxel type, such as `itkstream.io.open_series` opens.
+    transform : Transform
+        From fixed to moving points.
+    blocksize : sequence of int
+        Voxels of a block per axis.
+    settings : WarpSettings, optional
+        Interpolation, engine, background, type.
+
+    Returns
+    -------
+    dask.array.Array, (m,) + shape of the fixed image
+        Lazy; one task a block.
+
+    Raises
+    ------
+    InputError
+        Where the images are none, or differ in grid or type.
+    """
+    pairs = [as_pair(_wanted(fixed), moving, None, None) for moving in series]
+    if len({(moving.grid, moving.dtype) for _, moving in pairs}) != 1:
+        raise InputError(
+            "a series has at least one image, and all of its images have one grid and voxel type; "
+            f"got {[(m.shape, str(m.dtype)) for _, m in pairs]}"
+        )
+    grid, settings = pairs[0][0].grid, settings or WarpSettings()
+    shared = {"series": tuple(moving for _, moving in pairs), "transform": transform}
+    shared |= {"fixed_grid": grid, "settings": settings}
+    result = Result(_result_type(pairs[0][1], settings), (len(pairs),))
+    blocks = block_grid(grid.shape, blocksize, 0)
+    together = map_blocks(_apply_series_block, blocks, None, shared, result)
+    return together.transpose(grid.ndim, *range(grid.ndim))
 
 
 def piecewise_transform(
@@ -390,6 +447,19 @@ def _apply_block(
     return warp_block(moving, transform, fixed_grid.crop(block.core), settings)
 
 
+def _apply_series_block(
+    _part: None,
+    block: Block,
+    *,
+    series: tuple[Image, ...],
+    transform: Transform,
+    fixed_grid: Grid,
+    settings: WarpSettings,
+) -> NDArray[Any]:
+    mapping = map_on(transform, fixed_grid.crop(block.core))
+    return np.stack([warp_mapped(moving, mapping, settings) for moving in series], axis=-1)
+
+
 def _apply_field_block(
     part: NDArray[Any],
     block: Block,
@@ -414,10 +484,17 @@ def _settings(
     background: float,
     dtype: DTypeLike | None,
 ) -> WarpSettings:
-    names = {0: "nearest", 1: "linear", 3: "bspline"}
+    names = {0: "nearest", 1: "linear", 2: "quadratic-bspline", 3: "bspline"}
     if interpolator is None and order not in names:
         raise InputError(f"order must be one of {tuple(names)}; got {order}")
     return WarpSettings(interpolator or names[order], engine, background, dtype)  # type: ignore[arg-type]
+
+
+def _wanted(fixed: Image | Grid) -> Image:
+    """A lattice as an image that takes no memory."""
+    if isinstance(fixed, Image):
+        return fixed
+    return Image(np.broadcast_to(np.uint8(0), fixed.shape), fixed)
 
 
 def _result_type(moving: Image, settings: WarpSettings) -> np.dtype[Any]:

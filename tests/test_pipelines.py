@@ -108,6 +108,13 @@ def test_the_folder_holds_what_was_promised(rounds, registered):
     steps = report["settings"]["steps"]
     assert [step_from(*s.popitem()) for s in steps] == list(STEPS)
     assert all(step["seconds"] >= 0 for step in report["steps"])
+    certificate = report["certificate"]
+    assert (certificate["passed"], certificate["regions"], certificate["repair"]) == (
+        True,
+        [],
+        None,
+    )
+    assert certificate["largest_inverse_error_vox"] < 0.1
     aligned = itkstream.open_image(registered.out / "aligned.ome.zarr")
     assert aligned.grid.axes == ("z", "y", "x")
     assert registered.aligned.grid == rounds.fixed.grid
@@ -264,7 +271,7 @@ def test_the_same_run_again_finds_all_done(rounds, registered):
     watch = Heard()
     again = register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS, reporter=watch)
     assert (registered.out / "registration.json").read_bytes() == before
-    assert watch.notes.count("done by an earlier run") == len(STEPS) + 3
+    assert watch.notes.count("done by an earlier run") == len(STEPS) + 4
     np.testing.assert_array_equal(again.aligned.read(), registered.aligned.read())
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from itkstream.errors import InputError
 from itkstream.geometry import Image
 from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from itkstream.io.n5 import create_n5, write_n5
     from itkstream.io.ome_zarr_writer import create_ome_zarr, write_pyramid
 
-__all__ = ["create_n5", "create_ome_zarr", "open_image", "write_n5", "write_pyramid"]
+__all__ = ["create_n5", "create_ome_zarr", "open_image", "open_series", "write_n5", "write_pyramid"]
 
 # Formats and their libraries are loaded when they are first used: importing all takes a second.
 _HOMES = {
@@ -54,8 +55,8 @@ def open_image(
     MetaImage and TIFF files (axes z, y, x, as numpy has them; ITK's direction and origin kept).
     The data of the image slice lazily and pickle.
 
-    Uncompressed NIfTI and MetaImage files are read region by region; a process that slices any
-    other file holds all of it in memory, so convert large ones to OME-Zarr.
+    Uncompressed NIfTI, NRRD and MetaImage files are read region by region; a process that slices
+    any other file holds all of it in memory, so convert large ones to OME-Zarr.
 
     Parameters
     ----------
@@ -103,3 +104,40 @@ def open_image(
     home, reader = _READERS[found.format]
     image: Image = getattr(import_module(home), reader)(found, selection)
     return image
+
+
+def open_series(
+    path: str | os.PathLike[str], axis: Literal["channel", "time"], **selection: Any
+) -> list[Image]:
+    """Open all channels, or all time points, of an image.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        As for `open_image`.
+    axis : {'channel', 'time'}
+        What there is one image of.
+    **selection
+        Further arguments of `open_image`.
+
+    Returns
+    -------
+    list of Image
+        In order; one for an image without such an axis.
+
+    Raises
+    ------
+    MissingDataError
+        As `open_image`.
+    InputError
+        As `open_image`, or for another axis.
+    """
+    if axis not in ("channel", "time"):
+        raise InputError(f"axis must be 'channel' or 'time'; got {axis!r}")
+    series = [open_image(path, **{**selection, axis: 0})]
+    while True:
+        try:
+            series.append(open_image(path, **{**selection, axis: len(series)}))
+        except InputError:
+            # There are no more.
+            return series

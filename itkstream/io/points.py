@@ -1,4 +1,4 @@
-"""Tables of points: CSV with named columns, or numpy files."""
+"""Tables of points: CSV and Parquet with named columns, or numpy files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,24 +32,27 @@ class PointTable:
     points : ndarray, (m, n), float64
         Coordinates in the order x, y, z.
     header : tuple of str
-        Names of all columns of a CSV file; empty for numpy files.
+        Names of all columns of a CSV or Parquet file; empty for numpy files.
     rows : tuple of tuple of str
-        The CSV file's cells.
+        The cells of a CSV file.
+    columns : pyarrow.Table, optional
+        The columns of a Parquet file, with their types.
     """
 
     points: NDArray[np.float64]
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    columns: Any = None
 
 
 def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
-    """Read points from a ``.csv`` or ``.npy`` file.
+    """Read points from a ``.csv``, ``.parquet`` or ``.npy`` file.
 
     Parameters
     ----------
     path : path
-        CSV with a header that names columns x, y and z, in any order and case, among others; or
-        a numpy array (m, n), its columns in the order x, y, z.
+        CSV with a header, or Parquet, that names columns x, y and z, in any order and case, among
+        others; or a numpy array (m, n), its columns in the order x, y, z.
     ndim : int
         How many coordinates a point has: 2 (x, y) or 3.
 
@@ -62,15 +66,18 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
     MissingDataError
         Where there is no such file.
     InputError
-        Where a column lacks, a cell is no number, or the ending is another.
+        Where a column lacks, a cell is no number, or the ending is another; for Parquet, where
+        pyarrow is not installed.
     """
     source = Location.parse(path).path
     if not source.is_file():
         raise MissingDataError(f"there is no file of points {path}")
     if source.suffix.lower() == ".npy":
         return PointTable(_read_numpy(source, ndim))
+    if source.suffix.lower() == ".parquet":
+        return _read_parquet(source, ndim)
     if source.suffix.lower() != ".csv":
-        raise InputError(f"points are read from .csv or .npy files; got {source.name}")
+        raise InputError(f"points are read from .csv, .parquet or .npy files; got {source.name}")
     return _read_csv(source, ndim)
 
 
@@ -87,8 +94,9 @@ def write_points(
     Parameters
     ----------
     path : path
-        ``.csv``: the columns of `table`, coordinates replaced, and a column ``outside`` of 0 and
-        1; ``.npy``: the coordinates only, in the order x, y, z.
+        ``.csv`` or ``.parquet``: the columns of `table`, coordinates replaced, and a column
+        ``outside`` of 0 and 1 (Parquet: of truth values); ``.npy``: the coordinates only, in the
+        order x, y, z.
     table : PointTable
         What was read.
     points : ndarray, (m, n)
@@ -101,16 +109,20 @@ def write_points(
     Raises
     ------
     InputError
-        For another ending.
+        For another ending, or Parquet without pyarrow.
     ExistingOutputError
         Where the file exists.
     """
     target = Location.parse(path)
-    if target.suffix.lower() not in (".csv", ".npy"):
-        raise InputError(f"points are written as .csv or .npy; got {target.name}")
+    kind = target.suffix.lower()
+    if kind not in (".csv", ".npy", ".parquet"):
+        raise InputError(f"points are written as .csv, .parquet or .npy; got {target.name}")
     with claim_file(target, overwrite) as partial:
-        if target.suffix.lower() == ".npy":
+        if kind == ".npy":
             np.save(partial, points)
+            return
+        if kind == ".parquet":
+            _pyarrow().parquet.write_table(_typed(table, points, outside), partial)
             return
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -122,7 +134,10 @@ def _cells(
 ) -> list[list[str]]:
     names = default_axes(points.shape[1])
     header = list(table.header or names)
-    rows = [list(row) for row in table.rows] or [[""] * len(header) for _ in points]
+    if table.columns is None:
+        rows = [list(row) for row in table.rows] or [[""] * len(header) for _ in points]
+    else:
+        rows = [list(map(_cell, row.values())) for row in table.columns.to_pylist()]
     for axis, column in enumerate(_columns(header, names, "the table")):
         for row, value in zip(rows, points[:, axis], strict=True):
             # repr: the shortest text that gives the same double.
@@ -135,6 +150,54 @@ def _cells(
     for row, flag in zip(rows, outside, strict=True):
         row[place] = str(int(flag))
     return [header, *rows]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _typed(table: PointTable, points: NDArray[np.float64], outside: NDArray[np.bool_]) -> Any:
+    """The table as pyarrow has it; columns of a CSV file other than coordinates are text."""
+    arrow = _pyarrow()
+    names = default_axes(points.shape[1])
+    header = list(table.header or names)
+    columns: dict[str, Any]
+    if table.columns is not None:
+        columns = {name: table.columns.column(name) for name in header}
+    else:
+        columns = {name: [row[k] for row in table.rows] for k, name in enumerate(header)}
+    for axis, column in enumerate(_columns(header, names, "the table")):
+        columns[header[column]] = points[:, axis]
+    return arrow.table({**columns, _OUTSIDE: outside})
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            "Parquet files need pyarrow: pip install 'itkstream[parquet]', or use .csv or .npy"
+        ) from error
+    return pyarrow
+
+
+def _read_parquet(source: Path, ndim: int) -> PointTable:
+    arrow = _pyarrow()
+    try:
+        table = arrow.parquet.read_table(source)
+    except (arrow.ArrowException, OSError) as error:
+        raise InputError(f"{source} is no Parquet file: {error}") from error
+    header = table.column_names
+    if len(set(header)) < len(header):
+        raise InputError(f"{source} has two columns of one name: {', '.join(header)}")
+    numbers = []
+    for place in _columns(header, default_axes(ndim), str(source)):
+        column = table.column(place)
+        if not (arrow.types.is_integer(column.type) or arrow.types.is_floating(column.type)):
+            raise InputError(f"{source}: column {header[place]} holds {column.type}, not numbers")
+        numbers.append(column.cast(arrow.float64()).to_numpy())
+    return PointTable(_finite(np.stack(numbers, axis=1), source), tuple(header), columns=table)
 
 
 def _read_numpy(source: Path, ndim: int) -> NDArray[np.float64]:

@@ -2,8 +2,9 @@
 
 ``python tests/clients/check_programs.py --work DIR`` makes the clients' environments from PyPI in
 DIR (and keeps them there for the next run), writes the files with the itkstream of this
-interpreter, has each client map points through them, and prints the largest error. The exit code
-is 1 if one is too large. A client that cannot be installed is skipped, with the reason.
+interpreter, has each client map points through them, and prints the largest error. What elastix
+and Slicer write themselves is read back as well. The exit code is 1 if an error is too large. A
+client that cannot be installed is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from programs import WRITERS
+
+from itkstream.io.transform_files import read_transform
 
 HERE = Path(__file__).parent
 
@@ -76,12 +82,12 @@ def install(client: Client, work: Path) -> str:
     return ""
 
 
-def run(client: Client, work: Path, manifest: Path) -> list[dict[str, Any]]:
-    """What a client finds; a crash counts as a file it gets wrong."""
+def run(client: Client, work: Path, *arguments: Path) -> list[dict[str, Any]]:
+    """What a client finds, or writes; a crash counts as a file it gets wrong."""
     python = work / "environments" / client.environment / "bin" / "python"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [str(python), str(HERE / "programs.py"), client.name, str(manifest)],
+        [str(python), str(HERE / "programs.py"), client.name, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment,
@@ -92,6 +98,22 @@ def run(client: Client, work: Path, manifest: Path) -> list[dict[str, Any]]:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         rows.append({"case": "crash", "files": last, "error": None, "allowed": 0.0, "unit": ""})
     return rows
+
+
+def read_back(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What itkstream makes of the files a client wrote."""
+    found = []
+    for row in rows:
+        if "path" not in row:
+            found.append(row)
+            continue
+        points, mapped = np.array(row["points"]), np.array(row["mapped"])
+        name = "/".join(Path(row["path"]).parts[-2:])
+        transform = read_transform(row["path"], ("x", "y", "z"))
+        error = float(np.abs(transform.apply(points) - mapped).max())
+        judged = {"case": "written there", "files": name, "error": error, "unit": "micrometers"}
+        found.append({**judged, "allowed": row["allowed"]})
+    return found
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> int:
@@ -135,7 +157,12 @@ def main() -> int:
             if reason:
                 say(f"{client.name:14}skipped: {reason}")
                 continue
-            wrong += report(client.name, run(client, work, files / "manifest.json"))
+            rows = run(client, work, files / "manifest.json")
+            if client.name in WRITERS:
+                place = Path(temporary) / client.name
+                place.mkdir()
+                rows += read_back(run(client, work, files / "manifest.json", place))
+            wrong += report(client.name, rows)
     say(f"{wrong} wrong, {time.monotonic() - began:.0f} s")
     return 1 if wrong else 0
 

@@ -330,6 +330,90 @@ def slicer(case: Case) -> Iterator[Case]:
     yield from by_points({**case, **case["nodes"]}, fields("h5", *IMAGES), mapper)
 
 
+def elastix_writes(folder: Path) -> Iterator[Case]:
+    """Registers small images with every kind of transform; transformix says where points go."""
+    import itk as itk_
+
+    rng = np.random.default_rng(0)
+    size = (30, 28, 26)
+    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).astype(float)
+    noise = sum(np.sin(index @ rng.normal(0, 0.35, 3) + rng.uniform(0, 6)) for _ in range(12))
+    images = [itk_.image_from_array(a.astype(np.float32)) for a in (noise, np.roll(noise, 1, 2))]
+    for image in images:
+        image.SetSpacing([1.5, 1.0, 0.8])
+        image.SetOrigin([-20.0, 30.0, 5.0])
+    points = np.array([-20.0, 30.0, 5.0]) + rng.uniform(0.3, 0.7, (20, 3)) * [37, 26, 23]
+    for kinds in (("translation",), ("rigid",), ("similarity",), ("affine",), ("rigid", "bspline")):
+        place = folder / "-".join(kinds)
+        place.mkdir()
+        maps = itk_.ParameterObject.New()
+        for kind in kinds:
+            known = "rigid" if kind == "similarity" else kind
+            settings = maps.GetDefaultParameterMap(known, 1)
+            settings["MaximumNumberOfIterations"] = ["20"]
+            settings["FinalGridSpacingInPhysicalUnits"] = ["9"]
+            if kind == "similarity":
+                settings["Transform"] = ["SimilarityTransform"]
+            maps.AddParameterMap(settings)
+        _, found = itk_.elastix_registration_method(
+            *images, parameter_object=maps, output_directory=str(place), log_to_console=False
+        )
+        listed = place / "points.txt"
+        rows = [" ".join(map(repr, p)) for p in points.tolist()]
+        listed.write_text("\n".join(["point", str(len(points)), *rows]) + "\n")
+        itk_.transformix_filter(
+            images[1],
+            found,
+            fixed_point_set_file_name=str(listed),
+            output_directory=str(place),
+            log_to_console=False,
+        )
+        lines = (place / "outputpoints.txt").read_text().splitlines()
+        mapped = [line.split("OutputPoint = [")[1].split("]")[0].split() for line in lines]
+        last = place / f"TransformParameters.{len(kinds) - 1}.txt"
+        # Text of six digits.
+        yield foreign(last, points, np.array(mapped, float), 1e-4)
+
+
+def slicer_writes(folder: Path) -> Iterator[Case]:
+    """Loads the rotated case and writes it again, in Slicer's own way."""
+    from slicer import vtkMRMLScene, vtkSlicerTransformLogic
+
+    case = json.loads((folder / "case.json").read_text())
+    ras = np.array([-1.0, -1.0, 1.0])
+    kinds = {"affine": ("tfm", "txt", "h5", "mat"), "field": ("h5", "nii.gz", "nrrd", "tfm", "mha")}
+    kinds["whole"] = ("h5", "tfm")
+    for stem, endings in kinds.items():
+        for ending in endings:
+            scene, logic = vtkMRMLScene(), vtkSlicerTransformLogic()
+            logic.SetMRMLScene(scene)
+            node = logic.AddTransform(str(Path(case["folder"]) / f"{stem}.h5"), scene)
+            storage = node.CreateDefaultStorageNode()
+            storage.SetFileName(str(folder / f"{stem}.{ending}"))
+            if not storage.WriteData(node):
+                raise RuntimeError(f"Slicer does not write {stem}.{ending}")
+            points = np.array(case["nodes"]["points"])
+            back = node.GetTransformFromParent()
+            mapped = np.array([back.TransformPoint(*(p * ras)) for p in points]) * ras
+            # Slicer computes with doubles; images hold float32.
+            yield foreign(folder / f"{stem}.{ending}", points, mapped, 1e-4)
+
+
+def foreign(path: Path, points: Points, mapped: Points, allowed: float) -> Case:
+    """A file somebody else wrote, and what it says there."""
+    return {
+        "path": str(path),
+        "points": points.tolist(),
+        "mapped": mapped.tolist(),
+        "allowed": allowed,
+    }
+
+
+WRITERS: dict[str, Callable[[Path], Iterator[Case]]] = {
+    "itk-elastix": elastix_writes,
+    "slicer-core": slicer_writes,
+}
+
 CLIENTS: dict[str, Callable[[Case], Iterator[Case]]] = {
     "SimpleITK": simpleitk,
     "itk": itk,
@@ -365,6 +449,14 @@ if __name__ == "__main__":
     # Some clients print as they work; results go to a channel of their own.
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for found in check(sys.argv[1], Path(sys.argv[2])):
+    if len(sys.argv) > 3:
+        written_by = Path(sys.argv[3])
+        first = json.loads(Path(sys.argv[2]).read_text())
+        rotated = next(case for case in first if case["name"] == "rotated")
+        (written_by / "case.json").write_text(json.dumps(rotated))
+        outcome = WRITERS[sys.argv[1]](written_by)
+    else:
+        outcome = check(sys.argv[1], Path(sys.argv[2]))
+    for found in outcome:
         results.write(json.dumps(found) + "\n")
         results.flush()

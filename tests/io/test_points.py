@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -48,7 +50,7 @@ def test_numpy(tmp_path) -> None:
         ("p.csv", "x,y,z\n1,2\n", "row 1 has 2 cells"),
         ("p.csv", "x,y,z\n1,2,3\n1,two,3\n", "row 2 holds no number"),
         ("p.csv", "x,y,z\n1,2,3\n1,nan,3\n", "1 points are not finite, the first in row 2"),
-        ("p.txt", "x,y,z\n", "read from .csv or .npy"),
+        ("p.txt", "x,y,z\n", "read from .csv, .parquet or .npy"),
         ("p.npy", "x,y,z\n", "no numpy array"),
     ],
 )
@@ -68,7 +70,47 @@ def test_refuses(tmp_path) -> None:
     with pytest.raises(InputError, match="real numbers"):
         read_points(tmp_path / "s.npy", 3)
     table = PointTable(np.zeros((1, 3)))
-    with pytest.raises(InputError, match=r"written as \.csv or \.npy"):
+    with pytest.raises(InputError, match=r"written as \.csv, \.parquet or \.npy"):
         write_points(tmp_path / "q.txt", table, table.points, np.zeros(1, bool))
     with pytest.raises(ExistingOutputError):
         write_points(tmp_path / "p.npy", table, table.points, np.zeros(1, bool))
+
+
+def test_parquet_keeps_its_types(tmp_path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    given = {"id": [7, 2**60], "Z": [3.0, 1.0], "y": [1, 2], "x": [0.5, None], "name": ["a", None]}
+    path = tmp_path / "p.parquet"
+    arrow.parquet.write_table(arrow.table({**given, "x": [0.5, 0.25]}), path)
+    table = read_points(path, 3)
+    np.testing.assert_array_equal(table.points, [[0.5, 1, 3], [0.25, 2, 1]])
+    moved, outside = table.points + 0.1, np.array([False, True])
+    write_points(tmp_path / "q.parquet", table, moved, outside)
+    again = arrow.parquet.read_table(tmp_path / "q.parquet").to_pydict()
+    assert (again["id"], again["name"]) == (given["id"], given["name"])
+    assert again["outside"] == [False, True]
+    np.testing.assert_array_equal([again["x"], again["y"], again["Z"]], moved.T)
+    write_points(tmp_path / "q.csv", table, moved, outside)
+    assert read_points(tmp_path / "q.csv", 3).rows[1][0] == str(2**60)
+    # And from text, mapped once more.
+    twice = read_points(tmp_path / "q.csv", 3)
+    write_points(tmp_path / "r.parquet", twice, moved, ~outside)
+    third = arrow.parquet.read_table(tmp_path / "r.parquet").to_pydict()
+    assert third["outside"] == [True, False]
+    assert third["name"] == ["a", ""]
+    arrow.parquet.write_table(arrow.table(given), path)
+    with pytest.raises(InputError, match="1 points are not finite"):
+        read_points(path, 3)
+    arrow.parquet.write_table(arrow.table({**given, "x": ["a", "b"]}), path)
+    with pytest.raises(InputError, match="column x holds string"):
+        read_points(path, 3)
+    path.write_text("no table")
+    with pytest.raises(InputError, match="is no Parquet file"):
+        read_points(path, 3)
+
+
+def test_parquet_without_its_library(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"pip install 'itkstream\[parquet\]'"):
+        read_points(tmp_path / "p.parquet", 3)
