@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from itkstream import affine, cluster, deform, transform
+    from itkstream import affine, align, cluster, deform, transform
     from itkstream.block_kernels import WarpSettings
     from itkstream.cluster import execute
     from itkstream.geometry import (
@@ -60,6 +60,7 @@ __all__ = [
     "Resources",
     "WarpSettings",
     "affine",
+    "align",
     "cluster",
     "deform",
     "execute",

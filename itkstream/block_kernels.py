@@ -35,7 +35,7 @@ from itkstream.geometry import (
 )
 from itkstream.numerics.descent import Descent, Frame, LevelReport, descend
 from itkstream.numerics.descent_settings import DescentSettings
-from itkstream.numerics.interpolate import round_to, warp
+from itkstream.numerics.interpolate import Part, round_to, warp
 from itkstream.numerics.itk_bspline import descend_bspline
 from itkstream.numerics.itk_methods import (
     IntensityEstimate,
@@ -448,11 +448,11 @@ def warp_mapped(
     part = moving[crop]
     if settings.engine == "fast":
         return warp(
-            part.read(),
-            mapping.index_matrix(part.grid),
+            Part(part.read(), tuple(s.start for s in crop), moving.shape),
+            mapping.index_matrix(moving.grid),
             grid.shape,
             mapping.displacement,
-            mapping.vector_matrix(part.grid),
+            mapping.vector_matrix(moving.grid),
             order=1 if settings.interpolator == "linear" else 0,
             background=settings.background,
             dtype=dtype,

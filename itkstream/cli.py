@@ -440,6 +440,12 @@ def main() -> None:
         sys.exit(_BAD_INPUT)
 
 
+def _how_far(error: BaseException) -> str:
+    """What a run said when it was stopped; click puts its own exception around it."""
+    run = error.__cause__ if isinstance(error, click.Abort) else error
+    return str(run) if isinstance(run, InterruptedRunError) else "stopped"
+
+
 def _images(transform: str, fixed: str | None, moving: str | None) -> Any:
     from itkstream.exports import registered_images
     from itkstream.io import open_image
@@ -455,12 +461,6 @@ def _say(bundle: Any) -> None:
         f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
         f"{', '.join(bundle.files)}"
     )
-
-
-def _how_far(error: BaseException) -> str:
-    """What a run said when it was stopped; click puts its own exception around it."""
-    run = error.__cause__ if isinstance(error, click.Abort) else error
-    return str(run) if isinstance(run, InterruptedRunError) else "stopped"
 
 
 def _config(options: dict[str, Any]) -> Any:

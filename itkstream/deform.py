@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 Abcd = tuple[float, float, float, float]
 
+# Blocks join along the first axis, then along the others.
+_FIRST = (0,)
+
 COARSE_VOXELS = 20e6
 """Voxels of the level that is solved as a whole: some 1.5 GB while it is."""
 
@@ -400,9 +403,12 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     nodes = NodeLattice(blocks, _node_factors(settings, fixed.grid, blocks))
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     shared = {**where, "moving": task.moving, "settings": settings}
-    packed = Result(np.float32, (fixed.ndim + 1,), "block")
+    packed = Result(np.float32, (fixed.ndim + 2,), "block")
     found = map_blocks(_refine_block, blocks, fixed.data, shared, packed)
-    return map_neighbours(_join_block, blocks, found, {**where, "output": output}, output.result)
+    rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
+    others = range(1, fixed.ndim)
+    where["output"] = output
+    return map_neighbours(_join_block, blocks, rows, where, output.result, others)
 
 
 def _node_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
@@ -462,6 +468,12 @@ def _refine_block(
     return nodes.no_pack()
 
 
+def _join_row(
+    near: list[tuple[Block, NDArray[np.float32]]], block: Block, *, nodes: NodeLattice
+) -> NDArray[np.float32]:
+    return nodes.add(block, near, _FIRST)
+
+
 def _join_block(
     near: list[tuple[Block, NDArray[np.float32]]],
     block: Block,
@@ -471,7 +483,7 @@ def _join_block(
     nodes: NodeLattice,
     output: _Output,
 ) -> NDArray[Any]:
-    added = nodes.join(block, near)
+    added = nodes.finish(block, nodes.add(block, near, range(1, grid.ndim)))
     on_nodes = grid.shrink(nodes.factors).crop(nodes.wanted(block))
     start = map_on(initial, output.cut(block))
     total = resize_field(added, on_nodes, start.grid)

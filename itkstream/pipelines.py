@@ -36,31 +36,42 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
 from itkstream.certificate import certify
 from itkstream.cluster import store
 from itkstream.doors import as_pair
 from itkstream.errors import InputError, RegistrationError
+from itkstream.fingerprint import code_version
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import stored_axes
-from itkstream.io.outputs import check_folder, claim_folder, write_text
+from itkstream.io.outputs import write_text
 from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.masks import Mask, masked
 from itkstream.numerics.mapping import affine_part
-from itkstream.numerics.quality import tissue_mask
 from itkstream.planning import Plan, plan_steps
 from itkstream.probing import measure_rates
-from itkstream.run_steps import Reporter, Scene, State, next_state, run_step, store_transform
+from itkstream.run_folder import REPORT, RunFolder
+from itkstream.run_steps import (
+    Reporter,
+    Scene,
+    State,
+    begun,
+    next_state,
+    run_step,
+    store_deformation,
+    store_transform,
+)
+from itkstream.step_notes import next_from, note_of
 from itkstream.steps import (
     DEFAULT_STEPS,
     Deformable,
@@ -80,9 +91,9 @@ __all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
 
 logger = logging.getLogger(__name__)
 
-_REPORT = "registration.json"
 _TRANSFORM = "transform.ome.zarr"
-_STEPS = "steps"
+# Notes of what is done beside the steps, which are called by their numbers.
+_BEGIN, _ALIGNED, _FILES, _CERTIFICATE = "begin", "aligned", "files", "certificate"
 
 _TITLES: dict[type[Any], str] = {
     RansacAffine: "affine",
@@ -197,30 +208,39 @@ def register(
     steps = checked_steps(steps)
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
     initial = _as_initial(initial_transform, pair[0])
-    claim = (out, _REPORT, overwrite)
-    check_folder(*claim)
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
     steps, settings = planned.steps, planned.settings
+    if resources.cluster == "local":
+        resources = replace(resources, threads_per_worker=planned.threads)
     seen = (
         _seen(pair[0], fixed_mask, "fixed", settings),
         _seen(pair[1], moving_mask, "moving", settings),
     )
+    keys = _keys(seen, initial, steps, settings)
+    names = (pair[0].name, pair[1].name)
+    folder = RunFolder(out, tokenize(keys[-1], pair, settings), names, overwrite)
+    folder.check()
     reporter = reporter or _LogReporter()
-    if resources.cluster == "local":
-        resources = replace(resources, threads_per_worker=planned.threads)
     with session(resources, reporter.note) as workers:
-        run = _Run(pair, steps, settings, workers, claim)
-        state = run.begin(seen, initial, reporter)
-        for number, step in enumerate(steps, 1):
-            state = run.refine(state, step, number)
+        scene = Scene(*seen, settings.coarse_voxels, workers, reporter)
+        run = _Run(pair, steps, settings, scene, folder)
+        state = run.begin(initial, keys[0])
+        for number, (step, key) in enumerate(zip(steps, keys[1:], strict=True), 1):
+            state = run.refine(state, step, number, key)
         transform = run.stored(state)
-        aligned = run.align(transform)
-        certificate = run.certify(transform)
-    run.export(transform)
+        aligned = run.align(transform, keys[-1])
+        certificate = run.certify(transform, keys[-1])
+    run.export(transform, keys[-1])
+    given = {
+        "initial_transform": initial_transform,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+    }
     report = run.report() | {"certificate": certificate}
-    write_text(run.folder / _REPORT, json.dumps(report, indent=2) + "\n")
-    return Registration(run.folder, transform, aligned, report)
+    report |= {k: _told(v) for k, v in given.items() if v is not None}
+    write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
+    return Registration(folder.location, transform, aligned, report)
 
 
 def plan(
@@ -277,60 +297,53 @@ def _planned(
 
 
 class _Run:
-    """One registration and what is known about it."""
-
-    scene: Scene
+    """One registration and what is known about it; what an earlier run noted is not done again."""
 
     def __init__(
         self,
         pair: tuple[Image, Image],
         steps: tuple[Step, ...],
         settings: RegisterSettings,
-        resources: Resources,
-        claim: tuple[str | os.PathLike[str], str, bool],
+        scene: Scene,
+        folder: RunFolder,
     ) -> None:
         self.fixed, self.moving = pair
         self.steps = steps
         self.settings = settings
-        self.resources = resources
-        self.claim = claim
+        self.scene = scene
+        self.folder = folder
         self.facts: list[dict[str, Any]] = []
+        self._unnoted: tuple[str, str, dict[str, Any]] | None = None
 
-    @cached_property
-    def folder(self) -> Location:
-        """The folder, cleared when the first result is there to be written."""
-        return claim_folder(*self.claim)
-
-    def begin(
-        self, seen: tuple[Image, Image], initial: Transform | None, reporter: Reporter
-    ) -> State:
-        """Read the coarse level of what counts; how good is what is known?"""
-        self.reporter = reporter
+    def begin(self, initial: Transform | None, key: str) -> State:
+        """How good is what is known?"""
+        note = self._earlier("read", _BEGIN, key)
+        if note is not None:
+            return State(initial, note["facts"]["local_correlation"])
         with self._step("read") as facts:
-            coarse = (_coarse(seen[0], self.settings), _coarse(seen[1], self.settings))
-            tissue = tissue_mask(coarse[0].read())
-            facts["coarse_shapes"] = [image.shape for image in coarse]
-            self.scene = Scene(
-                *seen,
-                coarse,
-                tissue,
-                self.settings.coarse_voxels,
-                self.resources,
-                reporter,
-            )
-            start = initial or _identity(self.fixed)
-            facts["local_correlation"] = quality = self.scene.correlation(start)
+            facts["coarse_shapes"] = [image.shape for image in self.scene.coarse]
+            quality = self.scene.correlation(initial or _identity(self.fixed))
+            facts["local_correlation"] = quality
             if initial is not None:
                 facts["initial_affine"] = affine_part(initial).matrix.tolist()
+        # Noted with the first step: a run that finds nothing leaves nothing behind.
+        self._unnoted = (_BEGIN, key, {"facts": facts})
         return State(initial, quality)
 
-    def refine(self, state: State, step: Step, number: int) -> State:
+    def refine(self, state: State, step: Step, number: int, key: str) -> State:
         """Do one step; what is known after it."""
-        with self._step(_TITLES[type(step)]) as facts:
+        title, name = _TITLES[type(step)], str(number)
+        note = self._earlier(title, name, key)
+        if note is not None:
+            if isinstance(step, Deformable):
+                store_deformation(self.scene, state, step, self._place(number))
+            return next_from(note, state, self.scene, self.folder.location)
+        with self._step(title) as facts:
             finding = run_step(self.scene, state, step, lambda: self._place(number))
-            state, found = next_state(self.scene, state, finding)
+            after, found = next_state(self.scene, state, finding)
             facts |= found
-        return state
+        self._note(name, key, note_of(finding, after, facts, self.folder.location))
+        return after
 
     def stored(self, state: State) -> CompositeTransform:
         """What was found, as a displacement field and an affine on disk."""
@@ -338,49 +351,77 @@ class _Run:
         if self.steps and isinstance(self.steps[-1], Deformable):
             assert isinstance(found, CompositeTransform)
             return found
-        path = self.folder / _TRANSFORM
+        path = self.folder.location / _TRANSFORM
         return store_transform(self.scene, found, path, self.settings.blocksize)
 
-    def align(self, transform: Transform) -> Image:
+    def align(self, transform: Transform, key: str) -> Image:
         """The moving image on the fixed grid, multiscale."""
-        path = self.folder / "aligned.ome.zarr"
-        with self._step("aligned image"):
-            blocksize = (self.settings.blocksize,) * self.fixed.ndim
-            lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize)
-            grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
-            stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
-            chunks = tuple(min(c[0], self.settings.blocksize) for c in stored.chunks)
-            target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
-            store(stored, target, self.resources, self.reporter.blocks)
-            write_pyramid(path)
+        path = self.folder.location / "aligned.ome.zarr"
+        title = "aligned image"
+        note = self._earlier(title, _ALIGNED, key)
+        if note is not None:
+            self._store_aligned(transform, path)
+        else:
+            with self._step(title) as facts:
+                self._store_aligned(transform, path)
+                write_pyramid(path)
+            self._note(_ALIGNED, key, {"facts": facts})
         return open_image(path).reorder(self.fixed.grid.axes)
 
-    def certify(self, transform: CompositeTransform) -> dict[str, Any]:
+    def certify(self, transform: CompositeTransform, key: str) -> dict[str, Any]:
         """Whether the transform is sound, and where it folds if it does."""
-        with self._step("certificate") as facts:
-            found = certify(transform, name=str(self.folder), resources=self.resources)
+        title = "certificate"
+        note = self._earlier(title, _CERTIFICATE, key)
+        if note is not None:
+            earlier: dict[str, Any] = note["found"]
+            return earlier
+        with self._step(title) as facts:
+            name = str(self.folder.location)
+            found = certify(transform, name=name, resources=self.scene.resources)
             facts["passed"] = found["passed"]
-            self.reporter.note(
+            self.scene.reporter.note(
                 "; ".join(found["failures"]) or "no folds, and the inverse leads back"
             )
+        self._note(_CERTIFICATE, key, {"facts": facts, "found": found})
         return found
 
-    def export(self, transform: CompositeTransform) -> None:
+    def export(self, transform: CompositeTransform, key: str) -> None:
         """The transform as ITK files, each read back and compared."""
+        folder = self.folder.location / "itk"
+        files: dict[str, Transform] = {
+            "affine.tfm": affine_part(transform),
+            "composite.h5": transform,
+        }
+        there = all((folder / name).is_file() for name in files)
+        if there and self._earlier("ITK files", _FILES, key) is not None:
+            return
         with self._step("ITK files") as facts:
-            folder = self.folder / "itk"
             folder.make_folder()
-            voxel = min(self.moving.spacing)
-            affine = affine_part(transform)
-            files: dict[str, Transform] = {"affine.tfm": affine, "composite.h5": transform}
             for name, meant in files.items():
-                error = write_transform(folder / name, meant, self.fixed.grid.axes) / voxel
-                facts[name] = {"largest_error_vox": error}
-                if error > 1e-3:
-                    raise RegistrationError(
-                        f"{folder / name} was written but maps points {error:.3g} voxels off: "
-                        "the disk or the ITK library is faulty"
-                    )
+                facts[name] = {"largest_error_vox": self._write(folder / name, meant)}
+        self._note(_FILES, key, {"facts": facts})
+
+    def _write(self, path: Location, meant: Transform) -> float:
+        error = write_transform(path, meant, self.fixed.grid.axes, overwrite=True)
+        voxels = error / min(self.moving.spacing)
+        if voxels > 1e-3:
+            raise RegistrationError(
+                f"{path} was written but maps points {voxels:.3g} voxels off: the disk or the ITK "
+                "library is faulty"
+            )
+        return voxels
+
+    def _store_aligned(self, transform: Transform, path: Location) -> None:
+        size = self.settings.blocksize
+        blocksize = (size,) * self.fixed.ndim
+        lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize)
+        grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
+        stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
+        target = begun(stored, path, "0")
+        if target is None:
+            chunks = tuple(min(c[0], size) for c in stored.chunks)
+            target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
+        store(stored, target, self.scene.resources, self.scene.reporter.blocks)
 
     def report(self) -> dict[str, Any]:
         """What registration.json holds."""
@@ -400,25 +441,54 @@ class _Run:
     def _place(self, number: int) -> Location:
         """Where the field of a deformation goes: the last one is the result."""
         if number == len(self.steps):
-            return self.folder / _TRANSFORM
-        (self.folder / _STEPS).make_folder()
-        return self.folder / _STEPS / f"{number}.ome.zarr"
+            return self.folder.location / _TRANSFORM
+        return self.folder.place(str(number))
+
+    def _earlier(self, title: str, name: str, key: str) -> dict[str, Any] | None:
+        """What an earlier run noted of a step, told as if it were done now."""
+        note = self.folder.recall(name, key)
+        if note is not None:
+            self.scene.reporter.step(title)
+            self.scene.reporter.note("done by an earlier run")
+            self.facts.append(note["facts"])
+        return note
+
+    def _note(self, name: str, key: str, note: dict[str, Any]) -> None:
+        if self._unnoted:
+            self.folder.note(*self._unnoted)
+            self._unnoted = None
+        self.folder.note(name, key, note)
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[dict[str, Any]]:
-        self.reporter.step(name)
-        facts: dict[str, Any] = {"name": name}
+    def _step(self, title: str) -> Iterator[dict[str, Any]]:
+        reporter = self.scene.reporter
+        reporter.step(title)
+        facts: dict[str, Any] = {"name": title}
         began = time.perf_counter()
         yield facts
         facts["seconds"] = round(time.perf_counter() - began, 3)
         self.facts.append(facts)
         if "local_correlation" in facts:
-            self.reporter.note(f"local correlation {facts['local_correlation']:.4f}")
+            reporter.note(f"local correlation {facts['local_correlation']:.4f}")
         if "dropped" in facts:
-            self.reporter.note(f"left out: {facts['dropped']}")
+            reporter.note(f"left out: {facts['dropped']}")
 
 
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
+
+
+def _keys(
+    seen: tuple[Image, Image],
+    initial: Transform | None,
+    steps: tuple[Step, ...],
+    settings: RegisterSettings,
+) -> list[str]:
+    """What the beginning and every step depend on, all before it included."""
+    keys = [tokenize(code_version(), seen, initial, settings.coarse_voxels)]
+    for number, step in enumerate(steps, 1):
+        last = number == len(steps)
+        keys.append(tokenize(keys[-1], step_name(step), step_parameters(step), last))
+    return keys
 
 
 def _as_initial(given: Any, fixed: Image) -> Transform | None:
@@ -450,6 +520,15 @@ def _seen(image: Image, mask: Any, which: str, settings: RegisterSettings) -> Im
 
 def _coarse(image: Image, settings: RegisterSettings) -> Image:
     return read_coarse(image, factors_to_fit(image.grid, settings.coarse_voxels))
+
+
+def _told(given: Any) -> Any:
+    """What a report says of an argument: paths and numbers as they are, others by their kind."""
+    if isinstance(given, (str, os.PathLike)):
+        return str(given)
+    if isinstance(given, (list, tuple)) and all(isinstance(v, (int, float)) for v in given):
+        return list(given)
+    return type(given).__name__
 
 
 def _identity(image: Image) -> AffineTransform:

@@ -36,10 +36,12 @@ PROCESS_BYTES = 300e6
 _FLOAT = 4
 # Bytes per voxel that a step holds, beyond what is held all along.
 _COARSE = 5.0
-_KEY_POINTS = 28.0
+_KEY_POINTS = 10.0
 _INTENSITIES = 24.0
 _DEFORM = 48.0
 _WARP = 24.0
+# Blobs are at least so many voxels apart in all, as nuclei are.
+_VOXELS_PER_POINT = 4000
 
 # A block that is blended needs those around it and what stands for them where they fail.
 _TASKS_BLENDED = 3
@@ -166,8 +168,7 @@ def _price_reading(pair: Pair) -> StepPrice:
 
 def _price_ransac(pair: Pair, step: RansacAffine) -> StepPrice:
     size = float(sum(grid.size for grid in pair.coarse))
-    # Images one after the other; the larger counts.
-    once = pair.held + max(grid.size for grid in pair.coarse) * _KEY_POINTS
+    once = pair.held + size * _KEY_POINTS + _contexts(step, size, pair.fixed.ndim)
     return StepPrice(step_name(step), once=once, work=size, kind="points")
 
 
@@ -179,11 +180,12 @@ def _price_intensity(pair: Pair, step: IntensityAffine) -> StepPrice:
 def _price_local(pair: Pair, step: LocalAffines) -> StepPrice:
     coarse = pair.coarse[0]
     blocks = block_grid(coarse.shape, (step.blocksize,) * coarse.ndim, step.overlap)
+    size = _largest(blocks)
     return StepPrice(
         step_name(step),
         *_counts(blocks, _TASKS_BLENDED),
         once=pair.held,
-        per_block=2 * _largest(blocks) * _KEY_POINTS,
+        per_block=2 * size * _KEY_POINTS + _contexts(step, 2 * size, coarse.ndim),
         work=2 * _work(blocks),
         kind="points",
     )
@@ -248,6 +250,12 @@ _PRICES: dict[type[Any], Callable[..., StepPrice]] = {
     LocalAffines: _price_local,
     Deformable: _price_deformable,
 }
+
+
+def _contexts(step: RansacAffine | LocalAffines, voxels: float, ndim: int) -> float:
+    """The neighbourhoods of all key points."""
+    points = min(2 * step.nspots, voxels / _VOXELS_PER_POINT)
+    return points * (2 * step.cc_radius + 1) ** ndim * _FLOAT
 
 
 def _counts(blocks: BlockGrid, tasks: int) -> tuple[int, tuple[int, ...], int]:

@@ -102,8 +102,8 @@ class Tally:
         self._blocks = blocks
         self._progress = progress
         self.done = kept
-        self.failures: list[BlockFailure] = []
-        self.error: BaseException | None = None
+        self._failures: list[BlockFailure] = []
+        self._error: BaseException | None = None
         progress(kept, len(blocks))
 
     def succeeded(self) -> None:
@@ -122,10 +122,15 @@ class Tally:
         if isinstance(failure.error, OutputError):
             raise failure.error
         noted = self._blocks.failure(number, failure.reason)
-        if len(self.failures) < _WARNINGS:
+        if len(self._failures) < _WARNINGS:
             logger.warning("%s; the others go on", noted)
-        self.failures.append(noted)
-        self.error = self.error or failure.error
+        self._failures.append(noted)
+        self._error = self._error or failure.error
+
+    @property
+    def failures(self) -> list[BlockFailure]:
+        """Those that failed, in the order of blocks."""
+        return sorted(self._failures, key=lambda failure: failure.index)
 
     def conclude(self, advice: str) -> None:
         """Raise if any block failed.
@@ -133,11 +138,10 @@ class Tally:
         Raises
         ------
         BlockErrors
-            With all that failed, in the order of blocks.
+            With all that failed.
         """
         if self.failures:
-            failures = sorted(self.failures, key=lambda failure: failure.index)
-            raise BlockErrors(failures, len(self._blocks), advice) from self.error
+            raise BlockErrors(self.failures, len(self._blocks), advice) from self._error
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import dask.array as da
@@ -24,7 +25,7 @@ from itkstream.block_kernels import (
     intensity_block,
     warp_block,
 )
-from itkstream.cluster import compute, store
+from itkstream.cluster import compute, continues, store
 from itkstream.deform import prepare_displacement, prepare_fold_count
 from itkstream.errors import InputError, ItkstreamError, RegistrationError
 from itkstream.geometry import (
@@ -36,15 +37,31 @@ from itkstream.geometry import (
 )
 from itkstream.io.itk_transforms import as_field_and_affine
 from itkstream.io.locations import Location
-from itkstream.io.ngff_transforms import as_stored, create_transform, read_transform
+from itkstream.io.ngff_transforms import (
+    FIELD_ARRAY,
+    as_stored,
+    create_transform,
+    read_transform,
+)
+from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.mapping import affine_part
-from itkstream.numerics.quality import local_correlation_in_tissue
+from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate
 from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine, Step
 from itkstream.transform import piecewise_transform, prepare_field
 from itkstream.workers import Resources
 
-__all__ = ["Finding", "Reporter", "Scene", "State", "next_state", "run_step", "store_transform"]
+__all__ = [
+    "Finding",
+    "Reporter",
+    "Scene",
+    "State",
+    "begun",
+    "next_state",
+    "run_step",
+    "store_deformation",
+    "store_transform",
+]
 
 Radii = tuple[float, float]
 
@@ -72,12 +89,8 @@ class Scene:
     ----------
     fixed, moving : Image
         With the same axes, in micrometers; voxels that do not count are NaN.
-    coarse : (Image, Image)
-        The same at a resolution that fits in memory.
-    tissue : ndarray of bool
-        Where the coarse fixed image shows tissue.
     coarse_voxels : float
-        Most voxels of a level that is solved as a whole.
+        Most voxels of a level that is held in memory and solved as a whole.
     resources : Resources
         Workers and threads.
     reporter : Reporter
@@ -86,11 +99,29 @@ class Scene:
 
     fixed: Image
     moving: Image
-    coarse: tuple[Image, Image]
-    tissue: NDArray[np.bool_]
     coarse_voxels: float
     resources: Resources
     reporter: Reporter
+
+    @cached_property
+    def coarse(self) -> tuple[Image, Image]:
+        """Both images at a resolution that fits in memory, read when first asked for."""
+        fixed, moving = (
+            read_coarse(image, factors_to_fit(image.grid, self.coarse_voxels))
+            for image in (self.fixed, self.moving)
+        )
+        return fixed, moving
+
+    @cached_property
+    def coarse_grid(self) -> Grid:
+        """The lattice of the coarse fixed image; nothing is read."""
+        grid = self.fixed.grid
+        return grid.shrink(factors_to_fit(grid, self.coarse_voxels))
+
+    @cached_property
+    def tissue(self) -> NDArray[np.bool_]:
+        """Where the coarse fixed image shows tissue."""
+        return tissue_mask(self.coarse[0].read())
 
     def correlation(self, transform: Transform) -> float:
         """How well a transform aligns the coarse images.
@@ -151,8 +182,8 @@ class Finding:
 
     Parameters
     ----------
-    transform : Transform or None
-        From fixed to moving points, what was known before included; None where it found nothing.
+    change : Transform or None
+        What acts before the transform known so far; None where nothing was found.
     facts : dict
         For the report: numbers, strings and lists.
     reason : str
@@ -161,13 +192,58 @@ class Finding:
         Of the blobs that gave most matches.
     required : bool
         Whether it is kept whatever the local correlation says.
+    whole : bool
+        Whether the change includes the transform known so far and takes its place.
+    place : Location, optional
+        Where the change is stored, if it is not made of matrices.
     """
 
-    transform: Transform | None
+    change: Transform | None
     facts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     radii: Radii | None = None
     required: bool = False
+    whole: bool = False
+    place: Location | None = None
+
+    def after(self, state: State, quality: float) -> State:
+        """What is known once the finding is kept.
+
+        Parameters
+        ----------
+        state : State
+            What was known before.
+        quality : float
+            Local correlation through the new transform.
+
+        Returns
+        -------
+        State
+            What is known now.
+        """
+        return State(self.transform(state), quality, self.radii or state.radii)
+
+    def transform(self, state: State) -> Transform:
+        """The change and what was known before, together.
+
+        Parameters
+        ----------
+        state : State
+            What was known before.
+
+        Returns
+        -------
+        Transform
+            From fixed to moving points.
+
+        Raises
+        ------
+        RegistrationError
+            Where nothing was found.
+        """
+        if self.change is None:
+            raise RegistrationError(f"there is nothing to keep: {self.reason}")
+        return self.change if self.whole else _before(self.change, state.transform)
 
 
 def run_step(scene: Scene, state: State, step: Step, place: Callable[[], Location]) -> Finding:
@@ -187,7 +263,7 @@ def run_step(scene: Scene, state: State, step: Step, place: Callable[[], Locatio
     Returns
     -------
     Finding
-        Without a transform, but with the reason, where a step that refines found nothing better.
+        Without a change, but with the reason, where a step that refines found nothing better.
 
     Raises
     ------
@@ -222,13 +298,13 @@ def next_state(scene: Scene, state: State, finding: Finding) -> tuple[State, dic
     facts : dict
         For the report, with ``local_correlation``, and the reason under ``dropped``.
     """
-    if finding.transform is None:
+    if finding.change is None:
         return state, {**finding.facts, "dropped": finding.reason}
-    quality = scene.correlation(finding.transform)
+    quality = scene.correlation(finding.transform(state))
     facts = {**finding.facts, "local_correlation": quality}
     if quality <= state.quality and not finding.required:
         return state, {**facts, "dropped": _WORSE}
-    return State(finding.transform, quality, finding.radii or state.radii), facts
+    return finding.after(state, quality), facts
 
 
 def store_transform(
@@ -257,15 +333,84 @@ def store_transform(
     return _store(scene, lazy, path, affine_part(transform))
 
 
+def store_deformation(
+    scene: Scene, state: State, step: Deformable, path: Location
+) -> CompositeTransform:
+    """Find the displacement in front of the affine, coarse to fine; stored at half resolution.
+
+    Blocks that an earlier run stored are kept where their files are sound.
+
+    Parameters
+    ----------
+    scene : Scene
+        Images and resources.
+    state : State
+        Where to start.
+    step : Deformable
+        How.
+    path : Location
+        The store.
+
+    Returns
+    -------
+    CompositeTransform
+        A displacement field and an affine, on disk.
+    """
+    fixed = scene.fixed
+    start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
+    blocks = [step.blocksize] * fixed.ndim
+    if fixed.grid.size <= scene.coarse_voxels:
+        blocks = list(fixed.shape)
+    lazy = prepare_displacement(
+        fixed,
+        scene.moving,
+        start,
+        blocks,
+        step.settings_for(fixed.spacing),
+        overlap=step.overlap,
+        coarse_voxels=scene.coarse_voxels,
+        factors=(2,) * fixed.ndim,
+    )
+    return _store(scene, lazy, path, affine_part(start))
+
+
 def _store(
     scene: Scene, lazy: da.Array, path: Location, affine: AffineTransform
 ) -> CompositeTransform:
-    """Write a displacement field and the affine after it."""
+    """Write a displacement field and the affine after it, or finish one that was begun."""
     grid = _half(scene)
-    chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
-    target: zarr.Array[Any] = create_transform(path, affine, grid, chunks=chunks)
-    store(as_stored(lazy, grid), target, scene.resources, scene.reporter.blocks)
+    stored = as_stored(lazy, grid)
+    target = begun(stored, path, FIELD_ARRAY)
+    if target is None:
+        chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
+        target = create_transform(path, affine, grid, chunks=chunks)
+    store(stored, target, scene.resources, scene.reporter.blocks)
     return read_transform(path, scene.fixed.grid.axes)
+
+
+def begun(lazy: da.Array, store: Location, name: str) -> zarr.Array[Any] | None:
+    """The array that an earlier run of the same computation left, complete or not.
+
+    Parameters
+    ----------
+    lazy : dask.array.Array
+        The computation.
+    store : Location
+        The OME-Zarr store of its result; one of any other computation is removed.
+    name : str
+        Of the array in the store.
+
+    Returns
+    -------
+    zarr.Array or None
+        To be continued; None where it must be made.
+    """
+    array = store / name
+    if continues(lazy, array):
+        return zarr.open_array(array.store(), mode="r+")
+    if not store.is_vacant():
+        store.remove()
+    return None
 
 
 def _find_affine(scene: Scene, state: State, step: RansacAffine) -> Finding:
@@ -285,7 +430,8 @@ def _find_affine(scene: Scene, state: State, step: RansacAffine) -> Finding:
                 "show the same tissue; other radii or a lower match_threshold may help"
             )
         return Finding(None, reason=estimate.reason, radii=radii)
-    transform = _before(AffineTransform(estimate.matrix), state.transform)
+    change = AffineTransform(estimate.matrix)
+    transform = _before(change, state.transform)
     facts = {
         "matches": len(estimate.inliers),
         "inliers": int(estimate.inliers.sum()),
@@ -296,7 +442,7 @@ def _find_affine(scene: Scene, state: State, step: RansacAffine) -> Finding:
         f"{facts['inliers']} of {facts['matches']} matches agree, median residual "
         f"{facts['median_residual']:.2f} {fixed.grid.unit}"
     )
-    return Finding(transform, facts, radii=radii, required=state.transform is None)
+    return Finding(change, facts, radii=radii, required=state.transform is None)
 
 
 def _refine_affine(scene: Scene, state: State, step: IntensityAffine) -> Finding:
@@ -307,13 +453,14 @@ def _refine_affine(scene: Scene, state: State, step: IntensityAffine) -> Finding
     elif known is not None:
         moving = scene.aligned(known)
     estimate = intensity_block(fixed, moving, start, step.settings_for(fixed.spacing))
-    facts = {"metric_before": estimate.before, "metric_after": estimate.after}
+    facts: dict[str, Any] = {"metric_before": estimate.before, "metric_after": estimate.after}
     if not estimate:
         return Finding(None, facts, estimate.reason)
-    found: Transform = AffineTransform(estimate.matrix)
-    if known is not None and not isinstance(known, AffineTransform):
-        found = _before(AffineTransform(estimate.matrix), known)
-    return Finding(found, {**facts, "matrix": affine_part(found).matrix.tolist()})
+    change = AffineTransform(estimate.matrix)
+    whole = known is None or isinstance(known, AffineTransform)
+    found = change if whole else _before(change, known)
+    facts["matrix"] = affine_part(found).matrix.tolist()
+    return Finding(change, facts, whole=whole)
 
 
 def _find_local_affines(scene: Scene, state: State, step: LocalAffines) -> Finding:
@@ -334,29 +481,14 @@ def _find_local_affines(scene: Scene, state: State, step: LocalAffines) -> Findi
         "blocks_with_matches": int((confidence[..., 0] > 0).sum()),
         "median_confidence": float(np.median(confidence[..., -1])),
     }
-    return Finding(_before(pieces, state.transform), facts)
+    return Finding(pieces, facts)
 
 
 def _find_deformation(
     scene: Scene, state: State, step: Deformable, place: Callable[[], Location]
 ) -> Finding:
-    """The displacement in front of the affine, coarse to fine, stored at half resolution."""
-    fixed = scene.fixed
-    start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
-    blocks = [step.blocksize] * fixed.ndim
-    if fixed.grid.size <= scene.coarse_voxels:
-        blocks = list(fixed.shape)
-    lazy = prepare_displacement(
-        fixed,
-        scene.moving,
-        start,
-        blocks,
-        step.settings_for(fixed.spacing),
-        overlap=step.overlap,
-        coarse_voxels=scene.coarse_voxels,
-        factors=(2,) * fixed.ndim,
-    )
-    transform = _store(scene, lazy, place(), affine_part(start))
+    path = place()
+    transform = store_deformation(scene, state, step, path)
     grid = _half(scene)
     vectors, _ = as_field_and_affine(transform)
     stretch = compute(prepare_fold_count(vectors, (128,) * grid.ndim))
@@ -366,7 +498,7 @@ def _find_deformation(
         "least_jacobian": float(stretch[..., 0].min()),
         "folded_voxels": int(stretch[..., 1].sum()),
     }
-    return Finding(transform, facts, required=True)
+    return Finding(transform, facts, required=True, whole=True, place=path)
 
 
 def _best_affine(fixed: Image, moving: Image, step: RansacAffine) -> tuple[AffineEstimate, Radii]:

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
+import click
 import numpy as np
 import pytest
 
 import itkstream
+from itkstream.cli import _resources, _with_resources
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import write_n5
 from itkstream.io.transform_files import write_transform
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
+from itkstream.workers import Resources
 
 PAIR = ("register", "fix.n5/s0", "mov.n5/s0")
 
@@ -108,6 +112,8 @@ def test_a_file_says_what_is_done(containers, tmp_path):
         ),
         (("register", "fix.n5/s0", "mov.n5/s0"), "--out"),
         (("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--workers", "0"), "workers"),
+        ((*PAIR, "--out", "new", "--cluster", "slrum"), "did you mean 'slurm'"),
+        ((*PAIR, "--out", "new", "--queue", "short"), "queue is for batch systems"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, expected):
@@ -117,6 +123,30 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, e
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(containers.rglob("*")) == before
+
+
+def test_every_resource_has_its_option():
+    words = "--workers 2 --threads 1 --memory 8GB --cluster local --cores 4 --processes 2"
+    words += " --min-workers 1 --max-workers 3"
+    seen = {}
+
+    @click.command()
+    @_with_resources
+    def command(**options):
+        seen["resources"] = _resources(options)
+
+    command.main(words.split(), standalone_mode=False)
+    assert seen["resources"] == Resources(
+        n_workers=2,
+        threads_per_worker=1,
+        memory="8GB",
+        cores=4,
+        processes=2,
+        min_workers=1,
+        max_workers=3,
+    )
+    options = {option.name for option in command.params}
+    assert options == {field.name for field in fields(Resources)} - {"config"}
 
 
 def test_images_without_overlap_end_with_a_reason(containers, tmp_path):

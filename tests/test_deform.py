@@ -22,7 +22,7 @@ from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import jacobian_determinant, shrink_field
-from itkstream.numerics.itk_settings import DemonsSettings
+from itkstream.numerics.itk_settings import BsplineSettings, DemonsSettings
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import PhantomPair
 from itkstream.transform import apply_global_affine
@@ -325,6 +325,20 @@ def test_a_block_of_demons_is_the_direct_call(pair: PhantomPair, aligned: Image)
     )
     with using_threads(1):
         np.testing.assert_array_equal(compute(lazy), pair.fixed.grid.positions() + direct)
+
+
+def test_bsplines_align_in_one_block_and_in_many(pair: PhantomPair, affine: np.ndarray) -> None:
+    spline = BsplineSettings(control_spacing=12.0, iterations=(10, 6), sampling_fraction=0.2)
+    errors = []
+    for size in (pair.fixed.shape, SIZE):
+        lazy = prepare_piecewise_deformable_align(
+            pair.fixed, pair.moving, None, None, size, global_affine=affine, settings=spline
+        )
+        errors.append(median_error(pair, compute(lazy)))
+    before = median_error(pair, AffineTransform(affine).apply(pair.fixed.grid.positions()))
+    assert errors[0] < 0.7 * before
+    # Blocks start from the coarse level of the whole image: not worse by a tenth of a voxel.
+    assert errors[1] < errors[0] + 0.1
 
 
 def test_a_method_has_defaults_of_its_own(pair: PhantomPair, aligned: Image) -> None:

@@ -169,6 +169,8 @@ def test_neighbours_are_those_that_touch(kind: str) -> None:
     for block in blocks:
         total = sum(array[blocks[i].core].sum() for i in blocks.touching(block.index))
         assert (found[block.core] == total + 7).all()
+    rows = map_neighbours(gather, blocks, brought, {"add": 0}, Result(float), (1,)).compute()
+    assert rows[5, 0] == sum(array[blocks[1, k].core].sum() for k in (0, 1))
 
 
 def coarsen(part: np.ndarray, block: Block) -> np.ndarray:

@@ -220,10 +220,13 @@ def test_register_leaves_out_what_does_not_count(pair: PhantomPair, tmp_path: An
     store = tmp_path / "mask.ome.zarr"
     create_ome_zarr(store, pair.fixed.grid, np.dtype(np.uint8), chunks=(16, 16, 16))[:] = mask
     steps = [RansacAffine(radii=((2, 6),), match_threshold=0.5, cc_radius=6)]
-    found = []
+    found: list[np.ndarray] = []
+    told: list[Any] = []
     for number, given in enumerate((mask, store, [65_535], lambda v: v < 65_535)):
         result = register(spoiled, pair.moving, tmp_path / str(number), steps, fixed_mask=given)
         found.append(result.transform.transforms[1].matrix)
+        told.append(result.report["fixed_mask"])
+    assert told == ["ndarray", str(store), [65_535], "function"]
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
     error = pair.error(result.transform.apply).summary()

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tempfile
 from dataclasses import replace
 from itertools import pairwise
 
@@ -22,7 +24,9 @@ from itkstream.io.transform_files import write_transform
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 from itkstream.pipelines import _LogReporter, _Run, register
-from itkstream.run_steps import next_state, run_step
+from itkstream.run_folder import RunFolder
+from itkstream.run_steps import Scene, next_state, run_step
+from itkstream.step_notes import next_from, note_of
 from itkstream.steps import (
     Deformable,
     IntensityAffine,
@@ -187,8 +191,10 @@ def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
 def begun(rounds, initial, moving=None):
     """A run about to take its first step."""
     pair = (rounds.fixed, moving or rounds.moving)
-    run = _Run(pair, (), RegisterSettings(), Resources(), None)
-    return run, run.begin(pair, initial, _LogReporter())
+    scene = Scene(*pair, 20e6, Resources(), _LogReporter())
+    folder = RunFolder(tempfile.mkdtemp(), "run", ("fixed", "moving"), False)
+    run = _Run(pair, (), RegisterSettings(), scene, folder)
+    return run, run.begin(initial, "begin")
 
 
 def test_intensities_that_help_are_kept(rounds):
@@ -196,7 +202,7 @@ def test_intensities_that_help_are_kept(rounds):
     rough[:3, 3] += (2.0, -1.5, 1.0)
     start = AffineTransform(rough)
     run, before = begun(rounds, start)
-    after = run.refine(before, IntensityAffine(), 1)
+    after = run.refine(before, IntensityAffine(), 1, "1")
     assert "dropped" not in run.facts[-1]
     assert after.quality == run.scene.correlation(after.transform) > before.quality
     medians = [rounds.error(s.transform.apply, 3).summary()["median_vox"] for s in (after, before)]
@@ -225,7 +231,7 @@ def test_refinements_that_do_not_help_are_dropped(rounds, step, reason):
     lit = rounds.moving.read() * np.linspace(0.2, 3, shape[0])[:, None, None]
     moving = Image(lit.astype(np.uint16), rounds.moving.grid)
     run, before = begun(rounds, AffineTransform(rounds.truth.matrix), moving)
-    assert run.refine(before, step, 1) is before
+    assert run.refine(before, step, 1, "1") is before
     assert re.search(reason, run.facts[-1]["dropped"])
 
 
@@ -238,7 +244,9 @@ def test_a_finding_says_all_there_is_to_know(rounds):
         state, _ = next_state(run.scene, state, findings[-1])
     again = begun(rounds, None)[1]
     for finding in findings:
-        again, _ = next_state(run.scene, again, finding)
+        kept, facts = next_state(run.scene, again, finding)
+        note = json.loads(json.dumps(note_of(finding, kept, facts, run.folder.location)))
+        again = next_from(note, again, run.scene, run.folder.location)
     assert again.quality == state.quality
     assert again.radii == state.radii == (2.0, 6.0)
 
@@ -254,8 +262,49 @@ def test_somebody_elses_folder_is_left_alone(rounds, tmp_path):
 def test_an_earlier_run_is_replaced_only_when_asked(rounds, registered):
     before = (registered.out / "registration.json").read_bytes()
     with pytest.raises(ExistingOutputError, match="earlier run"):
-        register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS)
+        register(rounds.fixed, rounds.moving, registered.out, STEPS[:1], SETTINGS)
     assert (registered.out / "registration.json").read_bytes() == before
+
+
+def test_the_same_run_again_finds_all_done(rounds, registered):
+    before = (registered.out / "registration.json").read_bytes()
+    watch = Heard()
+    again = register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS, reporter=watch)
+    assert (registered.out / "registration.json").read_bytes() == before
+    assert watch.notes.count("done by an earlier run") == len(STEPS) + 3
+    np.testing.assert_array_equal(again.aligned.read(), registered.aligned.read())
+
+
+def test_a_chunk_that_rots_is_computed_again(rounds, registered, tmp_path):
+    """Truth: the bytes before. The chunk is one of the middle of the aligned image."""
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    chunk = sorted(path for path in (out / "aligned.ome.zarr/0/c").rglob("*") if path.is_file())[3]
+    sound = chunk.read_bytes()
+    chunk.write_bytes(sound[: len(sound) // 2])
+    register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
+    assert chunk.read_bytes() == sound
+
+
+def test_only_what_depends_on_a_change_is_done_again(rounds, registered, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    (out / "registration.json").unlink()
+    watch = Heard()
+    steps = (*STEPS[:-1], Deformable(shrink_factors=(2,)))
+    result = register(rounds.fixed, rounds.moving, out, steps, SETTINGS, reporter=watch)
+    assert watch.notes.count("done by an earlier run") == len(STEPS)
+    fresh = register(rounds.fixed, rounds.moving, tmp_path / "fresh", steps, SETTINGS)
+    np.testing.assert_array_equal(result.aligned.read(), fresh.aligned.read())
+
+
+def test_an_unfinished_run_of_other_images_is_left_alone(rounds, registered, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    (out / "registration.json").unlink()
+    other = Image(rounds.moving.data, rounds.moving.grid, "another")
+    with pytest.raises(ExistingOutputError, match="unfinished run"):
+        register(rounds.fixed, other, out, STEPS, SETTINGS)
 
 
 def constant(image):
@@ -332,7 +381,7 @@ def test_key_points_refine_an_initial_transform(rounds, tmp_path):
     rough = np.array(rounds.truth.matrix)
     rough[:3, 3] += (3.0, -2.0, 1.0)
     run, before = begun(rounds, AffineTransform(rough))
-    after = run.refine(before, AFFINE, 1)
+    after = run.refine(before, AFFINE, 1, "1")
     assert after.quality > before.quality
     assert isinstance(after.transform, AffineTransform)
     errors = [rounds.error(s.transform.apply, 3).summary()["median_vox"] for s in (before, after)]

@@ -178,7 +178,7 @@ def test_transforms_of_planes(
     image = Image(np.random.default_rng(0).random(grid.shape, np.float32), grid)
     warped = compute(prepare_apply_transform(image, image, transform, (16, 16)))
     assert warped.shape == grid.shape
-    inverse = invert_transform(transform)
+    inverse = invert_transform(transform, grid)
     inner = grid.positions()[10:-10, 10:-10]
     back = np.linalg.norm(inverse.apply(transform.apply(inner)) - inner, axis=-1)
     assert np.median(back) < 0.05 * min(grid.spacing)

@@ -29,6 +29,7 @@ CHANGED = [
     Deformable(blocksize=64, overlap=8, cc_radius=3, gradient_smoothing=(9.0, 0.0, 1.0, 2.0)),
     Deformable("diffeomorphic-demons", burst=3, local_normalisation=None, shrink_factors=(2, 1)),
     Deformable("demons", iterations=(3, 2, 1), step=0.5),
+    Deformable("bspline", control_spacing=30.0, metric="mutual-information"),
 ]
 
 
@@ -60,6 +61,9 @@ def test_what_is_left_out_suits_the_voxels_and_what_is_given_does_not():
     assert given.sampling_fraction == 0.5
     assert given.smooth_sigmas == IntensitySettings().scaled(0.5).smooth_sigmas
     fixed = Deformable("demons", field_smoothing=(4.0, 0.0, 1.0, 2.0)).settings_for(spacing)
+    spline = Deformable("bspline", control_spacing=30.0, shrink_factors=(8, 4, 2))
+    assert spline.settings_for(spacing).control_spacing == (30.0,) * 3
+    assert Deformable("bspline").settings_for(spacing).control_spacing == (12.0, 12.0)
     defaults = DemonsSettings("demons")
     assert fixed.field_smoothing == ((4.0, 0.0, 1.0, 2.0),) * 3
     assert fixed.gradient_smoothing == defaults.scaled(0.5).gradient_smoothing

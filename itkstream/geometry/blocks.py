@@ -126,21 +126,27 @@ class BlockGrid:
             padded.append(slice(max(0, start - halo), min(self.shape[axis], stop + halo)))
         return Block(tuple(index), tuple(core), tuple(padded))
 
-    def touching(self, index: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    def touching(
+        self, index: Sequence[int], axes: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, ...]]:
         """Where a block and those that touch it stand in the block grid.
 
         Parameters
         ----------
         index : sequence of int
             The block's.
+        axes : sequence of int, optional
+            Look along these axes only; default all.
 
         Returns
         -------
         iterator of tuple of int
-            Up to ``3 ** n``, in index order.
+            Up to 3 to the power of the axes, in index order.
         """
+        along = range(len(self.shape)) if axes is None else axes
         spans = (
-            range(max(0, i - 1), min(n, i + 2)) for i, n in zip(index, self.numblocks, strict=True)
+            range(max(0, i - 1), min(n, i + 2)) if axis in along else (i,)
+            for axis, (i, n) in enumerate(zip(index, self.numblocks, strict=True))
         )
         return product(*spans)
 

@@ -30,6 +30,9 @@ __all__ = [
     "compose",
 ]
 
+# Of positions computed in another order, far from the origin.
+_ROUNDING_VOX = 0.01
+
 
 @runtime_checkable
 class Transform(Protocol):
@@ -229,8 +232,10 @@ class DisplacementField:
         """
         index = self.grid.to_index(points).reshape(-1, self.ndim)
         shape = np.asarray(self.grid.shape)
-        low = np.clip(np.floor(index.min(axis=0)), 0, shape - 1).astype(int)
-        high = np.clip(np.ceil(index.max(axis=0)) + 1, low + 1, shape).astype(int)
+        # A position on a node, give or take its rounding, has neighbours on both sides.
+        low = np.clip(np.floor(index.min(axis=0) - _ROUNDING_VOX), 0, shape - 1).astype(int)
+        high = np.floor(index.max(axis=0) + _ROUNDING_VOX) + 2
+        high = np.clip(high, low + 1, shape).astype(int)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         part = np.asarray(self.data[(*box, slice(None))])
         return DisplacementField(part, self.grid.crop(box))

@@ -33,6 +33,7 @@ from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import ZarrArray, written_codecs, zarr_attributes
 
 __all__ = [
+    "FIELD_ARRAY",
     "as_stored",
     "create_error_map",
     "create_transform",
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 _FIELD = "displacement"
+FIELD_ARRAY = f"{_FIELD}/0"
+"""Where the displacement field lies in its store."""
+
 _ERROR = "inverse_error"
 _CHUNK = 64
 

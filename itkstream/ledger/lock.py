@@ -22,9 +22,10 @@ __all__ = ["Lock", "still_held"]
 # A process of another host counts as dead when it has not signed its lock for so long.
 _PATIENCE_SECONDS = 120.0
 BEAT_SECONDS = 15.0
-# Where a file cannot be made exclusively, as in object stores, the last of several wins; each
-# looks again after this time to see whether it was the last.
-_SETTLE_SECONDS = 1.0
+# Of several that take over a lock, or make one in an object store, the last wins: each looks again
+# after a time that is long for writing so small a file, to see whether it was the last.
+_SETTLE_LOCAL_SECONDS = 0.1
+_SETTLE_REMOTE_SECONDS = 1.0
 # The start of a process, as the system tells it, moves with the clock.
 _SAME_START_SECONDS = 5.0
 
@@ -91,14 +92,13 @@ class Lock:
         self._place = place
         self._holder = _Holder.here()
         self._what = what
+        if _create(place, self._holder):
+            return
         before = _Holder.read(place)
         if before is not None and before.alive():
             raise self._busy(before)
-        if before is None:
-            place.remove()  # if there is a file after all, a broken disk wrote it
-        if before is not None or not _create(place, self._holder):
-            self._holder.sign(place)
-            time.sleep(_SETTLE_SECONDS)
+        self._holder.sign(place)
+        time.sleep(_SETTLE_LOCAL_SECONDS if place.is_local else _SETTLE_REMOTE_SECONDS)
         now = _Holder.read(place)
         if now is None or now.token != self.token:
             raise self._busy(now)
@@ -155,7 +155,7 @@ def still_held(place: Location, token: str) -> bool:
 
 
 def _create(place: Location, holder: _Holder) -> bool:
-    """Make the file if there is none, with its content; False where this cannot be done at once."""
+    """Make the file where there is none, at once with its content; False where this fails."""
     if not place.is_local:
         return False
     target = Path(place.address)
@@ -163,10 +163,10 @@ def _create(place: Location, holder: _Holder) -> bool:
     draft = target.with_name(f".partial-{holder.token}")
     try:
         draft.write_text(json.dumps(asdict(holder)), encoding="utf-8")
-        with suppress(FileExistsError):  # whoever was first is found when the lock is read again
-            os.link(draft, target)
+        os.link(draft, target)
     except OSError as error:
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP):  # a file system without hard links
+        # It is there, or the file system has no hard links.
+        if error.errno in (errno.EEXIST, errno.EPERM, errno.EOPNOTSUPP):
             return False
         raise
     finally:

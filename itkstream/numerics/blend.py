@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numba import njit
@@ -43,19 +42,27 @@ def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
             "local affines are blended along the axes of the image they were found in; the grid "
             f"wanted has the direction {grid.direction}, that image {local.grid.direction}"
         )
-    moves = _lift(((local.matrices - np.eye(n + 1)) @ local.grid.matrix)[..., :-1, :], n)
     start = local.grid.to_index(grid.origin)
     step = np.asarray(grid.spacing) / local.grid.spacing
     at = [np.zeros(1)] * (3 - n)
     tables = [(np.zeros(1, np.intp), np.zeros(1))] * (3 - n)
+    near: list[slice] = []
     for axis, length in enumerate(grid.shape):
         at.append(start[axis] + step[axis] * np.arange(length))
-        tables.append(local.blocks.weights(axis, at[-1]))
-    low = tuple(t[0] for t in tables)
-    upper = tuple(t[1] for t in tables)
+        low, upper = local.blocks.weights(axis, at[-1])
+        near.append(slice(int(low.min()), int(low.max()) + 2))
+        tables.append((low - low.min(), upper))
+    # Of all blocks only those that reach this grid; there may be very many.
+    matrices = local.matrices[tuple(near)]
+    moves = _lift(((matrices - np.eye(n + 1)) @ local.grid.matrix)[..., :-1, :], n)
+    lows, uppers = tuple(t[0] for t in tables), tuple(t[1] for t in tables)
     out = np.empty((*map(len, at), n), np.float32)
-    over_slabs(lambda a, b: _blend(moves, low, upper, tuple(at), out, a, b), out.shape[1])
+    over_slabs(lambda a, b: _blend(moves, lows, uppers, tuple(at), out, a, b), out.shape[1])
     return out.reshape((*grid.shape, n))
+
+
+# Eight float32 shares that make up 1 may miss it by this.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,14 @@ class NodeLattice:
     """The lattice on which results of neighbouring blocks meet, coarser than their voxels.
 
     Node k of an axis stands at the centre of the voxels ``[k f, (k + 1) f)``. Every block brings
-    its vectors on the nodes that its padded region touches, each times the confidence of the
-    block and followed by it: what is added up in that form is a weighted mean at the end.
+    `pack`: its vectors on the nodes that its padded region touches, times its confidence, then the
+    confidence, then 1. In that form neighbours are added up, each times its share, along one axis
+    after the other, and what is divided at the end, by `finish`, is a weighted mean.
 
     Fitted blocks share the nodes as a partition of unity, in which each counts by its confidence.
     A failed block, an empty array, gives way wherever fitted blocks hold half of the share or
-    more. Inside it their values at its corners are passed on from corner to corner; a corner no
-    fitted block touches has none, so that far from all of them the result fades to nothing. A
+    more. Inside it their values at its corners are passed on from corner to corner; a corner that
+    no fitted block touches has none, so that far from all of them the result fades to nothing. A
     corner on the border of the image has the value of the next one inside.
 
     Parameters
@@ -152,7 +160,7 @@ class NodeLattice:
 
         Returns
         -------
-        ndarray, shape of the held nodes + (n + 1,), float32
+        ndarray, shape of the held nodes + (n + 2,), float32
             Linear between voxels, and beyond the outermost.
         """
         for axis, (s, p, f) in enumerate(
@@ -160,8 +168,10 @@ class NodeLattice:
         ):
             if f > 1:
                 vectors = _sample_axis(vectors, axis, _places(s, f) - p.start)
-        trust = np.full((*vectors.shape[:-1], 1), confidence, np.float32)
-        return np.concatenate([vectors * np.float32(confidence), trust], axis=-1)
+        packed = np.ones((*vectors.shape[:-1], vectors.shape[-1] + 2), np.float32)
+        packed[..., :-2] = vectors
+        packed[..., :-1] *= np.float32(confidence)
+        return packed
 
     def no_pack(self) -> NDArray[np.float32]:
         """What a failed block brings.
@@ -172,78 +182,91 @@ class NodeLattice:
             Empty.
         """
         n = len(self.factors)
-        return np.empty((0,) * n + (n + 1,), np.float32)
+        return np.empty((0,) * n + (n + 2,), np.float32)
 
-    def join(
-        self, block: Block, near: Sequence[tuple[Block, NDArray[np.float32]]]
+    def add(
+        self,
+        block: Block,
+        near: Sequence[tuple[Block, NDArray[np.float32]]],
+        axes: Sequence[int],
     ) -> NDArray[np.float32]:
-        """Blend a block with those that touch it.
+        """Add a block and those that touch it along some axes, each times its share.
 
         Parameters
         ----------
         block : Block
             The block.
         near : sequence of (Block, ndarray)
-            It and those that touch it, in index order, and what each brings.
+            It and those that touch it along `axes`, in index order, and what each brings; along
+            the axes before these that is added up already.
+        axes : sequence of int
+            The next axes.
+
+        Returns
+        -------
+        ndarray, float32
+            As `near`, on the wanted nodes along `axes`; empty where all failed.
+        """
+        total = self.no_pack()
+        region = self.wanted(block)
+        places = [_places(s, f) for s, f in zip(region, self.factors, strict=True)]
+        tables = {axis: self.blocks.weights(axis, places[axis]) for axis in axes}
+        for other, packed in near:
+            if not packed.size:
+                continue
+            if not total.size:
+                shape = list(packed.shape)
+                for axis in axes:
+                    shape[axis] = len(places[axis])
+                total = np.zeros(shape, np.float32)
+            here: list[slice] = [slice(None)] * len(region)
+            there = list(here)
+            share = np.ones((1,) * packed.ndim, np.float32)
+            for axis in axes:
+                wanted, held = region[axis], self.held(other)[axis]
+                first = max(wanted.start, held.start)
+                last = max(first, min(wanted.stop, held.stop))
+                here[axis] = slice(first - wanted.start, last - wanted.start)
+                there[axis] = slice(first - held.start, last - held.start)
+                along = _share(other.index[axis], tables[axis])[here[axis]]
+                share = share * np.expand_dims(along, tuple({*range(packed.ndim)} - {axis}))
+            total[tuple(here)] += share * packed[tuple(there)]
+        return total
+
+    def finish(self, block: Block, total: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors of what was added up along all axes.
+
+        Parameters
+        ----------
+        block : Block
+            The block.
+        total : ndarray, shape of the wanted nodes + (n + 2,)
+            From `add`.
 
         Returns
         -------
         ndarray, shape of the wanted nodes + (n,), float32
             Two blocks find the same vectors at a node that both want.
         """
-        region = self.wanted(block)
-        shape = tuple(s.stop - s.start for s in region)
-        total = np.zeros((*shape, len(shape) + 1), np.float32)
-        weight = np.zeros(shape, np.float32)
-        fitted = {other.index: (other, packed) for other, packed in near if packed.size}
-        for other, packed in fitted.values():
-            held = self.held(other)
-            both = _common(held, region)
-            share = self.share(other, both)
-            here = _relative(both, region)
-            weight[here] += share
-            total[here] += share[..., None] * packed[_relative(both, held)]
-        vectors = _weighted_mean(total)
-        if len(fitted) == len(near):
+        if not total.size:
+            shape = tuple(s.stop - s.start for s in self.wanted(block))
+            return np.zeros((*shape, len(shape)), np.float32)
+        trust = np.maximum(total[..., -2:-1], np.finfo(np.float32).tiny)
+        vectors = np.asarray(total[..., :-2] / trust, np.float32)
+        weight = total[..., -1:]
+        if weight.min() > 1 - _ROUNDING:
             return vectors
-        t = np.minimum(2 * weight, 1)[..., None]
-        t *= t * (3 - 2 * t)
-        return t * vectors + (1 - t) * self._stand_in(block, fitted, region)
+        t = np.minimum(2 * weight, 1)
+        t = t * t * (3 - 2 * t)
+        return np.asarray(t * vectors + (1 - t) * self._stand_in(block, vectors), np.float32)
 
-    def share(self, block: Block, nodes: Slices) -> NDArray[np.float32]:
-        """The share of one block in some nodes.
-
-        Parameters
-        ----------
-        block : Block
-            The block.
-        nodes : tuple of slice
-            Of the lattice.
-
-        Returns
-        -------
-        ndarray, shape of the nodes, float32
-            Between 0 and 1; over all blocks they sum to 1.
-        """
-        share = np.ones((), np.float64)
-        for axis, (s, f) in enumerate(zip(nodes, self.factors, strict=True)):
-            low, upper = self.blocks.weights(axis, _places(s, f))
-            mine = block.index[axis]
-            along = np.where(low == mine, 1.0 - upper, np.where(low + 1 == mine, upper, 0.0))
-            share = share[..., None] * along
-        return share.astype(np.float32)
-
-    def _stand_in(
-        self,
-        block: Block,
-        fitted: Mapping[tuple[int, ...], tuple[Block, NDArray[np.float32]]],
-        region: Slices,
-    ) -> NDArray[np.float32]:
-        """Vectors on a region of nodes, smooth between the values at the corners of a block."""
-        n = len(region)
-        values = np.zeros((2,) * n + (n,), np.float32)
-        for corner in product((0, 1), repeat=n):
-            values[corner] = self._at_corner(block, corner, fitted)
+    def _stand_in(self, block: Block, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Smooth between the values at the corners of a block."""
+        region = self.wanted(block)
+        values = vectors
+        for axis, s in enumerate(region):
+            ends = [k - s.start for k in self._corners(block, axis)]
+            values = values.take(np.clip(ends, 0, s.stop - s.start - 1), axis)
         for axis, (s, f, c) in enumerate(zip(region, self.factors, block.core, strict=True)):
             # Constant as far as a neighbour's nodes: they have the same value for both blocks.
             edge = f if f > 1 else 0
@@ -252,30 +275,15 @@ class NodeLattice:
             values = _sample_axis(values, axis, t * t * (3 - 2 * t))
         return values
 
-    def _at_corner(
-        self,
-        block: Block,
-        corner: tuple[int, ...],
-        fitted: Mapping[tuple[int, ...], tuple[Block, NDArray[np.float32]]],
-    ) -> NDArray[np.float32]:
-        touching, nodes = [], []
-        for axis, (up, i) in enumerate(zip(corner, block.index, strict=True)):
-            lengths = self.blocks.chunks[axis]
-            last = len(lengths) - 1
-            inner = min(max(i + up, 1), last) if last else i + up
-            touching.append((inner - 1, inner) if last else (0,))
-            border = sum(lengths[:inner]) - 0.5
-            nodes.append(int(border) // self.factors[axis])
-        total = np.zeros(len(corner) + 1, np.float32)
-        for index in product(*touching):
-            if index in fitted:
-                other, packed = fitted[index]
-                inside = (
-                    min(max(k - s.start, 0), s.stop - s.start - 1)
-                    for k, s in zip(nodes, self.held(other), strict=True)
-                )
-                total += packed[tuple(inside)]
-        return _weighted_mean(total)
+    def _corners(self, block: Block, axis: int) -> list[int]:
+        """The nodes at both ends of a block, or twice the inner one at the border of the image."""
+        count = self.blocks.numblocks[axis]
+        ends = [block.core[axis].start - 1, block.core[axis].stop - 1]
+        if count > 1 and block.index[axis] == 0:
+            ends[0] = ends[1]
+        elif count > 1 and block.index[axis] == count - 1:
+            ends[1] = ends[0]
+        return [end // self.factors[axis] for end in ends]
 
 
 def _places(nodes: slice, factor: int) -> NDArray[np.float64]:
@@ -295,23 +303,11 @@ def _sample_axis(
     return np.asarray(below + part * (above - below), np.float32)
 
 
-def _weighted_mean(total: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(
-        total[..., :-1] / np.maximum(total[..., -1:], np.finfo(np.float32).tiny), np.float32
-    )
-
-
-def _common(first: Slices, second: Slices) -> Slices:
-    return tuple(
-        slice(max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop)))
-        for a, b in zip(first, second, strict=True)
-    )
-
-
-def _relative(region: Slices, frame: Slices) -> Slices:
-    return tuple(
-        slice(r.start - f.start, r.stop - f.start) for r, f in zip(region, frame, strict=True)
-    )
+def _share(block: int, table: tuple[NDArray[np.intp], NDArray[np.float64]]) -> NDArray[np.float32]:
+    """The share of one block along an axis."""
+    low, upper = table
+    share = np.where(low == block, 1.0 - upper, np.where(low + 1 == block, upper, 0.0))
+    return share.astype(np.float32)
 
 
 def _lift(moves: NDArray[np.float64], n: int) -> NDArray[np.float64]:
@@ -324,23 +320,28 @@ def _lift(moves: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 @njit(nogil=True, cache=True)
 def _blend(moves, low, upper, at, out, start, stop):  # type: ignore[no-untyped-def]
-    total = np.zeros(out.shape[3])
+    """Along a row the affines of each block are lines; those of four blocks are one line."""
+    blocks, n = moves.shape[2], out.shape[3]
+    line = np.empty((blocks, n, 2))
     for i in range(out.shape[0]):
         for j in range(start, stop):
+            line[:] = 0.0
+            for corner in range(4):
+                share = upper[0][i] if corner >> 1 else 1.0 - upper[0][i]
+                share *= upper[1][j] if corner & 1 else 1.0 - upper[1][j]
+                if share == 0.0:
+                    continue
+                plane = moves[low[0][i] + (corner >> 1), low[1][j] + (corner & 1)]
+                for d in range(blocks):
+                    for c in range(n):
+                        m = plane[d, c]
+                        line[d, c, 0] += share * (m[0] * at[0][i] + m[1] * at[1][j] + m[3])
+                        line[d, c, 1] += share * m[2]
             for k in range(out.shape[2]):
-                total[:] = 0.0
-                for corner in range(8):
-                    a = corner >> 2
-                    b = (corner >> 1) & 1
-                    d = corner & 1
-                    share = upper[0][i] if a else 1.0 - upper[0][i]
-                    share *= upper[1][j] if b else 1.0 - upper[1][j]
-                    share *= upper[2][k] if d else 1.0 - upper[2][k]
-                    if share == 0.0:
-                        continue
-                    m = moves[low[0][i] + a, low[1][j] + b, low[2][k] + d]
-                    for c in range(total.size):
-                        move = m[c, 0] * at[0][i] + m[c, 1] * at[1][j] + m[c, 2] * at[2][k]
-                        total[c] += share * (move + m[c, 3])
-                for c in range(total.size):
-                    out[i, j, k, c] = total[c]
+                d, share, z = low[2][k], upper[2][k], at[2][k]
+                for c in range(n):
+                    move = line[d, c, 0] + line[d, c, 1] * z
+                    if share > 0.0:
+                        other = line[d + 1, c, 0] + line[d + 1, c, 1] * z
+                        move += share * (other - move)
+                    out[i, j, k, c] = move

@@ -15,7 +15,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -336,7 +335,7 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
         vector=np.ascontiguousarray(matrix[:3, :3]),
         lattice=lattice,
         stride=_factors(s.node_stride, lattice, True),
-        radius=_cube(s.cc_radius, lattice) if settings.isotropic else (s.cc_radius,) * 3,
+        radius=_window(s.cc_radius, lattice) if settings.isotropic else (s.cc_radius,) * 3,
         gradient_kernel=s.gradient_smoothing,
         field_kernel=s.field_smoothing,
         iterations=s.iterations,
@@ -354,11 +353,12 @@ def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
     return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
 
 
-def _cube(radius: int, grid: Grid) -> tuple[int, ...]:
-    """Radii of a window that is a cube in space and holds as many voxels, whatever their shape."""
-    lengths = [h for h, n in zip(grid.spacing, grid.shape, strict=True) if n > 1]
-    edge = radius * geometric_mean(lengths or grid.spacing)
-    return tuple(max(1, round(edge / h)) for h in grid.spacing)
+def _window(radius: int, grid: Grid) -> tuple[int, ...]:
+    """Radii of the widest window, near to a cube, with no more voxels than cubic voxels give it."""
+    most = (2 * radius + 1) ** grid.ndim
+    while math.prod(2 * r + 1 for r in _factors(radius + 1, grid, True)) <= most:
+        radius += 1
+    return _factors(radius, grid, True)
 
 
 def _moving_factors(pair: _Pair, factors: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ voxel above.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,33 @@ from numpy.typing import DTypeLike, NDArray
 from itkstream.errors import InputError
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["MARGIN", "round_to", "sample_field", "warp"]
+__all__ = ["MARGIN", "Part", "round_to", "sample_field", "warp"]
 
 MARGIN = 1
 """Voxels beyond a sampled position that interpolation of order 0 or 1 may read."""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of an image or field, read instead of the whole: samples are the same to the bit.
+
+    Parameters
+    ----------
+    values : ndarray
+        Its voxels, or vectors.
+    start : tuple of int
+        Where it begins in the whole; one number per axis of the lattice.
+    shape : tuple of int
+        The whole lattice.
+    """
+
+    values: NDArray[Any]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
 def warp(
-    moving: NDArray[Any],
+    moving: NDArray[Any] | Part,
     index_matrix: NDArray[np.float64],
     shape: tuple[int, ...],
     displacement: NDArray[np.floating[Any]] | None = None,
@@ -38,10 +58,10 @@ def warp(
 
     Parameters
     ----------
-    moving : ndarray
+    moving : ndarray or Part
         The image to sample, 2-D or 3-D; it may be empty.
     index_matrix : ndarray, (n, n + 1)
-        From output voxel index to moving voxel index.
+        From output voxel index to moving voxel index, of the whole image where it is a part.
     shape : tuple of int
         Output voxels per axis.
     displacement : ndarray, shape + (n,), optional
@@ -67,17 +87,18 @@ def warp(
     """
     if order not in (0, 1):
         raise InputError(f"order must be 0 (nearest) or 1 (linear) here; got {order}")
-    wanted = np.dtype(moving.dtype if dtype is None else dtype)
+    part = moving if isinstance(moving, Part) else Part(moving, (0,) * moving.ndim, moving.shape)
+    wanted = np.dtype(part.values.dtype if dtype is None else dtype)
     out = np.empty(shape, _working_dtype(_computable(wanted), order))
-    if moving.size == 0:
+    if part.values.size == 0:
         out.fill(background)
     else:
-        _warp_into(out, moving, index_matrix, displacement, vector_matrix, order, background)
+        _warp_into(out, part, index_matrix, displacement, vector_matrix, order, background)
     return round_to(out, wanted)
 
 
 def sample_field(
-    field: NDArray[np.floating[Any]],
+    field: NDArray[np.floating[Any]] | Part,
     index_matrix: NDArray[np.float64],
     shape: tuple[int, ...],
     displacement: NDArray[np.floating[Any]] | None = None,
@@ -87,10 +108,10 @@ def sample_field(
 
     Parameters
     ----------
-    field : ndarray, (..., n)
+    field : ndarray, (..., n), or Part
         Vectors on a 2-D or 3-D lattice.
     index_matrix : ndarray, (n, n + 1)
-        From output voxel index to field index.
+        From output voxel index to field index, of the whole field where it is a part.
     shape : tuple of int
         Output voxels per axis.
     displacement : ndarray, shape + (n,), optional
@@ -104,10 +125,14 @@ def sample_field(
         The sampled vectors, unchanged in direction and unit.
     """
     n = len(shape)
+    part = field if isinstance(field, Part) else Part(field, (0,) * n, field.shape[:-1])
     out = np.empty((*_three(shape), n), np.float32)
-    source = _native(field).reshape((*_three(field.shape[:-1]), n))
+    source = _native(part.values).reshape((*_three(part.values.shape[:-1]), n))
+    window = _window(part)
     index, vector, moves = _embed(index_matrix, displacement, vector_matrix, shape)
-    over_slabs(lambda a, b: _sample_vectors(source, index, vector, moves, out, a, b), _planes(out))
+    over_slabs(
+        lambda a, b: _sample_vectors(source, window, index, vector, moves, out, a, b), _planes(out)
+    )
     return out.reshape((*shape, n))
 
 
@@ -158,7 +183,7 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
 
 def _warp_into(
     out: NDArray[Any],
-    moving: NDArray[Any],
+    moving: Part,
     index_matrix: NDArray[np.float64],
     displacement: NDArray[Any] | None,
     vector_matrix: NDArray[np.float64] | None,
@@ -167,12 +192,18 @@ def _warp_into(
 ) -> None:
     index, vector, moves = _embed(index_matrix, displacement, vector_matrix, out.shape)
     target = out.reshape(_three(out.shape))
-    source = _native(moving).reshape(_three(moving.shape))
+    source = _native(moving.values).reshape(_three(moving.values.shape))
+    window = _window(moving)
     kernel = _warp_linear if order == 1 else _warp_nearest
     outside = round_to(np.array([background], np.float64), out.dtype)[0]
     over_slabs(
-        lambda a, b: kernel(source, index, vector, moves, outside, target, a, b), _planes(target)
+        lambda a, b: kernel(source, window, index, vector, moves, outside, target, a, b),
+        _planes(target),
     )
+
+
+def _window(part: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (0,) * (3 - len(part.start)) + tuple(part.start), _three(part.shape)
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -189,30 +220,49 @@ def _embed(
     displacement: NDArray[Any] | None,
     vector_matrix: NDArray[np.float64] | None,
     shape: tuple[int, ...],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]:
-    """Lift a 2-D map to 3-D, where axis 0 has one plane that maps to itself."""
+) -> tuple[tuple[float, ...], tuple[float, ...], NDArray[Any]]:
+    """Lift a 2-D map to 3-D, where axis 0 has one plane that maps to itself.
+
+    The matrices become tuples, row by row, which stay in registers: elements of an array are read
+    again for every voxel, lest the output overlap them, and that takes as long as all else.
+    """
     n = len(shape)
     index = np.eye(3, 4)
     index[3 - n :, 3 - n : 3] = index_matrix[:, :n]
     index[3 - n :, 3] = index_matrix[:, n]
-    vector = np.zeros((3, n))
-    vector[3 - n :] = np.eye(n) if vector_matrix is None else vector_matrix
+    vector = np.zeros((3, 3))
+    vector[3 - n :, :n] = np.eye(n) if vector_matrix is None else vector_matrix
+    numbers = tuple(map(float, index.ravel())), tuple(map(float, vector.ravel()))
     if displacement is None:
-        return index, vector, np.empty((0, 0, 0, n), np.float32)
-    return index, vector, displacement.reshape((*_three(shape), n))
+        return *numbers, np.empty((0, 0, 0, n), np.float32)
+    return *numbers, displacement.reshape((*_three(shape), n))
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _position(index, vector, moves, i, j, k):  # type: ignore[no-untyped-def]
-    x = index[0, 0] * i + index[0, 1] * j + index[0, 2] * k + index[0, 3]
-    y = index[1, 0] * i + index[1, 1] * j + index[1, 2] * k + index[1, 3]
-    z = index[2, 0] * i + index[2, 1] * j + index[2, 2] * k + index[2, 3]
+def _row(index, i, j):  # type: ignore[no-untyped-def]
+    """Where a row of output voxels begins."""
+    return (
+        index[0] * i + index[1] * j + index[3],
+        index[4] * i + index[5] * j + index[7],
+        index[8] * i + index[9] * j + index[11],
+    )
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _position(row, index, vector, moves, i, j, k):  # type: ignore[no-untyped-def]
+    x = row[0] + index[2] * k
+    y = row[1] + index[6] * k
+    z = row[2] + index[10] * k
     if moves.shape[0] > 0:
-        for c in range(moves.shape[3]):
-            d = moves[i, j, k, c]
-            x += vector[0, c] * d
-            y += vector[1, c] * d
-            z += vector[2, c] * d
+        d, e = moves[i, j, k, 0], moves[i, j, k, 1]
+        x += vector[0] * d + vector[1] * e
+        y += vector[3] * d + vector[4] * e
+        z += vector[6] * d + vector[7] * e
+        if moves.shape[3] == 3:
+            f = moves[i, j, k, 2]
+            x += vector[2] * f
+            y += vector[5] * f
+            z += vector[8] * f
     return x, y, z
 
 
@@ -227,62 +277,96 @@ def _bracket(x, n):  # type: ignore[no-untyped-def]
     return low, low + 1, x - low
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _corners(x, y, z, window, strides):  # type: ignore[no-untyped-def]
+    """The lowest corner in the flat part, the steps to the upper ones, and their weights.
+
+    Unsigned, since numba asks of every signed index whether it counts from the end.
+    """
+    (i, j, k), (nx, ny, nz) = window
+    if 0.0 <= x < nx - 1 and 0.0 <= y < ny - 1 and 0.0 <= z < nz - 1:
+        x0, y0, z0 = int(x), int(y), int(z)
+        first = (x0 - i) * strides[0] + (y0 - j) * strides[1] + (z0 - k) * strides[2]
+        steps = np.uint64(strides[0]), np.uint64(strides[1]), np.uint64(strides[2])
+        return np.uint64(first), steps, x - x0, y - y0, z - z0
+    x0, x1, fx = _bracket(x, nx)
+    y0, y1, fy = _bracket(y, ny)
+    z0, z1, fz = _bracket(z, nz)
+    first = (x0 - i) * strides[0] + (y0 - j) * strides[1] + (z0 - k) * strides[2]
+    steps = (
+        np.uint64((x1 - x0) * strides[0]),
+        np.uint64((y1 - y0) * strides[1]),
+        np.uint64((z1 - z0) * strides[2]),
+    )
+    return np.uint64(first), steps, fx, fy, fz
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _trilinear(flat, first, steps, fx, fy, fz):  # type: ignore[no-untyped-def]
+    one, two, three = first + steps[1], first + steps[0], first + steps[0] + steps[1]
+    a, b = np.float64(flat[first]), np.float64(flat[first + steps[2]])
+    v00 = a + fz * (b - a)
+    a, b = np.float64(flat[one]), np.float64(flat[one + steps[2]])
+    v01 = a + fz * (b - a)
+    a, b = np.float64(flat[two]), np.float64(flat[two + steps[2]])
+    v10 = a + fz * (b - a)
+    a, b = np.float64(flat[three]), np.float64(flat[three + steps[2]])
+    v11 = a + fz * (b - a)
+    v0 = v00 + fy * (v01 - v00)
+    v1 = v10 + fy * (v11 - v10)
+    return v0 + fx * (v1 - v0)
+
+
 @njit(nogil=True, cache=True)
-def _warp_linear(moving, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
-    nx, ny, nz = moving.shape
+def _warp_linear(moving, window, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
+    nx, ny, nz = window[1]
+    flat = moving.reshape(moving.size)
+    strides = (moving.shape[1] * moving.shape[2], moving.shape[2], 1)
     for i in range(out.shape[0]):
         for j in range(start, stop):
+            row = _row(index, i, j)
             for k in range(out.shape[2]):
-                x, y, z = _position(index, vector, moves, i, j, k)
+                x, y, z = _position(row, index, vector, moves, i, j, k)
                 inside = -0.5 <= x < nx - 0.5 and -0.5 <= y < ny - 0.5 and -0.5 <= z < nz - 0.5
-                if not inside:
+                if inside:
+                    first, steps, fx, fy, fz = _corners(x, y, z, window, strides)
+                    out[i, j, k] = _trilinear(flat, first, steps, fx, fy, fz)
+                else:
                     out[i, j, k] = background
-                    continue
-                x0, x1, fx = _bracket(x, nx)
-                y0, y1, fy = _bracket(y, ny)
-                z0, z1, fz = _bracket(z, nz)
-                v00 = moving[x0, y0, z0] * (1.0 - fz) + moving[x0, y0, z1] * fz
-                v01 = moving[x0, y1, z0] * (1.0 - fz) + moving[x0, y1, z1] * fz
-                v10 = moving[x1, y0, z0] * (1.0 - fz) + moving[x1, y0, z1] * fz
-                v11 = moving[x1, y1, z0] * (1.0 - fz) + moving[x1, y1, z1] * fz
-                v0 = v00 * (1.0 - fy) + v01 * fy
-                v1 = v10 * (1.0 - fy) + v11 * fy
-                out[i, j, k] = v0 * (1.0 - fx) + v1 * fx
 
 
 @njit(nogil=True, cache=True)
-def _warp_nearest(moving, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
-    nx, ny, nz = moving.shape
+def _warp_nearest(moving, window, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
+    nx, ny, nz = window[1]
+    p, q, r = window[0]
     for i in range(out.shape[0]):
         for j in range(start, stop):
+            row = _row(index, i, j)
             for k in range(out.shape[2]):
-                x, y, z = _position(index, vector, moves, i, j, k)
+                x, y, z = _position(row, index, vector, moves, i, j, k)
                 inside = -0.5 <= x < nx - 0.5 and -0.5 <= y < ny - 0.5 and -0.5 <= z < nz - 0.5
                 if inside:
                     # The sum rounds up to the next voxel where x is just below a half.
                     a = min(int(x + 0.5), nx - 1)
                     b = min(int(y + 0.5), ny - 1)
                     c = min(int(z + 0.5), nz - 1)
-                    out[i, j, k] = moving[a, b, c]
+                    out[i, j, k] = moving[a - p, b - q, c - r]
                 else:
                     out[i, j, k] = background
 
 
 @njit(nogil=True, cache=True)
-def _sample_vectors(field, index, vector, moves, out, start, stop):  # type: ignore[no-untyped-def]
-    nx, ny, nz, components = field.shape
+def _sample_vectors(field, window, index, vector, moves, out, start, stop):  # type: ignore[no-untyped-def]
+    components = field.shape[3]
+    flat = field.reshape(field.size)
+    row_length = field.shape[2] * components
+    strides = (field.shape[1] * row_length, row_length, components)
     for i in range(out.shape[0]):
         for j in range(start, stop):
+            row = _row(index, i, j)
             for k in range(out.shape[2]):
-                x, y, z = _position(index, vector, moves, i, j, k)
-                x0, x1, fx = _bracket(x, nx)
-                y0, y1, fy = _bracket(y, ny)
-                z0, z1, fz = _bracket(z, nz)
+                x, y, z = _position(row, index, vector, moves, i, j, k)
+                first, steps, fx, fy, fz = _corners(x, y, z, window, strides)
                 for c in range(components):
-                    v00 = field[x0, y0, z0, c] * (1.0 - fz) + field[x0, y0, z1, c] * fz
-                    v01 = field[x0, y1, z0, c] * (1.0 - fz) + field[x0, y1, z1, c] * fz
-                    v10 = field[x1, y0, z0, c] * (1.0 - fz) + field[x1, y0, z1, c] * fz
-                    v11 = field[x1, y1, z0, c] * (1.0 - fz) + field[x1, y1, z1, c] * fz
-                    v0 = v00 * (1.0 - fy) + v01 * fy
-                    v1 = v10 * (1.0 - fy) + v11 * fy
-                    out[i, j, k, c] = v0 * (1.0 - fx) + v1 * fx
+                    value = _trilinear(flat, first + np.uint64(c), steps, fx, fy, fz)
+                    out[i, j, k, c] = value

@@ -7,7 +7,7 @@ as a displacement field, whose folds are repaired.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from itkstream.numerics.descent import Descent, Frame, LevelReport, Progress
 from itkstream.numerics.fields import compose, resize_field
 from itkstream.numerics.interpolate import warp
 from itkstream.numerics.itk_methods import ItkLevel, ItkSide, even_out, what_itk_says
-from itkstream.numerics.itk_settings import BsplineSettings
+from itkstream.numerics.itk_settings import BsplineSettings, IntensitySettings
 from itkstream.numerics.mapping import GridMap
 from itkstream.numerics.pyramid import shrink
 from itkstream.numerics.topology import repair_folds
@@ -128,7 +128,7 @@ def _descend_level(
     level = ItkLevel(
         *sides,
         sitk.Transform(grid.ndim, sitk.sitkIdentity),
-        settings.comparison,
+        _comparison(settings, factor, grid.ndim),
         settings.iterations[number],
         # A step is the length of the vector of all parameters.
         settings.step * factor * float(np.sqrt(start.GetNumberOfParameters())),
@@ -144,6 +144,16 @@ def _descend_level(
     report = LevelReport(factor, correlations[0], max(correlations), settings.iterations[number],
                          "iterations" if better else "converged")  # fmt: skip
     return (found if better else before), report
+
+
+def _comparison(settings: BsplineSettings, factor: int, ndim: int) -> IntensitySettings:
+    """The settings of a level, with as many samples as the finest has.
+
+    With fewer samples than control points, noise decides where these go.
+    """
+    finer = (factor / settings.shrink_factors[-1]) ** ndim
+    fraction = min(1.0, settings.sampling_fraction * finer)
+    return replace(settings.comparison, sampling_fraction=fraction)
 
 
 def _image(name: str, array: NDArray[Any], grid: Grid) -> Floats:

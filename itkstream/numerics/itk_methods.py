@@ -374,10 +374,10 @@ def _level(
     number: int,
 ) -> ItkLevel:
     factor, sigma = settings.shrink_factors[number], settings.smooth_sigmas[number]
-    length = factor * min(frame.fixed_grid.spacing)
+    length, radius = factor * min(frame.fixed_grid.spacing), settings.local_normalisation
     return ItkLevel(
-        _side(images[0], frame.fixed_grid, length, sigma),
-        _side(images[1], frame.moving_grid, length, sigma),
+        _side(images[0], frame.fixed_grid, (length, sigma), radius),
+        _side(images[1], frame.moving_grid, (length, sigma), radius),
         _itk_affine(frame),
         settings,
         settings.iterations[number],
@@ -385,10 +385,14 @@ def _level(
     )
 
 
-def _side(image: NDArray[np.float32], grid: Grid, length: float, sigma: float) -> ItkSide:
-    """An image shrunk to voxels of about a length."""
+def _side(
+    image: NDArray[np.float32], grid: Grid, scale: tuple[float, float], radius: int | None
+) -> ItkSide:
+    """An image blurred and shrunk to voxels of about a length, locally normalised where asked."""
+    length, sigma = scale
     factors = [max(1, round(length / h)) for h in grid.spacing]
-    return ItkSide.of(*shrink(image, grid, factors, sigma))
+    small, lattice = shrink(image, grid, factors, sigma)
+    return ItkSide.of(small if radius is None else even_out(small, radius), lattice)
 
 
 def _itk_affine(frame: Frame) -> sitk.Transform:

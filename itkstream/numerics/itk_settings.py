@@ -75,6 +75,10 @@ class IntensitySettings:
         Of the histograms of 'mutual-information', per image.
     radius : int
         Of the window of 'neighbourhood-correlation', in voxels of the level.
+    local_normalisation : int, optional
+        Radius, in voxels of the level, of the window in which both images are first brought to
+        mean 0 and deviation 1, so that 'correlation' and 'mean-squares' follow local correlation;
+        default None compares intensities as they are.
 
     Raises
     ------
@@ -95,6 +99,7 @@ class IntensitySettings:
     search_steps: int = 4
     bins: int = 32
     radius: int = 4
+    local_normalisation: int | None = None
 
     def __post_init__(self) -> None:
         kinds = {"model": Model, "metric": Metric, "optimizer": Optimizer, "sampling": Sampling}
@@ -105,7 +110,10 @@ class IntensitySettings:
                 f"optimizer 'exhaustive' knows model 'translation' only, as a lattice over more "
                 f"parameters never ends; got model {self.model!r}: choose another optimizer"
             )
-        for name, least in (("seed", 0), ("search_steps", 1), ("bins", 5), ("radius", 1)):
+        wholes = {"seed": 0, "search_steps": 1, "bins": 5, "radius": 1}
+        if self.local_normalisation is not None:
+            wholes["local_normalisation"] = 1
+        for name, least in wholes.items():
             value = getattr(self, name)
             if not finite(value) or value != int(value) or value < least:
                 raise InputError(f"{name} must be a whole number >= {least}; got {value!r}")
@@ -304,8 +312,8 @@ class BsplineSettings:
     sampling : {'regular', 'random', 'none'}
         Which fixed voxels are compared; 'none' takes all.
     sampling_fraction : float
-        Share of the voxels that are sampled, above 0 and at most 1. Time grows with the samples
-        and with the control points.
+        Share of the voxels of the finest level that are sampled, above 0 and at most 1; coarser
+        levels take as many samples, or all. Time grows with the samples times the control points.
     seed : int
         Of the samples.
     shrink_factors : sequence of int
@@ -340,11 +348,11 @@ class BsplineSettings:
     metric: Metric = "mean-squares"
     optimizer: Optimizer = "lbfgsb"
     sampling: Sampling = "regular"
-    sampling_fraction: float = 0.05
+    sampling_fraction: float = 0.03
     seed: int = 0
     shrink_factors: Sequence[int] = (4, 2)
     smooth_sigmas: Sequence[float] = (0.0, 0.0)
-    iterations: Sequence[int] = (20, 20)
+    iterations: Sequence[int] = (10, 15)
     step: float = 1.0
     bins: int = 32
     radius: int = 4

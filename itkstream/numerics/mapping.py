@@ -25,7 +25,7 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.numerics.blend import blend_affines
-from itkstream.numerics.interpolate import MARGIN, sample_field
+from itkstream.numerics.interpolate import MARGIN, Part, sample_field
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["GridMap", "affine_part", "map_on"]
@@ -103,9 +103,13 @@ class GridMap:
             return np.stack([index.min(axis=0), index.max(axis=0)])
         n, shape = self.grid.ndim, self.grid.shape
         moves = self.displacement.reshape((shape[0], -1, shape[-1], n))
-        vector = self.vector_matrix(moving)
+        # Planes of a 2-D image have no axis 1.
+        lines = np.insert(matrix, [1] * (3 - n), 0, axis=1)
+        rows = tuple(tuple(map(float, row)) for row in lines)
+        vectors = np.pad(self.vector_matrix(moving), ((0, 0), (0, 3 - n)))
+        columns = tuple(tuple(map(float, row)) for row in vectors)
         reach = np.empty((shape[0], 2, n))
-        over_slabs(lambda a, b: _bound_planes(moves, matrix, vector, reach, a, b), shape[0])
+        over_slabs(lambda a, b: _bound_planes(moves, rows, columns, reach, a, b), shape[0])
         # Neither minimum nor maximum lets a NaN pass unseen.
         return np.stack([reach[:, 0].min(axis=0), reach[:, 1].max(axis=0)])
 
@@ -211,13 +215,15 @@ def _then(before: GridMap, step: Transform) -> GridMap:
 
 
 def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
-    near = _part_reached(before, field)
+    low, high = before.bounds(field.grid)
+    near = field.crop_around(field.grid.to_physical(np.stack([low, high])))
+    start = np.rint(field.grid.to_index(near.grid.origin)).astype(int)
     moves = sample_field(
-        np.asarray(near.data),
-        before.index_matrix(near.grid),
+        Part(np.asarray(near.data), tuple(start), field.grid.shape),
+        before.index_matrix(field.grid),
         before.grid.shape,
         before.displacement,
-        before.vector_matrix(near.grid),
+        before.vector_matrix(field.grid),
     )
     return _with_moves(before, moves)
 
@@ -242,31 +248,26 @@ def _then_points(before: GridMap, step: Transform) -> GridMap:
     return GridMap(grid, affine, moves.astype(np.float32))
 
 
-def _part_reached(before: GridMap, field: DisplacementField) -> DisplacementField:
-    low, high = before.bounds(field.grid)
-    return field.crop_around(field.grid.to_physical(np.stack([low, high])))
-
-
 @njit(nogil=True, cache=True)
 def _bound_planes(moves, matrix, vector, ends, start, stop):  # type: ignore[no-untyped-def]
-    """Least and greatest mapped index of each plane; a 2-D image's planes have one line."""
+    """Least and greatest mapped index of each plane; a 2-D image's planes have one line.
+
+    Matrices are tuples, row by row, which stay in registers.
+    """
     n = moves.shape[3]
     for i in range(start, stop):
         for a in range(n):
-            low, high = np.inf, -np.inf
+            low, high, total = np.inf, -np.inf, 0.0
+            m, v = matrix[a], vector[a]
             for j in range(moves.shape[1]):
-                first = matrix[a, 0] * i + matrix[a, n]
-                if n == 3:
-                    first += matrix[a, 1] * j
+                first = m[0] * i + m[3] + m[1] * j
                 for k in range(moves.shape[2]):
-                    x = first + matrix[a, n - 1] * k
-                    for b in range(n):
-                        x += vector[a, b] * moves[i, j, k, b]
-                    low = x if x < low or not np.isfinite(x) else low
-                    high = x if x > high or not np.isfinite(x) else high
-                    if not np.isfinite(x):
-                        break
-                if not np.isfinite(low + high):
-                    break
-            ends[i, 0, a] = low
-            ends[i, 1, a] = high
+                    x = first + m[2] * k + v[0] * moves[i, j, k, 0] + v[1] * moves[i, j, k, 1]
+                    if n == 3:
+                        x += v[2] * moves[i, j, k, 2]
+                    low = min(low, x)
+                    high = max(high, x)
+                    # Comparisons lose a NaN; a sum keeps it.
+                    total += x
+            ends[i, 0, a] = low if np.isfinite(total) else np.nan
+            ends[i, 1, a] = high if np.isfinite(total) else np.nan

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module, metadata
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -152,6 +153,7 @@ def _local_workers(
     logging.getLogger("distributed.deploy").setLevel(logging.WARNING)
     sections = {name.split(".")[0] for name in resources.for_dask}
     options = {
+        "dashboard": False,  # the scheduler's shows all workers
         "memory_limit": _memory_limit(resources),
         "env": thread_variables(_kernel_threads(resources, workers)),
         "config": {name: dask.config.get(name) for name in sections},
@@ -238,21 +240,32 @@ def _running_workers(cluster: Any, tell: Callable[[str], None]) -> Iterator[Clie
 @contextmanager
 def _fit_threads(client: Client) -> Iterator[None]:
     """Share the cores of each host between the blocks its workers compute at a time."""
+    _check_package(client)
     busy: Counter[str] = Counter()
     for address, threads in client.nthreads().items():
         busy[get_address_host(address)] += threads
-    try:
-        client.register_plugin(_FitThreads(busy))
-    except ImportError as error:
-        raise InputError(
-            f"the workers at {client.scheduler.address} cannot import itkstream: install it in "
-            "their environment too"
-        ) from error
+    client.register_plugin(_FitThreads(busy))
     try:
         yield
     finally:
         if client.status == "running":
             client.unregister_worker_plugin(_FitThreads.name)
+
+
+def _check_package(client: Client) -> None:
+    """Workers of others may have another Python."""
+
+    def version() -> str:  # defined in here, so it is sent as it is, not by its name
+        return str(import_module("itkstream").__version__)
+
+    for address, found in client.run(version, on_error="return").items():
+        if isinstance(found, BaseException):
+            raise InputError(
+                f"the worker at {address} cannot import itkstream ({found}): install it in the "
+                "environment of the workers too"
+            )
+        if found != metadata.version("itkstream"):
+            logger.warning("the worker at %s has itkstream %s", address, found)
 
 
 class _FitThreads(WorkerPlugin):

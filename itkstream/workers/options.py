@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import dask.config
@@ -90,7 +93,8 @@ def job_option_names(system: BatchSystem) -> list[str]:
 def jobqueue_class(system: BatchSystem) -> Any:
     """The class of a batch system in dask_jobqueue.
 
-    Importing that package puts a file into the user's dask configuration where there is none;
+    Importing that package (0.9) puts a file into the user's dask configuration where there is
+    none, makes Ctrl-C end the program as if all were well, and fails outside the main thread;
     here it does not.
 
     Parameters
@@ -103,11 +107,21 @@ def jobqueue_class(system: BatchSystem) -> Any:
     type
         A subclass of dask_jobqueue.JobQueueCluster.
     """
-    with _IMPORTING:
-        before = dask.config.PATH
+    with (
+        _IMPORTING,
         # `dask.config.ensure_file` writes nothing where its destination is a file already.
-        dask.config.PATH = __file__
-        try:
-            return getattr(import_module("dask_jobqueue"), system.cluster)
-        finally:
-            dask.config.PATH = before
+        _replaced(dask.config, "PATH", __file__),
+        _replaced(signal, "signal", lambda *_: None),
+    ):
+        package = import_module("dask_jobqueue")
+    return getattr(package, system.cluster)
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

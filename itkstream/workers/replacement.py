@@ -69,6 +69,9 @@ class Replacing(Adaptive):
         As for `distributed.Adaptive`.
     """
 
+    def __init__(self, cluster: Any, **options: Any) -> None:
+        super().__init__(cluster, **options)
+
     async def recommendations(self, target: int) -> dict[str, Any]:
         """Forget lost workers first, which lets dask start others in their place.
 
@@ -86,6 +89,9 @@ class Replacing(Adaptive):
             worker = self.cluster.workers.pop(name, None)
             if worker is not None:
                 logger.warning("worker %s is lost; another takes its place", name)
+                # A job that is cancelled does not count itself as closed, but the cluster does not
+                # close before all that it has ever started are.
+                await ProcessInterface.close(worker)
                 await worker.close()
         if len(self.plan) != len(self.requested):
             await self.scale_up(len(self.plan))

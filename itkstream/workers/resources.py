@@ -212,10 +212,9 @@ def _preset(name: str, keys: list[str]) -> dict[str, Any]:
     """What the site says of one of its clusters."""
     path, presets = presets_path(), read_presets(keys)
     if name not in presets:
-        raise unknown_name(
-            f"cluster (nor is it named in {path}, nor an address such as tcp://host:8786)",
-            name,
-            ["local", *SYSTEMS, *presets],
+        unknown = unknown_name("cluster", name, ["local", *SYSTEMS, *presets])
+        raise InputError(
+            f"{unknown}; or an address such as tcp://host:8786. Names of a site are in {path}"
         )
     preset = {key: value for key, value in presets[name].items() if value is not None}
     kind = preset.get("cluster")

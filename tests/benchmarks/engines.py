@@ -64,10 +64,10 @@ def _itkstream(fixed: Floats, moving: Floats, spacing: Sequence[float], tutorial
     return deformable_align(fixed, moving, spacing, spacing, settings=settings)
 
 
-def _itkstream_demons(fixed: Floats, moving: Floats, spacing: Sequence[float]) -> Any:
+def _itkstream_method(fixed: Floats, moving: Floats, spacing: Sequence[float], method: str) -> Any:
     from itkstream.deform import deformable_align
 
-    return deformable_align(fixed, moving, spacing, spacing, method="symmetric-demons")
+    return deformable_align(fixed, moving, spacing, spacing, method=method)
 
 
 def _greedy(
@@ -156,7 +156,10 @@ ENGINES = {
         {
             "pipeline": partial(_itkstream, tutorial=False),
             "20x10 r=12": partial(_itkstream, tutorial=True),
-            "symmetric demons": _itkstream_demons,
+            **{
+                method: partial(_itkstream_method, method=method)
+                for method in ("demons", "symmetric-demons", "diffeomorphic-demons", "bspline")
+            },
         },
     ),
     "picsl-greedy": Engine(

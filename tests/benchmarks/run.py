@@ -1,6 +1,6 @@
 """Measure itkstream and its peers, side by side on this machine.
 
-    python tests/benchmarks/run.py accuracy|speed|all [--quick] [--out results.json]
+    python tests/benchmarks/run.py accuracy|steps|speed|all [--quick] [--out results.json]
 
 `--quick` takes minutes. A whole run takes hours, nearly all of them in ANTs: choose with `--cases`
 and `--engines`, such as ``--engines itkstream/pipeline picsl-greedy``.
@@ -25,6 +25,7 @@ from typing import Any
 
 from accuracy import Plan, medians, run_accuracy, shortfalls
 from cases import CASES, load_texture
+from each_step import run_each_step
 from engines import ENGINES, REFERENCE
 from processes import machine
 from rich.console import Console
@@ -43,6 +44,14 @@ _ACCURACY = {
     "seconds_ratio": "{:.2f}",
     "peak_mb": "{:.0f}",
 }
+_STEPS = {
+    **dict.fromkeys(("before", "median", "p95"), "{:.3f}"),
+    "folds": "{:d}",
+    "seconds": "{:.1f}",
+    "cpu_seconds": "{:.1f}",
+    "peak_mb": "{:.0f}",
+    "dropped": "{}",
+}
 _SPEED = {"seconds": "{:.2f}", "cpu_seconds": "{:.2f}", "peak_mb": "{:.0f}", "extra_mb": "{:.0f}"}
 
 
@@ -60,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print_json(data=results["machine"])
     if options.suite in ("accuracy", "all"):
         _run_accuracy(console, options, results)
+    if options.suite in ("steps", "all"):
+        tell = partial(_tell, console, _STEPS, ("step",))
+        size = "quick" if options.quick else "full"
+        results["steps"] = run_each_step(options.steps, size, tell, options.timeout)
+        _write(options.out, results)
+        _show_steps(console, results["steps"])
     if options.suite in ("speed", "all"):
         size = "quick" if options.quick else "large" if options.large else "full"
         tell = partial(_tell, console, _SPEED, ("task", "variant"))
@@ -93,7 +108,7 @@ def _write(path: Path | None, results: Row) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=("accuracy", "speed", "all"))
+    parser.add_argument("suite", choices=("accuracy", "steps", "speed", "all"))
     parser.add_argument("--quick", action="store_true", help="small images, few cases")
     parser.add_argument("--large", action="store_true", help="scaling up to 64 megavoxels")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
@@ -112,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ENGINE",
         type=_engine,
         help=f"of {', '.join(ENGINES)}; ENGINE/100x50 picks settings by name",
+    )
+    parser.add_argument(
+        "--steps", nargs="+", default=(), metavar="STEP", help="parts of names of steps"
     )
     parser.add_argument(
         "--tasks",
@@ -172,6 +190,13 @@ def _show_accuracy(console: Console, merged: Sequence[Row]) -> None:
     )
     for line in behind:
         console.print(f"  {line}", highlight=False)
+
+
+def _show_steps(console: Console, rows: Sequence[Row]) -> None:
+    table = Table("step", *_STEPS, title="Steps: errors in voxels")
+    for row in rows:
+        table.add_row(row["step"], *([row["error"]] if "error" in row else _cells(row, _STEPS)))
+    console.print(table)
 
 
 def _show_speed(console: Console, rows: Sequence[Row]) -> None:

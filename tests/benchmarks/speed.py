@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
+import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cases
 import numpy as np
 import processes
+import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -38,7 +40,8 @@ from itkstream.features import (
     sample_contexts,
 )
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
-from itkstream.io import open_image, write_n5
+from itkstream.io import open_image
+from itkstream.itk_bridge import to_itk_image, to_itk_transform
 from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, DescentSettings
 from itkstream.transform import (
     apply_transform,
@@ -210,7 +213,7 @@ def time_warp(sizes: Sizes) -> list[Row]:
         )
         for engine in ("fast", "itk")
     }
-    ways["SimpleITK.Resample"] = _plain_itk(moving, vectors)
+    ways["SimpleITK.Resample"] = _plain_itk(moving, vectors, grid)
     ways["fast"]()
     rows, first = [], None
     for name, way in ways.items():
@@ -224,8 +227,11 @@ def time_warp(sizes: Sizes) -> list[Row]:
     return rows
 
 
-def time_local_affines(sizes: Sizes) -> list[Row]:
-    """Local affines applied to a stored pair, from disk to disk.
+def time_out_of_core(sizes: Sizes) -> list[Row]:
+    """A stored pair through local affines and through a stored field, from disk to disk.
+
+    Beside it ``SimpleITK.Resample`` through the same field, with everything in memory and as many
+    threads. ``python tests/benchmarks/run.py speed --tasks out-of-core``.
 
     Parameters
     ----------
@@ -235,32 +241,45 @@ def time_local_affines(sizes: Sizes) -> list[Row]:
     Returns
     -------
     list of dict
-        One row; blocks run on threads of the process.
+        One row each; the clock includes the start of the workers. Workers' memory is that of the
+        greatest process so far.
     """
     spacing = tuple(s / 2 for s in SPACING)
-    blocksize = tuple(min(256, n) for n in sizes.stored)
+    blocksize = tuple(min(128, n) for n in sizes.stored)
+    grid = Grid(sizes.stored, spacing)
+    coarse = grid.shrink((2, 2, 2))
+    shift = np.eye(4)
+    shift[:3, 3] = 5.0
+    voxels = _enlarged(sizes.stored).astype(np.uint16)
+    vectors = _smooth_vectors(coarse.shape, 3.0)
+    locals_ = _random_affines(block_grid(grid.shape, blocksize, 16).numblocks)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "pair.n5"
-        voxels = _enlarged(sizes.stored).astype(np.uint16)
-        for name in ("fix", "mov"):
-            write_n5(store, name, voxels, Grid(voxels.shape, spacing))
-        del voxels
-        fixed, moving = (open_image(store / name) for name in ("fix", "mov"))
-        locals_ = _random_affines(block_grid(fixed.shape, blocksize, None).numblocks)
-        shift = np.eye(4)
-        shift[:3, 3] = 5.0
-        lazy = prepare_apply_local_affines(
-            fixed, moving, None, None, locals_, blocksize, shift, engine="fast"
-        )
-        _, measured = processes.timed(
-            lambda: execute(lazy, Path(folder) / "out.zarr", chunks=_chunks(lazy.chunksize))
-        )
-    facts = {
-        "voxels": fixed.grid.size,
-        "blocks": lazy.npartitions,
-        "megavoxels_per_second": fixed.grid.size / 1e6 / measured["seconds"],
-    }
-    return [{"variant": "N5 to Zarr"} | measured | facts]
+        path = f"{folder}/{{}}.zarr".format
+        stored = zarr.create_array(path("image"), data=voxels, chunks=blocksize)
+        field = zarr.create_array(path("field"), data=vectors, chunks=(64, 64, 64, 3))
+        image = Image(stored, grid)
+        ways = {
+            "local affines": prepare_apply_local_affines(
+                image, image, None, None, locals_, blocksize, shift, overlap=16
+            ),
+            "field": prepare_apply_transform(
+                image, image, DisplacementField(field, coarse), blocksize
+            ),
+        }
+        for name, lazy in ways.items():
+            run = partial(execute, lazy, path(f"out {name}"), processes.cores(), 1)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            _, measured = processes.timed(run)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            facts = {"worker_mb": after.ru_maxrss / 1e3, "worker_cpu_seconds": busy}
+            rows.append({"variant": name} | measured | facts)
+    _, measured = processes.timed(_plain_itk(Image(voxels, grid), vectors, coarse))
+    rows.append({"variant": "SimpleITK.Resample in memory, field"} | measured)
+    return [
+        row | {"megavoxels_per_second": grid.size / 1e6 / float(row["seconds"])} for row in rows
+    ]
 
 
 def time_graph(sizes: Sizes) -> list[Row]:
@@ -277,7 +296,6 @@ def time_graph(sizes: Sizes) -> list[Row]:
         Milliseconds and tasks per block of preparing and optimising.
     """
     import dask
-    import zarr
 
     shape = (64 * sizes.blocks_per_axis,) * 3
     rows = []
@@ -309,7 +327,7 @@ TASKS: dict[str, Callable[[Sizes], list[Row]]] = {
     "deform": time_deform,
     "scaling": time_scaling,
     "warp": time_warp,
-    "local-affines": time_local_affines,
+    "out-of-core": time_out_of_core,
     "graph": time_graph,
 }
 
@@ -405,21 +423,14 @@ def _random_affines(blocks: Sequence[int]) -> NDArray[np.float64]:
     return matrices
 
 
-def _plain_itk(moving: Image, vectors: NDArray[np.float32]) -> Callable[[], NDArray[Any]]:
+def _plain_itk(
+    moving: Image, vectors: NDArray[np.float32], where: Grid
+) -> Callable[[], NDArray[Any]]:
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(np.ascontiguousarray(moving.read().T))
-    image.SetSpacing(SPACING)
-    field = np.ascontiguousarray(vectors.transpose(2, 1, 0, 3), np.float64)
-    moves = sitk.GetImageFromArray(field, isVector=True)
-    moves.SetSpacing(SPACING)
-    transform = sitk.DisplacementFieldTransform(moves)
+    image = to_itk_image(moving.read(), moving.grid)
+    transform = to_itk_transform(DisplacementField(vectors, where), moving.grid.axes)
     return lambda: sitk.GetArrayFromImage(sitk.Resample(image, transform, sitk.sitkLinear)).T
-
-
-def _chunks(blocksize: Sequence[int]) -> list[int]:
-    """Chunks that divide the blocks and have some 64 voxels per axis."""
-    return [math.gcd(b, 64) if math.gcd(b, 64) >= 16 else b for b in blocksize]
 
 
 def _main(task: str, size: str, out: Path) -> None:

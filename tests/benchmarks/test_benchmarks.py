@@ -11,6 +11,7 @@ import processes
 import pytest
 from accuracy import Plan, medians, run_accuracy, shortfalls
 from cases import CASES, CLEAN, make_pair, shrunk
+from each_step import ROWS, measure, phantom, run_each_step
 from engines import ENGINES, Engine
 from run import main
 from scipy import ndimage
@@ -81,6 +82,14 @@ def test_earlier_results_are_added_for_the_same_images_only() -> None:
     # A time of another run compares with nothing.
     assert "seconds" not in added
     assert "seconds_ratio" not in added
+
+
+def test_steps_suite(tmp_path: Path) -> None:
+    pair = phantom("tiny")
+    row = measure(ROWS["intensity-affine correlation gradient-descent"], pair, tmp_path)
+    assert row["median"] < 0.7 * row["before"]
+    assert row["folds"] == 0
+    assert run_each_step(["no such step"]) == []
 
 
 def test_speed_suite() -> None:

@@ -25,24 +25,53 @@ def some_affines(blocks: BlockGrid, seed: int = 0) -> np.ndarray:
     return matrices
 
 
+def joined(
+    lattice: NodeLattice, packed: dict[tuple[int, ...], np.ndarray]
+) -> dict[tuple[int, ...], np.ndarray]:
+    """What is added up for every block, axis by axis."""
+    blocks = lattice.blocks
+    for axis in range(len(blocks.shape)):
+        packed = {
+            b.index: lattice.add(
+                b, [(blocks[i], packed[i]) for i in blocks.touching(b.index, (axis,))], (axis,)
+            )
+            for b in blocks
+        }
+    return packed
+
+
 @given(st.data())
 def test_shares_of_all_blocks_sum_to_one(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.integers(1, 40)) for _ in range(3))
-    size = tuple(data.draw(st.integers(1, 24)) for _ in range(3))
+    size = tuple(data.draw(st.integers(8, 24)) for _ in range(3))
     blocks = BlockGrid(shape, size, tuple(data.draw(st.integers(0, s // 4)) for s in size))
-    factors = tuple(data.draw(st.integers(1, max(1, s // 8))) for s in size)
+    factors = tuple(data.draw(st.integers(1, s // 8)) for s in size)
     lattice = NodeLattice(blocks, factors)
-    for block in blocks:
+    ones = {b.index: lattice.pack(b, np.ones((*b.padded_shape, 3), np.float32), 1) for b in blocks}
+    for index, total in joined(lattice, ones).items():
         # What joins at the nodes a block wants comes from the blocks that touch it, and no other.
-        wanted = lattice.wanted(block)
-        total = np.zeros(tuple(s.stop - s.start for s in wanted))
-        for index in blocks.touching(block.index):
-            total += lattice.share(blocks[index], wanted)
         np.testing.assert_allclose(total, 1, atol=1e-6)  # sums of eight float32 shares
-        for axis, (core, nodes) in enumerate(zip(block.core, wanted, strict=True)):
+        wanted = lattice.wanted(blocks[index])
+        for axis, (core, nodes) in enumerate(zip(blocks[index].core, wanted, strict=True)):
             places = np.arange(nodes.start, nodes.stop) * factors[axis] + (factors[axis] - 1) / 2
+            assert len(places) == total.shape[axis]
             assert places[0] <= core.start or nodes.start == 0
             assert places[-1] >= core.stop - 1 or nodes.stop == -(-shape[axis] // factors[axis])
+
+
+def test_axes_are_added_in_any_grouping() -> None:
+    blocks = BlockGrid((40, 36, 30), (16, 16, 16), (4, 3, 2))
+    lattice = NodeLattice(blocks, (2, 1, 2))
+    rng = np.random.default_rng(0)
+    packed = {
+        b.index: lattice.pack(b, rng.normal(size=(*b.padded_shape, 3)).astype(np.float32), 0.5)
+        for b in blocks
+    }
+    one_by_one = joined(lattice, packed)
+    for block in blocks:
+        near = [(blocks[i], packed[i]) for i in blocks.touching(block.index)]
+        at_once = lattice.add(block, near, (0, 1, 2))
+        np.testing.assert_allclose(one_by_one[block.index], at_once, atol=1e-6)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -78,18 +107,28 @@ def blended(
     }
     grid = Grid(blocks.shape, (1,) * len(blocks.shape))
     out = np.empty((*blocks.shape, len(blocks.shape)), np.float32)
-    for block in blocks:
-        near = [(blocks[i], packed[i]) for i in blocks.touching(block.index)]
+    for index, total in joined(lattice, packed).items():
+        block = blocks[index]
         on_nodes = grid.shrink(lattice.factors).crop(lattice.wanted(block))
-        joined = lattice.join(block, near)
-        out[block.core] = resize_field(joined, on_nodes, grid.crop(block.core))
+        found = lattice.finish(block, total)
+        out[block.core] = resize_field(found, on_nodes, grid.crop(block.core))
     return out
 
 
 def fitted_share(blocks: BlockGrid, failed: set[tuple[int, ...]]) -> np.ndarray:
-    voxels = NodeLattice(blocks, (1,) * len(blocks.shape))
-    everywhere = tuple(slice(0, n) for n in blocks.shape)
-    return sum(voxels.share(b, everywhere) for b in blocks if b.index not in failed)
+    """The share of the fitted blocks in every voxel."""
+    lattice = NodeLattice(blocks, (1,) * len(blocks.shape))
+    packed = {
+        b.index: lattice.no_pack()
+        if b.index in failed
+        else lattice.pack(b, np.zeros((*b.padded_shape, 2), np.float32), 1)
+        for b in blocks
+    }
+    share = np.zeros(blocks.shape)
+    for index, total in joined(lattice, packed).items():
+        if total.size:
+            share[blocks[index].core] = total[..., -1]
+    return share
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
@@ -118,9 +157,9 @@ def test_neighbours_agree_at_the_nodes_both_want(failed: set[tuple[int, ...]]) -
         for b in blocks
     }
     whole = np.full((*(-(-n // f) for n, f in zip(blocks.shape, (4, 3), strict=True)), 2), np.nan)
-    for block in blocks:
-        near = [(blocks[i], packed[i]) for i in blocks.touching(block.index)]
-        found, region = lattice.join(block, near), lattice.wanted(block)
+    for index, total in joined(lattice, packed).items():
+        region = lattice.wanted(blocks[index])
+        found = lattice.finish(blocks[index], total)
         known = ~np.isnan(whole[region])
         # A node has one value, up to the order of float32 sums.
         np.testing.assert_allclose(found[known], whole[region][known], atol=1e-5)
@@ -131,15 +170,16 @@ def test_neighbours_agree_at_the_nodes_both_want(failed: set[tuple[int, ...]]) -
 def test_blocks_count_by_their_confidence() -> None:
     blocks = BlockGrid((40, 40), (20, 40), (5, 0))
     lattice = NodeLattice(blocks, (1, 1))
-    near = [
-        (b, lattice.pack(b, np.full((*b.padded_shape, 2), 1.0 + b.index[0], np.float32), trust))
+    packed = {
+        b.index: lattice.pack(b, np.full((*b.padded_shape, 2), 1.0 + b.index[0], np.float32), trust)
         for b, trust in zip(blocks, (1.0, 3.0), strict=True)
-    ]
-    joined = np.concatenate([lattice.join(b, near)[:, 0, 0] for b in blocks])
+    }
+    totals = joined(lattice, packed)
+    found = np.concatenate([lattice.finish(b, totals[b.index])[:, 0, 0] for b in blocks])
     low, upper = blocks.weights(0, np.arange(40))
     share = np.where(low == 0, upper, 1.0)
     expected = (1 - share + 3 * share * 2) / (1 - share + 3 * share)
-    np.testing.assert_allclose(joined, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("factors", [(4, 4), (0, 1), (1,)])

@@ -115,6 +115,18 @@ def test_inverted_contrast_needs_mutual_information(pairs):
     assert np.median(misses(pair, wrong.matrix)) > 1
 
 
+def test_local_normalisation_withstands_light_from_one_side(pairs):
+    pair = pairs["affine"]
+    light = np.linspace(0.2, 4, pair.moving.shape[0])[:, None, None]
+    lit = (pair.moving.read() * light).astype(np.float32)
+    misses_of = []
+    for radius in (None, 4):
+        settings = replace(QUICK, metric="mean-squares", local_normalisation=radius)
+        found = fit_intensity_affine(pair.fixed.read(), lit, frame_of(pair), settings)
+        misses_of.append(rms(misses(pair, found.matrix)))
+    assert misses_of[1] < 0.5 < misses_of[0]
+
+
 def test_what_the_initial_affine_holds_is_kept(pairs):
     pair = pairs["affine"]
     start = np.array(pair.truth.matrix)
@@ -226,6 +238,7 @@ def test_masks_leave_out_what_they_do_not_count(pairs):
         {"iterations": (3, 2)},
         {"step": 0.3},
         {"metric": "mutual-information", "bins": 20},
+        {"local_normalisation": 3},
     ],
 )
 def test_each_parameter_acts(pairs, change):
@@ -257,6 +270,7 @@ def test_each_parameter_acts(pairs, change):
         ("search_steps", 0),
         ("bins", 2),
         ("radius", 0.5),
+        ("local_normalisation", 0),
     ],
 )
 def test_every_invalid_intensity_setting_is_named(name, value):

@@ -24,7 +24,7 @@ from itkstream.cluster import compute, execute
 from itkstream.errors import InputError
 from itkstream.numerics.threads import get_threads, processors
 from itkstream.workers import Resources, connected, session
-from itkstream.workers.connect import _hinted
+from itkstream.workers.connect import _hinted, _kernel_threads
 
 ARRAY = np.arange(20 * 18).reshape(20, 18)
 
@@ -89,7 +89,8 @@ def test_a_client_must_be_of_use(running: Any) -> None:
         Resources(cluster=client)
 
 
-def test_no_scheduler_answers() -> None:
+def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("itkstream.workers.connect._CONNECT_SECONDS", 1)
     address = "tcp://127.0.0.1:9"
     with (
         pytest.raises(InputError, match=f"no scheduler answers at {address}: check"),
@@ -112,6 +113,7 @@ def test_workers_must_have_this_package(tmp_path: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.dask_{name}", *options],
             env=env,
+            cwd=tmp_path,
             stderr=subprocess.DEVNULL,
         )
         for name, *options in programs
@@ -120,7 +122,9 @@ def test_workers_must_have_this_package(tmp_path: Path) -> None:
         with Client(scheduler_file=str(address), set_as_default=False, timeout=60) as client:
             client.wait_for_workers(1, timeout=60)
             with (
-                pytest.raises(InputError, match="cannot import itkstream: install it in their"),
+                pytest.raises(
+                    InputError, match=r"cannot import itkstream .not installed here.: install"
+                ),
                 connected(Resources(cluster=client)),
             ):
                 pass
@@ -130,21 +134,15 @@ def test_workers_must_have_this_package(tmp_path: Path) -> None:
             program.wait()
 
 
-@pytest.mark.parametrize(
-    ("given", "threads"),
-    [
-        ({"n_workers": 2}, max(1, processors() // 2)),
-        ({"max_workers": 1, "cores": 2, "processes": 2, "memory": "2GB"}, 1),
-    ],
-)
-def test_session_starts_workers_once(given: dict[str, Any], threads: int) -> None:
+def test_session_starts_workers_once() -> None:
     # Workers cannot import a test module: what is inside a function goes to them by value.
     def told() -> tuple[int, str | None, str | None]:
         return get_threads(), os.environ.get("OMP_NUM_THREADS"), os.environ.get("NUMBA_NUM_THREADS")
 
     lines: list[str] = []
     config = {"distributed.worker.memory.spill": 0.6125}
-    with session(Resources(**given, config=config), lines.append) as workers:
+    given = Resources(n_workers=1, memory="2GB", processes=2, config=config)
+    with session(given, lines.append) as workers:
         client = workers.cluster
         addresses = set(client.nthreads())
         for _ in range(2):
@@ -152,18 +150,35 @@ def test_session_starts_workers_once(given: dict[str, Any], threads: int) -> Non
                 assert used is client
             np.testing.assert_array_equal(compute(lazy(), workers), -ARRAY)
         assert set(client.nthreads()) == addresses
-        assert set(client.run(told).values()) == {(threads, str(threads), str(threads))}
+        # One worker has the whole machine for the kernels of the block it computes.
+        cores = processors()
+        assert set(client.run(told).values()) == {(cores, str(cores), str(cores))}
         key = "distributed.worker.memory.spill"
         assert set(client.run(dask.config.get, key).values()) == {0.6125}
-        assert client.scheduler_info()["workers"].popitem()[1]["memory_limit"] == (
-            10**9 if "memory" in given else 0
-        )
+        assert client.scheduler_info()["workers"].popitem()[1]["memory_limit"] == 10**9
         address = lines[-1].partition("dashboard: ")[2]
         with urlopen(address.replace("/status", "/health")) as answer:
             assert answer.status == 200
     assert dask.config.get(key) != 0.6125
     assert client.status == "closed"
-    assert len(lines) == 1
+    assert ["dashboard" in line for line in lines].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "threads"),
+    [
+        ({}, 2, 4),
+        ({"threads_per_worker": 2}, 2, 2),
+        ({"cores": 4, "processes": 2}, 2, 2),
+        ({"cores": 32}, 2, 4),
+        ({}, 16, 1),
+    ],
+)
+def test_threads_of_workers_fit_the_machine(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], workers: int, threads: int
+) -> None:
+    monkeypatch.setattr("itkstream.workers.connect.processors", lambda: 8)
+    assert _kernel_threads(Resources(**given), workers) == threads
 
 
 def test_session_without_processes_is_what_was_given() -> None:

@@ -295,6 +295,28 @@ def test_nothing_is_written_to_the_users_configuration(
     assert [p.name for p in written] == ["mine.yaml"]
 
 
+def test_ctrl_c_stays_what_it_was_and_any_thread_may_ask(
+    python_environment: dict[str, str],
+) -> None:
+    code = (
+        "import os, signal, threading\n"
+        "from itkstream.workers import Resources\n"
+        "made = []\n"
+        "def make(): made.append(Resources(cluster='slurm', cores=1, memory='1GB'))\n"
+        "thread = threading.Thread(target=make)\n"
+        "thread.start(); thread.join()\n"
+        "assert made\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "import dask_jobqueue.runner\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=python_environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_dask_jobqueue_refuses_is_our_error() -> None:
     given = resources("slurm", config={"interface": "no-such-card"})
     with pytest.raises(InputError, match=r"cluster='slurm': .*no-such-card"), connected(given):

@@ -1,0 +1,135 @@
+"""Plans: what a registration needs is told before it runs, fits the memory given, and is true."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import itkstream
+from itkstream.errors import InputError, PlanError
+from itkstream.geometry import Grid, Image
+from itkstream.io import create_ome_zarr, open_image
+from itkstream.phantoms import PhantomSettings, make_pair
+from itkstream.pipelines import plan
+from itkstream.pricing import PROCESS_BYTES
+from itkstream.steps import Deformable, RansacAffine
+from itkstream.workers import Resources
+
+
+def virtual(tmp_path, shape=(2000, 1800, 900)):
+    """A stored image of which no chunk was written."""
+    path = tmp_path / "big.ome.zarr"
+    if not path.exists():
+        create_ome_zarr(path, Grid(shape, (1.0, 0.5, 0.5)), np.uint16, chunks=(128, 128, 128))
+    return open_image(path)
+
+
+class Unreadable:
+    """Voxels that must not be read."""
+
+    shape, dtype, ndim = (300, 300, 300), np.dtype(np.uint16), 3
+
+    def __getitem__(self, key):
+        raise AssertionError("a plan read voxels")
+
+
+def test_a_plan_reads_nothing():
+    image = Image(Unreadable(), Grid(Unreadable.shape, (1.0, 1.0, 1.0)))
+    assert plan(image, image).fits
+
+
+def test_sums_and_counts_agree_with_the_graphs(tmp_path):
+    image = virtual(tmp_path)
+    made = plan(image, image, resources=Resources(n_workers=2, memory_limit="64GB"))
+    steps = {price.name: price for price in made.prices}
+    # 2000/256, 1800/256 and 900/256, remainders of less than half a block joined.
+    assert steps["deformable"].blocks == 8 * 7 * 4
+    assert steps["aligned image"].disk == pytest.approx(image.grid.size * 2 * 8 / 7)
+    assert made.disk == sum(price.disk for price in made.prices)
+    assert made.seconds is None
+    assert (made.workers, made.threads) == (2, 1)
+
+
+def test_memory_chooses_blocks_and_threads_that_fit(tmp_path):
+    image = virtual(tmp_path)
+    asked = {"cores": 8, "threads_per_worker": 8}
+    large = plan(image, image, resources=Resources(memory_limit="4GB", **asked))
+    assert not large.fits
+    with pytest.raises(PlanError, match=r"deformable .* would need .* may have 3\.73 GiB.*fit"):
+        large.require_fit()
+    chosen = plan(image, image, resources=Resources(memory="4GB", **asked))
+    assert chosen.peak_memory <= 4e9
+    block = next(step.blocksize for step in chosen.steps if isinstance(step, Deformable))
+    assert 64 <= block < 256
+    # What the refusal proposes is what memory= would choose.
+    with pytest.raises(PlanError, match=rf"Deformable\(blocksize={block}\)"):
+        large.require_fit()
+    with pytest.raises(PlanError, match="too little for a process"):
+        plan(image, image, resources=Resources(memory="350MB", **asked))
+
+
+def test_threads_are_given_up_before_a_run_is_refused(tmp_path):
+    image = virtual(tmp_path)
+    made = plan(image, image, resources=Resources(cores=64, memory_limit="16GB"))
+    assert made.fits
+    assert 1 <= made.threads < 64
+    assert made.steps == plan(image, image).steps
+
+
+@pytest.mark.parametrize("memory", ["1GB", "2GB", "6GB", "30GB"])
+def test_every_fitted_plan_fits(tmp_path, memory):
+    image = virtual(tmp_path)
+    made = plan(image, image, resources=Resources(memory=memory, cores=4))
+    assert made.fits
+    assert made.peak_memory > PROCESS_BYTES
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(tmp_path):
+    image = virtual(tmp_path)
+    with pytest.raises(PlanError, match="would need"):
+        itkstream.register(
+            image, image, tmp_path / "out",
+            resources=Resources(memory_limit="600MB", threads_per_worker=2),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_probes_tell_the_time():
+    pair = make_pair(PhantomSettings((96, 96, 64), (1.0, 1.0, 1.0), 5, (96, 96, 64)))
+    made = plan(pair.fixed, pair.moving, probe=2)
+    assert set(made.rates) == {"read", "points", "deform", "warp"}
+    assert made.seconds > 0
+    twice = replace(made, rates={kind: 2 * rate for kind, rate in made.rates.items()})
+    assert twice.seconds == pytest.approx(2 * made.seconds)
+    assert replace(made, steps=(RansacAffine(),)).seconds < made.seconds
+    with pytest.raises(InputError, match="probe must be"):
+        plan(pair.fixed, pair.moving, probe=-1)
+
+
+def peak_of(command):
+    """The most memory a program had resident, in bytes."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    assert status == 0
+    return used.ru_maxrss * 1024
+
+
+def test_the_memory_told_is_the_memory_used(tmp_path):
+    """Between what is used and 1.6 times as much: prices are upper bounds, libraries differ."""
+    pair = make_pair(PhantomSettings((224, 192, 128), (1.0, 1.0, 1.0), 5, (224, 192, 128)))
+    paths = []
+    for name, image in (("fixed", pair.fixed), ("moving", pair.moving)):
+        path = tmp_path / f"{name}.ome.zarr"
+        target = create_ome_zarr(path, image.grid, image.dtype, chunks=(64, 64, 64))
+        target[...] = image.read()
+        paths.append(str(path))
+    made = plan(*paths)
+    used = peak_of(
+        [sys.executable, "-m", "itkstream", "register", *paths, "--out", str(tmp_path / "out")]
+    )
+    assert used < made.peak_memory < 1.6 * used
+    written = sum(f.stat().st_size for f in (tmp_path / "out").rglob("*") if f.is_file())
+    assert written < made.disk
