@@ -24,7 +24,8 @@ from itkstream.doors import as_pair, block_grid
 from itkstream.errors import ItkstreamError, RegistrationError
 from itkstream.features import Correspondences
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
-from itkstream.lazy import Result, map_blocks
+from itkstream.lazy import Result, map_blocks, once, readable
+from itkstream.levels import find_content
 from itkstream.masks import Mask
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
@@ -56,6 +57,9 @@ _FALLBACKS: tuple[tuple[Model, int], ...] = (("rigid", 6), ("translation", 4))
 # A block contradicts its neighbours where it is further from what they predict than a match may be
 # from its affine, this many times: 5 µm at the default threshold, see `ConsistencySettings`.
 _CONTRADICTION = 2.5
+
+# Voxels of the level on which blocks are searched for content.
+_CONTENT_VOXELS = 20e6
 
 
 # An affine by intensities counts for as many matches as these make in a block.
@@ -292,6 +296,7 @@ def prepare_local_affines(
     *,
     overlap: Sequence[int] | int | None = None,
     fill: bool = True,
+    skip_empty: bool = False,
 ) -> da.Array:
     """Prepare to find an affine in every block, before a transform that aligns them roughly.
 
@@ -312,6 +317,9 @@ def prepare_local_affines(
     fill : bool
         Find the affines of all blocks together, so that neighbours agree and blocks without
         matches continue theirs; else each has its own, or NaN.
+    skip_empty : bool
+        Leave out blocks in which a coarse level of neither image shows more than background and
+        its noise: they are not read, and count as blocks without matches.
 
     Returns
     -------
@@ -331,8 +339,13 @@ def prepare_local_affines(
     }
     size = (fixed.ndim + 1) ** 2
     result = Result(np.float64, (size + evidence_size(fixed.ndim),), "block")
+    keep = None
+    if skip_empty and len(blocks) > 1:
+        still = AffineTransform(np.eye(fixed.ndim + 1))
+        start = still if initial is None else initial
+        keep = once(find_content, readable(fixed), moving, start, blocks, _CONTENT_VOXELS)
     find = _local_refinement if by_intensity else _local_affine
-    found = map_blocks(find, blocks, fixed.data, shared, result)
+    found = map_blocks(find, blocks, fixed.data, shared, result, keep=keep)
     common = fill and len(blocks) > 1
     if common:
         found = found.rechunk(found.shape)
@@ -370,7 +383,7 @@ def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
 
 
 def _local_affine(
-    part: NDArray[Any],
+    part: NDArray[Any] | None,
     block: Block,
     *,
     grid: Grid,
@@ -379,9 +392,11 @@ def _local_affine(
     settings: tuple[AffineSettings, ...],
     alone: bool,
 ) -> NDArray[np.float64]:
-    here = Image(part, grid.crop(block.padded))
     n = grid.ndim
     matrix, inliers = np.full((n + 1, n + 1), np.nan), np.empty((2, 0, n))
+    if part is None:
+        return _row(matrix, (inliers[0], inliers[1]), block, grid)
+    here = Image(part, grid.crop(block.padded))
     try:
         near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
         estimate, pairs, best = best_affine_block(here, near, settings)
@@ -403,7 +418,7 @@ def _local_affine(
 
 
 def _local_refinement(
-    part: NDArray[Any],
+    part: NDArray[Any] | None,
     block: Block,
     *,
     grid: Grid,
@@ -412,9 +427,11 @@ def _local_refinement(
     settings: IntensitySettings,
     alone: bool,
 ) -> NDArray[np.float64]:
-    here = Image(part, grid.crop(block.padded))
     n = grid.ndim
     matrix, points = np.full((n + 1, n + 1), np.nan), np.empty((0, n))
+    if part is None:
+        return _row(matrix, (points, points), block, grid)
+    here = Image(part, grid.crop(block.padded))
     try:
         near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
         estimate = intensity_block(here, near, np.eye(n + 1), settings)

@@ -489,17 +489,21 @@ _STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
 
 def _steps(options: dict[str, Any]) -> list[Any]:
     """The default steps, with what the options change."""
-    from itkstream.steps import Deformable, LocalAffines, RansacAffine
+    from itkstream.steps import DEFAULT_STEPS, step_from, step_name, step_parameters
 
-    matching: dict[str, Any] = {
-        name: options[name] for name in ("match_threshold", "seed") if options.get(name) is not None
+    matching = {"match_threshold": options["match_threshold"], "seed": options["seed"]}
+    radii = options["radii"]
+    changes = {
+        "ransac-affine": {**matching, "radii": None if radii is None else (radii,)},
+        "local-affines": {**matching, "blocksize": options["local_block"]},
+        "deformable": {"blocksize": options["block"]},
     }
-    radii: dict[str, Any] = {"radii": (options["radii"],)} if options.get("radii") else {}
-    block, local = options["block"], options["local_block"]
-    steps: list[Any] = [RansacAffine(**matching, **radii)]
-    if local != 0:
-        steps.append(LocalAffines(**matching, **({"blocksize": local} if local else {})))
-    steps.append(Deformable(**({"blocksize": block} if block else {})))
+    steps = []
+    for step in DEFAULT_STEPS:
+        name = step_name(step)
+        given = {k: v for k, v in changes.get(name, {}).items() if v is not None}
+        if name != "local-affines" or options["local_block"] != 0:
+            steps.append(step_from(name, {**step_parameters(step), **given}))
     return steps
 
 

@@ -25,7 +25,7 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.lazy import Result, map_blocks, map_neighbours, once, readable
-from itkstream.levels import LevelPlan, after_coarse, plan_levels, solve_coarse
+from itkstream.levels import LevelPlan, after_coarse, find_content, plan_levels, solve_coarse
 from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
 from itkstream.numerics.descent_settings import DescentSettings
@@ -159,6 +159,7 @@ def prepare_piecewise_deformable_align(
     method: Method = "lcc",
     settings: DeformSettings | None = None,
     coarse_voxels: float = COARSE_VOXELS,
+    skip_empty: bool = False,
     fix_mask: Mask | None = None,
     mov_mask: Mask | None = None,
 ) -> da.Array:
@@ -194,6 +195,9 @@ def prepare_piecewise_deformable_align(
         All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    skip_empty : bool
+        Leave out blocks in which a coarse level of neither image shows more than background and
+        its noise: they are not read, and continue their neighbours.
     fix_mask, mov_mask : Mask, optional
         As in `deformable_align`; a stored mask is read block by block.
 
@@ -218,7 +222,9 @@ def prepare_piecewise_deformable_align(
     initial: Transform = AffineTransform(affine)
     if local_affines is not None:
         initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
-    return prepare_positions(fixed, moving, initial, blocksize, settings, overlap, coarse_voxels)
+    return prepare_positions(
+        fixed, moving, initial, blocksize, settings, overlap, coarse_voxels, skip_empty
+    )
 
 
 def prepare_positions(
@@ -229,6 +235,7 @@ def prepare_positions(
     settings: DeformSettings,
     overlap: Sequence[int] | int | None = None,
     coarse_voxels: float = COARSE_VOXELS,
+    skip_empty: bool = False,
 ) -> da.Array:
     """Prepare where every fixed voxel lies after a deformation on top of an initial transform.
 
@@ -246,6 +253,8 @@ def prepare_positions(
         Voxels per side; default an eighth of the block.
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    skip_empty : bool
+        As in `prepare_piecewise_deformable_align`.
 
     Returns
     -------
@@ -254,7 +263,8 @@ def prepare_positions(
     """
     blocks = block_grid(fixed.shape, blocksize, overlap)
     output = _Output(fixed.grid, (1,) * fixed.ndim, positions=True)
-    return _prepare(_Task(fixed, moving, initial, settings, blocks), output, coarse_voxels)
+    task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
+    return _prepare(task, output, coarse_voxels)
 
 
 def prepare_displacement(
@@ -266,6 +276,7 @@ def prepare_displacement(
     overlap: Sequence[int] | int | None = None,
     coarse_voxels: float = COARSE_VOXELS,
     factors: Sequence[int] | None = None,
+    skip_empty: bool = False,
 ) -> da.Array:
     """Prepare the deformation in front of the affine of an initial transform.
 
@@ -285,6 +296,8 @@ def prepare_displacement(
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
     factors : sequence of int, optional
         Voxels per vector and axis, default 1: a smooth field needs not all to be stored.
+    skip_empty : bool
+        As in `prepare_piecewise_deformable_align`.
 
     Returns
     -------
@@ -306,7 +319,7 @@ def prepare_displacement(
                 f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
                 f"{factor}; use a blocksize that is a multiple of {factor}"
             )
-    task = _Task(fixed, moving, initial, settings, blocks)
+    task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
     return _prepare(task, _Output(fixed.grid, by), coarse_voxels)
 
 
@@ -360,6 +373,7 @@ class _Task:
     initial: Transform | Delayed
     settings: DeformSettings
     blocks: BlockGrid
+    skip_empty: bool
 
 
 @dataclass(frozen=True)
@@ -404,7 +418,11 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     shared = {**where, "moving": task.moving, "settings": settings}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
-    found = map_blocks(_refine_block, blocks, fixed.data, shared, packed)
+    keep = None
+    if task.skip_empty:
+        images = readable(fixed), task.moving
+        keep = once(find_content, *images, start, blocks, coarse_voxels or COARSE_VOXELS)
+    found = map_blocks(_refine_block, blocks, fixed.data, shared, packed, keep=keep)
     rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
     others = range(1, fixed.ndim)
     where["output"] = output
@@ -416,8 +434,9 @@ def _node_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tu
 
     Elsewhere nodes of two voxels lose little.
     """
-    per_level: Any = settings
-    stride = int(per_level.node_stride[-1]) * int(per_level.shrink_factors[-1])
+    # A B-spline's control points lie further apart than any nodes here.
+    strides = np.ravel(getattr(settings, "node_stride", 2))
+    stride = int(strides[-1]) * int(np.ravel(settings.shrink_factors)[-1])
     factors = []
     for h, size, halo in zip(grid.spacing, blocks.blocksize, blocks.overlap, strict=True):
         factor = max(1, round(stride * min(grid.spacing) / h))
@@ -447,7 +466,7 @@ def _only_block(
 
 
 def _refine_block(
-    part: NDArray[Any],
+    part: NDArray[Any] | None,
     block: Block,
     *,
     grid: Grid,
@@ -456,6 +475,9 @@ def _refine_block(
     moving: Image,
     settings: DeformSettings,
 ) -> NDArray[np.float32]:
+    if part is None:
+        logger.debug("block %s is empty", block.index)
+        return nodes.no_pack()
     estimate = deform_block(Image(part, grid.crop(block.padded)), moving, initial, settings)
     refinement = estimate.refinement()
     if refinement is not None:

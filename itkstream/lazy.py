@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -42,6 +42,8 @@ __all__ = [
     "once",
     "readable",
 ]
+
+_KEEP = "which blocks are kept"
 
 BlockFunction = Callable[..., NDArray[Any]]
 """Called as ``function(part, block, **shared)``: voxels of the padded block -> an array."""
@@ -220,6 +222,7 @@ def map_blocks(
     shared: Mapping[str, Any],
     result: Result,
     halo: Halo | None = None,
+    keep: Delayed | None = None,
 ) -> da.Array:
     """Apply a block function to every block; nothing is read or computed yet.
 
@@ -238,14 +241,19 @@ def map_blocks(
         What the function returns.
     halo : Halo, optional
         How to cut a source that is coarser than the blocks' grid; default their padded regions.
+    keep : dask.delayed.Delayed, optional
+        Whether each block holds anything, an array of the shape of the block grid. A block that
+        does not is not read; the function is called with None instead of voxels.
 
     Returns
     -------
     dask.array.Array
         Chunked by block.
     """
+    if keep is not None:
+        shared = {**shared, _KEEP: keep}
     if isinstance(source, da.Array):
-        cut = _cut(blocks, source, halo)
+        cut = None if keep is not None else _cut(blocks, source, halo)
         if cut is not None:
             return _map_overlap(function, blocks, cut, shared, result)
         source = DaskSource(source)
@@ -340,6 +348,7 @@ class _Common:
     blocks: BlockGrid
     halo: Halo | None = None
     axes: Sequence[int] | None = None
+    keep: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -451,7 +460,8 @@ def _merge(
     known: tuple[_Common, dict[str, Any]], names: list[str], values: list[Any]
 ) -> tuple[_Common, dict[str, Any]]:
     common, shared = known
-    return common, {**shared, **dict(zip(names, values, strict=True))}
+    together = {**shared, **dict(zip(names, values, strict=True))}
+    return replace(common, keep=together.pop(_KEEP, None)), together
 
 
 def _run_block(
@@ -461,7 +471,7 @@ def _run_block(
 ) -> NDArray[Any]:
     common, given = shared
     block = common.blocks[index]
-    if source is None:
+    if source is None or (common.keep is not None and not common.keep[index]):
         return common.function(None, block, **given)
     region, rest = block.padded, source.shape[len(index) :]
     if common.halo is not None:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from itkstream.block_kernels import deform_block
+from itkstream.block_kernels import WarpSettings, deform_block, warp_block
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
+    BlockGrid,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -27,12 +29,14 @@ from itkstream.numerics.fields import shrink_field
 from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.pyramid import shrink
+from itkstream.numerics.quality import content_mask
 from itkstream.numerics.threads import processors, using_threads
 
 __all__ = [
     "LevelPlan",
     "after_coarse",
     "factors_to_fit",
+    "find_content",
     "plan_levels",
     "read_coarse",
     "solve_coarse",
@@ -196,6 +200,46 @@ def solve_coarse(
     logger.info("coarse levels on %s voxels: %s", small.shape, estimate.levels)
     halved = (2,) * fixed.ndim
     return DisplacementField(shrink_field(estimate.displacement, halved), small.grid.shrink(halved))
+
+
+def find_content(
+    fixed: Image, moving: Image, initial: Transform, blocks: BlockGrid, voxels: float
+) -> NDArray[np.bool_]:
+    """Which blocks show anything in either image.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Numpy, stored or dask; read once, shrunk.
+    initial : Transform
+        From fixed to moving points, roughly.
+    blocks : BlockGrid
+        Of the fixed image.
+    voxels : float
+        Most voxels of the shrunk images.
+
+    Returns
+    -------
+    ndarray of bool, blocks.numblocks
+        False where neither image has content in the padded block, nor within the overlap around
+        it and one coarse voxel.
+    """
+    factors = factors_to_fit(fixed.grid, voxels)
+    small = read_coarse(fixed, factors)
+    other = read_coarse(moving, factors_to_fit(moving.grid, voxels))
+    content = content_mask(small.read())
+    seen = Image(content_mask(other.read()).astype(np.float32), other.grid)
+    # Any part of a moving voxel with content counts.
+    content |= warp_block(seen, initial, small.grid, WarpSettings(dtype=np.float32)) > 0
+    keep = np.zeros(blocks.numblocks, bool)
+    for block in blocks:
+        near = tuple(
+            slice(max(0, (s.start - halo) // f - 1), -(-(s.stop + halo) // f) + 1)
+            for s, halo, f in zip(block.padded, blocks.overlap, factors, strict=True)
+        )
+        keep[block.index] = content[near].any()
+    logger.info("%d of %d blocks hold content", keep.sum(), len(blocks))
+    return keep
 
 
 def after_coarse(field: DisplacementField, initial: Transform) -> Transform:

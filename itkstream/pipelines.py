@@ -93,7 +93,7 @@ logger = logging.getLogger(__name__)
 
 _TRANSFORM = "transform.ome.zarr"
 # Notes of what is done beside the steps, which are called by their numbers.
-_BEGIN, _ALIGNED, _FILES, _CERTIFICATE = "begin", "aligned", "files", "certificate"
+_BEGIN, _ALIGNED, _CERTIFICATE, _FILES = "begin", "aligned", "certificate", "files"
 
 _TITLES: dict[type[Any], str] = {
     RansacAffine: "affine",
@@ -237,8 +237,8 @@ def register(
         "fixed_mask": fixed_mask,
         "moving_mask": moving_mask,
     }
-    report = run.report() | {"certificate": certificate}
-    report |= {k: _told(v) for k, v in given.items() if v is not None}
+    report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
+    report["certificate"] = certificate
     write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
     return Registration(folder.location, transform, aligned, report)
 
@@ -370,19 +370,18 @@ class _Run:
 
     def certify(self, transform: CompositeTransform, key: str) -> dict[str, Any]:
         """Whether the transform is sound, and where it folds if it does."""
-        title = "certificate"
-        note = self._earlier(title, _CERTIFICATE, key)
+        note = self._earlier("certificate", _CERTIFICATE, key)
         if note is not None:
-            earlier: dict[str, Any] = note["found"]
-            return earlier
-        with self._step(title) as facts:
+            found: dict[str, Any] = note["certificate"]
+            return found
+        with self._step("certificate") as facts:
             name = str(self.folder.location)
             found = certify(transform, name=name, resources=self.scene.resources)
             facts["passed"] = found["passed"]
             self.scene.reporter.note(
                 "; ".join(found["failures"]) or "no folds, and the inverse leads back"
             )
-        self._note(_CERTIFICATE, key, {"facts": facts, "found": found})
+        self._note(_CERTIFICATE, key, {"facts": facts, "certificate": found})
         return found
 
     def export(self, transform: CompositeTransform, key: str) -> None:

@@ -30,14 +30,15 @@ from itkstream.steps import (
 
 __all__ = ["Pair", "StepPrice", "price_steps"]
 
-PROCESS_BYTES = 300e6
-"""A process with this package's libraries and compiled functions."""
+PROCESS_BYTES = 400e6
+"""A process with this package's libraries, compiled functions and what the allocator keeps."""
 
 _FLOAT = 4
 # Bytes per voxel that a step holds, beyond what is held all along.
 _COARSE = 5.0
 _KEY_POINTS = 10.0
 _INTENSITIES = 24.0
+_QUALITY = 52.0
 _DEFORM = 48.0
 _WARP = 24.0
 # Blobs are at least so many voxels apart in all, as nuclei are.
@@ -83,6 +84,11 @@ class Pair:
     def held(self) -> float:
         """Bytes the coarse levels take all along."""
         return sum(grid.size for grid in self.coarse) * _COARSE
+
+    @property
+    def judged(self) -> float:
+        """Bytes for the coarse levels and for comparing them, as after every step."""
+        return self.held + self.coarse[0].size * _QUALITY
 
     def blocks(self, size: int) -> BlockGrid:
         """Blocks of the fixed image without overlap.
@@ -163,18 +169,18 @@ def _price_reading(pair: Pair) -> StepPrice:
     size = max(pair.fixed.size, pair.moving.size)
     slab = min(SLAB_VOXELS, size) * (pair.itemsize + _FLOAT)
     work = float(pair.fixed.size + pair.moving.size)
-    return StepPrice("read", once=pair.held + slab, work=work, kind="read")
+    return StepPrice("read", once=max(pair.held + slab, pair.judged), work=work, kind="read")
 
 
 def _price_ransac(pair: Pair, step: RansacAffine) -> StepPrice:
     size = float(sum(grid.size for grid in pair.coarse))
     once = pair.held + size * _KEY_POINTS + _contexts(step, size, pair.fixed.ndim)
-    return StepPrice(step_name(step), once=once, work=size, kind="points")
+    return StepPrice(step_name(step), once=max(once, pair.judged), work=size, kind="points")
 
 
 def _price_intensity(pair: Pair, step: IntensityAffine) -> StepPrice:
     once = pair.held + sum(grid.size for grid in pair.coarse) * _INTENSITIES
-    return StepPrice(step_name(step), once=once)
+    return StepPrice(step_name(step), once=max(once, pair.judged))
 
 
 def _price_local(pair: Pair, step: LocalAffines) -> StepPrice:

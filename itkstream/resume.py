@@ -328,6 +328,7 @@ def _verified(ledger: Ledger, files: ChunkFiles, blocks: Blocks) -> dict[int, Su
     noted = {number: sums for number, sums in ledger.done().items() if number < len(blocks)}
     if not noted:
         return {}
+    logger.info("checking %d blocks of %s", len(noted), files.location)
     remove_partial_files(files.location)
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda number: files.found(blocks.region(number)), noted)

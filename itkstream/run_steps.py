@@ -370,6 +370,7 @@ def store_deformation(
         overlap=step.overlap,
         coarse_voxels=scene.coarse_voxels,
         factors=(2,) * fixed.ndim,
+        skip_empty=True,
     )
     return _store(scene, lazy, path, affine_part(start))
 

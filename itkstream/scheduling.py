@@ -12,6 +12,7 @@ import pickle
 import queue
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -23,6 +24,7 @@ from typing import Any
 import dask.array as da
 from dask._task_spec import convert_legacy_graph
 from dask.callbacks import Callback
+from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
 from dask.threaded import get as threaded_get
 from dask.utils import ensure_dict
@@ -117,12 +119,11 @@ def block_graph(
     if sink is None:
         return _guarded(graph), list(keys)
     name = f"sink-{array.name}"
-    used = {needed for node in graph.values() for needed in node.dependencies}
+    used = Counter(needed for node in graph.values() for needed in node.dependencies)
     wanted = []
     for key, place in zip(keys, places, strict=True):
         end = (f"done-{key[0]}", *key[1:])
-        # One task computes and delivers a block, unless others need it too.
-        block = TaskRef(key) if key in used else graph.pop(key)
+        block = _taken(graph, key, used)
         graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), block)
         wanted.append(end)
     graph[name] = DataNode(name, sink)
@@ -179,12 +180,14 @@ def run_on(client: Client, graph: Graph, wanted: Sequence[Any], done: Done) -> N
     """
     held: dict[Any, Any] = {}
     awaited: dict[Any, Any] = {}
-    results = as_completed([], with_results=True, raise_errors=False)
+    results = as_completed([], client.loop, with_results=True, raise_errors=False)
     windows = _windows(graph, wanted)
     try:
         for number, window in enumerate(windows):
+            # Of a plain dict, dask would make a token, hashing all arrays in it.
             nodes = {key: graph[key] for key in window.nodes}
-            futures = client.get(nodes, window.asked, sync=False, fifo_timeout="0s")
+            layers = HighLevelGraph({"blocks": nodes}, {"blocks": set()})
+            futures = client.get(layers, window.asked, sync=False, fifo_timeout="0s")
             given = dict(zip(window.asked, futures, strict=True))
             awaited |= {given[key]: key for key in window.wanted}
             held |= {key: given[key] for key in window.asked}
@@ -267,6 +270,17 @@ _LOST = (
     "the scheduler of the workers is gone, or forgot the blocks: see its log, then run the same "
     "again"
 )
+
+
+def _taken(graph: Graph, key: Any, used: Counter[Any]) -> GraphNode:
+    """A task out of its graph, to be part of another; a reference where more need it."""
+    if used[key]:
+        return TaskRef(key)
+    node = graph.pop(key)
+    if isinstance(node, Alias):
+        used[node.target] -= 1
+        return _taken(graph, node.target, used)
+    return node
 
 
 def _deliver(sink: Callable[[Any, Any], Any], place: Any, block: Any) -> Any:

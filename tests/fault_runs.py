@@ -6,6 +6,7 @@ or, with WORKERS above 0, on processes. It says ``working`` when the fifth block
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
@@ -37,6 +38,8 @@ def main(out: str, workers: int, seconds: float) -> None:
     array = da.from_array(VALUES, chunks=4).map_blocks(
         slow, seconds=seconds, dtype=np.int32, name="slow"
     )
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("itkstream.resume").setLevel(logging.INFO)
     try:
         execute(array, out, n_workers=workers or None, progress=progress)
     except (ItkstreamError, KeyboardInterrupt) as error:

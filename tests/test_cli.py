@@ -1,8 +1,10 @@
 """The command line as its users meet it: output, exit codes, no tracebacks."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
 import click
@@ -93,6 +95,29 @@ def test_a_file_says_what_is_done(containers, tmp_path):
     )  # fmt: skip
     assert other.returncode == 2
     assert "nowhere.tfm" in other.stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
+    # Kernels of a block are under way in threads that nothing can end but the end of the process.
+    words = ("register", "fix.n5/s0", "mov.n5/s0", "--out", tmp_path / "out", "--radii", 2, 6)
+    program = subprocess.Popen(
+        [sys.executable, "-u", "-m", "itkstream", *map(str, words), "--match-threshold", "0.5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=containers,
+    )
+    while "deformation" not in (line := program.stdout.readline()):
+        assert line
+    time.sleep(1)
+    program.send_signal(stop)
+    began = time.monotonic()
+    _, errors = program.communicate(timeout=120)
+    assert time.monotonic() - began < 30  # a second on an idle machine
+    assert program.returncode == 130
+    assert "Traceback" not in errors
+    assert "stopped" in errors
 
 
 @pytest.mark.parametrize(

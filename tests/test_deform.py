@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -366,3 +367,56 @@ def test_methods_that_make_no_sense_are_refused(
         deformable_align(pair.fixed, pair.moving, None, None, **arguments)
     with pytest.raises(InputError, match=message):
         prepare_piecewise_deformable_align(pair.fixed, pair.moving, None, None, SIZE, **arguments)
+
+
+def far_apart(pair: PhantomPair) -> tuple[Image, Image]:
+    """The pair with four times the room around it, of background and noise."""
+    images = []
+    for image in (pair.fixed, pair.moving):
+        shape = tuple(4 * n for n in SIZE)
+        rng = np.random.default_rng(len(images))
+        voxels = rng.normal(100, 3, shape).astype(np.float32)
+        inside = tuple(slice(0, n) for n in image.shape)
+        voxels[inside] = image.read()
+        images.append(Image(voxels, replace(image.grid, shape=shape)))
+    return images[0], images[1]
+
+
+class Recorded:
+    """An array that tells which of its parts were read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.read: list[tuple[int, ...]] = []
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        part = self.array[key]
+        self.read.append(part.shape)
+        return part
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[(slice(None),) * self.array.ndim]
+
+
+def test_empty_blocks_cost_nothing(pair: PhantomPair, affine: np.ndarray) -> None:
+    fixed, moving = far_apart(pair)
+    settings = DescentSettings(**{**LIGHT, "iterations": (2, 1)})
+    seconds, fields, reads = [], [], []
+    for skip in (True, False):
+        watched = Image(Recorded(fixed.read()), fixed.grid)
+        lazy = prepare_displacement(
+            watched, moving, AffineTransform(affine), SIZE, settings, OVERLAP, 1e5, skip_empty=skip
+        )
+        began = time.process_time()
+        fields.append(lazy.compute(scheduler="synchronous"))
+        seconds.append(time.process_time() - began)
+        # Slabs of the coarse level are read whole; blocks are not.
+        reads.append([r for r in watched.data.read if r[2] < fixed.shape[2]])
+    assert len(reads[1]) == 64
+    # 8 blocks hold the pair; its neighbours are within reach of their overlap.
+    assert len(reads[0]) <= 27
+    assert seconds[0] < 0.75 * seconds[1]
+    assert np.isfinite(fields[0]).all()
+    # The tissue itself is registered as if nothing had been left out, away from the edge.
+    inside = tuple(slice(4, n - 14) for n in pair.fixed.shape)
+    assert np.abs(fields[0] - fields[1])[inside].max() < 0.05

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itkstream.geometry import Block, BlockGrid, Grid, Image
-from itkstream.lazy import DaskSource, Halo, Result, map_blocks, map_neighbours, readable
+from itkstream.lazy import (
+    DaskSource,
+    Halo,
+    Result,
+    map_blocks,
+    map_neighbours,
+    once,
+    readable,
+)
 
 Stored = Callable[[str, np.ndarray, Grid], Any]
 
@@ -183,3 +191,41 @@ def test_a_core_may_come_on_a_coarser_lattice() -> None:
     found = map_blocks(coarsen, blocks, array, {}, Result(int, factors=(3, 2)))
     assert found.chunks == ((2, 3), (2, 2, 2, 2))
     np.testing.assert_array_equal(found.compute(), array[::3, ::2])
+
+
+class Watched:
+    """An array that tells which of its parts were read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.read: list[tuple[slice, ...]] = []
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        self.read.append(key)
+        return self.array[key]
+
+
+def take_or_nothing(part: np.ndarray | None, block: Block) -> np.ndarray:
+    return np.full(block.core_shape, -1) if part is None else part[block.core_in_padded]
+
+
+def choose(blocks: BlockGrid) -> np.ndarray:
+    return np.arange(len(blocks)).reshape(blocks.numblocks) % 2 == 0
+
+
+def test_blocks_left_out_are_never_read() -> None:
+    array = np.arange(12 * 9).reshape(12, 9)
+    blocks = BlockGrid(array.shape, (4, 3), (1, 0))
+    keep = choose(blocks)
+    for source in (Watched(array), da.from_array(array, chunks=3)):
+        lazy = map_blocks(
+            take_or_nothing, blocks, source, {}, Result(int), keep=once(choose, blocks)
+        )
+        found = lazy.compute(scheduler="synchronous")
+        for block in blocks:
+            wanted = array[block.core] if keep[block.index] else -1
+            assert (found[block.core] == wanted).all()
+        if isinstance(source, Watched):
+            assert sorted(source.read, key=str) == sorted(
+                (b.padded for b in blocks if keep[b.index]), key=str
+            )

@@ -156,6 +156,27 @@ def test_damaged_results_are_computed_again(
     assert file.read_bytes() == good
 
 
+def test_a_damaged_block_that_fails_leaves_nothing_damaged(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    file = tmp_path / "a" / "c" / "3" / "1"
+    file.write_bytes(b"junk")
+    fail(tmp_path / "a", (1, 1))
+    assert not file.exists()
+    assert run(tmp_path / "a").seen == [(1, 1)]
+
+
+def test_a_damaged_shard_is_written_anew(tmp_path: Path) -> None:
+    # The last one sticks out of the array: Zarr reads what is there to change a part of it.
+    layout: dict[str, Any] = {"shape": VALUES.shape, "chunks": (4, 3), "shards": (8, 6)}
+    target = zarr.create_array(str(tmp_path / "a"), dtype=VALUES.dtype, **layout)
+    store(lazy(Doubling()), target)
+    (tmp_path / "a" / "c" / "2" / "2").write_bytes(b"junk")
+    function = Doubling()
+    store(lazy(function), target)
+    assert function.seen == [(2, 2)]
+    np.testing.assert_array_equal(target[:], EXPECTED)
+
+
 def test_every_reader_notices_a_flipped_bit(tmp_path: Path) -> None:
     run(tmp_path / "a")
     file = tmp_path / "a" / "c" / "0" / "0"

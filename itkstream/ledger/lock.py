@@ -127,11 +127,13 @@ class Lock:
                 self._place.remove()
 
     def _busy(self, holder: _Holder | None) -> BusyOutputError:
-        who = "another process"
+        who, gone = "another process", ""
         if holder is not None:
             who = f"process {holder.pid} on {holder.host.split()[0]}"
+        if holder is not None and holder.host != _host():
+            gone = f"; if it died there, wait {_PATIENCE_SECONDS / 60:.0f} minutes"
         return BusyOutputError(
-            f"{who} is writing to {self._what}: wait until it is done, or stop it"
+            f"{who} is writing to {self._what}: wait until it is done, or stop it{gone}"
         )
 
 

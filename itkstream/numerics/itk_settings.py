@@ -323,8 +323,8 @@ class BsplineSettings:
     iterations : sequence of int
         At most so many per level.
     step : float
-        First step of 'gradient-descent', at full resolution; a level shrunk by f takes steps f
-        times as long. 'lbfgsb' finds its own.
+        First step of 'gradient-descent', by which control points move on average, at full
+        resolution; a level shrunk by f takes steps f times as long. 'lbfgsb' finds its own.
     bins : int
         Of the histograms of 'mutual-information', per image.
     radius : int
@@ -353,7 +353,7 @@ class BsplineSettings:
     shrink_factors: Sequence[int] = (4, 2)
     smooth_sigmas: Sequence[float] = (0.0, 0.0)
     iterations: Sequence[int] = (10, 15)
-    step: float = 1.0
+    step: float = 0.25
     bins: int = 32
     radius: int = 4
     local_normalisation: int | None = 4

@@ -7,7 +7,9 @@ of the image through the whole chain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -128,16 +130,42 @@ class GridMap:
         tuple of slice or None
             None where no voxel of the grid falls inside the moving image.
         """
-        low, high = self.bounds(moving)
-        if not np.isfinite([low, high]).all():
-            raise InputError("the transform maps voxels to NaN: is the field finite?")
+        low, high = self._finite_bounds(moving)
         room = margin / np.asarray(moving.spacing)
         shape = np.asarray(moving.shape)
         if np.any(high + room < -0.5) or np.any(low - room >= shape - 0.5):
             return None
-        first = np.clip(np.floor(low - room) - MARGIN, 0, shape - 1).astype(int)
-        last = np.clip(np.ceil(high + room) + MARGIN, 0, shape - 1).astype(int)
-        return tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+        return _box(low - room, high + room, moving.shape)
+
+    def reach_in(self, field: Grid) -> Slices:
+        """The vectors of a field that sampling it with this map reads.
+
+        Parameters
+        ----------
+        field : Grid
+            The field's lattice; beyond it the vectors at its edge hold.
+
+        Returns
+        -------
+        tuple of slice
+            Never empty.
+        """
+        low, high = self._finite_bounds(field)
+        return _box(low, high, field.shape)
+
+    def _finite_bounds(self, lattice: Grid) -> NDArray[np.float64]:
+        bounds = self.bounds(lattice)
+        if not np.isfinite(bounds).all():
+            raise InputError("the transform maps voxels to NaN: is the field finite?")
+        return bounds
+
+
+def _box(low: NDArray[Any], high: NDArray[Any], shape: Sequence[int]) -> Slices:
+    """The voxels around a range of indices, with those that interpolation needs beside them."""
+    last = np.asarray(shape) - 1
+    first = np.clip(np.floor(low) - MARGIN, 0, last).astype(int)
+    final = np.clip(np.ceil(high) + MARGIN, 0, last).astype(int)
+    return tuple(slice(int(a), int(b) + 1) for a, b in zip(first, final, strict=True))
 
 
 def map_on(transform: Transform, grid: Grid) -> GridMap:
@@ -215,11 +243,10 @@ def _then(before: GridMap, step: Transform) -> GridMap:
 
 
 def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
-    low, high = before.bounds(field.grid)
-    near = field.crop_around(field.grid.to_physical(np.stack([low, high])))
-    start = np.rint(field.grid.to_index(near.grid.origin)).astype(int)
+    box = before.reach_in(field.grid)
+    near = np.asarray(field.data[(*box, slice(None))])
     moves = sample_field(
-        Part(np.asarray(near.data), tuple(start), field.grid.shape),
+        Part(near, tuple(s.start for s in box), field.grid.shape),
         before.index_matrix(field.grid),
         before.grid.shape,
         before.displacement,

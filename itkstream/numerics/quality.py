@@ -10,13 +10,20 @@ from scipy.ndimage import gaussian_filter
 
 from itkstream.numerics.correlation import mean_local_correlation
 
-__all__ = ["WINDOW_RADIUS_VOX", "local_correlation_in_tissue", "tissue_mask"]
+__all__ = ["WINDOW_RADIUS_VOX", "content_mask", "local_correlation_in_tissue", "tissue_mask"]
 
 WINDOW_RADIUS_VOX = 12
 """The yardstick's window of 25 voxels."""
 
 # Nuclei and the gaps between them are one tissue: the blur closes gaps of a few voxels.
 _TISSUE_SIGMA_VOX = 4.0
+
+_LIGHT_SIGMA_VOX = 1.0
+_DARK_PERCENT = 5
+# The darkest twentieth of pure noise lies up to one deviation too low: 6 are left, which one voxel
+# in a thousand million exceeds.
+_CONTENT_DEVIATIONS = 7
+_TO_DEVIATION = 1.4826  # from the median absolute deviation of Gaussian noise to its standard one
 
 
 def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
@@ -47,6 +54,42 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     if smooth.max() == smooth.min():
         return np.ones(image.shape, bool)
     return np.asarray(smooth > _otsu(smooth))
+
+
+def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where an image shows anything but background and its noise, however faint.
+
+    The darkest twentieth, after blurring, is taken for background. Its noise is what differs from
+    one voxel to the next; a slightly blurred voxel that exceeds the background by seven standard
+    deviations of what the blur leaves of that noise is content. Where there is no background, the
+    darkest tissue has texture that a blur keeps, and so is content too.
+
+    Parameters
+    ----------
+    image : ndarray
+        Bright tissue on a darker background; NaN is no content.
+
+    Returns
+    -------
+    ndarray of bool
+        True where there is content; everywhere where there seems to be none at all.
+    """
+    voxels = np.asarray(image, np.float32)
+    known = ~np.isnan(voxels)
+    voxels = np.where(known, voxels, voxels[known].min(initial=np.inf))
+    if not known.any():
+        return known
+    heavy = gaussian_filter(voxels, _TISSUE_SIGMA_VOX)
+    dark = heavy <= np.percentile(heavy, _DARK_PERCENT)
+    voxels = voxels - np.median(voxels[dark])
+    # Beyond the border lies background: to mirror the noise there would double it.
+    light = gaussian_filter(voxels, _LIGHT_SIGMA_VOX, mode="constant")
+    rough = np.abs((voxels - light)[dark])
+    # What a Gaussian of one voxel leaves of white noise, along each axis.
+    kept = np.sqrt(1 / (2 * np.sqrt(np.pi) * _LIGHT_SIGMA_VOX)) ** image.ndim
+    noise = kept * _TO_DEVIATION * np.median(rough)
+    content = light > _CONTENT_DEVIATIONS * noise
+    return np.asarray(content if content.any() else np.ones(image.shape, bool))
 
 
 def local_correlation_in_tissue(

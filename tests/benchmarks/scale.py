@@ -31,6 +31,7 @@ from itkstream.deform import (
     prepare_displacement,
     prepare_fold_count,
     prepare_piecewise_deformable_align,
+    prepare_positions,
 )
 from itkstream.geometry import (
     AffineTransform,
@@ -47,7 +48,10 @@ from itkstream.transform import (
     prepare_apply_local_affines,
     prepare_apply_position_field,
     prepare_apply_transform,
+    prepare_field,
     prepare_invert,
+    prepare_jacobian,
+    prepare_sample,
 )
 
 SIDE = 32
@@ -93,6 +97,10 @@ def preparations(folder: Path, count: int) -> dict[str, Callable[[], da.Array]]:
         "prepare_apply_position_field": lambda: prepare_apply_position_field(*pair, vectors, SIZE),
         "prepare_apply_transform": lambda: prepare_apply_transform(image, image, chain, SIZE),
         "prepare_invert": lambda: prepare_invert(chain, grid, SIZE),
+        "prepare_positions": lambda: prepare_positions(image, image, still, SIZE, settings),
+        "prepare_field": lambda: prepare_field(chain, grid, SIZE),
+        "prepare_jacobian": lambda: prepare_jacobian(chain, SIZE),
+        "prepare_sample": lambda: prepare_sample(chain, grid, SIZE),
     }
 
 

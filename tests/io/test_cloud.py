@@ -15,13 +15,14 @@ import zarr
 
 import itkstream
 from itkstream.cluster import execute
-from itkstream.errors import ExistingOutputError, InputError, MissingDataError
+from itkstream.errors import BusyOutputError, ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import create_ome_zarr, open_image, write_n5, write_pyramid
 from itkstream.io.locations import Location
 from itkstream.io.n5 import key_value_store
 from itkstream.io.outputs import claim_file, claim_folder, claim_store
 from itkstream.io.transform_files import write_transform
+from itkstream.ledger import Ledger, Lock
 from itkstream.pipelines import register
 from itkstream.steps import Deformable, RansacAffine, RegisterSettings
 from itkstream.transform import prepare_apply_transform
@@ -319,3 +320,17 @@ def test_the_command_line_ends_with_one_line(s3_server, monkeypatch, words, unse
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_another_computation_does_not_take_a_place(bucket):
+    array = da.from_array(np.arange(8), chunks=4)
+    execute(array, f"{bucket}/a")
+    execute(array, f"{bucket}/a")
+    with pytest.raises(ExistingOutputError, match="other inputs, parameters or code"):
+        execute(array + 1, f"{bucket}/a")
+    execute(array + 1, f"{bucket}/a", overwrite=True)
+    ledger = Ledger(Location.parse(f"{bucket}/a"))
+    lock = Lock(ledger.lock_place, ledger.array)
+    with pytest.raises(BusyOutputError, match="is writing to s3://"):
+        execute(array + 1, f"{bucket}/a")
+    lock.release()

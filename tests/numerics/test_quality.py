@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
+from itkstream.numerics.quality import content_mask, local_correlation_in_tissue, tissue_mask
 
 
 def half_tissue(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -66,3 +66,45 @@ def test_voxels_outside_the_moving_image_do_not_count() -> None:
     two[30:] = np.nan
     everywhere = np.ones(one.shape, bool)
     assert local_correlation_in_tissue(one, two, everywhere) == pytest.approx(1, abs=1e-9)
+
+
+def faint_scene(amplitude: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Bright nuclei at one end, faint ones at the other, camera noise of 2 over all."""
+    rng = np.random.default_rng(seed)
+    texture = gaussian_filter(rng.normal(size=(96, 64, 64)), 2)
+    nuclei = np.clip(texture / texture.std(), 0, None)
+    strength = np.zeros(texture.shape)
+    strength[:24] = 500
+    strength[72:] = amplitude
+    return 100 + strength * nuclei + rng.normal(0, 2, texture.shape), strength > 0
+
+
+@pytest.mark.parametrize("amplitude", [500, 5, 2])
+def test_faint_content_is_found_and_noise_is_not(amplitude: float) -> None:
+    image, _ = faint_scene(amplitude)
+    content = content_mask(image)
+    boxes = content.reshape(6, 16, 4, 16, 4, 16).any((1, 3, 5))
+    # Texture as faint as the noise of a voxel is found in every box of 16 voxels.
+    assert boxes[[0, 5]].all()
+    assert not boxes[2:4].any()
+    assert content[:24].mean() > 0.3
+
+
+def test_an_image_full_of_tissue_is_all_content() -> None:
+    image, _ = faint_scene(500)
+    content = content_mask(image[:24])
+    assert content.reshape(3, 8, 4, 16, 4, 16).any((1, 3, 5)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_an_image_without_any_content_counts_as_full(value: float) -> None:
+    assert content_mask(np.full((20, 20, 20), value)).all()
+
+
+def test_content_on_true_zero_is_whatever_is_not_zero() -> None:
+    image = np.zeros((40, 40, 40))
+    image[30:, 30:, 30:] = 1
+    image[0, 0, 0] = np.nan
+    content = content_mask(image)
+    assert content[30:, 30:, 30:].all()
+    assert not content[:20].any()
