@@ -22,10 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
-from dask._task_spec import convert_legacy_graph
+from dask._task_spec import (
+    Alias,
+    DataNode,
+    GraphNode,
+    List,
+    Task,
+    TaskRef,
+    convert_legacy_graph,
+)
 from dask.callbacks import Callback
 from dask.highlevelgraph import HighLevelGraph
-from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
 from dask.threaded import get as threaded_get
 from dask.utils import ensure_dict
 from distributed import Client, as_completed

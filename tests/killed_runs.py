@@ -50,7 +50,7 @@ def main(source: str, out: str, kills: int, seed: int) -> None:
             os._exit(0)
         if killed < kills:
             # Most runs get through a tenth of the blocks or less.
-            time.sleep(rng.uniform(0, 0.8))
+            time.sleep(rng.uniform(0, 0.6))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
