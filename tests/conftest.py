@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +22,7 @@ import zarr
 from hypothesis import settings
 from scipy.spatial.transform import Rotation
 
+from itkstream.cli import main
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.io import open_image, write_n5
 from itkstream.io.locations import Location
@@ -77,6 +84,31 @@ def smooth_transform() -> Callable[..., CompositeTransform]:
         return CompositeTransform((field, AffineTransform(matrix)))
 
     return make
+
+
+@pytest.fixture
+def command() -> Iterator[Callable[..., SimpleNamespace]]:
+    """The command line in this process: a new one takes seconds to import everything."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object, cwd: Path) -> SimpleNamespace:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        argv = ["itkstream", *map(str, words)]
+        with (
+            contextlib.chdir(cwd),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(sys, "argv", argv)
+            try:
+                main()
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+        return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_nothing_is_read_before_it_is_computed(pair: PhantomPair) -> None:
     steps = [RANSAC, INTENSITY, LocalAffines(blocksize=32), Deformable()]
     lazy = prepare_piecewise_align(fixed, moving, None, None, steps, SIZE, overlap=OVERLAP)
     with pytest.raises(AssertionError, match="voxels were read"):
-        compute(lazy)
+        lazy.compute()
 
 
 @pytest.mark.parametrize(

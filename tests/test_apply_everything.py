@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import dask.array as da
@@ -168,7 +166,7 @@ def test_images_there_and_back() -> None:
     assert np.abs(back[inner] - voxels[inner]).max() < 0.25 * voxels.std()
 
 
-def test_the_command(tmp_path) -> None:
+def test_the_command(tmp_path, command) -> None:
     transform = gentle(8)
     write_transform(tmp_path / "t.h5", transform)
     labels = np.random.default_rng(3).integers(0, 2**40, GRID.shape).astype(np.uint64)
@@ -176,18 +174,14 @@ def test_the_command(tmp_path) -> None:
     half = GRID.shrink((2, 2, 2))
     write_itk(tmp_path / "like.nrrd", Image(np.zeros(half.shape, np.uint8), half))
     words = ["apply", "t.h5", "m.ome.zarr", "out.ome.zarr", "--like", "like.nrrd", "--labels"]
-    done = subprocess.run(
-        [sys.executable, "-m", "itkstream", *words], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = command(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = open_image(tmp_path / "out.ome.zarr")
     assert found.grid.shape == half.shape
     np.testing.assert_allclose(found.grid.matrix, half.matrix)
     wanted = apply_transform(half, Image(labels, GRID), transform, WarpSettings("nearest"))
     np.testing.assert_array_equal(found.read(), wanted)
-    again = subprocess.run(
-        [sys.executable, "-m", "itkstream", *words], cwd=tmp_path, capture_output=True, text=True
-    )
+    again = command(*words, cwd=tmp_path)
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import dask.array as da
 import numpy as np
@@ -126,18 +124,6 @@ def test_affines_and_what_cannot_be_checked() -> None:
         check_transform(holes)
 
 
-def run(*words, cwd):
-    done = subprocess.run(
-        [sys.executable, "-m", "itkstream", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A registration folder's transform, files of it, and points."""
@@ -152,26 +138,26 @@ def folder(tmp_path_factory):
     return here
 
 
-def test_export_check_and_points(folder) -> None:
+def test_export_check_and_points(folder, command) -> None:
     for name in ("t.h5", "t.nii.gz", "t.nrrd", "t.mha"):
-        assert run("export", "run", name, cwd=folder).returncode == 0
+        assert command("export", "run", name, cwd=folder).returncode == 0
     assert sitk.ReadTransform(str(folder / "t.h5")).GetName() == "CompositeTransform"
-    again = run("export", "run", "t.h5", cwd=folder)
+    again = command("export", "run", "t.h5", cwd=folder)
     assert again.returncode == 2
     assert "is there already" in again.stderr
-    sound = run("check", "run", cwd=folder)
+    sound = command("check", "run", cwd=folder)
     assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "passed")
-    folded = run("check", "folded.h5", cwd=folder)
+    folded = command("check", "folded.h5", cwd=folder)
     assert folded.returncode == 1
     assert "failed: " in folded.stdout
     assert "itkstream repair folded.h5 repaired.ome.zarr" in folded.stdout
-    listed = run("check", "folded.h5", "--json", cwd=folder)
+    listed = command("check", "folded.h5", "--json", cwd=folder)
     assert (listed.returncode, json.loads(listed.stdout)["passed"]) == (1, False)
-    assert run("repair", "folded.h5", "repaired.ome.zarr", cwd=folder).returncode == 0
-    mended = json.loads(run("check", "repaired.ome.zarr", "--json", cwd=folder).stdout)
+    assert command("repair", "folded.h5", "repaired.ome.zarr", cwd=folder).returncode == 0
+    mended = json.loads(command("check", "repaired.ome.zarr", "--json", cwd=folder).stdout)
     assert mended["folded_voxels"] == 0
-    assert run("check", "p.csv", cwd=folder).returncode == 2
-    done = run("points", "t.h5", "p.csv", "--out", "q.csv", cwd=folder)
+    assert command("check", "p.csv", cwd=folder).returncode == 2
+    done = command("points", "t.h5", "p.csv", "--out", "q.csv", cwd=folder)
     assert done.stdout.startswith("2 points mapped, 1 outside")
     rows = [line.split(",") for line in (folder / "q.csv").read_text().splitlines()]
     assert rows[0] == ["id", "y", "x", "z", "outside"]
@@ -179,19 +165,19 @@ def test_export_check_and_points(folder) -> None:
     moved = sitk.ReadTransform(str(folder / "t.h5")).TransformPoint((7.0, 3.0, 20.0))
     found = [float(rows[1][k]) for k in (2, 1, 3)]
     np.testing.assert_allclose(found, moved, atol=1e-6)
-    run("points", "run", "q.csv", "--out", "back.csv", "--inverse", cwd=folder)
+    command("points", "run", "q.csv", "--out", "back.csv", "--inverse", cwd=folder)
     back = (folder / "back.csv").read_text().splitlines()[1].split(",")
     # A hundredth of the smallest voxel is the tolerance.
     np.testing.assert_allclose([float(v) for v in back[1:4]], [3, 7, 20], atol=0.005)
 
 
-def test_bad_input(folder) -> None:
+def test_bad_input(folder, command) -> None:
     for words, message in (
         (("points", "none.h5", "p.csv", "--out", "z.csv"), "there is no transform"),
         (("points", "run", "none.csv", "--out", "z.csv"), "no file of points"),
         (("export", "run", "z.tfm"), "write it as .h5"),
         (("export", "p.csv", "z.h5"), "no transform that ITK can read"),
     ):
-        done = run(*words, cwd=folder)
+        done = command(*words, cwd=folder)
         assert done.returncode == 2
         assert message in done.stderr

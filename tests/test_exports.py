@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -82,18 +83,6 @@ def points_inside() -> np.ndarray:
 
 def by_itk(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
     return np.array([transform.TransformPoint(p[::-1].tolist()) for p in points])[:, ::-1]
-
-
-def cli(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "itkstream", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-    )
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def test_a_bundle_for_slicer(run: Path, tmp_path: Path) -> None:
@@ -189,22 +178,22 @@ def test_a_stored_inverse_has_an_error_for_every_voxel(run: Path, tmp_path: Path
         write_inverse(tmp_path / "j.ome.zarr", transform, MOVING, blocksize=100)
 
 
-def test_commands(run: Path, tmp_path: Path) -> None:
-    assert cli("export", run, cwd=tmp_path).returncode == 2
-    done = cli("export", run, "--slicer", "s", "--ants", "a", "--limit-mb", "1", cwd=tmp_path)
+def test_commands(run: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    assert command("export", run, cwd=tmp_path).returncode == 2
+    done = command("export", run, "--slicer", "s", "--ants", "a", "--limit-mb", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "s" / "transform.h5").is_file()
     assert (tmp_path / "a" / "apply.sh").is_file()
-    thin = cli("export", run, "t.h5", "--tolerance", "0.05", cwd=tmp_path)
+    thin = command("export", run, "t.h5", "--tolerance", "0.05", cwd=tmp_path)
     assert "field thinned out by" in thin.stdout
     found = read_transform(tmp_path / "t.h5")
     assert found.transforms[0].grid.size < FIXED.size / 3
     points = points_inside()
     np.testing.assert_allclose(found.apply(points), make_transform().apply(points), atol=0.06)
-    done = cli("invert", run, "i.ome.zarr", cwd=tmp_path)
+    done = command("invert", run, "i.ome.zarr", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_error_map(tmp_path / "i.ome.zarr").grid == MOVING
-    done = cli("invert", run, "j.ome.zarr", "--like", "none.n5/s0", cwd=tmp_path)
+    done = command("invert", run, "j.ome.zarr", "--like", "none.n5/s0", cwd=tmp_path)
     assert (done.returncode, "does not exist" in done.stderr) == (2, True)
 
 

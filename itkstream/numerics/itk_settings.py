@@ -390,6 +390,11 @@ class BsplineSettings:
         return True
 
     @property
+    def node_stride(self) -> tuple[int, ...]:
+        """Voxels of each level per node that holds all of the displacement's detail."""
+        return (1,) * len(self.shrink_factors)
+
+    @property
     def comparison(self) -> IntensitySettings:
         """How images are compared, as for an affine."""
         names = (
