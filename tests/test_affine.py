@@ -210,7 +210,7 @@ TINY = np.random.default_rng(0).integers(0, 99, (8, 8, 8))
         ({"match_threshold": 0.999}, RegistrationError, "gave 0 matches above 0.999"),
         ({"match_threshold": 1.5}, InputError, "threshold must lie between -1 and 1"),
         ({"min_radius": 9}, InputError, "min_radius <= max_radius"),
-        ({"cc_radius": 0}, InputError, "cc_radius must be at least 1"),
+        ({"cc_radius": 0}, InputError, "cc_radius must be a whole number >= 1"),
         ({"fix_spacing": (1, 0, 1)}, InputError, "spacing must be positive"),
         ({"mov_spacing": (1, 1, -1)}, InputError, "spacing must be positive"),
         ({"align_threshold": -1.0}, InputError, "align_threshold"),

@@ -129,6 +129,26 @@ def test_every_bad_parameter_is_named(kind, name, value):
 
 
 @pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (step, name)
+        for step in (
+            RansacAffine(),
+            LocalAffines(),
+            IntensityAffine(),
+            *(Deformable(method) for method in ("lcc", "symmetric-demons", "bspline")),
+        )
+        for name in step_parameters(step)
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_no_parameter_takes_anything(step, name):
+    wrong = step_parameters(step) | {name: "nonsense"}
+    with pytest.raises(InputError, match=name):
+        step_from(step_name(step), wrong)
+
+
+@pytest.mark.parametrize(
     ("name", "parameters", "hint"),
     [
         ("ransac-afine", {}, "did you mean 'ransac-affine'"),

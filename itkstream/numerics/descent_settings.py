@@ -135,6 +135,8 @@ class DescentSettings:
             raise InputError(f"step must be a positive length or None; got {self.step}")
         if self.update not in ("gradient", "newton"):
             raise InputError(f'update must be "gradient" or "newton"; got {self.update!r}')
+        if not isinstance(self.isotropic, (bool, np.bool_)):
+            raise InputError(f"isotropic must be True or False; got {self.isotropic!r}")
         for name in ("damping", "tolerance", "minimum_jacobian"):
             value = getattr(self, name)
             if not finite(value) or value < 0:

@@ -1,6 +1,6 @@
 """Registration against analytic truth: texture is a function, so nothing is interpolated twice."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -347,6 +347,43 @@ def test_progress_tells_every_evaluation():
     assert [level.stopped for level in found.levels] == ["iterations", "iterations"]
 
 
+@pytest.fixture(scope="module")
+def deep():
+    return same_grid_case((1.0, 1.0, 1.6), (32, 30, 20))[:3]
+
+
+@pytest.fixture(scope="module")
+def few(deep):
+    return descend(*deep, replace(FAST, iterations=(4, 2))).displacement
+
+
+CHANGES = {
+    "cc_radius": 3,
+    "gradient_smoothing": (12.0, 0.0, 1.0, 2.0),
+    "field_smoothing": (2.0, 0.0, 1.0, 2.0),
+    "iterations": (4, 1),
+    "shrink_factors": (3, 1),
+    "smooth_sigmas": (1.0, 0.0),
+    "step": 0.2,
+    "update": "gradient",
+    "node_stride": 4,
+    "isotropic": False,
+    "damping": 0.1,
+    "tolerance": 0.2,
+    "minimum_jacobian": 0.95,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_parameter_acts(deep, few, name):
+    settings = replace(FAST, **{"iterations": (4, 2), name: CHANGES[name]})
+    assert not np.array_equal(descend(*deep, settings).displacement, few)
+
+
+def test_no_parameter_is_left_out():
+    assert {field.name for field in fields(DescentSettings)} == set(CHANGES)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -367,6 +404,7 @@ def test_progress_tells_every_evaluation():
         ("step", 0.0),
         ("step", float("inf")),
         ("update", "magic"),
+        ("isotropic", "yes"),
         ("damping", -1.0),
         ("tolerance", float("nan")),
         ("minimum_jacobian", 1.0),

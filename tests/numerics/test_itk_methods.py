@@ -237,15 +237,24 @@ def test_masks_leave_out_what_they_do_not_count(pairs):
         {"smooth_sigmas": (1.0, 1.0)},
         {"iterations": (3, 2)},
         {"step": 0.3},
-        {"metric": "mutual-information", "bins": 20},
         {"local_normalisation": 3},
+        {"metric": "mutual-information", "bins": 20},
+        {"metric": "neighbourhood-correlation", "radius": 2},
+        {"optimizer": "exhaustive", "search_steps": 1},
     ],
+    ids=str,
 )
 def test_each_parameter_acts(pairs, change):
     base = replace(QUICK, iterations=(4, 2))
-    if "bins" in change:
-        base = replace(base, metric="mutual-information")
-    one, other = (refine(pairs["affine"], s) for s in (base, replace(base, **change)))
+    if len(change) == 2:  # one that belongs to the choice before it
+        (name, choice), _ = change.items()
+        # All voxels of the coarse level only: neighbourhoods take long.
+        levels = {"shrink_factors": (4,), "smooth_sigmas": (1.0,), "iterations": (2,)}
+        model = "translation" if choice == "exhaustive" else "affine"
+        # The shift is four voxels long: more than one step of the lattice, less than four.
+        base = replace(base, model=model, step=0.25, **{name: choice}, **levels)
+    pair = pairs["translation" if base.model == "translation" else "affine"]
+    one, other = (refine(pair, s) for s in (base, replace(base, **change)))
     assert not np.array_equal(one.matrix, other.matrix)
 
 

@@ -1,0 +1,116 @@
+"""What the steps' own parameters do in a run; those of a method are tested where it is."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from itkstream.geometry import AffineTransform
+from itkstream.phantoms import PhantomPair
+from itkstream.pipelines import _LogReporter, register
+from itkstream.run_steps import Finding, Scene, State, run_step
+from itkstream.steps import Deformable, LocalAffines, RansacAffine, RegisterSettings, Step
+from itkstream.workers import Resources
+
+MATCHING: dict[str, Any] = {"match_threshold": 0.5, "cc_radius": 6}
+RANSAC = RansacAffine(radii=((2, 6),), **MATCHING)
+LOCAL = LocalAffines(radii=(2, 6), blocksize=40, overlap=4, **MATCHING)
+
+MATCHING_CHANGES: dict[str, Any] = {
+    "match_threshold": 0.7,
+    "cc_radius": 4,
+    "nspots": 60,
+    "num_sigma_max": 1,
+    "align_threshold": 0.6,
+    "max_distance": 5.0,
+    "max_ambiguity": 0.6,
+    "model": "rigid",
+}
+RANSAC_CHANGES = {**MATCHING_CHANGES, "radii": ((3, 6),)}
+LOCAL_CHANGES = {**MATCHING_CHANGES, "radii": (3, 6), "blocksize": 32, "overlap": 8}
+
+
+@pytest.fixture(scope="module")
+def scene(pair: PhantomPair) -> Scene:
+    return Scene(pair.fixed, pair.moving, 20e6, Resources(), _LogReporter())
+
+
+def found(scene: Scene, step: Step, start: AffineTransform | None = None) -> Finding:
+    return run_step(scene, State(start, 0.0), step, lambda: pytest.fail("nothing is stored"))
+
+
+def moved(finding: Finding, pair: PhantomPair) -> np.ndarray[Any, Any]:
+    assert finding.change is not None, finding.reason
+    return finding.change.apply(pair.fixed.grid.positions()[::6, ::6, ::6])
+
+
+@pytest.fixture(scope="module")
+def rough(pair: PhantomPair) -> AffineTransform:
+    matrix = np.array(pair.truth.matrix)
+    matrix[:3, 3] += (1.5, -1.0, 1.0)
+    return AffineTransform(matrix)
+
+
+@pytest.fixture(scope="module")
+def one_affine(scene: Scene, pair: PhantomPair) -> np.ndarray[Any, Any]:
+    return moved(found(scene, RANSAC), pair)
+
+
+@pytest.fixture(scope="module")
+def many_affines(scene: Scene, pair: PhantomPair, rough: AffineTransform) -> np.ndarray[Any, Any]:
+    return moved(found(scene, LOCAL, rough), pair)
+
+
+@pytest.mark.parametrize("name", RANSAC_CHANGES)
+def test_each_parameter_of_an_affine_acts(
+    scene: Scene, pair: PhantomPair, one_affine: np.ndarray[Any, Any], name: str
+) -> None:
+    other = moved(found(scene, replace(RANSAC, **{name: RANSAC_CHANGES[name]})), pair)
+    assert not np.array_equal(other, one_affine)
+
+
+@pytest.mark.parametrize("name", LOCAL_CHANGES)
+def test_each_parameter_of_local_affines_acts(
+    scene: Scene, pair: PhantomPair, rough: AffineTransform,
+    many_affines: np.ndarray[Any, Any], name: str,
+) -> None:  # fmt: skip
+    other = moved(found(scene, replace(LOCAL, **{name: LOCAL_CHANGES[name]}), rough), pair)
+    assert not np.array_equal(other, many_affines)
+
+
+@pytest.mark.parametrize("step", [RANSAC, LOCAL])
+def test_seeds_act(scene: Scene, pair: PhantomPair, rough: AffineTransform, step: Step) -> None:
+    # Where an affine is clear, every seed finds it; so tight a threshold leaves it open.
+    unclear = replace(step, align_threshold=0.2)
+    start = rough if step is LOCAL else None
+    one, other = (moved(found(scene, replace(unclear, seed=n), start), pair) for n in (0, 1))
+    assert not np.array_equal(one, other)
+
+
+def test_no_parameter_is_left_out() -> None:
+    for step, changes in ((RANSAC, RANSAC_CHANGES), (LOCAL, LOCAL_CHANGES)):
+        assert {field.name for field in fields(step)} == {*changes, "seed"}
+
+
+def test_blocks_and_overlaps_act_in_a_whole_run(
+    pair: PhantomPair, rough: AffineTransform, tmp_path: Path
+) -> None:
+    points = pair.fixed.grid.positions()[::6, ::6, ::6]
+
+    def run(step: Step, coarse_voxels: float = 20e6) -> bytes:
+        place = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        settings = RegisterSettings(coarse_voxels, 32)
+        result = register(pair.fixed, pair.moving, place, [step], settings, initial_transform=rough)
+        assert "dropped" not in result.report["steps"][1]
+        return result.transform.apply(points).tobytes()
+
+    deform: dict[str, Any] = {"blocksize": 32, "overlap": 2, "iterations": (4, 2, 1)}
+    bends = [deform, {**deform, "overlap": 8}, {**deform, "blocksize": 48}]
+    # Half the voxels of the image: a deformation is found block by block.
+    half = pair.fixed.grid.size / 2
+    assert len({run(Deformable(**parameters), half) for parameters in bends}) == len(bends)
+    assert run(LOCAL) != run(replace(LOCAL, overlap=8))
