@@ -27,7 +27,7 @@ from itkstream.block_kernels import (
 )
 from itkstream.cluster import compute, continues, store
 from itkstream.deform import prepare_displacement, prepare_fold_count
-from itkstream.errors import InputError, ItkstreamError, RegistrationError
+from itkstream.errors import BlockErrors, InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
@@ -475,7 +475,7 @@ def _find_local_affines(scene: Scene, state: State, step: LocalAffines) -> Findi
         packed = compute(lazy, progress=scene.reporter.blocks)
         local, confidence = split_local_affines(packed, fixed.ndim)
         pieces = piecewise_transform(fixed.grid, local, blocksize, overlap=step.overlap)
-    except ItkstreamError as error:
+    except (BlockErrors, InputError, RegistrationError) as error:
         return Finding(None, reason=str(error))
     facts = {
         "blocks": list(local.shape[: fixed.ndim]),

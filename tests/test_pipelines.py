@@ -3,7 +3,10 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,6 +23,7 @@ from itkstream.geometry import (
     Grid,
     Image,
 )
+from itkstream.io import create_ome_zarr
 from itkstream.io.transform_files import write_transform
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
@@ -284,6 +288,41 @@ def test_a_chunk_that_rots_is_computed_again(rounds, registered, tmp_path):
     chunk.write_bytes(sound[: len(sound) // 2])
     register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
     assert chunk.read_bytes() == sound
+
+
+def test_a_run_that_is_killed_goes_on(rounds, tmp_path):
+    """Killed while its steps follow each other, the run has every byte of one that was not."""
+    paths = []
+    for name, image in (("fixed", rounds.fixed), ("moving", rounds.moving)):
+        paths.append(tmp_path / f"{name}.ome.zarr")
+        target = create_ome_zarr(paths[-1], image.grid, image.dtype, chunks=(64, 64, 64))
+        target[...] = image.read()
+    words = [sys.executable, "-m", "itkstream", "register", *paths, "--out"]
+    rest = ["--radii", "2", "6", "--local-block", "64"]
+    subprocess.run([*words, tmp_path / "whole", *rest], check=True, capture_output=True)
+    done = 0
+    for _ in range(40):
+        run = subprocess.Popen(
+            [*words, tmp_path / "out", *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        # Killed when it has done a step more than the run before.
+        while run.poll() is None:
+            notes = list((tmp_path / "out/steps").glob("*.json"))
+            if len(notes) > done:
+                done = len(notes)
+                run.kill()
+            time.sleep(0.002)
+        if run.wait() == 0:
+            break
+        run.communicate()
+    assert run.returncode == 0
+    assert done > 3
+    for whole in (path for path in (tmp_path / "whole").rglob("*") if path.is_file()):
+        again = tmp_path / "out" / whole.relative_to(tmp_path / "whole")
+        timed = whole.suffix == ".json" and "zarr" not in str(whole.relative_to(tmp_path / "whole"))
+        # HDF5 and the notes of a run tell when they were written.
+        if not timed and ".itkstream" not in whole.parts and whole.suffix != ".h5":
+            assert again.read_bytes() == whole.read_bytes(), whole
 
 
 def test_only_what_depends_on_a_change_is_done_again(rounds, registered, tmp_path):

@@ -87,8 +87,8 @@ def collect(array: da.Array, client: Client | None) -> dict[tuple[int, ...], Any
         assert key[1:] not in found
         found[key[1:]] = value
         if client is not None:
-            # A window and a half, and what its border needs of the next: two rows of blocks.
-            assert len(client.futures) <= 30 + 3 * SIDE
+            # Two windows of 20 at most, and what their borders need of the next: rows of blocks.
+            assert len(client.futures) <= 2 * 20 + 3 * SIDE
 
     if client is None:
         run_here(graph, wanted, 2, done)

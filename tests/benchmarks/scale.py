@@ -47,6 +47,7 @@ from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.transform import (
     prepare_apply_local_affines,
     prepare_apply_position_field,
+    prepare_apply_to_series,
     prepare_apply_transform,
     prepare_field,
     prepare_invert,
@@ -96,6 +97,9 @@ def preparations(folder: Path, count: int) -> dict[str, Callable[[], da.Array]]:
         "prepare_apply_local_affines": lambda: prepare_apply_local_affines(*pair, locals_, SIZE),
         "prepare_apply_position_field": lambda: prepare_apply_position_field(*pair, vectors, SIZE),
         "prepare_apply_transform": lambda: prepare_apply_transform(image, image, chain, SIZE),
+        "prepare_apply_to_series": lambda: prepare_apply_to_series(
+            image, [image, image], chain, SIZE
+        ),
         "prepare_invert": lambda: prepare_invert(chain, grid, SIZE),
         "prepare_positions": lambda: prepare_positions(image, image, still, SIZE, settings),
         "prepare_field": lambda: prepare_field(chain, grid, SIZE),
