@@ -318,7 +318,7 @@ def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
     write_transform(tmp_path / "cut.nii.gz", field)
     for path in tmp_path.glob("cut.*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises((InputError, UnreadableDataError), match="cut (off|short)"):
+        with pytest.raises((InputError, UnreadableDataError), match=r"cut (off|short)"):
             read_transform(path)
     (tmp_path / "text.nrrd").write_text("hello")
     with pytest.raises(InputError, match="no image that ITK can read"):
