@@ -15,7 +15,7 @@ from itkstream.io import create_ome_zarr, open_image
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import plan
 from itkstream.pricing import PROCESS_BYTES
-from itkstream.steps import Deformable, RansacAffine
+from itkstream.steps import Deformable, RansacAffine, RegisterSettings
 from itkstream.workers import Resources
 
 
@@ -127,6 +127,26 @@ def peak_of(*words):
     run = [sys.executable, "-c", MEASURED, *words]
     done = subprocess.run(run, check=True, capture_output=True, text=True)
     return int(done.stderr.split()[-1])
+
+
+BLOCK_MEMORY = Path(__file__).parent / "block_memory.py"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize(
+    "method", ["lcc", "bspline", "demons", "symmetric-demons", "diffeomorphic-demons"]
+)
+def test_a_block_of_every_method_takes_what_it_is_priced(method):
+    image = Image(Unreadable(), Grid(Unreadable.shape, (1.0, 1.0, 1.0)))
+    settings = RegisterSettings(coarse_voxels=image.grid.size)
+    made = plan(image, image, [Deformable(method)], settings)
+    price = next(p for p in made.prices if p.name == "deformable").per_block / image.grid.size
+    told = subprocess.run(
+        [sys.executable, str(BLOCK_MEMORY), method], check=True, capture_output=True, text=True
+    )
+    taken = float(told.stdout)
+    # Beside the block there are blended ones; as for whole runs, prices are upper bounds.
+    assert taken < price < 1.6 * taken
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak")
