@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -431,7 +432,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         click.echo(_how_far(error), err=True)
-        sys.exit(_INTERRUPTED)
+        sys.stdout.flush()
+        # Everything is put away; threads still in compiled code would abort a slower end.
+        os._exit(_INTERRUPTED)
     except (BlockErrors, OutputError, WorkersError) as error:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_FAILED)
