@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from itkstream.numerics.topology import MINIMUM_JACOBIAN
 __all__ = ["PIPELINE_DEFAULTS", "DescentSettings", "LevelSettings"]
 
 Abcd = tuple[float, float, float, float]
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -207,13 +209,7 @@ class DescentSettings:
         DescentSettings
             With sigmas and step multiplied by it and the areas a and b by its square.
         """
-        return replace(
-            self,
-            gradient_smoothing=scaled_kernels(self.gradient_smoothing, length),
-            field_smoothing=scaled_kernels(self.field_smoothing, length),
-            smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
-            step=None if self.step is None else self.step * length,
-        )
+        return with_lengths(self, length)
 
     def for_voxels(self, spacing: Sequence[float]) -> DescentSettings:
         """The settings for images of any voxels, out of those for cubes of edge 1.
@@ -288,7 +284,32 @@ def _kernels_per_level(name: str, values: Any, levels: int) -> tuple[Abcd, ...]:
     return tuple((k.a, k.b, k.c, k.d) for k in checked)
 
 
-def scaled_kernels(kernels: Any, length: float) -> tuple[Abcd, ...]:
+def with_lengths(settings: Settings, length: float) -> Settings:
+    """Settings of a deformation with all their lengths multiplied.
+
+    Parameters
+    ----------
+    settings : DescentSettings or DemonsSettings
+        Which have the same smoothing operators, sigmas and step.
+    length : float
+        The factor.
+
+    Returns
+    -------
+    DescentSettings or DemonsSettings
+        With sigmas and step multiplied by it and the areas a and b by its square.
+    """
+    given: Any = settings
+    return replace(
+        given,
+        gradient_smoothing=_scaled_kernels(given.gradient_smoothing, length),
+        field_smoothing=_scaled_kernels(given.field_smoothing, length),
+        smooth_sigmas=tuple(s * length for s in given.smooth_sigmas),
+        step=None if given.step is None else given.step * length,
+    )
+
+
+def _scaled_kernels(kernels: Any, length: float) -> tuple[Abcd, ...]:
     """The operators for spacings `length` times as large."""
     scaled = [SmoothingKernel(*k).scaled(length) for k in kernels]
     return tuple((k.a, k.b, k.c, k.d) for k in scaled)

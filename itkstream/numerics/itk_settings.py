@@ -12,7 +12,7 @@ from itkstream.numerics.descent_settings import (
     DescentSettings,
     finite,
     per_level,
-    scaled_kernels,
+    with_lengths,
 )
 from itkstream.numerics.topology import MINIMUM_JACOBIAN
 
@@ -267,13 +267,7 @@ class DemonsSettings:
         DemonsSettings
             With sigmas and step multiplied by it and the areas a and b by its square.
         """
-        return replace(
-            self,
-            gradient_smoothing=scaled_kernels(self.gradient_smoothing, length),
-            field_smoothing=scaled_kernels(self.field_smoothing, length),
-            smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
-            step=None if self.step is None else self.step * length,
-        )
+        return with_lengths(self, length)
 
     def for_voxels(self, spacing: Sequence[float]) -> DemonsSettings:
         """The settings for images of any voxels, out of those for a smallest spacing of 1.
