@@ -82,7 +82,7 @@ class RunFolder:
     @cached_property
     def location(self) -> Location:
         """The folder, made or cleared when the first result is there to be written."""
-        if not self.check():
+        if not self._held:
             if not self._place.is_vacant():
                 self._place.remove()
             self._place.make_folder()
@@ -106,7 +106,7 @@ class RunFolder:
         dict or None
             None where nothing was noted, or of something else.
         """
-        if not self.check():
+        if not self._held:
             return None
         found = self._read(f"{_NOTES}/{name}.json")
         return found["note"] if found is not None and found["key"] == key else None
@@ -138,6 +138,11 @@ class RunFolder:
             It need not exist.
         """
         return self.location / _NOTES / f"{name}.ome.zarr"
+
+    @cached_property
+    def _held(self) -> bool:
+        """Whether the run was there to be continued when this one began; asked once."""
+        return self.check()
 
     def _read(self, name: str) -> Any:
         place = self._place.child(name)
