@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from itkstream.writers import set_transform_writer
+
 if TYPE_CHECKING:
     from itkstream import affine, align, cluster, deform, transform
     from itkstream.block_kernels import WarpSettings
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         DisplacementField,
         Grid,
         Image,
+        LandmarkSpline,
         PiecewiseAffine,
     )
     from itkstream.io import open_image
@@ -51,6 +54,7 @@ __all__ = [
     "Grid",
     "Image",
     "IntensityAffine",
+    "LandmarkSpline",
     "LocalAffines",
     "PiecewiseAffine",
     "Plan",
@@ -82,6 +86,7 @@ _HOMES = {
     "Grid": "geometry",
     "Image": "geometry",
     "IntensityAffine": "steps",
+    "LandmarkSpline": "geometry",
     "LocalAffines": "steps",
     "PiecewiseAffine": "geometry",
     "RansacAffine": "steps",
@@ -114,3 +119,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+# `Transform.write` asks for it; the file formats are loaded then, not now.
+set_transform_writer(lambda: __getattr__("write_transform"))

@@ -3,6 +3,7 @@
 from itkstream.geometry.blocks import Block, BlockGrid
 from itkstream.geometry.grid import Grid, Slices, default_axes
 from itkstream.geometry.image import ArraySource, ArrayView, Image, transposed
+from itkstream.geometry.landmarks import LandmarkSpline
 from itkstream.geometry.transforms import (
     AffineTransform,
     BSplineTransform,
@@ -11,6 +12,7 @@ from itkstream.geometry.transforms import (
     PiecewiseAffine,
     Transform,
     compose,
+    steps_of,
 )
 
 __all__ = [
@@ -24,10 +26,12 @@ __all__ = [
     "DisplacementField",
     "Grid",
     "Image",
+    "LandmarkSpline",
     "PiecewiseAffine",
     "Slices",
     "Transform",
     "compose",
     "default_axes",
+    "steps_of",
     "transposed",
 ]

@@ -6,7 +6,8 @@ this package; `itkstream.itk_bridge` turns them to ITK's x, y, z.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from itkstream.errors import InputError
 from itkstream.geometry.blocks import BlockGrid
 from itkstream.geometry.grid import Grid
 from itkstream.geometry.image import ArraySource
+from itkstream.writers import transform_writer
 
 __all__ = [
     "AffineTransform",
@@ -28,6 +30,7 @@ __all__ = [
     "PiecewiseAffine",
     "Transform",
     "compose",
+    "steps_of",
 ]
 
 # Of positions computed in another order, far from the origin.
@@ -36,7 +39,7 @@ _ROUNDING_VOX = 0.01
 
 @runtime_checkable
 class Transform(Protocol):
-    """A map from fixed points to moving points."""
+    """A map from fixed points to moving points; a class that descends from it can be written."""
 
     @property
     def ndim(self) -> int:
@@ -45,9 +48,43 @@ class Transform(Protocol):
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map points (..., n)."""
 
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        axes: Sequence[str] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> float:
+        """Write a file that ITK, 3D Slicer and ANTs read, and check it at points.
+
+        Parameters
+        ----------
+        path : path
+            Its ending chooses the format: see `itkstream.write_transform`.
+        axes : sequence of str, optional
+            The axis order of the points; default that of the transform's grid, else z, y, x.
+        overwrite : bool
+            Replace an existing file.
+
+        Returns
+        -------
+        float
+            Largest difference at the points that were compared, in the unit of the transform.
+
+        Raises
+        ------
+        InputError
+            Where the format cannot hold this transform; the message says which can.
+        ExistingOutputError
+            Where the file exists.
+        ItkstreamError
+            Where what was written does not map points as it should; nothing is left behind.
+        """
+        return transform_writer()(path, self, axes, overwrite=overwrite)
+
 
 @dataclass(frozen=True, eq=False)
-class AffineTransform:
+class AffineTransform(Transform):
     """``p -> matrix @ [p, 1]``.
 
     Parameters
@@ -110,7 +147,7 @@ class AffineTransform:
 
 
 @dataclass(frozen=True, eq=False)
-class PiecewiseAffine:
+class PiecewiseAffine(Transform):
     """One affine a block, blended into one smooth map over the overlaps of the blocks.
 
     Parameters
@@ -185,7 +222,7 @@ class PiecewiseAffine:
 
 
 @dataclass(frozen=True, eq=False)
-class DisplacementField:
+class DisplacementField(Transform):
     """``p -> p + d(p)``, d sampled linearly on a grid of its own and constant beyond it.
 
     Parameters
@@ -273,7 +310,7 @@ class DisplacementField:
 
 
 @dataclass(frozen=True, eq=False)
-class BSplineTransform:
+class BSplineTransform(Transform):
     """``p -> p + sum_k B(i(p) - k) c_k``, as ITK and elastix have it; p itself beyond the lattice.
 
     Parameters
@@ -356,7 +393,7 @@ class BSplineTransform:
 
 
 @dataclass(frozen=True, eq=False)
-class CompositeTransform:
+class CompositeTransform(Transform):
     """Several transforms one after the other; the first of the list acts first.
 
     Parameters
@@ -429,7 +466,7 @@ def compose(*transforms: Transform) -> Transform:
     chain = CompositeTransform(transforms)
     identity = np.eye(chain.ndim + 1)
     steps: list[Transform] = []
-    for step in _flat(chain):
+    for step in steps_of(chain):
         if isinstance(step, AffineTransform):
             before = steps[-1] if steps else None
             if isinstance(before, AffineTransform):
@@ -443,9 +480,20 @@ def compose(*transforms: Transform) -> Transform:
     return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
 
 
-def _flat(transform: Transform) -> Iterator[Transform]:
+def steps_of(transform: Transform) -> tuple[Transform, ...]:
+    """What a transform is made of.
+
+    Parameters
+    ----------
+    transform : Transform
+        Any.
+
+    Returns
+    -------
+    tuple of Transform
+        In the order in which they act, composites in composites taken apart; itself, if it is no
+        composite.
+    """
     if not isinstance(transform, CompositeTransform):
-        yield transform
-        return
-    for step in transform.transforms:
-        yield from _flat(step)
+        return (transform,)
+    return tuple(inner for step in transform.transforms for inner in steps_of(step))
