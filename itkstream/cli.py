@@ -299,9 +299,9 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
 def export(transform: str, out: str | None, **options: Any) -> None:
     """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
 
-    The ending of OUT decides: .tfm, .txt or .mat for affines; .h5 for any; .nii.gz, .nrrd or .mha
-    for a displacement image with the affine folded in; .ome.zarr for an OME-Zarr 0.6 scene. The
-    file is read back and compared before it gets its name.
+    The ending of OUT decides: .tfm or .txt for affines and B-splines, .mat for affines; .h5 for
+    any; .nii.gz, .nrrd or .mha for a displacement image with the affine folded in; .ome.zarr for an
+    OME-Zarr 0.6 scene. The file is read back and compared before it gets its name.
     """
     from itkstream import exports
     from itkstream.io.transform_files import read_transform, write_transform

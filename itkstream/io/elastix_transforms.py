@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
-    BSplineTransform,
     CompositeTransform,
     Grid,
     Transform,
     default_axes,
 )
+from itkstream.io.itk_entries import bspline_entry
 from itkstream.itk_bridge import from_itk_transform
 
 __all__ = ["is_elastix", "read_elastix_transform"]
@@ -143,12 +143,8 @@ def _spline(entries: Entries, path: Path, axes: tuple[str, ...]) -> Transform:
         size, at_index_0.spacing, tuple(at_index_0.to_physical(first)), at_index_0.direction, names
     )
     values = _numbers(entries, "TransformParameters", path, grid.size * n)
-    # Component by component, x fastest.
-    coefficients = values.reshape(n, *reversed(size)).transpose(*reversed(range(n + 1)))
-    order = list(grid.axis_order(axes))
-    turned = coefficients.transpose(*order, n)[..., order]
-    spline = int(_numbers(entries, "BSplineTransformSplineOrder", path, 1)[0])
-    return BSplineTransform(turned, grid.reorder(axes), spline)
+    order = int(_numbers(entries, "BSplineTransformSplineOrder", path, 1)[0])
+    return bspline_entry(values, grid, order, axes)
 
 
 def _before(entries: Entries, path: Path) -> Path | None:

@@ -11,15 +11,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from itkstream.errors import InputError
 from itkstream.fingerprint import files_stamp
 from itkstream.geometry import (
-    AffineTransform,
     CompositeTransform,
     DisplacementField,
-    Grid,
     Transform,
-    default_axes,
 )
+from itkstream.io.itk_entries import affine_entry, bspline_entry, landmark_entry, lattice
 
 __all__ = ["Hdf5Vectors", "open_hdf5_transform"]
 
@@ -93,7 +92,7 @@ class Hdf5Vectors:
 def open_hdf5_transform(
     path: str | os.PathLike[str], axes: Sequence[str] | None = None
 ) -> Transform | None:
-    """Open an HDF5 transform of displacement fields and affines without reading the fields.
+    """Open an HDF5 transform of fields, affines and splines without reading the fields.
 
     Parameters
     ----------
@@ -106,6 +105,11 @@ def open_hdf5_transform(
     -------
     Transform or None
         None where the file holds anything else, or is damaged: ITK can tell.
+
+    Raises
+    ------
+    InputError
+        Where an affine is singular, or landmarks make no spline.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -114,6 +118,8 @@ def open_hdf5_transform(
             # ITK applies the transform added last first; the composite's own group holds nothing.
             chain = [step for step in reversed(steps) if step is not None]
             whole = len(chain) == len(groups) - (len(groups) > 1)
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError):
         return None
     if not chain or not whole:
@@ -122,33 +128,23 @@ def open_hdf5_transform(
 
 
 def _step(group: h5py.Group, path: str, axes: Sequence[str] | None) -> Transform | None:
-    name, *size = group["TransformType"][0].decode().split("_")
-    if name not in ("AffineTransform", "DisplacementFieldTransform"):
+    kind = group["TransformType"][0].decode()
+    name, _, variant = kind.partition("_")
+    if name == "CompositeTransform":
         return None
-    n = int(size[-1])
-    names = default_axes(n)
-    order = tuple(names.index(a) for a in (axes or names))
-    fixed = group["TransformFixedParameters"][:]
+    fixed, values = group["TransformFixedParameters"], group["TransformParameters"]
     if name == "AffineTransform":
-        return _affine(group["TransformParameters"][:], fixed, order)
-    parts = np.split(fixed, [n, 2 * n, 3 * n])
-    direction = tuple(map(tuple, parts[3].reshape(n, n)))
-    shape = tuple(int(v) for v in parts[0])
-    grid = Grid(shape, tuple(parts[2]), tuple(parts[1]), direction, names)
-    values = group["TransformParameters"]
-    if values.shape != (grid.size * n,):
-        raise ValueError(f"{values.name} has {values.shape} numbers; {grid.size * n} expected")
-    stored = Hdf5Vectors(path, values.name, shape, order)
-    return DisplacementField(stored, grid.reorder(axes or names))
-
-
-def _affine(
-    numbers: NDArray[np.float64], centre: NDArray[np.float64], order: tuple[int, ...]
-) -> AffineTransform:
-    """ITK turns about a centre: ``matrix (p - centre) + centre + translation``."""
-    n = len(centre)
-    matrix = np.eye(n + 1)
-    matrix[:n, :n] = numbers[: n * n].reshape(n, n)
-    matrix[:n, n] = numbers[n * n :] + centre - matrix[:n, :n] @ centre
-    full = [*order, n]
-    return AffineTransform(matrix[np.ix_(full, full)])
+        return affine_entry(values[:], fixed[:], axes)
+    if name not in ("BSplineTransform", "DisplacementFieldTransform"):
+        return landmark_entry(kind, values, fixed, axes)
+    grid = lattice(fixed[:])
+    if values.shape != (grid.size * grid.ndim,):
+        numbers = grid.size * grid.ndim
+        raise ValueError(f"{values.name} has {values.shape} numbers; {numbers} expected")
+    if name == "BSplineTransform":
+        # ``double_3_3``, and the order of the splines unless they are cubic.
+        order = int(next(iter(variant.split("_")[3:]), 3))
+        return bspline_entry(values[:], grid, order, axes)
+    turn = grid.axis_order(axes or grid.axes)
+    stored = Hdf5Vectors(path, values.name, grid.shape, turn)
+    return DisplacementField(stored, grid.reorder(axes or grid.axes))

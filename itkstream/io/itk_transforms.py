@@ -1,13 +1,14 @@
 """Transforms to ITK's transform files, and back.
 
-Affines are ITK text files (``.tfm``). A displacement field with an affine after it is an ITK
-composite in HDF5 (``.h5``), streamed plane by plane: memory does not grow with the field. ITK, 3D
-Slicer and ANTs read both.
+Affines and B-splines are ITK text files (``.tfm``). Displacement fields, and chains with them, are
+HDF5 (``.h5``), streamed plane by plane: memory does not grow with the field. ITK, 3D Slicer and
+ANTs read both.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -33,30 +35,33 @@ __all__ = [
     "as_field_and_affine",
     "largest_difference",
     "read_itk_transform",
-    "write_affine",
     "write_chain",
-    "write_composite",
+    "write_small",
 ]
 
+# What ITK says of a kind of transform that it does not know.
+_UNKNOWN = re.compile(r'create an instance of "(\w+?)(_(?:double|float)_\d_\d)?"')
 # One HDF5 chunk: 64 Ki doubles, 512 KiB, as ITK's own writers have it.
 _CHUNK = 65536
+# The order of B-splines that ITK does not write down.
+_CUBIC = 3
 
 
-def write_affine(
+def write_small(
     path: str | os.PathLike[str],
-    affine: AffineTransform,
+    transform: Transform,
     axes: Sequence[str],
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write an affine as an ITK transform.
+    """Write an affine, B-splines, or a chain of these, as ITK does.
 
     Parameters
     ----------
     path : path
         Ending in ``.tfm``, ``.txt`` (text) or ``.mat`` (binary).
-    affine : AffineTransform
-        Fixed to moving points.
+    transform : Transform
+        Fixed to moving points; only an affine goes to ``.mat``.
     axes : sequence of str
         The axis order of its points.
     overwrite : bool
@@ -65,67 +70,36 @@ def write_affine(
     Raises
     ------
     InputError
-        For another ending.
+        For another ending, or what it cannot hold.
     ExistingOutputError
         Where the file exists.
     """
     target = Location.parse(path)
     if target.suffix not in (".tfm", ".txt", ".mat"):
         raise InputError(f"an ITK affine is written as .tfm, .txt or .mat; got {target.name}")
+    if target.suffix == ".mat" and not isinstance(transform, AffineTransform):
+        raise InputError(f"{target.name} can hold an affine only: write .tfm, .txt or .h5")
     with claim_file(target, overwrite) as partial:
-        sitk.WriteTransform(to_itk_transform(affine, axes), str(partial))
-
-
-def write_composite(
-    path: str | os.PathLike[str],
-    field: DisplacementField,
-    affine: AffineTransform,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write a displacement field and the affine after it as an ITK composite transform.
-
-    Parameters
-    ----------
-    path : path
-        Ending in ``.h5``.
-    field : DisplacementField
-        Acts first; it may be stored and larger than memory.
-    affine : AffineTransform
-        Acts on what the field gives; points in the field's axis order.
-    overwrite : bool
-        Replace an existing file.
-
-    Raises
-    ------
-    InputError
-        For another ending.
-    ExistingOutputError
-        Where the file exists.
-    """
-    write_chain(path, field, affine, field.grid.axes, overwrite=overwrite)
+        sitk.WriteTransform(to_itk_transform(transform, axes), str(partial))
 
 
 def write_chain(
     path: str | os.PathLike[str],
-    field: DisplacementField | None,
-    affine: AffineTransform | None,
+    steps: Sequence[Transform],
     axes: Sequence[str],
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a displacement field, an affine, or the two one after the other, as HDF5.
+    """Write affines, displacement fields and B-splines, one after the other, as HDF5.
 
     Parameters
     ----------
     path : path
         Ending in ``.h5``.
-    field : DisplacementField or None
-        Acts first; it may be stored and larger than memory.
-    affine : AffineTransform or None
-        Acts on what the field gives.
+    steps : sequence of Transform
+        The first acts first. Fields may be stored and larger than memory.
     axes : sequence of str
-        The axis order of the affine's points, and of the field.
+        The axis order of all points, fields and B-splines.
     overwrite : bool
         Replace an existing file.
 
@@ -139,23 +113,24 @@ def write_chain(
     target = Location.parse(path)
     if target.suffix not in (".h5", ".hdf5"):
         raise InputError(f"an ITK composite is written as .h5; got {target.name}")
-    if field is None and affine is None:
-        raise InputError("there is neither a displacement field nor an affine to write")
-    kind = f"double_{len(axes)}_{len(axes)}"
+    if not steps:
+        raise InputError("there is no transform to write")
     with claim_file(target, overwrite) as partial, h5py.File(partial, "w") as file:
         groups = file.create_group("TransformGroup")
-        if field is not None and affine is not None:
-            _add(groups, f"CompositeTransform_{kind}")
+        if len(steps) > 1:
+            _add(groups, "CompositeTransform", len(axes))
         # ITK applies the transform added last first.
-        if affine is not None:
-            itk_affine = to_itk_transform(affine, axes)
-            entry = _add(groups, f"AffineTransform_{kind}")
-            entry["TransformFixedParameters"] = np.array(itk_affine.GetFixedParameters())
-            entry["TransformParameters"] = np.array(itk_affine.GetParameters())
-        if field is not None:
-            entry = _add(groups, f"DisplacementFieldTransform_{kind}")
-            entry["TransformFixedParameters"] = _geometry(field.grid)
-            _stream(entry, field)
+        for step in reversed(steps):
+            if isinstance(step, DisplacementField):
+                entry = _add(groups, "DisplacementFieldTransform", len(axes))
+                entry["TransformFixedParameters"] = _geometry(step.grid)
+                _stream(entry, step)
+                continue
+            itk = to_itk_transform(step, axes)
+            order = step.order if isinstance(step, BSplineTransform) else _CUBIC
+            entry = _add(groups, itk.GetName(), len(axes), "" if order == _CUBIC else f"_{order}")
+            entry["TransformFixedParameters"] = np.array(itk.GetFixedParameters())
+            entry["TransformParameters"] = np.array(itk.GetParameters())
 
 
 def read_itk_transform(
@@ -187,6 +162,12 @@ def read_itk_transform(
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
+        unknown = _UNKNOWN.search(str(error))
+        if unknown:
+            raise InputError(
+                f"{path} holds ITK's {unknown[1]}, which is not read: convert it to a displacement "
+                "field (in 3D Slicer's module Transforms, Convert) and store that as .h5 or .nrrd"
+            ) from error
         raise InputError(
             f"{path} is no transform that ITK can read: expected .tfm, .txt, .mat or .h5, whole "
             "(ITK writes composites to .mat, but cannot read them)"
@@ -195,7 +176,10 @@ def read_itk_transform(
 
 
 def largest_difference(
-    path: str | os.PathLike[str], transform: Transform, points: NDArray[np.float64], grid: Grid
+    path: str | os.PathLike[str],
+    transform: Transform,
+    points: NDArray[np.float64],
+    axes: Sequence[str],
 ) -> float:
     """Read a transform file back with SimpleITK and compare it with what was meant.
 
@@ -206,16 +190,16 @@ def largest_difference(
     transform : Transform
         What it should hold.
     points : ndarray, (m, n)
-        Fixed points, in the grid's axis order.
-    grid : Grid
-        Names the axis order.
+        Fixed points.
+    axes : sequence of str
+        Their axis order.
 
     Returns
     -------
     float
-        Largest distance between the mapped points, in the unit of the grid.
+        Largest difference between the mapped points, in the unit of the transform.
     """
-    order = list(grid.axis_order(default_axes(grid.ndim)))
+    order = [tuple(axes).index(a) for a in default_axes(transform.ndim)]
     read = sitk.ReadTransform(str(path))
     mapped = np.array([read.TransformPoint(p.tolist()) for p in points[:, order]])
     return float(np.abs(mapped - transform.apply(points)[:, order]).max())
@@ -248,9 +232,10 @@ def as_field_and_affine(transform: Transform) -> tuple[DisplacementField, Affine
     raise InputError("expected a displacement field followed by an affine")
 
 
-def _add(groups: h5py.Group, kind: str) -> h5py.Group:
+def _add(groups: h5py.Group, name: str, ndim: int, variant: str = "") -> h5py.Group:
     entry = groups.create_group(str(len(groups)))
     text = h5py.string_dtype("ascii")
+    kind = f"{name}_double_{ndim}_{ndim}{variant}"
     entry.create_dataset("TransformType", data=np.array([kind], dtype=object), dtype=text)
     return entry
 

@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from itkstream.errors import InputError, ItkstreamError, MissingDataError
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
-    Grid,
     Transform,
     default_axes,
+    steps_of,
 )
 from itkstream.io.displacement_images import (
     read_displacement_image,
@@ -30,9 +32,10 @@ from itkstream.io.itk_hdf5 import open_hdf5_transform
 from itkstream.io.itk_transforms import (
     largest_difference,
     read_itk_transform,
-    write_affine,
     write_chain,
+    write_small,
 )
+from itkstream.io.landmark_transforms import read_landmark_text
 from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import read_transform as read_store
 from itkstream.io.ngff_transforms import write_store
@@ -40,17 +43,20 @@ from itkstream.io.outputs import claim_file, claim_store
 
 __all__ = ["read_transform", "write_transform"]
 
-_AFFINES = (".tfm", ".txt", ".mat")
+_SMALL = (".tfm", ".txt", ".mat")
 _HDF5 = (".h5", ".hdf5")
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _STORES = (".zarr",)
 _STORE = "transform.ome.zarr"
 _POINTS = 100
+# How often points are drawn anew where none passes through every lattice of a chain.
+_ROUNDS = 20
+_ON_A_GRID = (BSplineTransform, DisplacementField)
 # Numbers in a field beyond which ITK, which reads it whole, is not asked to check it.
 _LARGE = 2**24
 # Numbers that are looked at together.
 _SLAB = 2**22
-# An affine goes through doubles or their decimal text; displacement images hold float32.
+# Affines and B-splines go through doubles or their decimal text; displacement images hold float32.
 _EXACT, _SINGLE = 1e-9, 1e-6
 
 
@@ -109,15 +115,16 @@ def write_transform(
     Parameters
     ----------
     path : path
-        ``.tfm``, ``.txt`` or ``.mat`` for affines; ``.h5`` for affines, displacement fields and
-        fields with affines after them (streamed: memory does not grow with the field);
+        ``.tfm`` or ``.txt`` for affines, B-splines and chains of these; ``.mat`` for affines;
+        ``.h5`` for affines, displacement fields, B-splines and chains of these (fields are
+        streamed: memory does not grow with them);
         ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha`` for a displacement image, float32, in which
         the affine is folded into the field (``.nrrd`` and ``.mha`` are streamed, uncompressed);
         ``.zarr`` for a field and the affines after it as an OME-Zarr 0.6 scene, float32, streamed.
     transform : Transform
         What to write.
     axes : sequence of str, optional
-        The axis order of its points; default that of its field, else z, y, x.
+        The axis order of its points; default that of its field or B-splines, else z, y, x.
     overwrite : bool
         Replace an existing file.
 
@@ -136,24 +143,24 @@ def write_transform(
         Where what was written does not map points as it should; nothing is left behind.
     """
     target = Location.parse(path)
-    field, affine = _parts(transform)
-    if field is not None and axes is not None and tuple(axes) != field.grid.axes:
-        raise InputError(f"the field has axes {field.grid.axes}, not {tuple(axes)}")
-    order = field.grid.axes if field else tuple(axes or reversed(default_axes(transform.ndim)))
+    steps = _steps(transform)
+    order = _axes(steps, axes)
     kind = _ending(target)
-    _check_kind(target, kind, field)
+    _check_kind(target, kind, steps)
     if kind in _STORES:
         claim_store(target, overwrite)
     with claim_file(target, overwrite) as partial:
-        if kind in _STORES and field is not None:
-            write_store(partial, field, affine or AffineTransform(np.eye(field.ndim + 1)))
-        elif kind in _AFFINES and affine is not None:
-            write_affine(partial, affine, order)
+        if kind in _SMALL:
+            write_small(partial, steps[0] if len(steps) == 1 else CompositeTransform(steps), order)
         elif kind in _HDF5:
-            write_chain(partial, field, affine, order)
-        elif field is not None:
-            write_displacement_image(partial, field, affine)
-        return _compare(partial, transform, order, field, kind)
+            write_chain(partial, steps, order)
+        else:
+            field, affine = _field_and_affine(steps)
+            if kind in _STORES:
+                write_store(partial, field, affine or AffineTransform(np.eye(field.ndim + 1)))
+            else:
+                write_displacement_image(partial, field, affine)
+        return _compare(partial, transform, order, steps, kind)
 
 
 def _ending(path: Path | Location) -> str:
@@ -161,80 +168,166 @@ def _ending(path: Path | Location) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
 
 
-def _check_kind(target: Location, kind: str, field: DisplacementField | None) -> None:
-    if kind not in (*_AFFINES, *_HDF5, *_IMAGES, *_STORES):
+def _steps(transform: Transform) -> tuple[Transform, ...]:
+    """What a file has to hold: composites taken apart, affines in a row multiplied."""
+    steps: list[Transform] = []
+    for step in steps_of(transform):
+        before = steps[-1] if steps else None
+        if isinstance(step, AffineTransform) and isinstance(before, AffineTransform):
+            steps[-1] = AffineTransform(step.matrix @ before.matrix)
+        else:
+            steps.append(step)
+    strange = [type(s).__name__ for s in steps if not isinstance(s, (AffineTransform, *_ON_A_GRID))]
+    if strange:
         raise InputError(
-            f"no transform format ends like {target.name}: affines go to .tfm, .txt, .mat or .h5, "
-            "fields to .h5, .ome.zarr, .nii.gz, .nii, .nrrd or .mha"
+            f"affines, displacement fields and B-splines can be written; got {strange[0]}: sample "
+            "it to a DisplacementField first (itkstream.transform.sample_transform)"
         )
-    if kind in _AFFINES and field is not None:
-        raise InputError(
-            f"{target.name} would hold an affine only, and this transform has a displacement "
-            "field: write it as .h5, or as a displacement image (.nii.gz, .nrrd, .mha)"
-        )
-    if kind in (*_IMAGES, *_STORES) and field is None:
-        raise InputError(
-            f"{target.name} would hold a displacement field, and this transform is an affine: "
-            "write it as .tfm, .txt, .mat or .h5"
-        )
-    if kind in (".nii.gz", ".nii") and field is not None and field.ndim == 2:
-        raise InputError(
-            f"2-D displacement fields are read with wrong values from NIfTI ({target.name}): "
-            "write .h5, .nrrd or .mha"
-        )
+    return tuple(steps)
 
 
-def _parts(transform: Transform) -> tuple[DisplacementField | None, AffineTransform | None]:
-    """A displacement field and the affine after it; either may lack."""
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    field = steps[0] if isinstance(steps[0], DisplacementField) else None
-    matrix = np.eye(transform.ndim + 1)
-    affines = steps if field is None else steps[1:]
-    for step in affines:
-        if not isinstance(step, AffineTransform):
-            kinds = ", ".join(type(s).__name__ for s in steps)
+def _axes(steps: Sequence[Transform], axes: Sequence[str] | None) -> tuple[str, ...]:
+    grids = [step.grid for step in steps if isinstance(step, _ON_A_GRID)]
+    order = tuple(axes or (grids[0].axes if grids else reversed(default_axes(steps[0].ndim))))
+    for grid in grids:
+        if grid.axes != order:
+            raise InputError(f"the field has axes {grid.axes}, not {order}")
+    return order
+
+
+def _check_kind(target: Location, kind: str, steps: Sequence[Transform]) -> None:
+    if kind not in (*_SMALL, *_HDF5, *_IMAGES, *_STORES):
+        raise InputError(
+            f"no transform format ends like {target.name}: affines and B-splines go to .tfm, .txt "
+            "or .h5, affines to .mat too, fields to .h5, .ome.zarr, .nii.gz, .nii, .nrrd or .mha"
+        )
+    if kind in _SMALL and any(isinstance(step, DisplacementField) for step in steps):
+        raise InputError(
+            f"{target.name} would hold affines and B-splines, and this transform has a "
+            "displacement field: write it as .h5, or as a displacement image (.nii.gz, .nrrd, "
+            ".mha)"
+        )
+    if kind == ".mat" and any(isinstance(step, BSplineTransform) for step in steps):
+        raise InputError(
+            f"{target.name} would hold an affine only, and this transform has B-splines: write it "
+            "as .tfm, .txt or .h5"
+        )
+    if kind in (*_IMAGES, *_STORES):
+        field, _ = _field_and_affine(steps)
+        if kind.startswith(".nii") and field.ndim == 2:
             raise InputError(
-                f"an affine, a displacement field, or a field followed by affines can be written; "
-                f"got {kinds}: sample it to a DisplacementField first"
+                f"2-D displacement fields are read with wrong values from NIfTI ({target.name}): "
+                "write .h5, .nrrd or .mha"
             )
-        matrix = step.matrix @ matrix
-    return field, AffineTransform(matrix) if affines else None
+
+
+def _field_and_affine(
+    steps: Sequence[Transform],
+) -> tuple[DisplacementField, AffineTransform | None]:
+    """A displacement field and the affine after it, which may lack."""
+    field, *after = steps
+    if all(isinstance(step, AffineTransform) for step in steps):
+        raise InputError(
+            "the file would hold a displacement field, and this transform is an affine: write it "
+            "as .tfm, .txt, .mat or .h5"
+        )
+    affine = after[0] if after else None
+    if (
+        isinstance(field, DisplacementField)
+        and len(after) < 2
+        and (affine is None or isinstance(affine, AffineTransform))
+    ):
+        return field, affine
+    kinds = ", ".join(type(step).__name__ for step in steps)
+    raise InputError(
+        f"the file would hold a displacement field, or one followed by affines; got {kinds}: write "
+        "it as .h5 (B-splines and affines as .tfm too), or sample it to a DisplacementField first "
+        "(itkstream.transform.sample_transform)"
+    )
 
 
 def _compare(
     path: Path,
     transform: Transform,
     axes: tuple[str, ...],
-    field: DisplacementField | None,
+    steps: Sequence[Transform],
     kind: str,
 ) -> float:
-    grid = (
-        field.grid if field else Grid((100,) * transform.ndim, (1.0,) * transform.ndim, axes=axes)
-    )
-    inside = np.random.default_rng(0).uniform(0, 1, (_POINTS, grid.ndim))
-    # The outermost cells may lie beyond the grid once a format has rounded its geometry.
-    edge = np.minimum(0.01, (np.asarray(grid.shape) - 1) / 2)
-    points = grid.to_physical(edge + inside * (np.asarray(grid.shape) - 1 - 2 * edge))
+    points = _points(steps)
     # One point at a time, so that little of a stored field is read.
     wanted = np.concatenate([transform.apply(p[None]) for p in points])
+    grids = [step.grid for step in steps if isinstance(step, _ON_A_GRID)]
+    spacing = min((min(grid.spacing) for grid in grids), default=1.0)
+    numbers = max((grid.size * grid.ndim for grid in grids), default=0)
     try:
         reader = _LAZY.get(kind)
-        if reader is not None and (kind not in _HDF5 or grid.size * grid.ndim > _LARGE):
+        if reader is not None and (kind not in _HDF5 or numbers > _LARGE):
             written = reader(path, axes)
             found = np.concatenate([written.apply(p[None]) for p in points])
             error = float(np.abs(found - wanted).max())
         else:
-            error = largest_difference(path, transform, points, grid)
+            error = largest_difference(path, transform, points, axes)
     except (InputError, RuntimeError) as reason:
         raise ItkstreamError(f"{path.name} was written but cannot be read: {reason}") from reason
     size = float(max(np.abs(points).max(), np.abs(wanted).max()))
-    allowed = (_SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT) * max(size, min(grid.spacing))
+    allowed = (_SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT) * max(size, spacing)
     if not error <= allowed:
+        unit = grids[0].unit if grids else "micrometer"
         raise ItkstreamError(
-            f"{path.name} was written but maps points {error:.3g} {grid.unit} off, where "
+            f"{path.name} was written but maps points {error:.3g} {unit} off, where "
             f"{allowed:.3g} was expected: the disk or the ITK library is faulty"
         )
     return error
+
+
+def _points(steps: Sequence[Transform]) -> NDArray[np.float64]:
+    """Points that stay within every lattice on their way; beyond them ITK continues otherwise."""
+    rng = np.random.default_rng(0)
+    ndim = steps[0].ndim
+    first = next((k for k, step in enumerate(steps) if isinstance(step, _ON_A_GRID)), None)
+    if first is None:
+        return rng.uniform(0, 100, (_POINTS, ndim))
+    before = steps[0].inverse() if isinstance(steps[0], AffineTransform) else None
+    for _ in range(_ROUNDS):
+        points = _inside(steps[first], rng)
+        if before is not None:
+            points = before.apply(points)
+        points = points[_stay(steps, points)]
+        if len(points):
+            return points
+    raise InputError(
+        "no point passes through all lattices of this transform, so that nothing could be "
+        "compared: are its steps in the right order, and in one unit?"
+    )
+
+
+def _inside(step: Transform, rng: np.random.Generator) -> NDArray[np.float64]:
+    assert isinstance(step, _ON_A_GRID)
+    low, high = _reach(step)
+    return step.grid.to_physical(low + rng.uniform(0, 1, (_POINTS, step.ndim)) * (high - low))
+
+
+def _reach(step: DisplacementField | BSplineTransform) -> NDArray[np.float64]:
+    """First and last index at which all clients agree on a step."""
+    last = np.asarray(step.grid.shape) - 1.0
+    edge = np.zeros(step.ndim)
+    if isinstance(step, BSplineTransform):
+        edge += 0.5 * (step.order - 1)
+    # The outermost cells may lie beyond the grid once a format has rounded its geometry.
+    edge += np.minimum(0.01, (last - 2 * edge) / 2)
+    return np.stack([edge, last - edge])
+
+
+def _stay(steps: Sequence[Transform], points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    inside = np.ones(len(points), bool)
+    if sum(isinstance(step, _ON_A_GRID) for step in steps) < 2:
+        return inside
+    for step in steps:
+        if isinstance(step, _ON_A_GRID):
+            index, (low, high) = step.grid.to_index(points), _reach(step)
+            inside &= ((index >= low) & (index <= high)).all(axis=-1)
+        points = np.concatenate([step.apply(p[None]) for p in points])
+    return inside
 
 
 def _read_hdf5(path: Path, axes: Sequence[str] | None) -> Transform:
@@ -242,7 +335,9 @@ def _read_hdf5(path: Path, axes: Sequence[str] | None) -> Transform:
 
 
 def _read_text(path: Path, axes: Sequence[str] | None) -> Transform:
-    return (read_elastix_transform if is_elastix(path) else read_itk_transform)(path, axes)
+    if is_elastix(path):
+        return read_elastix_transform(path, axes)
+    return read_landmark_text(path, axes) or read_itk_transform(path, axes)
 
 
 _LAZY: dict[str, Callable[[Path, Sequence[str] | None], Transform]] = {
@@ -250,12 +345,11 @@ _LAZY: dict[str, Callable[[Path, Sequence[str] | None], Transform]] = {
     **dict.fromkeys(_HDF5, _read_hdf5),
     **dict.fromkeys(_STORES, read_store),
 }
-_READERS = {**_LAZY, ".txt": _read_text}
+_READERS = {**_LAZY, ".txt": _read_text, ".tfm": _read_text}
 
 
 def _check_finite(transform: Transform, path: Path) -> None:
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    for step in steps:
+    for step in steps_of(transform):
         if not isinstance(step, DisplacementField):
             continue
         # Along the axis that is slowest in files, a slab is one run of the disk.

@@ -140,6 +140,78 @@ def test_b_splines_of_simpleitk(odd_grid, tmp_path, axes, suffix) -> None:
     assert isinstance(found.transforms[0], BSplineTransform)
 
 
+def splines(grid: Grid, order: int = 3, seed: int = 0) -> BSplineTransform:
+    vectors = np.random.default_rng(seed).normal(
+        0, 0.5 * min(grid.spacing), (*grid.shape, grid.ndim)
+    )
+    return BSplineTransform(vectors, grid, order)
+
+
+def within(spline: BSplineTransform) -> np.ndarray:
+    """Points that all B-splines reach."""
+    rng, last = np.random.default_rng(0), np.array(spline.grid.shape) - 1
+    edge = 0.5 * (spline.order - 1) + 0.01
+    return spline.grid.to_physical(rng.uniform(edge, last - edge, (100, spline.ndim)))
+
+
+@pytest.mark.parametrize("axes", AXES, ids="".join)
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("suffix", [".tfm", ".txt", ".h5"])
+def test_b_splines_are_written(odd_grid, tmp_path, axes, order, suffix) -> None:
+    n = len(axes)
+    spline = splines(odd_grid(3, n, axes, (8, 7, 9)[:n]), order)
+    path = tmp_path / f"t{suffix}"
+    # Doubles, or their text, whole.
+    assert write_transform(path, spline) < 1e-9
+    points = within(spline)
+    np.testing.assert_allclose(by_itk(path, points, axes), spline.apply(points), atol=1e-9)
+    found = read_transform(path, axes)
+    assert isinstance(found, BSplineTransform)
+    assert found.order == order
+    np.testing.assert_allclose(found.coefficients, spline.coefficients, rtol=1e-15)
+    np.testing.assert_allclose(found.apply(points), spline.apply(points), atol=1e-9)
+
+
+@pytest.mark.parametrize("axes", AXES, ids="".join)
+@pytest.mark.parametrize("suffix", [".tfm", ".txt", ".h5"])
+def test_b_splines_between_affines(odd_grid, smooth_transform, tmp_path, axes, suffix) -> None:
+    n = len(axes)
+    spline = splines(odd_grid(3, n, axes, (9, 8, 10)[:n]))
+    before, after = (smooth_transform(spline.grid, k).transforms[1] for k in (0, 1))
+    points = before.inverse().apply(within(spline))
+    path = tmp_path / f"t{suffix}"
+    for steps in ((before, spline, after), (spline, after, before), (before, spline)):
+        whole = CompositeTransform(steps)
+        where = points if steps[0] is before else within(spline)
+        assert write_transform(path, whole, overwrite=True) < 1e-9
+        np.testing.assert_allclose(by_itk(path, where, axes), whole.apply(where), atol=1e-9)
+        again = read_transform(path, axes).apply(where)
+        np.testing.assert_allclose(again, whole.apply(where), atol=1e-9)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_chains_of_fields_and_b_splines(
+    odd_grid, smooth_transform, tmp_path, monkeypatch, large
+) -> None:
+    if large:
+        monkeypatch.setattr(transform_files, "_LARGE", 0)
+    grid = odd_grid(6, axes=("z", "y", "x"))
+    field, affine = smooth_transform(grid, factor=1).transforms
+    spline = splines(grid, 2)
+    nested = CompositeTransform((affine, CompositeTransform((field, spline))))
+    whole = CompositeTransform((nested, affine, affine))
+    assert write_transform(tmp_path / "t.h5", whole) < 1e-9
+    found = read_transform(tmp_path / "t.h5")
+    kinds = [AffineTransform, DisplacementField, BSplineTransform, AffineTransform]
+    assert [type(step) for step in found.transforms] == kinds
+    assert isinstance(found.transforms[1].data, Hdf5Vectors)
+    middle = grid.to_physical(np.random.default_rng(0).uniform(5, 9, (50, 3)))
+    points = affine.inverse().apply(middle)
+    np.testing.assert_allclose(found.apply(points), whole.apply(points), atol=1e-9)
+    wanted = by_itk(tmp_path / "t.h5", points, grid.axes)
+    np.testing.assert_allclose(found.apply(points), wanted, atol=1e-9)
+
+
 @pytest.mark.parametrize("suffix", [".tfm", ".txt", ".h5"])
 def test_fields_that_itk_wrote_keep_every_bit(odd_grid, tmp_path, suffix) -> None:
     grid = odd_grid(8, axes=("z", "y", "x"))
@@ -251,6 +323,9 @@ def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
     transform = smooth_transform(odd_grid(0))
     field, affine = transform.transforms
     plane = DisplacementField(np.zeros((3, 3, 2)), Grid((3, 3), (1.0, 1.0)))
+    spline = BSplineTransform(np.zeros((5, 5, 5, 3)), Grid((5, 5, 5), (1.0, 1.0, 1.0)))
+    far = Grid((5, 5, 5), (1.0, 1.0, 1.0), (1e6, 0, 0))
+    elsewhere = DisplacementField(np.zeros((5, 5, 5, 3)), far)
     for name, what, message in (
         ("t.tfm", transform, "write it as .h5"),
         ("t.mat", field, "write it as .h5"),
@@ -258,8 +333,17 @@ def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
         ("t.ome.zarr", affine, "this transform is an affine"),
         ("t.xyz", affine, "no transform format ends like t.xyz"),
         ("t.nii.gz", plane, "wrong values from NIfTI"),
-        ("t.h5", CompositeTransform((affine, field)), "got AffineTransform, DisplacementField"),
-        ("t.h5", piecewise(), "got PiecewiseAffine"),
+        ("t.mha", CompositeTransform((affine, field)), "got AffineTransform, DisplacementField"),
+        ("t.h5", piecewise(), "got PiecewiseAffine: sample it"),
+        ("t.mat", spline, r"has B-splines: write it as .tfm, .txt or .h5"),
+        (
+            "t.nrrd",
+            spline,
+            r"got BSplineTransform: write it as .h5 \(B-splines and affines as .tfm",
+        ),
+        ("t.ome.zarr", CompositeTransform((spline, affine)), "got BSplineTransform, Affine"),
+        ("t.tfm", CompositeTransform((spline, field)), "has a displacement field: write it as .h5"),
+        ("t.h5", CompositeTransform((field, elsewhere)), "no point passes through all lattices"),
     ):
         with pytest.raises(InputError, match=message):
             write_transform(tmp_path / name, what)
@@ -299,7 +383,7 @@ def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
     holes = np.array(field.data)
     holes[1, 2, 3] = np.nan
     image = sitk.GetImageFromArray(holes, isVector=True)
-    write_chain(tmp_path / "n.h5", DisplacementField(holes, field.grid), None, grid.axes)
+    write_chain(tmp_path / "n.h5", (DisplacementField(holes, field.grid),), grid.axes)
     with pytest.raises(InputError, match="holds NaN"):
         read_transform(tmp_path / "n.h5")
     for name in ("n.nrrd", "n.mha"):
