@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,10 @@ from itkstream.geometry import (
     default_axes,
 )
 from itkstream.io.locations import Location
+from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.outputs import claim_store
 from itkstream.io.stored import tiles
-from itkstream.io.zarr_arrays import ZarrArray, written_codecs, zarr_attributes
+from itkstream.io.zarr_arrays import ZarrArray, written_codecs
 
 __all__ = [
     "FIELD_ARRAY",
@@ -248,53 +248,12 @@ def read_transform(
     InputError
         Where the store is no registration of this kind.
     """
-    folder = Location.parse(path)
-    if not (folder / "zarr.json").is_file():
-        raise MissingDataError(f"there is no transform store {path}")
-    attributes = zarr_attributes(folder)
-    try:
-        steps = attributes["ome"]["scene"]["coordinateTransformations"][0]["transformations"]
-        affine = np.vstack([steps[1]["affine"], np.eye(len(steps[1]["affine"]) + 1)[-1]])
-        grid = Grid(**attributes["itkstream"]["grid"])
-        array = ZarrArray.open(folder.child(steps[0]["path"], "0"))
-        order = grid.axis_order(axes or grid.axes)
-    except (KeyError, IndexError, TypeError) as error:
-        raise InputError(
-            f"{path} holds no displacement field followed by an affine, as itkstream register "
-            "writes it"
-        ) from error
-    data = _Vectors(array, order)
-    field = DisplacementField(data, grid.reorder(axes or grid.axes))
-    return CompositeTransform((field, AffineTransform(_reordered(affine, order))))
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """A stored field, read with its components last and its axes in the wanted order."""
-
-    stored: ZarrArray
-    order: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (*(self.stored.shape[1 + k] for k in self.order), len(self.order))
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.stored.dtype
-
-    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[np.float32]:
-        n = len(self.order)
-        spatial = [slice(None)] * n
-        for axis, cut in zip(self.order, key[:n], strict=True):
-            spatial[axis] = cut
-        part = self.stored[(slice(None), *spatial)]
-        moved = part.transpose(*(1 + k for k in self.order), 0)[..., list(self.order)]
-        components = key[n] if len(key) > n else slice(None)
-        return np.ascontiguousarray(moved[..., components])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
+    found = read_scene(Location.parse(path), axes)
+    if isinstance(found, CompositeTransform):
+        return found
+    raise InputError(
+        f"{path} holds no displacement field followed by an affine, as itkstream register writes it"
+    )
 
 
 def _reordered(matrix: NDArray[np.float64], order: Sequence[int]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from itkstream.io.paths import Dataset, no_dataset
 from itkstream.io.selection import Selection
 from itkstream.io.zarr_arrays import ZarrArray, is_zarr_array, open_plain_zarr, zarr_attributes
 
-__all__ = ["OWN_ATTRIBUTES", "multiscale_of", "open_zarr"]
+__all__ = ["OWN_ATTRIBUTES", "level_axes", "multiscale_of", "open_zarr", "scale_and_shift"]
 
 OWN_ATTRIBUTES = "itkstream"  # group attribute for what NGFF has no word for: the direction
 
@@ -113,7 +113,7 @@ def _open_level(
     group: Location, levels: Sequence[str], image: _Multiscale, selection: Selection
 ) -> Image:
     axes = _parse_axes(image.metadata, selection)
-    found = [_transform(image.metadata, path, len(axes.names)) for path in levels]
+    found = [scale_and_shift(image.metadata, path, len(axes.names)) for path in levels]
     spacings = [None if t is None else axes.lengths(t[0]) for t in found]
     chosen = selection.choose_level(spacings, axes.unit, str(group))
     folder = group / levels[chosen]
@@ -136,13 +136,7 @@ def _open_level(
 
 
 def _parse_axes(metadata: Mapping[str, Any], selection: Selection) -> _Axes:
-    listed = metadata.get("axes")
-    if "coordinateSystems" in metadata:  # 0.6: the datasets say which system they map to
-        output = metadata["datasets"][0]["coordinateTransformations"][0].get("output")
-        wanted = output.get("name") if isinstance(output, Mapping) else output
-        systems = {s["name"]: s["axes"] for s in metadata["coordinateSystems"]}
-        listed = systems.get(wanted, metadata["coordinateSystems"][0]["axes"])
-    axes = [{"name": a} if isinstance(a, str) else a for a in listed or _OLD_AXES]
+    axes = level_axes(metadata)
     names = tuple(_LETTERS.get(a.get("type", ""), str(a["name"]).lower()) for a in axes)
     spatial = tuple(k for k, name in enumerate(names) if name in ("x", "y", "z"))
     units = [selection.unit_of(axes[k].get("unit")) for k in spatial]
@@ -152,10 +146,56 @@ def _parse_axes(metadata: Mapping[str, Any], selection: Selection) -> _Axes:
     return _Axes(names, spatial, tuple(factors), units[0])
 
 
-def _transform(
+def level_axes(metadata: Mapping[str, Any], path: str | None = None) -> list[Mapping[str, Any]]:
+    """The axes of a level of a multiscale image, one for each axis of its array.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Of the image.
+    path : str, optional
+        The level; default the first.
+
+    Returns
+    -------
+    list of mapping
+        Each with a name; type and unit where they are known.
+    """
+    listed = metadata.get("axes")
+    if "coordinateSystems" in metadata:  # 0.6: the datasets say which system they map to
+        levels = metadata["datasets"]
+        level = next((d for d in levels if str(d["path"]) == path), levels[0])
+        output = level["coordinateTransformations"][0].get("output")
+        wanted = output.get("name") if isinstance(output, Mapping) else output
+        systems = {s["name"]: s["axes"] for s in metadata["coordinateSystems"]}
+        listed = systems.get(wanted, metadata["coordinateSystems"][0]["axes"])
+    return [{"name": a} if isinstance(a, str) else a for a in listed or _OLD_AXES]
+
+
+def scale_and_shift(
     metadata: Mapping[str, Any], path: str, ndim: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Scale and shift from element index to physical position; None before OME-Zarr 0.4."""
+    """What leads from element index to physical position.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Of a multiscale image.
+    path : str
+        One of its levels.
+    ndim : int
+        Axes of its array.
+
+    Returns
+    -------
+    scale, shift : ndarray, (ndim,)
+        None before OME-Zarr 0.4, which does not say.
+
+    Raises
+    ------
+    InputError
+        Where the metadata give anything but scales and translations.
+    """
     dataset = next(d for d in metadata["datasets"] if str(d["path"]).strip("/") == path)
     steps = list(dataset.get("coordinateTransformations") or ())
     if not steps:

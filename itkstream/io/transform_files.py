@@ -37,7 +37,7 @@ from itkstream.io.itk_transforms import (
 )
 from itkstream.io.landmark_transforms import read_landmark_text
 from itkstream.io.locations import Location
-from itkstream.io.ngff_transforms import read_transform as read_store
+from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.ngff_transforms import write_store
 from itkstream.io.outputs import claim_file, claim_store
 
@@ -60,23 +60,33 @@ _SLAB = 2**22
 _EXACT, _SINGLE = 1e-9, 1e-6
 
 
-def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = None) -> Transform:
+def read_transform(
+    path: str | os.PathLike[str],
+    axes: Sequence[str] | None = None,
+    *,
+    name: str | None = None,
+) -> Transform:
     """Read a transform, whatever it is stored in.
 
     Parameters
     ----------
     path : path
-        The folder `register` wrote or a ``transform.ome.zarr``, by path or URL; or a file: an ITK
-        transform (``.tfm``, ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``,
-        ``.nii``, ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``).
+        The folder `register` wrote, a ``transform.ome.zarr`` or any other OME-Zarr 0.6 scene or
+        image with coordinate transformations, by path or URL; or a file: an ITK transform
+        (``.tfm``, ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``, ``.nii``,
+        ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``).
     axes : sequence of str, optional
         The wanted order of axes and components; default z, y, x, as arrays of images have them.
+    name : str, optional
+        Which transformation, where an OME-Zarr lists several: its name, or its ends as
+        ``fixed -> moving``; the other way round it is inverted, if it can be.
 
     Returns
     -------
     Transform
-        From fixed to moving points. Fields of a store, an HDF5 file or an uncompressed NRRD or
-        MetaImage stay on disk; other files are read into memory.
+        From fixed to moving points; of an OME-Zarr, from the input to the output, in micrometers.
+        Fields of a store, an HDF5 file or an uncompressed NRRD or MetaImage stay on disk; other
+        files are read into memory.
 
     Raises
     ------
@@ -90,7 +100,10 @@ def read_transform(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     if not location.exists():
         raise MissingDataError(f"there is no transform {path}")
     if location.is_dir():
-        return read_store(location / _STORE if (location / _STORE).is_dir() else location, axes)
+        inner = location / _STORE
+        return read_scene(inner if inner.is_dir() else location, axes, name)
+    if name is not None:
+        raise InputError(f"name chooses among the transforms of an OME-Zarr; {path} is a file")
     place = location.path
     read = _READERS.get(_ending(place), read_itk_transform)
     transform = read(place, None)
@@ -330,6 +343,10 @@ def _stay(steps: Sequence[Transform], points: NDArray[np.float64]) -> NDArray[np
     return inside
 
 
+def _read_store(path: Path, axes: Sequence[str] | None) -> Transform:
+    return read_scene(Location.parse(path), axes)
+
+
 def _read_hdf5(path: Path, axes: Sequence[str] | None) -> Transform:
     return open_hdf5_transform(path, axes) or read_itk_transform(path, axes)
 
@@ -343,7 +360,7 @@ def _read_text(path: Path, axes: Sequence[str] | None) -> Transform:
 _LAZY: dict[str, Callable[[Path, Sequence[str] | None], Transform]] = {
     **dict.fromkeys(_IMAGES, read_displacement_image),
     **dict.fromkeys(_HDF5, _read_hdf5),
-    **dict.fromkeys(_STORES, read_store),
+    **dict.fromkeys(_STORES, _read_store),
 }
 _READERS = {**_LAZY, ".txt": _read_text, ".tfm": _read_text}
 
