@@ -31,6 +31,9 @@ TEXTURE = 1e-4
 
 AFFINES = ("affine.tfm", "affine.txt", "affine.mat", "affine.h5")
 TEXTS = ("affine.tfm", "affine.txt")
+SPLINES = ("spline.tfm", "spline.txt", "spline.h5")
+# B-splines, then an affine.
+BENT = ("bent.tfm", "bent.h5")
 IMAGES = ("nrrd", "mha", "nii.gz")
 
 
@@ -44,6 +47,10 @@ class Job:
 
 
 def affines(names: tuple[str, ...] = AFFINES, exact: bool = True) -> list[Job]:
+    return [Job((name,), name, exact) for name in names]
+
+
+def splines(names: tuple[str, ...] = SPLINES + BENT, exact: bool = True) -> list[Job]:
     return [Job((name,), name, exact) for name in names]
 
 
@@ -126,7 +133,8 @@ def simpleitk(case: Case) -> Iterator[Case]:
             points = np.array([transform.TransformPoint(p.tolist()) for p in points])
         return points
 
-    yield from by_points(case, affines() + fields("h5", *IMAGES) + chains("nrrd"), mapper)
+    jobs = affines() + splines() + fields("h5", *IMAGES) + chains("nrrd")
+    yield from by_points(case, jobs, mapper)
     folder = Path(case["folder"])
     with tempfile.TemporaryDirectory() as work:
         for name in ("whole.h5", "whole.mha"):
@@ -154,7 +162,7 @@ def itk(case: Case) -> Iterator[Case]:
         warp.SetOutputParametersFromImage(itk_.imread(fixed, itk_.F))
         itk_.imwrite(itk_.output(warp), out)
 
-    yield from by_points(case, affines() + fields("h5"), mapper)
+    yield from by_points(case, affines() + splines() + fields("h5"), mapper)
     yield from by_ramps(case, fields(*IMAGES), resample)
 
 
@@ -182,9 +190,10 @@ def antspyx(case: Case) -> Iterator[Case]:
         ants.image_write(result, out)
 
     whole = chains("nrrd", "nii.gz")
-    # ANTsPy keeps affines, too, in float32.
-    yield from by_points(case, affines(exact=False) + fields("h5", *IMAGES) + whole, mapper)
-    yield from by_ramps(case, affines(exact=False) + fields("h5", *IMAGES) + whole, resample)
+    # ANTsPy keeps affines and B-splines, too, in float32.
+    jobs = affines(exact=False) + splines(exact=False) + fields("h5", *IMAGES) + whole
+    yield from by_points(case, jobs, mapper)
+    yield from by_ramps(case, jobs, resample)
     folder = Path(case["folder"])
     with tempfile.TemporaryDirectory() as work:
         out = str(Path(work) / "out.nrrd")
@@ -325,7 +334,7 @@ def slicer(case: Case) -> Iterator[Case]:
         back = node.GetTransformFromParent()
         return np.array([back.TransformPoint(*(p * ras)) for p in points]) * ras
 
-    yield from by_points(case, affines(), mapper)
+    yield from by_points(case, affines() + splines(), mapper)
     # Slicer interpolates fields by cubics: it has the same values on their nodes.
     yield from by_points({**case, **case["nodes"]}, fields("h5", *IMAGES), mapper)
 

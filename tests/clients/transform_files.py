@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from itkstream.geometry import (
     AffineTransform,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -35,6 +36,8 @@ __all__ = ["Geometry", "geometries", "write_cases"]
 AFFINE_FILES = ("affine.tfm", "affine.txt", "affine.mat", "affine.h5")
 FIELD_FILES = ("field.h5", "field.nrrd", "field.mha", "field.nii.gz")
 WHOLE_FILES = ("whole.h5", "whole.nrrd", "whole.mha", "whole.nii.gz")
+SPLINE_FILES = ("spline.tfm", "spline.txt", "spline.h5")
+BENT_FILES = ("bent.tfm", "bent.h5")
 POINTS = 60
 
 
@@ -110,6 +113,21 @@ def _transform(geometry: Geometry, seed: int) -> CompositeTransform:
     return CompositeTransform((field, AffineTransform(matrix)))
 
 
+def _splines(fixed: Grid) -> BSplineTransform:
+    """Control points every 6 voxels, and further than the fixed image by two."""
+    shape = tuple(int(np.ceil((n - 1) / 6)) + 5 for n in fixed.shape)
+    lattice = Grid(
+        shape,
+        tuple(6 * h for h in fixed.spacing),
+        tuple(fixed.to_physical(np.full(fixed.ndim, -12.0))),
+        fixed.direction,
+        fixed.axes,
+    )
+    rng = np.random.default_rng(3)
+    coefficients = rng.normal(size=(*shape, fixed.ndim)) * 1.5 * np.asarray(fixed.spacing)
+    return BSplineTransform(coefficients, lattice)
+
+
 def write_cases(folder: Path) -> Path:
     """Write all files of all geometries.
 
@@ -136,6 +154,7 @@ def write_cases(folder: Path) -> Path:
 def _write_geometry(place: Path, geometry: Geometry, whole: CompositeTransform) -> dict[str, Any]:
     field, affine = whole.transforms
     axes, n = geometry.fixed.axes, geometry.fixed.ndim
+    spline = _splines(geometry.fixed)
     images = _write_images(place, geometry, whole)
     points, nodes = _points(geometry), _nodes(field.grid)
     files: dict[str, list[list[float]]] = {}
@@ -145,6 +164,8 @@ def _write_geometry(place: Path, geometry: Geometry, whole: CompositeTransform) 
         (AFFINE_FILES, affine),
         (FIELD_FILES, field),
         (WHOLE_FILES, whole),
+        (SPLINE_FILES, spline),
+        (BENT_FILES, CompositeTransform((spline, affine))),
     ]
     for names, transform in named:
         for name in names:

@@ -11,6 +11,7 @@ import pytest
 
 from itkstream.errors import InputError
 from itkstream.geometry import LandmarkSpline
+from itkstream.geometry.landmarks import _radial, _slope
 
 ITK = {
     "r": "ThinPlateSplineKernelTransform",
@@ -69,6 +70,14 @@ def test_the_inverse_leads_back(kernel: str, n: int) -> None:
     points = around(fixed)
     np.testing.assert_allclose(back.apply(spline.apply(points)), points, atol=1e-8)
     np.testing.assert_allclose(back.apply(moving), fixed, atol=1e-8)
+
+
+@pytest.mark.parametrize("kernel", ITK)
+def test_slopes_are_derivatives(kernel: str) -> None:
+    r, step = np.linspace(0.1, 3, 30), 1e-6
+    rise = (_radial(kernel, r + step) - _radial(kernel, r - step)) / (2 * step)
+    # Of central differences.
+    np.testing.assert_allclose(_slope(kernel, r) * r, rise, atol=1e-8)
 
 
 def test_shapes_and_processes() -> None:

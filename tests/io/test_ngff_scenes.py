@@ -310,6 +310,8 @@ def test_systems_of_different_axes(tmp_path: Path) -> None:
     )
     found = read_transform(path).apply(points)
     np.testing.assert_allclose(found, points * (0.004, 0.003, 0.002), rtol=1e-12)
+    back = read_transform(path, name="b -> a")
+    np.testing.assert_allclose(back.apply(found), points, rtol=1e-12)
 
 
 def test_channels_are_left_out(tmp_path: Path) -> None:

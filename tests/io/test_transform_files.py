@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from itkstream.errors import (
     ExistingOutputError,
     InputError,
+    ItkstreamError,
     MissingDataError,
     UnreadableDataError,
 )
@@ -187,6 +188,21 @@ def test_b_splines_between_affines(odd_grid, smooth_transform, tmp_path, axes, s
         np.testing.assert_allclose(by_itk(path, where, axes), whole.apply(where), atol=1e-9)
         again = read_transform(path, axes).apply(where)
         np.testing.assert_allclose(again, whole.apply(where), atol=1e-9)
+
+
+def test_a_wrong_file_is_noticed_behind_an_affine(odd_grid, tmp_path, monkeypatch) -> None:
+    spline = splines(odd_grid(3, axes=("z", "y", "x"), shape=(9, 8, 10)))
+    far = np.eye(4)
+    far[:3, 3] = 1e4
+    wrong = BSplineTransform(spline.coefficients * 1.01, spline.grid)
+
+    def spoilt(path, steps, axes) -> None:
+        write_chain(path, (steps[0], wrong), axes)
+
+    monkeypatch.setattr(transform_files, "write_chain", spoilt)
+    with pytest.raises(ItkstreamError, match="maps points"):
+        write_transform(tmp_path / "t.h5", CompositeTransform((AffineTransform(far), spline)))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("large", [False, True])
