@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy.io import loadmat
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
@@ -155,7 +156,7 @@ def read_itk_transform(
     MissingDataError
         Where there is no such file.
     InputError
-        Where it is no transform file, or holds another kind of transform.
+        Where it is no transform file, is cut off, or holds another kind of transform.
     """
     if not Path(path).is_file():
         raise MissingDataError(f"there is no transform file {path}")
@@ -172,6 +173,7 @@ def read_itk_transform(
             f"{path} is no transform that ITK can read: expected .tfm, .txt, .mat or .h5, whole "
             "(ITK writes composites to .mat, but cannot read them)"
         ) from error
+    _check_whole(Path(path))
     return from_itk_transform(transform, axes)
 
 
@@ -230,6 +232,29 @@ def as_field_and_affine(transform: Transform) -> tuple[DisplacementField, Affine
         if isinstance(field, DisplacementField) and isinstance(affine, AffineTransform):
             return field, affine
     raise InputError("expected a displacement field followed by an affine")
+
+
+def _check_whole(path: Path) -> None:
+    """ITK takes what a file lacks at its end for 0, and says nothing."""
+    whole = True
+    if path.suffix.lower() in (".tfm", ".txt"):
+        needs: set[bytes] = set()
+        with path.open("rb") as file:
+            for line in file:
+                key, _, value = line.partition(b":")
+                if key.strip() == b"Transform":
+                    whole = whole and not needs
+                    composite = value.strip().startswith(b"CompositeTransform")
+                    needs = set() if composite else {b"Parameters", b"FixedParameters"}
+                needs.discard(key.strip())
+        whole = whole and not needs
+    elif path.suffix.lower() == ".mat":
+        try:
+            whole = "fixed" in loadmat(path)
+        except (ValueError, TypeError, OSError):
+            whole = False
+    if not whole:
+        raise InputError(f"{path} is cut off: it lacks the fixed parameters of a transform")
 
 
 def _add(groups: h5py.Group, name: str, ndim: int, variant: str = "") -> h5py.Group:

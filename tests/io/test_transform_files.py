@@ -377,6 +377,28 @@ def piecewise() -> PiecewiseAffine:
     )
 
 
+@pytest.mark.parametrize("name", ["a.tfm", "a.txt", "a.mat", "a.h5", "s.tfm", "s.txt", "s.h5"])
+def test_what_is_cut_off_is_never_read_as_something_else(tmp_path, name) -> None:
+    lattice = Grid((4, 4, 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), axes=("z", "y", "x"))
+    about = sitk.AffineTransform(3)
+    about.SetCenter((10.0, 20.0, 30.0))
+    about.SetMatrix((np.eye(3) * 1.25).ravel().tolist())
+    spline = to_itk_transform(splines(lattice), lattice.axes)
+    path = tmp_path / name
+    sitk.WriteTransform(about if name.startswith("a") else spline, str(path))
+    whole = path.read_bytes()
+    points = np.random.default_rng(0).uniform(5, 9, (20, 3))
+    wanted = read_transform(path).apply(points)
+    for size in np.linspace(0, len(whole) - 1, 40).astype(int):
+        path.write_bytes(whole[:size])
+        try:
+            found = read_transform(path).apply(points)
+        except InputError:
+            continue
+        # Only a line's end, or what nobody reads, was missing.
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
     grid = odd_grid(0, shape=(24, 24, 24))
     transform = smooth_transform(grid, factor=1)
