@@ -406,6 +406,46 @@ def slicer_writes(folder: Path) -> Iterator[Case]:
             mapped = np.array([back.TransformPoint(*(p * ras)) for p in points]) * ras
             # Slicer computes with doubles; images hold float32.
             yield foreign(folder / f"{stem}.{ending}", points, mapped, 1e-4)
+    yield from slicer_landmarks(folder, np.array(case["nodes"]["points"]))
+
+
+def slicer_landmarks(folder: Path, points: Points) -> Iterator[Case]:
+    """Landmark registrations, either way round, which Slicer stores as splines or inverses."""
+    from slicer import vtkMRMLScene
+    from vtkmodules.vtkCommonCore import vtkPoints
+    from vtkmodules.vtkCommonTransforms import vtkThinPlateSplineTransform
+
+    rng, ras = np.random.default_rng(0), np.array([-1.0, -1.0, 1.0])
+    low, high = points.min(axis=0), points.max(axis=0)
+    source = rng.uniform(low, high, (12, 3)) * ras
+    landmarks = source, source + rng.normal(0, 0.02 * (high - low).max(), (12, 3))
+    for name, way, allowed in (
+        ("forth", "FromParent", 1e-9),
+        # Slicer inverts to a thousandth.
+        ("back", "ToParent", 2e-3),
+    ):
+        spline = vtkThinPlateSplineTransform()
+        spline.SetBasisToR()
+        for listed, put in zip(
+            landmarks, (spline.SetSourceLandmarks, spline.SetTargetLandmarks), strict=True
+        ):
+            kept = vtkPoints()
+            kept.SetDataTypeToDouble()
+            for point in listed:
+                kept.InsertNextPoint(*point)
+            put(kept)
+        scene = vtkMRMLScene()
+        node = scene.AddNewNodeByClass("vtkMRMLTransformNode")
+        getattr(node, f"SetAndObserveTransform{way}")(spline)
+        back = node.GetTransformFromParent()
+        mapped = np.array([back.TransformPoint(*(p * ras)) for p in points]) * ras
+        for ending in ("tfm", "h5"):
+            path = folder / f"landmarks_{name}.{ending}"
+            storage = node.CreateDefaultStorageNode()
+            storage.SetFileName(str(path))
+            if not storage.WriteData(node):
+                raise RuntimeError(f"Slicer does not write {path.name}")
+            yield foreign(path, points, mapped, allowed)
 
 
 def foreign(path: Path, points: Points, mapped: Points, allowed: float) -> Case:
