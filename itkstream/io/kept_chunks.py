@@ -26,7 +26,7 @@ from itkstream.io.stored import StoredArray
 __all__ = ["KEPT_BYTES", "KeptChunks", "keeping_chunks"]
 
 KEPT_BYTES = 128_000_000
-"""Of each array and process: 30 chunks of 128³ voxels of 16 bits; a moved block touches up to 27."""
+"""Of each array and process: 30 chunks of 128³ voxels of 16 bits; a moved block touches 27."""
 
 # Chunks of an object store that are fetched at a time.
 _FETCHED = 8
