@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import product
 from threading import Lock
 from typing import Any, TypeGuard
@@ -26,7 +26,11 @@ from itkstream.io.stored import StoredArray
 __all__ = ["KEPT_BYTES", "KeptChunks", "keeping_chunks"]
 
 KEPT_BYTES = 128_000_000
-"""Of each array and process: 30 chunks of 128³ voxels of 16 bits; a moved block touches 27."""
+"""At most, of each array and process: 30 chunks of 128³ voxels of 16 bits."""
+
+# Kept are so many times the chunks of one block: a column of two blocks by two has 9 chunks of their
+# size in each of two layers where one block has 8.
+_MORE = 2.25
 
 # Chunks of an object store that are fetched at a time.
 _FETCHED = 8
@@ -38,6 +42,31 @@ class _Slot:
 
     lock: Lock = field(default_factory=Lock)
     values: NDArray[Any] | None = None
+
+
+@dataclass(eq=False)
+class _Recent:
+    """The chunks asked for last: some more than the largest box has touched."""
+
+    most: int
+    room: int = 0
+    lock: Lock = field(default_factory=Lock)
+    slots: dict[tuple[int, ...], _Slot] = field(default_factory=dict)
+
+    def widen(self, touched: int) -> bool:
+        """Make room for boxes of so many chunks; false where that is too much."""
+        with self.lock:
+            self.room = max(self.room, min(self.most, math.ceil(_MORE * touched)))
+        return touched <= self.most
+
+    def slot(self, index: tuple[int, ...]) -> _Slot:
+        with self.lock:
+            # The last of a dict is what was put into it last.
+            slot = self.slots.pop(index) if index in self.slots else _Slot()
+            self.slots[index] = slot
+            while len(self.slots) > self.room:
+                del self.slots[next(iter(self.slots))]
+            return slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +133,7 @@ class KeptChunks(StoredArray):
         """
         spans = zip(start, stop, self.chunk, strict=True)
         touched = list(product(*(range(a // c, -(-b // c)) for a, b, c in spans)))
-        if len(touched) > self._room or self._is_whole(start, stop):
+        if self._is_whole(start, stop) or not self._recent.widen(len(touched)):
             return self._direct(start, stop)
         self._fetch(touched)
         box = np.empty(tuple(b - a for a, b in zip(start, stop, strict=True)), self.dtype)
@@ -118,13 +147,9 @@ class KeptChunks(StoredArray):
             box[into] = chunk[out_of]
         return box
 
-    @property
-    def _room(self) -> int:
-        return KEPT_BYTES // (math.prod(self.chunk) * self.dtype.itemsize)
-
     @cached_property
-    def _slot(self) -> Any:
-        return lru_cache(self._room)(lambda index: _Slot())
+    def _recent(self) -> _Recent:
+        return _Recent(KEPT_BYTES // (math.prod(self.chunk) * self.dtype.itemsize))
 
     def _is_whole(self, start: Sequence[int], stop: Sequence[int]) -> bool:
         """Whether the box begins and ends with chunks, and so shares none with the next."""
@@ -132,7 +157,7 @@ class KeptChunks(StoredArray):
         return all(a % c == 0 and (b % c == 0 or b == n) for a, b, c, n in spans)
 
     def _chunk(self, index: tuple[int, ...]) -> NDArray[Any]:
-        slot = self._slot(index)
+        slot = self._recent.slot(index)
         with slot.lock:
             if slot.values is None:
                 start = tuple(i * c for i, c in zip(index, self.chunk, strict=True))
