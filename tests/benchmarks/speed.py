@@ -231,8 +231,9 @@ def time_warp(sizes: Sizes) -> list[Row]:
 def time_out_of_core(sizes: Sizes) -> list[Row]:
     """A stored pair through local affines and through a stored field, from disk to disk.
 
-    By workers of one core each, and by threads of this process, as without any argument. Beside it ``SimpleITK.Resample`` through the same field, with everything in memory and as many
-    threads. ``python tests/benchmarks/run.py speed --tasks out-of-core``.
+    By workers of one core each, and by threads of this process, as without any argument. Beside it
+    ``SimpleITK.Resample`` through the same field, with everything in memory and as many threads.
+    ``python tests/benchmarks/run.py speed --tasks out-of-core``.
 
     Parameters
     ----------
