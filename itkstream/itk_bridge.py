@@ -29,6 +29,7 @@ from itkstream.geometry import (
 )
 
 __all__ = [
+    "CHOOSING",
     "INTERPOLATORS",
     "from_itk_image",
     "from_itk_transform",
@@ -52,6 +53,9 @@ INTERPOLATORS = {
     "lanczos-sinc": sitk.sitkLanczosWindowedSinc,
     "blackman-sinc": sitk.sitkBlackmanWindowedSinc,
 }
+
+CHOOSING = ("nearest", "label-gaussian")
+"""Interpolators that choose one of the values that are there, and make up none."""
 
 
 def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:
@@ -227,8 +231,8 @@ def resample(
         The wanted voxels, with the axes of `moving`.
     interpolator : str
         One of `INTERPOLATORS`.
-    background : float
-        Value outside the moving image.
+    background : float or int
+        Value outside the moving image; one of its type, where the interpolator is for labels.
 
     Returns
     -------
@@ -241,7 +245,7 @@ def resample(
             f"unknown interpolator {interpolator!r}; known: {', '.join(INTERPOLATORS)}"
         )
     voxels = moving.read()
-    keeps_type = interpolator in ("nearest", "label-gaussian")
+    keeps_type = interpolator in CHOOSING
     labels = None
     if keeps_type and voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:
         labels, voxels, background = _numbered(voxels, background)
@@ -255,7 +259,7 @@ def resample(
         itk_grid.origin,
         itk_grid.spacing,
         np.ravel(itk_grid.direction).tolist(),
-        background,
+        float(background),
         image.GetPixelID() if keeps_type else sitk.sitkFloat64,
     )
     data, _ = _unwrap(resampled, out_grid.axes, out_grid.unit)
