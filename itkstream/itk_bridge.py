@@ -195,7 +195,7 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
         count = composite.GetNumberOfTransforms()
         steps = [composite.GetNthTransform(k) for k in reversed(range(count))]
         return CompositeTransform(tuple(from_itk_transform(t, axes) for t in steps))
-    transform = transform.Downcast()
+    transform = _own_kind(transform)
     if isinstance(transform, sitk.DisplacementFieldTransform):
         data, grid = _unwrap(transform.GetDisplacementField(), axes, "micrometer")
         return DisplacementField(data, grid)
@@ -316,7 +316,7 @@ def transform_token(transform: sitk.Transform) -> tuple[Any, ...]:
     tuple
         Kind, parameters and fixed parameters, or a digest of many.
     """
-    own = transform.Downcast()
+    own = _own_kind(transform)
     kind = type(own).__name__
     if isinstance(own, sitk.CompositeTransform):
         steps = (own.GetNthTransform(k) for k in range(own.GetNumberOfTransforms()))
@@ -369,13 +369,27 @@ def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[N
     return np.ascontiguousarray(array), grid.reorder(axes)
 
 
+def _own_kind(transform: sitk.Transform) -> sitk.Transform:
+    try:
+        return transform.Downcast()
+    except KeyError:
+        # SimpleITK reads kinds that it has no class for.
+        return transform
+
+
 def _linear_matrix(transform: sitk.Transform, axes: Sequence[str]) -> NDArray[np.float64]:
-    """Read the matrix off the images of the origin and the unit vectors: fits every linear kind."""
+    """The matrix as it is stored; of kinds that store none, from where points go."""
     n = transform.GetDimension()
     order = [default_axes(n).index(a) for a in axes]
-    origin = np.array(transform.TransformPoint([0.0] * n))
-    columns = [np.array(transform.TransformPoint(e.tolist())) - origin for e in np.eye(n)]
+    if hasattr(transform, "GetMatrix") and hasattr(transform, "GetTranslation"):
+        linear = np.reshape(transform.GetMatrix(), (n, n))
+        centre = np.array(transform.GetCenter())
+        shift = np.array(transform.GetTranslation()) + (centre - linear @ centre)
+    else:
+        shift = np.array(transform.TransformPoint([0.0] * n))
+        columns = [np.array(transform.TransformPoint(e.tolist())) - shift for e in np.eye(n)]
+        linear = np.stack(columns, axis=1)
     matrix = np.eye(n + 1)
-    matrix[:n, :n] = np.stack(columns, axis=1)[np.ix_(order, order)]
-    matrix[:n, n] = origin[order]
+    matrix[:n, :n] = linear[np.ix_(order, order)]
+    matrix[:n, n] = shift[order]
     return matrix

@@ -102,6 +102,10 @@ def test_transforms_map_the_same_points_both_ways(
         sitk.Euler3DTransform((3, 4, 5), 0.1, 0.2, 0.3, (1, 2, 3)),
         sitk.Similarity3DTransform(1.2, (0, 1, 0), 0.4, (1, 2, 3), (9, 8, 7)),
         sitk.ScaleTransform(3, (1, 2, 3)),
+        sitk.ComposeScaleSkewVersor3DTransform(
+            (1, 2, 1.5), (0.1, 0.2, 0.3), (0, 0, 1), 0.3, (1, 2, 3), (4, 5, 6)
+        ),
+        sitk.AffineTransform((1.1, 0.2, 0, 0, 0.9, 0, 0.1, 0, 1), (1, 2, 3), (7, 8, 9)),
         sitk.TranslationTransform(3, (4, 5, 6)),
         sitk.AffineTransform(2),
         sitk.Transform(),
