@@ -54,6 +54,9 @@ INTERPOLATORS = {
     "blackman-sinc": sitk.sitkBlackmanWindowedSinc,
 }
 
+# Composites in composites.
+_DEEPEST = 16
+
 CHOOSING = ("nearest", "label-gaussian")
 """Interpolators that choose one of the values that are there, and make up none."""
 
@@ -190,11 +193,9 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
     """
     ndim = transform.GetDimension()
     axes = tuple(axes or default_axes(ndim))
-    if transform.GetName() == "CompositeTransform":
-        composite = sitk.CompositeTransform(transform)
-        count = composite.GetNumberOfTransforms()
-        steps = [composite.GetNthTransform(k) for k in reversed(range(count))]
-        return CompositeTransform(tuple(from_itk_transform(t, axes) for t in steps))
+    steps = _steps(transform)
+    if steps is not None:
+        return CompositeTransform(tuple(from_itk_transform(t, axes) for t in reversed(steps)))
     transform = _own_kind(transform)
     if isinstance(transform, sitk.DisplacementFieldTransform):
         data, grid = _unwrap(transform.GetDisplacementField(), axes, "micrometer")
@@ -318,8 +319,8 @@ def transform_token(transform: sitk.Transform) -> tuple[Any, ...]:
     """
     own = _own_kind(transform)
     kind = type(own).__name__
-    if isinstance(own, sitk.CompositeTransform):
-        steps = (own.GetNthTransform(k) for k in range(own.GetNumberOfTransforms()))
+    steps = _steps(own)
+    if steps is not None:
         return (kind, *map(transform_token, steps))
     if isinstance(own, sitk.DisplacementFieldTransform):
         numbers = sitk.GetArrayViewFromImage(own.GetDisplacementField())
@@ -367,6 +368,27 @@ def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[N
     else:
         array = array.transpose(to_names).transpose(order)
     return np.ascontiguousarray(array), grid.reorder(axes)
+
+
+def _steps(transform: sitk.Transform) -> list[sitk.Transform] | None:
+    """What a composite is made of, as it was added; None for any other kind.
+
+    A kind that SimpleITK has no class for, such as the MatrixOffsetTransformBase of ANTs and
+    greedy, comes as a composite of itself, without end: that is none.
+    """
+    inner, depth = transform, 0
+    while inner.GetName() == "CompositeTransform":
+        composite = sitk.CompositeTransform(inner)
+        count, depth = composite.GetNumberOfTransforms(), depth + 1
+        if depth > _DEEPEST:
+            return None
+        if count != 1:
+            break
+        inner = composite.GetNthTransform(0)
+    if depth == 0:
+        return None
+    whole = sitk.CompositeTransform(transform)
+    return [whole.GetNthTransform(k) for k in range(whole.GetNumberOfTransforms())]
 
 
 def _own_kind(transform: sitk.Transform) -> sitk.Transform:
