@@ -245,7 +245,11 @@ def test_layers_for_napari(run: Path, tmp_path: Path) -> None:
         wanted = image.grid.to_physical(corner[:3])
         if name == "moving":
             wanted = transform.transforms[1].inverse().apply(wanted)
-        np.testing.assert_allclose((attributes["affine"] @ corner)[:3], wanted, atol=1e-9)
+        scaled = np.multiply(corner, [*attributes["scale"], 1])
+        np.testing.assert_allclose((attributes["affine"] @ scaled)[:3], wanted, atol=1e-9)
+        assert attributes["scale"] == image.grid.spacing
+        assert attributes["units"] == ("micrometer",) * 3
+        assert attributes["axis_labels"] == ("z", "y", "x")
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("transform.ome.zarr", "aligned.ome.zarr"):
