@@ -40,6 +40,7 @@ from itkstream.numerics.mapping import map_on
 
 __all__ = [
     "CoarseField",
+    "as_field",
     "coarsen_field",
     "crop_transform",
     "fold_affine",
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 _PART = 96
+_AS_FIELD = "make it a field first, by sample_transform in memory or by as_field"
 # Spacings that are tried, in spacings of the finest axis.
 _LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
@@ -149,6 +151,24 @@ def sample_transform(transform: Transform, grid: Grid) -> DisplacementField:
     return DisplacementField(_sample(transform, grid), grid)
 
 
+def as_field(transform: Transform, grid: Grid) -> DisplacementField:
+    """Any transform as a displacement field of which each part is computed when it is read.
+
+    Parameters
+    ----------
+    transform : Transform
+        From fixed to moving points, with the axes of `grid`.
+    grid : Grid
+        Where its vectors are wanted, in fixed space.
+
+    Returns
+    -------
+    DisplacementField
+        float32; as `sample_transform` gives, but never in memory as a whole.
+    """
+    return DisplacementField(_Sampled(transform, grid), grid)
+
+
 def crop_transform(transform: Transform, region: Grid) -> Transform:
     """Leave out of the first displacement field what the points of a region do not need.
 
@@ -164,7 +184,8 @@ def crop_transform(transform: Transform, region: Grid) -> Transform:
     Transform
         Maps the points of `region` as `transform` does; nothing is read.
     """
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    simple = compose(transform)
+    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
     first = steps[0]
     if not isinstance(first, DisplacementField):
         return transform
@@ -242,9 +263,15 @@ def coarsen_field(
     Raises
     ------
     InputError
-        For a tolerance that is not positive, a field with NaN, or a bound that even the largest
-        factor does not keep.
+        For another kind of transform, a tolerance that is not positive, a field with NaN, or a
+        bound that even the largest factor does not keep.
     """
+    if not isinstance(field, DisplacementField):
+        raise InputError(
+            f"coarsen_field takes a DisplacementField; got {type(field).__name__}. Of a field "
+            f"followed by affines, itkstream.exports.coarsened makes one with a coarser field; of "
+            f"anything else, {_AS_FIELD}"
+        )
     grid = field.grid
     allowed = 0.05 * min(grid.spacing) if tolerance is None else float(tolerance)
     if not allowed > 0 or not 1 <= max_factor <= _LADDER[-1]:
@@ -416,6 +443,30 @@ def _fold_block(
     return _fold(np.asarray(source[(*block.core, slice(None))]), grid.crop(block.core), affine)
 
 
+@dataclass(frozen=True, eq=False)
+class _Sampled:
+    """The displacement of a transform on a grid, computed where it is sliced."""
+
+    transform: Transform
+    grid: Grid
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.grid.shape, self.grid.ndim)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[np.float32]:
+        box = tuple(slice(*k.indices(n)[:2]) for k, n in zip(key, self.grid.shape, strict=False))
+        part = _sample(self.transform, self.grid.crop(box))
+        return part[..., key[self.grid.ndim]] if len(key) > self.grid.ndim else part
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[(slice(None),) * self.grid.ndim], dtype=dtype)
+
+
 def _sample(transform: Transform, grid: Grid) -> NDArray[np.float32]:
     found = map_on(transform, grid)
     if found.displacement is None:
@@ -460,7 +511,6 @@ def _field_and_affine(
     ):
         kinds = ", ".join(type(step).__name__ for step in steps)
         raise InputError(
-            f"{purpose} a displacement field, or one followed by affines; got {kinds}: make it a "
-            "field by sample_transform first"
+            f"{purpose} a displacement field, or one followed by affines; got {kinds}: {_AS_FIELD}"
         )
     return field, affine

@@ -35,7 +35,7 @@ from itkstream.geometry import (
 )
 from itkstream.numerics.descent import Descent, Frame, LevelReport, descend
 from itkstream.numerics.descent_settings import DescentSettings
-from itkstream.numerics.interpolate import Part, round_to, warp
+from itkstream.numerics.interpolate import Part, as_voxel, round_to, warp
 from itkstream.numerics.itk_bspline import descend_bspline
 from itkstream.numerics.itk_methods import (
     IntensityEstimate,
@@ -178,15 +178,16 @@ class WarpSettings:
     engine : {'fast', 'itk'}, optional
         'fast' (numba) knows linear and nearest; 'itk' resamples each block with SimpleITK and
         knows all. Default the fastest that can.
-    background : float
-        Value outside the moving image.
+    background : float or int
+        Value outside the moving image; clipped to the range of integers.
     dtype : dtype, optional
         Voxel type of the result; default that of the moving image.
 
     Raises
     ------
     InputError
-        For an unknown engine or interpolator, or a pair that does not go together.
+        For an unknown engine or interpolator, or a pair that does not go together; for a `dtype`
+        that is none of real numbers.
     """
 
     interpolator: str = "linear"
@@ -210,6 +211,32 @@ class WarpSettings:
                 f"{self.interpolator!r}"
             )
         object.__setattr__(self, "engine", engine)
+        if self.dtype is not None:
+            self.voxel_type(self.dtype)
+
+    def voxel_type(self, moving: DTypeLike) -> np.dtype[Any]:
+        """The voxel type of what becomes of an image.
+
+        Parameters
+        ----------
+        moving : dtype
+            Voxel type of the moving image.
+
+        Returns
+        -------
+        dtype
+            Of the result.
+
+        Raises
+        ------
+        InputError
+            Where one of the two does not hold truth values, integers or floats of at most 64 bits,
+            or the result cannot hold the background.
+        """
+        found = _real(moving if self.dtype is None else self.dtype)
+        _real(moving)
+        as_voxel(self.background, found)
+        return found
 
     @property
     def margin_vox(self) -> int:
@@ -439,11 +466,15 @@ def warp_mapped(
     ndarray, mapping.grid.shape
         The resampled voxels.
     """
-    dtype = np.dtype(moving.dtype if settings.dtype is None else settings.dtype)
+    dtype = settings.voxel_type(moving.dtype)
+    background = as_voxel(settings.background, dtype)
+    chooses = settings.interpolator in itk_bridge.CHOOSING
+    if not chooses:
+        # Samples go through doubles; so that all blocks agree, what is beyond them does as well.
+        background = round_to(np.array([background], np.float64), dtype)[0]
     grid = mapping.grid
     crop = mapping.crop_of(moving.grid, settings.margin_vox * max(moving.spacing))
     if crop is None:
-        background = round_to(np.array([settings.background], np.float64), dtype)[0]
         return np.full(grid.shape, background, dtype)
     part = moving[crop]
     if settings.engine == "fast":
@@ -454,17 +485,33 @@ def warp_mapped(
             mapping.displacement,
             mapping.vector_matrix(moving.grid),
             order=1 if settings.interpolator == "linear" else 0,
-            background=settings.background,
+            background=background,
             dtype=dtype,
         )
+    if chooses:
+        # Values that are not mixed may take their last type first: labels keep all their bits.
+        part = Image(round_to(part.read(), dtype), part.grid)
     resampled = itk_bridge.resample(
         part,
         itk or itk_bridge.to_itk_transform(_as_transform(mapping), grid.axes),
         grid,
         interpolator=settings.interpolator,
-        background=settings.background,
+        background=background,
     )
     return round_to(resampled, dtype)
+
+
+def _real(dtype: DTypeLike) -> np.dtype[Any]:
+    try:
+        found = np.dtype(dtype)
+    except TypeError as error:
+        raise InputError(f"{dtype!r} is no voxel type: {error}") from error
+    if found.kind not in "biuf" or found.itemsize > 8:
+        raise InputError(
+            "images that are resampled hold truth values, integers or floats of up to 64 bits; got "
+            f"{found}: take the real and the imaginary part one by one, or cast to float64"
+        )
+    return found
 
 
 def _as_transform(mapping: GridMap) -> Transform:

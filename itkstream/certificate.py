@@ -221,19 +221,20 @@ def repair_transform(transform: Transform, *, resources: Resources | None = None
     stretch = compute(prepare_fold_count(field, (_BLOCK,) * field.ndim), resources)
     if not np.isfinite(stretch[..., 0]).all():
         raise InputError("the displacement field holds NaN or infinity: fill it first")
-    repaired = field
+    repaired = _Patched(field.data, ())
     for region in _regions(field, stretch[..., 1]):
-        repaired = _repaired(repaired, region)
-    return transform if repaired is field else compose(repaired, affine)
+        repaired = _with_repair(repaired, field.grid, region)
+    if not repaired.patches:
+        return transform
+    return compose(DisplacementField(repaired, field.grid), affine)
 
 
 @dataclass(frozen=True, eq=False)
 class _Patched:
-    """A stored field with a part of it replaced."""
+    """A stored field with parts of it replaced; of patches that overlap, the last one holds."""
 
     source: Any
-    box: Slices
-    patch: NDArray[np.float32]
+    patches: tuple[tuple[Slices, NDArray[np.float32]], ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -243,18 +244,23 @@ class _Patched:
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(self.source.dtype)
 
+    def with_patch(self, box: Slices, patch: NDArray[np.float32]) -> _Patched:
+        return _Patched(self.source, (*self.patches, (box, patch)))
+
     def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        n = len(self.box)
+        n = len(self.shape) - 1
         part = np.array(self.source[key])
         spans = [k.indices(m)[:2] for k, m in zip(key[:n], self.shape, strict=False)]
-        low = [max(a, b.start) for (a, _), b in zip(spans, self.box, strict=True)]
-        high = [min(z, b.stop) for (_, z), b in zip(spans, self.box, strict=True)]
-        if all(a < z for a, z in zip(low, high, strict=True)):
+        components = key[n] if len(key) > n else slice(None)
+        for box, patch in self.patches:
+            low = [max(a, b.start) for (a, _), b in zip(spans, box, strict=True)]
+            high = [min(z, b.stop) for (_, z), b in zip(spans, box, strict=True)]
+            if any(a >= z for a, z in zip(low, high, strict=True)):
+                continue
             there = [slice(a - s, z - s) for a, z, (s, _) in zip(low, high, spans, strict=True)]
-            cut = zip(low, high, self.box, strict=True)
+            cut = zip(low, high, box, strict=True)
             here = [slice(a - b.start, z - b.start) for a, z, b in cut]
-            components = key[n] if len(key) > n else slice(None)
-            part[tuple(there)] = self.patch[(*here, components)]
+            part[tuple(there)] = patch[(*here, components)]
         return part
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -272,7 +278,8 @@ def _field_and_affine(
         kinds = ", ".join(type(step).__name__ for step in steps)
         raise InputError(
             f"an affine, a displacement field, or a field followed by affines can be {what}; got "
-            f"{kinds}"
+            f"{kinds}: make it a field first, by itkstream.transform.as_field or `itkstream export "
+            "--like`"
         )
     after = compose(AffineTransform(np.eye(transform.ndim + 1)), *affines)
     assert isinstance(after, AffineTransform)
@@ -336,20 +343,19 @@ def _joined(regions: list[FoldedRegion], new: FoldedRegion) -> list[FoldedRegion
     return [*apart, new]
 
 
-def _repaired(field: DisplacementField, region: FoldedRegion) -> DisplacementField:
-    grid, room = field.grid, _ROOM
+def _with_repair(data: _Patched, grid: Grid, region: FoldedRegion) -> _Patched:
+    room = _ROOM
     while True:
         box = tuple(
             slice(max(0, a - room), min(n, b + room))
             for a, b, n in zip(region.first, region.stop, grid.shape, strict=True)
         )
-        before = np.asarray(field.data[(*box, slice(None))], np.float32)
+        before = np.asarray(data[(*box, slice(None))], np.float32)
         result = repair_folds(before, grid.crop(box), MINIMUM_JACOBIAN)
+        changed = (before != result.displacement).any(axis=-1)
         whole = all(s.stop - s.start == n for s, n in zip(box, grid.shape, strict=True))
-        if result.folded_after == 0 and (
-            whole or _rim_kept(before, result.displacement, box, grid)
-        ):
-            return DisplacementField(_Patched(field.data, box, result.displacement), grid)
+        if result.folded_after == 0 and (whole or _rim_kept(changed, box, grid)):
+            return _with_changes(data, box, result.displacement, changed)
         if whole:
             raise RegistrationError(
                 f"the fold between voxels {region.first} and {region.stop} cannot be smoothed "
@@ -358,14 +364,25 @@ def _repaired(field: DisplacementField, region: FoldedRegion) -> DisplacementFie
         room *= 2
 
 
-def _rim_kept(
-    before: NDArray[np.float32], after: NDArray[np.float32], box: Slices, grid: Grid
-) -> bool:
+def _with_changes(
+    data: _Patched, box: Slices, vectors: NDArray[np.float32], changed: NDArray[np.bool_]
+) -> _Patched:
+    """Only the part that did change is kept in memory."""
+    for part in ndimage.find_objects(changed.astype(np.uint8)):
+        place = tuple(
+            slice(b.start + p.start, b.start + p.stop) for b, p in zip(box, part, strict=True)
+        )
+        return data.with_patch(place, vectors[part].copy())
+    return data
+
+
+def _rim_kept(changed: NDArray[np.bool_], box: Slices, grid: Grid) -> bool:
     """Whether a repair left alone what borders on the rest of the field."""
-    inner = tuple(
-        slice(_RIM if s.start else 0, None if s.stop == n else -_RIM)
-        for s, n in zip(box, grid.shape, strict=True)
-    )
-    changed = (before != after).any(axis=-1)
-    changed[inner] = False
-    return not changed.any()
+    rim = changed.copy()
+    rim[
+        tuple(
+            slice(_RIM if s.start else 0, None if s.stop == n else -_RIM)
+            for s, n in zip(box, grid.shape, strict=True)
+        )
+    ] = False
+    return not rim.any()

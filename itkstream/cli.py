@@ -19,6 +19,7 @@ from itkstream.errors import (
     BlockErrors,
     InterruptedRunError,
     ItkstreamError,
+    MissingDataError,
     OutputError,
     WorkersError,
 )
@@ -217,6 +218,29 @@ def demo(out: str, **options: Any) -> None:
     console.print(f"picture: {result.overlay}", highlight=False, soft_wrap=True)
 
 
+class _Number(click.ParamType):
+    """A number; whole ones keep every digit."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        try:
+            return int(value)
+        except (ValueError, OverflowError):
+            return float(click.FLOAT.convert(value, param, ctx))
+
+
+class _Which(click.ParamType):
+    """A place counted from 0, or all of them, which is None."""
+
+    name = "number|all"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value == "all":
+            return None
+        return int(click.IntRange(0).convert(value, param, ctx))
+
+
 @commands.command()
 @click.argument("transform", type=click.Path())
 @click.argument("moving")
@@ -224,9 +248,13 @@ def demo(out: str, **options: Any) -> None:
 @click.option("--like", help="Image on whose voxels it is wanted. [default: the fixed image]")
 @click.option("--order", type=click.IntRange(0, 3), default=1, show_default=True)
 @click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
-@click.option("--background", type=float, default=0.0, show_default=True, help="Value outside.")
-@click.option("--channel", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--time", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--label-gaussian", is_flag=True, help="The same, with borders smoothed; takes longer."
+)
+@click.option("--background", type=_Number(), default=0, show_default=True, help="Value outside.")
+@click.option("--dtype", help="Type of the result, such as uint8. [default: that of MOVING]")
+@click.option("--channel", type=_Which(), default=0, show_default=True, help="A number, or all.")
+@click.option("--time", type=_Which(), default=0, show_default=True, help="A number, or all.")
 @_with_overwrite
 @_with_resources
 def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
@@ -239,16 +267,18 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     from itkstream.io import open_image
     from itkstream.io.transform_files import read_transform
 
-    image = open_image(moving, channel=options["channel"], time=options["time"])
+    labels = options["labels"] or options["label_gaussian"]
     names = ("nearest", "linear", "quadratic-bspline", "bspline")
-    interpolator = names[0 if options["labels"] else options["order"]]
+    interpolator = names[0 if labels else options["order"]]
+    if options["label_gaussian"]:
+        interpolator = "label-gaussian"
     exports.write_resampled(
         out,
-        image,
+        _series(moving, options["channel"], options["time"]),
         read_transform(transform),
-        open_image(like).grid if like else exports.registered_grids(transform)[0],
-        WarpSettings(interpolator, background=options["background"]),
-        labels=options["labels"],
+        open_image(like).grid if like else _registered_grid(transform, 0),
+        WarpSettings(interpolator, None, options["background"], options["dtype"]),
+        labels=labels,
         resources=_resources(options),
         overwrite=options["overwrite"],
     )
@@ -287,6 +317,9 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
 @click.argument("out", type=click.Path(), required=False)
 @click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
 @click.option("--ants", metavar="DIR", help="Folder to write: files for ANTs, and the call.")
+@click.option(
+    "--like", metavar="IMAGE", help="Make it a field on the voxels of IMAGE, whatever it is."
+)
 @click.option("--fixed", help="Fixed image of the bundle. [default: the one registered]")
 @click.option("--moving", help="Moving image of the bundle. [default: the one registered]")
 @click.option("--limit-mb", type=float, default=300.0, show_default=True, help="Of the bundle.")
@@ -301,14 +334,20 @@ def export(transform: str, out: str | None, **options: Any) -> None:
 
     The ending of OUT decides: .tfm or .txt for affines and B-splines, .mat for affines; .h5 for
     any; .nii.gz, .nrrd or .mha for a displacement image with the affine folded in; .ome.zarr for an
-    OME-Zarr 0.6 scene. The file is read back and compared before it gets its name.
+    OME-Zarr 0.6 scene. The file is read back and compared before it gets its name. With --like, any
+    other chain becomes one field, which can be checked, inverted and written.
     """
     from itkstream import exports
+    from itkstream.io import open_image
     from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.transform import as_field
 
     if not (out or options["slicer"] or options["ants"]):
         raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
     found = read_transform(transform)
+    if options["like"]:
+        wanted = open_image(options["like"]).grid.in_unit("micrometer")
+        found = as_field(found, wanted.reorder(("z", "y", "x")[-found.ndim :]))
     overwrite, tolerance = options["overwrite"], options["tolerance"]
     if out:
         thin, factors, error = (found, None, 0.0)
@@ -345,14 +384,22 @@ def export(transform: str, out: str | None, **options: Any) -> None:
 def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
 
-    With the displacement goes the error of every voxel, in the array inverse_error.
+    OUT ends in .ome.zarr; with the displacement goes the error of every voxel, in the array
+    inverse_error, and `itkstream export` makes other files of it. The exact inverse of an affine
+    may be any file that holds affines.
     """
     from itkstream import exports
+    from itkstream.geometry import AffineTransform
     from itkstream.io import open_image
-    from itkstream.io.transform_files import read_transform
+    from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.transform import compose, invert_transform
 
-    found = read_transform(transform)
-    grid = open_image(like).grid if like else exports.registered_grids(transform)[1]
+    found = compose(read_transform(transform))
+    if isinstance(found, AffineTransform):
+        write_transform(out, invert_transform(found), overwrite=options["overwrite"])
+        click.echo(f"inverted: {out}")
+        return
+    grid = open_image(like).grid if like else _registered_grid(transform, 1)
     axes = ("z", "y", "x")[-found.ndim :]
     worst = exports.write_inverse(
         out,
@@ -447,6 +494,36 @@ def _how_far(error: BaseException) -> str:
     """What a run said when it was stopped; click puts its own exception around it."""
     run = error.__cause__ if isinstance(error, click.Abort) else error
     return str(run) if isinstance(run, InterruptedRunError) else "stopped"
+
+
+def _series(path: str, channel: int | None, time: int | None) -> Any:
+    """An image, or all channels, all time points, or both."""
+    from itkstream.exports import Series
+    from itkstream.io import open_image, open_series
+
+    if channel is not None and time is not None:
+        return open_image(path, channel=channel, time=time)
+    times = [time or 0]
+    if time is None:
+        times = list(range(len(open_series(path, "time", channel=channel or 0))))
+    channels = [channel or 0]
+    if channel is None:
+        channels = list(range(len(open_series(path, "channel", time=times[0]))))
+    images = tuple(open_image(path, channel=c, time=t) for t in times for c in channels)
+    axes = (("t", len(times), time), ("c", len(channels), channel))
+    return Series(images, tuple((name, n) for name, n, chosen in axes if chosen is None))
+
+
+def _registered_grid(transform: str, side: int) -> Any:
+    """The lattice of the fixed or the moving image that were registered."""
+    from itkstream.exports import registered_grids
+
+    try:
+        return registered_grids(transform)[side]
+    except MissingDataError as error:
+        raise MissingDataError(
+            f"{error}: say --like IMAGE, on whose voxels it is wanted"
+        ) from error
 
 
 def _images(transform: str, fixed: str | None, moving: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,11 +36,16 @@ from itkstream.io.transform_files import write_transform
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.interpolate import round_to
 from itkstream.numerics.mapping import affine_part
-from itkstream.transform import prepare_apply_transform, prepare_invert
+from itkstream.transform import (
+    prepare_apply_to_series,
+    prepare_apply_transform,
+    prepare_invert,
+)
 from itkstream.workers import Resources, connected
 
 __all__ = [
     "Bundle",
+    "Series",
     "coarsened",
     "export_ants",
     "export_slicer",
@@ -53,6 +59,9 @@ REPORT = "registration.json"
 _PROOF = "bundle.json"
 _CHUNK = 64
 _NODE_BYTES = 8
+# Headers of the images, and HDF5's tables, with room.
+_OVERHEAD = 2**15
+_LEAST_MB = 0.1
 
 _SLICER_TEXT = """\
 How to see the registration in 3D Slicer
@@ -98,6 +107,33 @@ class Bundle:
     field_error_vox: float
 
 
+@dataclass(frozen=True)
+class Series:
+    """Images of one lattice: the channels of an image, its time points, or both.
+
+    Parameters
+    ----------
+    images : tuple of Image
+        All of them, the last axis fastest.
+    axes : tuple of (str, int)
+        ``t`` or ``c`` or both, and how many there are.
+
+    Raises
+    ------
+    InputError
+        Where the numbers do not agree.
+    """
+
+    images: tuple[Image, ...]
+    axes: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != math.prod(n for _, n in self.axes):
+            raise InputError(
+                f"a series along {dict(self.axes)} has as many images; got {len(self.images)}"
+            )
+
+
 def export_slicer(
     out: str | os.PathLike[str],
     transform: Transform,
@@ -137,9 +173,9 @@ def export_slicer(
     ExistingOutputError
         Where the folder holds something already.
     """
-    if not limit_mb > 0:
-        raise InputError(f"limit_mb must be positive; got {limit_mb}")
-    share = limit_mb * 2**20 / 3
+    if not limit_mb >= _LEAST_MB:
+        raise InputError(f"limit_mb must be at least {_LEAST_MB}; got {limit_mb}")
+    share = (limit_mb * 2**20 - _OVERHEAD) / 3
     axes = _axes(transform, images[0])
     nodes = share / (_NODE_BYTES * transform.ndim)
     thin, factors, error = coarsened(transform, tolerance_vox, nodes)
@@ -286,10 +322,16 @@ def write_inverse(
     Raises
     ------
     InputError
-        For another kind of transform, another blocksize, or a grid of other axes or unit.
+        For another kind of transform, another ending or blocksize, or a grid of other axes or
+        unit.
     ExistingOutputError
         Where something is there.
     """
+    if not Location.parse(out).name.endswith(".zarr"):
+        raise InputError(
+            f"the inverse of a field goes to a store, such as inverse.ome.zarr; got {out}: make "
+            "other files of the store by `itkstream export`"
+        )
     if blocksize < _CHUNK or blocksize % _CHUNK:
         raise InputError(f"blocksize must be a multiple of {_CHUNK}; got {blocksize}")
     packed = prepare_invert(transform, grid, (blocksize,) * grid.ndim)
@@ -305,7 +347,7 @@ def write_inverse(
 
 def write_resampled(
     out: str | os.PathLike[str],
-    moving: Image,
+    moving: Image | Series,
     transform: Transform,
     grid: Grid,
     settings: WarpSettings,
@@ -315,14 +357,14 @@ def write_resampled(
     resources: Resources | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Resample an image through a transform into an OME-Zarr, block by block.
+    """Resample an image, or a series of them, through a transform into an OME-Zarr.
 
     Parameters
     ----------
     out : path
-        The new OME-Zarr 0.5, multiscale, its axes z, y, x.
-    moving : Image
-        In moving space.
+        The new OME-Zarr 0.5, multiscale, its axes z, y, x after those of a series.
+    moving : Image or Series
+        In moving space. For a series, the transform is evaluated once.
     transform : Transform
         From fixed to moving points.
     grid : Grid
@@ -347,13 +389,32 @@ def write_resampled(
     """
     wanted = grid.reorder(stored_axes(grid)).in_unit("micrometer")
     axes = _axes(transform, None)
-    size = (blocksize,) * grid.ndim
-    lazy = prepare_apply_transform(wanted.reorder(axes), moving, transform, size, settings)
-    stored = lazy.transpose(wanted.reorder(axes).axis_order(wanted.axes))
-    chunks = tuple(min(c[0], blocksize) for c in stored.chunks)
-    target = create_ome_zarr(out, wanted, stored.dtype, chunks=chunks, overwrite=overwrite)
+    lazy = _resampled(moving, transform, wanted.reorder(axes), settings, blocksize)
+    first = lazy.ndim - grid.ndim
+    order = wanted.reorder(axes).axis_order(wanted.axes)
+    stored = lazy.transpose(*range(first), *(first + k for k in order))
+    chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
+    series = dict(moving.axes) if isinstance(moving, Series) else {}
+    target = create_ome_zarr(
+        out, wanted, stored.dtype, chunks=chunks, series=series, overwrite=overwrite
+    )
     store(stored, target, resources)
     write_pyramid(out, labels=labels)
+
+
+def _resampled(
+    moving: Image | Series,
+    transform: Transform,
+    grid: Grid,
+    settings: WarpSettings,
+    blocksize: int,
+) -> da.Array:
+    """Axes of a series, then those of the grid."""
+    size = (blocksize,) * grid.ndim
+    if isinstance(moving, Image):
+        return prepare_apply_transform(grid, moving, transform, size, settings)
+    lazy = prepare_apply_to_series(grid, moving.images, transform, size, settings)
+    return lazy.reshape(*(n for _, n in moving.axes), *grid.shape)
 
 
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:

@@ -20,9 +20,11 @@ from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
     Block,
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
+    PiecewiseAffine,
     Transform,
     compose,
 )
@@ -46,8 +48,9 @@ class MappedPoints:
     points : ndarray, (m, n), float64
         Where they lead to.
     outside : ndarray, (m,), bool
-        Fixed points beyond the displacement field, where its edge value was taken; and, of an
-        inverse, points no solution was found for.
+        Points that some transform of the chain says nothing about: beyond a displacement field,
+        where its edge value was taken, beyond the lattice of B-splines or of piecewise affines;
+        and, of an inverse, points no solution was found for.
     """
 
     points: NDArray[np.float64]
@@ -200,15 +203,25 @@ def apply_to_points(
         return MappedPoints(
             (affine.inverse() if inverse else affine).apply(p), np.zeros(len(p), bool)
         )
-    if inverse:
-        return _back(transform, p)
-    mapped = p.copy()
-    field = _first_field(transform)
-    if field is None:
-        return MappedPoints(transform.apply(p), np.zeros(len(p), bool))
-    for some in _groups(field.grid, p):
-        mapped[some] = transform.apply(p[some])
-    return MappedPoints(mapped, _outside(field.grid, p))
+    return _back(transform, p) if inverse else _forth(transform, p)
+
+
+def _forth(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
+    simple = compose(transform)
+    lost = np.zeros(len(p), bool)
+    for step in simple.transforms if isinstance(simple, CompositeTransform) else (simple,):
+        if isinstance(step, BSplineTransform):
+            lost |= ~step.reaches(p)
+        elif isinstance(step, DisplacementField | PiecewiseAffine):
+            lost |= _outside(step.grid, p)
+        if isinstance(step, DisplacementField):
+            mapped = np.empty_like(p)
+            for some in _groups(step.grid, p):
+                mapped[some] = step.apply(p[some])
+            p = mapped
+        else:
+            p = step.apply(p)
+    return MappedPoints(p, lost)
 
 
 def _back(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
@@ -259,18 +272,13 @@ def _as_matrix(transform: Transform) -> NDArray[np.float64] | None:
     return simple.matrix if isinstance(simple, AffineTransform) else None
 
 
-def _first_field(transform: Transform) -> DisplacementField | None:
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    return steps[0] if isinstance(steps[0], DisplacementField) else None
-
-
 def _field_then_affine(transform: Transform) -> tuple[DisplacementField, AffineTransform]:
     links = _links(transform)
     if len(links) != 1 or isinstance(links[0], AffineTransform):
         raise InputError(
             "a displacement field, or one followed by affines, can be inverted block by block; got "
-            f"{len(links)} transforms to be inverted in turn: use invert_transform, or make them "
-            "one field by itkstream.algebra.sample_transform"
+            f"{_kinds(transform)}: use invert_transform, or make it one field by "
+            "itkstream.transform.as_field"
         )
     return links[0]
 
@@ -286,14 +294,19 @@ def _links(transform: Transform) -> list[_Link]:
             identity = AffineTransform(np.eye(step.ndim + 1))
             links.append((step, after if isinstance(after, AffineTransform) else identity))
         elif not isinstance(step, AffineTransform):
-            kinds = ", ".join(type(s).__name__ for s in steps)
             raise InputError(
-                f"affines and displacement fields can be inverted; got {kinds}: make it a field by "
-                "itkstream.algebra.sample_transform first"
+                f"affines and displacement fields can be inverted; got {_kinds(simple)}: make it a "
+                "field first, by itkstream.transform.as_field or `itkstream export --like`"
             )
         elif not links:
             links.append(step)
     return links
+
+
+def _kinds(transform: Transform) -> str:
+    simple = compose(transform)
+    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    return ", ".join(type(step).__name__ for step in steps)
 
 
 def _delayed_bounds(field: DisplacementField) -> Any:

@@ -29,6 +29,7 @@ from itkstream.geometry import (
 )
 
 __all__ = [
+    "CHOOSING",
     "INTERPOLATORS",
     "from_itk_image",
     "from_itk_transform",
@@ -52,6 +53,12 @@ INTERPOLATORS = {
     "lanczos-sinc": sitk.sitkLanczosWindowedSinc,
     "blackman-sinc": sitk.sitkBlackmanWindowedSinc,
 }
+
+# Composites in composites.
+_DEEPEST = 16
+
+CHOOSING = ("nearest", "label-gaussian")
+"""Interpolators that choose one of the values that are there, and make up none."""
 
 
 def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:
@@ -186,12 +193,10 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
     """
     ndim = transform.GetDimension()
     axes = tuple(axes or default_axes(ndim))
-    if transform.GetName() == "CompositeTransform":
-        composite = sitk.CompositeTransform(transform)
-        count = composite.GetNumberOfTransforms()
-        steps = [composite.GetNthTransform(k) for k in reversed(range(count))]
-        return CompositeTransform(tuple(from_itk_transform(t, axes) for t in steps))
-    transform = transform.Downcast()
+    steps = _steps(transform)
+    if steps is not None:
+        return CompositeTransform(tuple(from_itk_transform(t, axes) for t in reversed(steps)))
+    transform = _own_kind(transform)
     if isinstance(transform, sitk.DisplacementFieldTransform):
         data, grid = _unwrap(transform.GetDisplacementField(), axes, "micrometer")
         return DisplacementField(data, grid)
@@ -227,8 +232,8 @@ def resample(
         The wanted voxels, with the axes of `moving`.
     interpolator : str
         One of `INTERPOLATORS`.
-    background : float
-        Value outside the moving image.
+    background : float or int
+        Value outside the moving image; one of its type, where the interpolator is for labels.
 
     Returns
     -------
@@ -241,7 +246,7 @@ def resample(
             f"unknown interpolator {interpolator!r}; known: {', '.join(INTERPOLATORS)}"
         )
     voxels = moving.read()
-    keeps_type = interpolator in ("nearest", "label-gaussian")
+    keeps_type = interpolator in CHOOSING
     labels = None
     if keeps_type and voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:
         labels, voxels, background = _numbered(voxels, background)
@@ -255,7 +260,7 @@ def resample(
         itk_grid.origin,
         itk_grid.spacing,
         np.ravel(itk_grid.direction).tolist(),
-        background,
+        float(background),
         image.GetPixelID() if keeps_type else sitk.sitkFloat64,
     )
     data, _ = _unwrap(resampled, out_grid.axes, out_grid.unit)
@@ -312,10 +317,10 @@ def transform_token(transform: sitk.Transform) -> tuple[Any, ...]:
     tuple
         Kind, parameters and fixed parameters, or a digest of many.
     """
-    own = transform.Downcast()
+    own = _own_kind(transform)
     kind = type(own).__name__
-    if isinstance(own, sitk.CompositeTransform):
-        steps = (own.GetNthTransform(k) for k in range(own.GetNumberOfTransforms()))
+    steps = _steps(own)
+    if steps is not None:
         return (kind, *map(transform_token, steps))
     if isinstance(own, sitk.DisplacementFieldTransform):
         numbers = sitk.GetArrayViewFromImage(own.GetDisplacementField())
@@ -365,13 +370,48 @@ def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[N
     return np.ascontiguousarray(array), grid.reorder(axes)
 
 
+def _steps(transform: sitk.Transform) -> list[sitk.Transform] | None:
+    """What a composite is made of, as it was added; None for any other kind.
+
+    A kind that SimpleITK has no class for, such as the MatrixOffsetTransformBase of ANTs and
+    greedy, comes as a composite of itself, without end: that is none.
+    """
+    inner, depth = transform, 0
+    while inner.GetName() == "CompositeTransform":
+        composite = sitk.CompositeTransform(inner)
+        count, depth = composite.GetNumberOfTransforms(), depth + 1
+        if depth > _DEEPEST:
+            return None
+        if count != 1:
+            break
+        inner = composite.GetNthTransform(0)
+    if depth == 0:
+        return None
+    whole = sitk.CompositeTransform(transform)
+    return [whole.GetNthTransform(k) for k in range(whole.GetNumberOfTransforms())]
+
+
+def _own_kind(transform: sitk.Transform) -> sitk.Transform:
+    try:
+        return transform.Downcast()
+    except KeyError:
+        # SimpleITK reads kinds that it has no class for.
+        return transform
+
+
 def _linear_matrix(transform: sitk.Transform, axes: Sequence[str]) -> NDArray[np.float64]:
-    """Read the matrix off the images of the origin and the unit vectors: fits every linear kind."""
+    """The matrix as it is stored; of kinds that store none, from where points go."""
     n = transform.GetDimension()
     order = [default_axes(n).index(a) for a in axes]
-    origin = np.array(transform.TransformPoint([0.0] * n))
-    columns = [np.array(transform.TransformPoint(e.tolist())) - origin for e in np.eye(n)]
+    if hasattr(transform, "GetMatrix") and hasattr(transform, "GetTranslation"):
+        linear = np.reshape(transform.GetMatrix(), (n, n))
+        centre = np.array(transform.GetCenter())
+        shift = np.array(transform.GetTranslation()) + (centre - linear @ centre)
+    else:
+        shift = np.array(transform.TransformPoint([0.0] * n))
+        columns = [np.array(transform.TransformPoint(e.tolist())) - shift for e in np.eye(n)]
+        linear = np.stack(columns, axis=1)
     matrix = np.eye(n + 1)
-    matrix[:n, :n] = np.stack(columns, axis=1)[np.ix_(order, order)]
-    matrix[:n, n] = origin[order]
+    matrix[:n, :n] = linear[np.ix_(order, order)]
+    matrix[:n, n] = shift[order]
     return matrix

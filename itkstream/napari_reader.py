@@ -84,14 +84,20 @@ def _layer(
     path: str, name: str, axes: tuple[str, ...], affine: NDArray[np.float64] | None = None
 ) -> LayerData:
     levels = [image.reorder(axes).in_unit("micrometer") for image in _levels(path)]
-    to_space = levels[0].grid.matrix
+    spacing = levels[0].grid.spacing
+    # napari scales voxels first; what is left is where the image lies and how it is turned.
+    placed = levels[0].grid.matrix / [*spacing, 1.0]
     arrays = [
         da.from_array(level.data, chunks=_CHUNK, name=f"{path}-{k}")
         for k, level in enumerate(levels)
     ]
     attributes = {
         "name": name,
-        "affine": to_space if affine is None else affine @ to_space,
+        "scale": spacing,
+        "affine": placed if affine is None else affine @ placed,
+        "units": ("micrometer",) * len(axes),
+        "axis_labels": axes,
+        "rgb": False,
         "multiscale": len(arrays) > 1,
         "blending": "additive",
         "colormap": _COLOURS[name],

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from itkstream.algebra import (
+    as_field,
     coarsen_field,
     crop_transform,
     fold_affine,
@@ -50,6 +51,7 @@ __all__ = [
     "apply_global_affine",
     "apply_to_points",
     "apply_transform",
+    "as_field",
     "coarsen_field",
     "compose",
     "crop_transform",
@@ -180,7 +182,7 @@ def prepare_apply_transform(
         "fixed_grid": fixed.grid,
         "settings": settings,
     }
-    return map_blocks(_apply_block, blocks, None, shared, Result(_result_type(moving, settings)))
+    return map_blocks(_apply_block, blocks, None, shared, Result(settings.voxel_type(moving.dtype)))
 
 
 def prepare_apply_to_series(
@@ -226,7 +228,7 @@ def prepare_apply_to_series(
     grid, settings = pairs[0][0].grid, settings or WarpSettings()
     shared = {"series": tuple(moving for _, moving in pairs), "transform": transform}
     shared |= {"fixed_grid": grid, "settings": settings}
-    result = Result(_result_type(pairs[0][1], settings), (len(pairs),))
+    result = Result(settings.voxel_type(pairs[0][1].dtype), (len(pairs),))
     blocks = block_grid(grid.shape, blocksize, 0)
     together = map_blocks(_apply_series_block, blocks, None, shared, result)
     return together.transpose(grid.ndim, *range(grid.ndim))
@@ -386,7 +388,7 @@ def prepare_apply_position_field(
         "settings": settings,
         "flip": transpose[2],
     }
-    result = Result(_result_type(moving, settings))
+    result = Result(settings.voxel_type(moving.dtype))
     return map_blocks(_apply_field_block, blocks, field, shared, result, halo)
 
 
@@ -495,10 +497,6 @@ def _wanted(fixed: Image | Grid) -> Image:
     if isinstance(fixed, Image):
         return fixed
     return Image(np.broadcast_to(np.uint8(0), fixed.shape), fixed)
-
-
-def _result_type(moving: Image, settings: WarpSettings) -> np.dtype[Any]:
-    return np.dtype(moving.dtype if settings.dtype is None else settings.dtype)
 
 
 def _as_field(field: Any, ndim: int, transpose: bool) -> ArraySource:

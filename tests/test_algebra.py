@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from itkstream.algebra import (
+    as_field,
     coarsen_field,
     crop_transform,
     fold_affine,
@@ -146,6 +147,13 @@ def test_any_transform_becomes_a_field(odd_grid: MakeGrid, smooth_transform: Mak
         np.testing.assert_allclose(field.apply(grid.positions()), wanted, atol=1e-4)
         lazy = prepare_sample(transform, grid, (6, 7, 8)).compute()
         np.testing.assert_allclose(lazy, field.data, atol=1e-4)
+        read = as_field(transform, grid)
+        np.testing.assert_array_equal(np.asarray(read.data), field.data)
+        some = grid.positions()[2:5, 3:6, 1:9]
+        np.testing.assert_allclose(read.apply(some), wanted[2:5, 3:6, 1:9], atol=1e-4)
+        whole = prepare_jacobian(read, (20, 20, 20)).compute()
+        blocks = prepare_jacobian(read, (5, 6, 4)).compute()
+        np.testing.assert_allclose(blocks, whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
@@ -168,6 +176,8 @@ def test_cropping_keeps_what_the_region_needs(
         cropped.apply(part.positions()), transform.apply(part.positions())
     )
     assert crop_transform(affine, part) is affine
+    nested = crop_transform(CompositeTransform((transform, affine)), part)
+    assert nested.transforms[0].grid == cropped.transforms[0].grid
     alone = crop_transform(transform.transforms[0], part)
     assert isinstance(alone, DisplacementField)
 
@@ -254,6 +264,11 @@ def test_refuses(odd_grid: MakeGrid, smooth_transform: Make) -> None:
     for bad in ({"tolerance": 0.0}, {"tolerance": np.nan}, {"max_factor": 64}):
         with pytest.raises(InputError, match="tolerance must be positive and max_factor"):
             coarsen_field(field, **bad)
+    for wrong in (transform, affine):
+        with pytest.raises(InputError, match="coarsen_field takes a DisplacementField; got"):
+            coarsen_field(wrong)
+    with pytest.raises(InputError, match="a composite is made of transforms; got ndarray"):
+        compose(np.eye(4), affine)
     holes = np.array(field.data)
     holes[1, 1, 1] = np.nan
     with pytest.raises(InputError, match="holds NaN"):

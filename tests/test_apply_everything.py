@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from itkstream.block_kernels import WarpSettings
 from itkstream.errors import InputError
+from itkstream.exports import Series
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.itk_images import write_itk
@@ -73,6 +74,79 @@ def test_no_label_is_made_up_and_every_bit_is_kept(interpolator: str, seed: int)
     assert np.isin(whole, [0, *known]).all()
     blocks = prepare_apply_transform(GRID, moving, transform, (13, 12, 11), chosen).compute()
     np.testing.assert_array_equal(blocks, whole)
+
+
+TYPES = ["bool", "int8", "int16", "uint16", "int64", "uint64", "float16", "float32", ">u2"]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_type_in_blocks_as_in_one(dtype: str, ndim: int) -> None:
+    rng = np.random.default_rng(1)
+    grid = Grid((12, 11, 10)[:ndim], (1.0, 1.5, 2.0)[:ndim])
+    matrix = np.eye(ndim + 1)
+    matrix[:-1, -1] = 0.3
+    voxels = Image((rng.integers(0, 2, grid.shape) * 100).astype(dtype), grid)
+    for interpolator in ("nearest", "linear", "quadratic-bspline", "bspline", "label-gaussian"):
+        given = (grid, voxels, AffineTransform(matrix))
+        chosen = WarpSettings(interpolator, background=7)
+        whole = apply_transform(*given, chosen)
+        blocks = prepare_apply_transform(*given, (5,) * ndim, chosen).compute()
+        assert whole.dtype == blocks.dtype == dtype
+        # Splines of a part end where their poles have decayed to single precision.
+        atol = 1e-4 if "bspline" in interpolator else 0
+        np.testing.assert_allclose(blocks.astype(float), whole.astype(float), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("interpolator", [*LABELS, "linear", "bspline"])
+@pytest.mark.parametrize("engine", [None, "itk"])
+def test_a_narrower_type_is_never_wrapped_into(interpolator: str, engine: str | None) -> None:
+    identity = AffineTransform(np.eye(4))
+    away = np.eye(4)
+    away[0, 3] = 20.0
+    for start, value, end, wanted in (
+        ("uint16", 300, "uint8", 255),
+        ("int16", -5, "uint8", 0),
+        ("float32", 2.7, "uint8", 3),
+        ("float32", 3e9, "int32", 2**31 - 1),
+        ("uint64", 2**64 - 1, "int64", 2**63 - 1),
+        ("float32", np.nan, "uint8", 0),
+    ):
+        chosen = WarpSettings(interpolator, engine, background=-1, dtype=end)
+        moving = Image(np.full(GRID.shape, value, start), GRID)
+        assert (apply_transform(GRID, moving, identity, chosen) == wanted).all()
+        beyond = apply_transform(GRID, moving, AffineTransform(away), chosen)
+        assert beyond[-1, 0, 0] == (0 if end == "uint8" else -1)
+        assert beyond[0, 0, 0] == wanted
+
+
+@pytest.mark.parametrize("interpolator", LABELS)
+def test_the_background_of_labels_keeps_its_bits(interpolator: str) -> None:
+    away = np.eye(4)
+    away[0, 3] = 15.0
+    moving = Image(np.full(GRID.shape, 2**63 + 7, np.uint64), GRID)
+    for shift in (15.0, 99.0):
+        away[0, 3] = shift
+        for engine in (None, "itk"):
+            chosen = WarpSettings(interpolator, engine, background=2**63 + 5)
+            found = apply_transform(GRID, moving, AffineTransform(away), chosen)
+            assert {*np.unique(found).tolist()} <= {2**63 + 5, 2**63 + 7}
+            assert found[-1, 0, 0] == 2**63 + 5
+
+
+def test_what_no_image_holds() -> None:
+    moving = Image(np.zeros(GRID.shape, np.uint8), GRID)
+    identity = AffineTransform(np.eye(4))
+    with pytest.raises(InputError, match="cannot hold NaN, the background"):
+        prepare_apply_transform(GRID, moving, identity, (9, 9, 9), WarpSettings(background=np.nan))
+    for wrong in (np.complex64, np.longdouble, "U3"):
+        with pytest.raises(InputError, match="images that are resampled hold truth values"):
+            WarpSettings(dtype=wrong)
+        odd = Image(np.zeros(GRID.shape, wrong), GRID)
+        with pytest.raises(InputError, match="images that are resampled hold truth values"):
+            apply_transform(GRID, odd, identity)
+    with pytest.raises(InputError, match="'colour' is no voxel type"):
+        WarpSettings(dtype="colour")
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
@@ -183,6 +257,54 @@ def test_the_command(tmp_path, command) -> None:
     np.testing.assert_array_equal(found.read(), wanted)
     again = command(*words, cwd=tmp_path)
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
+
+
+def test_the_command_on_channels_and_types(tmp_path, command) -> None:
+    transform = gentle(9)
+    write_transform(tmp_path / "t.h5", transform)
+    rng = np.random.default_rng(4)
+    voxels = rng.integers(0, 999, (2, 3, *GRID.shape)).astype(np.uint16)
+    series = {"t": 2, "c": 3}
+    create_ome_zarr(tmp_path / "m.ome.zarr", GRID, np.uint16, chunks=(26, 24, 22), series=series)[
+        :
+    ] = voxels
+    words = ["apply", "t.h5", "m.ome.zarr", "--like", "m.ome.zarr"]
+    for options in (("--time", "all", "--channel", "all"), ("--time", "1", "--channel", "all")):
+        done = command(*words, "all.ome.zarr", *options, "--overwrite", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        for time, channel in np.ndindex(2, 3):
+            if options[1] == "1" and time:
+                continue
+            found = open_image(tmp_path / "all.ome.zarr", time=time, channel=channel)
+            which = 1 if options[1] == "1" else time
+            wanted = apply_transform(GRID, Image(voxels[which, channel], GRID), transform)
+            # The file holds the field in doubles, the test in singles.
+            assert np.abs(found.read().astype(int) - wanted).max() <= 1
+    labels = rng.choice(np.array([1, 2**53 + 1, 2**64 - 1], np.uint64), GRID.shape)
+    create_ome_zarr(tmp_path / "l.ome.zarr", GRID, np.uint64, chunks=(26, 24, 22))[:] = labels
+    words[2] = "l.ome.zarr"
+    options = ["--label-gaussian", "--background", str(2**53 + 3)]
+    assert command(*words, "g.ome.zarr", *options, cwd=tmp_path).returncode == 0
+    found = np.unique(open_image(tmp_path / "g.ome.zarr").read())
+    assert found.tolist() == [1, 2**53 + 1, 2**53 + 3, 2**64 - 1]
+    assert command(*words, "n.ome.zarr", "--dtype", "uint8", cwd=tmp_path).returncode == 0
+    assert open_image(tmp_path / "n.ome.zarr").dtype == np.uint8
+    for wrong, message in (
+        (("--background", "nan"), "cannot hold NaN"),
+        (("--background", "x"), "is not a valid float"),
+        (("--dtype", "complex64"), "hold truth values"),
+        (("--time", "x"), "is not a valid integer"),
+        (("--channel", "4"), "has no channel"),
+    ):
+        done = command(*words, "w.ome.zarr", *wrong, cwd=tmp_path)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    done = command("apply", "t.h5", "m.ome.zarr", "w.ome.zarr", cwd=tmp_path)
+    assert (done.returncode, "say --like IMAGE" in done.stderr) == (2, True)
+
+
+def test_a_series_counts_its_images() -> None:
+    with pytest.raises(InputError, match=r"a series along {'c': 2} has as many images; got 1"):
+        Series((Image(np.zeros(GRID.shape), GRID),), (("c", 2),))
 
 
 def test_a_dask_series() -> None:

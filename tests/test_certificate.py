@@ -94,6 +94,20 @@ def test_folded_regions_are_listed_and_repaired(monkeypatch, lazy) -> None:
     assert check_transform(repaired).folded_voxels == 0
 
 
+def test_many_folds_are_patches_side_by_side() -> None:
+    grid = Grid((96, 120), (1.0, 1.0))
+    data = np.zeros((*grid.shape, 2), np.float32)
+    data[6::12, 6::12, 1] = 3
+    repaired = repair_transform(DisplacementField(data, grid))
+    assert check_transform(repaired).folded_voxels == 0
+    # One over the other, a thousand would be deeper than Python's calls may be.
+    assert repaired.data.source is data
+    assert len(repaired.data.patches) > 10
+    # Patches stay in memory: no more of them than what a repair did change.
+    changed = (np.asarray(repaired.data) != data).any(axis=-1)
+    assert sum(patch[..., 0].size for _, patch in repaired.data.patches) < 3 * changed.sum()
+
+
 def test_what_is_sound_is_left_alone() -> None:
     field = waves(0.5)
     assert repair_transform(field) is field

@@ -104,6 +104,9 @@ def test_a_bundle_for_slicer(run: Path, tmp_path: Path) -> None:
         low = np.array(shown.TransformContinuousIndexToPhysicalPoint([-0.5] * 3))[::-1]
         first = image.grid.to_physical([-0.5] * 3)
         np.testing.assert_allclose(low, first, atol=1e-9)
+    export_slicer(tmp_path / "least", transform, images, limit_mb=0.1)
+    # All of it: the images do not compress well, and HDF5 adds tables of its own.
+    assert sum(f.stat().st_size for f in (tmp_path / "least").iterdir()) <= 0.1 * 2**20
     text = (tmp_path / "s" / "READ ME.txt").read_text()
     assert f"within {bundle.field_error_vox:.2g} voxels" in text
     with pytest.raises(ExistingOutputError):
@@ -144,8 +147,8 @@ def test_affines_need_no_thinning_and_bad_input_is_told(run: Path, tmp_path: Pat
     assert coarsened(affine)[1:] == ((1, 1, 1), 0.0)
     images = registered_images(run)
     assert export_slicer(tmp_path / "s", affine, images).field_error_vox == 0
-    for limit in (0.0, np.nan):
-        with pytest.raises(InputError, match="limit_mb must be positive"):
+    for limit in (0.0, np.nan, 0.09):
+        with pytest.raises(InputError, match=r"limit_mb must be at least 0\.1"):
             export_slicer(tmp_path / "t", affine, images, limit_mb=limit)
     with pytest.raises(MissingDataError, match=r"has no registration\.json"):
         registered_images(tmp_path)
@@ -195,6 +198,34 @@ def test_commands(run: Path, tmp_path: Path, command: Callable[..., Any]) -> Non
     assert read_error_map(tmp_path / "i.ome.zarr").grid == MOVING
     done = command("invert", run, "j.ome.zarr", "--like", "none.n5/s0", cwd=tmp_path)
     assert (done.returncode, "does not exist" in done.stderr) == (2, True)
+    done = command("invert", run, "j.h5", cwd=tmp_path)
+    assert (done.returncode, "such as inverse.ome.zarr; got j.h5" in done.stderr) == (2, True)
+    affine = make_transform().transforms[1]
+    write_transform(tmp_path / "a.mat", affine)
+    assert command("invert", "a.mat", "b.tfm", cwd=tmp_path).returncode == 0
+    inverse = read_transform(tmp_path / "b.tfm")
+    np.testing.assert_allclose(inverse.matrix @ affine.matrix, np.eye(4), atol=1e-12)
+    done = command("invert", "t.h5", "k.ome.zarr", cwd=tmp_path)
+    assert (done.returncode, "say --like IMAGE" in done.stderr) == (2, True)
+
+
+def test_whatever_a_transform_is_it_becomes_a_field(
+    run: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    spline = sitk.BSplineTransformInitializer(sitk.Image(200, 200, 200, sitk.sitkUInt8), [4, 4, 4])
+    moves = np.random.default_rng(0).uniform(-2, 2, len(spline.GetParameters()))
+    spline.SetParameters(moves.tolist())
+    sitk.WriteTransform(spline, str(tmp_path / "b.tfm"))
+    assert command("check", "b.tfm", cwd=tmp_path).returncode == 2
+    like = str(run / "aligned.ome.zarr")
+    done = command("export", "b.tfm", "b.ome.zarr", "--like", like, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = read_transform(tmp_path / "b.ome.zarr")
+    assert found.transforms[0].grid == FIXED
+    nodes = FIXED.positions()[::7, ::9, ::11].reshape(-1, 3)
+    # Vectors of 2 in float32.
+    np.testing.assert_allclose(found.apply(nodes), by_itk(spline, nodes), atol=1e-5)
+    assert command("check", "b.ome.zarr", cwd=tmp_path).returncode == 0
 
 
 def test_layers_for_napari(run: Path, tmp_path: Path) -> None:
@@ -214,7 +245,11 @@ def test_layers_for_napari(run: Path, tmp_path: Path) -> None:
         wanted = image.grid.to_physical(corner[:3])
         if name == "moving":
             wanted = transform.transforms[1].inverse().apply(wanted)
-        np.testing.assert_allclose((attributes["affine"] @ corner)[:3], wanted, atol=1e-9)
+        scaled = np.multiply(corner, [*attributes["scale"], 1])
+        np.testing.assert_allclose((attributes["affine"] @ scaled)[:3], wanted, atol=1e-9)
+        assert attributes["scale"] == image.grid.spacing
+        assert attributes["units"] == ("micrometer",) * 3
+        assert attributes["axis_labels"] == ("z", "y", "x")
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("transform.ome.zarr", "aligned.ome.zarr"):

@@ -12,10 +12,12 @@ import itkstream.inversion as inversion
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
+    BlockGrid,
     BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
+    PiecewiseAffine,
 )
 from itkstream.transform import apply_to_points, invert_transform, prepare_invert
 
@@ -134,7 +136,7 @@ def test_refuses(gentle) -> None:
         apply_to_points(transform, np.zeros((5, 2)))
     with pytest.raises(InputError, match="must be finite; 1 are not"):
         apply_to_points(transform, [[0, np.nan, 0]])
-    with pytest.raises(InputError, match="got 2 transforms to be inverted in turn"):
+    with pytest.raises(InputError, match="got AffineTransform, DisplacementField: use"):
         prepare_invert(CompositeTransform((affine, field)), grid, (16, 16, 16))
     spline = BSplineTransform(np.zeros((5, 5, 5, 3)), Grid((5, 5, 5), (9, 9, 9)))
     with pytest.raises(InputError, match="got DisplacementField, BSplineTransform"):
@@ -144,3 +146,22 @@ def test_refuses(gentle) -> None:
     holes = np.full((*grid.shape, 3), np.nan, np.float32)
     with pytest.raises(InputError, match="NaN or infinity"):
         apply_to_points(DisplacementField(holes, grid), np.zeros((1, 3)), inverse=True)
+
+
+def test_every_link_of_a_chain_tells_what_is_outside(gentle) -> None:
+    transform, grid = gentle
+    field, affine = transform.transforms
+    lattice = Grid((6, 6, 6), tuple(np.multiply(grid.spacing, 20)), grid.origin, grid.direction)
+    spline = BSplineTransform(np.zeros((6, 6, 6, 3)), lattice)
+    blocks = BlockGrid(grid.shape, grid.shape, (0, 0, 0))
+    pieces = PiecewiseAffine(np.eye(4).reshape(1, 1, 1, 4, 4), blocks, grid)
+    middle, far = grid.to_physical([np.divide(grid.shape, 2), [9999.0] * 3])
+    reached = lattice.to_physical([2.5] * 3)
+    assert apply_to_points(spline, [reached, far]).outside.tolist() == [False, True]
+    for last in (field, pieces):
+        # What the last transform of a chain gets has gone through those before it.
+        chain = CompositeTransform((affine, last))
+        back = affine.inverse().apply([middle, far])
+        found = apply_to_points(chain, back)
+        assert found.outside.tolist() == [False, True]
+        np.testing.assert_array_equal(found.points, chain.apply(back))

@@ -29,6 +29,7 @@ from itkstream.itk_bridge import (
     sample_transform,
     to_itk_image,
     to_itk_transform,
+    transform_token,
 )
 
 MakeGrid = Callable[..., Grid]
@@ -102,6 +103,10 @@ def test_transforms_map_the_same_points_both_ways(
         sitk.Euler3DTransform((3, 4, 5), 0.1, 0.2, 0.3, (1, 2, 3)),
         sitk.Similarity3DTransform(1.2, (0, 1, 0), 0.4, (1, 2, 3), (9, 8, 7)),
         sitk.ScaleTransform(3, (1, 2, 3)),
+        sitk.ComposeScaleSkewVersor3DTransform(
+            (1, 2, 1.5), (0.1, 0.2, 0.3), (0, 0, 1), 0.3, (1, 2, 3), (4, 5, 6)
+        ),
+        sitk.AffineTransform((1.1, 0.2, 0, 0, 0.9, 0, 0.1, 0, 1), (1, 2, 3), (7, 8, 9)),
         sitk.TranslationTransform(3, (4, 5, 6)),
         sitk.AffineTransform(2),
         sitk.Transform(),
@@ -194,3 +199,25 @@ def test_an_array_larger_than_its_grid_is_a_field() -> None:
     itk = to_itk_transform(chain, grid.axes)
     np.testing.assert_allclose(itk.TransformPoint((2.0, 3.0)), (2 + 3.5 / 8, 3.5), atol=1e-12)
     assert AffineTransform(np.eye(3)).ndim == itk.GetDimension()
+
+
+def test_a_kind_without_a_class_in_simpleitk_is_read(tmp_path) -> None:
+    # What c3d_affine_tool and greedy write, and ANTs reads and wrote.
+    text = """#Insight Transform File V1.0
+#Transform 0
+Transform: MatrixOffsetTransformBase_double_3_3
+Parameters: 1 0.1 0 0 1 0 0 0.2 1 4 5 6
+FixedParameters: 1 2 3
+"""
+    (tmp_path / "a.tfm").write_text(text)
+    itk = sitk.ReadTransform(str(tmp_path / "a.tfm"))
+    shift = sitk.TranslationTransform(3, (1, 2, 3))
+    points = np.random.default_rng(0).uniform(-50, 50, (10, 3))
+    for given in (itk, sitk.CompositeTransform([shift, itk]), sitk.CompositeTransform([itk])):
+        wanted = [given.TransformPoint(p.tolist()) for p in points]
+        found = from_itk_transform(given, ("x", "y", "z"))
+        np.testing.assert_allclose(found.apply(points), wanted, atol=1e-10)
+        assert transform_token(given) == transform_token(sitk.Transform(given))
+    other = sitk.Transform(itk)
+    other.SetParameters((1.5, *itk.GetParameters()[1:]))
+    assert transform_token(other) != transform_token(itk)

@@ -33,6 +33,8 @@ __all__ = [
     "steps_of",
 ]
 
+# Ratio of an affine's greatest stretch to its least beyond which its inverse is rounding alone.
+_SINGULAR = 1e12
 # Of positions computed in another order, far from the origin.
 _ROUNDING_VOX = 0.01
 
@@ -108,7 +110,7 @@ class AffineTransform(Transform):
             raise InputError("an affine must be finite; got NaN or infinity: did its fit fail?")
         if not np.array_equal(matrix[-1], np.eye(len(matrix))[-1]):
             raise InputError(f"the last row of an affine is 0 ... 0 1; got {matrix[-1].tolist()}")
-        if abs(np.linalg.det(matrix)) < 1e-12:
+        if np.linalg.cond(matrix[:-1, :-1]) > _SINGULAR:
             raise InputError("an affine must be invertible; its determinant is 0")
         matrix.flags.writeable = False
         object.__setattr__(self, "matrix", matrix)
@@ -360,6 +362,24 @@ class BSplineTransform(Transform):
         """Dimensions of the space."""
         return self.grid.ndim
 
+    def reaches(self, points: ArrayLike) -> NDArray[np.bool_]:
+        """Which points all B-splines around them reach.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (...), bool
+            False where `apply` leaves a point where it is.
+        """
+        index = self.grid.to_index(points)
+        edge = 0.5 * (self.order - 1)
+        last = np.asarray(self.grid.shape) - 1 - edge
+        return np.asarray(((index >= edge) & (index < last)).all(axis=-1))
+
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map points; those that not all B-splines reach stay where they are, as in ITK.
 
@@ -374,11 +394,8 @@ class BSplineTransform(Transform):
             Moving positions.
         """
         p = np.asarray(points, float)
-        index = self.grid.to_index(p)
-        edge = 0.5 * (self.order - 1)
-        last = np.asarray(self.grid.shape) - 1 - edge
-        reached = ((index >= edge) & (index < last)).all(axis=-1)
-        where = index[reached].T
+        reached = self.reaches(p)
+        where = self.grid.to_index(p[reached]).T
         out = p.copy()
         for c in range(self.ndim):
             out[reached, c] += map_coordinates(
@@ -411,6 +428,12 @@ class CompositeTransform(Transform):
 
     def __post_init__(self) -> None:
         steps = tuple(self.transforms)
+        for step in steps:
+            if not isinstance(step, Transform):
+                raise InputError(
+                    f"a composite is made of transforms; got {type(step).__name__}: give a matrix "
+                    "as AffineTransform(matrix)"
+                )
         if not steps:
             raise InputError("a composite transform needs at least one transform; got none")
         if len({t.ndim for t in steps}) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
@@ -22,10 +22,12 @@ from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
 from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import written_codecs, zarr_attributes
+from itkstream.numerics.interpolate import round_to
 
 __all__ = ["create_ome_zarr", "pyramid_factors", "write_pyramid"]
 
 _ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
+_SERIES = {"t": "time", "c": "channel"}
 _SMALLEST = 256
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
@@ -37,6 +39,7 @@ def create_ome_zarr(
     *,
     chunks: Sequence[int],
     shards: Sequence[int] | None = None,
+    series: Mapping[str, int] | None = None,
     overwrite: bool = False,
     version: str = "0.5",
 ) -> zarr.Array[Any]:
@@ -59,6 +62,9 @@ def create_ome_zarr(
     shards : sequence of int, optional
         Voxels per shard file and axis, multiples of `chunks`; only in version 0.5. Blocks written
         at the same time must not share a chunk, nor a shard where there are shards.
+    series : mapping, optional
+        Axes before those of the grid, and how long they are: ``{"t": 5, "c": 3}``. A chunk or
+        shard holds one time point and channel.
     overwrite : bool
         Replace a Zarr array or OME-Zarr image that is there. Nothing else is ever replaced.
     version : str
@@ -74,13 +80,14 @@ def create_ome_zarr(
     ExistingOutputError
         Where something is there that may not be replaced.
     InputError
-        Where chunks or version cannot be.
+        Where chunks, series or version cannot be.
     """
     folder = Location.parse(path)
-    layout = _Layout(tuple(chunks), tuple(shards) if shards else None, version)
+    further = tuple((series or {}).items())
+    layout = _Layout(tuple(chunks), tuple(shards) if shards else None, version, further)
     layout.check(grid)
     claim_store(folder, overwrite)
-    attributes = _ngff([grid], version, folder)
+    attributes = _ngff([grid], layout, folder)
     if not np.array_equal(grid.direction, np.eye(grid.ndim)):
         attributes[OWN_ATTRIBUTES] = {"direction": grid.direction}
     group = zarr.create_group(
@@ -133,19 +140,19 @@ def write_pyramid(
     group = zarr.open_group(folder.store(), mode="r+")
     grids = [open_zarr(locate(folder / "0"), Selection()).grid]
     finest = zarr.open_array(folder.child("0").store(), mode="r")
-    layout = _Layout(finest.chunks, finest.shards, version)
+    layout = _Layout.of(finest, multiscale, version)
     labels = labels or finest.dtype == bool
-    group.attrs.update(_ngff(grids, version, folder))
+    group.attrs.update(_ngff(grids, layout, folder))
     while max(grids[-1].shape) > _SMALLEST:
         factors = pyramid_factors(grids[-1])
         grid = _shrink(grids[-1], factors, labels)
         array = _create_level(group, len(grids), grid, finest.dtype, layout)
-        job = _Job(folder, len(grids), factors, labels)
-        boxes = tiles(grid.shape, array.shards or array.chunks)
+        job = _Job(folder, len(grids), (*layout.single, *factors), labels)
+        boxes = tiles(array.shape, array.shards or array.chunks)
         for _ in mapper(partial(_fill, job), boxes):
             pass
         grids.append(grid)
-        group.attrs.update(_ngff(grids, version, folder))
+        group.attrs.update(_ngff(grids, layout, folder))
     return grids
 
 
@@ -175,17 +182,37 @@ def pyramid_factors(grid: Grid) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the arrays of an image are cut into files."""
+    """How the arrays of an image are cut into files, and their axes before the spatial ones."""
 
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
     version: str
+    series: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, finest: zarr.Array[Any], multiscale: Mapping[str, Any], version: str) -> _Layout:
+        """What an image was made with."""
+        axes = [str(axis["name"]) for axis in multiscale["axes"] if axis["type"] != "space"]
+        first = len(axes)
+        shards = finest.shards and finest.shards[first:]
+        series = tuple(zip(axes, finest.shape, strict=False))
+        return cls(finest.chunks[first:], shards, version, series)
+
+    @property
+    def single(self) -> tuple[int, ...]:
+        """One of every axis before the spatial ones."""
+        return (1,) * len(self.series)
 
     def check(self, grid: Grid) -> None:
         """Refuse what Zarr or NGFF cannot hold."""
         if self.version not in _ZARR_FORMATS:
             raise InputError(
                 f"OME-Zarr versions {', '.join(_ZARR_FORMATS)} are written; got {self.version!r}"
+            )
+        if any(name not in _SERIES or n < 1 for name, n in self.series):
+            raise InputError(
+                f"a series has axes {' and '.join(_SERIES)} of positive length; got "
+                f"{dict(self.series)}"
             )
         if len(self.chunks) != grid.ndim or min(self.chunks) < 1:
             raise InputError(f"chunks needs {grid.ndim} positive numbers; got {self.chunks}")
@@ -238,7 +265,7 @@ def _coarsen(fine: NDArray[Any], factors: tuple[int, ...], labels: bool) -> NDAr
     for offset in offsets:
         mean += padded[tuple(slice(k, None, f) for k, f in zip(offset, factors, strict=True))]
     mean /= len(offsets)
-    return np.rint(mean) if np.issubdtype(fine.dtype, np.integer) else mean
+    return round_to(mean, fine.dtype)
 
 
 def _shrink(grid: Grid, factors: tuple[int, ...], labels: bool) -> Grid:
@@ -250,34 +277,40 @@ def _create_level(
     group: zarr.Group, level: int, grid: Grid, dtype: np.dtype[Any], layout: _Layout
 ) -> zarr.Array[Any]:
     options: dict[str, Any] = {
-        "shards": layout.shards,
-        "dimension_names": grid.axes,
+        "shards": layout.shards and (*layout.single, *layout.shards),
+        "dimension_names": (*(name for name, _ in layout.series), *grid.axes),
         "compressors": written_codecs(),
     }
     if layout.version == "0.4":
         options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
     return group.create_array(
         str(level),
-        shape=grid.shape,
+        shape=(*(n for _, n in layout.series), *grid.shape),
         dtype=dtype,
-        chunks=layout.chunks,
+        chunks=(*layout.single, *layout.chunks),
         fill_value=0,
         overwrite=True,
         **options,
     )
 
 
-def _ngff(grids: Sequence[Grid], version: str, folder: Location) -> dict[str, Any]:
+def _ngff(grids: Sequence[Grid], layout: _Layout, folder: Location) -> dict[str, Any]:
     """The group attributes that describe an image with these levels."""
+    version, ones = layout.version, [1.0 for _ in layout.series]
+    further = [{"name": name, "type": _SERIES[name]} for name, _ in layout.series]
+    space = [{"name": a, "type": "space", "unit": grids[0].unit} for a in grids[0].axes]
     multiscale: dict[str, Any] = {
         "name": folder.name.removesuffix(".zarr").removesuffix(".ome"),
-        "axes": [{"name": a, "type": "space", "unit": grids[0].unit} for a in grids[0].axes],
+        "axes": further + space,
         "datasets": [
             {
                 "path": str(level),
                 "coordinateTransformations": [
-                    {"type": "scale", "scale": list(grid.spacing)},
-                    {"type": "translation", "translation": list(grid.origin)},
+                    {"type": "scale", "scale": ones + list(grid.spacing)},
+                    {
+                        "type": "translation",
+                        "translation": [0.0 for _ in ones] + list(grid.origin),
+                    },
                 ],
             }
             for level, grid in enumerate(grids)

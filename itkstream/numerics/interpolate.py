@@ -8,7 +8,7 @@ voxel above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from itkstream.errors import InputError
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["MARGIN", "Part", "round_to", "sample_field", "warp"]
+__all__ = ["MARGIN", "Part", "as_voxel", "round_to", "sample_field", "warp"]
 
 MARGIN = 1
 """Voxels beyond a sampled position that interpolation of order 0 or 1 may read."""
@@ -73,7 +73,8 @@ def warp(
     background : float
         Value where the position is outside `moving`.
     dtype : dtype, optional
-        Output type; default that of `moving`. Integers are rounded and clipped, never wrapped.
+        Output type; default that of `moving`. Integers are rounded and clipped, never wrapped;
+        order 0 keeps every bit of 64-bit integers.
 
     Returns
     -------
@@ -83,17 +84,21 @@ def warp(
     Raises
     ------
     InputError
-        For an order other than 0 and 1.
+        For an order other than 0 and 1, or a background that is no number of an integer type.
     """
     if order not in (0, 1):
         raise InputError(f"order must be 0 (nearest) or 1 (linear) here; got {order}")
     part = moving if isinstance(moving, Part) else Part(moving, (0,) * moving.ndim, moving.shape)
     wanted = np.dtype(part.values.dtype if dtype is None else dtype)
+    outside = as_voxel(background, wanted)
     out = np.empty(shape, _working_dtype(_computable(wanted), order))
     if part.values.size == 0:
-        out.fill(background)
-    else:
-        _warp_into(out, part, index_matrix, displacement, vector_matrix, order, background)
+        out.fill(outside)
+        return round_to(out, wanted)
+    if order == 0:
+        # Values that are not mixed may take their last type before they are sampled.
+        part = replace(part, values=round_to(part.values, wanted))
+    _warp_into(out, part, index_matrix, displacement, vector_matrix, order, outside)
     return round_to(out, wanted)
 
 
@@ -139,8 +144,42 @@ def sample_field(
     return out.reshape((*shape, n))
 
 
+def as_voxel(value: float, dtype: DTypeLike) -> Any:
+    """One number as a voxel of a type; for integers rounded, and clipped to their range.
+
+    Parameters
+    ----------
+    value : float or int
+        Of any size; integers are not taken through floats.
+    dtype : dtype
+        Voxel type.
+
+    Returns
+    -------
+    numpy scalar
+        Of this type.
+
+    Raises
+    ------
+    InputError
+        For NaN in a type that has none.
+    """
+    wanted = np.dtype(dtype)
+    if wanted.kind in "iub" and value != value:
+        raise InputError(
+            f"an image of {wanted} cannot hold NaN, the background asked for: choose a number, or "
+            "dtype='float32'"
+        )
+    if wanted.kind == "b":
+        return np.bool_(value >= 0.5)
+    if wanted.kind in "iu":
+        info = np.iinfo(wanted)
+        value = round(min(max(value, int(info.min)), int(info.max)))
+    return np.array(value).astype(wanted)[()]
+
+
 def round_to(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-    """Cast to `dtype`; integers are rounded and clipped to its range.
+    """Cast to `dtype`; integers are rounded and clipped to its range, and NaN becomes 0.
 
     Parameters
     ----------
@@ -160,11 +199,27 @@ def round_to(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     if wanted.kind == "b":
         return values >= 0.5
     if wanted.kind in "iu" and values.dtype.kind == "f":
-        info = np.iinfo(wanted)
-        # The largest 64-bit integers are no doubles: step inside the range before the cast.
-        top = np.nextafter(float(info.max), 0.0) if wanted.itemsize == 8 else info.max
-        return np.clip(np.rint(values), info.min, top).astype(wanted)
+        return _rounded(values, wanted)
+    if wanted.kind in "iu" and values.dtype.kind in "iu":
+        has, holds = np.iinfo(values.dtype), np.iinfo(wanted)
+        return values.clip(max(has.min, holds.min), min(has.max, holds.max)).astype(wanted)
     return values.astype(wanted)
+
+
+def _rounded(values: NDArray[Any], wanted: np.dtype[Any]) -> NDArray[Any]:
+    info = np.iinfo(wanted)
+    # Floats that hold all integers of two or four bytes.
+    kind = np.promote_types(values.dtype, np.float32 if wanted.itemsize <= 2 else np.float64)
+    rounded = np.rint(values, dtype=kind)
+    top = float(info.max)
+    over = rounded >= top if int(top) > info.max else None
+    # The largest 64-bit integers are no doubles: step inside the range before the cast.
+    np.clip(rounded, info.min, top if over is None else np.nextafter(top, 0.0), out=rounded)
+    rounded[np.isnan(rounded)] = 0
+    found = rounded.astype(wanted)
+    if over is not None:
+        found[over] = info.max
+    return found
 
 
 def _working_dtype(wanted: np.dtype[Any], order: int) -> np.dtype[Any]:
@@ -191,16 +246,16 @@ def _warp_into(
     displacement: NDArray[Any] | None,
     vector_matrix: NDArray[np.float64] | None,
     order: int,
-    background: float,
+    outside: Any,
 ) -> None:
     index, vector, moves = _embed(index_matrix, displacement, vector_matrix, out.shape)
     target = out.reshape(_three(out.shape))
     source = _native(moving.values).reshape(_three(moving.values.shape))
     window = _window(moving)
     kernel = _warp_linear if order == 1 else _warp_nearest
-    outside = round_to(np.array([background], np.float64), out.dtype)[0]
+    background = out.dtype.type(outside)
     over_slabs(
-        lambda a, b: kernel(source, window, index, vector, moves, outside, target, a, b),
+        lambda a, b: kernel(source, window, index, vector, moves, background, target, a, b),
         _planes(target),
     )
 

@@ -228,18 +228,28 @@ def _then(before: GridMap, step: Transform) -> GridMap:
         for inner in step.transforms:
             before = _then(before, inner)
         return before
-    unit = step.grid.unit if isinstance(step, _ON_A_GRID) else grid.unit
-    if unit != grid.unit:
-        raise InputError(
-            f"a transform in {unit} cannot act on an image in {grid.unit}; convert the field and "
-            "its grid first"
-        )
+    if isinstance(step, _ON_A_GRID):
+        _check_same_space(step.grid, grid)
     if isinstance(step, DisplacementField):
         return _then_field(before, step)
     untouched = before.displacement is None and np.array_equal(affine, np.eye(grid.ndim + 1))
     if isinstance(step, PiecewiseAffine) and untouched:
         return GridMap(grid, affine, blend_affines(step, grid))
     return _then_points(before, step)
+
+
+def _check_same_space(own: Grid, grid: Grid) -> None:
+    """Whether points of a transform's grid and of an image are numbers of one kind."""
+    if own.unit != grid.unit:
+        raise InputError(
+            f"a transform in {own.unit} cannot act on an image in {grid.unit}; convert the field "
+            "and its grid first"
+        )
+    if own.axes != grid.axes:
+        raise InputError(
+            f"a transform of points {', '.join(own.axes)} cannot act on an image with the axes "
+            f"{', '.join(grid.axes)}: read it with axes={grid.axes}, or reorder the image"
+        )
 
 
 def _then_field(before: GridMap, field: DisplacementField) -> GridMap:

@@ -169,3 +169,13 @@ FLAT = Grid((4, 4), (1, 1))
 def test_refuses(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_small_lengths_are_not_taken_for_a_singular_matrix() -> None:
+    # From nanometers to millimeters, and back.
+    small = AffineTransform(np.diag([1e-6, 1e-6, 2e-6, 1.0]))
+    np.testing.assert_allclose(small.inverse().matrix, np.diag([1e6, 1e6, 5e5, 1.0]))
+    flat = np.eye(4)
+    flat[:3, :3] = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    with pytest.raises(InputError, match="its determinant is 0"):
+        AffineTransform(flat)

@@ -197,3 +197,36 @@ def test_only_images_made_here_get_a_pyramid(tmp_path):
     for path in ("a.zarr", "none.zarr"):
         with pytest.raises(MissingDataError):
             write_pyramid(tmp_path / path)
+
+
+@pytest.mark.parametrize(("version", "shards"), LAYOUTS)
+def test_series_have_axes_of_their_own(tmp_path, version, shards):
+    grid = grid_of((9, 300, 7))
+    path = tmp_path / "s.ome.zarr"
+    chunks, shards = (9, 64, 7), shards and (9, 128, 7)
+    level = create_ome_zarr(path, grid, np.uint16, chunks=chunks, shards=shards,
+                            series={"t": 2, "c": 3}, version=version)  # fmt: skip
+    data = np.random.default_rng(9).integers(0, 9999, (2, 3, *grid.shape)).astype(np.uint16)
+    level[:] = data
+    assert level.chunks == (1, 1, *chunks)
+    assert write_pyramid(path) == [grid, grid.shrink((1, 2, 1))]
+    for time, channel in np.ndindex(2, 3):
+        image = open_image(path, time=time, channel=channel)
+        assert image.grid == grid
+        np.testing.assert_array_equal(image.read(), data[time, channel])
+        coarse = open_image(path, time=time, channel=channel, level=1)
+        expected = averaged(data[time, channel], (1, 2, 1))
+        assert np.abs(coarse.read() - expected).max() <= 0.5
+    peer = ngff_zarr.from_ome_zarr(str(path), validate=True)
+    assert tuple(peer.images[0].dims) == ("t", "c", "z", "y", "x")
+    for wrong in ({"w": 2}, {"c": 0}):
+        with pytest.raises(InputError, match="a series has axes t and c"):
+            create_ome_zarr(tmp_path / "w", grid, np.uint8, chunks=chunks, series=wrong)
+
+
+def test_the_largest_integers_do_not_wrap_in_a_pyramid(tmp_path):
+    grid = Grid((300, 8), (1.0, 1.0), axes=("y", "x"))
+    level = create_ome_zarr(tmp_path / "a.zarr", grid, np.uint64, chunks=(64, 8))
+    level[:] = 2**64 - 1
+    write_pyramid(tmp_path / "a.zarr")
+    assert (open_image(tmp_path / "a.zarr", level=1).read() == 2**64 - 1).all()

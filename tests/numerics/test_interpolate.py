@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
-from itkstream.numerics.interpolate import Part, round_to, sample_field, warp
+from itkstream.numerics.interpolate import Part, as_voxel, round_to, sample_field, warp
 from itkstream.numerics.threads import using_threads
 
 
@@ -110,6 +110,56 @@ def test_rounding_clips_and_never_wraps(dtype: str) -> None:
     # The largest 64-bit integers have no double; the nearest one below is less than 2^11 away.
     assert info.max - int(found[4]) < 2**11
     assert found.dtype == dtype
+
+
+INTEGERS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"]
+
+
+@pytest.mark.parametrize("start", ["f4", "f8"])
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_floats_beyond_the_range_take_its_ends(dtype: str, start: str) -> None:
+    info = np.iinfo(dtype)
+    # The second and third are the first floats beyond four and eight bytes.
+    values = np.array([1e5, 2.0**32, 2.0**64, np.inf], start)
+    wanted = [min(10**5, info.max), min(2**32, info.max), info.max, info.max]
+    assert round_to(values, dtype).tolist() == wanted
+    lowest = [max(-(10**5), info.min), max(-(2**32), info.min), info.min, info.min]
+    assert round_to(-values, dtype).tolist() == lowest
+    assert round_to(np.array([np.nan, 1.0], start), dtype).tolist() == [0, 1]
+    assert round_to(np.array([65504, np.inf, np.nan], np.float16), dtype).tolist() == [
+        min(65504, info.max),
+        info.max,
+        0,
+    ]
+
+
+@given(st.sampled_from(INTEGERS), st.sampled_from(INTEGERS), st.integers(-(2**63), 2**64 - 1))
+def test_integers_become_others_without_wrapping(start: str, end: str, value: int) -> None:
+    has, holds = np.iinfo(start), np.iinfo(end)
+    given_value = min(max(value, has.min), has.max)
+    wanted = min(max(given_value, holds.min), holds.max)
+    assert int(round_to(np.array([given_value], start), end)[0]) == wanted
+    assert int(as_voxel(value, end)) == min(max(value, holds.min), holds.max)
+    image = np.full((1, 3), given_value, start)
+    assert (warp(image, np.eye(2, 3), (1, 3), order=0, dtype=end) == wanted).all()
+
+
+def test_nearest_values_are_rounded_to_another_type() -> None:
+    image = np.array([[2.7, -5.0, 300.2]], np.float32)
+    assert warp(image, np.eye(2, 3), (1, 3), order=0, dtype=np.uint8).tolist() == [[3, 0, 255]]
+
+
+def test_a_background_keeps_its_digits_or_is_refused() -> None:
+    away = np.array([[1.0, 0, 9], [0, 1, 9]])
+    labels = np.full((2, 2), 2**63 + 7, np.uint64)
+    assert (warp(labels, away, (2, 2), order=0, background=2**63 + 5) == 2**63 + 5).all()
+    assert (warp(labels, away, (2, 2), order=0, background=-1) == 0).all()
+    assert (warp(labels, away, (2, 2), order=0, background=-1, dtype=np.int16) == -1).all()
+    assert as_voxel(np.inf, np.int8) == 127
+    assert np.isnan(as_voxel(np.nan, np.float16))
+    for dtype in (np.uint8, bool):
+        with pytest.raises(InputError, match="cannot hold NaN, the background asked for"):
+            warp(labels.astype(dtype), away, (2, 2), background=np.nan)
 
 
 def test_truth_values_split_at_a_half() -> None:

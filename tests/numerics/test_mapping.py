@@ -115,6 +115,9 @@ def test_refuses_what_cannot_act(odd_grid: MakeGrid, smooth_transform: Make) -> 
     field[2, 2, 2] = np.nan
     with pytest.raises(InputError, match="NaN: is the field finite"):
         map_on(DisplacementField(field, grid), grid).crop_of(grid)
+    other = replace(grid, axes=grid.axes[::-1])
+    with pytest.raises(InputError, match="cannot act on an image with the axes"):
+        map_on(DisplacementField(np.zeros((*grid.shape, 3)), other), grid)
     elsewhere = replace(grid, unit="millimeter")
     with pytest.raises(InputError, match="in millimeter cannot act on an image in micrometer"):
         map_on(DisplacementField(np.zeros((*grid.shape, 3)), elsewhere), grid)
