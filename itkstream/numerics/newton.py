@@ -1,0 +1,625 @@
+"""Solving ``matrix @ x + u(x) = y`` for x by Newton's method: compiled loops over rows and points.
+
+u is sampled linearly, and its slopes within a cell are differences of the same eight vectors, so a
+Newton step costs one evaluation. Voxels of a row are taken in batches: each stage is a plain loop
+over one small buffer, which the compiler turns into vector instructions. What a batch leaves
+unsolved, knots and single points go through `_solve`, which halves a step that does not bring the
+images nearer and so also holds where plain fixed-point iteration does not contract.
+
+A batch starts from cubic interpolation between knots, every fourth voxel of the whole image, which
+`solve_knots` solves from scratch: a voxel's result depends neither on the block nor on the thread
+that computes it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+__all__ = [
+    "KNOT_STEP",
+    "FieldPart",
+    "Lattice",
+    "Output",
+    "bound_vectors",
+    "knot_range",
+    "solve_knots",
+    "solve_points",
+    "solve_rows",
+]
+
+KNOT_STEP = 4
+"""Voxels from one knot to the next."""
+
+# Below this share of the undeformed volume the slope of the map is taken for singular: a fold.
+_LEAST_DETERMINANT = 1e-3
+
+# Voxels of a batch, and where the rows of its buffer begin, one number per voxel in each.
+_BATCH = 32
+_TARGET, _PLACE, _FRACTION, _INSIDE = 0, 3 * _BATCH, 6 * _BATCH, 9 * _BATCH
+_CELL, _VALUE, _SLOPES, _BEND = 12 * _BATCH, 15 * _BATCH, 18 * _BATCH, 27 * _BATCH
+_STEP, _REMAINS, _OFF = 30 * _BATCH, 33 * _BATCH, 34 * _BATCH
+_BEST, _WAY, _LEAST, _SHARE = 35 * _BATCH, 38 * _BATCH, 41 * _BATCH, 42 * _BATCH
+_FOUND, _ERROR, _ROWS = 43 * _BATCH, 46 * _BATCH, 47
+# The vectors at a cell's corners, as they are stored.
+_CORNERS = 24
+
+# Lagrange's cubic through four knots, at the voxels from the second knot on.
+_TAPS = 4
+_CUBIC = (
+    (0.0, 1.0, 0.0, 0.0),
+    (-7 / 128, 105 / 128, 35 / 128, -5 / 128),
+    (-1 / 16, 9 / 16, 9 / 16, -1 / 16),
+    (-5 / 128, 35 / 128, 105 / 128, -7 / 128),
+)
+
+
+class FieldPart(NamedTuple):
+    """A part of a sampled displacement field, in three dimensions, and what to solve with it.
+
+    Tuples of numbers stay in registers, elements of arrays do not.
+
+    Parameters
+    ----------
+    flat : ndarray, float32
+        The vectors of the part, three numbers each, in physical units.
+    strides : tuple of int
+        Numbers from one plane, one row and one vector to the next.
+    first : tuple of float
+        Where the part begins in the whole field.
+    top : tuple of float
+        The last voxel of the whole field per axis.
+    matrix, inverse : tuple of float
+        3 x 3, row by row: from field voxels to physical units, and back.
+    density : float
+        Determinant of `inverse`.
+    low, high : tuple of float
+        Bounds of the displacement in field voxels.
+    scale : tuple of float
+        Turns a step in field voxels into the unit of the error.
+    enough : float
+        Error at which a point is done.
+    limit : int
+        Bound on the evaluations of one point.
+    """
+
+    flat: NDArray[np.float32]
+    strides: tuple[int, int, int]
+    first: tuple[float, ...]
+    top: tuple[float, ...]
+    matrix: tuple[float, ...]
+    inverse: tuple[float, ...]
+    density: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    scale: tuple[float, ...]
+    enough: float
+    limit: int
+
+
+class Lattice(NamedTuple):
+    """The voxels of a box of the output, in three dimensions.
+
+    Parameters
+    ----------
+    to_field : tuple of float
+        3 x 4, row by row: from voxels of the whole output to field voxels, u left out.
+    start : tuple of int
+        Where the box begins in the whole output.
+    first : tuple of int
+        Its first knot; knot k is voxel ``steps * k``.
+    steps : tuple of int
+        Voxels from one knot to the next per axis; 1 where the output has one voxel only.
+    """
+
+    to_field: tuple[float, ...]
+    start: tuple[int, int, int]
+    first: tuple[int, int, int]
+    steps: tuple[int, int, int]
+
+
+def knot_range(start: int, stop: int) -> tuple[int, int]:
+    """The knots that the voxels ``start .. stop`` of a row start from.
+
+    Parameters
+    ----------
+    start, stop : int
+        Voxels of the whole output.
+
+    Returns
+    -------
+    first, end : int
+        Knots ``first .. end``; knot k is voxel ``KNOT_STEP * k``.
+    """
+    return start // KNOT_STEP - 1, (stop - 1) // KNOT_STEP + 3
+
+
+class Output(NamedTuple):
+    """Where `solve_rows` puts its results.
+
+    Parameters
+    ----------
+    back : ndarray, (n, 3)
+        From field voxels to the vectors wanted.
+    vectors : ndarray, (a, b, c, n), float32
+        The vectors of the box.
+    error : ndarray, (a, b, c), float32
+        Estimated error of each.
+    rounds : ndarray, (b,), int64
+        Most evaluations of a voxel, per plane of axis 1; at first 0.
+    """
+
+    back: NDArray[np.float64]
+    vectors: NDArray[np.float32]
+    error: NDArray[np.float32]
+    rounds: NDArray[np.int64]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def bound_vectors(field, matrix, bounds, start, stop):  # type: ignore[no-untyped-def]
+    """Least and greatest of ``matrix @ vector`` per row; NaN where one is not finite.
+
+    Parameters
+    ----------
+    field : ndarray, (m, c, 3)
+        The vectors, row by row.
+    matrix : tuple of float
+        3 x 3, row by row.
+    bounds : ndarray, (m, 2, 3)
+        Receives the results.
+    start, stop : int
+        Rows.
+    """
+    m = matrix
+    for j in range(start, stop):
+        low0 = low1 = low2 = np.inf
+        high0 = high1 = high2 = -np.inf
+        total = 0.0
+        for k in range(field.shape[1]):
+            x, y, z = float(field[j, k, 0]), float(field[j, k, 1]), float(field[j, k, 2])
+            u = m[0] * x + m[1] * y + m[2] * z
+            v = m[3] * x + m[4] * y + m[5] * z
+            w = m[6] * x + m[7] * y + m[8] * z
+            low0, high0 = u if u < low0 else low0, u if u > high0 else high0
+            low1, high1 = v if v < low1 else low1, v if v > high1 else high1
+            low2, high2 = w if w < low2 else low2, w if w > high2 else high2
+            # Comparisons lose a NaN; a sum keeps it.
+            total += u + v + w
+        nothing = 0.0 if np.isfinite(total) else np.nan
+        bounds[j, 0, 0], bounds[j, 1, 0] = low0 + nothing, high0 + nothing
+        bounds[j, 0, 1], bounds[j, 1, 1] = low1 + nothing, high1 + nothing
+        bounds[j, 0, 2], bounds[j, 1, 2] = low2 + nothing, high2 + nothing
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _within(x, low, high):  # type: ignore[no-untyped-def]
+    return min(max(x, low), high)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _place(part, b, n):  # type: ignore[no-untyped-def]
+    """Hold the places of a batch within the bounds; find their cells and where in these they lie.
+
+    Beyond the field it is constant: the place is held at its edge and no slope counts.
+    """
+    _place_along(part, b, n, 0)
+    _place_along(part, b, n, 1)
+    _place_along(part, b, n, 2)
+    for k in range(n):
+        b[_CELL + k] += b[_CELL + _BATCH + k] + b[_CELL + 2 * _BATCH + k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _place_along(part, b, n, a):  # type: ignore[no-untyped-def]
+    low, high, edge = part.low[a], part.high[a], part.top[a]
+    last, first, stride = max(edge - 1.0, 0.0), part.first[a], float(part.strides[a])
+    row = a * _BATCH
+    for k in range(n):
+        target = b[_TARGET + row + k]
+        x = _within(b[_PLACE + row + k], target - high, target - low)
+        held = _within(x, 0.0, edge)
+        cell = min(np.floor(held), last)
+        b[_PLACE + row + k], b[_FRACTION + row + k] = x, held - cell
+        b[_INSIDE + row + k] = 1.0 if held == x else 0.0
+        # Whole numbers, and exact: vectors of integers are slow to multiply.
+        b[_CELL + row + k] = (cell - first) * stride
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _gather(part, b, corners, n):  # type: ignore[no-untyped-def]
+    """Copy the eight vectors around each place into the batch's rows."""
+    flat = part.flat
+    # Unsigned, since numba asks of every signed index whether it counts from the end; a field of
+    # one plane is its own neighbour.
+    sx = np.uint64(part.strides[0] if part.top[0] > 0 else 0)
+    sy = np.uint64(part.strides[1] if part.top[1] > 0 else 0)
+    sz = np.uint64(part.strides[2] if part.top[2] > 0 else 0)
+    for k in range(n):
+        p00 = np.uint64(np.int64(b[_CELL + k]))
+        p01, p10, p11 = p00 + sy, p00 + sx, p00 + sx + sy
+        for c in range(3):
+            u, row = np.uint64(c), np.uint64(c * _BATCH + k)
+            corners[row], corners[row + 3 * _BATCH] = flat[p00 + u], flat[p00 + sz + u]
+            corners[row + 6 * _BATCH], corners[row + 9 * _BATCH] = flat[p01 + u], flat[p01 + sz + u]
+            corners[row + 12 * _BATCH], corners[row + 15 * _BATCH] = (
+                flat[p10 + u],
+                flat[p10 + sz + u],
+            )
+            corners[row + 18 * _BATCH], corners[row + 21 * _BATCH] = (
+                flat[p11 + u],
+                flat[p11 + sz + u],
+            )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _interpolate(b, corners, n):  # type: ignore[no-untyped-def]
+    # Spelt out: only between rows at known distances does the compiler see that none overlap.
+    _component(b, corners, n, 0)
+    _component(b, corners, n, 1)
+    _component(b, corners, n, 2)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _component(b, corners, n, c):  # type: ignore[no-untyped-def]
+    """One component within its cell: value, slopes, and bend (the sum of its mixed slopes)."""
+    for k in range(n):
+        fx, fy, fz = b[_FRACTION + k], b[_FRACTION + _BATCH + k], b[_FRACTION + 2 * _BATCH + k]
+        p = c * _BATCH + k
+        a00, b00 = np.float64(corners[p]), np.float64(corners[p + 3 * _BATCH])
+        a01, b01 = np.float64(corners[p + 6 * _BATCH]), np.float64(corners[p + 9 * _BATCH])
+        a10, b10 = np.float64(corners[p + 12 * _BATCH]), np.float64(corners[p + 15 * _BATCH])
+        a11, b11 = np.float64(corners[p + 18 * _BATCH]), np.float64(corners[p + 21 * _BATCH])
+        d00, d01, d10, d11 = b00 - a00, b01 - a01, b10 - a10, b11 - a11
+        v00, v10, h0, h1 = a00 + d00 * fz, a10 + d10 * fz, d01 - d00, d11 - d10
+        g0, g1 = a01 + d01 * fz - v00, a11 + d11 * fz - v10
+        v0, e0 = v00 + g0 * fy, d00 + h0 * fy
+        dx, e, g, m = v10 + g1 * fy - v0, d10 + h1 * fy - e0, g1 - g0, h1 - h0
+        b[_VALUE + c * _BATCH + k] = v0 + dx * fx
+        slopes = _SLOPES + 3 * c * _BATCH + k
+        b[slopes], b[slopes + _BATCH], b[slopes + 2 * _BATCH] = dx, g0 + g * fx, e0 + e * fx
+        b[_BEND + c * _BATCH + k] = abs(g) + abs(e) + abs(h0 + m * fx) + abs(m)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _invert(a, b, c, density, otherwise):  # type: ignore[no-untyped-def]
+    """Whether a matrix of three rows keeps volume and sides, and its inverse; another if not."""
+    k0, k1, k2 = b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]
+    share = (a[0] * k0 + a[1] * k1 + a[2] * k2) * density
+    fine = share >= _LEAST_DETERMINANT
+    s = density / share
+    return fine, (
+        s * k0 if fine else otherwise[0],
+        s * (a[2] * c[1] - a[1] * c[2]) if fine else otherwise[1],
+        s * (a[1] * b[2] - a[2] * b[1]) if fine else otherwise[2],
+        s * k1 if fine else otherwise[3],
+        s * (a[0] * c[2] - a[2] * c[0]) if fine else otherwise[4],
+        s * (a[2] * b[0] - a[0] * b[2]) if fine else otherwise[5],
+        s * k2 if fine else otherwise[6],
+        s * (a[1] * c[0] - a[0] * c[1]) if fine else otherwise[7],
+        s * (a[0] * b[1] - a[1] * b[0]) if fine else otherwise[8],
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _step(part, b, n):  # type: ignore[no-untyped-def]
+    """Newton's step at each place, and how far from the solution it can end.
+
+    Within a cell the map is linear but for its bend, which bounds the error; a step that leaves
+    the cell is taken to be as wrong as it is long.
+    """
+    p, (s0, s1, s2) = part.matrix, part.scale
+    for k in range(n):
+        x0 = b[_TARGET + k] - b[_PLACE + k]
+        x1 = b[_TARGET + _BATCH + k] - b[_PLACE + _BATCH + k]
+        x2 = b[_TARGET + 2 * _BATCH + k] - b[_PLACE + 2 * _BATCH + k]
+        r0 = p[0] * x0 + p[1] * x1 + p[2] * x2 - b[_VALUE + k]
+        r1 = p[3] * x0 + p[4] * x1 + p[5] * x2 - b[_VALUE + _BATCH + k]
+        r2 = p[6] * x0 + p[7] * x1 + p[8] * x2 - b[_VALUE + 2 * _BATCH + k]
+        i0, i1, i2 = b[_INSIDE + k], b[_INSIDE + _BATCH + k], b[_INSIDE + 2 * _BATCH + k]
+        q = _SLOPES + k
+        fine, m = _invert(
+            (p[0] + b[q] * i0, p[1] + b[q + _BATCH] * i1, p[2] + b[q + 2 * _BATCH] * i2),
+            (
+                p[3] + b[q + 3 * _BATCH] * i0,
+                p[4] + b[q + 4 * _BATCH] * i1,
+                p[5] + b[q + 5 * _BATCH] * i2,
+            ),
+            (
+                p[6] + b[q + 6 * _BATCH] * i0,
+                p[7] + b[q + 7 * _BATCH] * i1,
+                p[8] + b[q + 8 * _BATCH] * i2,
+            ),
+            part.density,
+            part.inverse,
+        )
+        t0 = m[0] * r0 + m[1] * r1 + m[2] * r2
+        t1 = m[3] * r0 + m[4] * r1 + m[5] * r2
+        t2 = m[6] * r0 + m[7] * r1 + m[8] * r2
+        b[_STEP + k], b[_STEP + _BATCH + k], b[_STEP + 2 * _BATCH + k] = t0, t1, t2
+        b[_REMAINS + k] = r0 * r0 + r1 * r1 + r2 * r2
+        f0, f1, f2 = (
+            b[_FRACTION + k] + t0,
+            b[_FRACTION + _BATCH + k] + t1,
+            b[_FRACTION + 2 * _BATCH + k] + t2,
+        )
+        within = min(f0, f1, f2, 1.0 - f0, 1.0 - f1, 1.0 - f2) >= 0.0
+        longest = max(abs(t0), abs(t1), abs(t2))
+        magnified = (
+            s0 * s0 * (m[0] * m[0] + m[1] * m[1] + m[2] * m[2])
+            + s1 * s1 * (m[3] * m[3] + m[4] * m[4] + m[5] * m[5])
+            + s2 * s2 * (m[6] * m[6] + m[7] * m[7] + m[8] * m[8])
+        )
+        bend = b[_BEND + k] + b[_BEND + _BATCH + k] + b[_BEND + 2 * _BATCH + k]
+        length = (t0 * s0) ** 2 + (t1 * s1) ** 2 + (t2 * s2) ** 2
+        off = 4.0 * magnified * (bend * longest * longest) ** 2
+        off = min(length, off) if within else length
+        b[_OFF + k] = np.sqrt(off) if fine else np.sqrt(length) / _LEAST_DETERMINANT
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _evaluate(part, b, corners, n):  # type: ignore[no-untyped-def]
+    """From the places of a batch to Newton's steps."""
+    _place(part, b, n)
+    _gather(part, b, corners, n)
+    _interpolate(b, corners, n)
+    _step(part, b, n)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _solve(part, b, corners, voxels, n):  # type: ignore[no-untyped-def]
+    """Solve a batch: from targets and first places to what was found, its error, and evaluations.
+
+    Voxels that need another evaluation close ranks. One whose images a step brought no nearer
+    tries half of it.
+    """
+    _evaluate(part, b, corners, n)
+    _take_all(b, n)
+    left = 0
+    for k in range(n):
+        if not b[_OFF + k] <= part.enough:
+            _accept(b, k, k, part.enough)
+            _try_next(b, k, left, 1.0)
+            voxels[left] = k
+            left += 1
+    count = 1
+    while left > 0 and count < part.limit:
+        _evaluate(part, b, corners, left)
+        left = _sift(part, b, voxels, left)
+        count += 1
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _take_all(b, n):  # type: ignore[no-untyped-def]
+    """Take the first step everywhere: most voxels need no other."""
+    for k in range(n):
+        b[_ERROR + k] = b[_OFF + k]
+    for a in range(3):
+        row = a * _BATCH
+        for k in range(n):
+            moved = b[_PLACE + row + k] - b[_TARGET + row + k]
+            b[_FOUND + row + k] = moved + b[_STEP + row + k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sift(part, b, voxels, n):  # type: ignore[no-untyped-def]
+    """Keep what an evaluation has found; return how many voxels need another."""
+    left = 0
+    for k in range(n):
+        share = 0.5 * b[_SHARE + k]
+        if b[_REMAINS + k] < b[_LEAST + k]:
+            share = 1.0
+            if _accept(b, k, voxels[k], part.enough):
+                continue
+        _try_next(b, k, left, share)
+        voxels[left] = voxels[k]
+        left += 1
+    return left
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _accept(b, k, voxel, enough):  # type: ignore[no-untyped-def]
+    """Keep a place that is nearer, and the step from it; true where the step ends the search."""
+    done = b[_OFF + k] <= enough
+    b[_LEAST + k] = b[_REMAINS + k]
+    b[_ERROR + voxel] = b[_OFF + k]
+    for a in range(3):
+        row = a * _BATCH
+        b[_BEST + row + k], b[_WAY + row + k] = b[_PLACE + row + k], b[_STEP + row + k]
+        moved = b[_PLACE + row + k] - b[_TARGET + row + k]
+        b[_FOUND + row + voxel] = moved + b[_STEP + row + k] if done else moved
+    return done
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _try_next(b, k, to, share):  # type: ignore[no-untyped-def]
+    """Move what is known of a voxel to where the next evaluation finds it."""
+    b[_SHARE + to], b[_LEAST + to] = share, b[_LEAST + k]
+    for a in range(3):
+        row = a * _BATCH
+        b[_TARGET + row + to] = b[_TARGET + row + k]
+        b[_BEST + row + to], b[_WAY + row + to] = b[_BEST + row + k], b[_WAY + row + k]
+        b[_PLACE + row + to] = b[_BEST + row + to] + share * b[_WAY + row + to]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _row(index, i, j):  # type: ignore[no-untyped-def]
+    """Where a row of output voxels begins on the field."""
+    return (
+        index[0] * i + index[1] * j + index[3],
+        index[4] * i + index[5] * j + index[7],
+        index[8] * i + index[9] * j + index[11],
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _aim(b, row, index, first, stride, n):  # type: ignore[no-untyped-def]
+    """Targets of a batch along a row."""
+    for a in range(3):
+        start, slope, to = row[a], index[4 * a + 2], _TARGET + a * _BATCH
+        for k in range(n):
+            b[to + k] = start + slope * np.float64(first + stride * k)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def solve_knots(part, lattice, knots, start, stop):  # type: ignore[no-untyped-def]
+    """Solve at the knots of a box, from where they would lie without the displacement.
+
+    Parameters
+    ----------
+    part : FieldPart
+        What to solve.
+    lattice : Lattice
+        The voxels.
+    knots : ndarray, (a, b, 3, c), float64
+        Receives x - y in field voxels.
+    start, stop : int
+        Planes of axis 1.
+    """
+    b = np.zeros(_ROWS * _BATCH)
+    corners, voxels = np.empty(_CORNERS * _BATCH, np.float32), np.empty(_BATCH, np.int64)
+    first, steps = lattice.first, lattice.steps
+    for i in range(knots.shape[0]):
+        for j in range(start, stop):
+            row = _row(lattice.to_field, (first[0] + i) * steps[0], (first[1] + j) * steps[1])
+            for k0 in range(0, knots.shape[3], _BATCH):
+                n = min(_BATCH, knots.shape[3] - k0)
+                _aim(b, row, lattice.to_field, (first[2] + k0) * steps[2], steps[2], n)
+                for k in range(3 * _BATCH):
+                    b[_PLACE + k] = b[_TARGET + k]
+                _solve(part, b, corners, voxels, n)
+                for a in range(3):
+                    for k in range(n):
+                        knots[i, j, a, k0 + k] = b[_FOUND + a * _BATCH + k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _knots_of(lattice, axis, voxel):  # type: ignore[no-untyped-def]
+    """The first knot of a voxel, their number, and their weights."""
+    if lattice.steps[axis] == 1:
+        return voxel - lattice.first[axis], 1, _CUBIC[0]
+    knot = voxel // KNOT_STEP
+    return knot - 1 - lattice.first[axis], _TAPS, _CUBIC[voxel - knot * KNOT_STEP]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _blend(lines, first, count, weights, out):  # type: ignore[no-untyped-def]
+    """Weigh consecutive lines."""
+    if count == 1:
+        for m in range(len(out)):
+            out[m] = lines[first, m]
+        return
+    w0, w1, w2, w3 = weights
+    for m in range(len(out)):
+        low = w0 * lines[first, m] + w1 * lines[first + 1, m]
+        out[m] = low + (w2 * lines[first + 2, m] + w3 * lines[first + 3, m])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _guess(line, guess):  # type: ignore[no-untyped-def]
+    """From the knots of a row to its voxels."""
+    count = len(line) // 3
+    for a in range(3):
+        for q in range(count - 3):
+            m = a * count + q
+            v0, v1, v2, v3 = line[m], line[m + 1], line[m + 2], line[m + 3]
+            for s in range(KNOT_STEP):
+                w = _CUBIC[s]
+                guess[a, KNOT_STEP * q + s] = (w[0] * v0 + w[1] * v1) + (w[2] * v2 + w[3] * v3)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def solve_rows(part, lattice, knots, out, start, stop):  # type: ignore[no-untyped-def]
+    """Solve at every voxel of a box.
+
+    Parameters
+    ----------
+    part : FieldPart
+        What to solve.
+    lattice : Lattice
+        The voxels.
+    knots : ndarray, (a, b, 3, c), float64
+        From `solve_knots`.
+    out : Output
+        Receives the results.
+    start, stop : int
+        Planes of axis 1.
+    """
+    b = np.zeros(_ROWS * _BATCH)
+    corners, voxels = np.empty(_CORNERS * _BATCH, np.float32), np.empty(_BATCH, np.int64)
+    shape, (i0, j0, k0) = out.error.shape, lattice.start
+    lead, count = k0 % KNOT_STEP, 3 * knots.shape[3]
+    plane, line = np.empty((knots.shape[1], count)), np.empty(count)
+    guess = np.zeros((3, KNOT_STEP * knots.shape[3] + _BATCH))
+    planes = knots.reshape(knots.shape[0], plane.size)
+    for i in range(shape[0]):
+        first, taps, weights = _knots_of(lattice, 0, i0 + i)
+        _blend(planes, first, taps, weights, plane.reshape(plane.size))
+        for j in range(start, stop):
+            first, taps, weights = _knots_of(lattice, 1, j0 + j)
+            _blend(plane, first, taps, weights, line)
+            _guess(line, guess)
+            row = _row(lattice.to_field, i0 + i, j0 + j)
+            for k in range(0, shape[2], _BATCH):
+                n = min(_BATCH, shape[2] - k)
+                _aim(b, row, lattice.to_field, k0 + k, 1, n)
+                _begin(b, guess, lead + k, n)
+                rounds = _solve(part, b, corners, voxels, n)
+                out.rounds[j] = max(out.rounds[j], rounds)
+                _keep(b, out.back, out.vectors[i, j, k : k + n], out.error[i, j, k : k + n])
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _begin(b, guess, first, n):  # type: ignore[no-untyped-def]
+    """Places of a batch from its targets and the guesses for a row."""
+    for a in range(3):
+        row = a * _BATCH
+        for k in range(n):
+            b[_PLACE + row + k] = b[_TARGET + row + k] + guess[a, first + k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _keep(b, back, vectors, error):  # type: ignore[no-untyped-def]
+    """Write the results of a batch."""
+    for k in range(len(error)):
+        error[k] = b[_ERROR + k]
+    for m in range(back.shape[0]):
+        m0, m1, m2 = back[m, 0], back[m, 1], back[m, 2]
+        for k in range(len(error)):
+            x, y = b[_FOUND + k], b[_FOUND + _BATCH + k]
+            vectors[k, m] = m0 * x + m1 * y + m2 * b[_FOUND + 2 * _BATCH + k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def solve_points(part, targets, found, error, start, stop):  # type: ignore[no-untyped-def]
+    """Solve at scattered points, from where they would lie without the displacement.
+
+    Parameters
+    ----------
+    part : FieldPart
+        What to solve.
+    targets : ndarray, (m, 3)
+        y, in field voxels.
+    found : ndarray, (m, 3)
+        Receives x in field voxels.
+    error : ndarray, (m,)
+        Receives the estimated error.
+    start, stop : int
+        Points.
+    """
+    b = np.zeros(_ROWS * _BATCH)
+    corners, voxels = np.empty(_CORNERS * _BATCH, np.float32), np.empty(_BATCH, np.int64)
+    for first in range(start, stop, _BATCH):
+        n = min(_BATCH, stop - first)
+        for a in range(3):
+            for k in range(n):
+                y = targets[first + k, a]
+                b[_TARGET + a * _BATCH + k] = b[_PLACE + a * _BATCH + k] = y
+        _solve(part, b, corners, voxels, n)
+        for k in range(n):
+            error[first + k] = b[_ERROR + k]
+            for a in range(3):
+                found[first + k, a] = targets[first + k, a] + b[_FOUND + a * _BATCH + k]
