@@ -12,6 +12,7 @@ places, so a block gives the bits that the whole image gives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -151,14 +152,14 @@ class InverseProblem:
         """
         n = self.to_grid.ndim
         shape = tuple(s.stop - s.start for s in box)
-        lead = (1,) * (3 - n)
-        vectors = np.empty((*lead, *shape, n), np.float32)
-        error = np.empty(vectors.shape[:-1], np.float32)
-        out = Output(self._back(), vectors, error, np.zeros(vectors.shape[1], np.int64))
+        lifted = _three(shape, 1)
+        size = math.prod(shape)
+        vectors, error = np.empty((size, n), np.float32), np.empty(size, np.float32)
+        out = Output(self._back(), lifted, vectors, error, np.zeros(lifted[1], np.int64))
         solved = self._part(part, region, bounds)
         lattice, knots = self._lattice(box)
         over_slabs(lambda a, b: solve_knots(solved, lattice, knots, a, b), knots.shape[1])
-        over_slabs(lambda a, b: solve_rows(solved, lattice, knots, out, a, b), vectors.shape[1])
+        over_slabs(lambda a, b: solve_rows(solved, lattice, knots, out, a, b), lifted[1])
         return Inversion(vectors.reshape(*shape, n), error.reshape(shape), int(out.rounds.max()))
 
     def solve_points(
@@ -273,12 +274,12 @@ class InverseProblem:
             self.max_iterations,
         )
 
-    def _back(self) -> NDArray[np.float64]:
+    def _back(self) -> tuple[float, ...]:
         """From field voxels to vectors in front of the inverse affine."""
         n = self.from_grid.ndim
-        back = np.zeros((n, 3))
-        back[:, 3 - n :] = (self.affine @ self.from_grid.matrix)[:-1, :-1]
-        return back
+        back = np.zeros((3, 3))
+        back[:n, 3 - n :] = (self.affine @ self.from_grid.matrix)[:-1, :-1]
+        return _floats(back)
 
     def _to_field(self) -> NDArray[np.float64]:
         """From output voxel index to where it lies on the field, u left out."""

@@ -39,11 +39,12 @@ _LEAST_DETERMINANT = 1e-3
 
 # Voxels of a batch, and where the rows of its buffer begin, one number per voxel in each.
 _BATCH = 32
-_TARGET, _PLACE, _FRACTION, _INSIDE = 0, 3 * _BATCH, 6 * _BATCH, 9 * _BATCH
+_TARGET, _PLACE, _FRACTION, _BEYOND = 0, 3 * _BATCH, 6 * _BATCH, 9 * _BATCH
 _CELL, _VALUE, _SLOPES, _BEND = 12 * _BATCH, 15 * _BATCH, 18 * _BATCH, 27 * _BATCH
 _STEP, _REMAINS, _OFF = 30 * _BATCH, 33 * _BATCH, 34 * _BATCH
 _BEST, _WAY, _LEAST, _SHARE = 35 * _BATCH, 38 * _BATCH, 41 * _BATCH, 42 * _BATCH
-_FOUND, _ERROR, _ROWS = 43 * _BATCH, 46 * _BATCH, 47
+_FOUND, _ERROR, _LANE, _OUTPUT = 43 * _BATCH, 46 * _BATCH, 47 * _BATCH, 48 * _BATCH
+_ROWS = 49
 # The vectors at a cell's corners, as they are stored.
 _CORNERS = 24
 
@@ -142,17 +143,20 @@ class Output(NamedTuple):
 
     Parameters
     ----------
-    back : ndarray, (n, 3)
-        From field voxels to the vectors wanted.
-    vectors : ndarray, (a, b, c, n), float32
+    back : tuple of float
+        3 x 3, row by row: from field voxels to the vectors wanted; of two rows in two dimensions.
+    shape : tuple of int
+        The box.
+    vectors : ndarray, (voxels, n), float32
         The vectors of the box.
-    error : ndarray, (a, b, c), float32
+    error : ndarray, (voxels,), float32
         Estimated error of each.
     rounds : ndarray, (b,), int64
-        Most evaluations of a voxel, per plane of axis 1; at first 0.
+        Most evaluations of a voxel, at the first plane of axis 1 of a call; elsewhere 0.
     """
 
-    back: NDArray[np.float64]
+    back: tuple[float, ...]
+    shape: tuple[int, int, int]
     vectors: NDArray[np.float32]
     error: NDArray[np.float32]
     rounds: NDArray[np.int64]
@@ -223,7 +227,7 @@ def _place_along(part, b, n, a):  # type: ignore[no-untyped-def]
         held = _within(x, 0.0, edge)
         cell = min(np.floor(held), last)
         b[_PLACE + row + k], b[_FRACTION + row + k] = x, held - cell
-        b[_INSIDE + row + k] = 1.0 if held == x else 0.0
+        b[_BEYOND + row + k] = x - held
         # Whole numbers, and exact: vectors of integers are slow to multiply.
         b[_CELL + row + k] = (cell - first) * stride
 
@@ -303,6 +307,13 @@ def _invert(a, b, c, density, otherwise):  # type: ignore[no-untyped-def]
     )
 
 
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _room(fraction, beyond, step):  # type: ignore[no-untyped-def]
+    """Negative where a step along an axis leaves its cell, or re-enters the field from beyond."""
+    to = fraction + step
+    return min(to, 1.0 - to) if beyond == 0.0 else (beyond + step) * beyond
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def _step(part, b, n):  # type: ignore[no-untyped-def]
     """Newton's step at each place, and how far from the solution it can end.
@@ -318,7 +329,10 @@ def _step(part, b, n):  # type: ignore[no-untyped-def]
         r0 = p[0] * x0 + p[1] * x1 + p[2] * x2 - b[_VALUE + k]
         r1 = p[3] * x0 + p[4] * x1 + p[5] * x2 - b[_VALUE + _BATCH + k]
         r2 = p[6] * x0 + p[7] * x1 + p[8] * x2 - b[_VALUE + 2 * _BATCH + k]
-        i0, i1, i2 = b[_INSIDE + k], b[_INSIDE + _BATCH + k], b[_INSIDE + 2 * _BATCH + k]
+        o0, o1, o2 = b[_BEYOND + k], b[_BEYOND + _BATCH + k], b[_BEYOND + 2 * _BATCH + k]
+        i0 = 1.0 if o0 == 0.0 else 0.0
+        i1 = 1.0 if o1 == 0.0 else 0.0
+        i2 = 1.0 if o2 == 0.0 else 0.0
         q = _SLOPES + k
         fine, m = _invert(
             (p[0] + b[q] * i0, p[1] + b[q + _BATCH] * i1, p[2] + b[q + 2 * _BATCH] * i2),
@@ -340,12 +354,14 @@ def _step(part, b, n):  # type: ignore[no-untyped-def]
         t2 = m[6] * r0 + m[7] * r1 + m[8] * r2
         b[_STEP + k], b[_STEP + _BATCH + k], b[_STEP + 2 * _BATCH + k] = t0, t1, t2
         b[_REMAINS + k] = r0 * r0 + r1 * r1 + r2 * r2
-        f0, f1, f2 = (
-            b[_FRACTION + k] + t0,
-            b[_FRACTION + _BATCH + k] + t1,
-            b[_FRACTION + 2 * _BATCH + k] + t2,
+        within = (
+            min(
+                _room(b[_FRACTION + k], o0, t0),
+                _room(b[_FRACTION + _BATCH + k], o1, t1),
+                _room(b[_FRACTION + 2 * _BATCH + k], o2, t2),
+            )
+            >= 0.0
         )
-        within = min(f0, f1, f2, 1.0 - f0, 1.0 - f1, 1.0 - f2) >= 0.0
         longest = max(abs(t0), abs(t1), abs(t2))
         magnified = (
             s0 * s0 * (m[0] * m[0] + m[1] * m[1] + m[2] * m[2])
@@ -360,8 +376,14 @@ def _step(part, b, n):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _new_batch():  # type: ignore[no-untyped-def]
+    """The rows of a batch, and room for the vectors at the corners of its cells."""
+    return np.zeros(_ROWS * _BATCH), np.zeros(_CORNERS * _BATCH, np.float32)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _evaluate(part, b, corners, n):  # type: ignore[no-untyped-def]
-    """From the places of a batch to Newton's steps."""
+    """Newton's step from every place of a batch, and how far it can be off."""
     _place(part, b, n)
     _gather(part, b, corners, n)
     _interpolate(b, corners, n)
@@ -369,53 +391,33 @@ def _evaluate(part, b, corners, n):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _solve(part, b, corners, voxels, n):  # type: ignore[no-untyped-def]
-    """Solve a batch: from targets and first places to what was found, its error, and evaluations.
+def _solve(part, b, corners, n, limit):  # type: ignore[no-untyped-def]
+    """Solve a batch from its targets and first places; return the evaluations.
 
     Voxels that need another evaluation close ranks. One whose images a step brought no nearer
     tries half of it.
     """
-    _evaluate(part, b, corners, n)
-    _take_all(b, n)
-    left = 0
     for k in range(n):
-        if not b[_OFF + k] <= part.enough:
-            _accept(b, k, k, part.enough)
-            _try_next(b, k, left, 1.0)
-            voxels[left] = k
-            left += 1
-    count = 1
-    while left > 0 and count < part.limit:
-        _evaluate(part, b, corners, left)
-        left = _sift(part, b, voxels, left)
+        b[_LEAST + k], b[_LANE + k] = np.inf, float(k)
+    count = 0
+    while n > 0 and count < limit:
+        _evaluate(part, b, corners, n)
+        n = _sift(part.enough, b, n)
         count += 1
     return count
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _take_all(b, n):  # type: ignore[no-untyped-def]
-    """Take the first step everywhere: most voxels need no other."""
-    for k in range(n):
-        b[_ERROR + k] = b[_OFF + k]
-    for a in range(3):
-        row = a * _BATCH
-        for k in range(n):
-            moved = b[_PLACE + row + k] - b[_TARGET + row + k]
-            b[_FOUND + row + k] = moved + b[_STEP + row + k]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _sift(part, b, voxels, n):  # type: ignore[no-untyped-def]
+def _sift(enough, b, n):  # type: ignore[no-untyped-def]
     """Keep what an evaluation has found; return how many voxels need another."""
     left = 0
     for k in range(n):
         share = 0.5 * b[_SHARE + k]
         if b[_REMAINS + k] < b[_LEAST + k]:
             share = 1.0
-            if _accept(b, k, voxels[k], part.enough):
+            if _accept(b, k, int(b[_LANE + k]), enough):
                 continue
         _try_next(b, k, left, share)
-        voxels[left] = voxels[k]
         left += 1
     return left
 
@@ -437,7 +439,7 @@ def _accept(b, k, voxel, enough):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
 def _try_next(b, k, to, share):  # type: ignore[no-untyped-def]
     """Move what is known of a voxel to where the next evaluation finds it."""
-    b[_SHARE + to], b[_LEAST + to] = share, b[_LEAST + k]
+    b[_SHARE + to], b[_LEAST + to], b[_LANE + to] = share, b[_LEAST + k], b[_LANE + k]
     for a in range(3):
         row = a * _BATCH
         b[_TARGET + row + to] = b[_TARGET + row + k]
@@ -479,8 +481,7 @@ def solve_knots(part, lattice, knots, start, stop):  # type: ignore[no-untyped-d
     start, stop : int
         Planes of axis 1.
     """
-    b = np.zeros(_ROWS * _BATCH)
-    corners, voxels = np.empty(_CORNERS * _BATCH, np.float32), np.empty(_BATCH, np.int64)
+    b, corners = _new_batch()
     first, steps = lattice.first, lattice.steps
     for i in range(knots.shape[0]):
         for j in range(start, stop):
@@ -490,7 +491,7 @@ def solve_knots(part, lattice, knots, start, stop):  # type: ignore[no-untyped-d
                 _aim(b, row, lattice.to_field, (first[2] + k0) * steps[2], steps[2], n)
                 for k in range(3 * _BATCH):
                     b[_PLACE + k] = b[_TARGET + k]
-                _solve(part, b, corners, voxels, n)
+                _solve(part, b, corners, n, part.limit)
                 for a in range(3):
                     for k in range(n):
                         knots[i, j, a, k0 + k] = b[_FOUND + a * _BATCH + k]
@@ -498,34 +499,33 @@ def solve_knots(part, lattice, knots, start, stop):  # type: ignore[no-untyped-d
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
 def _knots_of(lattice, axis, voxel):  # type: ignore[no-untyped-def]
-    """The first knot of a voxel, their number, and their weights."""
+    """The first knot of a voxel, and their weights."""
     if lattice.steps[axis] == 1:
-        return voxel - lattice.first[axis], 1, _CUBIC[0]
+        return voxel - lattice.first[axis], (1.0, 0.0, 0.0, 0.0)
     knot = voxel // KNOT_STEP
-    return knot - 1 - lattice.first[axis], _TAPS, _CUBIC[voxel - knot * KNOT_STEP]
+    return knot - 1 - lattice.first[axis], _CUBIC[voxel - knot * KNOT_STEP]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _blend(lines, first, count, weights, out):  # type: ignore[no-untyped-def]
-    """Weigh consecutive lines."""
-    if count == 1:
-        for m in range(len(out)):
-            out[m] = lines[first, m]
+def _blend(knots, at, out):  # type: ignore[no-untyped-def]
+    """Weigh consecutive slabs along the first axis."""
+    first, (w0, w1, w2, w3) = at
+    lines, to = knots.reshape(len(knots), out.size), out.reshape(out.size)
+    if len(knots) < 4:
+        for m in range(len(to)):
+            to[m] = lines[first, m]
         return
-    w0, w1, w2, w3 = weights
-    for m in range(len(out)):
+    for m in range(len(to)):
         low = w0 * lines[first, m] + w1 * lines[first + 1, m]
-        out[m] = low + (w2 * lines[first + 2, m] + w3 * lines[first + 3, m])
+        to[m] = low + (w2 * lines[first + 2, m] + w3 * lines[first + 3, m])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _guess(line, guess):  # type: ignore[no-untyped-def]
     """From the knots of a row to its voxels."""
-    count = len(line) // 3
     for a in range(3):
-        for q in range(count - 3):
-            m = a * count + q
-            v0, v1, v2, v3 = line[m], line[m + 1], line[m + 2], line[m + 3]
+        for q in range(line.shape[1] - 3):
+            v0, v1, v2, v3 = line[a, q], line[a, q + 1], line[a, q + 2], line[a, q + 3]
             for s in range(KNOT_STEP):
                 w = _CUBIC[s]
                 guess[a, KNOT_STEP * q + s] = (w[0] * v0 + w[1] * v1) + (w[2] * v2 + w[3] * v3)
@@ -548,49 +548,96 @@ def solve_rows(part, lattice, knots, out, start, stop):  # type: ignore[no-untyp
     start, stop : int
         Planes of axis 1.
     """
-    b = np.zeros(_ROWS * _BATCH)
-    corners, voxels = np.empty(_CORNERS * _BATCH, np.float32), np.empty(_BATCH, np.int64)
-    shape, (i0, j0, k0) = out.error.shape, lattice.start
-    lead, count = k0 % KNOT_STEP, 3 * knots.shape[3]
-    plane, line = np.empty((knots.shape[1], count)), np.empty(count)
-    guess = np.zeros((3, KNOT_STEP * knots.shape[3] + _BATCH))
-    planes = knots.reshape(knots.shape[0], plane.size)
+    b, corners = _new_batch()
+    late, rounds, waiting = np.zeros(_ROWS * _BATCH), 1, 0
+    shape, (i0, j0, k0) = out.shape, lattice.start
+    guess = np.empty((3, KNOT_STEP * knots.shape[3]))
+    plane, line = np.empty(knots.shape[1:]), np.empty(knots.shape[2:])
     for i in range(shape[0]):
-        first, taps, weights = _knots_of(lattice, 0, i0 + i)
-        _blend(planes, first, taps, weights, plane.reshape(plane.size))
+        _blend(knots, _knots_of(lattice, 0, i0 + i), plane)
         for j in range(start, stop):
-            first, taps, weights = _knots_of(lattice, 1, j0 + j)
-            _blend(plane, first, taps, weights, line)
+            _blend(plane, _knots_of(lattice, 1, j0 + j), line)
             _guess(line, guess)
             row = _row(lattice.to_field, i0 + i, j0 + j)
             for k in range(0, shape[2], _BATCH):
                 n = min(_BATCH, shape[2] - k)
                 _aim(b, row, lattice.to_field, k0 + k, 1, n)
-                _begin(b, guess, lead + k, n)
-                rounds = _solve(part, b, corners, voxels, n)
-                out.rounds[j] = max(out.rounds[j], rounds)
-                _keep(b, out.back, out.vectors[i, j, k : k + n], out.error[i, j, k : k + n])
+                _begin(b, guess, k0 % KNOT_STEP + k, (i * shape[1] + j) * shape[2] + k, n)
+                _evaluate(part, b, corners, n)
+                _take(b, n)
+                _write(b, n, out.back, out.vectors, out.error)
+                done = 0
+                while done < n:
+                    done, waiting = _put_aside(part.enough, b, done, n, late, waiting)
+                    if waiting == _BATCH:
+                        rounds = max(rounds, _finish(part, late, corners, waiting, out))
+                        waiting = 0
+    out.rounds[start] = max(rounds, _finish(part, late, corners, waiting, out))
 
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
-def _begin(b, guess, first, n):  # type: ignore[no-untyped-def]
+def _begin(b, guess, first, output, n):  # type: ignore[no-untyped-def]
     """Places of a batch from its targets and the guesses for a row."""
     for a in range(3):
         row = a * _BATCH
         for k in range(n):
             b[_PLACE + row + k] = b[_TARGET + row + k] + guess[a, first + k]
+    for k in range(n):
+        b[_OUTPUT + k] = float(output + k)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
-def _keep(b, back, vectors, error):  # type: ignore[no-untyped-def]
-    """Write the results of a batch."""
-    for k in range(len(error)):
-        error[k] = b[_ERROR + k]
-    for m in range(back.shape[0]):
-        m0, m1, m2 = back[m, 0], back[m, 1], back[m, 2]
-        for k in range(len(error)):
-            x, y = b[_FOUND + k], b[_FOUND + _BATCH + k]
-            vectors[k, m] = m0 * x + m1 * y + m2 * b[_FOUND + 2 * _BATCH + k]
+@njit(nogil=True, cache=True, error_model="numpy")
+def _take(b, n):  # type: ignore[no-untyped-def]
+    """Take the step everywhere: most voxels need no other."""
+    for k in range(n):
+        b[_ERROR + k] = b[_OFF + k]
+    for a in range(3):
+        row = a * _BATCH
+        for k in range(n):
+            moved = b[_PLACE + row + k] - b[_TARGET + row + k]
+            b[_FOUND + row + k] = moved + b[_STEP + row + k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _put_aside(enough, b, k, n, late, waiting):  # type: ignore[no-untyped-def]
+    """Let voxels that need more evaluations wait, from the k-th on, until a batch is full.
+
+    Returns the voxels seen and the voxels that wait.
+    """
+    while k < n and waiting < _BATCH:
+        if not b[_OFF + k] <= enough:
+            late[_OUTPUT + waiting] = b[_OUTPUT + k]
+            for a in range(3):
+                row = a * _BATCH
+                late[_TARGET + row + waiting] = b[_TARGET + row + k]
+                late[_PLACE + row + waiting] = b[_PLACE + row + k] + b[_STEP + row + k]
+            waiting += 1
+        k += 1
+    return k, waiting
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _finish(part, late, corners, n, out):  # type: ignore[no-untyped-def]
+    """Solve the voxels that wait; return the evaluations."""
+    if n == 0 or part.limit == 1:
+        return 1
+    rounds = 1 + _solve(part, late, corners, n, part.limit - 1)
+    _write(late, n, out.back, out.vectors, out.error)
+    return rounds
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _write(b, n, back, vectors, error):  # type: ignore[no-untyped-def]
+    """Write the results of a batch to where they belong."""
+    width = vectors.shape[1]
+    for k in range(n):
+        to = np.uint64(b[_OUTPUT + k])
+        x, y, z = b[_FOUND + k], b[_FOUND + _BATCH + k], b[_FOUND + 2 * _BATCH + k]
+        error[to] = b[_ERROR + k]
+        vectors[to, 0] = back[0] * x + back[1] * y + back[2] * z
+        vectors[to, 1] = back[3] * x + back[4] * y + back[5] * z
+        if width == 3:
+            vectors[to, 2] = back[6] * x + back[7] * y + back[8] * z
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -610,15 +657,14 @@ def solve_points(part, targets, found, error, start, stop):  # type: ignore[no-u
     start, stop : int
         Points.
     """
-    b = np.zeros(_ROWS * _BATCH)
-    corners, voxels = np.empty(_CORNERS * _BATCH, np.float32), np.empty(_BATCH, np.int64)
+    b, corners = _new_batch()
     for first in range(start, stop, _BATCH):
         n = min(_BATCH, stop - first)
         for a in range(3):
             for k in range(n):
                 y = targets[first + k, a]
                 b[_TARGET + a * _BATCH + k] = b[_PLACE + a * _BATCH + k] = y
-        _solve(part, b, corners, voxels, n)
+        _solve(part, b, corners, n, part.limit)
         for k in range(n):
             error[first + k] = b[_ERROR + k]
             for a in range(3):
