@@ -1,13 +1,13 @@
 """The inverse of a displacement field, by Newton's iteration on the sampled field itself.
 
 For a point y the inverse is the x with ``x + u(x) = y``, u interpolated linearly. Its slope is
-known within each cell, so a Newton step costs one evaluation; a step that does not bring the images
-nearer is halved, which also holds where plain fixed-point iteration does not contract. Along a row
-each voxel starts from where its neighbours ended, so that most need one evaluation.
+known within each cell, so a Newton step costs one evaluation. Every fourth voxel of the output is a
+knot, solved from scratch; the others start from a cubic through the knots, which is so near that
+most need one evaluation. `itkstream.numerics.newton` has the loops.
 
 Iterates are kept inside ``y - [min u, max u]``, which holds every solution: what a block has to
-read is known before it starts. Indices are counted in the whole image and rows start at fixed
-places, so a block gives the bits that the whole image gives.
+read is known before it starts. Knots are counted in the whole image, so a block gives the bits that
+the whole image gives.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
@@ -27,7 +28,6 @@ from itkstream.numerics.newton import (
     FieldPart,
     Lattice,
     Output,
-    bound_vectors,
     knot_range,
     solve_knots,
     solve_points,
@@ -53,7 +53,8 @@ class Inversion:
         ``q + displacement(q)``, the affine left out, is where q comes from.
     error : ndarray, shape, float32
         Estimated distance from the exact inverse, in the smallest voxel spacing of the output:
-        the last Newton step, which has been taken.
+        a bound where the last Newton step, which has been taken, stayed within a cell of the
+        field; else that and several times what was outside.
     iterations : int
         Most evaluations that one voxel took.
     """
@@ -363,7 +364,7 @@ def displacement_bounds(field: NDArray[np.floating[Any]], grid: Grid) -> NDArray
     matrix = np.eye(3)
     matrix[lead:, lead:] = grid.inverse_matrix[:-1, :-1]
     numbers, each = _floats(matrix), np.empty((len(vectors), 2, 3))
-    over_slabs(lambda a, b: bound_vectors(vectors, numbers, each, a, b), len(each))
+    over_slabs(lambda a, b: _bound_rows(vectors, numbers, each, a, b), len(each))
     bounds = np.stack([each[:, 0].min(axis=0), each[:, 1].max(axis=0)])[:, lead:]
     if not np.isfinite(bounds).all():
         raise InputError("the displacement field holds NaN or infinity: fill it before inverting")
@@ -386,3 +387,27 @@ def _three(values: Iterable[Any], lead: int) -> tuple[int, int, int]:
     """Whole numbers per axis, lifted to three dimensions."""
     given = tuple(map(int, values))
     return cast("tuple[int, int, int]", (lead,) * (3 - len(given)) + given)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _bound_rows(field, matrix, bounds, start, stop):  # type: ignore[no-untyped-def]
+    """Least and greatest of ``matrix @ vector`` per row; NaN where one is not finite."""
+    m = matrix
+    for j in range(start, stop):
+        low0 = low1 = low2 = np.inf
+        high0 = high1 = high2 = -np.inf
+        total = 0.0
+        for k in range(field.shape[1]):
+            x, y, z = float(field[j, k, 0]), float(field[j, k, 1]), float(field[j, k, 2])
+            u = m[0] * x + m[1] * y + m[2] * z
+            v = m[3] * x + m[4] * y + m[5] * z
+            w = m[6] * x + m[7] * y + m[8] * z
+            low0, high0 = u if u < low0 else low0, u if u > high0 else high0
+            low1, high1 = v if v < low1 else low1, v if v > high1 else high1
+            low2, high2 = w if w < low2 else low2, w if w > high2 else high2
+            # Comparisons lose a NaN; a sum keeps it.
+            total += u + v + w
+        nothing = 0.0 if np.isfinite(total) else np.nan
+        bounds[j, 0, 0], bounds[j, 1, 0] = low0 + nothing, high0 + nothing
+        bounds[j, 0, 1], bounds[j, 1, 1] = low1 + nothing, high1 + nothing
+        bounds[j, 0, 2], bounds[j, 1, 2] = low2 + nothing, high2 + nothing

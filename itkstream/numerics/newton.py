@@ -24,7 +24,6 @@ __all__ = [
     "FieldPart",
     "Lattice",
     "Output",
-    "bound_vectors",
     "knot_range",
     "solve_knots",
     "solve_points",
@@ -36,6 +35,10 @@ KNOT_STEP = 4
 
 # Below this share of the undeformed volume the slope of the map is taken for singular: a fold.
 _LEAST_DETERMINANT = 1e-3
+
+# A step that leaves its cell is off by at most so many times what is beyond: slopes differ by up to
+# 1 from cell to cell, and the inverse magnifies that where the map shrinks.
+_DOUBT = 8.0
 
 # Voxels of a batch, and where the rows of its buffer begin, one number per voxel in each.
 _BATCH = 32
@@ -49,7 +52,6 @@ _ROWS = 49
 _CORNERS = 24
 
 # Lagrange's cubic through four knots, at the voxels from the second knot on.
-_TAPS = 4
 _CUBIC = (
     (0.0, 1.0, 0.0, 0.0),
     (-7 / 128, 105 / 128, 35 / 128, -5 / 128),
@@ -162,44 +164,8 @@ class Output(NamedTuple):
     rounds: NDArray[np.int64]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def bound_vectors(field, matrix, bounds, start, stop):  # type: ignore[no-untyped-def]
-    """Least and greatest of ``matrix @ vector`` per row; NaN where one is not finite.
-
-    Parameters
-    ----------
-    field : ndarray, (m, c, 3)
-        The vectors, row by row.
-    matrix : tuple of float
-        3 x 3, row by row.
-    bounds : ndarray, (m, 2, 3)
-        Receives the results.
-    start, stop : int
-        Rows.
-    """
-    m = matrix
-    for j in range(start, stop):
-        low0 = low1 = low2 = np.inf
-        high0 = high1 = high2 = -np.inf
-        total = 0.0
-        for k in range(field.shape[1]):
-            x, y, z = float(field[j, k, 0]), float(field[j, k, 1]), float(field[j, k, 2])
-            u = m[0] * x + m[1] * y + m[2] * z
-            v = m[3] * x + m[4] * y + m[5] * z
-            w = m[6] * x + m[7] * y + m[8] * z
-            low0, high0 = u if u < low0 else low0, u if u > high0 else high0
-            low1, high1 = v if v < low1 else low1, v if v > high1 else high1
-            low2, high2 = w if w < low2 else low2, w if w > high2 else high2
-            # Comparisons lose a NaN; a sum keeps it.
-            total += u + v + w
-        nothing = 0.0 if np.isfinite(total) else np.nan
-        bounds[j, 0, 0], bounds[j, 1, 0] = low0 + nothing, high0 + nothing
-        bounds[j, 0, 1], bounds[j, 1, 1] = low1 + nothing, high1 + nothing
-        bounds[j, 0, 2], bounds[j, 1, 2] = low2 + nothing, high2 + nothing
-
-
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
-def _within(x, low, high):  # type: ignore[no-untyped-def]
+def _hold(x, low, high):  # type: ignore[no-untyped-def]
     return min(max(x, low), high)
 
 
@@ -223,8 +189,8 @@ def _place_along(part, b, n, a):  # type: ignore[no-untyped-def]
     row = a * _BATCH
     for k in range(n):
         target = b[_TARGET + row + k]
-        x = _within(b[_PLACE + row + k], target - high, target - low)
-        held = _within(x, 0.0, edge)
+        x = _hold(b[_PLACE + row + k], target - high, target - low)
+        held = _hold(x, 0.0, edge)
         cell = min(np.floor(held), last)
         b[_PLACE + row + k], b[_FRACTION + row + k] = x, held - cell
         b[_BEYOND + row + k] = x - held
@@ -245,17 +211,15 @@ def _gather(part, b, corners, n):  # type: ignore[no-untyped-def]
         p00 = np.uint64(np.int64(b[_CELL + k]))
         p01, p10, p11 = p00 + sy, p00 + sx, p00 + sx + sy
         for c in range(3):
-            u, row = np.uint64(c), np.uint64(c * _BATCH + k)
-            corners[row], corners[row + 3 * _BATCH] = flat[p00 + u], flat[p00 + sz + u]
-            corners[row + 6 * _BATCH], corners[row + 9 * _BATCH] = flat[p01 + u], flat[p01 + sz + u]
-            corners[row + 12 * _BATCH], corners[row + 15 * _BATCH] = (
-                flat[p10 + u],
-                flat[p10 + sz + u],
-            )
-            corners[row + 18 * _BATCH], corners[row + 21 * _BATCH] = (
-                flat[p11 + u],
-                flat[p11 + sz + u],
-            )
+            at, u = np.uint64(c * _BATCH + k), np.uint64(c)
+            corners[at] = flat[p00 + u]
+            corners[at + 3 * _BATCH] = flat[p00 + sz + u]
+            corners[at + 6 * _BATCH] = flat[p01 + u]
+            corners[at + 9 * _BATCH] = flat[p01 + sz + u]
+            corners[at + 12 * _BATCH] = flat[p10 + u]
+            corners[at + 15 * _BATCH] = flat[p10 + sz + u]
+            corners[at + 18 * _BATCH] = flat[p11 + u]
+            corners[at + 21 * _BATCH] = flat[p11 + sz + u]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -309,70 +273,82 @@ def _invert(a, b, c, density, otherwise):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
 def _room(fraction, beyond, step):  # type: ignore[no-untyped-def]
-    """Negative where a step along an axis leaves its cell, or re-enters the field from beyond."""
-    to = fraction + step
-    return min(to, 1.0 - to) if beyond == 0.0 else (beyond + step) * beyond
+    """Voxels left when a step along an axis ends; negative where it leaves its cell.
+
+    Beyond the field, where it is constant, all up to its edge is one cell.
+    """
+    to, past = fraction + step, beyond + step
+    return min(to, 1.0 - to) if beyond == 0.0 else past if beyond > 0.0 else -past
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _three(b, row, k):  # type: ignore[no-untyped-def]
+    """The numbers of a voxel in three consecutive rows."""
+    return b[row + k], b[row + _BATCH + k], b[row + 2 * _BATCH + k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _slopes(b, k, p):  # type: ignore[no-untyped-def]
+    """The slopes of the map, row by row; beyond the field only the matrix p has any."""
+    beyond0, beyond1, beyond2 = _three(b, _BEYOND, k)
+    a0, a1, a2 = _three(b, _SLOPES, k)
+    b0, b1, b2 = _three(b, _SLOPES + 3 * _BATCH, k)
+    c0, c1, c2 = _three(b, _SLOPES + 6 * _BATCH, k)
+    i0 = 1.0 if beyond0 == 0.0 else 0.0
+    i1 = 1.0 if beyond1 == 0.0 else 0.0
+    i2 = 1.0 if beyond2 == 0.0 else 0.0
+    return (
+        (p[0] + a0 * i0, p[1] + a1 * i1, p[2] + a2 * i2),
+        (p[3] + b0 * i0, p[4] + b1 * i1, p[5] + b2 * i2),
+        (p[6] + c0 * i0, p[7] + c1 * i1, p[8] + c2 * i2),
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _error(b, k, inverse, step, scale):  # type: ignore[no-untyped-def]
+    """How far a step can end from the solution, and how long it is.
+
+    Within a cell the map is linear but for its bend, which bounds the error: here twice that. What
+    leads out of the cell meets other slopes and counts several times.
+    """
+    (t0, t1, t2), (s0, s1, s2), m = step, scale, inverse
+    fraction0, fraction1, fraction2 = _three(b, _FRACTION, k)
+    beyond0, beyond1, beyond2 = _three(b, _BEYOND, k)
+    bend0, bend1, bend2 = _three(b, _BEND, k)
+    room0, room1 = _room(fraction0, beyond0, t0), _room(fraction1, beyond1, t1)
+    room = min(room0, room1, _room(fraction2, beyond2, t2))
+    magnified = (
+        s0 * s0 * (m[0] * m[0] + m[1] * m[1] + m[2] * m[2])
+        + s1 * s1 * (m[3] * m[3] + m[4] * m[4] + m[5] * m[5])
+        + s2 * s2 * (m[6] * m[6] + m[7] * m[7] + m[8] * m[8])
+    )
+    longest = max(abs(t0), abs(t1), abs(t2))
+    off = 2.0 * np.sqrt(magnified) * (bend0 + bend1 + bend2) * longest * longest
+    length = np.sqrt((t0 * s0) ** 2 + (t1 * s1) ** 2 + (t2 * s2) ** 2)
+    return min(off, length) if room >= 0.0 else off - _DOUBT * max(s0, s1, s2) * room, length
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _step(part, b, n):  # type: ignore[no-untyped-def]
-    """Newton's step at each place, and how far from the solution it can end.
-
-    Within a cell the map is linear but for its bend, which bounds the error; a step that leaves
-    the cell is taken to be as wrong as it is long.
-    """
-    p, (s0, s1, s2) = part.matrix, part.scale
+    """Newton's step at each place, and how far from the solution it can end."""
+    p = part.matrix
     for k in range(n):
-        x0 = b[_TARGET + k] - b[_PLACE + k]
-        x1 = b[_TARGET + _BATCH + k] - b[_PLACE + _BATCH + k]
-        x2 = b[_TARGET + 2 * _BATCH + k] - b[_PLACE + 2 * _BATCH + k]
-        r0 = p[0] * x0 + p[1] * x1 + p[2] * x2 - b[_VALUE + k]
-        r1 = p[3] * x0 + p[4] * x1 + p[5] * x2 - b[_VALUE + _BATCH + k]
-        r2 = p[6] * x0 + p[7] * x1 + p[8] * x2 - b[_VALUE + 2 * _BATCH + k]
-        o0, o1, o2 = b[_BEYOND + k], b[_BEYOND + _BATCH + k], b[_BEYOND + 2 * _BATCH + k]
-        i0 = 1.0 if o0 == 0.0 else 0.0
-        i1 = 1.0 if o1 == 0.0 else 0.0
-        i2 = 1.0 if o2 == 0.0 else 0.0
-        q = _SLOPES + k
-        fine, m = _invert(
-            (p[0] + b[q] * i0, p[1] + b[q + _BATCH] * i1, p[2] + b[q + 2 * _BATCH] * i2),
-            (
-                p[3] + b[q + 3 * _BATCH] * i0,
-                p[4] + b[q + 4 * _BATCH] * i1,
-                p[5] + b[q + 5 * _BATCH] * i2,
-            ),
-            (
-                p[6] + b[q + 6 * _BATCH] * i0,
-                p[7] + b[q + 7 * _BATCH] * i1,
-                p[8] + b[q + 8 * _BATCH] * i2,
-            ),
-            part.density,
-            part.inverse,
-        )
+        (y0, y1, y2), (x0, x1, x2) = _three(b, _TARGET, k), _three(b, _PLACE, k)
+        x0, x1, x2 = y0 - x0, y1 - x1, y2 - x2
+        u0, u1, u2 = _three(b, _VALUE, k)
+        r0 = p[0] * x0 + p[1] * x1 + p[2] * x2 - u0
+        r1 = p[3] * x0 + p[4] * x1 + p[5] * x2 - u1
+        r2 = p[6] * x0 + p[7] * x1 + p[8] * x2 - u2
+        row0, row1, row2 = _slopes(b, k, p)
+        fine, m = _invert(row0, row1, row2, part.density, part.inverse)
         t0 = m[0] * r0 + m[1] * r1 + m[2] * r2
         t1 = m[3] * r0 + m[4] * r1 + m[5] * r2
         t2 = m[6] * r0 + m[7] * r1 + m[8] * r2
+        off, length = _error(b, k, m, (t0, t1, t2), part.scale)
         b[_STEP + k], b[_STEP + _BATCH + k], b[_STEP + 2 * _BATCH + k] = t0, t1, t2
         b[_REMAINS + k] = r0 * r0 + r1 * r1 + r2 * r2
-        within = (
-            min(
-                _room(b[_FRACTION + k], o0, t0),
-                _room(b[_FRACTION + _BATCH + k], o1, t1),
-                _room(b[_FRACTION + 2 * _BATCH + k], o2, t2),
-            )
-            >= 0.0
-        )
-        longest = max(abs(t0), abs(t1), abs(t2))
-        magnified = (
-            s0 * s0 * (m[0] * m[0] + m[1] * m[1] + m[2] * m[2])
-            + s1 * s1 * (m[3] * m[3] + m[4] * m[4] + m[5] * m[5])
-            + s2 * s2 * (m[6] * m[6] + m[7] * m[7] + m[8] * m[8])
-        )
-        bend = b[_BEND + k] + b[_BEND + _BATCH + k] + b[_BEND + 2 * _BATCH + k]
-        length = (t0 * s0) ** 2 + (t1 * s1) ** 2 + (t2 * s2) ** 2
-        off = 4.0 * magnified * (bend * longest * longest) ** 2
-        off = min(length, off) if within else length
-        b[_OFF + k] = np.sqrt(off) if fine else np.sqrt(length) / _LEAST_DETERMINANT
+        # Where the map folds, the step tells little of how far the solution is.
+        b[_OFF + k] = off if fine else length / _LEAST_DETERMINANT
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -511,7 +487,7 @@ def _blend(knots, at, out):  # type: ignore[no-untyped-def]
     """Weigh consecutive slabs along the first axis."""
     first, (w0, w1, w2, w3) = at
     lines, to = knots.reshape(len(knots), out.size), out.reshape(out.size)
-    if len(knots) < 4:
+    if len(knots) == 1:
         for m in range(len(to)):
             to[m] = lines[first, m]
         return
