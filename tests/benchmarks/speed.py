@@ -22,12 +22,13 @@ from typing import Any
 import cases
 import numpy as np
 import processes
+import SimpleITK as sitk
 import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream.affine import ransac_affine
-from itkstream.block_kernels import WarpSettings
+from itkstream.block_kernels import WarpSettings, warp_mapped
 from itkstream.cluster import execute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
 from itkstream.doors import block_grid
@@ -44,18 +45,25 @@ from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
 from itkstream.io import open_image
 from itkstream.itk_bridge import to_itk_image, to_itk_transform
 from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, DescentSettings
+from itkstream.numerics.fields import jacobian_determinant
+from itkstream.numerics.inverse import invert_displacement
+from itkstream.numerics.mapping import GridMap
+from itkstream.numerics.threads import using_threads
 from itkstream.transform import (
     apply_transform,
     prepare_apply_local_affines,
     prepare_apply_transform,
 )
 
-__all__ = ["SIZES", "TASKS", "Sizes", "run_speed"]
+__all__ = ["ROUNDS", "SIZES", "TASKS", "Sizes", "run_speed"]
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 
 SPACING = (1.84, 1.84, 1.68)
+
+ROUNDS = 5
+"""Runs of each way that `time_inverse` compares."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,59 @@ def time_warp(sizes: Sizes) -> list[Row]:
     return rows
 
 
+def time_inverse(sizes: Sizes) -> list[Row]:
+    """The inverse of a displacement field beside one application of it, on one thread.
+
+    An application is `apply_transform`, or only its resampling, where the field is given on the
+    voxels wanted already; or SimpleITK's. The field is as strong as the demand on the inverse: up
+    to 15 voxels, no Jacobian below 0.2. ``python tests/benchmarks/run.py speed --tasks inverse``.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Of the cube.
+
+    Returns
+    -------
+    list of dict
+        User time, the median of `ROUNDS` alternating runs, and its multiples: of the inverse in
+        those of each application. The inverse has the error of ``T^-1(T(x)) - x`` in voxels, at
+        points further from the border than the field reaches.
+    """
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    grid = Grid((sizes.warp_side,) * 3, SPACING)
+    vectors = _strong_vectors(grid)
+    ways: dict[str, Callable[[], Any]] = {
+        "inverse": lambda: invert_displacement(vectors, grid, grid).displacement
+    }
+    for dtype in (np.uint16, np.float32):
+        name, moving = np.dtype(dtype).name, Image(_enlarged(grid.shape).astype(dtype), grid)
+        ways[f"apply_transform {name}"] = partial(
+            apply_transform, moving, moving, DisplacementField(vectors, grid)
+        )
+        mapping = GridMap(grid, np.eye(4), vectors)
+        ways[f"warp_mapped {name}"] = partial(warp_mapped, moving, mapping, WarpSettings())
+        ways[f"SimpleITK.Resample {name}"] = _plain_itk(moving, vectors, grid)
+    with using_threads(1):
+        results = {name: way() for name, way in ways.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                seconds[name].append(_user_seconds(way))
+    median = {name: float(np.median(each)) for name, each in seconds.items()}
+    rows = [
+        {
+            "variant": name,
+            "cpu_seconds": each,
+            "user_nanoseconds_per_voxel": 1e9 * each / grid.size,
+            "inverse_takes_times": median["inverse"] / each,
+        }
+        for name, each in median.items()
+    ]
+    rows[0] |= _inverse_errors(vectors, results["inverse"], grid)
+    return rows
+
+
 def time_out_of_core(sizes: Sizes) -> list[Row]:
     """A stored pair through local affines and through a stored field, from disk to disk.
 
@@ -331,6 +392,7 @@ TASKS: dict[str, Callable[[Sizes], list[Row]]] = {
     "deform": time_deform,
     "scaling": time_scaling,
     "warp": time_warp,
+    "inverse": time_inverse,
     "out-of-core": time_out_of_core,
     "graph": time_graph,
 }
@@ -419,6 +481,42 @@ def _smooth_vectors(shape: tuple[int, ...], longest: float) -> NDArray[np.float3
     return np.stack(parts, -1).astype(np.float32)
 
 
+def _strong_vectors(grid: Grid) -> NDArray[np.float32]:
+    """Random and smooth: as strong as 15 voxels and a least Jacobian of 0.2 allow."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(3, *grid.shape)).astype(np.float32)
+    parts = [ndimage.gaussian_filter(c, 12.0, truncate=3.0) for c in noise]
+    vectors = np.stack(parts, -1)
+    vectors *= 15 / np.abs(vectors).max() * np.asarray(grid.spacing, np.float32)
+    while jacobian_determinant(vectors, grid).min() < 0.2:
+        vectors *= np.float32(0.95)
+    return vectors
+
+
+def _inverse_errors(
+    vectors: NDArray[np.float32], inverse: NDArray[np.float32], grid: Grid
+) -> dict[str, float]:
+    reach = np.abs(vectors / np.asarray(grid.spacing)).max() + 1
+    last = np.array(grid.shape) - 1
+    points = np.random.default_rng(1).uniform(0, 1, (20_000, 3)) * (last - 2 * reach) + reach
+    start = grid.to_physical(points)
+    there = DisplacementField(vectors, grid).apply(start)
+    back = grid.to_index(DisplacementField(inverse, grid).apply(there))
+    off = np.linalg.norm(back - points, axis=1)
+    return {
+        "amplitude_vox": float(reach - 1),
+        "least_jacobian": float(jacobian_determinant(vectors, grid).min()),
+        "median_error_vox": float(np.median(off)),
+        "greatest_error_vox": float(off.max()),
+    }
+
+
+def _user_seconds(way: Callable[[], Any]) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    way()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+
+
 def _random_affines(blocks: Sequence[int]) -> NDArray[np.float64]:
     rng = np.random.default_rng(0)
     matrices = np.tile(np.eye(4), (*blocks, 1, 1))
@@ -430,8 +528,6 @@ def _random_affines(blocks: Sequence[int]) -> NDArray[np.float64]:
 def _plain_itk(
     moving: Image, vectors: NDArray[np.float32], where: Grid
 ) -> Callable[[], NDArray[Any]]:
-    import SimpleITK as sitk
-
     image = to_itk_image(moving.read(), moving.grid)
     transform = to_itk_transform(DisplacementField(vectors, where), moving.grid.axes)
     return lambda: sitk.GetArrayFromImage(sitk.Resample(image, transform, sitk.sitkLinear)).T

@@ -98,6 +98,15 @@ def test_speed_suite() -> None:
         assert row["seconds"] > 0
 
 
+def test_inverse_beside_an_application() -> None:
+    rows = {row["variant"]: row for row in run_speed(("inverse",), "tiny")}
+    assert "error" not in rows[next(iter(rows))], rows
+    # The demand on accuracy. Times are not compared here: other processes run beside the tests.
+    assert rows["inverse"]["median_error_vox"] <= 0.01
+    assert rows["inverse"]["greatest_error_vox"] <= 0.1
+    assert rows["SimpleITK.Resample uint16"]["inverse_takes_times"] > 0
+
+
 def test_command_writes_results(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     main(["speed", "--quick", "--tasks", "graph", "--out", str(out)])
