@@ -39,6 +39,8 @@ from itkstream.numerics.fields import (
 from itkstream.numerics.mapping import map_on
 
 __all__ = [
+    "DECIMATED",
+    "MEASURED",
     "CoarseField",
     "CoarseLattices",
     "coarsen_field",
@@ -51,9 +53,10 @@ __all__ = [
 ]
 
 _PART = 96
-# Fine voxels of a block: of which some nodes are kept, and whose error is measured, in doubles and
-# with what is around them.
-_DECIMATED, _MEASURED = 128, 64
+
+DECIMATED, MEASURED = 128, 64
+"""Voxels per axis of a field's blocks: that are thinned out, and whose error is measured."""
+
 # Spacings that are tried, in spacings of the finest axis.
 _LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
@@ -305,7 +308,7 @@ class CoarseLattices:
             "allowed": float(self.tolerance),
             "least": self._least(),
         }
-        blocks = block_grid(grid.shape, (_MEASURED,) * grid.ndim, 0)
+        blocks = block_grid(grid.shape, (MEASURED,) * grid.ndim, 0)
         return map_blocks(
             _error_block, blocks, None, shared, Result(np.float64, (len(ladder),), "block")
         )
@@ -369,7 +372,7 @@ def prepare_decimation(field: DisplacementField, factors: Sequence[int]) -> Disp
         raise InputError(f"factors must be {field.ndim} whole numbers >= 1; got {factors}")
     coarse = _decimated_grid(field.grid, by)
     shared = {"source": _source(field.data), "factors": by, "shape": field.grid.shape}
-    size = tuple(max(1, _DECIMATED // f) for f in by)
+    size = tuple(max(1, DECIMATED // f) for f in by)
     return DisplacementField(_map(_nodes_block, coarse, shared, field.data.dtype, size), coarse)
 
 
@@ -504,16 +507,25 @@ def _nodes(
     )
     part = np.asarray(source[(*fine, slice(None))])
     for axis, (b, f, n) in enumerate(zip(box, factors, shape, strict=True)):
-        places = np.arange(b.start, b.stop) * f
-        low = np.minimum(places, (n - 1) // f * f)
-        high = np.minimum(places, n - 1)
-        gap = np.maximum(high - low, 1)
-        stretch = np.where(places > high, (places - low) / gap, 0.0)
-        left = np.take(part, low - fine[axis].start, axis)
-        right = np.take(part, high - fine[axis].start, axis)
-        share = stretch.reshape((-1,) + (1,) * (part.ndim - axis - 1))
-        part = np.where(share > 0, left + share * (right - left), right)
+        if f > 1:
+            part = _kept(part, axis, np.arange(b.start, b.stop) * f, (fine[axis].start, n, f))
     return np.asarray(part, source.dtype)
+
+
+def _kept(
+    part: NDArray[Any], axis: int, places: NDArray[np.intp], span: tuple[int, int, int]
+) -> NDArray[Any]:
+    """The vectors at places of an axis; `span` has its first place, its length and the factor."""
+    first, length, factor = span
+    last = length - 1
+    kept = part.take(np.minimum(places, last) - first, axis)
+    if places[-1] > last:
+        low = last // factor * factor
+        stretch = (places[-1] - low) / max(last - low, 1)
+        before = part.take(low - first, axis)
+        end = (slice(None),) * axis + (-1,)
+        kept[end] = before + stretch * (kept[end] - before)
+    return kept
 
 
 def _nodes_block(

@@ -63,7 +63,8 @@ How to see the registration in 3D Slicer
 3. Under "Apply transform", move "moving" to the right (->). It now lies on "fixed".
 
 All lengths are {unit}s; Slicer calls them mm. The images are {factors} times coarser than the
-originals, along the axes {axes}. The transform is within {error:.2g} voxels of the original one.
+originals, along the axes {axes}. The transform is within {error:.2g} voxels of the original one,
+voxels of its displacement field.
 """
 
 _ANTS_TEXT = """\

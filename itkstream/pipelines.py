@@ -24,6 +24,11 @@ The deformation makes up for what the piecewise affine leaves out, so that step 
 the time and gains little; it stays because it needs no small displacement to start from, and is
 left out where it does not help (as in the fourth row). Coarse levels on the
 whole image lose nothing against a single block.
+
+A deformation is stored on the nodes on which it is computed (`itkstream.deform.field_factors`). On
+this phantom, single block, these are 172,032 vectors for 8.3 million voxels, and exact. The mean of
+every 8 voxels, 6 times as many vectors, was up to 0.48 voxel off where the field bends, at the 99th
+percentile 0.06; so a coarser field is measured against the nodes (`field_tolerance_vox`).
 """
 
 from __future__ import annotations
@@ -370,6 +375,11 @@ class _Run:
         with self._step("field") as facts:
             coarse = measure_coarser(self.scene, computed, tolerance)
             facts |= _field_facts(coarse, min(self.fixed.spacing), tolerance)
+            spacing = " x ".join(f"{s:.3g}" for s in coarse.field.grid.spacing)
+            self.scene.reporter.note(
+                f"a vector every {spacing} {coarse.field.grid.unit}s, at most "
+                f"{facts['error_vox']:.2g} voxels from what was computed"
+            )
             transform = store_coarser(self.scene, computed, coarse.factors, path)
         self._note(_FIELD, key, {"facts": facts})
         return transform
@@ -498,9 +508,6 @@ class _Run:
         yield facts
         facts["seconds"] = round(time.perf_counter() - began, 3)
         self.facts.append(facts)
-        if "factors" in facts:
-            kept = " x ".join(map(str, facts["factors"]))
-            reporter.note(f"1 node in {kept} is kept, {facts['error_vox']:.2g} voxels off at most")
         if "local_correlation" in facts:
             reporter.note(f"local correlation {facts['local_correlation']:.4f}")
         if "dropped" in facts:

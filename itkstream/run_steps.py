@@ -27,7 +27,7 @@ from itkstream.block_kernels import (
     warp_block,
 )
 from itkstream.cluster import compute, continues, store
-from itkstream.deform import prepare_displacement
+from itkstream.deform import deform_blocks, field_factors, prepare_displacement
 from itkstream.errors import BlockErrors, InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -48,7 +48,14 @@ from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate
-from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine, Step
+from itkstream.steps import (
+    MAX_FIELD_FACTOR,
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    Step,
+)
 from itkstream.transform import piecewise_transform, prepare_field
 from itkstream.workers import Resources
 
@@ -67,9 +74,6 @@ __all__ = [
 ]
 
 Radii = tuple[float, float]
-
-COARSEST_FACTOR = 16
-"""Nodes of a computed field per node of the one that is handed out, at most."""
 
 _WORSE = "it lowered the local correlation"
 
@@ -360,7 +364,7 @@ def measure_coarser(
     """
     field, _ = as_field_and_affine(transform)
     allowed = tolerance_vox * min(scene.fixed.spacing)
-    lattices = CoarseLattices(field, allowed, COARSEST_FACTOR)
+    lattices = CoarseLattices(field, allowed, MAX_FIELD_FACTOR)
     return lattices.best(compute(lattices.prepare_errors(), scene.resources))
 
 
@@ -395,9 +399,10 @@ def store_coarser(
 def store_deformation(
     scene: Scene, state: State, step: Deformable, path: Location
 ) -> CompositeTransform:
-    """Find the displacement in front of the affine, coarse to fine; stored at half resolution.
+    """Find the displacement in front of the affine, coarse to fine; stored as it is computed.
 
-    Blocks that an earlier run stored are kept where their files are sound.
+    Its lattice is that of `itkstream.deform.field_factors`. Blocks that an earlier run stored are
+    kept where their files are sound.
 
     Parameters
     ----------
@@ -415,23 +420,22 @@ def store_deformation(
     CompositeTransform
         A displacement field and an affine, on disk.
     """
-    fixed = scene.fixed
+    fixed, settings = scene.fixed, step.settings_for(scene.fixed.spacing)
     start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
-    blocks = [step.blocksize] * fixed.ndim
-    if fixed.grid.size <= scene.coarse_voxels:
-        blocks = list(fixed.shape)
+    blocks = deform_blocks(fixed.grid, step, scene.coarse_voxels)
+    factors = field_factors(settings, fixed.grid, blocks)
     lazy = prepare_displacement(
         fixed,
         scene.moving,
         start,
-        blocks,
-        step.settings_for(fixed.spacing),
+        blocks.blocksize,
+        settings,
         overlap=step.overlap,
         coarse_voxels=scene.coarse_voxels,
-        factors=(2,) * fixed.ndim,
+        factors=factors,
         skip_empty=True,
     )
-    return _store(scene, lazy, _half(scene), path, affine_part(start))
+    return _store(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
 
 
 def _store(

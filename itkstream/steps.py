@@ -35,6 +35,7 @@ from itkstream.ransac import RansacSettings
 __all__ = [
     "ALIGN_THRESHOLD_VOX",
     "DEFAULT_STEPS",
+    "MAX_FIELD_FACTOR",
     "Deformable",
     "IntensityAffine",
     "LocalAffines",
@@ -57,6 +58,9 @@ _LENGTHS = frozenset(
 
 ALIGN_THRESHOLD_VOX = 1.5
 """A match may be so many voxels, of the median spacing, from its affine."""
+
+MAX_FIELD_FACTOR = 16
+"""Nodes of a field as it was computed, per node and axis of the one that is handed out, at most."""
 
 Radii = tuple[tuple[float, float], ...]
 
