@@ -110,7 +110,8 @@ class Plan:
         float
             Bytes, libraries included.
         """
-        return PROCESS_BYTES + price.once + min(self.threads, price.blocks) * price.per_block
+        blocks = min(self.threads, price.blocks) * price.per_block
+        return PROCESS_BYTES + price.once + price.kept + blocks
 
     def seconds_of(self, price: StepPrice) -> float | None:
         """Time of one step.

@@ -19,6 +19,7 @@ from itkstream.algebra import DECIMATED, MEASURED
 from itkstream.deform import deform_blocks, field_factors
 from itkstream.doors import block_grid
 from itkstream.geometry import BlockGrid, Grid
+from itkstream.io.kept_chunks import KEPT_BYTES
 from itkstream.levels import SLAB_VOXELS, factors_to_fit, plan_levels
 from itkstream.steps import (
     MAX_FIELD_FACTOR,
@@ -87,6 +88,11 @@ class Pair:
         return np.dtype(self.dtype).itemsize
 
     @property
+    def image_bytes(self) -> tuple[float, float]:
+        """Of the voxels, the moving image's taken for the fixed one's too."""
+        return float(self.fixed.size * self.itemsize), float(self.moving.size * self.itemsize)
+
+    @property
     def coarse(self) -> tuple[Grid, Grid]:
         """The level that is held in memory, of both."""
         voxels = self.settings.coarse_voxels
@@ -137,6 +143,8 @@ class StepPrice:
         Bytes held once in the process that runs the step, beside the blocks.
     per_block : float
         Bytes of every block that is computed at a time.
+    kept : float
+        Bytes of the chunks of stored arrays that every process keeps.
     disk : float
         Bytes of the results before compression; what is written is seldom more.
     work : float
@@ -151,6 +159,7 @@ class StepPrice:
     tasks: int = 1
     once: float = 0.0
     per_block: float = 0.0
+    kept: float = 0.0
     disk: float = 0.0
     work: float = 0.0
     kind: str = ""
@@ -178,7 +187,7 @@ def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
     field = _computed_on(pair, steps[-1] if steps else None)
     if pair.settings.field_tolerance_vox:
         prices.append(_price_field(pair, field))
-    return (*prices, _price_aligned(pair), _price_files(pair, field))
+    return (*prices, _price_aligned(pair, field), _price_files(pair, field))
 
 
 def _price_reading(pair: Pair) -> StepPrice:
@@ -225,6 +234,7 @@ def _price_deformable(pair: Pair, step: Deformable) -> StepPrice:
         *_counts(blocks, _TASKS_BLENDED + _TASKS_WRITTEN),
         once=pair.held + coarse,
         per_block=_largest(blocks) * bytes_per_voxel,
+        kept=_kept(*pair.image_bytes) if len(blocks) > 1 else 0.0,
         disk=_field_bytes(_computed_on(pair, step)),
         work=_work(blocks),
         kind="deform",
@@ -238,6 +248,8 @@ def _price_sampled(pair: Pair) -> StepPrice:
         *_counts(blocks, 1 + _TASKS_WRITTEN),
         once=pair.held,
         per_block=_largest(blocks) * _WARP,
+        # Of the last deformation, where affines follow it.
+        kept=_kept(_field_bytes(_computed_on(pair, None))),
         disk=_field_bytes(_computed_on(pair, None)),
         work=float(pair.fixed.size),
         kind="warp",
@@ -255,13 +267,14 @@ def _price_field(pair: Pair, field: Grid) -> StepPrice:
         size,
         tasks + len(measured),
         once=pair.held,
+        kept=_kept(_field_bytes(field)),
         per_block=field.ndim * max(around * _MEASURE, _largest(blocks) * _DECIMATE),
         # How coarse it may be is not known before.
         disk=_field_bytes(field),
     )
 
 
-def _price_aligned(pair: Pair) -> StepPrice:
+def _price_aligned(pair: Pair, field: Grid) -> StepPrice:
     blocks = pair.blocks(pair.settings.blocksize)
     # The levels of the pyramid below full resolution.
     lower = 1.0 / (2**pair.fixed.ndim - 1)
@@ -270,6 +283,7 @@ def _price_aligned(pair: Pair) -> StepPrice:
         *_counts(blocks, 1 + _TASKS_WRITTEN),
         once=pair.held,
         per_block=_largest(blocks) * (_WARP + 4 * pair.itemsize),
+        kept=_kept(pair.image_bytes[1], _field_bytes(field)),
         disk=pair.fixed.size * pair.itemsize * (1.0 + lower),
         work=float(pair.fixed.size),
         kind="warp",
@@ -309,6 +323,11 @@ def _work(blocks: BlockGrid) -> float:
     """Voxels of all blocks with their overlaps; there is none beyond the image's border."""
     spans = zip(blocks.shape, blocks.numblocks, blocks.overlap, strict=True)
     return float(prod(n + 2 * o * (count - 1) for n, count, o in spans))
+
+
+def _kept(*sizes: float) -> float:
+    """Chunks of arrays of these sizes."""
+    return sum(min(size, KEPT_BYTES) for size in sizes)
 
 
 def _computed_on(pair: Pair, last: Step | None) -> Grid:

@@ -78,6 +78,11 @@ class ZarrArray(StoredArray):
         checked.blosc = _is_blosc(array)
         return array
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Elements of a chunk per axis, inside a shard where there are shards."""
+        return tuple(self.store.chunks)
+
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.
 
