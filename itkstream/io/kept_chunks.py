@@ -28,7 +28,7 @@ __all__ = ["KEPT_BYTES", "KeptChunks", "keeping_chunks"]
 KEPT_BYTES = 128_000_000
 """At most, of each array and process: 30 chunks of 128³ voxels of 16 bits."""
 
-# Kept are so many times the chunks of one block: a column of two blocks by two has 9 chunks of their
+# Kept are so many times the chunks of a block: a column of two blocks by two has 9 chunks of their
 # size in each of two layers where one block has 8.
 _MORE = 2.25
 
