@@ -39,11 +39,15 @@ from itkstream.numerics.fields import (
 from itkstream.numerics.mapping import map_on
 
 __all__ = [
+    "DECIMATED",
+    "MEASURED",
     "CoarseField",
+    "CoarseLattices",
     "as_field",
     "coarsen_field",
     "crop_transform",
     "fold_affine",
+    "prepare_decimation",
     "prepare_jacobian",
     "prepare_sample",
     "sample_transform",
@@ -51,6 +55,10 @@ __all__ = [
 
 _PART = 96
 _AS_FIELD = "make it a field first, by sample_transform in memory or by as_field"
+
+DECIMATED, MEASURED = 128, 64
+"""Voxels per axis of a field's blocks: that are thinned out, and whose error is measured."""
+
 # Spacings that are tried, in spacings of the finest axis.
 _LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
@@ -272,24 +280,127 @@ def coarsen_field(
             f"followed by affines, itkstream.exports.coarsened makes one with a coarser field; of "
             f"anything else, {_AS_FIELD}"
         )
-    grid = field.grid
-    allowed = 0.05 * min(grid.spacing) if tolerance is None else float(tolerance)
-    if not allowed > 0 or not 1 <= max_factor <= _LADDER[-1]:
-        raise InputError(
-            f"tolerance must be positive and max_factor between 1 and {_LADDER[-1]}; got "
-            f"{tolerance} and {max_factor}"
+    allowed = 0.05 * min(field.grid.spacing) if tolerance is None else tolerance
+    choice = CoarseLattices(field, allowed, max_factor, max_nodes)
+    return choice.best(choice.prepare_errors().compute())
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseLattices:
+    """The coarser lattices for a field that `coarsen_field` chooses from.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        In memory or stored.
+    tolerance : float
+        Greatest error, in the unit of the grid.
+    max_factor : int
+        Bound on the factors, at most 32.
+    max_nodes : float, optional
+        Bound on the nodes that goes before the tolerance.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or a bound on the nodes that even the largest factor does not keep.
+    """
+
+    field: DisplacementField
+    tolerance: float
+    max_factor: int = 32
+    max_nodes: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0 or not 1 <= self.max_factor <= _LADDER[-1]:
+            raise InputError(
+                f"tolerance must be positive and max_factor between 1 and {_LADDER[-1]}; got "
+                f"{self.tolerance} and {self.max_factor}"
+            )
+        self._least()
+
+    def prepare_errors(self) -> da.Array:
+        """Prepare to measure how far the field would be from itself on each lattice.
+
+        Returns
+        -------
+        dask.array.Array, block grid + (lattices,), float64
+            Lazy: the greatest error in each block, finer to coarser; infinite beyond the first
+            that is out of tolerance there.
+        """
+        grid, ladder = self.field.grid, self._rungs
+        shared = {
+            "source": _source(self.field.data),
+            "ladder": ladder,
+            "allowed": float(self.tolerance),
+            "least": self._least(),
+        }
+        blocks = block_grid(grid.shape, (MEASURED,) * grid.ndim, 0)
+        return map_blocks(
+            _error_block, blocks, None, shared, Result(np.float64, (len(ladder),), "block")
         )
-    ladder = _ladder(grid, max_factor)
-    shared: dict[str, Any] = {"source": _source(field.data), "shape": grid.shape, "ladder": ladder}
-    shared |= {"allowed": allowed, "least": _first_that_fits(grid, ladder, max_nodes)}
-    blocks = block_grid(grid.shape, (_PART,) * grid.ndim, 0)
-    result = Result(np.float64, (len(ladder),), "block")
-    each = map_blocks(_error_block, blocks, None, shared, result).compute()
-    worst = each.reshape(-1, len(ladder)).max(axis=0)
-    if np.isnan(worst).any():
-        raise InputError("the displacement field holds NaN or infinity: it is no transform")
-    best = max(shared["least"], int(np.flatnonzero(worst <= allowed)[-1]))
-    return CoarseField(_decimated(field, ladder[best]), ladder[best], float(worst[best]))
+
+    def best(self, errors: NDArray[np.float64]) -> CoarseField:
+        """Put the field on the coarsest lattice that will do.
+
+        Parameters
+        ----------
+        errors : ndarray, block grid + (lattices,)
+            What `prepare_errors` gives.
+
+        Returns
+        -------
+        CoarseField
+            Lazy where the field is not in memory.
+
+        Raises
+        ------
+        InputError
+            For a field with NaN.
+        """
+        ladder = self._rungs
+        worst = errors.reshape(-1, len(ladder)).max(axis=0)
+        if np.isnan(worst).any():
+            raise InputError("the displacement field holds NaN or infinity: it is no transform")
+        best = max(self._least(), int(np.flatnonzero(worst <= self.tolerance)[-1]))
+        return CoarseField(_decimated(self.field, ladder[best]), ladder[best], float(worst[best]))
+
+    @property
+    def _rungs(self) -> tuple[tuple[int, ...], ...]:
+        return _ladder(self.field.grid, self.max_factor)
+
+    def _least(self) -> int:
+        """The finest lattice that keeps the bound on the nodes."""
+        return _first_that_fits(self.field.grid, self._rungs, self.max_nodes)
+
+
+def prepare_decimation(field: DisplacementField, factors: Sequence[int]) -> DisplacementField:
+    """Prepare to keep one node in so many along each axis of a field, and both ends.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        In memory or stored.
+    factors : sequence of int
+        Voxels of the field per voxel of the result, per axis.
+
+    Returns
+    -------
+    DisplacementField
+        Lazy, on ``ceil((n - 1) / factor) + 1`` nodes per axis.
+
+    Raises
+    ------
+    InputError
+        For factors that are not whole numbers >= 1, one per axis.
+    """
+    by = tuple(int(f) for f in factors)
+    if len(by) != field.ndim or min(by) < 1 or by != tuple(factors):
+        raise InputError(f"factors must be {field.ndim} whole numbers >= 1; got {factors}")
+    coarse = _decimated_grid(field.grid, by)
+    shared = {"source": _source(field.data), "factors": by, "shape": field.grid.shape}
+    size = tuple(max(1, DECIMATED // f) for f in by)
+    return DisplacementField(_map(_nodes_block, coarse, shared, field.data.dtype, size), coarse)
 
 
 def _ladder(grid: Grid, max_factor: int) -> tuple[tuple[int, ...], ...]:
@@ -328,7 +439,6 @@ def _error_block(
     block: Block,
     *,
     source: Any,
-    shape: tuple[int, ...],
     ladder: tuple[tuple[int, ...], ...],
     allowed: float,
     least: int,
@@ -337,28 +447,43 @@ def _error_block(
 
     The rung `least` is measured in any case.
     """
-    region = _around(block.core, np.max(ladder, axis=0), shape)
-    part = np.asarray(source[(*region, slice(None))], np.float64)
-    inside = tuple(
-        slice(c.start - r.start, c.stop - r.start) for c, r in zip(block.core, region, strict=True)
-    )
     errors = np.full(len(ladder), np.inf)
+    held: tuple[int, ...] = (-1,) * len(block.core)
     for k, factors in enumerate(ladder):
-        rough = part
-        for axis, factor in enumerate(factors):
-            spans = (region[axis], block.core[axis])
-            rough = _reinterpolated(rough, axis, factor, spans, shape[axis])
-        errors[k] = np.sqrt(((rough - part[inside]) ** 2).sum(axis=-1)).max()
+        if any(f > h for f, h in zip(factors, held, strict=True)):
+            # No more than the next rungs need: most fields fail one of the first.
+            held = tuple(1 << (f - 1).bit_length() for f in factors)
+            region = _around(block.core, held, source.shape)
+            part = np.asarray(source[(*region, slice(None))], np.float64)
+        errors[k] = _error(part, block.core, region, factors, source.shape)
         if k >= least and not errors[k] <= allowed:
             break
-    return errors.reshape((1,) * len(shape) + (-1,))
+    return errors.reshape((1,) * len(block.core) + (-1,))
 
 
-def _around(core: Slices, factors: NDArray[np.intp], shape: tuple[int, ...]) -> Slices:
+def _error(
+    part: NDArray[np.float64],
+    core: Slices,
+    region: Slices,
+    factors: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> float:
+    """Greatest distance in a box between a field and its decimation; `part` is a larger region."""
+    rough = part
+    for axis, factor in enumerate(factors):
+        rough = _reinterpolated(rough, axis, factor, (region[axis], core[axis]), shape[axis])
+    inside = tuple(
+        slice(c.start - r.start, c.stop - r.start) for c, r in zip(core, region, strict=True)
+    )
+    rough -= part[inside]
+    return float(np.sqrt(np.einsum("...k,...k->...", rough, rough).max()))
+
+
+def _around(core: Slices, factors: tuple[int, ...], shape: tuple[int, ...]) -> Slices:
     """Fine nodes between which all coarse nodes around a box lie, for factors up to these."""
     return tuple(
-        slice(max(0, c.start - int(f)), min(n, c.stop + int(f)))
-        for c, f, n in zip(core, factors, shape, strict=True)
+        slice(max(0, c.start - f), min(n, c.stop + f))
+        for c, f, n in zip(core, factors, shape, strict=False)
     )
 
 
@@ -380,19 +505,18 @@ def _reinterpolated(
 
 
 def _decimated(field: DisplacementField, factors: tuple[int, ...]) -> DisplacementField:
-    grid, data = field.grid, field.data
     if max(factors) == 1:
         return field
-    shape = _coarse_shape(grid.shape, factors)
+    if not isinstance(field.data, np.ndarray):
+        return prepare_decimation(field, factors)
+    coarse = _decimated_grid(field.grid, factors)
+    whole = tuple(slice(0, n) for n in coarse.shape)
+    return DisplacementField(_nodes(field.data, whole, factors, field.grid.shape), coarse)
+
+
+def _decimated_grid(grid: Grid, factors: tuple[int, ...]) -> Grid:
     spacing = tuple(s * f for s, f in zip(grid.spacing, factors, strict=True))
-    coarse = replace(grid, shape=shape, spacing=spacing)
-    whole = tuple(slice(0, n) for n in shape)
-    if isinstance(data, np.ndarray):
-        return DisplacementField(_nodes(data, whole, factors, grid.shape), coarse)
-    shared = {"source": _source(data), "factors": factors, "shape": grid.shape}
-    # As many fine voxels a block as elsewhere.
-    size = tuple(max(1, _PART // f) for f in factors)
-    return DisplacementField(_map(_nodes_block, coarse, shared, data.dtype, size), coarse)
+    return replace(grid, shape=_coarse_shape(grid.shape, factors), spacing=spacing)
 
 
 def _nodes(
@@ -410,16 +534,25 @@ def _nodes(
     )
     part = np.asarray(source[(*fine, slice(None))])
     for axis, (b, f, n) in enumerate(zip(box, factors, shape, strict=True)):
-        places = np.arange(b.start, b.stop) * f
-        low = np.minimum(places, (n - 1) // f * f)
-        high = np.minimum(places, n - 1)
-        gap = np.maximum(high - low, 1)
-        stretch = np.where(places > high, (places - low) / gap, 0.0)
-        left = np.take(part, low - fine[axis].start, axis)
-        right = np.take(part, high - fine[axis].start, axis)
-        share = stretch.reshape((-1,) + (1,) * (part.ndim - axis - 1))
-        part = np.where(share > 0, left + share * (right - left), right)
+        if f > 1:
+            part = _kept(part, axis, np.arange(b.start, b.stop) * f, (fine[axis].start, n, f))
     return np.asarray(part, source.dtype)
+
+
+def _kept(
+    part: NDArray[Any], axis: int, places: NDArray[np.intp], span: tuple[int, int, int]
+) -> NDArray[Any]:
+    """The vectors at places of an axis; `span` has its first place, its length and the factor."""
+    first, length, factor = span
+    last = length - 1
+    kept = part.take(np.minimum(places, last) - first, axis)
+    if places[-1] > last:
+        low = last // factor * factor
+        stretch = (places[-1] - low) / max(last - low, 1)
+        before = part.take(low - first, axis)
+        end = (slice(None),) * axis + (-1,)
+        kept[end] = before + stretch * (kept[end] - before)
+    return kept
 
 
 def _nodes_block(

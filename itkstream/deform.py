@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,11 @@ from itkstream.lazy import Result, map_blocks, map_neighbours, once, readable
 from itkstream.levels import LevelPlan, after_coarse, find_content, plan_levels, solve_coarse
 from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
+from itkstream.numerics.descent import node_factors
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import (
     jacobian_determinant,
+    node_vectors,
     resize_field,
     shrink_field,
     to_positions,
@@ -41,7 +44,9 @@ from itkstream.steps import Deformable, Method
 from itkstream.transform import piecewise_transform
 
 __all__ = [
+    "deform_blocks",
     "deformable_align",
+    "field_factors",
     "prepare_displacement",
     "prepare_fold_count",
     "prepare_piecewise_deformable_align",
@@ -295,7 +300,8 @@ def prepare_displacement(
     coarse_voxels : float
         Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
     factors : sequence of int, optional
-        Voxels per vector and axis, default 1: a smooth field needs not all to be stored.
+        Voxels per vector and axis, default 1: `field_factors` says how many lose nothing. A single
+        block gives the vectors of the engine's own nodes for these, and means for others.
     skip_empty : bool
         As in `prepare_piecewise_deformable_align`.
 
@@ -321,6 +327,55 @@ def prepare_displacement(
             )
     task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
     return _prepare(task, _Output(fixed.grid, by), coarse_voxels)
+
+
+def deform_blocks(grid: Grid, step: Deformable, coarse_voxels: float) -> BlockGrid:
+    """The blocks of a step: one for an image that fits in memory.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the fixed image.
+    step : Deformable
+        The step.
+    coarse_voxels : float
+        Most voxels of a level that is solved as a whole.
+
+    Returns
+    -------
+    BlockGrid
+        With their overlaps.
+    """
+    size = grid.shape if grid.size <= coarse_voxels else (step.blocksize,) * grid.ndim
+    return block_grid(grid.shape, size, step.overlap)
+
+
+def field_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
+    """How coarse the lattice is that holds what a deformation finds.
+
+    Parameters
+    ----------
+    settings : DeformSettings
+        Parameters of the deformation.
+    grid : Grid
+        Of the fixed image.
+    blocks : BlockGrid
+        Its blocks.
+
+    Returns
+    -------
+    tuple of int
+        For the `factors` of `prepare_displacement`: voxels per node on which the field is
+        computed, or on which blocks join; 2 per axis where that is unknown or finer.
+    """
+    half = (2,) * grid.ndim
+    if len(blocks) > 1:
+        nodes = _node_factors(settings, grid, blocks)
+    elif isinstance(settings, DescentSettings):
+        nodes = node_factors(grid, settings)
+    else:
+        return half
+    return max(nodes, half, key=math.prod)
 
 
 def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da.Array:
@@ -462,7 +517,11 @@ def _only_block(
     estimate = deform_block(Image(part, output.grid), moving, initial, settings)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
-    return output.form(shrink_field(estimate.displacement, output.factors), estimate.initial)
+    on_nodes = isinstance(settings, DescentSettings) and output.factors == node_factors(
+        output.grid, settings
+    )
+    coarse = (node_vectors if on_nodes else shrink_field)(estimate.displacement, output.factors)
+    return output.form(coarse, estimate.initial)
 
 
 def _refine_block(

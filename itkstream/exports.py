@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +72,8 @@ How to see the registration in 3D Slicer
 3. Under "Apply transform", move "moving" to the right (->). It now lies on "fixed".
 
 All lengths are {unit}s; Slicer calls them mm. The images are {factors} times coarser than the
-originals, along the axes {axes}. The transform is within {error:.2g} voxels of the original one.
+originals, along the axes {axes}. The transform is within {error:.2g} voxels of the original one,
+voxels of its displacement field.
 """
 
 _ANTS_TEXT = """\
@@ -176,28 +178,25 @@ def export_slicer(
     if not limit_mb >= _LEAST_MB:
         raise InputError(f"limit_mb must be at least {_LEAST_MB}; got {limit_mb}")
     share = (limit_mb * 2**20 - _OVERHEAD) / 3
+    max_nodes = share / (_NODE_BYTES * transform.ndim)
+    begun = _begin(out, transform, tolerance_vox, max_nodes, overwrite)
     axes = _axes(transform, images[0])
-    nodes = share / (_NODE_BYTES * transform.ndim)
-    thin, factors, error = coarsened(transform, tolerance_vox, nodes)
-    folder = claim_folder(out, _PROOF, overwrite)
     shrunk = []
     for name, image in zip(("fixed", "moving"), images, strict=True):
         turned = image.reorder(axes).in_unit("micrometer")
         by = factors_to_fit(turned.grid, share / turned.dtype.itemsize)
         coarse = read_coarse(turned, by)
         kept = Image(round_to(coarse.read(), turned.dtype), coarse.grid, name)
-        write_itk((folder / f"{name}.nrrd").path, kept)
+        write_itk((begun.folder / f"{name}.nrrd").path, kept)
         shrunk.append(by)
-    write_transform(folder / "transform.h5", thin, axes)
+    write_transform(begun.folder / "transform.h5", begun.transform, axes)
     text = _SLICER_TEXT.format(
         unit="micrometer",
         factors=" and ".join("x".join(map(str, by)) for by in shrunk),
         axes=", ".join(axes),
-        error=error,
+        error=begun.error_vox,
     )
-    write_text(folder / "READ ME.txt", text)
-    files = ("fixed.nrrd", "moving.nrrd", "transform.h5", "READ ME.txt")
-    return _proved(Bundle(str(folder), files, factors, error), folder)
+    return begun.finish(("fixed.nrrd", "moving.nrrd", "transform.h5"), "READ ME.txt", text)
 
 
 def export_ants(
@@ -232,21 +231,19 @@ def export_ants(
     ExistingOutputError
         Where the folder holds something already.
     """
-    thin, factors, error = coarsened(transform, tolerance_vox)
-    folder = claim_folder(out, _PROOF, overwrite)
-    axes = _axes(transform, None)
+    begun = _begin(out, transform, tolerance_vox, None, overwrite)
+    thin, axes = begun.transform, _axes(transform, None)
     files = []
     for step in thin.transforms if isinstance(thin, CompositeTransform) else (thin,):
         name, order = "affine.tfm", axes
         if isinstance(step, DisplacementField):
             # NIfTI has no 2-D vectors.
             name, order = f"displacement.{'nii.gz' if step.ndim == 3 else 'nrrd'}", step.grid.axes
-        write_transform(folder / name, step, order)
+        write_transform(begun.folder / name, step, order)
         files.append(name)
     words = " ".join(f"-t {name}" for name in files)
     text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
-    write_text(folder / "apply.sh", text)
-    return _proved(Bundle(str(folder), (*files, "apply.sh"), factors, error), folder)
+    return begun.finish(files, "apply.sh", text)
 
 
 def coarsened(
@@ -486,6 +483,30 @@ def _axes(transform: Transform, image: Image | None) -> tuple[str, ...]:
     return image.grid.axes if image else ("z", "y", "x")[-transform.ndim :]
 
 
-def _proved(bundle: Bundle, folder: Location) -> Bundle:
-    write_text(folder / _PROOF, json.dumps(asdict(bundle), indent=2) + "\n")
-    return bundle
+@dataclass(frozen=True, eq=False)
+class _Export:
+    """A folder for another program, claimed, and the transform that goes there."""
+
+    folder: Location
+    transform: Transform
+    factors: tuple[int, ...]
+    error_vox: float
+
+    def finish(self, files: Sequence[str], guide: str, text: str) -> Bundle:
+        """Say what to do with the files, and then that the folder is complete."""
+        write_text(self.folder / guide, text)
+        bundle = Bundle(str(self.folder), (*files, guide), self.factors, self.error_vox)
+        write_text(self.folder / _PROOF, json.dumps(asdict(bundle), indent=2) + "\n")
+        return bundle
+
+
+def _begin(
+    out: str | os.PathLike[str],
+    transform: Transform,
+    tolerance_vox: float,
+    max_nodes: float | None,
+    overwrite: bool,
+) -> _Export:
+    """Thin a transform out and claim the folder it goes to."""
+    thin, factors, error = coarsened(transform, tolerance_vox, max_nodes)
+    return _Export(claim_folder(out, _PROOF, overwrite), thin, factors, error)

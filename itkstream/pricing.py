@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from itkstream.algebra import DECIMATED, MEASURED
+from itkstream.deform import deform_blocks, field_factors
 from itkstream.doors import block_grid
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.kept_chunks import KEPT_BYTES
 from itkstream.levels import SLAB_VOXELS, factors_to_fit, plan_levels
 from itkstream.steps import (
+    MAX_FIELD_FACTOR,
     Deformable,
     IntensityAffine,
     LocalAffines,
@@ -50,6 +53,8 @@ _DEFORM: dict[Method, float] = {
     "diffeomorphic-demons": 235.0,
 }
 _WARP = 24.0
+# Bytes per number of a field: where its coarser lattices are measured, and where nodes are kept.
+_MEASURE, _DECIMATE = 32.0, 10.0
 # Blobs are at least so many voxels apart in all, as nuclei are.
 _VOXELS_PER_POINT = 4000
 
@@ -178,8 +183,11 @@ def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
     prices = [_price_reading(pair)]
     prices += [_PRICES[type(step)](pair, step) for step in steps]
     if not steps or not isinstance(steps[-1], Deformable):
-        prices.append(_price_field(pair))
-    return (*prices, _price_aligned(pair), _price_files(pair))
+        prices.append(_price_sampled(pair))
+    field = _computed_on(pair, steps[-1] if steps else None)
+    if pair.settings.field_tolerance_vox:
+        prices.append(_price_field(pair, field))
+    return (*prices, _price_aligned(pair, field), _price_files(pair, field))
 
 
 def _price_reading(pair: Pair) -> StepPrice:
@@ -216,9 +224,7 @@ def _price_local(pair: Pair, step: LocalAffines) -> StepPrice:
 
 def _price_deformable(pair: Pair, step: Deformable) -> StepPrice:
     grid, voxels = pair.fixed, pair.settings.coarse_voxels
-    whole = grid.size <= voxels
-    size = grid.shape if whole else (step.blocksize,) * grid.ndim
-    blocks = block_grid(grid.shape, size, step.overlap)
+    blocks = deform_blocks(grid, step, voxels)
     coarse, bytes_per_voxel = 0.0, _DEFORM[step.method]
     if len(blocks) > 1:
         plan = plan_levels(grid, step.settings_for(grid.spacing), voxels)
@@ -228,28 +234,47 @@ def _price_deformable(pair: Pair, step: Deformable) -> StepPrice:
         *_counts(blocks, _TASKS_BLENDED + _TASKS_WRITTEN),
         once=pair.held + coarse,
         per_block=_largest(blocks) * bytes_per_voxel,
-        kept=0.0 if whole else _kept(*pair.image_bytes),
-        disk=_field_bytes(grid),
+        kept=_kept(*pair.image_bytes) if len(blocks) > 1 else 0.0,
+        disk=_field_bytes(_computed_on(pair, step)),
         work=_work(blocks),
         kind="deform",
     )
 
 
-def _price_field(pair: Pair) -> StepPrice:
+def _price_sampled(pair: Pair) -> StepPrice:
     blocks = pair.blocks(pair.settings.blocksize)
     return StepPrice(
-        "field",
+        "sampled field",
         *_counts(blocks, 1 + _TASKS_WRITTEN),
         once=pair.held,
         per_block=_largest(blocks) * _WARP,
-        kept=_kept(_field_bytes(pair.fixed)),
-        disk=_field_bytes(pair.fixed),
+        # Of the last deformation, where affines follow it.
+        kept=_kept(_field_bytes(_computed_on(pair, None))),
+        disk=_field_bytes(_computed_on(pair, None)),
         work=float(pair.fixed.size),
         kind="warp",
     )
 
 
-def _price_aligned(pair: Pair) -> StepPrice:
+def _price_field(pair: Pair, field: Grid) -> StepPrice:
+    blocks = block_grid(field.shape, (DECIMATED,) * field.ndim, 0)
+    measured = block_grid(field.shape, (MEASURED,) * field.ndim, 0)
+    around = prod(min(n, MEASURED + 2 * MAX_FIELD_FACTOR) for n in field.shape)
+    number, size, tasks = _counts(blocks, 1 + _TASKS_WRITTEN)
+    return StepPrice(
+        "field",
+        number,
+        size,
+        tasks + len(measured),
+        once=pair.held,
+        kept=_kept(_field_bytes(field)),
+        per_block=field.ndim * max(around * _MEASURE, _largest(blocks) * _DECIMATE),
+        # How coarse it may be is not known before.
+        disk=_field_bytes(field),
+    )
+
+
+def _price_aligned(pair: Pair, field: Grid) -> StepPrice:
     blocks = pair.blocks(pair.settings.blocksize)
     # The levels of the pyramid below full resolution.
     lower = 1.0 / (2**pair.fixed.ndim - 1)
@@ -258,16 +283,16 @@ def _price_aligned(pair: Pair) -> StepPrice:
         *_counts(blocks, 1 + _TASKS_WRITTEN),
         once=pair.held,
         per_block=_largest(blocks) * (_WARP + 4 * pair.itemsize),
-        kept=_kept(pair.image_bytes[1], _field_bytes(pair.fixed)),
+        kept=_kept(pair.image_bytes[1], _field_bytes(field)),
         disk=pair.fixed.size * pair.itemsize * (1.0 + lower),
         work=float(pair.fixed.size),
         kind="warp",
     )
 
 
-def _price_files(pair: Pair) -> StepPrice:
+def _price_files(pair: Pair, field: Grid) -> StepPrice:
     # ITK holds fields as doubles.
-    return StepPrice("ITK files", once=pair.held, disk=2 * _field_bytes(pair.fixed))
+    return StepPrice("ITK files", once=pair.held, disk=2 * _field_bytes(field))
 
 
 _PRICES: dict[type[Any], Callable[..., StepPrice]] = {
@@ -305,6 +330,15 @@ def _kept(*sizes: float) -> float:
     return sum(min(size, KEPT_BYTES) for size in sizes)
 
 
-def _field_bytes(grid: Grid) -> float:
-    """A float32 displacement field of half the resolution."""
-    return float(_FLOAT * grid.ndim * grid.shrink((2,) * grid.ndim).size)
+def _computed_on(pair: Pair, last: Step | None) -> Grid:
+    """The lattice of a field as it is computed: half the resolution, where no deformation is."""
+    grid = pair.fixed
+    if not isinstance(last, Deformable):
+        return grid.shrink((2,) * grid.ndim)
+    blocks = deform_blocks(grid, last, pair.settings.coarse_voxels)
+    return grid.shrink(field_factors(last.settings_for(grid.spacing), grid, blocks))
+
+
+def _field_bytes(field: Grid) -> float:
+    """A float32 displacement field."""
+    return float(_FLOAT * field.ndim * field.size)

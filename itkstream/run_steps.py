@@ -8,7 +8,7 @@ step, so a run can go on from what it kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from itkstream.affine import prepare_local_affines, split_local_affines
+from itkstream.algebra import CoarseField, CoarseLattices, prepare_decimation
 from itkstream.block_kernels import (
     WarpSettings,
     best_affine_block,
@@ -26,7 +27,7 @@ from itkstream.block_kernels import (
     warp_block,
 )
 from itkstream.cluster import compute, continues, store
-from itkstream.deform import prepare_displacement, prepare_fold_count
+from itkstream.deform import deform_blocks, field_factors, prepare_displacement
 from itkstream.errors import BlockErrors, InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -47,7 +48,14 @@ from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate
-from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine, Step
+from itkstream.steps import (
+    MAX_FIELD_FACTOR,
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    Step,
+)
 from itkstream.transform import piecewise_transform, prepare_field
 from itkstream.workers import Resources
 
@@ -57,8 +65,10 @@ __all__ = [
     "Scene",
     "State",
     "begun",
+    "measure_coarser",
     "next_state",
     "run_step",
+    "store_coarser",
     "store_deformation",
     "store_transform",
 ]
@@ -330,15 +340,69 @@ def store_transform(
     """
     blocks = (blocksize // 2,) * scene.fixed.ndim
     lazy = prepare_field(transform, _half(scene), blocks)
-    return _store(scene, lazy, path, affine_part(transform))
+    return _store(scene, lazy, _half(scene), path, affine_part(transform))
+
+
+def measure_coarser(
+    scene: Scene, transform: CompositeTransform, tolerance_vox: float
+) -> CoarseField:
+    """Find the coarsest lattice that keeps a stored field within a tolerance, block by block.
+
+    Parameters
+    ----------
+    scene : Scene
+        Images and resources.
+    transform : CompositeTransform
+        A displacement field and an affine, on disk.
+    tolerance_vox : float
+        Greatest error at any node, in the smallest fixed voxel spacing.
+
+    Returns
+    -------
+    CoarseField
+        Lazy; with factors of 1 where no coarser lattice will do.
+    """
+    field, _ = as_field_and_affine(transform)
+    allowed = tolerance_vox * min(scene.fixed.spacing)
+    lattices = CoarseLattices(field, allowed, MAX_FIELD_FACTOR)
+    return lattices.best(compute(lattices.prepare_errors(), scene.resources))
+
+
+def store_coarser(
+    scene: Scene, transform: CompositeTransform, factors: Sequence[int], path: Location
+) -> CompositeTransform:
+    """Write some of the nodes of a stored field, and the affine after it.
+
+    Blocks that an earlier run stored are kept where their files are sound.
+
+    Parameters
+    ----------
+    scene : Scene
+        Images and resources.
+    transform : CompositeTransform
+        A displacement field and an affine, on disk.
+    factors : sequence of int
+        Voxels of the field per voxel that is written, per axis.
+    path : Location
+        The store.
+
+    Returns
+    -------
+    CompositeTransform
+        Both, on disk.
+    """
+    field, affine = as_field_and_affine(transform)
+    kept = prepare_decimation(field, factors)
+    return _store(scene, kept.data, kept.grid, path, affine)
 
 
 def store_deformation(
     scene: Scene, state: State, step: Deformable, path: Location
 ) -> CompositeTransform:
-    """Find the displacement in front of the affine, coarse to fine; stored at half resolution.
+    """Find the displacement in front of the affine, coarse to fine; stored as it is computed.
 
-    Blocks that an earlier run stored are kept where their files are sound.
+    Its lattice is that of `itkstream.deform.field_factors`. Blocks that an earlier run stored are
+    kept where their files are sound.
 
     Parameters
     ----------
@@ -356,30 +420,28 @@ def store_deformation(
     CompositeTransform
         A displacement field and an affine, on disk.
     """
-    fixed = scene.fixed
+    fixed, settings = scene.fixed, step.settings_for(scene.fixed.spacing)
     start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
-    blocks = [step.blocksize] * fixed.ndim
-    if fixed.grid.size <= scene.coarse_voxels:
-        blocks = list(fixed.shape)
+    blocks = deform_blocks(fixed.grid, step, scene.coarse_voxels)
+    factors = field_factors(settings, fixed.grid, blocks)
     lazy = prepare_displacement(
         fixed,
         scene.moving,
         start,
-        blocks,
-        step.settings_for(fixed.spacing),
+        blocks.blocksize,
+        settings,
         overlap=step.overlap,
         coarse_voxels=scene.coarse_voxels,
-        factors=(2,) * fixed.ndim,
+        factors=factors,
         skip_empty=True,
     )
-    return _store(scene, lazy, path, affine_part(start))
+    return _store(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
 
 
 def _store(
-    scene: Scene, lazy: da.Array, path: Location, affine: AffineTransform
+    scene: Scene, lazy: da.Array, grid: Grid, path: Location, affine: AffineTransform
 ) -> CompositeTransform:
     """Write a displacement field and the affine after it, or finish one that was begun."""
-    grid = _half(scene)
     stored = as_stored(lazy, grid)
     target = begun(stored, path, FIELD_ARRAY)
     if target is None:
@@ -490,15 +552,8 @@ def _find_deformation(
 ) -> Finding:
     path = place()
     transform = store_deformation(scene, state, step, path)
-    grid = _half(scene)
-    vectors, _ = as_field_and_affine(transform)
-    stretch = compute(prepare_fold_count(vectors, (128,) * grid.ndim))
-    facts = {
-        "field_shape": grid.shape,
-        "field_spacing": grid.spacing,
-        "least_jacobian": float(stretch[..., 0].min()),
-        "folded_voxels": int(stretch[..., 1].sum()),
-    }
+    grid = as_field_and_affine(transform)[0].grid
+    facts = {"field_shape": grid.shape, "field_spacing": grid.spacing}
     return Finding(transform, facts, required=True, whole=True, place=path)
 
 

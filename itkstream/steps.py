@@ -35,6 +35,7 @@ from itkstream.ransac import RansacSettings
 __all__ = [
     "ALIGN_THRESHOLD_VOX",
     "DEFAULT_STEPS",
+    "MAX_FIELD_FACTOR",
     "Deformable",
     "IntensityAffine",
     "LocalAffines",
@@ -57,6 +58,9 @@ _LENGTHS = frozenset(
 
 ALIGN_THRESHOLD_VOX = 1.5
 """A match may be so many voxels, of the median spacing, from its affine."""
+
+MAX_FIELD_FACTOR = 16
+"""Nodes of a field as it was computed, per node and axis of the one that is handed out, at most."""
 
 Radii = tuple[tuple[float, float], ...]
 
@@ -347,6 +351,10 @@ class RegisterSettings:
         Most voxels of the coarse level, on which affines are found and quality is measured.
     blocksize : int
         Voxels per block and chunk of the aligned image, an even number.
+    field_tolerance_vox : float
+        How far the displacement that is handed out may be from the one that was computed, at any
+        of its nodes, in the smallest fixed voxel spacing: it is stored at the coarsest spacing
+        that keeps this. 0 keeps it as it was computed.
 
     Raises
     ------
@@ -356,12 +364,17 @@ class RegisterSettings:
 
     coarse_voxels: float = 20e6
     blocksize: int = 128
+    field_tolerance_vox: float = 0.05
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
             raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
         if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
             raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
+        if not finite(self.field_tolerance_vox) or self.field_tolerance_vox < 0:
+            raise InputError(
+                f"field_tolerance_vox must be a number >= 0; got {self.field_tolerance_vox!r}"
+            )
 
 
 def checked_steps(steps: Sequence[Step]) -> tuple[Step, ...]:

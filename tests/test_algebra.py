@@ -17,6 +17,7 @@ from itkstream.algebra import (
     coarsen_field,
     crop_transform,
     fold_affine,
+    prepare_decimation,
     prepare_jacobian,
     prepare_sample,
     sample_transform,
@@ -251,6 +252,29 @@ def test_a_bound_on_the_size_goes_before_the_tolerance() -> None:
     assert small.error > 0.3 >= within.error
     with pytest.raises(InputError, match="at most 5 were asked for"):
         coarsen_field(field, max_nodes=5)
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 1), (1, 2, 3), (7, 4, 5)])
+def test_nodes_that_are_kept(factors: tuple[int, ...]) -> None:
+    grid = Grid((290, 9, 11), (0.5, 1.0, 1.6), (5, -7, 11))
+    field = smooth_field(1, grid, 3.0, sigma=8.0)
+    kept = prepare_decimation(field, factors)
+    assert isinstance(kept.data, da.Array)
+    assert kept.data.npartitions > 1
+    vectors = kept.data.compute()
+    every = tuple(slice(None, None, f) for f in factors)
+    inside = tuple(slice(-(-n // f)) for n, f in zip(grid.shape, factors, strict=True))
+    np.testing.assert_array_equal(vectors[inside], field.data[every])
+    # The end keeps its vector, wherever the last node stands; vectors of 3 in float32.
+    end = grid.corners()[-1]
+    np.testing.assert_allclose(kept.apply(end), field.apply(end), atol=1e-5)
+
+
+@pytest.mark.parametrize("factors", [(2, 2), (2, 0, 2), (1.5, 2, 2)])
+def test_nodes_that_cannot_be_kept(factors: tuple[float, ...]) -> None:
+    field = smooth_field(1, Grid((9, 8, 7), (1.0, 1.0, 1.0)), 1.0, sigma=4.0)
+    with pytest.raises(InputError, match="factors must be 3 whole numbers"):
+        prepare_decimation(field, factors)  # type: ignore[arg-type]
 
 
 def test_refuses(odd_grid: MakeGrid, smooth_transform: Make) -> None:

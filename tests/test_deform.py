@@ -15,14 +15,16 @@ import pytest
 from itkstream.cluster import compute
 from itkstream.deform import (
     deformable_align,
+    field_factors,
     prepare_displacement,
     prepare_fold_count,
     prepare_piecewise_deformable_align,
 )
+from itkstream.doors import block_grid
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
 from itkstream.numerics.descent_settings import DescentSettings
-from itkstream.numerics.fields import jacobian_determinant, shrink_field
+from itkstream.numerics.fields import jacobian_determinant, resize_field, shrink_field
 from itkstream.numerics.itk_settings import BsplineSettings, DemonsSettings
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import PhantomPair
@@ -215,6 +217,35 @@ def test_a_coarse_field_is_the_mean_of_the_fine_one(
     off = np.abs(compute(coarse) - shrink_field(compute(fine), (2, 2, 2)))
     assert np.median(off) < 0.005
     assert off.max() < (0.1 if size == SIZE else 1e-6)
+
+
+@pytest.mark.parametrize("size", [SIZE, (64, 56, 48)])
+def test_the_lattice_that_loses_nothing(
+    pair: PhantomPair, affine: np.ndarray, size: tuple[int, ...]
+) -> None:
+    """A fraction of the vectors makes the field of all voxels again; means do not."""
+    settings, grid = DescentSettings(**LIGHT), pair.fixed.grid
+    factors = field_factors(settings, grid, block_grid(grid.shape, size, None))
+    # Spacings of 1, 1 and 1.2 on nodes of 4; blocks of 28 and 24 voxels join on nodes of 2.
+    assert factors == ((4, 2, 3) if size == SIZE else (4, 4, 3))
+    arguments = (pair.fixed, pair.moving, AffineTransform(affine), size, settings)
+    kept = {"coarse_voxels": 0}
+    fine = compute(prepare_displacement(*arguments, **kept))
+    coarse = compute(prepare_displacement(*arguments, **kept, factors=factors))
+    again = resize_field(coarse, grid.shrink(factors), grid)
+    # Vectors of micrometers in float32.
+    np.testing.assert_allclose(again, fine, atol=2e-5)
+    means = shrink_field(fine, factors)
+    assert np.abs(resize_field(means, grid.shrink(factors), grid) - fine).max() > 0.01
+
+
+def test_fine_or_unknown_lattices_are_stored_at_half_resolution() -> None:
+    grid = Grid((64, 56, 48), (1.0, 1.0, 4.0))
+    whole = block_grid(grid.shape, grid.shape, 0)
+    for settings in (DescentSettings(**LIGHT, node_stride=1), DemonsSettings(), BsplineSettings()):
+        assert field_factors(settings, grid, whole) == (2, 2, 2)
+    # Deep voxels: fewer vectors than half the resolution along all axes has.
+    assert field_factors(DescentSettings(**LIGHT), grid, whole) == (4, 4, 1)
 
 
 def test_groups_that_span_two_blocks_are_refused(pair: PhantomPair) -> None:

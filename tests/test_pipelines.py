@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 import itkstream
+from itkstream.algebra import prepare_decimation
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -24,7 +25,7 @@ from itkstream.geometry import (
     Image,
 )
 from itkstream.io import create_ome_zarr
-from itkstream.io.transform_files import write_transform
+from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 from itkstream.pipelines import _LogReporter, _Run, register
@@ -96,11 +97,11 @@ def test_every_step_raises_the_local_correlation(registered):
 
 
 def test_no_voxel_is_folded(registered):
-    step = next(s for s in registered.report["steps"] if s["name"] == "deformation")
+    certificate = registered.report["certificate"]
     field = registered.transform.transforms[0]
     determinant = jacobian_determinant(np.asarray(field.data[(slice(None),) * 4]), field.grid)
-    assert step["folded_voxels"] == 0
-    assert determinant.min() == pytest.approx(step["least_jacobian"], abs=1e-6)
+    assert (certificate["folded_voxels"], certificate["voxels"]) == (0, field.grid.size)
+    assert determinant.min() == pytest.approx(certificate["least_jacobian"], abs=1e-6)
     assert determinant.min() > 0
 
 
@@ -123,6 +124,114 @@ def test_the_folder_holds_what_was_promised(rounds, registered):
     assert aligned.grid.axes == ("z", "y", "x")
     assert registered.aligned.grid == rounds.fixed.grid
     assert registered.aligned.dtype == np.uint16
+
+
+def vectors_of(transform):
+    field = transform.transforms[0]
+    return np.asarray(field.data[(slice(None),) * 4])
+
+
+def field_step(report):
+    return next(s for s in report["steps"] if s["name"] == "field")
+
+
+def test_a_field_that_cannot_be_coarser_is_handed_out_as_it_was_computed(registered):
+    """Its nodes are those of the deformation, four voxels apart: most of them are needed."""
+    computed = read_transform(registered.out / "steps/3.ome.zarr", ("x", "y", "z"))
+    np.testing.assert_array_equal(vectors_of(registered.transform), vectors_of(computed))
+    step = field_step(registered.report)
+    assert (step["factors"], step["error_vox"]) == ((1, 1, 1), 0)
+    assert step["field_spacing"] == pytest.approx((4, 4, 3.9))
+
+
+@pytest.fixture(scope="module")
+def smooth(rounds, tmp_path_factory):
+    """Blended affines: with a tolerance, and as they were computed."""
+    steps, found = STEPS[:2], []
+    for tolerance in (0.2, 0):
+        out = tmp_path_factory.mktemp("smooth") / "out"
+        settings = replace(SETTINGS, field_tolerance_vox=tolerance)
+        found.append(register(rounds.fixed, rounds.moving, out, steps, settings))
+    return found
+
+
+def test_a_field_is_stored_as_coarse_as_the_tolerance_lets_it(rounds, smooth):
+    coarse, computed = smooth
+    step = field_step(coarse.report)
+    assert step["factors"] == (4, 4, 3)
+    field, fine = (s.transform.transforms[0] for s in smooth)
+    assert step["field_spacing"] == field.grid.spacing
+    assert field.grid.spacing == tuple(np.multiply(fine.grid.spacing, step["factors"]))
+    # The error is that at the worst node, and the next coarser lattice would be out of tolerance.
+    nodes, voxel = fine.grid.positions(), min(rounds.fixed.spacing)
+    coarser = prepare_decimation(fine, (6, 6, 4))
+    errors = [
+        np.linalg.norm(f.apply(nodes) - fine.apply(nodes), axis=-1).max() / voxel
+        for f in (field, coarser)
+    ]
+    assert step["error_vox"] == pytest.approx(errors[0], abs=1e-6)
+    assert 0 < step["error_vox"] <= step["tolerance_vox"] == 0.2 < errors[1]
+    # As computed: half the resolution, and no word of another.
+    assert fine.grid == rounds.fixed.grid.shrink((2, 2, 2))
+    assert "field" not in [s["name"] for s in computed.report["steps"]]
+    assert not (computed.out / "steps/field.ome.zarr").is_dir()
+
+
+def test_all_that_is_handed_out_is_made_with_one_field(rounds, smooth):
+    coarse = smooth[0]
+    field = coarse.transform.transforms[0]
+    stored = read_transform(coarse.out, ("x", "y", "z"))
+    np.testing.assert_array_equal(vectors_of(stored), vectors_of(coarse.transform))
+    exported = read_transform(coarse.out / "itk/composite.h5", ("x", "y", "z")).transforms[0]
+    assert exported.grid.shape == field.grid.shape
+    # ITK's doubles hold every float32.
+    np.testing.assert_array_equal(np.asarray(exported.data), vectors_of(stored))
+    assert coarse.report["certificate"]["voxels"] == field.grid.size
+    expected = itkstream.transform.apply_transform(rounds.fixed, rounds.moving, stored)
+    apart = np.abs(coarse.aligned.read().astype(int) - expected.astype(int))
+    # Positions agree to 1e-12 voxel: a tie may be rounded to the other side.
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 1e-3
+
+
+def test_notes_and_computed_fields_are_not_needed_any_more(smooth, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(smooth[0].out, out)
+    shutil.rmtree(out / "steps")
+    points = np.random.default_rng(0).uniform(0, 60, (20, 3))
+    np.testing.assert_array_equal(
+        read_transform(out, ("x", "y", "z")).apply(points), smooth[0].transform.apply(points)
+    )
+
+
+def test_another_tolerance_changes_what_is_handed_out_and_no_step(rounds, smooth, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(smooth[0].out, out)
+    (out / "registration.json").unlink()
+    watch = Heard()
+    settings = RegisterSettings(blocksize=64, field_tolerance_vox=0.3)
+    again = register(rounds.fixed, rounds.moving, out, STEPS[:2], settings, reporter=watch)
+    assert watch.notes.count("done by an earlier run") == 3  # reading and both steps
+    assert field_step(again.report)["tolerance_vox"] == 0.3
+    assert again.transform.transforms[0].grid.size < smooth[0].transform.transforms[0].grid.size
+    expected = itkstream.transform.apply_transform(rounds.fixed, rounds.moving, again.transform)
+    apart = np.abs(again.aligned.read().astype(int) - expected.astype(int))
+    assert (apart > 0).mean() < 1e-3
+
+
+def test_a_chunk_of_the_field_that_rots_is_written_again(rounds, smooth, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(smooth[0].out, out)
+    register(
+        rounds.fixed, rounds.moving, out, STEPS[:2], replace(SETTINGS, field_tolerance_vox=0.2)
+    )
+    chunks = [p for p in (out / "transform.ome.zarr/displacement/0/c").rglob("*") if p.is_file()]
+    sound = chunks[0].read_bytes()
+    chunks[0].write_bytes(sound[: len(sound) // 2])
+    register(
+        rounds.fixed, rounds.moving, out, STEPS[:2], replace(SETTINGS, field_tolerance_vox=0.2)
+    )
+    assert chunks[0].read_bytes() == sound
 
 
 def test_aligned_image_is_the_moving_image_through_the_transform(rounds, registered):
@@ -275,7 +384,9 @@ def test_the_same_run_again_finds_all_done(rounds, registered):
     watch = Heard()
     again = register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS, reporter=watch)
     assert (registered.out / "registration.json").read_bytes() == before
-    assert watch.notes.count("done by an earlier run") == len(STEPS) + 4
+    assert (
+        watch.notes.count("done by an earlier run") == len(STEPS) + 5
+    )  # read, field, image, certificate, files
     np.testing.assert_array_equal(again.aligned.read(), registered.aligned.read())
 
 
@@ -380,7 +491,15 @@ def test_a_missing_dataset_is_named_and_nothing_is_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("blocksize", 8), ("blocksize", 65), ("coarse_voxels", 10), ("coarse_voxels", "many")],
+    [
+        ("blocksize", 8),
+        ("blocksize", 65),
+        ("coarse_voxels", 10),
+        ("coarse_voxels", "many"),
+        ("field_tolerance_vox", -0.1),
+        ("field_tolerance_vox", float("nan")),
+        ("field_tolerance_vox", None),
+    ],
 )
 def test_every_bad_setting_is_named(name, value):
     with pytest.raises(InputError, match=name):

@@ -47,10 +47,31 @@ def test_sums_and_counts_agree_with_the_graphs(tmp_path):
     steps = {price.name: price for price in made.prices}
     # 2000/256, 1800/256 and 900/256, remainders of less than half a block joined.
     assert steps["deformable"].blocks == 8 * 7 * 4
+    # Voxels of 1 x 0.5 x 0.5: a vector every 2 x 4 x 4 of them; how many of these is not known.
+    vectors = 1000 * 450 * 225 * 3 * 4
+    assert steps["deformable"].disk == steps["field"].disk == vectors
+    assert steps["ITK files"].disk == 2 * vectors
     assert steps["aligned image"].disk == pytest.approx(image.grid.size * 2 * 8 / 7)
     assert made.disk == sum(price.disk for price in made.prices)
     assert made.seconds is None
     assert (made.workers, made.threads) == (2, 1)
+
+
+def test_fields_are_priced_where_they_are_written(tmp_path):
+    image = virtual(tmp_path)
+    half = 1000 * 900 * 450 * 3 * 4
+    # Affines, and demons: half the resolution; kept as computed, a field is written once.
+    for steps, names in (
+        ((RansacAffine(),), ("sampled field", "field")),
+        ((RansacAffine(), Deformable("demons")), ("deformable", "field")),
+    ):
+        for tolerance in (0.05, 0):
+            settings = RegisterSettings(field_tolerance_vox=tolerance)
+            made = plan(image, image, steps, settings, resources=Resources(memory_limit="64GB"))
+            disk = {price.name: price.disk for price in made.prices if price.disk}
+            written = names if tolerance else names[:1]
+            assert {name: disk[name] for name in written} == dict.fromkeys(written, half)
+            assert disk.keys() == {*written, "aligned image", "ITK files"}
 
 
 def test_memory_chooses_blocks_and_threads_that_fit(tmp_path):

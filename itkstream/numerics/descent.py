@@ -42,6 +42,7 @@ __all__ = [
     "LevelReport",
     "LevelSettings",
     "descend",
+    "node_factors",
 ]
 
 logger = logging.getLogger(__name__)
@@ -351,6 +352,28 @@ def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
         return (factor,) * grid.ndim
     finest = _finest(grid)
     return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+
+
+def node_factors(grid: Grid, settings: DescentSettings) -> tuple[int, ...]:
+    """How coarse the lattice is that holds what `descend` finds.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the fixed image.
+    settings : DescentSettings
+        Parameters.
+
+    Returns
+    -------
+    tuple of int
+        Voxels per node of the finest level, per axis: the displacement is linear between the
+        nodes of ``grid.shrink(factors)``, but where folds had to be repaired.
+    """
+    level = settings.level(len(settings.shrink_factors) - 1)
+    shrinks = _factors(level.shrink_factor, grid, settings.isotropic)
+    strides = _factors(level.node_stride, grid.shrink(shrinks), True)
+    return tuple(a * b for a, b in zip(shrinks, strides, strict=True))
 
 
 def _window(radius: int, grid: Grid) -> tuple[int, ...]:

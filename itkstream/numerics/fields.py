@@ -21,6 +21,7 @@ __all__ = [
     "affine_to_displacement",
     "compose",
     "jacobian_determinant",
+    "node_vectors",
     "resize_field",
     "shrink_field",
     "to_displacement",
@@ -78,6 +79,49 @@ def shrink_field(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
         groups = (*means.shape[:axis], -1, factor, *means.shape[axis + 1 :])
         means = means.reshape(groups).mean(axis=axis + 1, dtype=np.float32)
     return means
+
+
+def node_vectors(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
+    """Find the nodes between which a field is linear again.
+
+    Parameters
+    ----------
+    field : ndarray, shape + (n,)
+        Vectors that `resize_field` made of those at the centres of groups of voxels, or nearly so.
+    factors : tuple of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    ndarray, ceil(shape / factors) + (n,), float32
+        On ``grid.shrink(factors)``: lines through the two voxels before each node and through the
+        two behind it, on the average. The mean of a group, or of the two voxels nearest to its
+        centre, is not the vector there, as the field bends at every node.
+    """
+    found = np.asarray(field, np.float32)
+    for axis, factor in enumerate(factors):
+        last = found.shape[axis] - 1
+        places = np.arange(-(-(last + 1) // factor)) * factor + (factor - 1) / 2
+        below = np.minimum(np.floor(places).astype(np.intp), last)
+        above = np.minimum(np.ceil(places).astype(np.intp), last)
+        before = _extended(found, axis, (np.maximum(below - 1, 0), below), places - below)
+        behind = _extended(found, axis, (np.minimum(above + 1, last), above), above - places)
+        # A group that sticks out at the end may have its centre there too.
+        inside = (places <= last).reshape((-1,) + (1,) * (found.ndim - axis - 1))
+        found = np.where(inside, (before + behind) / 2, before)
+    return found
+
+
+def _extended(
+    values: NDArray[np.float32],
+    axis: int,
+    ends: tuple[NDArray[np.intp], NDArray[np.intp]],
+    beyond: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Lines through two places each, so far beyond the second of them."""
+    first, second = (values.take(end, axis) for end in ends)
+    share = beyond.astype(np.float32).reshape((-1,) + (1,) * (values.ndim - axis - 1))
+    return np.asarray(second + share * (second - first), np.float32)
 
 
 def compose(first: Field, second: Field, grid: Grid) -> NDArray[np.float32]:

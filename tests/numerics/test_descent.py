@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid
 from itkstream.numerics.correlation import mean_local_correlation
-from itkstream.numerics.descent import PIPELINE_DEFAULTS, DescentSettings, Frame, descend
-from itkstream.numerics.fields import jacobian_determinant
+from itkstream.numerics.descent import (
+    PIPELINE_DEFAULTS,
+    DescentSettings,
+    Frame,
+    descend,
+    node_factors,
+)
+from itkstream.numerics.fields import jacobian_determinant, node_vectors, resize_field
 from itkstream.numerics.threads import using_threads
 
 SHAPE = (48, 40, 44)
@@ -97,6 +103,27 @@ def test_through_an_affine_between_rotated_grids_of_different_voxels():
     moving = texture(moving_grid.positions())
     found = descend(fixed, moving, Frame(fixed_grid, moving_grid, affine), FAST)
     assert np.median(errors(found, fixed_grid, u)) < 0.3  # as above, and linear interpolation
+
+
+@pytest.mark.parametrize(
+    ("spacing", "settings", "wanted"),
+    [
+        ((1.0, 1.0, 1.0), FAST, (2, 2, 2)),
+        ((1.0, 1.0, 1.5), replace(FAST, node_stride=4), (4, 4, 3)),
+        ((1.0, 1.0, 1.5), replace(FAST, shrink_factors=(4, 2)), (4, 4, 2)),
+        ((1.0, 1.0, 3.0), replace(FAST, node_stride=4, isotropic=False), (4, 4, 1)),
+    ],
+)
+def test_a_displacement_is_known_by_its_nodes(spacing, settings, wanted):
+    fixed, moving, frame, _ = same_grid_case(spacing)
+    factors = node_factors(frame.fixed_grid, settings)
+    assert factors == wanted
+    found = descend(fixed, moving, frame, settings)
+    assert found.folds == 0
+    nodes = node_vectors(found.displacement, factors)
+    again = resize_field(nodes, frame.fixed_grid.shrink(factors), frame.fixed_grid)
+    # Vectors of a few micrometers in float32.
+    np.testing.assert_allclose(again, found.displacement, atol=2e-5)
 
 
 def test_planes_are_registered_too():

@@ -14,6 +14,7 @@ from itkstream.numerics.fields import (
     affine_to_displacement,
     compose,
     jacobian_determinant,
+    node_vectors,
     resize_field,
     shrink_field,
     to_displacement,
@@ -135,3 +136,27 @@ def test_a_fold_is_not_positive() -> None:
     u = np.zeros((9, 9, 2))
     u[..., 1] = -1.5 * 2 * np.arange(9)
     assert (jacobian_determinant(u, grid) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "factors"),
+    [
+        ((24, 20, 16), (4, 4, 2)),
+        ((23, 19, 14), (4, 3, 1)),  # the last centres lie beyond the end, at it, on each voxel
+        ((13, 17), (2, 8)),
+        ((5, 1, 6), (4, 4, 6)),
+    ],
+)
+def test_nodes_are_found_again_in_the_field_made_of_them(
+    shape: tuple[int, ...], factors: tuple[int, ...]
+) -> None:
+    grid = Grid(shape, (0.7, 1.0, 1.6)[: len(shape)])
+    nodes = grid.shrink(factors)
+    vectors = np.random.default_rng(0).normal(size=(*nodes.shape, len(shape))).astype(np.float32)
+    fine = resize_field(vectors, nodes, grid)
+    found = node_vectors(fine, factors)
+    assert found.dtype == np.float32
+    # A node that sticks out is reached by a line from one voxel's length before it.
+    np.testing.assert_allclose(found, vectors, atol=2e-5)
+    # What means would make of it.
+    assert np.abs(shrink_field(fine, factors) - vectors).max() > 0.05
