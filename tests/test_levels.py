@@ -54,7 +54,8 @@ def test_slabs_give_the_mean_of_groups(
     grid = Grid((21, 15, 17), (1.0, 2.0, 0.5), (3, 4, 5))
     voxels = np.random.default_rng(0).integers(0, 60000, grid.shape).astype(np.uint16)
     # A slab of one group of planes: the real limit needs gigabytes.
-    monkeypatch.setattr(levels, "SLAB_VOXELS", 500)
+    monkeypatch.setattr(levels, "_BLOCK_VOXELS", 500)
+    monkeypatch.setattr(levels, "_WHOLE_CHUNKS_VOXELS", 500)
     results = [
         read_coarse(Image(stored(kind, voxels, grid), grid, "brain"), factors)
         for kind in ("numpy", "dask", "zarr", "n5")

@@ -86,6 +86,11 @@ class N5Array(StoredArray):
         except ValueError as error:
             raise InputError(f"tensorstore cannot open {self.path} as N5: {error}") from error
 
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Elements per axis that are compressed together."""
+        return tuple(int(n) for n in self.store.chunk_layout.read_chunk.shape)
+
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.
 

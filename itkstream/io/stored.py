@@ -42,6 +42,11 @@ class StoredArray(ABC):
         """Number of axes."""
         return len(self.shape)
 
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Elements per axis that are read together; None where any box is read alone."""
+        return None
+
     @abstractmethod
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.

@@ -78,6 +78,11 @@ class ZarrArray(StoredArray):
         checked.blosc = _is_blosc(array)
         return array
 
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Elements per axis that are compressed together."""
+        return tuple(int(n) for n in self.store.chunks)
+
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.
 
