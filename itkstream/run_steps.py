@@ -43,7 +43,8 @@ from itkstream.io.ngff_transforms import (
     create_transform,
     read_transform,
 )
-from itkstream.levels import factors_to_fit, read_coarse
+from itkstream.kept_levels import make_level
+from itkstream.levels import factors_to_fit
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate
@@ -95,6 +96,8 @@ class Scene:
         Workers and threads.
     reporter : Reporter
         Told of progress and results.
+    makers : (callable, callable), optional
+        Give the levels of both images; default they are averaged into memory.
     """
 
     fixed: Image
@@ -102,14 +105,20 @@ class Scene:
     coarse_voxels: float
     resources: Resources
     reporter: Reporter
+    makers: tuple[Callable[[], Image], Callable[[], Image]] | None = None
+
+    @cached_property
+    def levels(self) -> tuple[Image, Image]:
+        """Both images at a resolution that fits in memory, made when first asked for."""
+        if self.makers:
+            return self.makers[0](), self.makers[1]()
+        how = self.coarse_voxels, self.resources, self.reporter.blocks
+        return make_level(self.fixed, *how), make_level(self.moving, *how)
 
     @cached_property
     def coarse(self) -> tuple[Image, Image]:
-        """Both images at a resolution that fits in memory, read when first asked for."""
-        fixed, moving = (
-            read_coarse(image, factors_to_fit(image.grid, self.coarse_voxels))
-            for image in (self.fixed, self.moving)
-        )
+        """The levels, in memory."""
+        fixed, moving = (Image(level.read(), level.grid, level.name) for level in self.levels)
         return fixed, moving
 
     @cached_property
@@ -358,9 +367,8 @@ def store_deformation(
     """
     fixed = scene.fixed
     start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
-    blocks = [step.blocksize] * fixed.ndim
-    if fixed.grid.size <= scene.coarse_voxels:
-        blocks = list(fixed.shape)
+    small = fixed.grid.size <= scene.coarse_voxels
+    blocks = list(fixed.shape) if small else [step.blocksize] * fixed.ndim
     lazy = prepare_displacement(
         fixed,
         scene.moving,
@@ -371,6 +379,7 @@ def store_deformation(
         coarse_voxels=scene.coarse_voxels,
         factors=(2,) * fixed.ndim,
         skip_empty=True,
+        levels=None if small else scene.levels,
     )
     return _store(scene, lazy, path, affine_part(start))
 
