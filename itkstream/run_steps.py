@@ -31,6 +31,7 @@ from itkstream.errors import BlockErrors, InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
+    DisplacementField,
     Grid,
     Image,
     Transform,
@@ -49,7 +50,7 @@ from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate
 from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine, Step
-from itkstream.transform import piecewise_transform, prepare_field
+from itkstream.transform import piecewise_transform, prepare_apply_transform, prepare_field
 from itkstream.workers import Resources
 
 __all__ = [
@@ -65,6 +66,9 @@ __all__ = [
 ]
 
 Radii = tuple[float, float]
+
+# Voxels per axis of the level in which a task judges a transform.
+_JUDGED_BLOCK = 64
 
 _WORSE = "it lowered the local correlation"
 
@@ -163,6 +167,11 @@ class Scene:
         """
         fixed, moving = self.coarse
         settings = WarpSettings(background=np.nan, dtype=np.float32)
+        if _largest_field(transform) > 2 * fixed.grid.size:
+            # All of the field is read: for the workers.
+            size = (_JUDGED_BLOCK,) * fixed.ndim
+            lazy = prepare_apply_transform(fixed.grid, self.levels[1], transform, size, settings)
+            return Image(compute(lazy, self.resources, self.reporter.blocks), fixed.grid)
         return Image(warp_block(moving, transform, fixed.grid, settings), fixed.grid)
 
 
@@ -501,7 +510,8 @@ def _find_deformation(
     transform = store_deformation(scene, state, step, path)
     grid = _half(scene)
     vectors, _ = as_field_and_affine(transform)
-    stretch = compute(prepare_fold_count(vectors, (128,) * grid.ndim))
+    folds = prepare_fold_count(vectors, (128,) * grid.ndim)
+    stretch = compute(folds, scene.resources, scene.reporter.blocks)
     facts = {
         "field_shape": grid.shape,
         "field_spacing": grid.spacing,
@@ -535,6 +545,13 @@ def _before(change: Transform, known: Transform | None) -> Transform:
         return AffineTransform(known.matrix @ change.matrix)
     rest = known.transforms if isinstance(known, CompositeTransform) else (known,)
     return CompositeTransform((change, *rest))
+
+
+def _largest_field(transform: Transform) -> int:
+    """Vectors of the largest displacement field in a transform."""
+    if isinstance(transform, CompositeTransform):
+        return max(map(_largest_field, transform.transforms), default=0)
+    return transform.grid.size if isinstance(transform, DisplacementField) else 0
 
 
 def _half(scene: Scene) -> Grid:

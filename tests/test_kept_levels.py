@@ -12,9 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from itkstream.block_kernels import WarpSettings, warp_block
 from itkstream.doors import block_grid
 from itkstream.errors import ExistingOutputError
-from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+)
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.locations import Location
 from itkstream.kept_levels import make_level
@@ -22,6 +29,7 @@ from itkstream.levels import factors_to_fit, prepare_content, read_coarse
 from itkstream.masks import masked
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
+from itkstream.run_steps import Scene
 from itkstream.steps import Deformable, RegisterSettings
 from itkstream.workers import Resources
 
@@ -252,3 +260,25 @@ def test_a_small_image_is_its_own_level(tmp_path: Path) -> None:
     place = Location.parse(tmp_path / "level.zarr")
     assert make_level(image, 1e6, Resources(), silent, lambda known: place) is image
     assert not place.exists()
+
+
+def test_a_field_larger_than_the_level_is_judged_by_the_workers(
+    pair: PhantomPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block, as well as at once: the calling process would read all of the field."""
+    monkeypatch.setattr("itkstream.run_steps._JUDGED_BLOCK", 8)
+    phases = Phases()
+    scene = Scene(pair.fixed, pair.moving, pair.fixed.grid.size / 64, Resources(), phases)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(0, 0.1, (*pair.fixed.shape, 3)).astype(np.float32)
+    field = DisplacementField(vectors, pair.fixed.grid)
+    transform = CompositeTransform((field, AffineTransform(pair.truth.matrix)))
+    fixed, moving = scene.coarse
+    phases.heard.clear()
+    found = scene.aligned(transform)
+    assert max(phases.heard["before"]) == np.prod([-(-n // 8) for n in fixed.shape])
+    settings = WarpSettings(background=np.nan, dtype=np.float32)
+    # Intensities of some hundreds, float32.
+    np.testing.assert_allclose(
+        found.read(), warp_block(moving, transform, fixed.grid, settings), atol=0.01
+    )
