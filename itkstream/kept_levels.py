@@ -1,6 +1,7 @@
 """The coarse level of an image: averaged once, by the workers, and kept for whoever needs it.
 
-For an image too large for memory this is a pass over all of it. The level is stored in the folder
+For an image too large for memory this is a pass over all of it, unless its file holds a level that
+proves to be right. The level is stored in the folder
 of the run, block by block, so that a run that is continued reads what is there.
 """
 
@@ -19,6 +20,7 @@ from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import ZarrArray
 from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, prepare_coarse
+from itkstream.stored_levels import finest_needed
 from itkstream.workers import Resources
 
 __all__ = ["Keeping", "LevelMaker", "make_level"]
@@ -60,7 +62,7 @@ def make_level(
     factors = factors_to_fit(image.grid, voxels)
     if max(factors) == 1:
         return readable(image)
-    lazy, grid = prepare_coarse(image, factors), image.grid.shrink(factors)
+    lazy, grid = prepare_coarse(*finest_needed(image, factors)), image.grid.shrink(factors)
     if place is None:
         return Image(compute(lazy, resources, progress), grid, image.name)
     kept = place(lambda there: continues(lazy, there))
