@@ -203,6 +203,8 @@ def register(
         Where it needs more memory than there is.
     ExistingOutputError
         Where `out` holds something already.
+    BusyOutputError
+        Where another run is writing to `out`.
     RegistrationError
         Where no affine was found.
     """
