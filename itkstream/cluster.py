@@ -318,6 +318,7 @@ def _compute(
     done: Callable[[int, Any], None],
 ) -> None:
     """Compute blocks with workers, or here."""
+    numbers = blocks.by_columns(numbers)
     keys = [blocks.key(number) for number in numbers]
     graph, wanted = block_graph(blocks.array, keys, sink, map(blocks.region, numbers))
     number_of = dict(zip(wanted, numbers, strict=True))

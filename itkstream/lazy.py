@@ -183,7 +183,7 @@ class DaskSource:
         return np.dtype(self.array.dtype)
 
     @property
-    def chunks(self) -> tuple[tuple[int, ...], ...]:
+    def together(self) -> tuple[tuple[int, ...], ...]:
         """Elements of every chunk, per axis."""
         return tuple(self.array.chunks)
 
@@ -456,6 +456,8 @@ def _together(name: str, common: _Common, shared: Mapping[str, Any]) -> Delayed:
     """One node of the graph with all that the blocks share."""
     awaited = {key: value for key, value in shared.items() if isinstance(value, Delayed)}
     known = {key: value for key, value in shared.items() if key not in awaited}
+    if not awaited:
+        return dask.delayed((common, known), f"shared-{name}", traverse=False)
     given = dask.delayed((common, known), f"known-{name}", traverse=False)
     merge = dask.delayed(_merge)
     return merge(given, list(awaited), list(awaited.values()), dask_key_name=f"shared-{name}")

@@ -84,8 +84,8 @@ class _MaskedSource:
         return np.result_type(self.image.dtype, np.float32)
 
     @property
-    def chunks(self) -> tuple[int, ...] | None:
-        return self.image.chunks
+    def together(self) -> tuple[int, ...] | None:
+        return self.image.together
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         cuts = key if isinstance(key, tuple) else (key,)

@@ -110,7 +110,8 @@ class Plan:
         float
             Bytes, libraries included.
         """
-        return PROCESS_BYTES + price.once + min(self.threads, price.blocks) * price.per_block
+        blocks = min(self.threads, price.blocks) * price.per_block
+        return PROCESS_BYTES + price.once + price.kept + blocks
 
     def seconds_of(self, price: StepPrice) -> float | None:
         """Time of one step.
@@ -237,7 +238,7 @@ def plan_steps(
         It may not fit.
     """
     workers = resources.local_workers or 0
-    chunks = fixed.chunks, moving.chunks
+    chunks = fixed.together, moving.together
     pair = Pair(fixed.grid, moving.grid, moving.dtype, settings, chunks)
     if resources.cluster == "local":
         threads = resources.threads_per_worker or 1 if workers else resources.threads_here(2**30)[0]

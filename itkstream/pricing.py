@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 
 from itkstream.doors import block_grid
 from itkstream.geometry import BlockGrid, Grid
+from itkstream.io.kept_chunks import KEPT_BYTES
 from itkstream.levels import coarse_blocks, factors_to_fit, plan_levels
 from itkstream.steps import (
     Deformable,
@@ -87,6 +88,11 @@ class Pair:
         return np.dtype(self.dtype).itemsize
 
     @property
+    def image_bytes(self) -> tuple[float, float]:
+        """Of the voxels, the moving image's taken for the fixed one's too."""
+        return float(self.fixed.size * self.itemsize), float(self.moving.size * self.itemsize)
+
+    @property
     def coarse(self) -> tuple[Grid, Grid]:
         """The level that is held in memory, of both."""
         voxels = self.settings.coarse_voxels
@@ -137,6 +143,8 @@ class StepPrice:
         Bytes held once in the process that runs the step, beside the blocks.
     per_block : float
         Bytes of every block that is computed at a time.
+    kept : float
+        Bytes of the chunks of stored arrays that every process keeps.
     disk : float
         Bytes of the results before compression; what is written is seldom more.
     work : float
@@ -151,6 +159,7 @@ class StepPrice:
     tasks: int = 1
     once: float = 0.0
     per_block: float = 0.0
+    kept: float = 0.0
     disk: float = 0.0
     work: float = 0.0
     kind: str = ""
@@ -242,6 +251,7 @@ def _price_deformable(pair: Pair, step: Deformable) -> StepPrice:
         *_counts(blocks, _TASKS_BLENDED + _TASKS_WRITTEN),
         once=pair.held + coarse,
         per_block=_largest(blocks) * bytes_per_voxel,
+        kept=0.0 if whole else _kept(*pair.image_bytes),
         disk=_field_bytes(grid),
         work=_work(blocks),
         kind="deform",
@@ -255,6 +265,7 @@ def _price_field(pair: Pair) -> StepPrice:
         *_counts(blocks, 1 + _TASKS_WRITTEN),
         once=pair.held,
         per_block=_largest(blocks) * _WARP,
+        kept=_kept(_field_bytes(pair.fixed)),
         disk=_field_bytes(pair.fixed),
         work=float(pair.fixed.size),
         kind="warp",
@@ -270,6 +281,7 @@ def _price_aligned(pair: Pair) -> StepPrice:
         *_counts(blocks, 1 + _TASKS_WRITTEN),
         once=pair.held,
         per_block=_largest(blocks) * (_WARP + 4 * pair.itemsize),
+        kept=_kept(pair.image_bytes[1], _field_bytes(pair.fixed)),
         disk=pair.fixed.size * pair.itemsize * (1.0 + lower),
         work=float(pair.fixed.size),
         kind="warp",
@@ -309,6 +321,11 @@ def _work(blocks: BlockGrid) -> float:
     """Voxels of all blocks with their overlaps; there is none beyond the image's border."""
     spans = zip(blocks.shape, blocks.numblocks, blocks.overlap, strict=True)
     return float(prod(n + 2 * o * (count - 1) for n, count, o in spans))
+
+
+def _kept(*sizes: float) -> float:
+    """Chunks of arrays of these sizes."""
+    return sum(min(size, KEPT_BYTES) for size in sizes)
 
 
 def _field_bytes(grid: Grid) -> float:

@@ -38,6 +38,7 @@ from dask.utils import ensure_dict
 from distributed import Client, as_completed
 
 from itkstream.errors import ItkstreamError, WorkersError
+from itkstream.io.kept_chunks import keeping_chunks
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
 
@@ -123,13 +124,17 @@ def block_graph(
     """
     optimized = array.__dask_optimize__(array.__dask_graph__(), list(keys))
     graph: Graph = convert_legacy_graph(ensure_dict(optimized))
+    for key, node in graph.items():
+        if isinstance(node, DataNode):
+            graph[key] = DataNode(key, keeping_chunks(node.value))
     if sink is None:
         return _guarded(graph), list(keys)
     name = f"sink-{array.name}"
     used = Counter(needed for node in graph.values() for needed in node.dependencies)
     wanted = []
-    for key, place in zip(keys, places, strict=True):
-        end = (f"done-{key[0]}", *key[1:])
+    for rank, (key, place) in enumerate(zip(keys, places, strict=True)):
+        # dask sorts tasks that are alike by their names, and begins with the last.
+        end = (f"done-{key[0]}", f"{len(keys) - rank:09d}")
         block = _taken(graph, key, used)
         graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), block)
         wanted.append(end)

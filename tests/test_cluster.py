@@ -15,8 +15,11 @@ import zarr
 from itkstream.cluster import compute, execute, store
 from itkstream.deform import prepare_piecewise_deformable_align
 from itkstream.errors import BlockErrors, ExistingOutputError, InputError
+from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.io import kept_chunks
 from itkstream.numerics.threads import get_threads
 from itkstream.phantoms import PhantomPair
+from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources
 
 ARRAY = np.arange(20 * 18).reshape(20, 18)
@@ -150,6 +153,35 @@ def test_config_stays_inside() -> None:
             config={key: True},
         )
     assert dask.config.get(key, None) == before
+
+
+class Chunked:
+    """A stored image of 24 x 16 x 16 chunks that counts what it decodes."""
+
+    shape, dtype, chunks = (96, 64, 64), np.dtype(np.uint16), (4, 4, 4)
+
+    def __init__(self) -> None:
+        self.boxes: list[Any] = []
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        self.boxes.append(key)
+        return np.zeros([cut.stop - cut.start for cut in key], self.dtype)
+
+
+def test_blocks_follow_one_another_so_that_chunks_are_decoded_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Chunked()
+    image = Image(source, Grid(source.shape, (1.0,) * 3))
+    # A block of one chunk's size touches eight; two layers of three by three are kept.
+    monkeypatch.setattr(kept_chunks, "KEPT_BYTES", 18 * 4**3 * 2)
+    shift = np.eye(4)
+    shift[:3, 3] = 1.6
+    moved = prepare_apply_transform(image, image, AffineTransform(shift), source.chunks)
+    compute(moved, Resources(cores=1, threads_per_worker=1))
+    decoded, blocks = len(source.boxes), len(moved.chunks[0]) * 16 * 16
+    # 9 chunks for 4 blocks, and the first layers; in index order 3.8, in any order 8.
+    assert decoded < 2.5 * blocks
 
 
 def test_threads_are_shared_between_blocks_and_kernels() -> None:

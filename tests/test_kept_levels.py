@@ -121,7 +121,8 @@ def test_one_pass_over_each_image_and_one_by_the_blocks(
         assert source.opened["read"] == once_each(source.shape)
     # Large displacements and the search for content take the level: only blocks read the image.
     blocks = block_grid(fixed.shape, (32,) * 3, None)
-    assert fixed.opened["deformation"] == Counter(
+    # (Chunks that blocks share may be kept, so these are the most.)
+    assert fixed.opened["deformation"] <= Counter(
         chunk for block in blocks for chunk in chunks_of(block.padded, fixed.shape)
     )
     # Moving blocks are as large, and a margin of a chunk at most wider on each side.

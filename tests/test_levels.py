@@ -102,13 +102,13 @@ def test_blocks_hold_whole_chunks_of_every_container(
     monkeypatch.setattr(levels, "_BLOCK_VOXELS", 1)
     grid = Grid((60, 60, 60), (1.0, 1.0, 1.0), axes=("x", "y", "z"))
     image = Image(stored(kind, np.zeros(grid.shape, np.uint8), grid), grid)
-    assert image.chunks is not None
+    assert image.together is not None
     for seen in (image, image.reorder(("z", "x", "y")), masked(readable(image), [0])):
         order = [grid.axes.index(axis) for axis in seen.grid.axes]
-        assert seen.chunks == tuple(image.chunks[k] for k in order)
-    expected = tuple(min(2 * c, 60) if c % 2 else c for c in image.chunks)
-    assert coarse_blocks(image.shape, image.chunks, (2, 2, 2)).blocksize == expected
-    assert Image(np.zeros(grid.shape), grid).chunks is None
+        assert seen.together == tuple(image.together[k] for k in order)
+    expected = tuple(min(2 * c, 60) if c % 2 else c for c in image.together)
+    assert coarse_blocks(image.shape, image.together, (2, 2, 2)).blocksize == expected
+    assert Image(np.zeros(grid.shape), grid).together is None
 
 
 SETTINGS = DescentSettings(

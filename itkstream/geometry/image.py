@@ -89,8 +89,8 @@ class ArrayView:
         return len(self.order)
 
     @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """Voxels per axis that are stored together; None where the source does not know."""
+    def together(self) -> tuple[int, ...] | None:
+        """Voxels per axis that are decoded together; None where the source does not know."""
         sizes = stored_together(self.source)
         if sizes is None:
             return None
@@ -189,8 +189,8 @@ class Image:
         return np.dtype(self.data.dtype)
 
     @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """Voxels per axis that are stored, or computed, together; None for those in memory."""
+    def together(self) -> tuple[int, ...] | None:
+        """Voxels per axis that are decoded, or computed, together; None for those in memory."""
         return stored_together(self.data)
 
     @property
@@ -280,7 +280,8 @@ def stored_together(data: Any) -> tuple[int, ...] | None:
     tuple of int or None
         Elements per axis; None where they are all in memory or the source does not know.
     """
-    chunks = getattr(data, "chunks", None)
+    # What stands before a store has chunks of another, which are not its own to be kept.
+    chunks = getattr(data, "together", None) or getattr(data, "chunks", None)
     if not chunks:
         return None
     # dask tells the length of every chunk.

@@ -87,9 +87,9 @@ class N5Array(StoredArray):
             raise InputError(f"tensorstore cannot open {self.path} as N5: {error}") from error
 
     @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """Elements per axis that are compressed together."""
-        return tuple(int(n) for n in self.store.chunk_layout.read_chunk.shape)
+    def chunks(self) -> tuple[int, ...]:
+        """Elements of a block of the dataset per axis."""
+        return tuple(self.store.chunk_layout.read_chunk.shape)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.

@@ -44,7 +44,7 @@ class StoredArray(ABC):
 
     @property
     def chunks(self) -> tuple[int, ...] | None:
-        """Elements per axis that are read together; None where any box is read alone."""
+        """Elements per axis of what is decoded together; None where any box costs its own size."""
         return None
 
     @abstractmethod

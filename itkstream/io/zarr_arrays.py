@@ -79,9 +79,9 @@ class ZarrArray(StoredArray):
         return array
 
     @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """Elements per axis that are compressed together."""
-        return tuple(int(n) for n in self.store.chunks)
+    def chunks(self) -> tuple[int, ...]:
+        """Elements of a chunk per axis, inside a shard where there are shards."""
+        return tuple(self.store.chunks)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box.

@@ -130,6 +130,9 @@ def sample_field(
     source = _native(part.values).reshape((*_three(part.values.shape[:-1]), n))
     window = _window(part)
     index, vector, moves = _embed(index_matrix, displacement, vector_matrix, shape)
+    if displacement is None and _is_diagonal(index_matrix):
+        over_slabs(lambda a, b: _stretch_vectors(source, window, index, out, a, b), _planes(out))
+        return out.reshape((*shape, n))
     over_slabs(
         lambda a, b: _sample_vectors(source, window, index, vector, moves, out, a, b), _planes(out)
     )
@@ -208,6 +211,12 @@ def _window(part: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) * (3 - len(shape)) + tuple(shape)
+
+
+def _is_diagonal(index_matrix: NDArray[np.float64]) -> bool:
+    """Whether the axes of two lattices are parallel."""
+    square = index_matrix[:, :-1]
+    return bool(np.array_equal(square, np.diag(np.diag(square))))
 
 
 def _planes(out: NDArray[Any]) -> int:
@@ -370,3 +379,39 @@ def _sample_vectors(field, window, index, vector, moves, out, start, stop):  # t
                 for c in range(components):
                     value = _trilinear(flat, first + np.uint64(c), steps, fx, fy, fz)
                     out[i, j, k, c] = value
+
+
+@njit(nogil=True, cache=True)
+def _stretch_vectors(field, window, index, out, start, stop):  # type: ignore[no-untyped-def]
+    """As `_sample_vectors` where axes are parallel: a row of voxels lies between four of nodes.
+
+    These are interpolated to one first, which takes a quarter of the time.
+    """
+    (p, q, r), (nx, ny, nz) = window
+    components, length = field.shape[3], out.shape[2] * field.shape[3]
+    # Numbers of a row of nodes, components and all, between which each number of a row lies.
+    below, above = np.empty(length, np.uint64), np.empty(length, np.uint64)
+    shares = np.empty(length)
+    for k in range(out.shape[2]):
+        low, high, share = _bracket(index[10] * k + index[11], nz)
+        for v in range(components):
+            n = k * components + v
+            below[n], above[n] = (low - r) * components + v, (high - r) * components + v
+            shares[n] = share
+    rows = field.reshape((field.shape[0], field.shape[1], field.shape[2] * components))
+    lines = out.reshape((out.shape[0], out.shape[1], length))
+    nodes = np.empty(rows.shape[2])
+    for i in range(out.shape[0]):
+        x0, x1, fx = _bracket(index[0] * i + index[3], nx)
+        for j in range(start, stop):
+            y0, y1, fy = _bracket(index[5] * j + index[7], ny)
+            a, b = rows[x0 - p, y0 - q], rows[x0 - p, y1 - q]
+            c, d = rows[x1 - p, y0 - q], rows[x1 - p, y1 - q]
+            for n in range(nodes.size):
+                v0 = a[n] + fy * (np.float64(b[n]) - a[n])
+                v1 = c[n] + fy * (np.float64(d[n]) - c[n])
+                nodes[n] = v0 + fx * (v1 - v0)
+            line = lines[i, j]
+            for n in range(length):
+                value = nodes[below[n]]
+                line[n] = value + shares[n] * (nodes[above[n]] - value)

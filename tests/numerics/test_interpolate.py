@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
-from itkstream.numerics.interpolate import round_to, sample_field, warp
+from itkstream.numerics.interpolate import Part, round_to, sample_field, warp
 from itkstream.numerics.threads import using_threads
 
 
@@ -166,3 +166,23 @@ def test_refuses_other_orders() -> None:
         InputError, match=r"order must be 0 \(nearest\) or 1 \(linear\) here; got 3"
     ):
         warp(np.zeros((3, 3)), np.eye(2, 3), (3, 3), order=3)
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_fields_on_parallel_lattices_are_sampled_as_any_other(components: int) -> None:
+    rng = np.random.default_rng(3)
+    lattice = (9, 12, 7)[-components:]
+    field = rng.normal(size=(*lattice, components)).astype(np.float32)
+    index = np.eye(components, components + 1) * 0.4
+    index[:, -1] = (-1.3, 0.2, 2.0)[-components:]
+    shape = (30, 24, 25)[-components:]
+    found = sample_field(field, index, shape)
+    # Vectors that lead nowhere make it take the way for any lattices.
+    nowhere = np.zeros((*shape, components), np.float32)
+    general = sample_field(field, index, shape, nowhere)
+    # Sums in another order are rounded elsewhere: a unit in the last place of numbers up to 4.
+    np.testing.assert_allclose(found, general, rtol=0, atol=2.5e-7)
+    part = Part(field[2:], (2, *(0,) * (components - 1)), lattice)
+    index[0, -1] = 2.1
+    whole = sample_field(field, index, (4, *shape[1:]))
+    np.testing.assert_array_equal(sample_field(part, index, (4, *shape[1:])), whole)
