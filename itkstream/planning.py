@@ -17,6 +17,7 @@ from distributed.system import MEMORY_LIMIT
 
 from itkstream.errors import PlanError
 from itkstream.geometry import Image
+from itkstream.io.kept_chunks import kept_times
 from itkstream.pricing import PROCESS_BYTES, Pair, StepPrice, price_steps
 from itkstream.steps import (
     Deformable,
@@ -110,8 +111,9 @@ class Plan:
         float
             Bytes, libraries included.
         """
-        blocks = min(self.threads, price.blocks) * price.per_block
-        return PROCESS_BYTES + price.once + price.kept + blocks
+        at_once = min(self.threads, price.blocks)
+        kept = price.kept * kept_times(at_once)
+        return PROCESS_BYTES + price.once + kept + at_once * price.per_block
 
     def seconds_of(self, price: StepPrice) -> float | None:
         """Time of one step.

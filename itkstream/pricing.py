@@ -144,7 +144,7 @@ class StepPrice:
     per_block : float
         Bytes of every block that is computed at a time.
     kept : float
-        Bytes of the chunks of stored arrays that every process keeps.
+        Bytes of the chunks of stored arrays that a process of up to four threads keeps.
     disk : float
         Bytes of the results before compression; what is written is seldom more.
     work : float

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from itertools import product
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -23,14 +23,15 @@ from itkstream.geometry import ArraySource
 from itkstream.io.locations import Location
 from itkstream.io.stored import StoredArray
 
-__all__ = ["KEPT_BYTES", "KeptChunks", "keeping_chunks"]
+__all__ = ["KEPT_BYTES", "KeptChunks", "keeping_chunks", "kept_times"]
 
 KEPT_BYTES = 128_000_000
-"""At most, of each array and process: 30 chunks of 128³ voxels of 16 bits."""
+"""At most, of each array, by a process of up to four threads: 30 chunks of 128³ uint16 voxels."""
 
-# Kept are so many times the chunks of one block: a column of two blocks by two has 9 chunks of
-# their size in each of two layers where one block has 8.
-_MORE = 2.25
+# Blocks are walked in columns of two by two. Where one block touches eight chunks of its size, a
+# layer of four touches nine in each of two layers of chunks.
+_COLUMN = 4
+_MORE = 9 / 8
 
 # Chunks of an object store that are fetched at a time.
 _FETCHED = 8
@@ -46,17 +47,21 @@ class _Slot:
 
 @dataclass(eq=False)
 class _Recent:
-    """The chunks asked for last: some more than the largest box has touched."""
+    """The chunks asked for last: as many as the blocks at work and the next ones share."""
 
     most: int
     room: int = 0
     lock: Lock = field(default_factory=Lock)
     slots: dict[tuple[int, ...], _Slot] = field(default_factory=dict)
+    threads: set[int] = field(default_factory=set)
 
     def widen(self, touched: int) -> bool:
         """Make room for boxes of so many chunks; false where that is too much."""
         with self.lock:
-            self.room = max(self.room, min(self.most, math.ceil(_MORE * touched)))
+            self.threads.add(get_ident())
+            times = kept_times(len(self.threads))
+            room = math.ceil(times * min(self.most, 2 * _MORE * touched))
+            self.room = max(self.room, room)
         return touched <= self.most
 
     def slot(self, index: tuple[int, ...]) -> _Slot:
@@ -207,6 +212,22 @@ def keeping_chunks(value: Any) -> Any:
     after = {name: keeping_chunks(inner) for name, inner in before.items()}
     changed = {name: inner for name, inner in after.items() if inner is not before[name]}
     return replace(value, **changed) if changed else value  # type: ignore[type-var]
+
+
+def kept_times(threads: int) -> float:
+    """How many times `KEPT_BYTES` a process with so many threads may keep.
+
+    Parameters
+    ----------
+    threads : int
+        Blocks at a time.
+
+    Returns
+    -------
+    float
+        1 for up to four, which work on one layer of a column of blocks.
+    """
+    return (1 + max(1.0, threads / _COLUMN)) / 2
 
 
 def _is_regular(chunks: Any) -> TypeGuard[tuple[int, ...]]:

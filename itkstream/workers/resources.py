@@ -30,6 +30,8 @@ _COUNTS = (
     "min_workers",
     "max_workers",
 )
+# What a worker keeps of dask's profiler grows by some 70 kB a second for an hour.
+_FOR_DASK: dict[str, Any] = {"distributed.worker.profile.enabled": False}
 _FOR_JOBS = ("walltime", "queue", "project")
 
 
@@ -110,8 +112,8 @@ class Resources:
 
     @property
     def for_dask(self) -> dict[str, Any]:
-        """The part of `config` that is dask's."""
-        return split_config(self.config, self.batch_system)[0]
+        """The part of `config` that is dask's, and what it is for this package's own workers."""
+        return _FOR_DASK | split_config(self.config, self.batch_system)[0]
 
     @property
     def for_jobs(self) -> dict[str, Any]:

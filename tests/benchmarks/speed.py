@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,9 @@ def time_warp(sizes: Sizes) -> list[Row]:
 def time_out_of_core(sizes: Sizes) -> list[Row]:
     """A stored pair through local affines and through a stored field, from disk to disk.
 
-    Beside it ``SimpleITK.Resample`` through the same field, with everything in memory and as many
-    threads. ``python tests/benchmarks/run.py speed --tasks out-of-core``.
+    By workers of one core each, and by threads of this process, as without any argument. Beside it
+    ``SimpleITK.Resample`` through the same field, with everything in memory and as many threads.
+    ``python tests/benchmarks/run.py speed --tasks out-of-core``.
 
     Parameters
     ----------
@@ -267,14 +269,16 @@ def time_out_of_core(sizes: Sizes) -> list[Row]:
                 image, image, DisplacementField(field, coarse), blocksize
             ),
         }
-        for name, lazy in ways.items():
-            run = partial(execute, lazy, path(f"out {name}"), processes.cores(), 1)
+        places: dict[str, int | None] = {"": processes.cores(), ", threads": None}
+        for (name, lazy), (place, workers) in product(ways.items(), places.items()):
+            one = None if workers is None else 1
+            run = partial(execute, lazy, path(f"out {name}{place}"), workers, one)
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             _, measured = processes.timed(run)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             facts = {"worker_mb": after.ru_maxrss / 1e3, "worker_cpu_seconds": busy}
-            rows.append({"variant": name} | measured | facts)
+            rows.append({"variant": name + place} | measured | facts)
     _, measured = processes.timed(_plain_itk(Image(voxels, grid), vectors, coarse))
     rows.append({"variant": "SimpleITK.Resample in memory, field"} | measured)
     return [

@@ -105,6 +105,24 @@ def test_threads_that_want_one_chunk_wait_for_it():
     assert all((part == VOXELS[1:3, 1:3, 1:3]).all() for part in parts)
 
 
+def test_more_threads_keep_more():
+    room = []
+    for threads in (1, 4, 12):
+        source = Counting()
+        kept = keeping_chunks(source)
+        started = threading.Barrier(threads)
+
+        def read(_number, kept=kept, started=started):
+            started.wait()
+            return kept[1:3, 1:3, 1:7]
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, range(threads)))
+        room.append(kept._recent.room)
+    # Two chunks are touched; nine for eight, in two layers, or in four for twelve threads.
+    assert room == [5, 5, 9]
+
+
 def test_what_could_not_be_read_is_tried_again():
     class Broken(Counting):
         def __getitem__(self, key):

@@ -24,6 +24,7 @@ export NUMBA_NUM_THREADS=2
 export OMP_NUM_THREADS=2
 export MKL_NUM_THREADS=2
 export OPENBLAS_NUM_THREADS=2
+export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=0.5
 """
 # dask_jobqueue gives a worker as many threads as it has cores; the later word counts. Jobs end

@@ -115,8 +115,12 @@ def test_config_is_parted() -> None:
         "interface": "ib0",
     }
     found = Resources(**JOBS, config=config)
-    assert set(found.for_dask) == set(list(config)[:3])
+    profile = "distributed.worker.profile.enabled"
+    assert set(found.for_dask) == {*list(config)[:3], profile}
     assert set(found.for_jobs) == set(list(config)[3:])
+    # What the user says goes before what workers have otherwise.
+    assert found.for_dask[profile] is False
+    assert Resources(config={profile: True}).for_dask[profile] is True
 
 
 PRESETS = """
