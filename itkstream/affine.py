@@ -24,8 +24,8 @@ from itkstream.doors import as_pair, block_grid
 from itkstream.errors import ItkstreamError, RegistrationError
 from itkstream.features import Correspondences
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
-from itkstream.lazy import Result, map_blocks, once, readable
-from itkstream.levels import find_content
+from itkstream.lazy import Result, map_blocks
+from itkstream.levels import prepare_content
 from itkstream.masks import Mask
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
@@ -343,7 +343,7 @@ def prepare_local_affines(
     if skip_empty and len(blocks) > 1:
         still = AffineTransform(np.eye(fixed.ndim + 1))
         start = still if initial is None else initial
-        keep = once(find_content, readable(fixed), moving, start, blocks, _CONTENT_VOXELS)
+        keep = prepare_content((fixed, moving), start, blocks, _CONTENT_VOXELS)
     find = _local_refinement if by_intensity else _local_affine
     found = map_blocks(find, blocks, fixed.data, shared, result, keep=keep)
     common = fill and len(blocks) > 1

@@ -25,8 +25,8 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.lazy import Result, map_blocks, map_neighbours, once, readable
-from itkstream.levels import LevelPlan, after_coarse, find_content, plan_levels, solve_coarse
+from itkstream.lazy import Result, map_blocks, map_neighbours
+from itkstream.levels import Levels, plan_levels, prepare_content, prepare_levels, prepare_start
 from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
 from itkstream.numerics.descent import node_factors
@@ -282,6 +282,7 @@ def prepare_displacement(
     coarse_voxels: float = COARSE_VOXELS,
     factors: Sequence[int] | None = None,
     skip_empty: bool = False,
+    levels: Levels | None = None,
 ) -> da.Array:
     """Prepare the deformation in front of the affine of an initial transform.
 
@@ -304,6 +305,9 @@ def prepare_displacement(
         block gives the vectors of the engine's own nodes for these, and means for others.
     skip_empty : bool
         As in `prepare_piecewise_deformable_align`.
+    levels : Levels, optional
+        Both images with at most `coarse_voxels` voxels, where they are known: as
+        `itkstream.levels.prepare_levels` makes them by default.
 
     Returns
     -------
@@ -325,7 +329,7 @@ def prepare_displacement(
                 f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
                 f"{factor}; use a blocksize that is a multiple of {factor}"
             )
-    task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
+    task = _Task(fixed, moving, initial, settings, blocks, skip_empty, levels)
     return _prepare(task, _Output(fixed.grid, by), coarse_voxels)
 
 
@@ -429,6 +433,7 @@ class _Task:
     settings: DeformSettings
     blocks: BlockGrid
     skip_empty: bool
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True)
@@ -465,18 +470,20 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     if len(blocks) == 1:
         shared |= {"initial": start, "settings": settings}
         return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
-    if coarse_voxels:
-        plan = plan_levels(fixed.grid, settings, coarse_voxels)
+    images, keep = (fixed, task.moving), None
+    voxels, levels = coarse_voxels or COARSE_VOXELS, task.levels
+    plan = plan_levels(fixed.grid, settings, coarse_voxels) if coarse_voxels else None
+    if levels is None and (plan or task.skip_empty):
+        levels = prepare_levels(*images, voxels)
+    if plan and levels:
         settings = plan.fine
-        start = once(_start, readable(fixed), task.moving, task.initial, plan)
+        start = prepare_start(images, task.initial, plan, voxels, levels)
     nodes = NodeLattice(blocks, _node_factors(settings, fixed.grid, blocks))
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     shared = {**where, "moving": task.moving, "settings": settings}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
-    keep = None
     if task.skip_empty:
-        images = readable(fixed), task.moving
-        keep = once(find_content, *images, start, blocks, coarse_voxels or COARSE_VOXELS)
+        keep = prepare_content(images, start, blocks, voxels, levels)
     found = map_blocks(_refine_block, blocks, fixed.data, shared, packed, keep=keep)
     rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
     others = range(1, fixed.ndim)
@@ -499,10 +506,6 @@ def _node_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tu
             factor = min(factor, 2)
         factors.append(factor if 8 * factor <= size else 1)
     return tuple(factors)
-
-
-def _start(fixed: Image, moving: Image, initial: Transform, plan: LevelPlan) -> Transform:
-    return after_coarse(solve_coarse(fixed, moving, initial, plan), initial)
 
 
 def _only_block(

@@ -182,6 +182,11 @@ class DaskSource:
         """Element type."""
         return np.dtype(self.array.dtype)
 
+    @property
+    def together(self) -> tuple[tuple[int, ...], ...]:
+        """Elements of every chunk, per axis."""
+        return tuple(self.array.chunks)
+
     def transpose(self, order: tuple[int, ...]) -> DaskSource:
         """The array with its axes in another order."""
         return DaskSource(self.array.transpose(order))

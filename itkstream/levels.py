@@ -8,15 +8,20 @@ the blocks start from that with the levels that are left.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import dask.array as da
 import numpy as np
+from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from itkstream.block_kernels import WarpSettings, deform_block, warp_block
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
+    Block,
     BlockGrid,
     CompositeTransform,
     DisplacementField,
@@ -24,7 +29,7 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.lazy import readable
+from itkstream.lazy import Result, map_blocks, once, readable
 from itkstream.numerics.fields import shrink_field
 from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import affine_part
@@ -34,18 +39,33 @@ from itkstream.numerics.threads import processors, using_threads
 
 __all__ = [
     "LevelPlan",
+    "Levels",
     "after_coarse",
+    "coarse_blocks",
     "factors_to_fit",
     "find_content",
     "plan_levels",
+    "prepare_coarse",
+    "prepare_content",
+    "prepare_levels",
+    "prepare_start",
     "read_coarse",
     "solve_coarse",
 ]
 
 logger = logging.getLogger(__name__)
 
-# Planes are read in slabs of about this many voxels: 256 MB of float32 while they are averaged.
-SLAB_VOXELS = 64_000_000
+Levels = tuple[Image | Delayed, Image | Delayed]
+"""The levels of the fixed and the moving image that fit in memory; they may have to be computed."""
+
+# An image is averaged in blocks of about so many voxels, 128 MB of float32 while they are; or more,
+# up to the second number, where its chunks would else be read by several blocks.
+_BLOCK_VOXELS = 2**24
+_WHOLE_CHUNKS_VOXELS = 2**26
+# A level is as good as one that is wanted where its voxels are not so many times longer.
+_TOO_COARSE = 2.0
+# Where the moving image is much larger than the fixed one, a level as fine may be so much larger.
+_LARGER_LEVEL = 8
 
 
 @dataclass(frozen=True)
@@ -93,8 +113,62 @@ def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
     return tuple(factors)
 
 
+def coarse_blocks(
+    shape: Sequence[int], chunks: Sequence[int] | None, factors: Sequence[int]
+) -> BlockGrid:
+    """In which blocks an image is read to be averaged.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels of the image per axis.
+    chunks : sequence of int or None
+        Of its store.
+    factors : sequence of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    BlockGrid
+        No group, and if that is possible no chunk, lies in two blocks.
+    """
+    groups = [min(f, n) for f, n in zip(factors, shape, strict=True)]
+    steps = [math.lcm(f, c) for f, c in zip(groups, chunks or groups, strict=True)]
+    if math.prod(map(min, steps, shape)) > _WHOLE_CHUNKS_VOXELS:
+        steps = groups
+    size = [min(step, n) for step, n in zip(steps, shape, strict=True)]
+    while growing := [k for k, n in enumerate(shape) if size[k] < n]:
+        axis = min(growing, key=lambda k: size[k])
+        larger = [min(2 * n, shape[k]) if k == axis else n for k, n in enumerate(size)]
+        if math.prod(larger) > _BLOCK_VOXELS:
+            break
+        size = larger
+    return BlockGrid(tuple(shape), tuple(size), (0,) * len(size))
+
+
+def prepare_coarse(image: Image, factors: Sequence[int]) -> da.Array:
+    """Prepare an image averaged in groups of voxels, block by block.
+
+    Parameters
+    ----------
+    image : Image
+        Numpy, stored or dask.
+    factors : sequence of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    dask.array.Array, ceil(shape / factors), float32
+        Lazy; its lattice is ``image.grid.shrink(factors)``.
+    """
+    blocks = coarse_blocks(image.shape, image.together, factors)
+    groups = tuple(min(f, n) for f, n in zip(factors, image.shape, strict=True))
+    result = Result(np.float32, factors=groups)
+    return map_blocks(_average_block, blocks, image.data, {"factors": groups}, result)
+
+
 def read_coarse(image: Image, factors: Sequence[int]) -> Image:
-    """Read an image into memory, averaged in groups of voxels, slab by slab.
+    """Read an image into memory, averaged in groups of voxels, block by block.
 
     Parameters
     ----------
@@ -106,20 +180,40 @@ def read_coarse(image: Image, factors: Sequence[int]) -> Image:
     Returns
     -------
     Image
-        In memory, float32 where it was averaged; never more than one slab at full resolution was
+        In memory, float32 where it was averaged; never more than one block at full resolution was
         held beside it.
     """
     image = readable(image)
     if max(factors) == 1:
         return Image(image.read(), image.grid, image.name)
-    plane = image.grid.size // image.shape[0]
-    thickness = max(1, SLAB_VOXELS // (plane * factors[0])) * factors[0]
-    rest = (slice(None),) * (image.ndim - 1)
-    slabs = []
-    for start in range(0, image.shape[0], thickness):
-        part = image[(slice(start, min(image.shape[0], start + thickness)), *rest)]
-        slabs.append(shrink(part.read(), part.grid, factors)[0])
-    return Image(np.concatenate(slabs), image.grid.shrink(factors), image.name)
+    groups = tuple(min(f, n) for f, n in zip(factors, image.shape, strict=True))
+    grid = image.grid.shrink(factors)
+    out = np.empty(grid.shape, np.float32)
+    for block in coarse_blocks(image.shape, image.together, factors):
+        spans = zip(block.core, groups, strict=True)
+        region = tuple(slice(s.start // f, -(-s.stop // f)) for s, f in spans)
+        out[region] = _average_block(image[block.core].read(), block, factors=groups)
+    return Image(out, grid, image.name)
+
+
+def prepare_levels(fixed: Image, moving: Image, voxels: float) -> Levels:
+    """Prepare the level of both images that fits in memory.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Numpy, stored or dask.
+    voxels : float
+        Most voxels of each level.
+
+    Returns
+    -------
+    Levels
+        Each the image itself where it is small enough, else to be computed: once, whatever needs
+        it.
+    """
+    first, second = (_level(i, factors_to_fit(i.grid, voxels)) for i in (fixed, moving))
+    return first, second
 
 
 def plan_levels(grid: Grid, settings: DeformSettings, voxels: float) -> LevelPlan:
@@ -202,21 +296,93 @@ def solve_coarse(
     return DisplacementField(shrink_field(estimate.displacement, halved), small.grid.shrink(halved))
 
 
+def prepare_start(
+    images: tuple[Image, Image],
+    initial: Transform | Delayed,
+    plan: LevelPlan,
+    voxels: float,
+    levels: Levels,
+) -> Delayed:
+    """Prepare where the blocks of a deformation start: what the whole image shows.
+
+    Parameters
+    ----------
+    images : (Image, Image)
+        Fixed and moving; averaged only where the levels are too coarse for the plan.
+    initial : Transform or Delayed
+        From fixed to moving points.
+    plan : LevelPlan
+        From `plan_levels`.
+    voxels : float
+        Most voxels of each level.
+    levels : Levels
+        Of the images, from `prepare_levels` with so many voxels.
+
+    Returns
+    -------
+    Delayed
+        A `Transform` from fixed to moving points.
+    """
+    wanted = plan.factors, _moving_factors(*images, plan)
+    sources: list[Image | Delayed] = []
+    rest: list[tuple[int, ...]] = []
+    for image, level, factors in zip(images, levels, wanted, strict=True):
+        there = factors_to_fit(image.grid, voxels)
+        fine = all(b < _TOO_COARSE * f for b, f in zip(there, factors, strict=True))
+        fine = fine or image.grid.shrink(factors).size > _LARGER_LEVEL * voxels
+        sources.append(level if fine else _level(image, factors))
+        known = there if fine else factors
+        rest.append(tuple(max(1, round(f / b)) for f, b in zip(factors, known, strict=True)))
+    return once(_start, *sources, initial, replace(plan, factors=rest[0]))
+
+
+def prepare_content(
+    images: tuple[Image, Image],
+    initial: Transform | Delayed,
+    blocks: BlockGrid,
+    voxels: float,
+    levels: Levels | None = None,
+) -> Delayed:
+    """Prepare which blocks show anything in either image, see `find_content`.
+
+    Parameters
+    ----------
+    images : (Image, Image)
+        Fixed and moving.
+    initial : Transform or Delayed
+        From fixed to moving points, roughly.
+    blocks : BlockGrid
+        Of the fixed image.
+    voxels : float
+        Most voxels of each level.
+    levels : Levels, optional
+        Of the images, from `prepare_levels` with so many voxels; default they are computed.
+
+    Returns
+    -------
+    Delayed
+        An ndarray of bool, blocks.numblocks.
+    """
+    levels = levels or prepare_levels(*images, voxels)
+    factors = factors_to_fit(images[0].grid, voxels)
+    return once(find_content, *levels, initial, blocks, factors)
+
+
 def find_content(
-    fixed: Image, moving: Image, initial: Transform, blocks: BlockGrid, voxels: float
+    fixed: Image, moving: Image, initial: Transform, blocks: BlockGrid, factors: Sequence[int]
 ) -> NDArray[np.bool_]:
     """Which blocks show anything in either image.
 
     Parameters
     ----------
     fixed, moving : Image
-        Numpy, stored or dask; read once, shrunk.
+        Coarse levels of the images.
     initial : Transform
         From fixed to moving points, roughly.
     blocks : BlockGrid
-        Of the fixed image.
-    voxels : float
-        Most voxels of the shrunk images.
+        Of the fixed image at full resolution.
+    factors : sequence of int
+        By how much the fixed image was shrunk.
 
     Returns
     -------
@@ -224,13 +390,10 @@ def find_content(
         False where neither image has content in the padded block, nor within the overlap around
         it and one coarse voxel.
     """
-    factors = factors_to_fit(fixed.grid, voxels)
-    small = read_coarse(fixed, factors)
-    other = read_coarse(moving, factors_to_fit(moving.grid, voxels))
-    content = content_mask(small.read())
-    seen = Image(content_mask(other.read()).astype(np.float32), other.grid)
+    content = content_mask(fixed.read())
+    seen = Image(content_mask(moving.read()).astype(np.float32), moving.grid)
     # Any part of a moving voxel with content counts.
-    content |= warp_block(seen, initial, small.grid, WarpSettings(dtype=np.float32)) > 0
+    content |= warp_block(seen, initial, fixed.grid, WarpSettings(dtype=np.float32)) > 0
     keep = np.zeros(blocks.numblocks, bool)
     for block in blocks:
         near = tuple(
@@ -258,6 +421,29 @@ def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
         From fixed to moving points.
     """
     return CompositeTransform((field, affine_part(initial)))
+
+
+def _level(image: Image, factors: tuple[int, ...]) -> Image | Delayed:
+    image = readable(image)
+    if max(factors) == 1:
+        return image
+    return once(_as_image, prepare_coarse(image, factors), image.grid.shrink(factors), image.name)
+
+
+def _as_image(voxels: NDArray[Any], grid: Grid, name: str) -> Image:
+    return Image(voxels, grid, name)
+
+
+def _average_block(part: NDArray[Any], block: Block, *, factors: Sequence[int]) -> NDArray[Any]:
+    """Means of the groups of a block; a group that sticks out repeats the last voxel."""
+    room = [(0, -n % f) for n, f in zip(part.shape, factors, strict=True)]
+    if np.any(room):
+        part = np.pad(part, room, mode="edge")
+    return shrink(part, Grid(part.shape, (1.0,) * part.ndim), factors)[0]
+
+
+def _start(fixed: Image, moving: Image, initial: Transform, plan: LevelPlan) -> Transform:
+    return after_coarse(solve_coarse(fixed, moving, initial, plan), initial)
 
 
 def _per_axis(grid: Grid, factor: int, settings: DeformSettings) -> tuple[int, ...]:

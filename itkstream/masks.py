@@ -83,6 +83,10 @@ class _MaskedSource:
     def dtype(self) -> np.dtype[Any]:
         return np.result_type(self.image.dtype, np.float32)
 
+    @property
+    def together(self) -> tuple[int, ...] | None:
+        return self.image.together
+
     def __getitem__(self, key: Any) -> NDArray[Any]:
         cuts = key if isinstance(key, tuple) else (key,)
         whole = (slice(None),) * len(self.shape)

@@ -38,9 +38,10 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -60,8 +61,8 @@ from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import stored_axes
 from itkstream.io.outputs import write_text
 from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.kept_levels import LevelMaker
 from itkstream.lazy import readable
-from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.masks import Mask, masked
 from itkstream.numerics.mapping import affine_part
 from itkstream.planning import Plan, plan_steps
@@ -219,6 +220,8 @@ def register(
         Where it needs more memory than there is.
     ExistingOutputError
         Where `out` holds something already.
+    BusyOutputError
+        Where another run is writing to `out`.
     RegistrationError
         Where no affine was found.
     """
@@ -230,33 +233,28 @@ def register(
     steps, settings = planned.steps, planned.settings
     if resources.cluster == "local":
         resources = replace(resources, threads_per_worker=planned.threads)
-    seen = (
-        _seen(pair[0], fixed_mask, "fixed", settings),
-        _seen(pair[1], moving_mask, "moving", settings),
-    )
-    keys = _keys(seen, initial, steps, settings)
-    names = (pair[0].name, pair[1].name)
-    folder = RunFolder(out, tokenize(keys[-1], pair), names, overwrite)
-    folder.check()
+    masks = _opened_mask(fixed_mask), _opened_mask(moving_mask)
+    folder = RunFolder(out, (pair[0].name, pair[1].name), overwrite)
     reporter = reporter or _LogReporter()
-    with session(resources, reporter.note) as workers:
-        scene = Scene(*seen, settings.coarse_voxels, workers, reporter)
-        run = _Run(pair, steps, settings, scene, folder)
-        state = run.begin(initial, keys[0])
-        for number, (step, key) in enumerate(zip(steps, keys[1:-1], strict=True), 1):
-            state = run.refine(state, step, number, key)
-        transform = run.stored(state, keys[-1])
-        aligned = run.align(transform, keys[-1])
-        certificate = run.certify(transform, keys[-1])
-    run.export(transform, keys[-1])
-    given = {
-        "initial_transform": initial_transform,
-        "fixed_mask": fixed_mask,
-        "moving_mask": moving_mask,
-    }
-    report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
-    report["certificate"] = certificate
-    write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
+    with folder.locked():
+        with ExitStack() as stack:
+            start = cache(partial(stack.enter_context, session(resources, reporter.note)))
+            make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
+            seen = _seen(pair[0], masks[0], "fixed", make), _seen(pair[1], masks[1], "moving", make)
+            keys = _keys((seen[0].image, seen[1].image), initial, steps, settings)
+            folder.settle(tokenize(keys[-1], pair))
+            scene = _scene(seen, settings, start(), reporter)
+            run = _Run(pair, steps, settings, scene, folder)
+            transform, aligned, certificate = run.all_steps(initial, keys)
+        run.export(transform, keys[-1])
+        given = {
+            "initial_transform": initial_transform,
+            "fixed_mask": fixed_mask,
+            "moving_mask": moving_mask,
+        }
+        report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
+        report["certificate"] = certificate
+        write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
     return Registration(folder.location, transform, aligned, report)
 
 
@@ -331,6 +329,16 @@ class _Run:
         self.folder = folder
         self.facts: list[dict[str, Any]] = []
         self._unnoted: tuple[str, str, dict[str, Any]] | None = None
+
+    def all_steps(
+        self, initial: Transform | None, keys: Sequence[str]
+    ) -> tuple[CompositeTransform, Image, dict[str, Any]]:
+        """Transform, aligned image and certificate, all steps done and stored."""
+        state = self.begin(initial, keys[0])
+        for number, (step, key) in enumerate(zip(self.steps, keys[1:-1], strict=True), 1):
+            state = self.refine(state, step, number, key)
+        transform = self.stored(state, keys[-1])
+        return transform, self.align(transform, keys[-1]), self.certify(transform, keys[-1])
 
     def begin(self, initial: Transform | None, key: str) -> State:
         """How good is what is known?"""
@@ -562,20 +570,38 @@ def _as_initial(given: Any, fixed: Image) -> Transform | None:
     return transform
 
 
-def _seen(image: Image, mask: Any, which: str, settings: RegisterSettings) -> Image:
-    """The image with NaN where its voxels do not count."""
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """An image, NaN where its voxels do not count, and what gives its level."""
+
+    image: Image
+    level: Callable[[], Image]
+
+
+def _opened_mask(mask: Any) -> Any:
+    return open_image(mask) if isinstance(mask, (str, os.PathLike)) else mask
+
+
+def _seen(image: Image, mask: Any, which: str, make: LevelMaker) -> _Seen:
+    """What a run sees of an image."""
     if mask is None:
-        return image
-    if isinstance(mask, (str, os.PathLike)):
-        mask = open_image(mask)
-    if callable(mask):
-        small = _coarse(image, settings)
-        mask = Image(np.asarray(mask(small.read())), small.grid)
-    return masked(readable(image), mask, which)
+        return _Seen(image, partial(make, image, which))
+    if not callable(mask):
+        shown = masked(readable(image), mask, which)
+        return _Seen(shown, partial(make, shown, which))
+    level = make(image, which)
+    chosen = Image(np.asarray(mask(level.read())), level.grid)
+    # Groups of voxels count or do not count as a whole, so no other pass over the image is needed.
+    masked_level = partial(masked, level, chosen, which)
+    return _Seen(masked(readable(image), chosen, which), masked_level)
 
 
-def _coarse(image: Image, settings: RegisterSettings) -> Image:
-    return read_coarse(image, factors_to_fit(image.grid, settings.coarse_voxels))
+def _scene(
+    seen: tuple[_Seen, _Seen], settings: RegisterSettings, workers: Resources, reporter: Reporter
+) -> Scene:
+    makers = seen[0].level, seen[1].level
+    images = seen[0].image, seen[1].image
+    return Scene(*images, settings.coarse_voxels, workers, reporter, makers)
 
 
 def _told(given: Any) -> Any:

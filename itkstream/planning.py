@@ -240,7 +240,8 @@ def plan_steps(
         It may not fit.
     """
     workers = resources.local_workers or 0
-    pair = Pair(fixed.grid, moving.grid, moving.dtype, settings)
+    chunks = fixed.together, moving.together
+    pair = Pair(fixed.grid, moving.grid, moving.dtype, settings, chunks)
     if resources.cluster == "local":
         threads = resources.threads_per_worker or 1 if workers else resources.threads_here(2**30)[0]
     else:

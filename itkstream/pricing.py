@@ -20,7 +20,7 @@ from itkstream.deform import deform_blocks, field_factors
 from itkstream.doors import block_grid
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.kept_chunks import KEPT_BYTES
-from itkstream.levels import SLAB_VOXELS, factors_to_fit, plan_levels
+from itkstream.levels import coarse_blocks, factors_to_fit, plan_levels
 from itkstream.steps import (
     MAX_FIELD_FACTOR,
     Deformable,
@@ -41,6 +41,8 @@ PROCESS_BYTES = 450e6
 _FLOAT = 4
 # Bytes per voxel that a step holds, beyond what is held all along.
 _COARSE = 5.0
+# As a block of an image is averaged: as float32, half of it after one axis, and where it is NaN.
+_AVERAGING = 7.0
 _KEY_POINTS = 10.0
 _INTENSITIES = 24.0
 _QUALITY = 52.0
@@ -75,12 +77,15 @@ class Pair:
         Voxel type of the moving image.
     settings : RegisterSettings
         Of the run.
+    chunks : tuple of (tuple of int or None)
+        Voxels that are stored together in both images, None where they are not known.
     """
 
     fixed: Grid
     moving: Grid
     dtype: DTypeLike
     settings: RegisterSettings
+    chunks: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
 
     @property
     def itemsize(self) -> int:
@@ -191,10 +196,28 @@ def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
 
 
 def _price_reading(pair: Pair) -> StepPrice:
-    size = max(pair.fixed.size, pair.moving.size)
-    slab = min(SLAB_VOXELS, size) * (pair.itemsize + _FLOAT)
     work = float(pair.fixed.size + pair.moving.size)
-    return StepPrice("read", once=max(pair.held + slab, pair.judged), work=work, kind="read")
+    large = [
+        coarse_blocks(grid.shape, chunks, factors_to_fit(grid, pair.settings.coarse_voxels))
+        for grid, small, chunks in zip(
+            (pair.fixed, pair.moving), pair.coarse, pair.chunks, strict=True
+        )
+        if small.size < grid.size
+    ]
+    if not large:
+        return StepPrice("read", once=pair.judged, work=work, kind="read")
+    counts = [_counts(blocks, 1 + _TASKS_WRITTEN) for blocks in large]
+    return StepPrice(
+        "read",
+        sum(count for count, _, _ in counts),
+        max(size for _, size, _ in counts),
+        sum(tasks for _, _, tasks in counts),
+        once=pair.judged,
+        per_block=max(map(_largest, large)) * (pair.itemsize + _AVERAGING),
+        disk=float(sum(_FLOAT * grid.size for grid in pair.coarse)),
+        work=work,
+        kind="read",
+    )
 
 
 def _price_ransac(pair: Pair, step: RansacAffine) -> StepPrice:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 from itkstream.errors import ExistingOutputError
+from itkstream.fingerprint import LEDGER_FOLDER
+from itkstream.io.chunk_files import writing_to
 from itkstream.io.locations import Location
 from itkstream.io.outputs import check_folder, write_text
+from itkstream.ledger import Lock, holding
 
 __all__ = ["REPORT", "RunFolder"]
 
@@ -23,6 +28,7 @@ REPORT = "registration.json"
 
 _NOTES = "steps"
 _RUN = f"{_NOTES}/run.json"
+_LOCK = "run.json"
 
 
 class RunFolder:
@@ -32,8 +38,6 @@ class RunFolder:
     ----------
     out : path
         New, empty, or of an earlier run.
-    key : str
-        Of everything the whole run depends on.
     images : sequence of str
         What the images are called: an unfinished run of others is not touched.
     overwrite : bool
@@ -41,36 +45,63 @@ class RunFolder:
     """
 
     def __init__(
-        self, out: str | os.PathLike[str], key: str, images: tuple[str, ...], overwrite: bool
+        self, out: str | os.PathLike[str], images: tuple[str, ...], overwrite: bool
     ) -> None:
         self._place = Location.parse(out)
-        self._run = {"key": key, "images": list(images)}
+        self._run: dict[str, Any] = {"key": None, "images": list(images)}
         self._overwrite = overwrite
+        self._lock: Lock | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder for the time of a with block.
+
+        Yields
+        ------
+        None
+            Nothing; a folder in which nothing was written is gone at the end if it is new.
+
+        Raises
+        ------
+        ExistingOutputError
+            Where the folder holds something that may not be replaced.
+        BusyOutputError
+            Where another run is writing to it.
+        """
+        # A folder of somebody else gets no lock.
+        self.check()
+        new = not self._place.exists()
+        try:
+            with ExitStack() as stack:
+                with writing_to(self._place):
+                    held = holding(self._place.child(LEDGER_FOLDER, _LOCK), self._place)
+                    self._lock = stack.enter_context(held)
+                yield
+        finally:
+            self._lock = None
+            self._leave_nothing(new)
 
     def check(self) -> bool:
-        """See whether the folder may take this run; change nothing.
+        """See whether the folder may take a run of these images; change nothing.
 
         Returns
         -------
         bool
-            Whether it holds this run already, in part or complete.
+            Whether it holds one already, in part or complete; `settle` says whether it is this.
 
         Raises
         ------
         ExistingOutputError
             Where it holds something that may not be replaced.
         """
-        found = None if self._place.is_vacant() else self._read(_RUN)
-        if found is None:
-            check_folder(self._place, REPORT, self._overwrite)
-            return False
-        same = found["key"] == self._run["key"]
-        if self._place.child(REPORT).is_file():
-            if same and not self._overwrite:
+        found = None if self._is_vacant() else self._read(_RUN)
+        if found is None or self._is_complete():
+            if found is not None and not self._overwrite:
                 return True
-            check_folder(self._place, REPORT, self._overwrite)
+            if not self._is_vacant():
+                check_folder(self._place, REPORT, self._overwrite)
             return False
-        if same or found["images"] == self._run["images"]:
+        if found["images"] == self._run["images"]:
             return True
         if self._overwrite:
             return False
@@ -79,17 +110,64 @@ class RunFolder:
             "again to continue it, choose another folder or ask to overwrite it"
         )
 
+    def settle(self, key: str) -> None:
+        """Say which run this is, as soon as that is known.
+
+        Parameters
+        ----------
+        key : str
+            Of everything the whole run depends on.
+
+        Raises
+        ------
+        ExistingOutputError
+            Where the folder holds another run that is complete.
+        """
+        if self._held and self._is_complete() and self._read(_RUN)["key"] != key:
+            check_folder(self._place, REPORT, self._overwrite)
+        self._run["key"] = key
+        if "location" in self.__dict__:
+            write_text(self._place / _RUN, json.dumps(self._run))
+
     @cached_property
     def location(self) -> Location:
         """The folder, made or cleared when the first result is there to be written."""
         if not self._held:
-            if not self._place.is_vacant():
-                self._place.remove()
+            for name in self._place.names():
+                if name != LEDGER_FOLDER:
+                    self._place.child(name).remove()
             self._place.make_folder()
         notes = self._place / _NOTES
         notes.make_folder()
         write_text(self._place / _RUN, json.dumps(self._run))
         return self._place
+
+    def keeping(self, name: str, known: Callable[[Location], bool]) -> Location:
+        """Where what all steps need is kept.
+
+        Parameters
+        ----------
+        name : str
+            Of it.
+        known : callable
+            Whether it is at a place, in part or complete.
+
+        Returns
+        -------
+        Location
+            A Zarr array; it need not exist.
+
+        Raises
+        ------
+        ExistingOutputError
+            Where it is not there, and the folder holds a complete run that may be another.
+        """
+        place = self._place.child(_NOTES, f"{name}.zarr")
+        if self._held and known(place):
+            return place
+        if self._held and self._run["key"] is None and self._is_complete():
+            check_folder(self._place, REPORT, self._overwrite)
+        return self.location.child(_NOTES, f"{name}.zarr")
 
     def recall(self, name: str, key: str) -> dict[str, Any] | None:
         """What was noted of a step.
@@ -121,6 +199,8 @@ class RunFolder:
         note : dict
             Numbers, strings and lists.
         """
+        if self._lock is not None:
+            self._lock.sign()
         text = json.dumps({"key": key, "note": note})
         write_text(self.location / _NOTES / f"{name}.json", text)
 
@@ -143,6 +223,23 @@ class RunFolder:
     def _held(self) -> bool:
         """Whether the run was there to be continued when this one began; asked once."""
         return self.check()
+
+    def _is_vacant(self) -> bool:
+        """Whether nothing is there but perhaps the lock of a run."""
+        return self._place.is_vacant() or self._place.names() == [LEDGER_FOLDER]
+
+    def _is_complete(self) -> bool:
+        return self._place.child(REPORT).is_file()
+
+    def _leave_nothing(self, new: bool) -> None:
+        """Remove the folder of the lock if nothing else was written, and the whole if it is new."""
+        if not self._place.is_local or self._place.names() != [LEDGER_FOLDER]:
+            return
+        # Another run may have come in between: a folder that holds something stays.
+        with suppress(OSError):
+            self._place.child(LEDGER_FOLDER).path.rmdir()
+            if new:
+                self._place.path.rmdir()
 
     def _read(self, name: str) -> Any:
         place = self._place.child(name)

@@ -32,6 +32,7 @@ from itkstream.errors import BlockErrors, InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
+    DisplacementField,
     Grid,
     Image,
     Transform,
@@ -44,7 +45,8 @@ from itkstream.io.ngff_transforms import (
     create_transform,
     read_transform,
 )
-from itkstream.levels import factors_to_fit, read_coarse
+from itkstream.kept_levels import make_level
+from itkstream.levels import factors_to_fit
 from itkstream.numerics.mapping import affine_part
 from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.ransac import AffineEstimate
@@ -56,7 +58,7 @@ from itkstream.steps import (
     RansacAffine,
     Step,
 )
-from itkstream.transform import piecewise_transform, prepare_field
+from itkstream.transform import piecewise_transform, prepare_apply_transform, prepare_field
 from itkstream.workers import Resources
 
 __all__ = [
@@ -74,6 +76,9 @@ __all__ = [
 ]
 
 Radii = tuple[float, float]
+
+# Voxels per axis of the level in which a task judges a transform.
+_JUDGED_BLOCK = 64
 
 _WORSE = "it lowered the local correlation"
 
@@ -105,6 +110,8 @@ class Scene:
         Workers and threads.
     reporter : Reporter
         Told of progress and results.
+    makers : (callable, callable), optional
+        Give the levels of both images; default they are averaged into memory.
     """
 
     fixed: Image
@@ -112,14 +119,20 @@ class Scene:
     coarse_voxels: float
     resources: Resources
     reporter: Reporter
+    makers: tuple[Callable[[], Image], Callable[[], Image]] | None = None
+
+    @cached_property
+    def levels(self) -> tuple[Image, Image]:
+        """Both images at a resolution that fits in memory, made when first asked for."""
+        if self.makers:
+            return self.makers[0](), self.makers[1]()
+        how = self.coarse_voxels, self.resources, self.reporter.blocks
+        return make_level(self.fixed, *how), make_level(self.moving, *how)
 
     @cached_property
     def coarse(self) -> tuple[Image, Image]:
-        """Both images at a resolution that fits in memory, read when first asked for."""
-        fixed, moving = (
-            read_coarse(image, factors_to_fit(image.grid, self.coarse_voxels))
-            for image in (self.fixed, self.moving)
-        )
+        """The levels, in memory."""
+        fixed, moving = (Image(level.read(), level.grid, level.name) for level in self.levels)
         return fixed, moving
 
     @cached_property
@@ -164,6 +177,11 @@ class Scene:
         """
         fixed, moving = self.coarse
         settings = WarpSettings(background=np.nan, dtype=np.float32)
+        if _largest_field(transform) > 2 * fixed.grid.size:
+            # All of the field is read: for the workers.
+            size = (_JUDGED_BLOCK,) * fixed.ndim
+            lazy = prepare_apply_transform(fixed.grid, self.levels[1], transform, size, settings)
+            return Image(compute(lazy, self.resources, self.reporter.blocks), fixed.grid)
         return Image(warp_block(moving, transform, fixed.grid, settings), fixed.grid)
 
 
@@ -434,6 +452,7 @@ def store_deformation(
         coarse_voxels=scene.coarse_voxels,
         factors=factors,
         skip_empty=True,
+        levels=scene.levels if len(blocks) > 1 else None,
     )
     return _store(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
 
@@ -581,6 +600,13 @@ def _before(change: Transform, known: Transform | None) -> Transform:
         return AffineTransform(known.matrix @ change.matrix)
     rest = known.transforms if isinstance(known, CompositeTransform) else (known,)
     return CompositeTransform((change, *rest))
+
+
+def _largest_field(transform: Transform) -> int:
+    """Vectors of the largest displacement field in a transform."""
+    if isinstance(transform, CompositeTransform):
+        return max(map(_largest_field, transform.transforms), default=0)
+    return transform.grid.size if isinstance(transform, DisplacementField) else 0
 
 
 def _half(scene: Scene) -> Grid:

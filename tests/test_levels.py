@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 from itkstream import levels
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.lazy import readable
 from itkstream.levels import (
     after_coarse,
+    coarse_blocks,
     factors_to_fit,
     plan_levels,
     read_coarse,
     solve_coarse,
 )
+from itkstream.masks import masked
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.phantoms import PhantomPair
 
@@ -48,13 +52,14 @@ def test_voxels_become_cubes() -> None:
 
 
 @pytest.mark.parametrize("factors", [(1, 1, 1), (2, 2, 2), (3, 1, 4)])
-def test_slabs_give_the_mean_of_groups(
+def test_blocks_give_the_mean_of_groups(
     stored: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, factors: tuple[int, ...]
 ) -> None:
     grid = Grid((21, 15, 17), (1.0, 2.0, 0.5), (3, 4, 5))
     voxels = np.random.default_rng(0).integers(0, 60000, grid.shape).astype(np.uint16)
-    # A slab of one group of planes: the real limit needs gigabytes.
-    monkeypatch.setattr(levels, "SLAB_VOXELS", 500)
+    # Many blocks: the real limit needs gigabytes.
+    monkeypatch.setattr(levels, "_BLOCK_VOXELS", 500)
+    monkeypatch.setattr(levels, "_WHOLE_CHUNKS_VOXELS", 500)
     results = [
         read_coarse(Image(stored(kind, voxels, grid), grid, "brain"), factors)
         for kind in ("numpy", "dask", "zarr", "n5")
@@ -69,6 +74,41 @@ def test_slabs_give_the_mean_of_groups(
     kept = found.read()[tuple(slice(0, n) for n in whole)]
     # float32 of 60000.
     np.testing.assert_allclose(kept, wanted, rtol=1e-6)
+
+
+@given(st.data())
+def test_no_group_and_no_chunk_lies_in_two_blocks(data: st.DataObject) -> None:
+    n = data.draw(st.sampled_from((2, 3)))
+    shape = tuple(data.draw(st.integers(1, 3000)) for _ in range(n))
+    chunks = tuple(data.draw(st.sampled_from((1, 32, 64, 100, 128))) for _ in range(n))
+    factors = tuple(data.draw(st.sampled_from((1, 2, 4, 16))) for _ in range(n))
+    blocks = coarse_blocks(shape, chunks, factors)
+    whole = [min(math.lcm(f, c), m) for f, c, m in zip(factors, chunks, shape, strict=True)]
+    largest = 1
+    for axis, lengths in enumerate(blocks.chunks):
+        borders = np.cumsum(lengths)[:-1]
+        assert not (borders % min(factors[axis], shape[axis])).any()
+        if math.prod(whole) <= 2**26:
+            assert not (borders % chunks[axis]).any()
+        largest *= max(lengths)
+    # What is left at the end of an axis, up to half a block, joins the last.
+    assert largest <= 2**26 * 1.5**n
+
+
+@pytest.mark.parametrize("kind", ["dask", "zarr", "n5"])
+def test_blocks_hold_whole_chunks_of_every_container(
+    stored: Callable[..., Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels, "_BLOCK_VOXELS", 1)
+    grid = Grid((60, 60, 60), (1.0, 1.0, 1.0), axes=("x", "y", "z"))
+    image = Image(stored(kind, np.zeros(grid.shape, np.uint8), grid), grid)
+    assert image.together is not None
+    for seen in (image, image.reorder(("z", "x", "y")), masked(readable(image), [0])):
+        order = [grid.axes.index(axis) for axis in seen.grid.axes]
+        assert seen.together == tuple(image.together[k] for k in order)
+    expected = tuple(min(2 * c, 60) if c % 2 else c for c in image.together)
+    assert coarse_blocks(image.shape, image.together, (2, 2, 2)).blocksize == expected
+    assert Image(np.zeros(grid.shape), grid).together is None
 
 
 SETTINGS = DescentSettings(

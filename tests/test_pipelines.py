@@ -305,7 +305,7 @@ def begun(rounds, initial, moving=None):
     """A run about to take its first step."""
     pair = (rounds.fixed, moving or rounds.moving)
     scene = Scene(*pair, 20e6, Resources(), _LogReporter())
-    folder = RunFolder(tempfile.mkdtemp(), "run", ("fixed", "moving"), False)
+    folder = RunFolder(tempfile.mkdtemp(), ("fixed", "moving"), False)
     run = _Run(pair, (), RegisterSettings(), scene, folder)
     return run, run.begin(initial, "begin")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry.grid import Grid, Slices
 
-__all__ = ["ArraySource", "ArrayView", "Image", "transposed"]
+__all__ = ["ArraySource", "ArrayView", "Image", "stored_together", "transposed"]
 
 
 @runtime_checkable
@@ -87,6 +87,15 @@ class ArrayView:
     def ndim(self) -> int:
         """Number of axes of the view."""
         return len(self.order)
+
+    @property
+    def together(self) -> tuple[int, ...] | None:
+        """Voxels per axis that are decoded together; None where the source does not know."""
+        sizes = stored_together(self.source)
+        if sizes is None:
+            return None
+        kept = [n for n, p in zip(sizes, self.picks, strict=True) if isinstance(p, slice)]
+        return tuple(kept[k] for k in self.order)
 
     def __getitem__(self, key: Slices) -> NDArray[Any]:
         part = self.crop(key)
@@ -180,6 +189,11 @@ class Image:
         return np.dtype(self.data.dtype)
 
     @property
+    def together(self) -> tuple[int, ...] | None:
+        """Voxels per axis that are decoded, or computed, together; None for those in memory."""
+        return stored_together(self.data)
+
+    @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel spacing per axis, in the grid's unit."""
         return self.grid.spacing
@@ -251,3 +265,24 @@ def transposed(data: Any, order: Sequence[int]) -> Any:
     """
     view = data if hasattr(data, "transpose") else ArrayView.whole(data)
     return view.transpose(tuple(order))
+
+
+def stored_together(data: Any) -> tuple[int, ...] | None:
+    """The chunks of an array.
+
+    Parameters
+    ----------
+    data : ArraySource
+        numpy, dask or stored.
+
+    Returns
+    -------
+    tuple of int or None
+        Elements per axis; None where they are all in memory or the source does not know.
+    """
+    # What stands before a store has chunks of another, which are not its own to be kept.
+    chunks = getattr(data, "together", None) or getattr(data, "chunks", None)
+    if not chunks:
+        return None
+    # dask tells the length of every chunk.
+    return tuple(n[0] if isinstance(n, tuple) else int(n) for n in chunks)

@@ -10,14 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import ArrayView, Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
 from itkstream.io.locations import Location
 from itkstream.io.paths import Dataset, no_dataset
 from itkstream.io.selection import Selection
 from itkstream.io.zarr_arrays import ZarrArray, is_zarr_array, open_plain_zarr, zarr_attributes
 
-__all__ = ["OWN_ATTRIBUTES", "level_axes", "multiscale_of", "open_zarr", "scale_and_shift"]
+__all__ = [
+    "OWN_ATTRIBUTES",
+    "StoredLevel",
+    "coarser_levels",
+    "level_axes",
+    "multiscale_of",
+    "open_zarr",
+    "scale_and_shift",
+]
 
 OWN_ATTRIBUTES = "itkstream"  # group attribute for what NGFF has no word for: the direction
 
@@ -85,6 +93,97 @@ def multiscale_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     found = attributes.get("ome", attributes).get("multiscales")
     return dict(found[0]) if found else None
+
+
+@dataclass(frozen=True)
+class StoredLevel:
+    """A coarser level of an image, as the metadata of the file have it.
+
+    Parameters
+    ----------
+    view : ArrayView
+        Its voxels, with the axes of the image.
+    factors : tuple of int
+        Voxels of the image per voxel of the level and axis.
+    fine_shape : tuple of int
+        Of the image.
+    steps : int
+        How many levels it is below the image.
+    """
+
+    view: ArrayView
+    factors: tuple[int, ...]
+    fine_shape: tuple[int, ...]
+    steps: int
+
+
+def coarser_levels(view: ArrayView) -> list[StoredLevel]:
+    """The levels below a whole image of an OME-Zarr file, for what their metadata are worth.
+
+    Parameters
+    ----------
+    view : ArrayView
+        The voxels of an image that `open_zarr` opened.
+
+    Returns
+    -------
+    list of StoredLevel
+        Those whose factors are whole numbers by scale and by shape; empty for any other array.
+    """
+    if not isinstance(view.source, ZarrArray):
+        return []
+    folder = Location(view.source.path)
+    for group in folder.parents:
+        multiscale = multiscale_of(zarr_attributes(group))
+        if multiscale is None:
+            continue
+        levels = [str(d["path"]).strip("/") for d in multiscale["datasets"]]
+        inside = folder.relative_to(group)
+        if inside not in levels:
+            return []
+        below = levels[levels.index(inside) + 1 :]
+        found = (
+            _below(view, multiscale, group, (inside, path), steps)
+            for steps, path in enumerate(below, 1)
+        )
+        return [level for level in found if level is not None]
+    return []
+
+
+def _below(
+    view: ArrayView,
+    multiscale: Mapping[str, Any],
+    group: Location,
+    paths: tuple[str, str],
+    steps: int,
+) -> StoredLevel | None:
+    """A coarser level; None where it is not made of whole groups of voxels."""
+    if not is_zarr_array(group / paths[1]):
+        return None
+    source, fine = ZarrArray.open(group / paths[1]), view.source.shape
+    stated = [scale_and_shift(multiscale, path, len(fine)) for path in paths]
+    if source.ndim != len(fine) or source.dtype != view.dtype or None in stated:
+        return None
+    first, second = (np.asarray(scale) for scale, _ in (t for t in stated if t is not None))
+    ratios = second / first
+    factors = [max(1, round(float(r))) for r in ratios]
+    whole = [-(-n // f) for n, f in zip(fine, factors, strict=True)]
+    kept = [not isinstance(pick, slice) for pick in view.picks]
+    uncut = all(k or p == slice(0, n) for k, p, n in zip(kept, view.picks, fine, strict=True))
+    alike = all(not k or f == 1 for k, f in zip(kept, factors, strict=True))
+    if not (uncut and alike and tuple(whole) == source.shape):
+        return None
+    if not np.allclose(ratios, factors, rtol=1e-3) or max(factors) == 1:
+        return None
+    if any(f > n for f, n in zip(factors, fine, strict=True)):
+        return None
+    picks = tuple(
+        pick if k else slice(0, n)
+        for pick, k, n in zip(view.picks, kept, source.shape, strict=True)
+    )
+    spatial = [f for f, k in zip(factors, kept, strict=True) if not k]
+    by = tuple(spatial[axis] for axis in view.order)
+    return StoredLevel(ArrayView(source, picks, view.order), by, view.shape, steps)
 
 
 @dataclass(frozen=True)

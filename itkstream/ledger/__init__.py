@@ -7,7 +7,7 @@ Only the coordinating process writes notes. They are never believed without a lo
 
 from __future__ import annotations
 
-from itkstream.ledger.lock import Lock, still_held
+from itkstream.ledger.lock import Lock, holding, still_held
 from itkstream.ledger.records import Header, Ledger, Records
 
-__all__ = ["Header", "Ledger", "Lock", "Records", "still_held"]
+__all__ = ["Header", "Ledger", "Lock", "Records", "holding", "still_held"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -17,7 +20,9 @@ import psutil
 from itkstream.errors import BusyOutputError, MissingDataError
 from itkstream.io.locations import Location
 
-__all__ = ["Lock", "still_held"]
+__all__ = ["Lock", "holding", "still_held"]
+
+logger = logging.getLogger(__name__)
 
 # A process of another host counts as dead when it has not signed its lock for so long.
 _PATIENCE_SECONDS = 120.0
@@ -154,6 +159,48 @@ def still_held(place: Location, token: str) -> bool:
     """
     holder = _Holder.read(place)
     return holder is not None and holder.token == token
+
+
+@contextmanager
+def holding(place: Location, what: Location) -> Iterator[Lock]:
+    """Hold a lock for the time of a with block, and sign it from time to time.
+
+    Parameters
+    ----------
+    place : Location
+        The lock's file.
+    what : Location
+        What it guards, for messages.
+
+    Yields
+    ------
+    Lock
+        Its `sign` raises where another took it over.
+
+    Raises
+    ------
+    BusyOutputError
+        Where another process holds it.
+    """
+    lock = Lock(place, what)
+    ended = threading.Event()
+    signing = threading.Thread(target=_sign_until, args=(lock, ended), name="lock", daemon=True)
+    signing.start()
+    try:
+        yield lock
+    finally:
+        ended.set()
+        signing.join()
+        lock.release()
+
+
+def _sign_until(lock: Lock, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_SECONDS):
+        try:
+            lock.sign()
+        except OSError as error:
+            # Whoever holds it signs before every note, and there this is raised.
+            logger.warning("%s", error)
 
 
 def _create(place: Location, holder: _Holder) -> bool:

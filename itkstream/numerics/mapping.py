@@ -7,6 +7,7 @@ of the image through the whole chain.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,9 @@ from itkstream.numerics.interpolate import MARGIN, Part, sample_field
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["GridMap", "affine_part", "map_on"]
+
+# So many vectors of a field may be read at a time, 48 MB, or twice as many as are wanted.
+_FIELD_VECTORS = 2**22
 
 _ON_A_GRID = (BSplineTransform, DisplacementField, PiecewiseAffine)
 
@@ -253,16 +257,42 @@ def _check_same_space(own: Grid, grid: Grid) -> None:
 
 
 def _then_field(before: GridMap, field: DisplacementField) -> GridMap:
-    box = before.reach_in(field.grid)
-    near = np.asarray(field.data[(*box, slice(None))])
-    moves = sample_field(
-        Part(near, tuple(s.start for s in box), field.grid.shape),
-        before.index_matrix(field.grid),
-        before.grid.shape,
-        before.displacement,
-        before.vector_matrix(field.grid),
-    )
-    return _with_moves(before, moves)
+    return _with_moves(before, _sampled(before, field))
+
+
+def _sampled(at: GridMap, field: DisplacementField) -> NDArray[np.float32]:
+    """The vectors of a field where a map leads.
+
+    A coarse grid may span a field far larger than memory: it is cut until what each part reads
+    is small.
+    """
+    box = at.reach_in(field.grid)
+    vectors = math.prod(s.stop - s.start for s in box)
+    if vectors <= max(_FIELD_VECTORS, 2 * at.grid.size) or at.grid.size == 1:
+        near = np.asarray(field.data[(*box, slice(None))])
+        return sample_field(
+            Part(near, tuple(s.start for s in box), field.grid.shape),
+            at.index_matrix(field.grid),
+            at.grid.shape,
+            at.displacement,
+            at.vector_matrix(field.grid),
+        )
+    moves = np.empty((*at.grid.shape, at.grid.ndim), np.float32)
+    for part in _halves(at.grid):
+        moved = None if at.displacement is None else np.ascontiguousarray(at.displacement[part])
+        moves[part] = _sampled(GridMap(at.grid.crop(part), at.affine, moved), field)
+    return moves
+
+
+def _halves(grid: Grid) -> tuple[Slices, Slices]:
+    """A grid of more than one voxel, cut across its longest axis."""
+    long = [axis for axis in range(grid.ndim) if grid.shape[axis] > 1]
+    longest = max(long, key=lambda axis: grid.shape[axis] * grid.spacing[axis])
+    whole = [slice(0, n) for n in grid.shape]
+    middle = grid.shape[longest] // 2
+    cuts = slice(0, middle), slice(middle, grid.shape[longest])
+    first, second = ((*whole[:longest], cut, *whole[longest + 1 :]) for cut in cuts)
+    return first, second
 
 
 def _with_moves(before: GridMap, moves: NDArray[np.float32]) -> GridMap:

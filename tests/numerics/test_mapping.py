@@ -141,3 +141,38 @@ def test_any_map_of_points_maps_a_grid(odd_grid: MakeGrid, smooth_transform: Mak
         mapped = AffineTransform(found.affine).apply(grid.positions() + found.displacement)
         # Vectors of some voxels in float32.
         np.testing.assert_allclose(mapped, transform.apply(grid.positions()), atol=1e-5)
+
+
+class Recorded:
+    """A stored field that notes how many vectors are read at a time."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors, self.reads = vectors, list[int]()
+        self.shape, self.dtype = vectors.shape, vectors.dtype
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        part = self.vectors[key]
+        self.reads.append(part[..., 0].size)
+        return part
+
+
+@pytest.mark.parametrize("order", ["alone", "after another"])
+def test_a_coarse_grid_on_a_large_field_is_read_in_parts(
+    odd_grid: MakeGrid, smooth_transform: Make, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """As at once, which would not fit in memory where the field is that of terabytes."""
+    field, affine = smooth_transform(odd_grid(5, shape=(96, 90, 84)), 3).transforms
+    coarse = field.grid.shrink((8, 8, 8))
+    recorded = Recorded(np.asarray(field.data))
+    large = DisplacementField(recorded, field.grid)
+    before = () if order == "alone" else smooth_transform(coarse, 4, 4).transforms
+    transform = CompositeTransform((*before, large, affine))
+    whole = map_on(transform, coarse)
+    assert len(recorded.reads) == 1
+    monkeypatch.setattr("itkstream.numerics.mapping._FIELD_VECTORS", 4000)
+    recorded.reads.clear()
+    parts = map_on(transform, coarse)
+    assert len(recorded.reads) > 3
+    assert max(recorded.reads) <= 4000
+    # float32 vectors of a few micrometers, between nodes weighed to a part in 10^7.
+    np.testing.assert_allclose(mapped(parts), mapped(whole), atol=1e-5)
