@@ -476,10 +476,12 @@ def warp_mapped(
     crop = mapping.crop_of(moving.grid, settings.margin_vox * max(moving.spacing))
     if crop is None:
         return np.full(grid.shape, background, dtype)
-    part = moving[crop]
+    part = Image(moving[crop].read(), moving.grid.crop(crop))
+    if background == 0 and _is_blank(part.data):
+        return np.zeros(grid.shape, dtype)
     if settings.engine == "fast":
         return warp(
-            Part(part.read(), tuple(s.start for s in crop), moving.shape),
+            Part(part.data, tuple(s.start for s in crop), moving.shape),
             mapping.index_matrix(moving.grid),
             grid.shape,
             mapping.displacement,
@@ -490,7 +492,7 @@ def warp_mapped(
         )
     if chooses:
         # Values that are not mixed may take their last type first: labels keep all their bits.
-        part = Image(round_to(part.read(), dtype), part.grid)
+        part = Image(round_to(part.data, dtype), part.grid)
     resampled = itk_bridge.resample(
         part,
         itk or itk_bridge.to_itk_transform(_as_transform(mapping), grid.axes),
@@ -499,6 +501,11 @@ def warp_mapped(
         background=background,
     )
     return round_to(resampled, dtype)
+
+
+def _is_blank(voxels: NDArray[Any]) -> bool:
+    """Whether all are 0, of which every interpolator makes 0; -0.0 is left to it."""
+    return not voxels.any() and not (voxels.dtype.kind == "f" and np.signbit(voxels).any())
 
 
 def _real(dtype: DTypeLike) -> np.dtype[Any]:

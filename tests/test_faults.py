@@ -41,10 +41,11 @@ HERE = Path(__file__).parent
 PATIENCE = 120
 
 
-def start(out: Path, workers: int, seconds: float) -> subprocess.Popen[str]:
+def start(out: Path, workers: int, seconds: float, **options: Any) -> subprocess.Popen[str]:
     """Run slow blocks until five of them are done."""
     words = [sys.executable, str(HERE / "fault_runs.py"), str(out), str(workers), str(seconds)]
-    program = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    program = subprocess.Popen(words, text=True, **pipes, **options)
     assert program.stdout is not None
     assert program.stdout.readline() == "working\n"
     return program
@@ -85,6 +86,23 @@ def test_stops_cleanly_when_asked(tmp_path: Path, stop: signal.Signals) -> None:
     assert "of 64 blocks are done; run the same again to continue" in errors
     assert program.returncode == 1
     assert not (tmp_path / "a" / ".itkstream" / "lock.json").exists()
+    continue_and_check(tmp_path / "a")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_terminal_stops_the_workers_in_order(tmp_path: Path, stop: signal.Signals) -> None:
+    # Ctrl-C in a terminal, and what ends a session, reach every process of the group.
+    program = start(tmp_path / "a", 2, 0.3, start_new_session=True)
+    workers = below(program, "Nanny") + below(program, "distributed.Scheduler")
+    began = time.monotonic()
+    os.killpg(program.pid, stop)
+    errors = finish(program)
+    # At once; a scheduler that is gone first would be waited for, 10 s.
+    assert time.monotonic() - began < 8
+    assert "distributed" not in errors
+    assert "of 64 blocks are done; run the same again to continue" in errors
+    assert len(workers) == 3
+    assert not any(worker.is_running() for worker in workers)
     continue_and_check(tmp_path / "a")
 
 

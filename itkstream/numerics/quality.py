@@ -67,7 +67,7 @@ def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     Parameters
     ----------
     image : ndarray
-        Bright tissue on a darker background; NaN is no content.
+        Bright tissue on a darker background; NaN and infinities are no content.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
         True where there is content; everywhere where there seems to be none at all.
     """
     voxels = np.asarray(image, np.float32)
-    known = ~np.isnan(voxels)
+    known = np.isfinite(voxels)
     voxels = np.where(known, voxels, voxels[known].min(initial=np.inf))
     if not known.any():
         return known

@@ -17,13 +17,13 @@ from dask.utils import parse_bytes
 from distributed import Client, WorkerPlugin
 from distributed.comm import get_address_host
 from distributed.deploy.subprocess import SubprocessCluster
-from tornado.ioloop import PeriodicCallback
 
 from itkstream.errors import InputError
 from itkstream.numerics.threads import get_threads, processors, set_threads
 from itkstream.workers.batch_systems import find_batch_system
 from itkstream.workers.environment import thread_variables
 from itkstream.workers.jobs import job_client
+from itkstream.workers.processes import LocalNanny, end_with_parent
 from itkstream.workers.replacement import Replacing
 from itkstream.workers.resources import Resources
 
@@ -32,7 +32,6 @@ __all__ = ["connected", "session"]
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10
-_WATCH_SECONDS = 2
 _hinted: set[str] = set()
 # Clients whose workers have their thread settings already.
 _fitted: WeakSet[Client] = WeakSet()
@@ -162,12 +161,13 @@ def _local_workers(
         n_workers=workers,
         threads_per_worker=resources.threads_per_worker or 1,
         dashboard_address="127.0.0.1:0",
+        worker_class=f"{LocalNanny.__module__}.{LocalNanny.__name__}",
         worker_kwargs=options,
     )
     try:
         with Client(cluster, set_as_default=False) as client:
             cluster.adapt(Replacing, minimum=workers, maximum=workers)
-            client.run_on_scheduler(_end_with_parent)
+            client.run_on_scheduler(end_with_parent)
             client.wait_for_workers(workers, timeout=120)
             tell(f"{workers} workers; dashboard: {client.dashboard_link}")
             yield client
@@ -175,25 +175,13 @@ def _local_workers(
         _end(cluster)
 
 
-def _end_with_parent(dask_scheduler: Any) -> None:
-    """Runs in a scheduler: ends it and its workers when the process that started it is killed."""
-    parent = os.getppid()
-
-    def look() -> None:
-        if os.getppid() != parent:
-            dask_scheduler.loop.add_callback(dask_scheduler.close)
-
-    watch = dask_scheduler.periodic_callbacks["parent"] = PeriodicCallback(
-        look, _WATCH_SECONDS * 1e3
-    )
-    watch.start()
-
-
 def _end(cluster: Any) -> None:
     """Close a cluster of processes, even if its scheduler was killed: then distributed cannot."""
     if cluster.scheduler.process.returncode is None:
-        cluster.close()
-        return
+        # Where it is killed just now, its end is not known yet.
+        with suppress(OSError):
+            cluster.close()
+            return
     for worker in cluster.workers.values():
         with suppress(psutil.NoSuchProcess):
             nanny = psutil.Process(worker.process.pid)

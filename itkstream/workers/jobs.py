@@ -16,8 +16,12 @@ from dask.utils import parse_bytes
 from distributed import Client
 
 from itkstream.errors import InputError, WorkersError
-from itkstream.workers.batch_systems import BatchSystem, clock, seconds_of
-from itkstream.workers.environment import configuration_variables, thread_variables
+from itkstream.workers.batch_systems import SYSTEMS, BatchSystem, clock, seconds_of
+from itkstream.workers.environment import (
+    MEMORY_VARIABLES,
+    configuration_variables,
+    thread_variables,
+)
 from itkstream.workers.options import jobqueue_class
 from itkstream.workers.replacement import ReplacingJobs, hand_in
 from itkstream.workers.resources import Resources
@@ -194,6 +198,8 @@ def _directives(resources: Resources, system: BatchSystem) -> dict[str, Any]:
         found |= {"queue": resources.queue, "walltime": walltime}
     if system.project:
         found[system.project] = resources.project
+    if system.name == "moab":
+        found["resource_spec"] = _torque_resources(resources)
     if system.name == "htcondor":
         own = resources.for_jobs
         found["disk"] = own.get("disk") or _default(system, "disk") or "1GB"
@@ -201,6 +207,17 @@ def _directives(resources: Resources, system: BatchSystem) -> dict[str, Any]:
         extra = own.get("job_extra_directives", _default(system, "job-extra-directives"))
         found["job_extra_directives"] = group | dict(extra)
     return found
+
+
+def _torque_resources(resources: Resources) -> str:
+    """What a job asks for in the words of TORQUE, below Moab; dask would say it in PBS Pro's."""
+    system = SYSTEMS["moab"]
+    said = resources.for_jobs.get("resource_spec") or _default(system, "resource-spec")
+    if said:
+        return str(said)
+    memory = resources.memory or _memory(resources.memory_limit, resources.processes or 1)
+    size = parse_bytes(memory or _default(system, "memory"))
+    return f"nodes=1:ppn={resources.cores or _default(system, 'cores')},mem={-(-size // 2**20)}mb"
 
 
 def _worker_arguments(resources: Resources, system: BatchSystem, cores: int) -> list[str]:
@@ -215,7 +232,8 @@ def _worker_arguments(resources: Resources, system: BatchSystem, cores: int) -> 
 
 
 def _exports(resources: Resources, threads: int) -> list[str]:
-    variables = thread_variables(threads) | configuration_variables(resources.for_dask)
+    variables = thread_variables(threads) | MEMORY_VARIABLES
+    variables |= configuration_variables(resources.for_dask)
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 

@@ -90,6 +90,31 @@ def test_faint_content_is_found_and_noise_is_not(amplitude: float) -> None:
     assert content[:24].mean() > 0.3
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers_hide_nothing_else(value: float) -> None:
+    image, _ = faint_scene(5)
+    expected = content_mask(image)
+    image[40, 5, 5] = value
+    content = content_mask(image)
+    # 4 voxels are what a blur of sigma 1 reaches; the level and the noise of the background change
+    # by what one voxel of 400,000 can change them.
+    assert not content[40, 5, 5]
+    assert (content != expected).mean() < 1e-4
+
+
+@pytest.mark.parametrize("contrast", [1, -1])
+@pytest.mark.parametrize("offset", [0, 30_000])
+def test_content_is_never_missed_on_a_bright_background_either(
+    contrast: float, offset: float
+) -> None:
+    image, _ = faint_scene(50)
+    content = content_mask(offset + contrast * image)
+    boxes = content.reshape(6, 16, 4, 16, 4, 16).any((1, 3, 5))
+    assert boxes[[0, 5]].all()
+    # Where the background is brighter than the tissue, it counts as content: nothing is left out.
+    assert boxes[2:4].any() == (contrast < 0)
+
+
 def test_an_image_full_of_tissue_is_all_content() -> None:
     image, _ = faint_scene(500)
     content = content_mask(image[:24])

@@ -24,6 +24,8 @@ export NUMBA_NUM_THREADS=2
 export OMP_NUM_THREADS=2
 export MKL_NUM_THREADS=2
 export OPENBLAS_NUM_THREADS=2
+export MALLOC_MMAP_THRESHOLD_=33554432
+export MALLOC_TRIM_THRESHOLD_=67108864
 export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=0.5
 """
@@ -129,7 +131,7 @@ Queue
 #PBS -N itkstream
 #PBS -q short
 #PBS -A neuro
-#PBS -l select=1:ncpus=4:mem=15GB
+#PBS -l nodes=1:ppn=4,mem=15259mb
 #PBS -l walltime=03:59:00
 #PBS -e LOGS/
 #PBS -o LOGS/
@@ -216,6 +218,31 @@ def _defaults(name: str) -> dict[str, Any]:
     jobqueue_class(SYSTEMS[name])
     found: dict[str, Any] = dask.config.get(f"jobqueue.{name}")
     return found
+
+
+def test_moab_takes_other_words_for_resources(tmp_path: Path) -> None:
+    lines = script(resources("moab", config={"resource_spec": "pmem=96gb"}), tmp_path)
+    assert [line for line in lines if "-l" in line.split()] == [
+        "#PBS -l pmem=96gb",
+        "#PBS -l walltime=03:59:00",
+    ]
+
+
+def test_condor_hands_the_shell_what_was_meant(tmp_path: Path) -> None:
+    config = {"temporary-directory": "/scratch/my data", "distributed.comm.compression": "zlib"}
+    lines = script(resources("htcondor", config=config), tmp_path)
+    line = next(line for line in lines if line.startswith("Arguments = "))
+    # Condor's own rules: all in double quotes, one within is doubled; so are single quotes within
+    # single quotes, which hold one argument.
+    text = line.removeprefix('Arguments = "').removesuffix('"').replace('""', '"')
+    assert text.startswith("-c '")
+    command = text.removeprefix("-c '").removesuffix("'").replace("''", "'")
+    exports = command[: command.index("PYTHON")]
+    done = subprocess.run(
+        ["/bin/sh", "-c", exports + "/usr/bin/env"], capture_output=True, text=True, check=True
+    )
+    assert "DASK_TEMPORARY_DIRECTORY='/scratch/my data'" in done.stdout.splitlines()
+    assert "DASK_DISTRIBUTED__COMM__COMPRESSION='zlib'" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

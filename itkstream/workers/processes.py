@@ -1,0 +1,61 @@
+"""The processes of a local cluster: apart from the terminal, but not longer there than the run."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any
+
+from distributed import Nanny
+from tornado.ioloop import PeriodicCallback
+
+from itkstream.workers.environment import MEMORY_VARIABLES
+
+__all__ = ["LocalNanny", "end_with_parent"]
+
+_WATCH_SECONDS = 2
+
+
+class LocalNanny(Nanny):
+    """Keeps one worker process of this machine, out of reach of the terminal's Ctrl-C.
+
+    A terminal stops all processes of a group; the run itself must stop its workers in order.
+
+    Parameters
+    ----------
+    *arguments, **options
+        As for `distributed.Nanny`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        _leave_group()
+        for name, value in MEMORY_VARIABLES.items():
+            os.environ.setdefault(name, value)
+        super().__init__(*arguments, **options)
+
+
+def end_with_parent(dask_scheduler: Any) -> None:
+    """Run in a scheduler: end it and its workers only with the process that started it.
+
+    Parameters
+    ----------
+    dask_scheduler : distributed.Scheduler
+        Of a local cluster; dask fills this in.
+    """
+    _leave_group()
+    parent = os.getppid()
+
+    def look() -> None:
+        if os.getppid() != parent:
+            dask_scheduler.loop.add_callback(dask_scheduler.close)
+
+    watch = dask_scheduler.periodic_callbacks["parent"] = PeriodicCallback(
+        look, _WATCH_SECONDS * 1e3
+    )
+    watch.start()
+
+
+def _leave_group() -> None:
+    # The leader of a group cannot leave it, and need not.
+    with suppress(PermissionError):
+        os.setsid()
