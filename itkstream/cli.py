@@ -571,8 +571,9 @@ def _steps(options: dict[str, Any]) -> list[Any]:
     """The default steps, with what the options change."""
     from itkstream.steps import DEFAULT_STEPS, step_from, step_name, step_parameters
 
-    matching = {"match_threshold": options["match_threshold"], "seed": options["seed"]}
-    radii = options["radii"]
+    # `plan` has only those that change what a run costs.
+    matching = {name: options.get(name) for name in ("match_threshold", "seed")}
+    radii = options.get("radii")
     changes = {
         "ransac-affine": {**matching, "radii": None if radii is None else (radii,)},
         "local-affines": {**matching, "blocksize": options["local_block"]},

@@ -187,7 +187,7 @@ def export_slicer(
         by = factors_to_fit(turned.grid, share / turned.dtype.itemsize)
         coarse = read_coarse(turned, by)
         kept = Image(round_to(coarse.read(), turned.dtype), coarse.grid, name)
-        write_itk((begun.folder / f"{name}.nrrd").path, kept)
+        write_itk(begun.folder / f"{name}.nrrd", kept)
         shrunk.append(by)
     write_transform(begun.folder / "transform.h5", begun.transform, axes)
     text = _SLICER_TEXT.format(

@@ -67,6 +67,16 @@ def test_registers_two_containers(containers, tmp_path):
         assert (tmp_path / "out" / name).is_file()
 
 
+def test_plans_without_a_file_of_steps(containers, tmp_path):
+    pair = (containers / "fix.n5/s0", containers / "mov.n5/s0")
+    done = run("plan", *pair, "--block", 48, "--local-block", 0, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "deformable" in done.stdout
+    assert "Deformable(blocksize=48)" in done.stdout
+    assert "LocalAffines" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_says_what_is_done(containers, tmp_path):
     defaults = run("config", "--defaults")
     assert defaults.returncode == 0

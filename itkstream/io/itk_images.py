@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -168,13 +169,13 @@ def open_itk(dataset: Dataset, selection: Selection) -> Image:
     return selection.image(source, names, stated, name)
 
 
-def write_itk(path: Path, image: Image, *, overwrite: bool = False) -> None:
+def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = False) -> None:
     """Write an image as a file that ITK, 3D Slicer and ANTs read.
 
     Parameters
     ----------
-    path : Path
-        Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``.
+    path : path
+        Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``; a path or a URL.
     image : Image
         Read into memory. Numbers of its grid are kept as they are.
     overwrite : bool

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -51,8 +53,8 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
     Parameters
     ----------
     path : path
-        CSV with a header, or Parquet, that names columns x, y and z, in any order and case, among
-        others; or a numpy array (m, n), its columns in the order x, y, z.
+        A path or a URL. CSV with a header, or Parquet, that names columns x, y and z, in any order
+        and case, among others; or a numpy array (m, n), its columns in the order x, y, z.
     ndim : int
         How many coordinates a point has: 2 (x, y) or 3.
 
@@ -69,16 +71,31 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
         Where a column lacks, a cell is no number, or the ending is another; for Parquet, where
         pyarrow is not installed.
     """
-    source = Location.parse(path).path
-    if not source.is_file():
+    place = Location.parse(path)
+    if not place.is_file():
         raise MissingDataError(f"there is no file of points {path}")
-    if source.suffix.lower() == ".npy":
-        return PointTable(_read_numpy(source, ndim))
-    if source.suffix.lower() == ".parquet":
-        return _read_parquet(source, ndim)
-    if source.suffix.lower() != ".csv":
-        raise InputError(f"points are read from .csv, .parquet or .npy files; got {source.name}")
-    return _read_csv(source, ndim)
+    with _on_disk(place) as source:
+        if source.suffix.lower() == ".npy":
+            return PointTable(_read_numpy(source, ndim))
+        if source.suffix.lower() == ".parquet":
+            return _read_parquet(source, ndim)
+        if source.suffix.lower() != ".csv":
+            raise InputError(
+                f"points are read from .csv, .parquet or .npy files; got {source.name}"
+            )
+        return _read_csv(source, ndim)
+
+
+@contextmanager
+def _on_disk(place: Location) -> Iterator[Path]:
+    """The file on this machine: itself, or a copy for the time being."""
+    if place.is_local:
+        yield place.path
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / place.name
+        copy.write_bytes(place.read_bytes())
+        yield copy
 
 
 def write_points(

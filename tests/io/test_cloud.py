@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import fsspec
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 
 import itkstream
+from itkstream.cli import commands
 from itkstream.cluster import execute
 from itkstream.errors import BusyOutputError, ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import AffineTransform, Grid
@@ -202,6 +205,7 @@ def test_a_bucket_that_is_not_there_is_not_written_to(s3_server):
 _SLOW_RUN = """
 import sys, time
 import dask.array as da
+from itkstream.cli import commands
 from itkstream.cluster import execute
 from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import ZarrArray
@@ -334,3 +338,36 @@ def test_another_computation_does_not_take_a_place(bucket):
     with pytest.raises(BusyOutputError, match="is writing to s3://"):
         execute(array + 1, f"{bucket}/a")
     lock.release()
+
+
+def test_every_command_takes_places_there(in_s3, bucket):
+    run = str(in_s3.out)
+    images = [f"s3://a-whole-registration/{name}" for name in ("fix.n5/s0", "mov.zarr")]
+    (Location.parse(bucket) / "cells.csv").write_bytes(b"x,y,z\n20,20,20\n30,25,20\n")
+    bundle = ("--fixed", images[0], "--moving", images[1])
+    calls = (
+        ("plan", *images, "--probe", "1"),
+        ("apply", run, images[1], f"{bucket}/warped.ome.zarr", "--like", images[0]),
+        ("points", run, f"{bucket}/cells.csv", "--out", f"{bucket}/moved.csv"),
+        ("export", run, f"{bucket}/field.nrrd"),
+        ("export", run, f"{bucket}/again.ome.zarr"),
+        ("export", run, "--slicer", f"{bucket}/slicer", *bundle),
+        ("export", run, "--ants", f"{bucket}/ants"),
+        ("invert", run, f"{bucket}/inverse.ome.zarr"),
+        ("repair", run, f"{bucket}/repaired.ome.zarr"),
+        ("check", run),
+    )
+    for words in calls:
+        done = CliRunner().invoke(commands, words)
+        assert done.exit_code == 0, (words, done.output, done.exception)
+    root = Location.parse(bucket)
+    # Stored in the order z, y, x; the registered one as the fixed image is.
+    warped = open_image(f"{bucket}/warped.ome.zarr").read()
+    np.testing.assert_array_equal(warped.T, in_s3.aligned.read())
+    moved = np.loadtxt(io.BytesIO((root / "moved.csv").read_bytes()), delimiter=",", skiprows=1)
+    points = np.array([[20.0, 20.0, 20.0], [20.0, 25.0, 30.0]])
+    expected = itkstream.read_transform(run, ("z", "y", "x")).apply(points)[:, ::-1]
+    # Six digits after the point are written at least.
+    np.testing.assert_allclose(moved[:, :3], expected, atol=1e-6)
+    names = {"fixed.nrrd", "moving.nrrd", "transform.h5", "READ ME.txt"}
+    assert names <= set((root / "slicer").names())
