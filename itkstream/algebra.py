@@ -28,6 +28,7 @@ from itkstream.geometry import (
     Slices,
     Transform,
     compose,
+    steps_of,
 )
 from itkstream.lazy import DaskSource, Result, map_blocks
 from itkstream.numerics.fields import (
@@ -192,8 +193,7 @@ def crop_transform(transform: Transform, region: Grid) -> Transform:
     Transform
         Maps the points of `region` as `transform` does; nothing is read.
     """
-    simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    steps = steps_of(compose(transform))
     first = steps[0]
     if not isinstance(first, DisplacementField):
         return transform
@@ -634,8 +634,7 @@ def _map(
 def _field_and_affine(
     transform: Transform, purpose: str
 ) -> tuple[DisplacementField, AffineTransform | None]:
-    simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    steps = steps_of(compose(transform))
     field, affine = steps[0], steps[1] if len(steps) == 2 else None
     if (
         not isinstance(field, DisplacementField)

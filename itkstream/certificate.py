@@ -16,12 +16,12 @@ from itkstream.doors import block_grid
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
-    CompositeTransform,
     DisplacementField,
     Grid,
     Slices,
     Transform,
     compose,
+    steps_of,
 )
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.numerics.topology import MINIMUM_JACOBIAN, repair_folds
@@ -270,8 +270,7 @@ class _Patched:
 def _field_and_affine(
     transform: Transform, what: str
 ) -> tuple[DisplacementField | None, AffineTransform]:
-    simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    steps = steps_of(compose(transform))
     field = steps[0] if isinstance(steps[0], DisplacementField) else None
     affines = steps if field is None else steps[1:]
     if any(not isinstance(step, AffineTransform) for step in affines):

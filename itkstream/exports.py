@@ -16,12 +16,13 @@ from itkstream.block_kernels import WarpSettings
 from itkstream.cluster import store
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
-    CompositeTransform,
     DisplacementField,
     Grid,
     Image,
     Transform,
     compose,
+    default_axes,
+    steps_of,
 )
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.itk_images import write_itk
@@ -234,7 +235,7 @@ def export_ants(
     begun = _begin(out, transform, tolerance_vox, None, overwrite)
     thin, axes = begun.transform, _axes(transform, None)
     files = []
-    for step in thin.transforms if isinstance(thin, CompositeTransform) else (thin,):
+    for step in steps_of(thin):
         name, order = "affine.tfm", axes
         if isinstance(step, DisplacementField):
             # NIfTI has no 2-D vectors.
@@ -275,7 +276,7 @@ def coarsened(
         For another kind of transform, or a bound that cannot be kept.
     """
     simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    steps = steps_of(simple)
     field = steps[0]
     if not isinstance(field, DisplacementField):
         return simple, (1,) * simple.ndim, 0.0
@@ -477,10 +478,10 @@ def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _axes(transform: Transform, image: Image | None) -> tuple[str, ...]:
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    if isinstance(steps[0], DisplacementField):
-        return steps[0].grid.axes
-    return image.grid.axes if image else ("z", "y", "x")[-transform.ndim :]
+    first = steps_of(transform)[0]
+    if isinstance(first, DisplacementField):
+        return first.grid.axes
+    return image.grid.axes if image else default_axes(transform.ndim)[::-1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ from itkstream.geometry import (
     Grid,
     Image,
     Transform,
+    steps_of,
 )
 from itkstream.io.itk_transforms import as_field_and_affine
 from itkstream.io.locations import Location
@@ -598,15 +599,13 @@ def _before(change: Transform, known: Transform | None) -> Transform:
         return change
     if isinstance(change, AffineTransform) and isinstance(known, AffineTransform):
         return AffineTransform(known.matrix @ change.matrix)
-    rest = known.transforms if isinstance(known, CompositeTransform) else (known,)
-    return CompositeTransform((change, *rest))
+    return CompositeTransform((change, *steps_of(known)))
 
 
 def _largest_field(transform: Transform) -> int:
     """Vectors of the largest displacement field in a transform."""
-    if isinstance(transform, CompositeTransform):
-        return max(map(_largest_field, transform.transforms), default=0)
-    return transform.grid.size if isinstance(transform, DisplacementField) else 0
+    fields = (step for step in steps_of(transform) if isinstance(step, DisplacementField))
+    return max((field.grid.size for field in fields), default=0)
 
 
 def _half(scene: Scene) -> Grid:
