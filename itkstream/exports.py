@@ -11,9 +11,9 @@ from typing import Any
 
 import dask.array as da
 
-from itkstream.algebra import coarsen_field
 from itkstream.block_kernels import WarpSettings
 from itkstream.cluster import store
+from itkstream.coarsening import coarsen_field
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
     DisplacementField,

@@ -28,7 +28,7 @@ from itkstream.geometry import (
     compose,
     steps_of,
 )
-from itkstream.lazy import DaskSource, Result, map_blocks, once
+from itkstream.lazy import Result, map_blocks, once, readable_source
 from itkstream.numerics.inverse import InverseProblem, Inversion, displacement_bounds
 
 __all__ = ["MappedPoints", "apply_to_points", "invert_transform", "prepare_invert"]
@@ -97,7 +97,7 @@ def prepare_invert(
     field, affine = _field_then_affine(transform)
     problem = InverseProblem(field.grid, grid, affine.matrix, tolerance_vox, max_iterations)
     blocks = block_grid(grid.shape, blocksize, 0)
-    source = DaskSource(field.data) if isinstance(field.data, da.Array) else field.data
+    source = readable_source(field.data)
     shared = {"problem": problem, "source": source, "bounds": _delayed_bounds(field)}
     result = Result(np.float32, (grid.ndim + 1,))
     return map_blocks(_invert_block, blocks, None, shared, result)

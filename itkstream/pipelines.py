@@ -49,9 +49,9 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
-from itkstream.algebra import CoarseField
 from itkstream.certificate import certify
 from itkstream.cluster import store
+from itkstream.coarsening import CoarseField
 from itkstream.doors import as_pair
 from itkstream.errors import InputError, RegistrationError
 from itkstream.fingerprint import code_version

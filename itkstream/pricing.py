@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from itkstream.algebra import DECIMATED, MEASURED
+from itkstream.coarsening import DECIMATED, MEASURED
 from itkstream.deform import deform_blocks, field_factors
 from itkstream.doors import block_grid
 from itkstream.geometry import BlockGrid, Grid

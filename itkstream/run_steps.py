@@ -19,7 +19,6 @@ import zarr
 from numpy.typing import NDArray
 
 from itkstream.affine import prepare_local_affines, split_local_affines
-from itkstream.algebra import CoarseField, CoarseLattices, prepare_decimation
 from itkstream.block_kernels import (
     WarpSettings,
     best_affine_block,
@@ -27,6 +26,7 @@ from itkstream.block_kernels import (
     warp_block,
 )
 from itkstream.cluster import compute, continues, store
+from itkstream.coarsening import CoarseField, CoarseLattices, prepare_decimation
 from itkstream.deform import deform_blocks, field_factors, prepare_displacement
 from itkstream.errors import BlockErrors, InputError, RegistrationError
 from itkstream.geometry import (

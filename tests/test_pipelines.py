@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 import itkstream
-from itkstream.algebra import prepare_decimation
+from itkstream.coarsening import prepare_decimation
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
