@@ -29,7 +29,7 @@ from itkstream.levels import factors_to_fit, prepare_content, read_coarse
 from itkstream.masks import masked
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
-from itkstream.run_steps import Scene
+from itkstream.run_scene import Scene
 from itkstream.steps import Deformable, RegisterSettings
 from itkstream.workers import Resources
 
@@ -267,7 +267,7 @@ def test_a_field_larger_than_the_level_is_judged_by_the_workers(
     pair: PhantomPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Block by block, as well as at once: the calling process would read all of the field."""
-    monkeypatch.setattr("itkstream.run_steps._JUDGED_BLOCK", 8)
+    monkeypatch.setattr("itkstream.run_scene._JUDGED_BLOCK", 8)
     phases = Phases()
     scene = Scene(pair.fixed, pair.moving, pair.fixed.grid.size / 64, Resources(), phases)
     rng = np.random.default_rng(0)
