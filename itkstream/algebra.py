@@ -26,6 +26,7 @@ from itkstream.geometry import (
     Grid,
     Transform,
     compose,
+    default_axes,
     steps_of,
 )
 from itkstream.lazy import Result, map_blocks, readable_source
@@ -39,6 +40,7 @@ from itkstream.numerics.mapping import map_on
 
 __all__ = [
     "as_field",
+    "axes_of",
     "crop_transform",
     "fold_affine",
     "prepare_jacobian",
@@ -145,6 +147,28 @@ def as_field(transform: Transform, grid: Grid) -> DisplacementField:
         float32; as `sample_transform` gives, but never in memory as a whole.
     """
     return DisplacementField(_Sampled(transform, grid), grid)
+
+
+def axes_of(transform: Transform, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """Name the axes of the points that a transform takes.
+
+    Parameters
+    ----------
+    transform : Transform
+        Any.
+    default : sequence of str
+        Taken where the transform does not begin with a displacement field, and so has no names;
+        default z, y, x, as `itkstream.read_transform` gives transforms.
+
+    Returns
+    -------
+    tuple of str
+        One name per axis.
+    """
+    first = steps_of(transform)[0]
+    if isinstance(first, DisplacementField):
+        return first.grid.axes
+    return tuple(default) or default_axes(transform.ndim)[::-1]
 
 
 def crop_transform(transform: Transform, region: Grid) -> Transform:

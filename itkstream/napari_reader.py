@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, ItkstreamError
-from itkstream.exports import REPORT, registered_images
 from itkstream.geometry import Image, default_axes
 from itkstream.io import open_image
 from itkstream.io.locations import Location
 from itkstream.io.transform_files import read_transform
 from itkstream.numerics.mapping import affine_part
+from itkstream.registered import registered_images
+from itkstream.run_folder import REPORT
 
 __all__ = ["get_reader", "read_layers"]
 

@@ -137,7 +137,7 @@ def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     Parameters
     ----------
     path : path
-        A store that `itkstream.exports.write_inverse` made.
+        A store that `itkstream.results.write_inverse` made.
     axes : sequence of str, optional
         The wanted order of axes; default the stored one, z, y, x.
 
