@@ -26,7 +26,7 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.lazy import Result, map_blocks, map_neighbours
-from itkstream.levels import Levels, plan_levels, prepare_content, prepare_levels, prepare_start
+from itkstream.levels import Levels, prepare_levels
 from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
 from itkstream.numerics.descent import node_factors
@@ -42,6 +42,7 @@ from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.steps import Deformable, Method
 from itkstream.transform import piecewise_transform
+from itkstream.whole_image import plan_levels, prepare_content, prepare_start
 
 __all__ = [
     "deform_blocks",

@@ -20,7 +20,7 @@ from itkstream.deform import deform_blocks, field_factors
 from itkstream.doors import block_grid
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.kept_chunks import KEPT_BYTES
-from itkstream.levels import coarse_blocks, factors_to_fit, plan_levels
+from itkstream.levels import coarse_blocks, factors_to_fit
 from itkstream.steps import (
     MAX_FIELD_FACTOR,
     Deformable,
@@ -32,6 +32,7 @@ from itkstream.steps import (
     Step,
     step_name,
 )
+from itkstream.whole_image import plan_levels
 
 __all__ = ["Pair", "StepPrice", "price_steps"]
 

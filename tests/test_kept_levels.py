@@ -25,12 +25,13 @@ from itkstream.geometry import (
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.locations import Location
 from itkstream.kept_levels import make_level
-from itkstream.levels import factors_to_fit, prepare_content, read_coarse
+from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.masks import masked
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
 from itkstream.run_scene import Scene
 from itkstream.steps import Deformable, RegisterSettings
+from itkstream.whole_image import prepare_content
 from itkstream.workers import Resources
 
 CHUNK = 16
