@@ -367,12 +367,13 @@ def _with_changes(
     data: _Patched, box: Slices, vectors: NDArray[np.float32], changed: NDArray[np.bool_]
 ) -> _Patched:
     """Only the part that did change is kept in memory."""
-    for part in ndimage.find_objects(changed.astype(np.uint8)):
-        place = tuple(
-            slice(b.start + p.start, b.start + p.stop) for b, p in zip(box, part, strict=True)
-        )
-        return data.with_patch(place, vectors[part].copy())
-    return data
+    if not changed.any():
+        return data
+    part = ndimage.find_objects(changed.astype(np.uint8))[0]
+    place = tuple(
+        slice(b.start + p.start, b.start + p.stop) for b, p in zip(box, part, strict=True)
+    )
+    return data.with_patch(place, vectors[part].copy())
 
 
 def _rim_kept(changed: NDArray[np.bool_], box: Slices, grid: Grid) -> bool:
