@@ -173,6 +173,7 @@ def register(
     reporter = reporter or LogReporter()
     with folder.locked():
         with ExitStack() as stack:
+            # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(resources, reporter.note)))
             make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
             seen = _seen(pair[0], masks[0], "fixed", make), _seen(pair[1], masks[1], "moving", make)

@@ -33,7 +33,7 @@ from itkstream.run_fields import (
     store_deformation,
     store_transform,
 )
-from itkstream.run_folder import RunFolder
+from itkstream.run_folder import ALIGNED, RunFolder
 from itkstream.run_notes import next_from, note_of
 from itkstream.run_scene import Scene, State, next_state
 from itkstream.run_steps import run_step
@@ -226,7 +226,7 @@ class Run:
 
     def _align(self, transform: Transform, key: str) -> Image:
         """The moving image on the fixed grid, multiscale."""
-        path = self.folder.location / "aligned.ome.zarr"
+        path = self.folder.location / ALIGNED
         title = "aligned image"
         note = self._earlier(title, _ALIGNED, key)
         if note is not None:
