@@ -22,8 +22,8 @@ from itkstream.geometry import Block, DisplacementField, Grid, Slices
 from itkstream.lazy import Result, map_blocks, readable_source
 
 __all__ = [
-    "DECIMATED",
-    "MEASURED",
+    "DECIMATION_BLOCK",
+    "ERROR_BLOCK",
     "CoarseField",
     "CoarseLattices",
     "coarsen_field",
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 
-DECIMATED, MEASURED = 128, 64
-"""Voxels per axis of a field's blocks: that are thinned out, and whose error is measured."""
+DECIMATION_BLOCK, ERROR_BLOCK = 128, 64
+"""Voxels per axis of the blocks of a field that are thinned out, and whose error is measured."""
 
 
 # Spacings that are tried, in spacings of the finest axis.
@@ -155,7 +155,7 @@ class CoarseLattices:
             "allowed": float(self.tolerance),
             "least": self._least(),
         }
-        blocks = block_grid(grid.shape, (MEASURED,) * grid.ndim, 0)
+        blocks = block_grid(grid.shape, (ERROR_BLOCK,) * grid.ndim, 0)
         return map_blocks(
             _error_block, blocks, None, shared, Result(np.float64, (len(ladder),), "block")
         )
@@ -219,7 +219,7 @@ def prepare_decimation(field: DisplacementField, factors: Sequence[int]) -> Disp
         raise InputError(f"factors must be {field.ndim} whole numbers >= 1; got {factors}")
     coarse = _decimated_grid(field.grid, by)
     shared = {"source": readable_source(field.data), "factors": by, "shape": field.grid.shape}
-    blocks = block_grid(coarse.shape, tuple(max(1, DECIMATED // f) for f in by), 0)
+    blocks = block_grid(coarse.shape, tuple(max(1, DECIMATION_BLOCK // f) for f in by), 0)
     kept = map_blocks(_nodes_block, blocks, None, shared, Result(field.data.dtype, (field.ndim,)))
     return DisplacementField(kept, coarse)
 

@@ -130,7 +130,7 @@ def test_probes_tell_the_time():
         plan(pair.fixed, pair.moving, probe=-1)
 
 
-MEASURED = """
+ERROR_BLOCK = """
 import sys
 from itkstream.cli import main
 try:
@@ -145,7 +145,7 @@ for line in open("/proc/self/status"):
 
 def peak_of(*words):
     """The most memory the command line had resident, in bytes, as the kernel keeps it."""
-    run = [sys.executable, "-c", MEASURED, *words]
+    run = [sys.executable, "-c", ERROR_BLOCK, *words]
     done = subprocess.run(run, check=True, capture_output=True, text=True)
     return int(done.stderr.split()[-1])
 
