@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from pathlib import Path
 
 import dask
@@ -18,7 +17,7 @@ def known_doors() -> set[str]:
     return {
         name
         for module in modules
-        for name, value in inspect.getmembers(module, inspect.isfunction)
+        for name in module.__all__
         if name.startswith("prepare_")
     }
 
