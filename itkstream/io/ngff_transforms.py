@@ -24,10 +24,11 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
-    default_axes,
+    array_axes,
 )
 from itkstream.io.locations import Location
 from itkstream.io.ngff_scenes import read_scene
+from itkstream.io.ome_zarr import space_axes
 from itkstream.io.outputs import claim_store
 from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import ZarrArray, written_codecs
@@ -201,7 +202,7 @@ def stored_axes(grid: Grid) -> tuple[str, ...]:
     tuple of str
         ``("z", "y", "x")`` or ``("y", "x")``.
     """
-    return tuple(reversed(default_axes(grid.ndim)))
+    return array_axes(grid.ndim)
 
 
 def as_stored(field: Any, grid: Grid) -> Any:
@@ -263,7 +264,7 @@ def _reordered(matrix: NDArray[np.float64], order: Sequence[int]) -> NDArray[np.
 
 
 def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
-    systems = [{"name": name, "axes": _axes(grid)} for name in ("fixed", "moving")]
+    systems = [{"name": name, "axes": space_axes(grid)} for name in ("fixed", "moving")]
     sequence = {
         "type": "sequence",
         "name": "registration",
@@ -293,10 +294,6 @@ def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
     }
 
 
-def _axes(grid: Grid) -> list[dict[str, Any]]:
-    return [{"name": name, "type": "space", "unit": grid.unit} for name in grid.axes]
-
-
 def _multiscale(grid: Grid) -> dict[str, Any]:
     component = {"name": "c", "type": "displacement", "discrete": True}
     to_physical = {
@@ -313,7 +310,9 @@ def _multiscale(grid: Grid) -> dict[str, Any]:
         "multiscales": [
             {
                 "name": _FIELD,
-                "coordinateSystems": [{"name": "intrinsic", "axes": [component, *_axes(grid)]}],
+                "coordinateSystems": [
+                    {"name": "intrinsic", "axes": [component, *space_axes(grid)]}
+                ],
                 "datasets": [{"path": "0", "coordinateTransformations": [to_physical]}],
             }
         ],
