@@ -53,15 +53,18 @@ def read_landmark_text(path: Path, axes: Sequence[str] | None = None) -> Transfo
         name = kind.partition("_")[0]
         if name == _COMPOSITE:
             continue
-        given = numbers["Parameters"], numbers["FixedParameters"]
-        spline = landmark_entry(kind, *given, axes)
-        if spline is None and name not in _AFFINES:
+        if name not in (*LANDMARK_KINDS, *_AFFINES):
             raise InputError(
                 f"{path} holds a {name} beside a landmark spline; only affines are read beside "
                 "it: store it as .h5, or convert it to a displacement field in 3D Slicer"
             )
+        given = numbers["Parameters"], numbers["FixedParameters"]
+        try:
+            step = landmark_entry(kind, *given, axes) or affine_entry(*given, axes)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         # ITK applies the transform added last first.
-        steps.insert(0, spline or affine_entry(*given, axes))
+        steps.insert(0, step)
     return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
 
 

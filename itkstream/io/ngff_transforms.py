@@ -295,7 +295,7 @@ def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
 
 
 def _multiscale(grid: Grid) -> dict[str, Any]:
-    component = {"name": "c", "type": "displacement", "discrete": True}
+    axes = [{"name": "c", "type": "displacement", "discrete": True}, *space_axes(grid)]
     to_physical = {
         "type": "sequence",
         "input": {"path": "0"},
@@ -310,9 +310,7 @@ def _multiscale(grid: Grid) -> dict[str, Any]:
         "multiscales": [
             {
                 "name": _FIELD,
-                "coordinateSystems": [
-                    {"name": "intrinsic", "axes": [component, *space_axes(grid)]}
-                ],
+                "coordinateSystems": [{"name": "intrinsic", "axes": axes}],
                 "datasets": [{"path": "0", "coordinateTransformations": [to_physical]}],
             }
         ],
