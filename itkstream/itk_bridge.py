@@ -178,10 +178,10 @@ def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transfor
         For a kind of transform ITK has no counterpart of.
     """
     if isinstance(transform, AffineTransform):
-        order = axis_order(axes, default_axes(transform.ndim))
+        matrix = transform.reorder(axes, default_axes(transform.ndim)).matrix
         affine = sitk.AffineTransform(transform.ndim)
-        affine.SetMatrix(transform.matrix[:-1, :-1][np.ix_(order, order)].ravel().tolist())
-        affine.SetTranslation(transform.matrix[:-1, -1][list(order)].tolist())
+        affine.SetMatrix(matrix[:-1, :-1].ravel().tolist())
+        affine.SetTranslation(matrix[:-1, -1].tolist())
         return affine
     if isinstance(transform, DisplacementField):
         image = to_itk_image(np.asarray(transform.data, np.float64), transform.grid)
@@ -241,7 +241,7 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
             "composite: sample it to a displacement field first "
             "(SimpleITK.TransformToDisplacementField)"
         )
-    return AffineTransform(_linear_matrix(transform, axes))
+    return AffineTransform(_linear_matrix(transform)).reorder(default_axes(ndim), axes)
 
 
 def resample(
@@ -427,10 +427,9 @@ def _own_kind(transform: sitk.Transform) -> sitk.Transform:
         return transform
 
 
-def _linear_matrix(transform: sitk.Transform, axes: Sequence[str]) -> NDArray[np.float64]:
-    """The matrix as it is stored; of kinds that store none, from where points go."""
+def _linear_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
+    """The matrix as it is stored, x first; of kinds that store none, from where points go."""
     n = transform.GetDimension()
-    order = list(axis_order(default_axes(n), axes))
     if hasattr(transform, "GetMatrix") and hasattr(transform, "GetTranslation"):
         linear = np.reshape(transform.GetMatrix(), (n, n))
         centre = np.array(transform.GetCenter())
@@ -440,6 +439,5 @@ def _linear_matrix(transform: sitk.Transform, axes: Sequence[str]) -> NDArray[np
         columns = [np.array(transform.TransformPoint(e.tolist())) - shift for e in np.eye(n)]
         linear = np.stack(columns, axis=1)
     matrix = np.eye(n + 1)
-    matrix[:n, :n] = linear[np.ix_(order, order)]
-    matrix[:n, n] = shift[order]
+    matrix[:n, :n], matrix[:n, n] = linear, shift
     return matrix

@@ -18,7 +18,7 @@ from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
 from itkstream.geometry.blocks import BlockGrid
-from itkstream.geometry.grid import Grid
+from itkstream.geometry.grid import Grid, axis_order
 from itkstream.geometry.image import ArraySource
 from itkstream.writers import transform_writer
 
@@ -131,6 +131,27 @@ class AffineTransform(Transform):
             Moving positions.
         """
         return np.asarray(points, float) @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
+
+    def reorder(self, stored: Sequence[str], wanted: Sequence[str]) -> AffineTransform:
+        """The same map of points whose coordinates are in another order.
+
+        Parameters
+        ----------
+        stored, wanted : sequence of str
+            Axis names: the order of this transform's coordinates, and the wanted one.
+
+        Returns
+        -------
+        AffineTransform
+            Rows and columns permuted, to the bit.
+
+        Raises
+        ------
+        InputError
+            Where these are not the same names.
+        """
+        full = [*axis_order(stored, wanted), self.ndim]
+        return AffineTransform(self.matrix[np.ix_(full, full)])
 
     def inverse(self) -> AffineTransform:
         """The map back.

@@ -109,8 +109,7 @@ def affine_entry(
     matrix = np.eye(n + 1)
     matrix[:n, :n] = parameters[: n * n].reshape(n, n)
     matrix[:n, n] = parameters[n * n :] + centre - matrix[:n, :n] @ centre
-    full = [*axis_order(names, axes or names), n]
-    return AffineTransform(matrix[np.ix_(full, full)])
+    return AffineTransform(matrix).reorder(names, axes or names)
 
 
 def landmark_entry(

@@ -88,7 +88,7 @@ def create_transform(
     folder = claim_store(path, overwrite)
     order = grid.axis_order(stored_axes(grid))
     stored = grid.reorder(stored_axes(grid))
-    matrix = _reordered(affine.matrix, order)
+    matrix = affine.reorder(grid.axes, stored.axes).matrix
     zarr.create_group(folder.store(), zarr_format=3, attributes=_scene(matrix, stored))
     group = zarr.create_group(
         folder.child(_FIELD).store(), zarr_format=3, attributes={"ome": _multiscale(stored)}
@@ -255,12 +255,6 @@ def read_transform(
     raise InputError(
         f"{path} holds no displacement field followed by an affine, as itkstream register writes it"
     )
-
-
-def _reordered(matrix: NDArray[np.float64], order: Sequence[int]) -> NDArray[np.float64]:
-    """A homogeneous matrix with its coordinates in another order."""
-    full = [*order, len(order)]
-    return matrix[np.ix_(full, full)]
 
 
 def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:

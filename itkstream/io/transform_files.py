@@ -1,7 +1,7 @@
 """Transforms from and to any file of the ITK world, or a folder of this package.
 
-One reader and one writer. Whatever is written is read back by SimpleITK and compared at points
-before it gets its name: a file that is there is right.
+One reader and one writer. Whatever is written is read back and compared at points before it gets
+its name: a file that is there is right.
 """
 
 from __future__ import annotations
