@@ -334,6 +334,18 @@ def test_folders_and_stores(odd_grid, smooth_transform, tmp_path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["t.nrrd", "t.ome.zarr", "t.h5"])
+def test_identities_are_not_written(odd_grid, smooth_transform, tmp_path, name) -> None:
+    grid = odd_grid(5)
+    field = smooth_transform(grid).transforms[0]
+    still = AffineTransform(np.eye(4))
+    write_transform(tmp_path / name, CompositeTransform((still, field, still)))
+    found = read_transform(tmp_path / name, grid.axes)
+    points = inside(grid)
+    # Vectors of some micrometers in float32.
+    np.testing.assert_allclose(found.apply(points), field.apply(points), atol=1e-6)
+
+
 def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
     transform = smooth_transform(odd_grid(0))
     field, affine = transform.transforms
