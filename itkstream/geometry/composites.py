@@ -33,11 +33,10 @@ class CompositeTransform(Transform):
     def __post_init__(self) -> None:
         steps = tuple(self.transforms)
         for step in steps:
-            if not isinstance(step, Transform):
+            if not hasattr(step, "apply"):
                 raise InputError(
                     f"a composite is made of transforms; got {type(step).__name__}: give a matrix "
-                    "as AffineTransform(matrix), and let a class of your own descend from "
-                    "itkstream.geometry.Transform"
+                    "as AffineTransform(matrix)"
                 )
         if not steps:
             raise InputError("a composite transform needs at least one transform; got none")

@@ -16,7 +16,6 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     PiecewiseAffine,
-    Transform,
 )
 from itkstream.numerics.fields import to_positions
 from itkstream.numerics.mapping import GridMap, affine_part, map_on
@@ -124,7 +123,7 @@ def test_refuses_what_cannot_act(odd_grid: MakeGrid, smooth_transform: Make) -> 
         map_on(DisplacementField(np.zeros((*grid.shape, 3)), elsewhere), grid)
 
 
-class Strange(Transform):
+class Strange:
     """A transform this package knows nothing of."""
 
     ndim = 3
