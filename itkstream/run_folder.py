@@ -229,8 +229,15 @@ class RunFolder:
         return self.check()
 
     def _is_vacant(self) -> bool:
-        """Whether nothing is there but perhaps the lock of a run."""
-        return self._place.is_vacant() or self._place.names() == [LEDGER_FOLDER]
+        """Whether nothing is there but perhaps the lock of a run, or one killed as it began."""
+        if self._place.is_vacant():
+            return True
+        if not set(self._place.names()) <= {LEDGER_FOLDER, _NOTES}:
+            return False
+        notes = self._place.child(_NOTES)
+        # The first note is written beside its place, and may not have got there.
+        begun = (name.startswith(".partial-") for name in notes.names())
+        return not notes.is_file() and all(begun)
 
     def _is_complete(self) -> bool:
         return self._place.child(REPORT).is_file()
