@@ -245,7 +245,9 @@ class BlockSink:
 
     def __call__(self, region: Region, block: NDArray[Any]) -> Sums:
         # A worker may outlive its run by the time of one block.
-        if not still_held(self.lock, self.token):
+        with writing_to(self.files.location):
+            held = still_held(self.lock, self.token)
+        if not held:
             raise OutputError(f"this run may not write to {self.files.location} any more")
         return self.files.write(region, block)
 

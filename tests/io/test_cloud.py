@@ -18,15 +18,23 @@ from click.testing import CliRunner
 import itkstream
 from itkstream.cli import commands
 from itkstream.cluster import execute
-from itkstream.errors import BusyOutputError, ExistingOutputError, InputError, MissingDataError
+from itkstream.errors import (
+    BusyOutputError,
+    ExistingOutputError,
+    InputError,
+    MissingDataError,
+    OutputError,
+)
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import create_ome_zarr, open_image, write_n5, write_pyramid
+from itkstream.io.chunk_files import ChunkFiles, location_of
 from itkstream.io.locations import Location
 from itkstream.io.n5 import key_value_store
 from itkstream.io.outputs import claim_file, claim_folder, claim_store
 from itkstream.io.transform_files import write_transform
 from itkstream.ledger import Ledger, Lock
 from itkstream.pipelines import register
+from itkstream.resume import BlockSink
 from itkstream.steps import Deformable, RansacAffine, RegisterSettings
 from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources
@@ -207,6 +215,7 @@ import sys, time
 import dask.array as da
 from itkstream.cli import commands
 from itkstream.cluster import execute
+from itkstream.io.chunk_files import ChunkFiles, location_of
 from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import ZarrArray
 
@@ -371,3 +380,19 @@ def test_every_command_takes_places_there(in_s3, bucket):
     np.testing.assert_allclose(moved[:, :3], expected, atol=1e-6)
     names = {"fixed.nrrd", "moving.nrrd", "transform.h5", "READ ME.txt"}
     assert names <= set((root / "slicer").names())
+
+
+def test_a_network_that_is_gone_stops_a_run_at_once(s3_server, bucket, tmp_path):
+    far = fsspec.filesystem(
+        "s3", endpoint_url="http://127.0.0.1:9", config_kwargs={"retries": {"max_attempts": 1}}
+    )
+    far.retries = 1
+
+    class Unreachable(Location):
+        filesystem = far
+
+    array = zarr.create_array(str(tmp_path / "a"), shape=(4,), chunks=(4,), dtype=float)
+    sink = BlockSink(ChunkFiles(location_of(array)), Unreachable(f"{bucket}/lock.json"), "mine")
+    # An error of the output stops all blocks; one of the block would let the others try as well.
+    with pytest.raises(OutputError, match="cannot be reached"):
+        sink((slice(0, 4),), np.ones(4))
