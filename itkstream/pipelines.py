@@ -445,6 +445,7 @@ class _Run:
             return
         with self._step("ITK files") as facts:
             folder.make_folder()
+            folder.remove_partial_files(*files)
             for name, meant in files.items():
                 facts[name] = {"largest_error_vox": self._write(folder / name, meant)}
         self._note(_FILES, key, {"facts": facts})

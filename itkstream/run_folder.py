@@ -139,6 +139,8 @@ class RunFolder:
             self._place.make_folder()
         notes = self._place / _NOTES
         notes.make_folder()
+        self._place.remove_partial_files(REPORT)
+        notes.remove_partial_files()
         write_text(self._place / _RUN, json.dumps(self._run))
         return self._place
 
