@@ -35,7 +35,7 @@ from itkstream.steps import (
 
 __all__ = ["Pair", "StepPrice", "price_steps"]
 
-PROCESS_BYTES = 450e6
+PROCESS_BYTES = 480e6
 """A process with this package's libraries, compiled functions and what the allocator keeps."""
 
 _FLOAT = 4
