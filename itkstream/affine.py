@@ -25,7 +25,6 @@ from itkstream.errors import ItkstreamError, RegistrationError
 from itkstream.features import Correspondences
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
 from itkstream.lazy import Result, map_blocks
-from itkstream.levels import prepare_content
 from itkstream.masks import Mask
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
@@ -40,6 +39,7 @@ from itkstream.numerics.itk_settings import IntensitySettings
 from itkstream.numerics.mapping import map_on
 from itkstream.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
 from itkstream.steps import ALIGN_THRESHOLD_VOX, IntensityAffine, RansacAffine
+from itkstream.whole_image import prepare_content
 
 __all__ = [
     "intensity_affine",

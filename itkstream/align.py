@@ -24,6 +24,7 @@ from itkstream.geometry import (
     Image,
     PiecewiseAffine,
     Transform,
+    steps_of,
 )
 from itkstream.lazy import Result, map_blocks
 from itkstream.masks import Mask
@@ -163,8 +164,7 @@ def _before(
     local = PiecewiseAffine(split_local_affines(packed, grid.ndim)[0], blocks, grid)
     if known is None:
         return local
-    rest = known.transforms if isinstance(known, CompositeTransform) else (known,)
-    return CompositeTransform((local, *rest))
+    return CompositeTransform((local, *steps_of(known)))
 
 
 def _positions(_part: None, block: Block, *, grid: Grid, initial: Transform) -> NDArray[np.float64]:

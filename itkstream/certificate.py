@@ -16,12 +16,12 @@ from itkstream.doors import block_grid
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
-    CompositeTransform,
     DisplacementField,
     Grid,
     Slices,
     Transform,
     compose,
+    steps_of,
 )
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.numerics.topology import MINIMUM_JACOBIAN, repair_folds
@@ -270,8 +270,7 @@ class _Patched:
 def _field_and_affine(
     transform: Transform, what: str
 ) -> tuple[DisplacementField | None, AffineTransform]:
-    simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    steps = steps_of(compose(transform))
     field = steps[0] if isinstance(steps[0], DisplacementField) else None
     affines = steps if field is None else steps[1:]
     if any(not isinstance(step, AffineTransform) for step in affines):
@@ -368,12 +367,13 @@ def _with_changes(
     data: _Patched, box: Slices, vectors: NDArray[np.float32], changed: NDArray[np.bool_]
 ) -> _Patched:
     """Only the part that did change is kept in memory."""
-    for part in ndimage.find_objects(changed.astype(np.uint8)):
-        place = tuple(
-            slice(b.start + p.start, b.start + p.stop) for b, p in zip(box, part, strict=True)
-        )
-        return data.with_patch(place, vectors[part].copy())
-    return data
+    if not changed.any():
+        return data
+    part = ndimage.find_objects(changed.astype(np.uint8))[0]
+    place = tuple(
+        slice(b.start + p.start, b.start + p.stop) for b, p in zip(box, part, strict=True)
+    )
+    return data.with_patch(place, vectors[part].copy())
 
 
 def _rim_kept(changed: NDArray[np.bool_], box: Slices, grid: Grid) -> bool:

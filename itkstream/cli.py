@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import Any
 
 import click
 from rich.console import Console
 
+from itkstream import cli_transforms
+from itkstream.cli_options import config_from, resources_from, with_overwrite, with_resources
 from itkstream.console import ConsoleReporter, plan_table
 from itkstream.errors import (
     BlockErrors,
     InterruptedRunError,
     ItkstreamError,
-    MissingDataError,
     OutputError,
     WorkersError,
 )
@@ -27,7 +25,6 @@ from itkstream.errors import (
 __all__ = ["main"]
 
 _FAILED = 1
-_REGIONS_SHOWN = 10
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
@@ -42,45 +39,8 @@ def commands(verbose: int) -> None:
     logging.getLogger("itkstream").setLevel(level)
 
 
-def _resource_options() -> list[Callable[..., Any]]:
-    """In the order of the help text, from its end."""
-    count = click.IntRange(1)
-    options = (
-        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
-        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
-        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
-        (
-            "--cluster",
-            str,
-            "cluster",
-            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
-            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
-        ),
-        ("--cores", count, "cores", "Cores per job."),
-        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
-        ("--memory", str, "memory", "Memory per job, such as 16GB."),
-        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
-        ("--queue", str, "queue", "Where jobs wait."),
-        ("--project", str, "project", "Which project is charged for the jobs."),
-        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
-        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
-    )
-    return [
-        click.option(flag, name, type=kind, help=text)
-        for flag, kind, name, text in reversed(options)
-    ]
-
-
-def _with_resources(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say what a run may use."""
-    for option in _resource_options():
-        command = option(command)
-    return command
-
-
-def _with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
-    text = "Replace an earlier run in the folder."
-    return click.option("--overwrite", is_flag=True, help=text)(command)
+for _name in cli_transforms.__all__:
+    commands.add_command(getattr(cli_transforms, _name))
 
 
 @commands.command()
@@ -114,8 +74,8 @@ def _with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE",
     help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
 )
-@_with_resources
-@_with_overwrite
+@with_resources
+@with_overwrite
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
@@ -125,7 +85,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """
     from itkstream.pipelines import register as run
 
-    config = _config(options)
+    config = config_from(options)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
@@ -137,7 +97,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             initial_transform=config.initial_transform,
             fixed_mask=config.fixed_mask,
             moving_mask=config.moving_mask,
-            resources=_resources(options),
+            resources=resources_from(options),
             overwrite=options["overwrite"],
             reporter=reporter,
         )
@@ -153,7 +113,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
 )
 @click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
-@_with_resources
+@with_resources
 def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
     """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
 
@@ -162,13 +122,13 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
     """
     from itkstream.pipelines import plan as make
 
-    config = _config(options)
+    config = config_from(options)
     made = make(
         fixed,
         moving,
         config.steps,
         config.settings,
-        resources=_resources(options),
+        resources=resources_from(options),
         probe=probe,
     )
     console = Console()
@@ -193,8 +153,8 @@ def config(defaults: bool, file: str | None) -> None:
 
 @commands.command()
 @click.option("--out", required=True, help="Folder to write.")
-@_with_resources
-@_with_overwrite
+@with_resources
+@with_overwrite
 def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
     from itkstream.demo import run_demo
@@ -203,7 +163,7 @@ def demo(out: str, **options: Any) -> None:
     with ConsoleReporter(console) as reporter:
         result = run_demo(
             out,
-            resources=_resources(options),
+            resources=resources_from(options),
             overwrite=options["overwrite"],
             reporter=reporter,
         )
@@ -216,254 +176,6 @@ def demo(out: str, **options: Any) -> None:
         )
     console.print(f"voxels folded: {result.folds}", highlight=False)
     console.print(f"picture: {result.overlay}", highlight=False, soft_wrap=True)
-
-
-class _Number(click.ParamType):
-    """A number; whole ones keep every digit."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        try:
-            return int(value)
-        except (ValueError, OverflowError):
-            return float(click.FLOAT.convert(value, param, ctx))
-
-
-class _Which(click.ParamType):
-    """A place counted from 0, or all of them, which is None."""
-
-    name = "number|all"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        if value == "all":
-            return None
-        return int(click.IntRange(0).convert(value, param, ctx))
-
-
-@commands.command()
-@click.argument("transform", type=click.Path())
-@click.argument("moving")
-@click.argument("out")
-@click.option("--like", help="Image on whose voxels it is wanted. [default: the fixed image]")
-@click.option("--order", type=click.IntRange(0, 3), default=1, show_default=True)
-@click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
-@click.option(
-    "--label-gaussian", is_flag=True, help="The same, with borders smoothed; takes longer."
-)
-@click.option("--background", type=_Number(), default=0, show_default=True, help="Value outside.")
-@click.option("--dtype", help="Type of the result, such as uint8. [default: that of MOVING]")
-@click.option("--channel", type=_Which(), default=0, show_default=True, help="A number, or all.")
-@click.option("--time", type=_Which(), default=0, show_default=True, help="A number, or all.")
-@_with_overwrite
-@_with_resources
-def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
-    """Resample the image MOVING through TRANSFORM into the OME-Zarr OUT.
-
-    Integers are rounded and clipped. With --labels, voxels take the nearest label.
-    """
-    from itkstream import exports
-    from itkstream.block_kernels import WarpSettings
-    from itkstream.io import open_image
-    from itkstream.io.transform_files import read_transform
-
-    labels = options["labels"] or options["label_gaussian"]
-    names = ("nearest", "linear", "quadratic-bspline", "bspline")
-    interpolator = names[0 if labels else options["order"]]
-    if options["label_gaussian"]:
-        interpolator = "label-gaussian"
-    exports.write_resampled(
-        out,
-        _series(moving, options["channel"], options["time"]),
-        read_transform(transform),
-        open_image(like).grid if like else _registered_grid(transform, 0),
-        WarpSettings(interpolator, None, options["background"], options["dtype"]),
-        labels=labels,
-        resources=_resources(options),
-        overwrite=options["overwrite"],
-    )
-    click.echo(f"written: {out}")
-
-
-@commands.command()
-@click.argument("transform", type=click.Path())
-@click.argument("points", type=click.Path())
-@click.option("--out", type=click.Path(), required=True, help="File to write.")
-@click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
-    """Map the POINTS of a file through TRANSFORM, from fixed to moving.
-
-    POINTS is a CSV or Parquet file with columns x, y, z (others are kept), or a numpy array
-    (m, 3) in this order; in micrometers. TRANSFORM is a registration folder, a
-    transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
-    column `outside`: 1 where the transform says nothing about a point.
-    """
-    from itkstream.geometry import default_axes
-    from itkstream.io.points import read_points, write_points
-    from itkstream.io.transform_files import read_transform
-    from itkstream.transform import apply_to_points
-
-    stored = read_transform(transform)
-    opened = read_transform(transform, default_axes(stored.ndim))
-    table = read_points(points, opened.ndim)
-    mapped = apply_to_points(opened, table.points, inverse=inverse)
-    write_points(out, table, mapped.points, mapped.outside, overwrite=overwrite)
-    click.echo(f"{len(mapped.points)} points mapped, {int(mapped.outside.sum())} outside: {out}")
-
-
-@commands.command()
-@click.argument("transform", type=click.Path())
-@click.argument("out", type=click.Path(), required=False)
-@click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
-@click.option("--ants", metavar="DIR", help="Folder to write: files for ANTs, and the call.")
-@click.option(
-    "--like", metavar="IMAGE", help="Make it a field on the voxels of IMAGE, whatever it is."
-)
-@click.option("--fixed", help="Fixed image of the bundle. [default: the one registered]")
-@click.option("--moving", help="Moving image of the bundle. [default: the one registered]")
-@click.option("--limit-mb", type=float, default=300.0, show_default=True, help="Of the bundle.")
-@click.option(
-    "--tolerance",
-    type=float,
-    help="Thin the field out by this error, in its voxels. [default: 0.05 in bundles, else none]",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
-def export(transform: str, out: str | None, **options: Any) -> None:
-    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
-
-    The ending of OUT decides: .tfm or .txt for affines and B-splines, .mat for affines; .h5 for
-    any; .nii.gz, .nrrd or .mha for a displacement image with the affine folded in; .ome.zarr for an
-    OME-Zarr 0.6 scene. The file is read back and compared before it gets its name. With --like, any
-    other chain becomes one field, which can be checked, inverted and written.
-    """
-    from itkstream import exports
-    from itkstream.io import open_image
-    from itkstream.io.transform_files import read_transform, write_transform
-    from itkstream.transform import as_field
-
-    if not (out or options["slicer"] or options["ants"]):
-        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
-    found = read_transform(transform)
-    if options["like"]:
-        wanted = open_image(options["like"]).grid.in_unit("micrometer")
-        found = as_field(found, wanted.reorder(("z", "y", "x")[-found.ndim :]))
-    overwrite, tolerance = options["overwrite"], options["tolerance"]
-    if out:
-        thin, factors, error = (found, None, 0.0)
-        if tolerance:
-            thin, factors, error = exports.coarsened(found, tolerance)
-            click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
-        same = write_transform(out, thin, overwrite=overwrite)
-        click.echo(f"written, and the same to {same:.1e}: {out}")
-    tolerance = tolerance or 0.05
-    if options["ants"]:
-        _say(
-            exports.export_ants(
-                options["ants"], found, tolerance_vox=tolerance, overwrite=overwrite
-            )
-        )
-    if options["slicer"]:
-        bundle = exports.export_slicer(
-            options["slicer"],
-            found,
-            _images(transform, options["fixed"], options["moving"]),
-            limit_mb=options["limit_mb"],
-            tolerance_vox=tolerance,
-            overwrite=overwrite,
-        )
-        _say(bundle)
-
-
-@commands.command()
-@click.argument("transform", type=click.Path())
-@click.argument("out", type=click.Path())
-@click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
-@_with_overwrite
-@_with_resources
-def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
-    """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
-
-    OUT ends in .ome.zarr; with the displacement goes the error of every voxel, in the array
-    inverse_error, and `itkstream export` makes other files of it. The exact inverse of an affine
-    may be any file that holds affines.
-    """
-    from itkstream import exports
-    from itkstream.geometry import AffineTransform
-    from itkstream.io import open_image
-    from itkstream.io.transform_files import read_transform, write_transform
-    from itkstream.transform import compose, invert_transform
-
-    found = compose(read_transform(transform))
-    if isinstance(found, AffineTransform):
-        write_transform(out, invert_transform(found), overwrite=options["overwrite"])
-        click.echo(f"inverted: {out}")
-        return
-    grid = open_image(like).grid if like else _registered_grid(transform, 1)
-    axes = ("z", "y", "x")[-found.ndim :]
-    worst = exports.write_inverse(
-        out,
-        found,
-        grid.reorder(axes).in_unit("micrometer"),
-        resources=_resources(options),
-        overwrite=options["overwrite"],
-    )
-    click.echo(f"inverted, {worst:.2g} voxels off at most: {out}")
-
-
-@commands.command()
-@click.argument("transform")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
-def check(transform: str, as_json: bool) -> None:
-    """Check TRANSFORM: no folds, and an inverse that leads back.
-
-    The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
-    """
-    from itkstream.certificate import certify
-    from itkstream.io.transform_files import read_transform
-
-    found = certify(read_transform(transform), name=transform)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        sys.exit(0 if found["passed"] else _FAILED)
-    click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
-    click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
-    for region in found["regions"][:_REGIONS_SHOWN]:
-        spans = zip(region["first"], region["stop"], strict=True)
-        box = ", ".join(f"{first}:{stop}" for first, stop in spans)
-        click.echo(f"  [{box}]: {region['voxels']} voxels, least {region['least_jacobian']:.3g}")
-    hidden = len(found["regions"]) - _REGIONS_SHOWN
-    if hidden > 0:
-        click.echo(f"  and {hidden} more regions (--json lists them)")
-    click.echo(
-        f"inverse error: median {found['median_inverse_error_vox']:.2g}, largest "
-        f"{found['largest_inverse_error_vox']:.2g} voxels"
-    )
-    for reason in found["failures"]:
-        click.echo(f"failed: {reason}")
-    if found["repair"]:
-        click.echo(f"to smooth the folds alone: {found['repair']}")
-    if not found["passed"]:
-        sys.exit(_FAILED)
-    click.echo("passed")
-
-
-@commands.command()
-@click.argument("transform")
-@click.argument("out")
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-def repair(transform: str, out: str, overwrite: bool) -> None:
-    """Smooth TRANSFORM where it folds, and nowhere else, and write it as the file OUT.
-
-    The ending of OUT decides the format, as for `export`.
-    """
-    from itkstream.certificate import check_transform, repair_transform
-    from itkstream.io.transform_files import read_transform, write_transform
-
-    before = read_transform(transform)
-    repaired = repair_transform(before)
-    write_transform(out, repaired, overwrite=overwrite)
-    click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
 
 
 def main() -> None:
@@ -494,102 +206,3 @@ def _how_far(error: BaseException) -> str:
     """What a run said when it was stopped; click puts its own exception around it."""
     run = error.__cause__ if isinstance(error, click.Abort) else error
     return str(run) if isinstance(run, InterruptedRunError) else "stopped"
-
-
-def _series(path: str, channel: int | None, time: int | None) -> Any:
-    """An image, or all channels, all time points, or both."""
-    from itkstream.exports import Series
-    from itkstream.io import open_image, open_series
-
-    if channel is not None and time is not None:
-        return open_image(path, channel=channel, time=time)
-    times = [time or 0]
-    if time is None:
-        times = list(range(len(open_series(path, "time", channel=channel or 0))))
-    channels = [channel or 0]
-    if channel is None:
-        channels = list(range(len(open_series(path, "channel", time=times[0]))))
-    images = tuple(open_image(path, channel=c, time=t) for t in times for c in channels)
-    axes = (("t", len(times), time), ("c", len(channels), channel))
-    return Series(images, tuple((name, n) for name, n, chosen in axes if chosen is None))
-
-
-def _registered_grid(transform: str, side: int) -> Any:
-    """The lattice of the fixed or the moving image that were registered."""
-    from itkstream.exports import registered_grids
-
-    try:
-        return registered_grids(transform)[side]
-    except MissingDataError as error:
-        raise MissingDataError(
-            f"{error}: say --like IMAGE, on whose voxels it is wanted"
-        ) from error
-
-
-def _images(transform: str, fixed: str | None, moving: str | None) -> Any:
-    from itkstream.exports import registered_images
-    from itkstream.io import open_image
-
-    if fixed and moving:
-        return open_image(fixed), open_image(moving)
-    found = registered_images(transform)
-    return (open_image(fixed) if fixed else found[0], open_image(moving) if moving else found[1])
-
-
-def _say(bundle: Any) -> None:
-    click.echo(
-        f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
-        f"{', '.join(bundle.files)}"
-    )
-
-
-def _config(options: dict[str, Any]) -> Any:
-    """What a file says, or the options that change steps; files named by options come first."""
-    from itkstream.config import Config, read_config
-
-    changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
-    if options["config_file"] is None:
-        config = Config(tuple(_steps(options)))
-    elif changing:
-        raise click.UsageError(
-            f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
-        )
-    else:
-        config = read_config(options["config_file"])
-    files = {
-        "initial_transform": options.get("initial"),
-        "fixed_mask": options.get("fixed_mask"),
-        "moving_mask": options.get("moving_mask"),
-    }
-    return replace(config, **{name: file for name, file in files.items() if file is not None})
-
-
-_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
-
-
-def _steps(options: dict[str, Any]) -> list[Any]:
-    """The default steps, with what the options change."""
-    from itkstream.steps import DEFAULT_STEPS, step_from, step_name, step_parameters
-
-    matching = {"match_threshold": options["match_threshold"], "seed": options["seed"]}
-    radii = options["radii"]
-    changes = {
-        "ransac-affine": {**matching, "radii": None if radii is None else (radii,)},
-        "local-affines": {**matching, "blocksize": options["local_block"]},
-        "deformable": {"blocksize": options["block"]},
-    }
-    steps = []
-    for step in DEFAULT_STEPS:
-        name = step_name(step)
-        given = {k: v for k, v in changes.get(name, {}).items() if v is not None}
-        if name != "local-affines" or options["local_block"] != 0:
-            steps.append(step_from(name, {**step_parameters(step), **given}))
-    return steps
-
-
-def _resources(options: dict[str, Any]) -> Any:
-    from itkstream.workers import Resources
-
-    names = {field.name for field in fields(Resources)}
-    given = {name: value for name, value in options.items() if name in names}
-    return Resources(**{name: value for name, value in given.items() if value is not None})

@@ -26,7 +26,7 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.lazy import Result, map_blocks, map_neighbours
-from itkstream.levels import Levels, plan_levels, prepare_content, prepare_levels, prepare_start
+from itkstream.levels import Levels, prepare_levels
 from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
 from itkstream.numerics.descent import node_factors
@@ -42,6 +42,7 @@ from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.steps import Deformable, Method
 from itkstream.transform import piecewise_transform
+from itkstream.whole_image import plan_levels, prepare_content, prepare_start
 
 __all__ = [
     "deform_blocks",
@@ -374,7 +375,7 @@ def field_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tu
     """
     half = (2,) * grid.ndim
     if len(blocks) > 1:
-        nodes = _node_factors(settings, grid, blocks)
+        nodes = _joining_factors(settings, grid, blocks)
     elif isinstance(settings, DescentSettings):
         nodes = node_factors(grid, settings)
     else:
@@ -478,7 +479,7 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     if plan and levels:
         settings = plan.fine
         start = prepare_start(images, task.initial, plan, voxels, levels)
-    nodes = NodeLattice(blocks, _node_factors(settings, fixed.grid, blocks))
+    nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     shared = {**where, "moving": task.moving, "settings": settings}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
@@ -491,7 +492,7 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     return map_neighbours(_join_block, blocks, rows, where, output.result, others)
 
 
-def _node_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
+def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
     """Voxels per node on which blocks join: as the engine's, where these are the same for all.
 
     Elsewhere nodes of two voxels lose little.

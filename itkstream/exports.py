@@ -1,64 +1,37 @@
-"""What is made with a transform: bundles for 3D Slicer and ANTs, its inverse, resampled images."""
+"""Bundles for 3D Slicer and ANTs: a folder of files, and how to use them."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-import dask.array as da
-
-from itkstream.algebra import coarsen_field
-from itkstream.block_kernels import WarpSettings
-from itkstream.cluster import store
-from itkstream.errors import InputError, MissingDataError
+from itkstream.algebra import axes_of
+from itkstream.coarsening import coarsen_field
+from itkstream.errors import InputError
 from itkstream.geometry import (
-    CompositeTransform,
     DisplacementField,
-    Grid,
     Image,
     Transform,
     compose,
+    steps_of,
 )
-from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.itk_images import write_itk
 from itkstream.io.locations import Location
-from itkstream.io.ngff_transforms import (
-    as_stored,
-    create_error_map,
-    create_transform,
-    stored_axes,
-)
 from itkstream.io.outputs import claim_folder, write_text
 from itkstream.io.transform_files import write_transform
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.interpolate import round_to
-from itkstream.numerics.mapping import affine_part
-from itkstream.transform import (
-    prepare_apply_to_series,
-    prepare_apply_transform,
-    prepare_invert,
-)
-from itkstream.workers import Resources, connected
 
 __all__ = [
     "Bundle",
-    "Series",
     "coarsened",
     "export_ants",
     "export_slicer",
-    "registered_grids",
-    "registered_images",
-    "write_inverse",
-    "write_resampled",
 ]
 
-REPORT = "registration.json"
 _PROOF = "bundle.json"
-_CHUNK = 64
 _NODE_BYTES = 8
 # Headers of the images, and HDF5's tables, with room.
 _OVERHEAD = 2**15
@@ -109,33 +82,6 @@ class Bundle:
     field_error_vox: float
 
 
-@dataclass(frozen=True)
-class Series:
-    """Images of one lattice: the channels of an image, its time points, or both.
-
-    Parameters
-    ----------
-    images : tuple of Image
-        All of them, the last axis fastest.
-    axes : tuple of (str, int)
-        ``t`` or ``c`` or both, and how many there are.
-
-    Raises
-    ------
-    InputError
-        Where the numbers do not agree.
-    """
-
-    images: tuple[Image, ...]
-    axes: tuple[tuple[str, int], ...]
-
-    def __post_init__(self) -> None:
-        if len(self.images) != math.prod(n for _, n in self.axes):
-            raise InputError(
-                f"a series along {dict(self.axes)} has as many images; got {len(self.images)}"
-            )
-
-
 def export_slicer(
     out: str | os.PathLike[str],
     transform: Transform,
@@ -180,7 +126,7 @@ def export_slicer(
     share = (limit_mb * 2**20 - _OVERHEAD) / 3
     max_nodes = share / (_NODE_BYTES * transform.ndim)
     begun = _begin(out, transform, tolerance_vox, max_nodes, overwrite)
-    axes = _axes(transform, images[0])
+    axes = axes_of(transform, images[0].grid.axes)
     shrunk = []
     for name, image in zip(("fixed", "moving"), images, strict=True):
         turned = image.reorder(axes).in_unit("micrometer")
@@ -232,9 +178,9 @@ def export_ants(
         Where the folder holds something already.
     """
     begun = _begin(out, transform, tolerance_vox, None, overwrite)
-    thin, axes = begun.transform, _axes(transform, None)
+    thin, axes = begun.transform, axes_of(transform)
     files = []
-    for step in thin.transforms if isinstance(thin, CompositeTransform) else (thin,):
+    for step in steps_of(thin):
         name, order = "affine.tfm", axes
         if isinstance(step, DisplacementField):
             # NIfTI has no 2-D vectors.
@@ -275,212 +221,13 @@ def coarsened(
         For another kind of transform, or a bound that cannot be kept.
     """
     simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    steps = steps_of(simple)
     field = steps[0]
     if not isinstance(field, DisplacementField):
         return simple, (1,) * simple.ndim, 0.0
     voxel = min(field.grid.spacing)
     thin = coarsen_field(field, tolerance_vox * voxel, max_nodes=max_nodes)
     return compose(thin.field, *steps[1:]), thin.factors, thin.error / voxel
-
-
-def write_inverse(
-    out: str | os.PathLike[str],
-    transform: Transform,
-    grid: Grid,
-    *,
-    blocksize: int = 128,
-    resources: Resources | None = None,
-    overwrite: bool = False,
-) -> float:
-    """Invert a transform block by block into a store, with an error for every voxel.
-
-    Parameters
-    ----------
-    out : path
-        The new store, an OME-Zarr 0.6 scene; its array ``inverse_error`` has the estimated error
-        of each voxel in voxels (float32, axes as the field's).
-    transform : Transform
-        A displacement field, or one followed by affines; it may be stored.
-    grid : Grid
-        Where the inverse is wanted: the moving image's lattice, or a coarser one.
-    blocksize : int
-        Voxels of a block per axis, a multiple of 64.
-    resources : Resources, optional
-        Workers and threads.
-    overwrite : bool
-        Replace a store that is there.
-
-    Returns
-    -------
-    float
-        The largest error, in the smallest voxel spacing of `grid`.
-
-    Raises
-    ------
-    InputError
-        For another kind of transform, another ending or blocksize, or a grid of other axes or
-        unit.
-    ExistingOutputError
-        Where something is there.
-    """
-    if not Location.parse(out).name.endswith(".zarr"):
-        raise InputError(
-            f"the inverse of a field goes to a store, such as inverse.ome.zarr; got {out}: make "
-            "other files of the store by `itkstream export`"
-        )
-    if blocksize < _CHUNK or blocksize % _CHUNK:
-        raise InputError(f"blocksize must be a multiple of {_CHUNK}; got {blocksize}")
-    packed = prepare_invert(transform, grid, (blocksize,) * grid.ndim)
-    chunks = tuple(min(_CHUNK, n) for n in grid.shape)
-    affine = affine_part(transform).inverse()
-    target = create_transform(out, affine, grid, chunks=chunks, overwrite=overwrite)
-    errors = create_error_map(out, grid, chunks=chunks)
-    lazy = as_stored(packed, grid)
-    with connected(resources or Resources()):
-        da.store([lazy[:-1], lazy[-1]], [target, errors], lock=False)
-    return float(da.from_array(errors, chunks=errors.chunks).max().compute())
-
-
-def write_resampled(
-    out: str | os.PathLike[str],
-    moving: Image | Series,
-    transform: Transform,
-    grid: Grid,
-    settings: WarpSettings,
-    *,
-    labels: bool = False,
-    blocksize: int = 128,
-    resources: Resources | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Resample an image, or a series of them, through a transform into an OME-Zarr.
-
-    Parameters
-    ----------
-    out : path
-        The new OME-Zarr 0.5, multiscale, its axes z, y, x after those of a series.
-    moving : Image or Series
-        In moving space. For a series, the transform is evaluated once.
-    transform : Transform
-        From fixed to moving points.
-    grid : Grid
-        The wanted lattice, in fixed space: the fixed image's, or any other.
-    settings : WarpSettings
-        Interpolation, background, type.
-    labels : bool
-        Coarser levels keep every second voxel instead of averaging.
-    blocksize : int
-        Voxels of a block and chunk per axis.
-    resources : Resources, optional
-        Workers and threads.
-    overwrite : bool
-        Replace a store that is there.
-
-    Raises
-    ------
-    InputError
-        Where dimensions or units of transform and images differ.
-    ExistingOutputError
-        Where something is there.
-    """
-    wanted = grid.reorder(stored_axes(grid)).in_unit("micrometer")
-    axes = _axes(transform, None)
-    lazy = _resampled(moving, transform, wanted.reorder(axes), settings, blocksize)
-    first = lazy.ndim - grid.ndim
-    order = wanted.reorder(axes).axis_order(wanted.axes)
-    stored = lazy.transpose(*range(first), *(first + k for k in order))
-    chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
-    series = dict(moving.axes) if isinstance(moving, Series) else {}
-    target = create_ome_zarr(
-        out, wanted, stored.dtype, chunks=chunks, series=series, overwrite=overwrite
-    )
-    store(stored, target, resources)
-    write_pyramid(out, labels=labels)
-
-
-def _resampled(
-    moving: Image | Series,
-    transform: Transform,
-    grid: Grid,
-    settings: WarpSettings,
-    blocksize: int,
-) -> da.Array:
-    """Axes of a series, then those of the grid."""
-    size = (blocksize,) * grid.ndim
-    if isinstance(moving, Image):
-        return prepare_apply_transform(grid, moving, transform, size, settings)
-    lazy = prepare_apply_to_series(grid, moving.images, transform, size, settings)
-    return lazy.reshape(*(n for _, n in moving.axes), *grid.shape)
-
-
-def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
-    """Open the two images of a registration.
-
-    Parameters
-    ----------
-    folder : path
-        What `register` wrote.
-
-    Returns
-    -------
-    fixed, moving : Image
-        Lazy.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no report, or the images are no longer where they were.
-    """
-    report = _report(folder)
-    images = []
-    for side in ("fixed", "moving"):
-        name = str(report[side]["name"])
-        try:
-            images.append(open_image(name))
-        except (MissingDataError, InputError) as error:
-            raise MissingDataError(
-                f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
-                f"say where it is ({error})"
-            ) from error
-    return images[0], images[1]
-
-
-def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:
-    """The lattices of the two images of a registration.
-
-    Parameters
-    ----------
-    folder : path
-        What `register` wrote.
-
-    Returns
-    -------
-    fixed, moving : Grid
-        As they were registered.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no report.
-    """
-    report = _report(folder)
-    return Grid(**report["fixed"]["grid"]), Grid(**report["moving"]["grid"])
-
-
-def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    file = Location.parse(folder) / REPORT
-    if not file.is_file():
-        raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
-    found: dict[str, Any] = json.loads(file.read_bytes())
-    return found
-
-
-def _axes(transform: Transform, image: Image | None) -> tuple[str, ...]:
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    if isinstance(steps[0], DisplacementField):
-        return steps[0].grid.axes
-    return image.grid.axes if image else ("z", "y", "x")[-transform.ndim :]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,14 +21,14 @@ from itkstream.geometry import (
     AffineTransform,
     Block,
     BSplineTransform,
-    CompositeTransform,
     DisplacementField,
     Grid,
     PiecewiseAffine,
     Transform,
     compose,
+    steps_of,
 )
-from itkstream.lazy import DaskSource, Result, map_blocks, once
+from itkstream.lazy import Result, map_blocks, once, readable_source
 from itkstream.numerics.inverse import InverseProblem, Inversion, displacement_bounds
 
 __all__ = ["MappedPoints", "apply_to_points", "invert_transform", "prepare_invert"]
@@ -97,7 +97,7 @@ def prepare_invert(
     field, affine = _field_then_affine(transform)
     problem = InverseProblem(field.grid, grid, affine.matrix, tolerance_vox, max_iterations)
     blocks = block_grid(grid.shape, blocksize, 0)
-    source = DaskSource(field.data) if isinstance(field.data, da.Array) else field.data
+    source = readable_source(field.data)
     shared = {"problem": problem, "source": source, "bounds": _delayed_bounds(field)}
     result = Result(np.float32, (grid.ndim + 1,))
     return map_blocks(_invert_block, blocks, None, shared, result)
@@ -207,9 +207,8 @@ def apply_to_points(
 
 
 def _forth(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
-    simple = compose(transform)
     lost = np.zeros(len(p), bool)
-    for step in simple.transforms if isinstance(simple, CompositeTransform) else (simple,):
+    for step in steps_of(compose(transform)):
         if isinstance(step, BSplineTransform):
             lost |= ~step.reaches(p)
         elif isinstance(step, DisplacementField | PiecewiseAffine):
@@ -285,8 +284,7 @@ def _field_then_affine(transform: Transform) -> tuple[DisplacementField, AffineT
 
 def _links(transform: Transform) -> list[_Link]:
     """The links of a chain that can be inverted one by one: a field takes the affine after it."""
-    simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
+    steps = steps_of(compose(transform))
     links: list[_Link] = []
     for k, step in enumerate(steps):
         if isinstance(step, DisplacementField):
@@ -295,8 +293,8 @@ def _links(transform: Transform) -> list[_Link]:
             links.append((step, after if isinstance(after, AffineTransform) else identity))
         elif not isinstance(step, AffineTransform):
             raise InputError(
-                f"affines and displacement fields can be inverted; got {_kinds(simple)}: make it a "
-                "field first, by itkstream.transform.as_field or `itkstream export --like`"
+                f"affines and displacement fields can be inverted; got {_kinds(transform)}: make "
+                "it a field first, by itkstream.transform.as_field or `itkstream export --like`"
             )
         elif not links:
             links.append(step)
@@ -304,9 +302,7 @@ def _links(transform: Transform) -> list[_Link]:
 
 
 def _kinds(transform: Transform) -> str:
-    simple = compose(transform)
-    steps = simple.transforms if isinstance(simple, CompositeTransform) else (simple,)
-    return ", ".join(type(step).__name__ for step in steps)
+    return ", ".join(type(step).__name__ for step in steps_of(compose(transform)))
 
 
 def _delayed_bounds(field: DisplacementField) -> Any:

@@ -8,15 +8,15 @@ the order of components changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, unknown_name
 from itkstream.geometry import (
     AffineTransform,
     BSplineTransform,
@@ -25,12 +25,14 @@ from itkstream.geometry import (
     Grid,
     Image,
     Transform,
+    axis_order,
     default_axes,
 )
 
 __all__ = [
     "CHOOSING",
     "INTERPOLATORS",
+    "from_itk_geometry",
     "from_itk_image",
     "from_itk_transform",
     "resample",
@@ -54,11 +56,11 @@ INTERPOLATORS = {
     "blackman-sinc": sitk.sitkBlackmanWindowedSinc,
 }
 
-# Composites in composites.
-_DEEPEST = 16
-
 CHOOSING = ("nearest", "label-gaussian")
 """Interpolators that choose one of the values that are there, and make up none."""
+
+# Levels of composites in composites beyond which a composite is taken to hold itself.
+_DEEPEST = 16
 
 
 def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:
@@ -125,6 +127,36 @@ def from_itk_image(
     return Image(data, grid)
 
 
+def from_itk_geometry(
+    size: Sequence[int],
+    spacing: Iterable[float],
+    origin: Iterable[float],
+    direction: ArrayLike,
+    unit: str = "micrometer",
+) -> Grid:
+    """A lattice as ITK's images, fields and files describe it.
+
+    Parameters
+    ----------
+    size : sequence of int
+        Voxels along x, y (, z).
+    spacing, origin : iterable of float
+        In `unit`.
+    direction : array_like, n * n numbers
+        Row by row.
+    unit : str
+        What lengths are in; ITK does not say.
+
+    Returns
+    -------
+    Grid
+        Axes x, y (, z).
+    """
+    n = len(size)
+    matrix = tuple(map(tuple, np.reshape(direction, (n, n))))
+    return Grid(tuple(size), tuple(spacing), tuple(origin), matrix, default_axes(n), unit)
+
+
 def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transform:
     """Turn a transform into SimpleITK's.
 
@@ -146,19 +178,17 @@ def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transfor
         For a kind of transform ITK has no counterpart of.
     """
     if isinstance(transform, AffineTransform):
-        order = [tuple(axes).index(a) for a in default_axes(transform.ndim)]
+        matrix = transform.reorder(axes, default_axes(transform.ndim)).matrix
         affine = sitk.AffineTransform(transform.ndim)
-        affine.SetMatrix(transform.matrix[:-1, :-1][np.ix_(order, order)].ravel().tolist())
-        affine.SetTranslation(transform.matrix[:-1, -1][order].tolist())
+        affine.SetMatrix(matrix[:-1, :-1].ravel().tolist())
+        affine.SetTranslation(matrix[:-1, -1].tolist())
         return affine
     if isinstance(transform, DisplacementField):
         image = to_itk_image(np.asarray(transform.data, np.float64), transform.grid)
         return sitk.DisplacementFieldTransform(image)
     if isinstance(transform, BSplineTransform):
-        parts = [
-            to_itk_image(transform.coefficients[..., transform.grid.axes.index(a)], transform.grid)
-            for a in default_axes(transform.ndim)
-        ]
+        order = transform.grid.axis_order(default_axes(transform.ndim))
+        parts = [to_itk_image(transform.coefficients[..., k], transform.grid) for k in order]
         return sitk.BSplineTransform(parts, transform.order)
     if isinstance(transform, CompositeTransform):
         # ITK applies the transform added last first.
@@ -203,13 +233,15 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
     if isinstance(transform, sitk.BSplineTransform):
         images = transform.GetCoefficientImages()
         unwrapped = [_unwrap(image, axes, "micrometer") for image in images]
-        parts = [unwrapped[default_axes(ndim).index(a)][0] for a in axes]
+        parts = [unwrapped[k][0] for k in axis_order(default_axes(ndim), axes)]
         return BSplineTransform(np.stack(parts, -1), unwrapped[0][1], transform.GetOrder())
     if not transform.IsLinear():
         raise InputError(
-            f"a {transform.GetName()} is neither affine, nor a field, nor B-splines, nor composite"
+            f"a {transform.GetName()} is neither affine, nor a field, nor B-splines, nor "
+            "composite: sample it to a displacement field first "
+            "(SimpleITK.TransformToDisplacementField)"
         )
-    return AffineTransform(_linear_matrix(transform, axes))
+    return AffineTransform(_linear_matrix(transform)).reorder(default_axes(ndim), axes)
 
 
 def resample(
@@ -240,11 +272,14 @@ def resample(
     ndarray, out_grid.shape
         Of the moving type for label interpolators, else float64, so that rounding to integers
         is the caller's.
+
+    Raises
+    ------
+    InputError
+        For an unknown interpolator.
     """
     if interpolator not in INTERPOLATORS:
-        raise InputError(
-            f"unknown interpolator {interpolator!r}; known: {', '.join(INTERPOLATORS)}"
-        )
+        raise unknown_name("interpolator", interpolator, INTERPOLATORS)
     voxels = moving.read()
     keeps_type = interpolator in CHOOSING
     labels = None
@@ -349,17 +384,10 @@ def _itk_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[NDArray[Any], Grid]:
     ndim = image.GetDimension()
-    names = default_axes(ndim)
-    direction = np.reshape(image.GetDirection(), (ndim, ndim))
-    grid = Grid(
-        image.GetSize(),
-        image.GetSpacing(),
-        image.GetOrigin(),
-        tuple(map(tuple, direction)),
-        names,
-        unit,
+    grid = from_itk_geometry(
+        image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), unit
     )
-    axes = tuple(axes or names)
+    axes = tuple(axes or grid.axes)
     order = list(grid.axis_order(axes))
     array = sitk.GetArrayFromImage(image)
     to_names = tuple(reversed(range(ndim)))
@@ -399,10 +427,9 @@ def _own_kind(transform: sitk.Transform) -> sitk.Transform:
         return transform
 
 
-def _linear_matrix(transform: sitk.Transform, axes: Sequence[str]) -> NDArray[np.float64]:
-    """The matrix as it is stored; of kinds that store none, from where points go."""
+def _linear_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
+    """The matrix as it is stored, x first; of kinds that store none, from where points go."""
     n = transform.GetDimension()
-    order = [default_axes(n).index(a) for a in axes]
     if hasattr(transform, "GetMatrix") and hasattr(transform, "GetTranslation"):
         linear = np.reshape(transform.GetMatrix(), (n, n))
         centre = np.array(transform.GetCenter())
@@ -412,6 +439,5 @@ def _linear_matrix(transform: sitk.Transform, axes: Sequence[str]) -> NDArray[np
         columns = [np.array(transform.TransformPoint(e.tolist())) - shift for e in np.eye(n)]
         linear = np.stack(columns, axis=1)
     matrix = np.eye(n + 1)
-    matrix[:n, :n] = linear[np.ix_(order, order)]
-    matrix[:n, n] = shift[order]
+    matrix[:n, :n], matrix[:n, n] = linear, shift
     return matrix

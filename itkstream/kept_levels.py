@@ -1,8 +1,8 @@
 """The coarse level of an image: averaged once, by the workers, and kept for whoever needs it.
 
 For an image too large for memory this is a pass over all of it, unless its file holds a level that
-proves to be right. The level is stored in the folder
-of the run, block by block, so that a run that is continued reads what is there.
+proves to be right (`itkstream.proven_levels`). The level is stored in the folder of the run, block
+by block, so that a run that is continued reads what is there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import ZarrArray
 from itkstream.lazy import readable
 from itkstream.levels import factors_to_fit, prepare_coarse
-from itkstream.stored_levels import finest_needed
+from itkstream.proven_levels import finest_needed
 from itkstream.workers import Resources
 
 __all__ = ["Keeping", "LevelMaker", "make_level"]

@@ -41,6 +41,7 @@ __all__ = [
     "map_neighbours",
     "once",
     "readable",
+    "readable_source",
 ]
 
 _KEEP = "which blocks are kept"
@@ -218,6 +219,22 @@ def readable(image: Image) -> Image:
     if isinstance(image.data, da.Array):
         return Image(DaskSource(image.data), image.grid, image.name)
     return image
+
+
+def readable_source(source: Any) -> Any:
+    """An array whose slices become numpy arrays inside a task, as `readable` gives of images.
+
+    Parameters
+    ----------
+    source : array
+        numpy, stored or dask.
+
+    Returns
+    -------
+    array
+        The same elements.
+    """
+    return DaskSource(source) if isinstance(source, da.Array) else source
 
 
 def map_blocks(

@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, ItkstreamError
-from itkstream.exports import REPORT, registered_images
 from itkstream.geometry import Image, default_axes
 from itkstream.io import open_image
 from itkstream.io.locations import Location
 from itkstream.io.transform_files import read_transform
 from itkstream.numerics.mapping import affine_part
+from itkstream.registered import registered_images
+from itkstream.run_folder import ALIGNED, REPORT
 
 __all__ = ["get_reader", "read_layers"]
 
 LayerData = tuple[Any, dict[str, Any], str]
 
-_ALIGNED = "aligned.ome.zarr"
 _CHUNK = 256
 _COLOURS = {"fixed": "magenta", "moving": "gray", "aligned": "green"}
 
@@ -67,7 +67,7 @@ def read_layers(path: str | list[str]) -> list[LayerData]:
     folder = Location.parse(path[0] if isinstance(path, list) else path)
     transform = read_transform(folder)
     axes = default_axes(transform.ndim)[::-1]
-    layers = [_layer(str(folder / _ALIGNED), "aligned", axes)]
+    layers = [_layer(str(folder / ALIGNED), "aligned", axes)]
     try:
         fixed, moving = registered_images(folder)
     except ItkstreamError:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from itkstream.algebra import DECIMATED, MEASURED
+from itkstream.coarsening import DECIMATION_BLOCK, ERROR_BLOCK
 from itkstream.deform import deform_blocks, field_factors
 from itkstream.doors import block_grid
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.kept_chunks import KEPT_BYTES
-from itkstream.levels import coarse_blocks, factors_to_fit, plan_levels
+from itkstream.levels import coarse_blocks, factors_to_fit
 from itkstream.steps import (
     MAX_FIELD_FACTOR,
     Deformable,
@@ -32,6 +32,7 @@ from itkstream.steps import (
     Step,
     step_name,
 )
+from itkstream.whole_image import plan_levels
 
 __all__ = ["Pair", "StepPrice", "price_steps"]
 
@@ -97,7 +98,7 @@ class Pair:
 
     @property
     def image_bytes(self) -> tuple[float, float]:
-        """Of the voxels, the moving image's taken for the fixed one's too."""
+        """Of the voxels of both images, which are taken to be of one type."""
         return float(self.fixed.size * self.itemsize), float(self.moving.size * self.itemsize)
 
     @property
@@ -285,9 +286,9 @@ def _price_sampled(pair: Pair) -> StepPrice:
 
 
 def _price_field(pair: Pair, field: Grid) -> StepPrice:
-    blocks = block_grid(field.shape, (DECIMATED,) * field.ndim, 0)
-    measured = block_grid(field.shape, (MEASURED,) * field.ndim, 0)
-    around = prod(min(n, MEASURED + 2 * MAX_FIELD_FACTOR) for n in field.shape)
+    blocks = block_grid(field.shape, (DECIMATION_BLOCK,) * field.ndim, 0)
+    measured = block_grid(field.shape, (ERROR_BLOCK,) * field.ndim, 0)
+    around = prod(min(n, ERROR_BLOCK + 2 * MAX_FIELD_FACTOR) for n in field.shape)
     number, size, tasks = _counts(blocks, 1 + _TASKS_WRITTEN)
     return StepPrice(
         "field",

@@ -22,12 +22,15 @@ from itkstream.io.locations import Location
 from itkstream.io.outputs import check_folder, write_text
 from itkstream.ledger import Lock, holding
 
-__all__ = ["REPORT", "RunFolder"]
+__all__ = ["ALIGNED", "REPORT", "RunFolder"]
 
 logger = logging.getLogger(__name__)
 
 REPORT = "registration.json"
 """The report of a run; it is there when the run is complete."""
+
+ALIGNED = "aligned.ome.zarr"
+"""The moving image on the fixed grid."""
 
 _NOTES = "steps"
 _RUN = f"{_NOTES}/run.json"
@@ -54,6 +57,7 @@ class RunFolder:
         self._run: dict[str, Any] = {"key": None, "images": list(images)}
         self._overwrite = overwrite
         self._lock: Lock | None = None
+        self._made = False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -97,14 +101,13 @@ class RunFolder:
         ExistingOutputError
             Where it holds something that may not be replaced.
         """
-        found = None if self._is_vacant() else self._read(_RUN)
-        if found is None or self._is_complete():
-            if found is not None and not self._overwrite:
-                return True
-            if not self._is_vacant():
-                check_folder(self._place, REPORT, self._overwrite)
+        if self._is_vacant():
             return False
-        if found["images"] == self._run["images"]:
+        found = self._read(_RUN)
+        if found is None or (self._overwrite and self._is_complete()):
+            check_folder(self._place, REPORT, self._overwrite)
+            return False
+        if self._is_complete() or found["images"] == self._run["images"]:
             return True
         if self._overwrite:
             return False
@@ -129,7 +132,7 @@ class RunFolder:
         if self._held and self._is_complete() and self._read(_RUN)["key"] != key:
             check_folder(self._place, REPORT, self._overwrite)
         self._run["key"] = key
-        if "location" in self.__dict__:
+        if self._made:
             write_text(self._place / _RUN, json.dumps(self._run))
 
     @cached_property
@@ -145,6 +148,7 @@ class RunFolder:
         self._place.remove_partial_files(REPORT)
         notes.remove_partial_files()
         write_text(self._place / _RUN, json.dumps(self._run))
+        self._made = True
         return self._place
 
     def keeping(self, name: str, known: Callable[[Location], bool]) -> Location:
@@ -230,8 +234,15 @@ class RunFolder:
         return self.check()
 
     def _is_vacant(self) -> bool:
-        """Whether nothing is there but perhaps the lock of a run."""
-        return self._place.is_vacant() or self._place.names() == [LEDGER_FOLDER]
+        """Whether nothing is there but perhaps the lock of a run, or one killed as it began."""
+        if self._place.is_vacant():
+            return True
+        if not set(self._place.names()) <= {LEDGER_FOLDER, _NOTES}:
+            return False
+        notes = self._place.child(_NOTES)
+        # The first note is written beside its place, and may not have got there.
+        begun = (name.startswith(".partial-") for name in notes.names())
+        return not notes.is_file() and all(begun)
 
     def _is_complete(self) -> bool:
         return self._place.child(REPORT).is_file()

@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from itkstream.algebra import (
     as_field,
-    coarsen_field,
     crop_transform,
     fold_affine,
     prepare_jacobian,
@@ -27,6 +26,7 @@ from itkstream.algebra import (
     sample_transform,
 )
 from itkstream.block_kernels import AnyTransform, WarpSettings, warp_block, warp_mapped
+from itkstream.coarsening import coarsen_field
 from itkstream.doors import as_pair, block_grid, reversed_axes
 from itkstream.errors import InputError
 from itkstream.geometry import (

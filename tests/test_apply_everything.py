@@ -14,13 +14,13 @@ from scipy.ndimage import gaussian_filter
 
 from itkstream.block_kernels import WarpSettings
 from itkstream.errors import InputError
-from itkstream.exports import Series
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.itk_images import write_itk
 from itkstream.io.transform_files import write_transform
 from itkstream.itk_bridge import to_itk_image, to_itk_transform
 from itkstream.numerics.mapping import GridMap, map_on
+from itkstream.results import Series
 from itkstream.transform import (
     apply_global_affine,
     apply_transform,

@@ -29,7 +29,8 @@ from itkstream.geometry import (
     Transform,
     default_axes,
 )
-from itkstream.io.itk_transforms import write_chain, write_small
+from itkstream.io.itk_hdf5 import write_hdf5_transform
+from itkstream.io.itk_transforms import write_itk_transform
 from itkstream.itk_bridge import INTERPOLATORS, from_itk_image, to_itk_image, to_itk_transform
 from itkstream.masks import masked
 from itkstream.numerics.descent_settings import DescentSettings
@@ -195,8 +196,8 @@ def test_exported_files_resample_alike(
     moving = Image(texture(grid.shape), near_grid(grid))
     transform = smooth_transform(grid, factor=2)
     field, affine = transform.transforms
-    write_small(tmp_path / "affine.tfm", affine, axes)
-    write_chain(tmp_path / "composite.h5", (field, affine), field.grid.axes)
+    write_itk_transform(tmp_path / "affine.tfm", affine, axes)
+    write_hdf5_transform(tmp_path / "composite.h5", (field, affine), field.grid.axes)
     for name, meant in (("affine.tfm", affine), ("composite.h5", transform)):
         read = sitk.ReadTransform(str(tmp_path / name))
         wanted = by_itk(moving, read, grid, sitk.sitkLinear)

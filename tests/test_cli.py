@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import itkstream
-from itkstream.cli import _resources, _with_resources
+from itkstream.cli_options import resources_from, with_resources
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import write_n5
 from itkstream.io.transform_files import write_transform
@@ -157,9 +157,9 @@ def test_every_resource_has_its_option():
     seen = {}
 
     @click.command()
-    @_with_resources
+    @with_resources
     def command(**options):
-        seen["resources"] = _resources(options)
+        seen["resources"] = resources_from(options)
 
     command.main(words.split(), standalone_mode=False)
     assert seen["resources"] == Resources(

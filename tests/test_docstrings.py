@@ -15,7 +15,8 @@ CHECKS = {"GL03", "GL05", "GL07", "GL08", "SS02", "SS03", "PR01", "PR02", "PR03"
 def public_names():
     """Dotted names of all public classes, functions and methods."""
     for module in pkgutil.walk_packages(itkstream.__path__, "itkstream."):
-        if module.name == "itkstream.cli":  # its docstrings are the help texts
+        # The docstrings of commands are their help texts.
+        if module.name in ("itkstream.cli", "itkstream.cli_transforms"):
             continue
         home = import_module(module.name)
         for name in getattr(home, "__all__", ()):

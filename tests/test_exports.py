@@ -17,18 +17,14 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
-from itkstream.exports import (
-    coarsened,
-    export_ants,
-    export_slicer,
-    registered_images,
-    write_inverse,
-)
+from itkstream.exports import coarsened, export_ants, export_slicer
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, write_pyramid
 from itkstream.io.ngff_transforms import read_error_map
 from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.napari_reader import get_reader, read_layers
+from itkstream.registered import registered_images
+from itkstream.results import write_inverse
 from itkstream.transform import apply_transform
 
 FIXED = Grid((48, 64, 80), (2.0, 1.0, 1.0), (5.0, -7.0, 3.0), axes=("z", "y", "x"))

@@ -25,12 +25,13 @@ from itkstream.geometry import (
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.locations import Location
 from itkstream.kept_levels import make_level
-from itkstream.levels import factors_to_fit, prepare_content, read_coarse
+from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.masks import masked
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
-from itkstream.run_steps import Scene
+from itkstream.run_scene import Scene
 from itkstream.steps import Deformable, RegisterSettings
+from itkstream.whole_image import prepare_content
 from itkstream.workers import Resources
 
 CHUNK = 16
@@ -267,7 +268,7 @@ def test_a_field_larger_than_the_level_is_judged_by_the_workers(
     pair: PhantomPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Block by block, as well as at once: the calling process would read all of the field."""
-    monkeypatch.setattr("itkstream.run_steps._JUDGED_BLOCK", 8)
+    monkeypatch.setattr("itkstream.run_scene._JUDGED_BLOCK", 8)
     phases = Phases()
     scene = Scene(pair.fixed, pair.moving, pair.fixed.grid.size / 64, Resources(), phases)
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 import itkstream
-from itkstream.algebra import prepare_decimation
+from itkstream.coarsening import prepare_decimation
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -28,10 +28,12 @@ from itkstream.io import create_ome_zarr
 from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.pipelines import _LogReporter, _Run, register
+from itkstream.pipelines import register
+from itkstream.run import Run
 from itkstream.run_folder import RunFolder
-from itkstream.run_steps import Scene, next_state, run_step
-from itkstream.step_notes import next_from, note_of
+from itkstream.run_notes import next_from, note_of
+from itkstream.run_scene import LogReporter, Scene, next_state
+from itkstream.run_steps import run_step
 from itkstream.steps import (
     Deformable,
     IntensityAffine,
@@ -304,9 +306,9 @@ def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
 def begun(rounds, initial, moving=None):
     """A run about to take its first step."""
     pair = (rounds.fixed, moving or rounds.moving)
-    scene = Scene(*pair, 20e6, Resources(), _LogReporter())
+    scene = Scene(*pair, 20e6, Resources(), LogReporter())
     folder = RunFolder(tempfile.mkdtemp(), ("fixed", "moving"), False)
-    run = _Run(pair, (), RegisterSettings(), scene, folder)
+    run = Run(pair, (), RegisterSettings(), scene, folder)
     return run, run.begin(initial, "begin")
 
 

@@ -71,6 +71,7 @@ def test_fields_are_priced_where_they_are_written(tmp_path):
             disk = {price.name: price.disk for price in made.prices if price.disk}
             written = names if tolerance else names[:1]
             assert {name: disk[name] for name in written} == dict.fromkeys(written, half)
+            # The levels that are read once are kept.
             assert disk.keys() == {"read", *written, "aligned image", "ITK files"}
 
 
@@ -130,7 +131,7 @@ def test_probes_tell_the_time():
         plan(pair.fixed, pair.moving, probe=-1)
 
 
-MEASURED = """
+ERROR_BLOCK = """
 import sys
 from itkstream.cli import main
 try:
@@ -145,7 +146,7 @@ for line in open("/proc/self/status"):
 
 def peak_of(*words):
     """The most memory the command line had resident, in bytes, as the kernel keeps it."""
-    run = [sys.executable, "-c", MEASURED, *words]
+    run = [sys.executable, "-c", ERROR_BLOCK, *words]
     done = subprocess.run(run, check=True, capture_output=True, text=True)
     return int(done.stderr.split()[-1])
 

@@ -50,6 +50,30 @@ def hear(program: subprocess.Popen[str], title: str) -> None:
     assert line
 
 
+@pytest.mark.parametrize("left", [[], [".partial-1-run.json"]])
+def test_a_run_killed_as_it_began_is_no_hindrance(tmp_path: Path, left: list[str]) -> None:
+    notes = tmp_path / "out" / "steps"
+    notes.mkdir(parents=True)
+    for name in left:
+        (notes / name).write_text("{")
+    folder = RunFolder(tmp_path / "out", ("a", "b"), False)
+    with folder.locked():
+        folder.settle("key")
+        folder.note("1", "key", {})
+    assert {path.name for path in notes.iterdir()} == {"run.json", "1.json"}
+
+
+@pytest.mark.parametrize("name", ["steps/mine.txt", "steps"])
+def test_what_only_looks_like_notes_is_not_touched(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    folder = RunFolder(tmp_path / "out", ("a", "b"), False)
+    with pytest.raises(ExistingOutputError, match="something other"), folder.locked():
+        pass
+    assert mine.read_text() == "keep"
+
+
 def test_two_registrations_do_not_write_to_one_folder(tmp_path: Path) -> None:
     """Real processes: the second is refused at once, and has the folder when the first is dead."""
     out = tmp_path / "out"

@@ -11,8 +11,9 @@ import pytest
 
 from itkstream.geometry import AffineTransform
 from itkstream.phantoms import PhantomPair
-from itkstream.pipelines import _LogReporter, register
-from itkstream.run_steps import Finding, Scene, State, run_step
+from itkstream.pipelines import register
+from itkstream.run_scene import Finding, LogReporter, Scene, State
+from itkstream.run_steps import run_step
 from itkstream.steps import Deformable, LocalAffines, RansacAffine, RegisterSettings, Step
 from itkstream.workers import Resources
 
@@ -36,7 +37,7 @@ LOCAL_CHANGES = {**MATCHING_CHANGES, "radii": (3, 6), "blocksize": 32, "overlap"
 
 @pytest.fixture(scope="module")
 def scene(pair: PhantomPair) -> Scene:
-    return Scene(pair.fixed, pair.moving, 20e6, Resources(), _LogReporter())
+    return Scene(pair.fixed, pair.moving, 20e6, Resources(), LogReporter())
 
 
 def found(scene: Scene, step: Step, start: AffineTransform | None = None) -> Finding:

@@ -1,18 +1,16 @@
 """Value types: grids, images, blocks and transforms. Frozen, without input or output."""
 
 from itkstream.geometry.blocks import Block, BlockGrid
-from itkstream.geometry.grid import Grid, Slices, default_axes
+from itkstream.geometry.composites import CompositeTransform, compose, steps_of
+from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, default_axes
 from itkstream.geometry.image import ArraySource, ArrayView, Image, transposed
 from itkstream.geometry.landmarks import LandmarkSpline
 from itkstream.geometry.transforms import (
     AffineTransform,
     BSplineTransform,
-    CompositeTransform,
     DisplacementField,
     PiecewiseAffine,
     Transform,
-    compose,
-    steps_of,
 )
 
 __all__ = [
@@ -30,6 +28,8 @@ __all__ = [
     "PiecewiseAffine",
     "Slices",
     "Transform",
+    "array_axes",
+    "axis_order",
     "compose",
     "default_axes",
     "steps_of",

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 
-__all__ = ["MICROMETERS_PER_UNIT", "Grid", "Slices", "default_axes"]
+__all__ = ["MICROMETERS_PER_UNIT", "Grid", "Slices", "array_axes", "axis_order", "default_axes"]
 
 Slices = tuple[slice, ...]
 
@@ -40,6 +40,47 @@ def default_axes(ndim: int) -> tuple[str, ...]:
         ``("x", "y")`` or ``("x", "y", "z")``.
     """
     return ("x", "y", "z")[:ndim]
+
+
+def array_axes(ndim: int) -> tuple[str, ...]:
+    """Name the axes of images as numpy and NGFF have them: x last.
+
+    Parameters
+    ----------
+    ndim : int
+        2 or 3.
+
+    Returns
+    -------
+    tuple of str
+        ``("y", "x")`` or ``("z", "y", "x")``.
+    """
+    return tuple(reversed(default_axes(ndim)))
+
+
+def axis_order(stored: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """Where each of some wanted axes stands among others.
+
+    Parameters
+    ----------
+    stored : sequence of str
+        Axis names in the order that something has.
+    wanted : sequence of str
+        The same names in the wanted order.
+
+    Returns
+    -------
+    tuple of int
+        ``stored[order[k]] == wanted[k]``.
+
+    Raises
+    ------
+    InputError
+        Where these are not the same names.
+    """
+    if sorted(wanted) != sorted(stored):
+        raise InputError(f"axes {tuple(wanted)} are no permutation of {tuple(stored)}")
+    return tuple(tuple(stored).index(a) for a in wanted)
 
 
 @dataclass(frozen=True)
@@ -269,10 +310,13 @@ class Grid:
         -------
         tuple of int
             ``self.axes[order[k]] == axes[k]``.
+
+        Raises
+        ------
+        InputError
+            Where these are other axes.
         """
-        if sorted(axes) != sorted(self.axes):
-            raise InputError(f"axes {tuple(axes)} are no permutation of {self.axes}")
-        return tuple(self.axes.index(a) for a in axes)
+        return axis_order(self.axes, axes)
 
     def in_unit(self, unit: str) -> Grid:
         """The same lattice with its lengths in another unit.

@@ -280,7 +280,7 @@ def stored_together(data: Any) -> tuple[int, ...] | None:
     tuple of int or None
         Elements per axis; None where they are all in memory or the source does not know.
     """
-    # What stands before a store has chunks of another, which are not its own to be kept.
+    # A view has no chunks, which would be kept beside its source's, but knows of these.
     chunks = getattr(data, "together", None) or getattr(data, "chunks", None)
     if not chunks:
         return None

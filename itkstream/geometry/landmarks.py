@@ -11,19 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve
 from scipy.spatial.distance import cdist
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, unknown_name
 from itkstream.geometry.transforms import Transform
 
 __all__ = ["LandmarkSpline"]
 
-KERNELS = ("r", "r2logr", "r3")
+_KERNELS = ("r", "r2logr", "r3")
 # Points times landmarks that are looked at together: some 50 MB.
 _TOGETHER = 2**20
 _MAX_ITERATIONS = 50
 _MAX_HALVINGS = 12
-# Thickness of a plane of landmarks, of their extent.
+# Shares of the extent of the landmarks: thickness below which they lie in one plane,
 _FLAT = 1e-9
-# Of the extent of the landmarks.
+# distance from its place at which an image is there, and beyond which it counts as missed.
 _TOLERANCE = 1e-12
 _UNSOLVED = 1e-6
 
@@ -37,8 +37,8 @@ class LandmarkSpline(Transform):
     Parameters
     ----------
     fixed_landmarks, moving_landmarks : array_like, (m, n)
-        Where each landmark is in the fixed and in the moving image; at least n + 1, not all in one
-        plane.
+        Where each landmark is in the fixed and in the moving image, in one physical unit and in
+        array-axis order; at least n + 1, not all in one plane.
     kernel : {'r', 'r2logr', 'r3'}
         U: ITK's ThinPlateSplineKernelTransform, ThinPlateR2LogRSplineKernelTransform, or
         VolumeSplineKernelTransform.
@@ -76,8 +76,8 @@ class LandmarkSpline(Transform):
             )
         if not (np.isfinite(fixed).all() and np.isfinite(moving).all()):
             raise InputError("landmarks must be finite; got NaN or infinity")
-        if self.kernel not in KERNELS:
-            raise InputError(f"a kernel is one of {', '.join(KERNELS)}; got {self.kernel!r}")
+        if self.kernel not in _KERNELS:
+            raise unknown_name("kernel", self.kernel, _KERNELS)
         start = moving if self.inverse else fixed
         if len(start) <= self.ndim or not _are_apart(start):
             raise InputError(
@@ -106,7 +106,7 @@ class LandmarkSpline(Transform):
         p = np.asarray(points, float)
         flat = p.reshape(-1, self.ndim)
         step = max(1, _TOGETHER // len(self.fixed_landmarks))
-        map_some = self._spline.back if self.inverse else self._spline.forth
+        map_some = self._spline.backward if self.inverse else self._spline.forward
         parts = [map_some(flat[k : k + step]) for k in range(0, len(flat), step)]
         return np.concatenate(parts).reshape(p.shape) if parts else p.copy()
 
@@ -147,11 +147,11 @@ class _Spline:
         found = solve(system, moves, assume_a="sym")
         return cls(kernel, centre, extent, nodes, found[:m], found[m:-1].T, found[-1])
 
-    def forth(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def forward(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         return self._map((points - self.centre) / self.extent) * self.extent + self.centre
 
-    def back(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Newton's iteration; a step that does not bring the images nearer is halved."""
+    def backward(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse, by Newton's iteration; a step that brings no image nearer is halved."""
         wanted = (points - self.centre) / self.extent
         affine = np.eye(len(self.shift)) + self.linear
         found: NDArray[np.float64] = (wanted - self.shift) @ np.linalg.pinv(affine).T

@@ -17,9 +17,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, DisplacementField, Grid, default_axes
+from itkstream.geometry import AffineTransform, DisplacementField, Grid, Slices, default_axes
 from itkstream.io.itk_images import ItkFile
-from itkstream.itk_bridge import to_itk_image
+from itkstream.io.vectors import OrderedVectors, as_in_files, slabs
+from itkstream.itk_bridge import from_itk_geometry, to_itk_image
 from itkstream.numerics.fields import to_positions
 
 __all__ = ["read_displacement_image", "write_displacement_image"]
@@ -98,72 +99,45 @@ def read_displacement_image(path: Path, axes: Sequence[str] | None = None) -> Di
     }
     if reader.GetPixelID() not in types:
         raise InputError(f"a displacement image holds floats; {path} does not")
-    names = default_axes(n)
-    direction = np.reshape(reader.GetDirection(), (n, n))
-    grid = Grid(
-        reader.GetSize(),
-        reader.GetSpacing(),
-        reader.GetOrigin(),
-        tuple(map(tuple, direction)),
-        names,
+    grid = from_itk_geometry(
+        reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     )
+    wanted = tuple(axes or grid.axes)
     shape = (*reversed(reader.GetSize()), components)
     stored = ItkFile(str(path.resolve()), shape, types[reader.GetPixelID()], components)
-    order = grid.axis_order(axes or names)
     if path.name.lower().endswith((".nii", ".nii.gz")):
         _check_nifti(path)
-    return DisplacementField(_ImageVectors(stored, order), grid.reorder(axes or names))
+    vectors = _ImageVectors(stored, grid.axis_order(wanted))
+    return DisplacementField(vectors, grid.reorder(wanted))
 
 
 @dataclass(frozen=True)
-class _ImageVectors:
-    """The vectors of an image file, axes and components in the wanted order."""
+class _ImageVectors(OrderedVectors):
+    """The vectors of an image file, whose stored axes are x, y (, z)."""
 
     stored: ItkFile
     order: tuple[int, ...]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        n = len(self.order)
-        return (*(self.stored.shape[n - 1 - k] for k in self.order), n)
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         return self.stored.dtype
 
-    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        n = len(self.order)
-        cut = [slice(None)] * n
-        for axis, part in zip(self.order, key[:n], strict=True):
-            cut[n - 1 - axis] = part
-        try:
-            box = self.stored[(*cut, slice(None))]
-        except RuntimeError as error:
-            raise InputError(
-                f"{self.stored.path} cannot be read: is it cut off, or larger than memory?"
-            ) from error
-        moved = box.transpose(*(n - 1 - k for k in self.order), n)[..., list(self.order)]
-        return np.ascontiguousarray(moved[..., key[n] if len(key) > n else slice(None)])
+    def stored_shape(self) -> tuple[int, ...]:
+        return self.stored.shape[-2::-1]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
+    def read_box(self, box: Slices) -> NDArray[Any]:
+        n = len(box)
+        return self.stored[(*reversed(box), slice(None))].transpose(*reversed(range(n)), n)
 
 
 def _slabs(
     field: DisplacementField, affine: AffineTransform | None
 ) -> Iterator[NDArray[np.float32]]:
     """The vectors in the order of a file: components, then x, then y, then z."""
-    grid, n = field.grid, field.ndim
-    order = grid.axis_order(default_axes(n))
-    slowest, planes = order[-1], grid.shape[order[-1]]
-    step = max(1, _SLAB * planes // (grid.size * n))
-    for start in range(0, planes, step):
-        box = [slice(0, m) for m in grid.shape]
-        box[slowest] = slice(start, min(planes, start + step))
+    for box in slabs(field, _SLAB):
         part = np.asarray(field.data[(*box, slice(None))])
-        vectors = _folded(part, grid.crop(tuple(box)), affine)
-        ordered = vectors.transpose(*reversed(order), n)[..., list(order)]
-        yield np.ascontiguousarray(ordered, "<f4")
+        vectors = _folded(part, field.grid.crop(box), affine)
+        yield np.ascontiguousarray(as_in_files(vectors, field.grid), "<f4")
 
 
 def _folded(vectors: NDArray[Any], grid: Grid, affine: AffineTransform | None) -> NDArray[Any]:

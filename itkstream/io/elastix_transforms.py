@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
-from itkstream.geometry import (
-    CompositeTransform,
-    Grid,
-    Transform,
-    default_axes,
-)
+from itkstream.geometry import CompositeTransform, Transform, default_axes
 from itkstream.io.itk_entries import bspline_entry
-from itkstream.itk_bridge import from_itk_transform
+from itkstream.itk_bridge import from_itk_geometry, from_itk_transform
 
 __all__ = ["is_elastix", "read_elastix_transform"]
 
@@ -137,11 +133,8 @@ def _spline(entries: Entries, path: Path, axes: tuple[str, ...]) -> Transform:
     spacing, origin = (_numbers(entries, f"Grid{k}", path, n) for k in ("Spacing", "Origin"))
     # elastix writes matrices column by column.
     direction = _numbers(entries, "GridDirection", path, n * n).reshape(n, n).T
-    names = default_axes(n)
-    at_index_0 = Grid(size, tuple(spacing), tuple(origin), tuple(map(tuple, direction)), names)
-    grid = Grid(
-        size, at_index_0.spacing, tuple(at_index_0.to_physical(first)), at_index_0.direction, names
-    )
+    from_index_0 = from_itk_geometry(size, spacing, origin, direction)
+    grid = replace(from_index_0, origin=tuple(from_index_0.to_physical(first)))
     values = _numbers(entries, "TransformParameters", path, grid.size * n)
     order = int(_numbers(entries, "BSplineTransformSplineOrder", path, 1)[0])
     return bspline_entry(values, grid, order, axes)

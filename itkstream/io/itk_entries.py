@@ -13,8 +13,10 @@ from itkstream.geometry import (
     BSplineTransform,
     Grid,
     LandmarkSpline,
+    axis_order,
     default_axes,
 )
+from itkstream.itk_bridge import from_itk_geometry
 
 __all__ = ["LANDMARK_KINDS", "affine_entry", "bspline_entry", "landmark_entry", "lattice"]
 
@@ -42,8 +44,7 @@ def lattice(fixed: NDArray[np.float64]) -> Grid:
     """
     n = 2 if len(fixed) == 10 else 3
     size, origin, spacing, direction = np.split(fixed, [n, 2 * n, 3 * n])
-    matrix = tuple(map(tuple, direction.reshape(n, n)))
-    return Grid(tuple(map(int, size)), tuple(spacing), tuple(origin), matrix, default_axes(n))
+    return from_itk_geometry(size.astype(int).tolist(), spacing, origin, direction)
 
 
 def bspline_entry(
@@ -92,14 +93,23 @@ def affine_entry(
     -------
     AffineTransform
         Maps the same points.
+
+    Raises
+    ------
+    InputError
+        Where there are more or fewer numbers, or the matrix is singular.
     """
     n = len(centre)
+    if n not in (2, 3) or len(parameters) != n * n + n:
+        raise InputError(
+            f"an affine has 6 numbers and a centre of 2, or 12 and a centre of 3; got "
+            f"{len(parameters)} and {n}: is the file whole?"
+        )
     names = default_axes(n)
     matrix = np.eye(n + 1)
     matrix[:n, :n] = parameters[: n * n].reshape(n, n)
     matrix[:n, n] = parameters[n * n :] + centre - matrix[:n, :n] @ centre
-    full = [*(names.index(a) for a in (axes or names)), n]
-    return AffineTransform(matrix[np.ix_(full, full)])
+    return AffineTransform(matrix).reorder(names, axes or names)
 
 
 def landmark_entry(
@@ -124,14 +134,16 @@ def landmark_entry(
     Raises
     ------
     InputError
-        Where the landmarks make no spline.
+        Where the landmarks make no spline, or are of no 2-D or 3-D points.
     """
     name, _, size = kind.partition("_")
     if name not in LANDMARK_KINDS:
         return None
+    if not size.endswith(("_2_2", "_3_3")):
+        raise InputError(f"landmark splines of 2-D or 3-D points are read; got a {kind}")
     kernel, inverse = LANDMARK_KINDS[name]
     names = default_axes(int(size[-1]))
-    order = [names.index(a) for a in (axes or names)]
+    order = list(axis_order(names, axes or names))
     flat = np.ravel(parameters), np.ravel(fixed)
     if len(flat[0]) != len(flat[1]) or len(flat[0]) % len(names):
         raise InputError(

@@ -1,10 +1,15 @@
-"""Displacement fields in ITK's HDF5 transforms, left on disk: ITK itself reads them whole."""
+"""ITK's HDF5 transforms, whose fields stay on disk: ITK itself reads and writes them whole.
+
+Displacement fields are written slab by slab and read box by box, so that memory does not grow with
+them. ITK, 3D Slicer and ANTs read what is written.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -14,20 +19,33 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.fingerprint import files_stamp
 from itkstream.geometry import (
+    BSplineTransform,
     CompositeTransform,
     DisplacementField,
+    Grid,
+    Slices,
     Transform,
+    default_axes,
 )
 from itkstream.io.itk_entries import affine_entry, bspline_entry, landmark_entry, lattice
+from itkstream.io.vectors import OrderedVectors, as_in_files, slabs
+from itkstream.itk_bridge import to_itk_transform
 
-__all__ = ["Hdf5Vectors", "open_hdf5_transform"]
+__all__ = ["Hdf5Vectors", "open_hdf5_transform", "write_hdf5_transform"]
 
 _ROOT = "TransformGroup"
+_PARAMETERS, _FIXED = "TransformParameters", "TransformFixedParameters"
+# One chunk: 64 Ki doubles, 512 KiB, as ITK's own writers have it.
+_CHUNK = 65536
+# Chunks that are written together.
+_TOGETHER = 16
+# The order of B-splines that ITK does not write down.
+_CUBIC = 3
 
 
 @dataclass(frozen=True)
-class Hdf5Vectors:
-    """A stored field, read with its components last and its axes in the wanted order.
+class Hdf5Vectors(OrderedVectors):
+    """The vectors of a field in an HDF5 transform, whose stored axes are x, y (, z).
 
     Parameters
     ----------
@@ -36,20 +54,15 @@ class Hdf5Vectors:
     name : str
         The data set in it: one axis, x fastest, components innermost.
     sizes : tuple of int
-        Voxels along x, y (, z).
+        Vectors along x, y (, z).
     order : tuple of int
-        Which of these axes the array axes are.
+        Which of these axes, and of the components, the wanted ones are.
     """
 
     path: str
     name: str
     sizes: tuple[int, ...]
     order: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Elements per axis."""
-        return (*(self.sizes[k] for k in self.order), len(self.order))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -60,33 +73,43 @@ class Hdf5Vectors:
         kept = (self.path, self.name, self.sizes, self.order)
         return (type(self).__name__, *map(str, kept), files_stamp(self.path))
 
-    def __getitem__(self, key: Any) -> NDArray[np.float64]:
-        n = len(self.order)
-        cut = [slice(None)] * n
-        for axis, part in zip(self.order, key[:n], strict=True):
-            cut[axis] = part
-        box = self._read([c.indices(size)[:2] for c, size in zip(cut, self.sizes, strict=True)])
-        # From (..., y, x, component) to the wanted order.
-        moved = box.transpose(*(n - 1 - k for k in self.order), n)[..., list(self.order)]
-        return np.ascontiguousarray(moved[..., key[n] if len(key) > n else slice(None)])
+    def stored_shape(self) -> tuple[int, ...]:
+        """Vectors per stored axis.
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
+        Returns
+        -------
+        tuple of int
+            Along x, y (, z).
+        """
+        return self.sizes
 
-    def _read(self, spans: list[tuple[int, int]]) -> NDArray[np.float64]:
-        """Planes of constant z: each is one run of numbers from its first row to its last."""
-        n = len(spans)
-        (x0, x1), (y0, y1) = spans[:2]
-        planes = spans[2] if n == 3 else (0, 1)
+    def read_box(self, box: Slices) -> NDArray[np.float64]:
+        """Read some of the vectors, plane by plane of constant z.
+
+        Parameters
+        ----------
+        box : tuple of slice
+            Along x, y (, z).
+
+        Returns
+        -------
+        ndarray, box + (n,)
+            Components x first.
+        """
+        n = len(box)
+        along_x, y0, y1 = box[0], box[1].start, box[1].stop
+        planes = range(box[2].start, box[2].stop) if n == 3 else range(1)
         row = self.sizes[0] * n
-        box = np.empty((planes[1] - planes[0], y1 - y0, x1 - x0, n))
+        found = np.empty((len(planes), y1 - y0, along_x.stop - along_x.start, n))
         with h5py.File(self.path, "r") as file:
             values = file[self.name]
-            for place, z in enumerate(range(*planes)):
+            for place, z in enumerate(planes):
+                # A plane is one run of numbers from its first row to its last.
                 first = (z * self.sizes[1] + y0) * row
                 rows = values[first : first + (y1 - y0) * row]
-                box[place] = rows.reshape(y1 - y0, self.sizes[0], n)[:, x0:x1]
-        return box if n == 3 else box[0]
+                found[place] = rows.reshape(y1 - y0, self.sizes[0], n)[:, along_x]
+        vectors = found if n == 3 else found[0]
+        return vectors.transpose(*reversed(range(n)), n)
 
 
 def open_hdf5_transform(
@@ -118,8 +141,8 @@ def open_hdf5_transform(
             # ITK applies the transform added last first; the composite's own group holds nothing.
             chain = [step for step in reversed(steps) if step is not None]
             whole = len(chain) == len(groups) - (len(groups) > 1)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except (OSError, KeyError, ValueError):
         return None
     if not chain or not whole:
@@ -132,7 +155,7 @@ def _step(group: h5py.Group, path: str, axes: Sequence[str] | None) -> Transform
     name, _, variant = kind.partition("_")
     if name == "CompositeTransform":
         return None
-    fixed, values = group["TransformFixedParameters"], group["TransformParameters"]
+    fixed, values = group[_FIXED], group[_PARAMETERS]
     if name == "AffineTransform":
         return affine_entry(values[:], fixed[:], axes)
     if name not in ("BSplineTransform", "DisplacementFieldTransform"):
@@ -143,8 +166,74 @@ def _step(group: h5py.Group, path: str, axes: Sequence[str] | None) -> Transform
         raise ValueError(f"{values.name} has {values.shape} numbers; {numbers} expected")
     if name == "BSplineTransform":
         # ``double_3_3``, and the order of the splines unless they are cubic.
-        order = int(next(iter(variant.split("_")[3:]), 3))
+        order = int(next(iter(variant.split("_")[3:]), _CUBIC))
         return bspline_entry(values[:], grid, order, axes)
     turn = grid.axis_order(axes or grid.axes)
     stored = Hdf5Vectors(path, values.name, grid.shape, turn)
     return DisplacementField(stored, grid.reorder(axes or grid.axes))
+
+
+def write_hdf5_transform(path: Path, steps: Sequence[Transform], axes: Sequence[str]) -> None:
+    """Write affines, displacement fields and B-splines, one after the other.
+
+    Parameters
+    ----------
+    path : Path
+        Ending in ``.h5``; replaced if it is there.
+    steps : sequence of Transform
+        At least one; the first acts first. Fields may be stored and larger than memory.
+    axes : sequence of str
+        The axis order of all points, fields and B-splines.
+
+    Raises
+    ------
+    InputError
+        For a kind of transform ITK has no counterpart of.
+    """
+    with h5py.File(path, "w") as file:
+        groups = file.create_group(_ROOT)
+        if len(steps) > 1:
+            _add(groups, "CompositeTransform", len(axes))
+        # ITK applies the transform added last first.
+        for step in reversed(steps):
+            if isinstance(step, DisplacementField):
+                entry = _add(groups, "DisplacementFieldTransform", len(axes))
+                entry[_FIXED] = _geometry(step.grid)
+                _stream(entry, step)
+                continue
+            itk = to_itk_transform(step, axes)
+            order = step.order if isinstance(step, BSplineTransform) else _CUBIC
+            entry = _add(groups, itk.GetName(), len(axes), "" if order == _CUBIC else f"_{order}")
+            entry[_FIXED] = np.array(itk.GetFixedParameters())
+            entry[_PARAMETERS] = np.array(itk.GetParameters())
+
+
+def _add(groups: h5py.Group, name: str, ndim: int, variant: str = "") -> h5py.Group:
+    entry = groups.create_group(str(len(groups)))
+    text = h5py.string_dtype("ascii")
+    kind = f"{name}_double_{ndim}_{ndim}{variant}"
+    entry.create_dataset("TransformType", data=np.array([kind], dtype=object), dtype=text)
+    return entry
+
+
+def _geometry(grid: Grid) -> NDArray[np.float64]:
+    """ITK's fixed parameters of a field: size, origin, spacing, direction, x first."""
+    itk = grid.reorder(default_axes(grid.ndim))
+    return np.array([*itk.shape, *itk.origin, *itk.spacing, *np.ravel(itk.direction)], float)
+
+
+def _stream(entry: h5py.Group, field: DisplacementField) -> None:
+    length = field.grid.size * field.ndim
+    values = entry.create_dataset(
+        _PARAMETERS,
+        (length,),
+        np.float64,
+        chunks=(min(_CHUNK, length),),
+        compression="gzip",
+        compression_opts=1,
+    )
+    start = 0
+    for box in slabs(field, _CHUNK * _TOGETHER):
+        part = np.asarray(field.data[(*box, slice(None))], np.float64)
+        values[start : start + part.size] = as_in_files(part, field.grid).ravel()
+        start += part.size

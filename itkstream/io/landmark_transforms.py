@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import CompositeTransform, Transform
 from itkstream.io.itk_entries import LANDMARK_KINDS, affine_entry, landmark_entry
+from itkstream.io.itk_transforms import check_whole
 
 __all__ = ["read_landmark_text"]
 
@@ -46,28 +47,33 @@ def read_landmark_text(path: Path, axes: Sequence[str] | None = None) -> Transfo
         file.seek(0)
         if not any(_kind(line) in LANDMARK_KINDS for line in file):
             return None
+    check_whole(path)
     steps: list[Transform] = []
     for kind, numbers in _entries(path):
         name = kind.partition("_")[0]
         if name == _COMPOSITE:
             continue
-        if not {"Parameters", "FixedParameters"} <= numbers.keys():
-            raise InputError(f"{path} is cut off: a {name} lacks its parameters")
-        given = numbers["Parameters"], numbers["FixedParameters"]
-        spline = landmark_entry(kind, *given, axes)
-        if spline is None and name not in _AFFINES:
+        if name not in (*LANDMARK_KINDS, *_AFFINES):
             raise InputError(
                 f"{path} holds a {name} beside a landmark spline; only affines are read beside "
                 "it: store it as .h5, or convert it to a displacement field in 3D Slicer"
             )
+        given = numbers["Parameters"], numbers["FixedParameters"]
+        try:
+            step = landmark_entry(kind, *given, axes) or affine_entry(*given, axes)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         # ITK applies the transform added last first.
-        steps.insert(0, spline or affine_entry(*given, axes))
+        steps.insert(0, step)
     return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
 
 
 def _kind(line: bytes) -> str:
+    """The name of the transform that begins with a line; empty for any other line."""
     head, _, kind = line.partition(b":")
-    return kind.decode("ascii", "replace").strip().partition("_")[0] if head == b"Transform" else ""
+    if head.strip() != b"Transform":
+        return ""
+    return kind.decode("ascii", "replace").strip().partition("_")[0]
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, NDArray[np.float64]]]]:
@@ -75,6 +81,7 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, NDArray[np.float64]]]]
     kind, numbers = "", dict[str, NDArray[np.float64]]()
     for line in path.read_text(encoding="ascii", errors="replace").splitlines():
         key, _, value = line.partition(":")
+        key = key.strip()
         if key == "Transform":
             if kind:
                 yield kind, numbers

@@ -7,7 +7,8 @@ a transform; fields stay on disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from itkstream.io.ngff_steps import Node, StepReader, StoredField, StoredVectors
 from itkstream.io.ome_zarr import OWN_ATTRIBUTES, multiscale_of
 from itkstream.io.paths import has_zarr_metadata
 from itkstream.io.selection import parse_unit
+from itkstream.io.vectors import wanted_axes
 from itkstream.io.zarr_arrays import zarr_attributes
 
 __all__ = ["read_scene"]
@@ -71,18 +73,27 @@ def read_scene(
         raise MissingDataError(f"there is no transform store {folder}")
     attributes = zarr_attributes(folder)
     own = attributes.get(OWN_ATTRIBUTES, {}).get("grid")
-    try:
+    with _naming(folder):
         lattice = Grid(**own) if own else None
-        edge, inverse = _choose(folder, _listed(attributes), name)
+        edge, inverse = _choose(_listed(attributes), name)
         ends = [_system(folder, attributes, end) for end in (edge.start, edge.end)]
         start, end = reversed(ends) if inverse else ends
         steps = StepReader(folder, lattice).steps(edge.node, len(start.names), inverse)
+        space = _Space(start, end, lattice.unit if lattice else _GLOBAL_UNIT)
+    wanted = wanted_axes(folder, space.ndim, axes)
+    with _naming(folder):
+        return space.transform(steps, wanted)
+
+
+@contextmanager
+def _naming(folder: Location) -> Iterator[None]:
+    """Errors over metadata say whose they are."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: its transformations are not understood ({error!r})") from error
-    unit = lattice.unit if lattice else _GLOBAL_UNIT
-    return _Space(start, end, unit, folder).transform(steps, axes)
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ def _said(end: Any) -> str:
     return "/".join(str(end[key]) for key in ("path", "name") if end.get(key))
 
 
-def _choose(folder: Location, edges: Sequence[_Edge], name: str | None) -> tuple[_Edge, bool]:
+def _choose(edges: Sequence[_Edge], name: str | None) -> tuple[_Edge, bool]:
     there = "; ".join(
         edge.label + (f" ({edge.node['name']!r})" if edge.node.get("name") else "")
         for edge in edges
@@ -182,25 +193,23 @@ class _Space:
     start: _System
     end: _System
     unit: str
-    folder: Location
 
-    def transform(
-        self, steps: Sequence[Matrix | StoredField], axes: Sequence[str] | None
-    ) -> Transform:
-        """The steps on points whose axes are in the wanted order and unit."""
+    def __post_init__(self) -> None:
         names = sorted(self.start.names[k] for k in self.start.spatial)
         others = sorted(self.end.names[k] for k in self.end.spatial)
-        ndim = len(names)
-        if names != others or ndim not in (2, 3) or names != list(default_axes(ndim)):
+        if names != others or len(names) not in (2, 3) or names != list(default_axes(len(names))):
             raise InputError(
-                f"{self.folder}: the transformation leads from the axes {self.start.names} to "
-                f"{self.end.names}; only x, y, or x, y, z, on both sides are read"
+                f"the transformation leads from the axes {self.start.names} to {self.end.names}; "
+                "only x, y, or x, y, z, on both sides are read"
             )
-        wanted = tuple(axes or reversed(default_axes(ndim)))
-        if sorted(wanted) != names:
-            raise InputError(
-                f"{self.folder} holds a {ndim}-D transform; it cannot have the axes {wanted}"
-            )
+
+    @property
+    def ndim(self) -> int:
+        """Spatial axes."""
+        return len(self.start.spatial)
+
+    def transform(self, steps: Sequence[Matrix | StoredField], wanted: Sequence[str]) -> Transform:
+        """The steps on points whose axes are in the wanted order and unit."""
         self._check(steps)
         head = self._into(wanted)
         out: list[Transform] = []
@@ -210,36 +219,42 @@ class _Space:
                 continue
             if not _is_similar(head):
                 out.append(AffineTransform(head))
-                head = np.eye(ndim + 1)
+                head = np.eye(self.ndim + 1)
             out.append(_placed(step, head, wanted, self.unit))
         last = AffineTransform(head)
         return CompositeTransform((*out, last)) if out else last
 
     def _check(self, steps: Sequence[Matrix | StoredField]) -> None:
-        fields = [step for step in steps if isinstance(step, StoredField)]
-        extra = len(self.start.names) > len(self.start.spatial)
-        if not fields:
-            total = np.eye(len(self.start.names) + 1)
-            for step in steps:
-                total = np.asarray(step) @ total
-            if len(total) != len(self.end.names) + 1:
-                raise InputError(
-                    f"{self.folder}: the transformation gives {len(total) - 1} coordinates, and "
-                    f"the system it leads to has {len(self.end.names)}"
-                )
-            others = [k for k in range(len(self.start.names)) if k not in self.start.spatial]
-            extra = bool(total[np.ix_(self.end.spatial, others)].any())
-        if extra:
-            raise InputError(
-                f"{self.folder}: the transformation of {self.start.names} mixes or bends axes "
-                "other than x, y and z"
-            )
+        """Refuse what mixes spatial axes with others, or fields of other axes than the points'."""
         first = steps[0] if steps else None
+        others = [k for k in range(len(self.start.names)) if k not in self.start.spatial]
+        matrices = [step for step in steps if not isinstance(step, StoredField)]
+        mixed = bool(others)
+        if len(matrices) == len(steps):
+            total = self._product(matrices)
+            mixed = bool(total[np.ix_(self.end.spatial, others)].any())
+        if mixed:
+            raise InputError(
+                f"the transformation of {self.start.names} mixes or bends axes other than x, y "
+                "and z"
+            )
         if isinstance(first, StoredField) and first.names != self.start.names:
             raise InputError(
-                f"{self.folder}: a field with the axes {first.names} acts on points with the axes "
+                f"a field with the axes {first.names} acts on points with the axes "
                 f"{self.start.names}: they must be the same"
             )
+
+    def _product(self, matrices: Sequence[Matrix]) -> Matrix:
+        """One matrix after the other, from the first system to the last."""
+        total = np.eye(len(self.start.names) + 1)
+        for matrix in matrices:
+            total = matrix @ total
+        if len(total) != len(self.end.names) + 1:
+            raise InputError(
+                f"the transformation gives {len(total) - 1} coordinates, and the system it leads "
+                f"to has {len(self.end.names)}"
+            )
+        return total
 
     def _into(self, wanted: Sequence[str]) -> Matrix:
         """From points as wanted to points of the first system; its further axes are 0."""
@@ -262,7 +277,7 @@ class _Space:
             given = parse_unit(unit or self.unit)
         except InputError as error:
             raise InputError(
-                f"{self.folder}: the unit {unit!r} of a spatial axis is no length that is known"
+                f"the unit {unit!r} of a spatial axis is no length that is known"
             ) from error
         return MICROMETERS_PER_UNIT[given] / MICROMETERS_PER_UNIT[self.unit]
 

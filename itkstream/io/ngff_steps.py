@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import Grid
+from itkstream.geometry import Grid, Slices
 from itkstream.io.locations import Location
-from itkstream.io.ome_zarr import level_axes, multiscale_of, scale_and_shift
+from itkstream.io.ome_zarr import level_axes, level_paths, multiscale_of, scale_and_shift
+from itkstream.io.vectors import OrderedVectors
 from itkstream.io.zarr_arrays import ZarrArray, is_zarr_array, zarr_attributes
 
 __all__ = ["Node", "StepReader", "StoredField", "StoredVectors", "inside"]
@@ -30,12 +30,15 @@ __all__ = ["Node", "StepReader", "StoredField", "StoredVectors", "inside"]
 Node = Mapping[str, Any]
 Matrix = NDArray[np.float64]
 
+# Ratio of greatest stretch to least beyond which an inverse is rounding alone.
+_SINGULAR = 1e12
+
 _FIELDS = {"displacements": "displacement", "coordinates": "coordinate"}
 
 
 @dataclass(frozen=True)
-class StoredVectors:
-    """A stored field, read with its components last and its axes in the wanted order.
+class StoredVectors(OrderedVectors):
+    """The vectors of a stored field, always displacements.
 
     Parameters
     ----------
@@ -58,39 +61,40 @@ class StoredVectors:
     lattice: Grid | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Elements per axis."""
-        sizes = self._spatial(self.stored.shape)
-        return (*(sizes[k] for k in self.order), len(self.order))
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         """Element type."""
         exact = self.lattice is None and self.factor == 1
         return self.stored.dtype if exact else np.dtype(np.float64)
 
-    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        n = len(self.order)
-        cut = [slice(None)] * n
-        for axis, part in zip(self.order, key[:n], strict=True):
-            cut[axis] = part
-        whole = (*cut[: self.component], slice(None), *cut[self.component :])
+    def stored_shape(self) -> tuple[int, ...]:
+        """Vectors per stored axis.
+
+        Returns
+        -------
+        tuple of int
+            Without the axis of the components.
+        """
+        shape = self.stored.shape
+        return (*shape[: self.component], *shape[self.component + 1 :])
+
+    def read_box(self, box: Slices) -> NDArray[Any]:
+        """Read some of the vectors.
+
+        Parameters
+        ----------
+        box : tuple of slice
+            Of the stored axes without that of the components.
+
+        Returns
+        -------
+        ndarray, box + (n,)
+            Displacements times `factor`, components as stored.
+        """
+        whole = (*box[: self.component], slice(None), *box[self.component :])
         vectors = np.moveaxis(self.stored[whole], self.component, -1)
         if self.lattice is not None:
-            box = tuple(
-                slice(*c.indices(m)[:2]) for c, m in zip(cut, self.lattice.shape, strict=True)
-            )
             vectors = vectors - self.lattice.crop(box).positions()
-        if self.factor != 1:
-            vectors = vectors * self.factor
-        moved = vectors.transpose(*self.order, n)[..., list(self.order)]
-        return np.ascontiguousarray(moved[..., key[n] if len(key) > n else slice(None)])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
-
-    def _spatial(self, values: Sequence[int]) -> list[int]:
-        return [v for k, v in enumerate(values) if k != self.component]
+        return vectors if self.factor == 1 else vectors * self.factor
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,7 @@ class StepReader:
         """The numbers of a transformation, or the array that holds them."""
         if kind in node or "path" not in node:
             return node if kind in ("identity", "projectAxis") else node[kind]
-        stored = zarr.open_array(inside(self.folder, node["path"]).store(), mode="r")
-        return np.asarray(stored[...])
+        return _array(inside(self.folder, node["path"]))[...]
 
     def _by_dimension(self, node: Node, ndim: int) -> Matrix:
         items = node["transformations"]
@@ -232,7 +235,7 @@ class StepReader:
         if types.count(wanted) != 1:
             raise InputError(f"{place} has no axis of type {wanted!r}; its axes are {types}")
         component = types.index(wanted)
-        array = ZarrArray.open(inside(group, path))
+        array = _array(inside(group, path))
         spatial = [k for k in range(len(axes)) if k != component]
         n = len(spatial)
         if n not in (2, 3) or array.ndim != n + 1 or array.shape[component] != n:
@@ -240,17 +243,14 @@ class StepReader:
                 f"a field of {n} axes has {n} components for each of its points, and is 2-D or "
                 f"3-D; {place} has shape {array.shape}"
             )
-        grid = self.lattice
-        if grid is None:
-            scale, shift = scale_and_shift(multiscale, path, len(axes)) or (None, None)
-            if scale is None or shift is None:
-                raise InputError(f"{place} does not say where its elements are: it has no scale")
-            sizes = tuple(array.shape[k] for k in spatial)
-            grid = Grid(sizes, tuple(scale[spatial]), tuple(shift[spatial]))
+        stated = scale_and_shift(multiscale, path, len(axes))
+        if stated is None:
+            raise InputError(f"{place} does not say where its elements are: it has no scale")
+        scale, shift = (tuple(values[spatial]) for values in stated)
         return StoredField(
             array,
             component,
-            grid,
+            self.lattice or Grid(tuple(array.shape[k] for k in spatial), scale, shift),
             tuple(str(axes[k]["name"]).lower() for k in spatial),
             tuple(str(axes[k].get("unit") or "") for k in spatial),
             absolute=node["type"] == "coordinates",
@@ -289,14 +289,20 @@ def _multiscale_around(place: Location, top: Location) -> tuple[Location, Node, 
         multiscale = multiscale_of(zarr_attributes(place))
         if multiscale is None:
             raise InputError(f"there is no vector field {place}: no array, and no OME-Zarr image")
-        return place, multiscale, str(multiscale["datasets"][0]["path"])
+        return place, multiscale, level_paths(multiscale)[0]
     around = [folder for folder in place.parents if folder.is_below(top)]
     for group in around:
         multiscale = multiscale_of(zarr_attributes(group))
-        for dataset in multiscale["datasets"] if multiscale else ():
-            if inside(group, dataset["path"]) == place:
-                return group, multiscale or {}, str(dataset["path"])
+        for path in level_paths(multiscale) if multiscale else ():
+            if inside(group, path) == place:
+                return group, multiscale or {}, path
     raise InputError(f"no OME-Zarr metadata say where the elements of {place} are")
+
+
+def _array(place: Location) -> ZarrArray:
+    if not is_zarr_array(place):
+        raise InputError(f"the metadata name the array {place}, which is not there")
+    return ZarrArray.open(place)
 
 
 def _reached(steps: Sequence[Matrix | StoredField], ndim: int) -> int:
@@ -308,8 +314,9 @@ def _reached(steps: Sequence[Matrix | StoredField], ndim: int) -> int:
 
 
 def _inverted(matrix: Matrix, kind: str) -> Matrix:
-    square = matrix.shape[0] == matrix.shape[1]
-    if not square or abs(np.linalg.det(matrix)) < 1e-12:
+    # The determinant would be as small for lengths that are small in their unit.
+    linear = matrix[:-1, :-1]
+    if linear.shape[0] != linear.shape[1] or not np.linalg.cond(linear) < _SINGULAR:
         raise InputError(f"the inverse of a {kind} is wanted, and it has none")
     return np.asarray(np.linalg.inv(matrix))
 

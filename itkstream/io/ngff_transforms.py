@@ -24,10 +24,11 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
-    default_axes,
+    array_axes,
 )
 from itkstream.io.locations import Location
 from itkstream.io.ngff_scenes import read_scene
+from itkstream.io.ome_zarr import space_axes
 from itkstream.io.outputs import claim_store
 from itkstream.io.stored import tiles
 from itkstream.io.zarr_arrays import ZarrArray, written_codecs
@@ -87,7 +88,7 @@ def create_transform(
     folder = claim_store(path, overwrite)
     order = grid.axis_order(stored_axes(grid))
     stored = grid.reorder(stored_axes(grid))
-    matrix = _reordered(affine.matrix, order)
+    matrix = affine.reorder(grid.axes, stored.axes).matrix
     zarr.create_group(folder.store(), zarr_format=3, attributes=_scene(matrix, stored))
     group = zarr.create_group(
         folder.child(_FIELD).store(), zarr_format=3, attributes={"ome": _multiscale(stored)}
@@ -137,7 +138,7 @@ def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     Parameters
     ----------
     path : path
-        A store that `itkstream.exports.write_inverse` made.
+        A store that `itkstream.results.write_inverse` made.
     axes : sequence of str, optional
         The wanted order of axes; default the stored one, z, y, x.
 
@@ -201,7 +202,7 @@ def stored_axes(grid: Grid) -> tuple[str, ...]:
     tuple of str
         ``("z", "y", "x")`` or ``("y", "x")``.
     """
-    return tuple(reversed(default_axes(grid.ndim)))
+    return array_axes(grid.ndim)
 
 
 def as_stored(field: Any, grid: Grid) -> Any:
@@ -256,14 +257,8 @@ def read_transform(
     )
 
 
-def _reordered(matrix: NDArray[np.float64], order: Sequence[int]) -> NDArray[np.float64]:
-    """A homogeneous matrix with its coordinates in another order."""
-    full = [*order, len(order)]
-    return matrix[np.ix_(full, full)]
-
-
 def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
-    systems = [{"name": name, "axes": _axes(grid)} for name in ("fixed", "moving")]
+    systems = [{"name": name, "axes": space_axes(grid)} for name in ("fixed", "moving")]
     sequence = {
         "type": "sequence",
         "name": "registration",
@@ -293,12 +288,8 @@ def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
     }
 
 
-def _axes(grid: Grid) -> list[dict[str, Any]]:
-    return [{"name": name, "type": "space", "unit": grid.unit} for name in grid.axes]
-
-
 def _multiscale(grid: Grid) -> dict[str, Any]:
-    component = {"name": "c", "type": "displacement", "discrete": True}
+    axes = [{"name": "c", "type": "displacement", "discrete": True}, *space_axes(grid)]
     to_physical = {
         "type": "sequence",
         "input": {"path": "0"},
@@ -313,7 +304,7 @@ def _multiscale(grid: Grid) -> dict[str, Any]:
         "multiscales": [
             {
                 "name": _FIELD,
-                "coordinateSystems": [{"name": "intrinsic", "axes": [component, *_axes(grid)]}],
+                "coordinateSystems": [{"name": "intrinsic", "axes": axes}],
                 "datasets": [{"path": "0", "coordinateTransformations": [to_physical]}],
             }
         ],

@@ -22,9 +22,11 @@ __all__ = [
     "StoredLevel",
     "coarser_levels",
     "level_axes",
+    "level_paths",
     "multiscale_of",
     "open_zarr",
     "scale_and_shift",
+    "space_axes",
 ]
 
 OWN_ATTRIBUTES = "itkstream"  # group attribute for what NGFF has no word for: the direction
@@ -66,7 +68,7 @@ def open_zarr(dataset: Dataset, selection: Selection) -> Image:
             continue
         direction = attributes.get(OWN_ATTRIBUTES, {}).get("direction", ())
         try:
-            levels = [str(d["path"]).strip("/") for d in multiscale["datasets"]]
+            levels = level_paths(multiscale)
             inside = folder.relative_to(group)
             if folder == group or inside in levels:
                 wanted = levels if folder == group else [inside]
@@ -93,6 +95,38 @@ def multiscale_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     found = attributes.get("ome", attributes).get("multiscales")
     return dict(found[0]) if found else None
+
+
+def level_paths(metadata: Mapping[str, Any]) -> list[str]:
+    """Where the levels of a multiscale image are, the finest first.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Of the image.
+
+    Returns
+    -------
+    list of str
+        Relative to its group.
+    """
+    return [str(dataset["path"]).strip("/") for dataset in metadata["datasets"]]
+
+
+def space_axes(grid: Grid) -> list[dict[str, str]]:
+    """The axes of a grid as NGFF metadata have them.
+
+    Parameters
+    ----------
+    grid : Grid
+        Its axes and unit count.
+
+    Returns
+    -------
+    list of dict
+        Name, type and unit of each.
+    """
+    return [{"name": name, "type": "space", "unit": grid.unit} for name in grid.axes]
 
 
 @dataclass(frozen=True)
@@ -137,7 +171,7 @@ def coarser_levels(view: ArrayView) -> list[StoredLevel]:
         multiscale = multiscale_of(zarr_attributes(group))
         if multiscale is None:
             continue
-        levels = [str(d["path"]).strip("/") for d in multiscale["datasets"]]
+        levels = level_paths(multiscale)
         inside = folder.relative_to(group)
         if inside not in levels:
             return []
@@ -161,11 +195,16 @@ def _below(
     if not is_zarr_array(group / paths[1]):
         return None
     source, fine = ZarrArray.open(group / paths[1]), view.source.shape
-    stated = [scale_and_shift(multiscale, path, len(fine)) for path in paths]
-    if source.ndim != len(fine) or source.dtype != view.dtype or None in stated:
+    if source.ndim != len(fine) or source.dtype != view.dtype:
         return None
-    first, second = (np.asarray(scale) for scale, _ in (t for t in stated if t is not None))
-    ratios = second / first
+    try:
+        first, second = (scale_and_shift(multiscale, path, len(fine)) for path in paths)
+    except InputError:
+        # Nobody asked for this level.
+        return None
+    if first is None or second is None:
+        return None
+    ratios = second[0] / first[0]
     factors = [max(1, round(float(r))) for r in ratios]
     whole = [-(-n // f) for n, f in zip(fine, factors, strict=True)]
     kept = [not isinstance(pick, slice) for pick in view.picks]
@@ -253,7 +292,7 @@ def level_axes(metadata: Mapping[str, Any], path: str | None = None) -> list[Map
     metadata : mapping
         Of the image.
     path : str, optional
-        The level; default the first.
+        The level, one of `level_paths`; default the first.
 
     Returns
     -------
@@ -262,8 +301,8 @@ def level_axes(metadata: Mapping[str, Any], path: str | None = None) -> list[Map
     """
     listed = metadata.get("axes")
     if "coordinateSystems" in metadata:  # 0.6: the datasets say which system they map to
-        levels = metadata["datasets"]
-        level = next((d for d in levels if str(d["path"]) == path), levels[0])
+        paths = level_paths(metadata)
+        level = metadata["datasets"][paths.index(path) if path in paths else 0]
         output = level["coordinateTransformations"][0].get("output")
         wanted = output.get("name") if isinstance(output, Mapping) else output
         systems = {s["name"]: s["axes"] for s in metadata["coordinateSystems"]}
@@ -281,7 +320,7 @@ def scale_and_shift(
     metadata : mapping
         Of a multiscale image.
     path : str
-        One of its levels.
+        One of `level_paths`.
     ndim : int
         Axes of its array.
 
@@ -295,7 +334,7 @@ def scale_and_shift(
     InputError
         Where the metadata give anything but scales and translations.
     """
-    dataset = next(d for d in metadata["datasets"] if str(d["path"]).strip("/") == path)
+    dataset = metadata["datasets"][level_paths(metadata).index(path)]
     steps = list(dataset.get("coordinateTransformations") or ())
     if not steps:
         return None

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid
 from itkstream.io.locations import Location
-from itkstream.io.ome_zarr import OWN_ATTRIBUTES, multiscale_of, open_zarr
+from itkstream.io.ome_zarr import OWN_ATTRIBUTES, multiscale_of, open_zarr, space_axes
 from itkstream.io.outputs import claim_store
 from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
@@ -298,10 +298,9 @@ def _ngff(grids: Sequence[Grid], layout: _Layout, folder: Location) -> dict[str,
     """The group attributes that describe an image with these levels."""
     version, ones = layout.version, [1.0 for _ in layout.series]
     further = [{"name": name, "type": _SERIES[name]} for name, _ in layout.series]
-    space = [{"name": a, "type": "space", "unit": grids[0].unit} for a in grids[0].axes]
     multiscale: dict[str, Any] = {
         "name": folder.name.removesuffix(".zarr").removesuffix(".ome"),
-        "axes": further + space,
+        "axes": further + space_axes(grids[0]),
         "datasets": [
             {
                 "path": str(level),

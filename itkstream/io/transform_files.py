@@ -1,26 +1,25 @@
 """Transforms from and to any file of the ITK world, or a folder of this package.
 
-One reader and one writer. Whatever is written is read back by SimpleITK and compared at points
-before it gets its name: a file that is there is right.
+One reader and one writer. Whatever is written is read back and compared at points before it gets
+its name: a file that is there is right.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from itkstream.errors import InputError, ItkstreamError, MissingDataError
+from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
     AffineTransform,
     BSplineTransform,
-    CompositeTransform,
     DisplacementField,
     Transform,
-    default_axes,
+    array_axes,
+    compose,
     steps_of,
 )
 from itkstream.io.displacement_images import (
@@ -28,18 +27,15 @@ from itkstream.io.displacement_images import (
     write_displacement_image,
 )
 from itkstream.io.elastix_transforms import is_elastix, read_elastix_transform
-from itkstream.io.itk_hdf5 import open_hdf5_transform
-from itkstream.io.itk_transforms import (
-    largest_difference,
-    read_itk_transform,
-    write_chain,
-    write_small,
-)
+from itkstream.io.itk_hdf5 import open_hdf5_transform, write_hdf5_transform
+from itkstream.io.itk_transforms import read_itk_transform, write_itk_transform
 from itkstream.io.landmark_transforms import read_landmark_text
 from itkstream.io.locations import Location
 from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.ngff_transforms import write_store
 from itkstream.io.outputs import claim_file, claim_store
+from itkstream.io.transform_check import TransformReader, check_written, grids_of
+from itkstream.io.vectors import slabs, wanted_axes
 
 __all__ = ["read_transform", "write_transform"]
 
@@ -48,10 +44,6 @@ _HDF5 = (".h5", ".hdf5")
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _STORES = (".zarr",)
 _STORE = "transform.ome.zarr"
-_POINTS = 100
-# How often points are drawn anew where none passes through every lattice of a chain.
-_ROUNDS = 20
-_ON_A_GRID = (BSplineTransform, DisplacementField)
 # Numbers in a field beyond which ITK, which reads it whole, is not asked to check it.
 _LARGE = 2**24
 # Numbers that are looked at together.
@@ -107,11 +99,7 @@ def read_transform(
     place = location.path
     read = _READERS.get(_ending(place), read_itk_transform)
     transform = read(place, None)
-    wanted = tuple(axes or reversed(default_axes(transform.ndim)))
-    if sorted(wanted) != sorted(default_axes(transform.ndim)):
-        raise InputError(
-            f"{path} holds a {transform.ndim}-D transform; it cannot have the axes {wanted}"
-        )
+    wanted = wanted_axes(path, transform.ndim, axes)
     _check_finite(transform, place)
     return read(place, wanted)
 
@@ -157,23 +145,24 @@ def write_transform(
     """
     target = Location.parse(path)
     steps = _steps(transform)
-    order = _axes(steps, axes)
+    order = _axes(transform, axes)
     kind = _ending(target)
     _check_kind(target, kind, steps)
     if kind in _STORES:
         claim_store(target, overwrite)
     with claim_file(target, overwrite) as partial:
         if kind in _SMALL:
-            write_small(partial, steps[0] if len(steps) == 1 else CompositeTransform(steps), order)
+            write_itk_transform(partial, compose(*steps), order)
         elif kind in _HDF5:
-            write_chain(partial, steps, order)
+            write_hdf5_transform(partial, steps, order)
         else:
             field, affine = _field_and_affine(steps)
             if kind in _STORES:
                 write_store(partial, field, affine or AffineTransform(np.eye(field.ndim + 1)))
             else:
                 write_displacement_image(partial, field, affine)
-        return _compare(partial, transform, order, steps, kind)
+        tolerance = _SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT
+        return check_written(partial, transform, order, _reader_back(kind, transform), tolerance)
 
 
 def _ending(path: Path | Location) -> str:
@@ -182,29 +171,27 @@ def _ending(path: Path | Location) -> str:
 
 
 def _steps(transform: Transform) -> tuple[Transform, ...]:
-    """What a file has to hold: composites taken apart, affines in a row multiplied."""
-    steps: list[Transform] = []
-    for step in steps_of(transform):
-        before = steps[-1] if steps else None
-        if isinstance(step, AffineTransform) and isinstance(before, AffineTransform):
-            steps[-1] = AffineTransform(step.matrix @ before.matrix)
-        else:
-            steps.append(step)
-    strange = [type(s).__name__ for s in steps if not isinstance(s, (AffineTransform, *_ON_A_GRID))]
+    """What a file has to hold, in the simplest form."""
+    steps = steps_of(compose(transform))
+    known = (AffineTransform, BSplineTransform, DisplacementField)
+    strange = [type(step).__name__ for step in steps if not isinstance(step, known)]
     if strange:
         raise InputError(
             f"affines, displacement fields and B-splines can be written; got {strange[0]}: sample "
             "it to a DisplacementField first (itkstream.transform.sample_transform)"
         )
-    return tuple(steps)
+    return steps
 
 
-def _axes(steps: Sequence[Transform], axes: Sequence[str] | None) -> tuple[str, ...]:
-    grids = [step.grid for step in steps if isinstance(step, _ON_A_GRID)]
-    order = tuple(axes or (grids[0].axes if grids else reversed(default_axes(steps[0].ndim))))
+def _axes(transform: Transform, axes: Sequence[str] | None) -> tuple[str, ...]:
+    grids = grids_of(transform)
+    order = tuple(axes or (grids[0].axes if grids else array_axes(transform.ndim)))
     for grid in grids:
         if grid.axes != order:
-            raise InputError(f"the field has axes {grid.axes}, not {order}")
+            raise InputError(
+                f"the transform has points with the axes {grid.axes}, not {order}: leave axes out, "
+                "or read all its parts with the same axes"
+            )
     return order
 
 
@@ -259,90 +246,6 @@ def _field_and_affine(
     )
 
 
-def _compare(
-    path: Path,
-    transform: Transform,
-    axes: tuple[str, ...],
-    steps: Sequence[Transform],
-    kind: str,
-) -> float:
-    points = _points(steps)
-    # One point at a time, so that little of a stored field is read.
-    wanted = np.concatenate([transform.apply(p[None]) for p in points])
-    grids = [step.grid for step in steps if isinstance(step, _ON_A_GRID)]
-    spacing = min((min(grid.spacing) for grid in grids), default=1.0)
-    numbers = max((grid.size * grid.ndim for grid in grids), default=0)
-    try:
-        reader = _LAZY.get(kind)
-        if reader is not None and (kind not in _HDF5 or numbers > _LARGE):
-            written = reader(path, axes)
-            found = np.concatenate([written.apply(p[None]) for p in points])
-            error = float(np.abs(found - wanted).max())
-        else:
-            error = largest_difference(path, transform, points, axes)
-    except (InputError, RuntimeError) as reason:
-        raise ItkstreamError(f"{path.name} was written but cannot be read: {reason}") from reason
-    size = float(max(np.abs(points).max(), np.abs(wanted).max()))
-    allowed = (_SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT) * max(size, spacing)
-    if not error <= allowed:
-        unit = grids[0].unit if grids else "micrometer"
-        raise ItkstreamError(
-            f"{path.name} was written but maps points {error:.3g} {unit} off, where "
-            f"{allowed:.3g} was expected: the disk or the ITK library is faulty"
-        )
-    return error
-
-
-def _points(steps: Sequence[Transform]) -> NDArray[np.float64]:
-    """Points that stay within every lattice on their way; beyond them ITK continues otherwise."""
-    rng = np.random.default_rng(0)
-    ndim = steps[0].ndim
-    first = next((k for k, step in enumerate(steps) if isinstance(step, _ON_A_GRID)), None)
-    if first is None:
-        return rng.uniform(0, 100, (_POINTS, ndim))
-    before = steps[0].inverse() if isinstance(steps[0], AffineTransform) else None
-    for _ in range(_ROUNDS):
-        points = _inside(steps[first], rng)
-        if before is not None:
-            points = before.apply(points)
-        points = points[_stay(steps, points)]
-        if len(points):
-            return points
-    raise InputError(
-        "no point passes through all lattices of this transform, so that nothing could be "
-        "compared: are its steps in the right order, and in one unit?"
-    )
-
-
-def _inside(step: Transform, rng: np.random.Generator) -> NDArray[np.float64]:
-    assert isinstance(step, _ON_A_GRID)
-    low, high = _reach(step)
-    return step.grid.to_physical(low + rng.uniform(0, 1, (_POINTS, step.ndim)) * (high - low))
-
-
-def _reach(step: DisplacementField | BSplineTransform) -> NDArray[np.float64]:
-    """First and last index at which all clients agree on a step."""
-    last = np.asarray(step.grid.shape) - 1.0
-    edge = np.zeros(step.ndim)
-    if isinstance(step, BSplineTransform):
-        edge += 0.5 * (step.order - 1)
-    # The outermost cells may lie beyond the grid once a format has rounded its geometry.
-    edge += np.minimum(0.01, (last - 2 * edge) / 2)
-    return np.stack([edge, last - edge])
-
-
-def _stay(steps: Sequence[Transform], points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    inside = np.ones(len(points), bool)
-    if sum(isinstance(step, _ON_A_GRID) for step in steps) < 2:
-        return inside
-    for step in steps:
-        if isinstance(step, _ON_A_GRID):
-            index, (low, high) = step.grid.to_index(points), _reach(step)
-            inside &= ((index >= low) & (index <= high)).all(axis=-1)
-        points = np.concatenate([step.apply(p[None]) for p in points])
-    return inside
-
-
 def _read_store(path: Path, axes: Sequence[str] | None) -> Transform:
     return read_scene(Location.parse(path), axes)
 
@@ -357,7 +260,7 @@ def _read_text(path: Path, axes: Sequence[str] | None) -> Transform:
     return read_landmark_text(path, axes) or read_itk_transform(path, axes)
 
 
-_LAZY: dict[str, Callable[[Path, Sequence[str] | None], Transform]] = {
+_LAZY: dict[str, TransformReader] = {
     **dict.fromkeys(_IMAGES, read_displacement_image),
     **dict.fromkeys(_HDF5, _read_hdf5),
     **dict.fromkeys(_STORES, _read_store),
@@ -365,16 +268,15 @@ _LAZY: dict[str, Callable[[Path, Sequence[str] | None], Transform]] = {
 _READERS = {**_LAZY, ".txt": _read_text, ".tfm": _read_text}
 
 
+def _reader_back(kind: str, transform: Transform) -> TransformReader | None:
+    """What reads a written file without reading its fields whole; None where SimpleITK should."""
+    numbers = max((grid.size * grid.ndim for grid in grids_of(transform)), default=0)
+    return None if kind in _HDF5 and numbers <= _LARGE else _LAZY.get(kind)
+
+
 def _check_finite(transform: Transform, path: Path) -> None:
     for step in steps_of(transform):
-        if not isinstance(step, DisplacementField):
-            continue
-        # Along the axis that is slowest in files, a slab is one run of the disk.
-        slowest = step.grid.axes.index(default_axes(step.ndim)[-1])
-        planes = step.grid.shape[slowest]
-        deep = max(1, _SLAB * planes // (step.grid.size * step.ndim))
-        for start in range(0, planes, deep):
-            slab = [slice(None)] * (step.ndim + 1)
-            slab[slowest] = slice(start, min(planes, start + deep))
-            if not np.isfinite(step.data[tuple(slab)]).all():
-                raise InputError(f"the displacement field in {path} holds NaN or infinity")
+        if isinstance(step, DisplacementField):
+            for box in slabs(step, _SLAB):
+                if not np.isfinite(step.data[(*box, slice(None))]).all():
+                    raise InputError(f"the displacement field in {path} holds NaN or infinity")

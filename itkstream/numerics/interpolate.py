@@ -207,6 +207,7 @@ def round_to(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 
 
 def _rounded(values: NDArray[Any], wanted: np.dtype[Any]) -> NDArray[Any]:
+    """Floats as integers of a type."""
     info = np.iinfo(wanted)
     # Floats that hold all integers of two or four bytes.
     kind = np.promote_types(values.dtype, np.float32 if wanted.itemsize <= 2 else np.float64)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -74,8 +74,8 @@ class InverseProblem:
         The lattice of u, in fixed space.
     to_grid : Grid
         Where the inverse is wanted, in moving space.
-    affine : ndarray, (n + 1, n + 1), optional
-        Acts after u; default identity.
+    affine : ndarray, (n + 1, n + 1)
+        Acts after u.
     tolerance_vox : float
         Error at which a voxel is done, in the smallest voxel spacing of `to_grid`.
     max_iterations : int
@@ -84,12 +84,13 @@ class InverseProblem:
     Raises
     ------
     InputError
-        Where dimensions, units or axes differ, or a number is out of range.
+        Where dimensions, units or axes differ, the affine has another shape, or a number is out
+        of range.
     """
 
     from_grid: Grid
     to_grid: Grid
-    affine: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    affine: NDArray[np.float64]
     tolerance_vox: float = 0.01
     max_iterations: int = 50
 
@@ -105,8 +106,11 @@ class InverseProblem:
                 f"tolerance_vox must be positive and max_iterations at least 1; got "
                 f"{self.tolerance_vox} and {self.max_iterations}"
             )
-        if not self.affine.size:
-            object.__setattr__(self, "affine", np.eye(here.ndim + 1))
+        if self.affine.shape != (here.ndim + 1, here.ndim + 1):
+            raise InputError(
+                f"the affine after a {here.ndim}-D field is a {here.ndim + 1} x {here.ndim + 1} "
+                f"matrix; got shape {self.affine.shape}"
+            )
 
     def reach(self, box: Slices, bounds: NDArray[np.float64]) -> Slices:
         """The part of the field that the inverse in a box of the output can depend on.
@@ -164,7 +168,11 @@ class InverseProblem:
         return Inversion(vectors.reshape(*shape, n), error.reshape(shape), int(out.rounds.max()))
 
     def solve_points(
-        self, part: NDArray[Any], region: Slices, points: NDArray[np.float64], bounds: Any
+        self,
+        part: NDArray[Any],
+        region: Slices,
+        points: NDArray[np.float64],
+        bounds: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Invert at scattered points.
 
@@ -253,6 +261,8 @@ class InverseProblem:
         """A part of the field, lifted to three dimensions, and how exactly to solve with it."""
         n = self.from_grid.ndim
         lead = 3 - n
+        # Compiled loops would read beyond a field of another shape.
+        _check_shape(part, tuple(s.stop - s.start for s in region))
         vectors = _lifted(part)
         _, height, width, _ = vectors.shape
         matrix, lifted, scale = np.eye(3), np.zeros((2, 3)), np.zeros(3)
@@ -329,7 +339,8 @@ def invert_displacement(
     Raises
     ------
     InputError
-        Where the grids do not fit or the field is not finite.
+        Where the grids, the shape of the field and the affine do not fit, or the field is not
+        finite.
     """
     matrix = np.eye(from_grid.ndim + 1) if affine is None else affine
     problem = InverseProblem(from_grid, to_grid, matrix, tolerance_vox, max_iterations)
@@ -356,8 +367,9 @@ def displacement_bounds(field: NDArray[np.floating[Any]], grid: Grid) -> NDArray
     Raises
     ------
     InputError
-        Where the field holds NaN or infinity.
+        Where the field has no n components on n axes, or holds NaN or infinity.
     """
+    _check_shape(field, field.shape[: grid.ndim])
     lead = 3 - grid.ndim
     lifted = _lifted(field)
     vectors = lifted.reshape(-1, *lifted.shape[2:])
@@ -369,6 +381,15 @@ def displacement_bounds(field: NDArray[np.floating[Any]], grid: Grid) -> NDArray
     if not np.isfinite(bounds).all():
         raise InputError("the displacement field holds NaN or infinity: fill it before inverting")
     return bounds
+
+
+def _check_shape(field: NDArray[Any], shape: tuple[int, ...]) -> None:
+    wanted = (*shape, len(shape))
+    if field.shape != wanted:
+        raise InputError(
+            f"a displacement field on {shape} voxels has shape {wanted}; got {field.shape}: is it "
+            "on another grid?"
+        )
 
 
 def _lifted(field: NDArray[Any]) -> NDArray[np.float32]:

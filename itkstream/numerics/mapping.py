@@ -20,12 +20,12 @@ from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
     BSplineTransform,
-    CompositeTransform,
     DisplacementField,
     Grid,
     PiecewiseAffine,
     Slices,
     Transform,
+    steps_of,
 )
 from itkstream.numerics.blend import blend_affines
 from itkstream.numerics.interpolate import MARGIN, Part, sample_field
@@ -191,13 +191,12 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     Raises
     ------
     InputError
-        Where dimensions or units differ.
+        Where dimensions, units or axes differ, or a field is not finite.
     """
     if transform.ndim != grid.ndim:
         raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
     result = GridMap(grid, np.eye(grid.ndim + 1))
-    for step in steps:
+    for step in steps_of(transform):
         result = _then(result, step)
     return result
 
@@ -216,11 +215,9 @@ def affine_part(transform: Transform) -> AffineTransform:
         The product of all affines of a composite; identity where there is none.
     """
     matrix = np.eye(transform.ndim + 1)
-    steps = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
-    for step in steps:
-        if isinstance(step, (AffineTransform, CompositeTransform)):
-            inner = step if isinstance(step, AffineTransform) else affine_part(step)
-            matrix = inner.matrix @ matrix
+    for step in steps_of(transform):
+        if isinstance(step, AffineTransform):
+            matrix = step.matrix @ matrix
     return AffineTransform(matrix)
 
 
@@ -228,10 +225,6 @@ def _then(before: GridMap, step: Transform) -> GridMap:
     grid, affine = before.grid, before.affine
     if isinstance(step, AffineTransform):
         return GridMap(grid, step.matrix @ affine, before.displacement)
-    if isinstance(step, CompositeTransform):
-        for inner in step.transforms:
-            before = _then(before, inner)
-        return before
     if isinstance(step, _ON_A_GRID):
         _check_same_space(step.grid, grid)
     if isinstance(step, DisplacementField):
@@ -243,7 +236,7 @@ def _then(before: GridMap, step: Transform) -> GridMap:
 
 
 def _check_same_space(own: Grid, grid: Grid) -> None:
-    """Whether points of a transform's grid and of an image are numbers of one kind."""
+    """Refuse a transform whose points are in another unit, or order of axes, than an image's."""
     if own.unit != grid.unit:
         raise InputError(
             f"a transform in {own.unit} cannot act on an image in {grid.unit}; convert the field "

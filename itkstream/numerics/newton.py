@@ -9,6 +9,9 @@ images nearer and so also holds where plain fixed-point iteration does not contr
 A batch starts from cubic interpolation between knots, every fourth voxel of the whole image, which
 `solve_knots` solves from scratch: a voxel's result depends neither on the block nor on the thread
 that computes it.
+
+All compiled functions are in one file: numba's cache does not notice that a function has changed
+which another file calls.
 """
 
 from __future__ import annotations

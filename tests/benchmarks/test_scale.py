@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from pathlib import Path
 
 import dask
@@ -15,12 +14,7 @@ COUNT = 4
 
 def known_doors() -> set[str]:
     modules = [importlib.import_module(f"itkstream.{n}") for n in ("affine", "deform", "transform")]
-    return {
-        name
-        for module in modules
-        for name, value in inspect.getmembers(module, inspect.isfunction)
-        if name.startswith("prepare_")
-    }
+    return {name for module in modules for name in module.__all__ if name.startswith("prepare_")}
 
 
 def test_every_prepare_function_is_counted(tmp_path: Path) -> None:

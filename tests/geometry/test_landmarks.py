@@ -117,7 +117,7 @@ def test_refuses() -> None:
         (fixed, moving[:-1], "r", "as many 2-D or 3-D points"),
         (fixed[:, :1], moving[:, :1], "r", "as many 2-D or 3-D points"),
         (fixed, holes, "r", "must be finite"),
-        (fixed, moving, "r5", "a kernel is one of r, r2logr, r3; got 'r5'"),
+        (fixed, moving, "r5", "unknown kernel 'r5'.*nown: r, r2logr, r3"),
         (flat, moving, "r", "not all in one plane"),
         (fixed[:3], moving[:3], "r", "4 landmarks or more"),
         (twice, np.concatenate([moving, moving[:1]]), "r", "no two in one place"),

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itkstream.errors import ExistingOutputError, InputError, MissingDataError
+from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.io import itk_transforms
+from itkstream.io import itk_hdf5
+from itkstream.io.itk_hdf5 import write_hdf5_transform
 from itkstream.io.itk_transforms import (
     as_field_and_affine,
     largest_difference,
     read_itk_transform,
-    write_chain,
-    write_small,
+    write_itk_transform,
 )
+from itkstream.io.transform_files import write_transform
 from itkstream.itk_bridge import to_itk_transform
 
 MakeGrid = Callable[..., Grid]
@@ -45,7 +46,7 @@ def test_composites_are_what_simpleitk_would_have_written(
 ) -> None:
     grid = odd_grid(1, len(axes), axes)
     transform = smooth_transform(grid, factor=2)
-    write_chain(tmp_path / "mine.h5", transform.transforms, axes)
+    write_hdf5_transform(tmp_path / "mine.h5", transform.transforms, axes)
     sitk.WriteTransform(to_itk_transform(transform, axes), str(tmp_path / "its.h5"))
     mine, its = (sitk.ReadTransform(str(tmp_path / f"{n}.h5")) for n in ("mine", "its"))
     assert mine.GetName() == its.GetName() == "CompositeTransform"
@@ -75,7 +76,7 @@ def test_affines(
     grid = odd_grid(2, len(axes), axes)
     affine = smooth_transform(grid).transforms[1]
     path = tmp_path / f"affine{suffix}"
-    write_small(path, affine, axes)
+    write_itk_transform(path, affine, axes)
     assert largest_difference(path, affine, points_in(grid, -9), axes) < 1e-9
     again = read_itk_transform(path, axes)
     np.testing.assert_allclose(again.matrix, affine.matrix, atol=1e-12)
@@ -86,7 +87,7 @@ def test_what_is_written_reads_back(
 ) -> None:
     grid = odd_grid(3, axes=("z", "y", "x"))
     transform = smooth_transform(grid)
-    write_chain(tmp_path / "c.h5", as_field_and_affine(transform), grid.axes)
+    write_hdf5_transform(tmp_path / "c.h5", as_field_and_affine(transform), grid.axes)
     again = read_itk_transform(tmp_path / "c.h5", grid.axes)
     points = points_in(grid)
     np.testing.assert_allclose(again.apply(points), transform.apply(points), atol=1e-6)
@@ -125,10 +126,10 @@ def test_fields_are_streamed(
     grid = odd_grid(4, axes=axes, shape=(20, 18, 19))
     vectors = np.random.default_rng(0).normal(size=(*grid.shape, 3)).astype(np.float32)
     affine = AffineTransform(np.eye(4))
-    write_chain(tmp_path / "one.h5", (DisplacementField(vectors, grid), affine), axes)
-    monkeypatch.setattr(itk_transforms, "_CHUNK", 150)
+    write_hdf5_transform(tmp_path / "one.h5", (DisplacementField(vectors, grid), affine), axes)
+    monkeypatch.setattr(itk_hdf5, "_CHUNK", 150)
     source = Slow(vectors)
-    write_chain(tmp_path / "two.h5", (DisplacementField(source, grid), affine), axes)
+    write_hdf5_transform(tmp_path / "two.h5", (DisplacementField(source, grid), affine), axes)
     # 150 * 16 numbers, or one plane: never the whole.
     assert max(source.parts) < 2 * 150 * 16
     assert sum(source.parts) == vectors.size
@@ -142,24 +143,6 @@ def test_fields_are_streamed(
 def test_refuses(tmp_path: Path) -> None:
     affine = AffineTransform(np.eye(3))
     field = DisplacementField(np.zeros((3, 3, 2)), Grid((3, 3), (1, 1)))
-    with pytest.raises(InputError, match=r"written as .tfm, .txt or .mat; got a.xfm"):
-        write_small(tmp_path / "a.xfm", affine, ("x", "y"))
-    with pytest.raises(InputError, match=r"can hold an affine only: write .tfm, .txt or .h5"):
-        write_small(tmp_path / "a.mat", CompositeTransform((affine, affine)), ("x", "y"))
-    with pytest.raises(InputError, match="no transform to write"):
-        write_chain(tmp_path / "a.h5", (), ("x", "y"))
-    with pytest.raises(InputError, match=r"written as .h5; got a.tfm"):
-        write_chain(tmp_path / "a.tfm", (field, affine), ("x", "y"))
-    write_small(tmp_path / "a.tfm", affine, ("x", "y"))
-    write_chain(tmp_path / "c.h5", (field, affine), ("x", "y"))
-    before = (tmp_path / "c.h5").read_bytes()
-    with pytest.raises(ExistingOutputError, match="overwrite=True"):
-        write_small(tmp_path / "a.tfm", affine, ("x", "y"))
-    with pytest.raises(ExistingOutputError, match="overwrite=True"):
-        write_chain(tmp_path / "c.h5", (field, affine), ("x", "y"))
-    assert (tmp_path / "c.h5").read_bytes() == before
-    write_small(tmp_path / "a.tfm", affine, ("x", "y"), overwrite=True)
-    write_chain(tmp_path / "c.h5", (field, affine), ("x", "y"), overwrite=True)
     with pytest.raises(MissingDataError, match="no transform file"):
         read_itk_transform(tmp_path / "none.tfm")
     (tmp_path / "text.tfm").write_text("hello")
@@ -180,5 +163,5 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
     field = DisplacementField(Broken(np.zeros((3, 3, 2))), Grid((3, 3), (1, 1)))
     with pytest.raises(OSError, match="disk"):
-        write_chain(tmp_path / "c.h5", (field, AffineTransform(np.eye(3))), ("x", "y"))
+        write_transform(tmp_path / "c.h5", field)
     assert not list(tmp_path.iterdir())

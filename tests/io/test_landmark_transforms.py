@@ -130,6 +130,14 @@ Spoil = Callable[[str], str]
             ),
             "a Euler3DTransform beside a landmark spline",
         ),
+        (
+            lambda text: (
+                text + "#Transform 1\nTransform: AffineTransform_double_3_3\n"
+                "Parameters: 1 0 0\nFixedParameters: 0 0 0\n"
+            ),
+            "t.tfm: an affine has 6 numbers .* got 3 and 3: is the file whole",
+        ),
+        (lambda text: text.replace("_3_3", "_4_4"), "t.tfm: .* 2-D or 3-D points .* got a Thin"),
     ],
 )
 def test_refuses(tmp_path: Path, spoil: Spoil, message: str) -> None:

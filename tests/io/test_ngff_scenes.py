@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import ngff_zarr as nz
@@ -292,6 +293,31 @@ def test_kinds_as_the_specification_spells_them(tmp_path: Path, kind: str) -> No
     np.testing.assert_allclose(back.apply(wanted), points, atol=1e-9)
 
 
+def test_small_lengths_have_an_inverse(tmp_path: Path) -> None:
+    # Nanometers in meters: the determinant is 1e-27.
+    path = scene(
+        tmp_path / "s.zarr",
+        {"type": "scale", "scale": [1e-9, 2e-9, 1e-9]},
+        systems=[system("a"), system("b", unit="meter")],
+    )
+    wanted = inside() * (1e-3, 2e-3, 1e-3)
+    np.testing.assert_allclose(read_transform(path).apply(inside()), wanted, rtol=1e-12)
+    back = read_transform(path, name="b -> a")
+    np.testing.assert_allclose(back.apply(wanted), inside(), rtol=1e-12)
+
+
+def test_paths_of_levels_may_end_in_a_slash(tmp_path: Path) -> None:
+    path = scene(tmp_path / "s.zarr", {"type": "displacements", "path": "field"})
+    field_image(path / "field", vectors(), SCALE, SHIFT, "displacement")
+    group = zarr.open_group(str(path / "field"))
+    ome = dict(group.attrs["ome"])
+    ome["multiscales"][0]["datasets"][0]["path"] = "s0/"
+    group.attrs["ome"] = ome
+    wanted = inside() + interpolated(vectors(), inside())
+    # Vectors are stored as float32.
+    np.testing.assert_allclose(read_transform(path).apply(inside()), wanted, atol=1e-6)
+
+
 def test_a_projection_that_loses_an_axis_is_no_transform(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be invertible"):
         read_transform(scene(tmp_path / "s.zarr", LINEAR["projections"][0]))
@@ -545,6 +571,17 @@ def test_refuses_fields_that_do_not_fit(tmp_path: Path) -> None:
     path = scene(tmp_path / "u.zarr", node)
     field_image(path / "field", vectors()[:2, 0], SCALE[1:], SHIFT[1:], "displacement")
     with pytest.raises(InputError, match="they must be the same"):
+        read_transform(path)
+
+
+def test_arrays_that_are_not_there(tmp_path: Path) -> None:
+    path = scene(tmp_path / "s.zarr", {"type": "displacements", "path": "field"})
+    field_image(path / "field", vectors(), SCALE, SHIFT, "displacement")
+    rmtree(path / "field" / "s0")
+    with pytest.raises(InputError, match=r"s.zarr: .* the array .*s0, which is not there"):
+        read_transform(path)
+    path = scene(tmp_path / "t.zarr", {"type": "affine", "path": "matrix"})
+    with pytest.raises(InputError, match=r"the array .*matrix, which is not there"):
         read_transform(path)
 
 

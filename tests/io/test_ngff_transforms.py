@@ -19,7 +19,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.io.itk_transforms import write_chain
+from itkstream.io.itk_hdf5 import write_hdf5_transform
 from itkstream.io.ngff_transforms import as_stored, create_transform, read_transform, stored_axes
 from itkstream.itk_bridge import to_itk_transform
 from itkstream.numerics.mapping import map_on
@@ -101,7 +101,7 @@ def test_store_and_itk_file_are_one_transform(
     grid = odd_grid(3, axes=("z", "y", "x"))
     write(tmp_path / "t.ome.zarr", smooth_transform(grid, factor=2))
     read = read_transform(tmp_path / "t.ome.zarr")
-    write_chain(tmp_path / "c.h5", read.transforms, grid.axes)
+    write_hdf5_transform(tmp_path / "c.h5", read.transforms, grid.axes)
     file = sitk.ReadTransform(str(tmp_path / "c.h5"))
     bridge = to_itk_transform(read, grid.axes)
     for p in grid.positions()[::4, ::4, ::4].reshape(-1, 3):

@@ -13,6 +13,7 @@ import zarr
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid
 from itkstream.io import open_image
+from itkstream.io.ome_zarr import coarser_levels
 
 AXES = [
     {"name": "t", "type": "time", "unit": "second"},
@@ -231,3 +232,19 @@ def test_broken_metadata_are_named(tmp_path, array):
     (path / "zarr.json").write_text(json.dumps(node))
     with pytest.raises(InputError, match="datasets"):
         open_image(path)
+
+
+def test_a_level_that_nobody_asked_for_may_be_odd(tmp_path):
+    voxels = np.zeros((8, 8, 8), np.uint8)
+    plain = dataset("0", step("scale", 1, 1, 1))
+    for name, further, count in (
+        ("fit", dataset("1/", step("scale", 2, 2, 2)), 1),
+        ("odd", dataset("1", {"type": "affine", "affine": np.eye(3, 4).tolist()}), 0),
+    ):
+        path = write_group(
+            tmp_path / f"{name}.zarr",
+            {"axes": AXES[2:], "datasets": [plain, further]},
+            {"0": voxels, "1": voxels[::2, ::2, ::2]},
+        )
+        image = open_image(path / "0")
+        assert len(coarser_levels(image.data)) == count

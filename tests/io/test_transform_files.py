@@ -26,8 +26,7 @@ from itkstream.geometry import (
 )
 from itkstream.geometry.blocks import BlockGrid
 from itkstream.io import displacement_images, ngff_transforms, transform_files
-from itkstream.io.itk_hdf5 import Hdf5Vectors
-from itkstream.io.itk_transforms import write_chain
+from itkstream.io.itk_hdf5 import Hdf5Vectors, write_hdf5_transform
 from itkstream.io.ngff_transforms import as_stored, create_transform
 from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.itk_bridge import to_itk_image, to_itk_transform
@@ -197,9 +196,9 @@ def test_a_wrong_file_is_noticed_behind_an_affine(odd_grid, tmp_path, monkeypatc
     wrong = BSplineTransform(spline.coefficients * 1.01, spline.grid)
 
     def spoilt(path, steps, axes) -> None:
-        write_chain(path, (steps[0], wrong), axes)
+        write_hdf5_transform(path, (steps[0], wrong), axes)
 
-    monkeypatch.setattr(transform_files, "write_chain", spoilt)
+    monkeypatch.setattr(transform_files, "write_hdf5_transform", spoilt)
     with pytest.raises(ItkstreamError, match="maps points"):
         write_transform(tmp_path / "t.h5", CompositeTransform((AffineTransform(far), spline)))
     assert not list(tmp_path.iterdir())
@@ -335,6 +334,18 @@ def test_folders_and_stores(odd_grid, smooth_transform, tmp_path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["t.nrrd", "t.ome.zarr", "t.h5"])
+def test_identities_are_not_written(odd_grid, smooth_transform, tmp_path, name) -> None:
+    grid = odd_grid(5)
+    field = smooth_transform(grid).transforms[0]
+    still = AffineTransform(np.eye(4))
+    write_transform(tmp_path / name, CompositeTransform((still, field, still)))
+    found = read_transform(tmp_path / name, grid.axes)
+    points = inside(grid)
+    # Vectors of some micrometers in float32.
+    np.testing.assert_allclose(found.apply(points), field.apply(points), atol=1e-6)
+
+
 def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
     transform = smooth_transform(odd_grid(0))
     field, affine = transform.transforms
@@ -363,12 +374,15 @@ def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             write_transform(tmp_path / name, what)
-    with pytest.raises(InputError, match="field has axes"):
+    with pytest.raises(InputError, match="points with the axes"):
         write_transform(tmp_path / "t.h5", field, ("z", "y", "x"))
     assert not list(tmp_path.iterdir())
-    write_transform(tmp_path / "t.tfm", affine)
-    with pytest.raises(ExistingOutputError):
-        write_transform(tmp_path / "t.tfm", affine)
+    for name, what in (("t.tfm", affine), ("t.h5", transform)):
+        write_transform(tmp_path / name, what)
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ExistingOutputError, match="overwrite=True"):
+            write_transform(tmp_path / name, what)
+        assert (tmp_path / name).read_bytes() == before
 
 
 def piecewise() -> PiecewiseAffine:
@@ -421,7 +435,7 @@ def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
     holes = np.array(field.data)
     holes[1, 2, 3] = np.nan
     image = sitk.GetImageFromArray(holes, isVector=True)
-    write_chain(tmp_path / "n.h5", (DisplacementField(holes, field.grid),), grid.axes)
+    write_hdf5_transform(tmp_path / "n.h5", (DisplacementField(holes, field.grid),), grid.axes)
     with pytest.raises(InputError, match="holds NaN"):
         read_transform(tmp_path / "n.h5")
     for name in ("n.nrrd", "n.mha"):

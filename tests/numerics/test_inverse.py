@@ -135,7 +135,7 @@ def test_any_number_of_threads_and_any_box_gives_the_same_bits() -> None:
     with using_threads(3):
         again = invert_displacement(field, grid, grid)
     np.testing.assert_array_equal(whole.displacement, again.displacement)
-    problem, bounds = InverseProblem(grid, grid), displacement_bounds(field, grid)
+    problem, bounds = InverseProblem(grid, grid, np.eye(4)), displacement_bounds(field, grid)
     for starts, stops in [
         ((3, 5, 21), (9, 20, 43)),
         ((0, 25, 60), (24, 26, 61)),
@@ -154,7 +154,7 @@ def test_any_box_of_a_plane_gives_the_same_bits() -> None:
     grid = Grid((50, 70), (1.0, 2.0))
     field = rough(grid, 4.0, 5.0)
     whole = invert_displacement(field, grid, grid)
-    problem, bounds = InverseProblem(grid, grid), displacement_bounds(field, grid)
+    problem, bounds = InverseProblem(grid, grid, np.eye(3)), displacement_bounds(field, grid)
     box = (slice(13, 31), slice(33, 70))
     region = problem.reach(box, bounds)
     part = problem.solve(field[region].copy(), region, box, bounds)
@@ -189,7 +189,13 @@ def test_refuses() -> None:
     grid = Grid((4, 4, 4), (1.0, 1.0, 1.0))
     field = np.zeros((4, 4, 4, 3), np.float32)
     with pytest.raises(InputError, match="reorder or convert"):
-        InverseProblem(grid, grid.in_unit("millimeter"))
+        InverseProblem(grid, grid.in_unit("millimeter"), np.eye(4))
+    with pytest.raises(InputError, match="4 x 4 matrix; got shape \\(3, 4\\)"):
+        InverseProblem(grid, grid, np.eye(3, 4))
+    # Compiled loops would read beyond these.
+    for wrong in (field[:3], field[..., :2]):
+        with pytest.raises(InputError, match="is it on another grid"):
+            invert_displacement(wrong, grid, grid)
     with pytest.raises(InputError, match="tolerance_vox must be positive"):
         invert_displacement(field, grid, grid, tolerance_vox=0)
     field[1, 2, 3] = np.nan

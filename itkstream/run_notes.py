@@ -12,7 +12,7 @@ import numpy as np
 from itkstream.geometry import AffineTransform, BlockGrid, PiecewiseAffine, Transform
 from itkstream.io.locations import Location
 from itkstream.io.transform_files import read_transform
-from itkstream.run_steps import Finding, Scene, State
+from itkstream.run_scene import Finding, Scene, State
 
 __all__ = ["next_from", "note_of"]
 

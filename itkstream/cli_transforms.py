@@ -1,0 +1,290 @@
+"""The commands that take a transform: apply it, write it elsewhere, invert, check and repair it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from itkstream.cli_options import Number, Which, resources_from, with_overwrite, with_resources
+from itkstream.errors import MissingDataError
+
+__all__ = ["apply", "check", "export", "invert", "points", "repair"]
+
+_REGIONS_SHOWN = 10
+_NOT_SOUND = 1
+
+
+@click.command()
+@click.argument("transform", type=click.Path())
+@click.argument("moving")
+@click.argument("out")
+@click.option("--like", help="Image on whose voxels it is wanted. [default: the fixed image]")
+@click.option("--order", type=click.IntRange(0, 3), default=1, show_default=True)
+@click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
+@click.option(
+    "--label-gaussian", is_flag=True, help="The same, with borders smoothed; takes longer."
+)
+@click.option("--background", type=Number(), default=0, show_default=True, help="Value outside.")
+@click.option("--dtype", help="Type of the result, such as uint8. [default: that of MOVING]")
+@click.option("--channel", type=Which(), default=0, show_default=True, help="A number, or all.")
+@click.option("--time", type=Which(), default=0, show_default=True, help="A number, or all.")
+@with_overwrite
+@with_resources
+def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
+    """Resample the image MOVING through TRANSFORM into the OME-Zarr OUT.
+
+    Integers are rounded and clipped. With --labels, voxels take the nearest label.
+    """
+    from itkstream.block_kernels import WarpSettings
+    from itkstream.io import open_image
+    from itkstream.io.transform_files import read_transform
+    from itkstream.results import write_resampled
+
+    labels = options["labels"] or options["label_gaussian"]
+    names = ("nearest", "linear", "quadratic-bspline", "bspline")
+    interpolator = names[0 if labels else options["order"]]
+    if options["label_gaussian"]:
+        interpolator = "label-gaussian"
+    write_resampled(
+        out,
+        _series(moving, options["channel"], options["time"]),
+        read_transform(transform),
+        open_image(like).grid if like else _registered_grid(transform, 0),
+        WarpSettings(interpolator, None, options["background"], options["dtype"]),
+        labels=labels,
+        resources=resources_from(options),
+        overwrite=options["overwrite"],
+    )
+    click.echo(f"written: {out}")
+
+
+@click.command()
+@click.argument("transform", type=click.Path())
+@click.argument("points", type=click.Path())
+@click.option("--out", type=click.Path(), required=True, help="File to write.")
+@click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
+    """Map the POINTS of a file through TRANSFORM, from fixed to moving.
+
+    POINTS is a CSV or Parquet file with columns x, y, z (others are kept), or a numpy array
+    (m, 3) in this order; in micrometers. TRANSFORM is a registration folder, a
+    transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
+    column `outside`: 1 where the transform says nothing about a point.
+    """
+    from itkstream.geometry import default_axes
+    from itkstream.io.points import read_points, write_points
+    from itkstream.io.transform_files import read_transform
+    from itkstream.transform import apply_to_points
+
+    stored = read_transform(transform)
+    opened = read_transform(transform, default_axes(stored.ndim))
+    table = read_points(points, opened.ndim)
+    mapped = apply_to_points(opened, table.points, inverse=inverse)
+    write_points(out, table, mapped.points, mapped.outside, overwrite=overwrite)
+    click.echo(f"{len(mapped.points)} points mapped, {int(mapped.outside.sum())} outside: {out}")
+
+
+@click.command()
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path(), required=False)
+@click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
+@click.option("--ants", metavar="DIR", help="Folder to write: files for ANTs, and the call.")
+@click.option(
+    "--like", metavar="IMAGE", help="Make it a field on the voxels of IMAGE, whatever it is."
+)
+@click.option("--fixed", help="Fixed image of the bundle. [default: the one registered]")
+@click.option("--moving", help="Moving image of the bundle. [default: the one registered]")
+@click.option("--limit-mb", type=float, default=300.0, show_default=True, help="Of the bundle.")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Thin the field out by this error, in its voxels. [default: 0.05 in bundles, else none]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
+def export(transform: str, out: str | None, **options: Any) -> None:
+    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
+
+    The ending of OUT decides: .tfm or .txt for affines and B-splines, .mat for affines; .h5 for
+    any; .nii.gz, .nrrd or .mha for a displacement image with the affine folded in; .ome.zarr for an
+    OME-Zarr 0.6 scene. The file is read back and compared before it gets its name. With --like, any
+    other chain becomes one field, which can be checked, inverted and written.
+    """
+    from itkstream import exports
+    from itkstream.io import open_image
+    from itkstream.io.ngff_transforms import stored_axes
+    from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.transform import as_field
+
+    if not (out or options["slicer"] or options["ants"]):
+        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
+    found = read_transform(transform)
+    if options["like"]:
+        wanted = open_image(options["like"]).grid.in_unit("micrometer")
+        found = as_field(found, wanted.reorder(stored_axes(wanted)))
+    overwrite, tolerance = options["overwrite"], options["tolerance"]
+    if out:
+        thin, factors, error = (found, None, 0.0)
+        if tolerance:
+            thin, factors, error = exports.coarsened(found, tolerance)
+            click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
+        same = write_transform(out, thin, overwrite=overwrite)
+        click.echo(f"written, and the same to {same:.1e}: {out}")
+    tolerance = tolerance or 0.05
+    if options["ants"]:
+        _say(
+            exports.export_ants(
+                options["ants"], found, tolerance_vox=tolerance, overwrite=overwrite
+            )
+        )
+    if options["slicer"]:
+        bundle = exports.export_slicer(
+            options["slicer"],
+            found,
+            _images(transform, options["fixed"], options["moving"]),
+            limit_mb=options["limit_mb"],
+            tolerance_vox=tolerance,
+            overwrite=overwrite,
+        )
+        _say(bundle)
+
+
+@click.command()
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
+@with_overwrite
+@with_resources
+def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
+    """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
+
+    OUT ends in .ome.zarr; with the displacement goes the error of every voxel, in the array
+    inverse_error, and `itkstream export` makes other files of it. The exact inverse of an affine
+    may be any file that holds affines.
+    """
+    from itkstream.geometry import AffineTransform
+    from itkstream.io import open_image
+    from itkstream.io.ngff_transforms import stored_axes
+    from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.results import write_inverse
+    from itkstream.transform import compose, invert_transform
+
+    found = compose(read_transform(transform))
+    if isinstance(found, AffineTransform):
+        write_transform(out, invert_transform(found), overwrite=options["overwrite"])
+        click.echo(f"inverted: {out}")
+        return
+    grid = open_image(like).grid if like else _registered_grid(transform, 1)
+    worst = write_inverse(
+        out,
+        found,
+        grid.reorder(stored_axes(grid)).in_unit("micrometer"),
+        resources=resources_from(options),
+        overwrite=options["overwrite"],
+    )
+    click.echo(f"inverted, {worst:.2g} voxels off at most: {out}")
+
+
+@click.command()
+@click.argument("transform")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
+def check(transform: str, as_json: bool) -> None:
+    """Check TRANSFORM: no folds, and an inverse that leads back.
+
+    The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
+    """
+    from itkstream.certificate import certify
+    from itkstream.io.transform_files import read_transform
+
+    found = certify(read_transform(transform), name=transform)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        sys.exit(0 if found["passed"] else _NOT_SOUND)
+    click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
+    click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
+    for region in found["regions"][:_REGIONS_SHOWN]:
+        spans = zip(region["first"], region["stop"], strict=True)
+        box = ", ".join(f"{first}:{stop}" for first, stop in spans)
+        click.echo(f"  [{box}]: {region['voxels']} voxels, least {region['least_jacobian']:.3g}")
+    hidden = len(found["regions"]) - _REGIONS_SHOWN
+    if hidden > 0:
+        click.echo(f"  and {hidden} more regions (--json lists them)")
+    click.echo(
+        f"inverse error: median {found['median_inverse_error_vox']:.2g}, largest "
+        f"{found['largest_inverse_error_vox']:.2g} voxels"
+    )
+    for reason in found["failures"]:
+        click.echo(f"failed: {reason}")
+    if found["repair"]:
+        click.echo(f"to smooth the folds alone: {found['repair']}")
+    if not found["passed"]:
+        sys.exit(_NOT_SOUND)
+    click.echo("passed")
+
+
+@click.command()
+@click.argument("transform")
+@click.argument("out")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def repair(transform: str, out: str, overwrite: bool) -> None:
+    """Smooth TRANSFORM where it folds, and nowhere else, and write it as the file OUT.
+
+    The ending of OUT decides the format, as for `export`.
+    """
+    from itkstream.certificate import check_transform, repair_transform
+    from itkstream.io.transform_files import read_transform, write_transform
+
+    before = read_transform(transform)
+    repaired = repair_transform(before)
+    write_transform(out, repaired, overwrite=overwrite)
+    click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
+
+
+def _series(path: str, channel: int | None, time: int | None) -> Any:
+    """An image, or all channels, all time points, or both."""
+    from itkstream.io import open_image, open_series
+    from itkstream.results import Series
+
+    if channel is not None and time is not None:
+        return open_image(path, channel=channel, time=time)
+    times = [time or 0]
+    if time is None:
+        times = list(range(len(open_series(path, "time", channel=channel or 0))))
+    channels = [channel or 0]
+    if channel is None:
+        channels = list(range(len(open_series(path, "channel", time=times[0]))))
+    images = tuple(open_image(path, channel=c, time=t) for t in times for c in channels)
+    axes = (("t", len(times), time), ("c", len(channels), channel))
+    return Series(images, tuple((name, n) for name, n, chosen in axes if chosen is None))
+
+
+def _registered_grid(transform: str, side: int) -> Any:
+    """The lattice of the fixed or the moving image that were registered."""
+    from itkstream.registered import registered_grids
+
+    try:
+        return registered_grids(transform)[side]
+    except MissingDataError as error:
+        raise MissingDataError(
+            f"{error}: say --like IMAGE, on whose voxels it is wanted"
+        ) from error
+
+
+def _images(transform: str, fixed: str | None, moving: str | None) -> Any:
+    from itkstream.io import open_image
+    from itkstream.registered import registered_images
+
+    if fixed and moving:
+        return open_image(fixed), open_image(moving)
+    found = registered_images(transform)
+    return (open_image(fixed) if fixed else found[0], open_image(moving) if moving else found[1])
+
+
+def _say(bundle: Any) -> None:
+    click.echo(
+        f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
+        f"{', '.join(bundle.files)}"
+    )

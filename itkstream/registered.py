@@ -1,0 +1,77 @@
+"""What a registration folder says of the images that were registered."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from itkstream.errors import InputError, MissingDataError
+from itkstream.geometry import Grid, Image
+from itkstream.io import open_image
+from itkstream.io.locations import Location
+from itkstream.run_folder import REPORT
+
+__all__ = ["registered_grids", "registered_images"]
+
+
+def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
+    """Open the two images of a registration.
+
+    Parameters
+    ----------
+    folder : path
+        What `register` wrote.
+
+    Returns
+    -------
+    fixed, moving : Image
+        Lazy.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no report, or the images are no longer where they were.
+    """
+    report = _report(folder)
+    images = []
+    for side in ("fixed", "moving"):
+        name = str(report[side]["name"])
+        try:
+            images.append(open_image(name))
+        except (MissingDataError, InputError) as error:
+            raise MissingDataError(
+                f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
+                f"say where it is ({error})"
+            ) from error
+    return images[0], images[1]
+
+
+def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:
+    """The lattices of the two images of a registration.
+
+    Parameters
+    ----------
+    folder : path
+        What `register` wrote.
+
+    Returns
+    -------
+    fixed, moving : Grid
+        As they were registered.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no report.
+    """
+    report = _report(folder)
+    return Grid(**report["fixed"]["grid"]), Grid(**report["moving"]["grid"])
+
+
+def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    file = Location.parse(folder) / REPORT
+    if not file.is_file():
+        raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
+    found: dict[str, Any] = json.loads(file.read_bytes())
+    return found

@@ -1,0 +1,193 @@
+"""What a transform makes of images, and its inverse: block by block into OME-Zarr stores."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import dask.array as da
+
+from itkstream.algebra import axes_of
+from itkstream.block_kernels import WarpSettings
+from itkstream.cluster import store
+from itkstream.errors import InputError
+from itkstream.geometry import Grid, Image, Transform
+from itkstream.io import create_ome_zarr, write_pyramid
+from itkstream.io.locations import Location
+from itkstream.io.ngff_transforms import (
+    as_stored,
+    create_error_map,
+    create_transform,
+    stored_axes,
+)
+from itkstream.numerics.mapping import affine_part
+from itkstream.transform import (
+    prepare_apply_to_series,
+    prepare_apply_transform,
+    prepare_invert,
+)
+from itkstream.workers import Resources, connected
+
+__all__ = ["Series", "write_inverse", "write_resampled"]
+
+
+# Voxels per axis of the chunks of an inverse.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Series:
+    """Images of one lattice: the channels of an image, its time points, or both.
+
+    Parameters
+    ----------
+    images : tuple of Image
+        All of them, the last axis fastest.
+    axes : tuple of (str, int)
+        ``t`` or ``c`` or both, and how many there are.
+
+    Raises
+    ------
+    InputError
+        Where the numbers do not agree.
+    """
+
+    images: tuple[Image, ...]
+    axes: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != math.prod(n for _, n in self.axes):
+            raise InputError(
+                f"a series along {dict(self.axes)} has as many images; got {len(self.images)}"
+            )
+
+
+def write_inverse(
+    out: str | os.PathLike[str],
+    transform: Transform,
+    grid: Grid,
+    *,
+    blocksize: int = 128,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+) -> float:
+    """Invert a transform block by block into a store, with an error for every voxel.
+
+    Parameters
+    ----------
+    out : path
+        The new store, an OME-Zarr 0.6 scene; its array ``inverse_error`` has the estimated error
+        of each voxel in voxels (float32, axes as the field's).
+    transform : Transform
+        A displacement field, or one followed by affines; it may be stored.
+    grid : Grid
+        Where the inverse is wanted: the moving image's lattice, or a coarser one.
+    blocksize : int
+        Voxels of a block per axis, a multiple of 64.
+    resources : Resources, optional
+        Workers and threads.
+    overwrite : bool
+        Replace a store that is there.
+
+    Returns
+    -------
+    float
+        The largest error, in the smallest voxel spacing of `grid`.
+
+    Raises
+    ------
+    InputError
+        For another kind of transform, another ending or blocksize, or a grid of other axes or
+        unit.
+    ExistingOutputError
+        Where something is there.
+    """
+    if not Location.parse(out).name.endswith(".zarr"):
+        raise InputError(
+            f"the inverse of a field goes to a store, such as inverse.ome.zarr; got {out}: make "
+            "other files of the store by `itkstream export`"
+        )
+    if blocksize < _CHUNK or blocksize % _CHUNK:
+        raise InputError(f"blocksize must be a multiple of {_CHUNK}; got {blocksize}")
+    packed = prepare_invert(transform, grid, (blocksize,) * grid.ndim)
+    chunks = tuple(min(_CHUNK, n) for n in grid.shape)
+    affine = affine_part(transform).inverse()
+    target = create_transform(out, affine, grid, chunks=chunks, overwrite=overwrite)
+    errors = create_error_map(out, grid, chunks=chunks)
+    lazy = as_stored(packed, grid)
+    with connected(resources or Resources()):
+        da.store([lazy[:-1], lazy[-1]], [target, errors], lock=False)
+    return float(da.from_array(errors, chunks=errors.chunks).max().compute())
+
+
+def write_resampled(
+    out: str | os.PathLike[str],
+    moving: Image | Series,
+    transform: Transform,
+    grid: Grid,
+    settings: WarpSettings,
+    *,
+    labels: bool = False,
+    blocksize: int = 128,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Resample an image, or a series of them, through a transform into an OME-Zarr.
+
+    Parameters
+    ----------
+    out : path
+        The new OME-Zarr 0.5, multiscale, its axes z, y, x after those of a series.
+    moving : Image or Series
+        In moving space. For a series, the transform is evaluated once.
+    transform : Transform
+        From fixed to moving points; without a displacement field, its axes are z, y, x.
+    grid : Grid
+        The wanted lattice, in fixed space: the fixed image's, or any other.
+    settings : WarpSettings
+        Interpolation, background, type.
+    labels : bool
+        Coarser levels keep every second voxel instead of averaging.
+    blocksize : int
+        Voxels of a block and chunk per axis.
+    resources : Resources, optional
+        Workers and threads.
+    overwrite : bool
+        Replace a store that is there.
+
+    Raises
+    ------
+    InputError
+        Where dimensions or units of transform and images differ.
+    ExistingOutputError
+        Where something is there.
+    """
+    wanted = grid.reorder(stored_axes(grid)).in_unit("micrometer")
+    axes = axes_of(transform)
+    lazy = _resampled(moving, transform, wanted.reorder(axes), settings, blocksize)
+    first = lazy.ndim - grid.ndim
+    order = wanted.reorder(axes).axis_order(wanted.axes)
+    stored = lazy.transpose(*range(first), *(first + k for k in order))
+    chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
+    series = dict(moving.axes) if isinstance(moving, Series) else {}
+    target = create_ome_zarr(
+        out, wanted, stored.dtype, chunks=chunks, series=series, overwrite=overwrite
+    )
+    store(stored, target, resources)
+    write_pyramid(out, labels=labels)
+
+
+def _resampled(
+    moving: Image | Series,
+    transform: Transform,
+    grid: Grid,
+    settings: WarpSettings,
+    blocksize: int,
+) -> da.Array:
+    """Axes of a series, then those of the grid."""
+    size = (blocksize,) * grid.ndim
+    if isinstance(moving, Image):
+        return prepare_apply_transform(grid, moving, transform, size, settings)
+    lazy = prepare_apply_to_series(grid, moving.images, transform, size, settings)
+    return lazy.reshape(*(n for _, n in moving.axes), *grid.shape)
