@@ -3,7 +3,8 @@
 Reading all of an image to average it is a waste where its file holds the averages. But many
 programs that write such levels keep every second voxel, filter, or state wrong positions. So a
 level is compared with the image at full resolution, in a few blocks, voxel by voxel: by their
-indices, whatever its metadata say of its position.
+indices, whatever its metadata say of its position. What a writer that was killed left out shows in
+no few blocks: so every file of the level must be there, unless the image has none either.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import ArrayView, Image, Slices
+from itkstream.io.chunk_files import ChunkFiles
+from itkstream.io.locations import Location
 from itkstream.io.ome_zarr import StoredLevel, coarser_levels
+from itkstream.io.stored import tiles
+from itkstream.io.zarr_arrays import ZarrArray
 from itkstream.numerics.pyramid import shrink
 
 __all__ = ["finest_needed"]
@@ -34,6 +40,8 @@ _ROUNDED = 1.0
 _TELLING = 4
 # Of the range of a level of floating-point numbers.
 _PRECISION = 1e-5
+# Looks for files at a time: an object store takes long to answer.
+_LOOKS = 16
 
 
 def finest_needed(image: Image, factors: Sequence[int]) -> tuple[Image, tuple[int, ...]]:
@@ -67,12 +75,59 @@ def finest_needed(image: Image, factors: Sequence[int]) -> tuple[Image, tuple[in
         return image, whole
     level = max(fitting, key=lambda level: math.prod(level.factors))
     name = level.view.source
+    if not _is_finished(view, level):
+        logger.info("%s was not written to its end: all of the image is read", name)
+        return image, whole
     if not _is_mean(image, level):
         logger.info("%s is not the mean of groups of voxels: all of the image is read", name)
         return image, whole
     logger.info("%s is the mean of groups of %s voxels: it is read instead", name, level.factors)
     rest = tuple(f // k for f, k in zip(whole, level.factors, strict=True))
     return Image(level.view, image.grid.shrink(level.factors), image.name), rest
+
+
+def _is_finished(fine: ArrayView, level: StoredLevel) -> bool:
+    """Whether a level has a file wherever the image has one."""
+    below, above = _chunk_files(level.view), _chunk_files(fine)
+
+    def is_there(box: Slices) -> bool:
+        (name,) = below.names(box)
+        if below.location.child(name).exists():
+            return True
+        # Fill values are not written. Few levels are so dark that they round to them.
+        finer = above.names(_finer(box, level, fine))
+        return not any(above.location.child(name).exists() for name in finer)
+
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        return all(pool.map(is_there, _files(below, level.view)))
+
+
+def _chunk_files(view: ArrayView) -> ChunkFiles:
+    assert isinstance(view.source, ZarrArray)
+    return ChunkFiles(Location(view.source.path))
+
+
+def _files(files: ChunkFiles, view: ArrayView) -> Iterator[Slices]:
+    """What of a view each file holds, in the axes of the stored array."""
+    sizes = files.array.shards or files.array.chunks
+    per_axis = [
+        [box for (box,) in tiles((pick.stop,), (size,))]
+        if isinstance(pick, slice)
+        else [slice(pick, pick + 1)]
+        for pick, size in zip(view.picks, sizes, strict=True)
+    ]
+    return product(*per_axis)
+
+
+def _finer(box: Slices, level: StoredLevel, fine: ArrayView) -> Slices:
+    """The voxels of the image that a box of a level is the mean of, in the stored axes."""
+    factors = iter(level.factors[level.view.order.index(k)] for k in range(level.view.ndim))
+    spans = []
+    for span, pick in zip(box, fine.picks, strict=True):
+        f = next(factors) if isinstance(pick, slice) else 1
+        end = pick.stop if isinstance(pick, slice) else span.stop
+        spans.append(slice(span.start * f, min(span.stop * f, end)))
+    return tuple(spans)
 
 
 def _is_mean(image: Image, level: StoredLevel) -> bool:

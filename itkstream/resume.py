@@ -419,11 +419,11 @@ def _opens(location: Location) -> bool:
 
 def _verified(ledger: Ledger, files: ChunkFiles, blocks: Blocks) -> dict[int, Sums]:
     """The noted blocks whose files are as noted; the files of others are removed."""
+    remove_partial_files(files.location)
     noted = {number: sums for number, sums in ledger.done().items() if number < len(blocks)}
     if not noted:
         return {}
     logger.info("checking %d blocks of %s", len(noted), files.location)
-    remove_partial_files(files.location)
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda number: files.found(blocks.region(number)), noted)
         kept = {

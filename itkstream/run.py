@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -230,12 +230,16 @@ class Run:
         title = "aligned image"
         note = self._earlier(title, _ALIGNED, key)
         if note is not None:
+            facts = note["facts"]
             self._store_aligned(transform, path)
         else:
             with self._step(title) as facts:
                 self._store_aligned(transform, path)
                 write_pyramid(path)
-            self._note(_ALIGNED, key, {"facts": facts})
+        # Blocks are noted of the finest level only; the others are as they were if all files are.
+        if note is not None and note["files"] != path.fingerprint():
+            write_pyramid(path)
+        self._note(_ALIGNED, key, {"facts": facts, "files": path.fingerprint()})
         return open_image(path).reorder(self.fixed.grid.axes)
 
     def _certify(self, transform: CompositeTransform, key: str) -> dict[str, Any]:
@@ -274,14 +278,20 @@ class Run:
             "affine.tfm": affine_part(transform),
             "composite.h5": transform,
         }
-        there = all((folder / name).is_file() for name in files)
-        if there and self._earlier("ITK files", _FILES, key) is not None:
+        if self._stamps(folder, files) == (self.folder.recall(_FILES, key) or {}).get("files"):
+            self._earlier("ITK files", _FILES, key)
             return
         with self._step("ITK files") as facts:
             folder.make_folder()
+            folder.remove_partial_files(*files)
             for name, meant in files.items():
                 facts[name] = {"largest_error_vox": self._write(folder / name, meant)}
-        self._note(_FILES, key, {"facts": facts})
+        self._note(_FILES, key, {"facts": facts, "files": self._stamps(folder, files)})
+
+    def _stamps(self, folder: Location, names: Iterable[str]) -> dict[str, str | None]:
+        """What tells whether files are as they were written; None for one that is not there."""
+        places = {name: folder / name for name in names}
+        return {n: p.fingerprint() if p.is_file() else None for n, p in places.items()}
 
     def _write(self, path: Location, meant: Transform) -> float:
         error = write_transform(path, meant, self.fixed.grid.axes, overwrite=True)

@@ -8,6 +8,7 @@ same call, takes from the notes what has the key it asks for, and does the rest.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +23,8 @@ from itkstream.io.outputs import check_folder, write_text
 from itkstream.ledger import Lock, holding
 
 __all__ = ["ALIGNED", "REPORT", "RunFolder"]
+
+logger = logging.getLogger(__name__)
 
 REPORT = "registration.json"
 """The report of a run; it is there when the run is complete."""
@@ -142,6 +145,8 @@ class RunFolder:
             self._place.make_folder()
         notes = self._place / _NOTES
         notes.make_folder()
+        self._place.remove_partial_files(REPORT)
+        notes.remove_partial_files()
         write_text(self._place / _RUN, json.dumps(self._run))
         self._made = True
         return self._place
@@ -253,5 +258,14 @@ class RunFolder:
                 self._place.path.rmdir()
 
     def _read(self, name: str) -> Any:
+        """A note; None where there is none, or none that can be understood."""
         place = self._place.child(name)
-        return json.loads(place.read_bytes()) if place.is_file() else None
+        if not place.is_file():
+            return None
+        try:
+            found = json.loads(place.read_bytes())
+        except ValueError:
+            # As after a loss of power; what it was of is done again.
+            logger.warning("the note %s cannot be read", place)
+            return None
+        return found if isinstance(found, dict) else None

@@ -342,3 +342,18 @@ def test_a_chunk_of_the_input_that_is_cut_short(tmp_path: Path, kind: str, cut: 
     np.testing.assert_array_equal(written[:16], expected[:16])
     file.write_bytes(good)
     np.testing.assert_array_equal(execute(array, tmp_path / "out")[:], expected)
+
+
+@pytest.mark.parametrize("kind", ["zarr2 zstd", "zarr3 blosc", "zarr3 shards", "n5 gzip"])
+def test_an_input_that_is_gone_is_not_taken_for_zeros(tmp_path: Path, kind: str) -> None:
+    """A disk that is lost, or a folder that is moved, when the array was opened before."""
+    moving = source(tmp_path, kind)
+    array = warped(moving)
+    expected = compute(array)
+    place = Path(moving.path)
+    place.rename(tmp_path / "elsewhere")
+    with pytest.raises(BlockErrors, match="8 of 8 blocks failed") as caught:
+        execute(array, tmp_path / "out")
+    assert str(place) in caught.value.failures[0].reason
+    (tmp_path / "elsewhere").rename(place)
+    np.testing.assert_array_equal(execute(array, tmp_path / "out")[:], expected)

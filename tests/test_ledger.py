@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from itkstream.errors import BlockFailure, BusyOutputError
@@ -64,6 +65,29 @@ def test_a_lock_dies_with_its_process(ledger: Ledger) -> None:
 
 def test_a_process_that_got_the_number_of_a_dead_one_holds_nothing(ledger: Ledger) -> None:
     sign(ledger, pid=os.getpid(), started=12345.0)
+    locked(ledger)
+
+
+@pytest.mark.parametrize("shift", [-3600.0, 3600.0])
+def test_a_lock_is_held_when_the_clock_is_set(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, shift: float
+) -> None:
+    """The system tells all times since 1970 by the new clock, those of old processes too."""
+    first = locked(ledger)
+    clock, boot, create = time.time, psutil.boot_time, psutil.Process.create_time
+    monkeypatch.setattr(time, "time", lambda: clock() + shift)
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot() + shift)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create(self) + shift)
+    with pytest.raises(BusyOutputError, match=f"process {os.getpid()} on"):
+        locked(ledger)
+    assert still_held(ledger.lock_place, first.token)
+
+
+def test_a_lock_dies_with_the_system(ledger: Ledger) -> None:
+    """The same number, as long after the system was switched on, but another time."""
+    locked(ledger)
+    holder = json.loads(ledger.lock_place.read_bytes())
+    ledger.lock_place.write_bytes(json.dumps(holder | {"boot": "the time before"}).encode())
     locked(ledger)
 
 

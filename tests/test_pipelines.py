@@ -403,6 +403,60 @@ def test_a_chunk_that_rots_is_computed_again(rounds, registered, tmp_path):
     assert chunk.read_bytes() == sound
 
 
+@pytest.mark.parametrize(
+    "name", ["itk/composite.h5", "itk/affine.tfm", "aligned.ome.zarr/1/c/0/0/0"]
+)
+def test_files_that_are_cut_short_are_written_again(
+    rounds, registered, tmp_path, monkeypatch, name
+):
+    """Truth: what the files held before. Of images as small as these no levels are made."""
+    monkeypatch.setattr("itkstream.io.ome_zarr_writer._SMALLEST", 64)
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    (out / "steps" / "aligned.json").unlink()
+    register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
+    sound = (out / name).read_bytes()
+    (out / name).write_bytes(sound[: len(sound) // 2])
+    register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
+    again = (out / name).read_bytes()
+    if name.endswith(".h5"):  # tells when it was written
+        assert len(again) == len(sound)
+        assert read_transform(out / name).transforms
+    else:
+        assert again == sound
+
+
+@pytest.mark.parametrize("name", ["1", "field", "aligned", "files"])
+def test_a_note_that_is_lost_is_made_again(rounds, registered, tmp_path, name):
+    """As after a loss of power, when the disk has the file and not what it held."""
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    note = out / "steps" / f"{name}.json"
+    before = json.loads(note.read_bytes())
+    note.write_bytes(b"")
+    register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
+    assert json.loads(note.read_bytes())["key"] == before["key"]
+    chunk = "aligned.ome.zarr/0/c/0/0/0"
+    assert (out / chunk).read_bytes() == (registered.out / chunk).read_bytes()
+
+
+def test_what_a_run_left_that_was_killed_as_it_wrote_is_removed(rounds, registered, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(registered.out, out)
+    (out / "itk" / "composite.h5").unlink()
+    left = [
+        "itk/.partial-0-composite.h5",
+        "steps/.partial-0-1.json",
+        ".partial-0-registration.json",
+    ]
+    others = ["itk/.partial-0-mine.h5", ".partial-0-mine.nrrd"]
+    for name in left + others:
+        (out / name).write_bytes(b"half")
+    register(rounds.fixed, rounds.moving, out, STEPS, SETTINGS)
+    assert not any((out / name).exists() for name in left)
+    assert all((out / name).exists() for name in others)
+
+
 def test_a_run_that_is_killed_goes_on(rounds, tmp_path):
     """Killed while its steps follow each other, the run has every byte of one that was not."""
     paths = []

@@ -168,3 +168,31 @@ def test_floating_point_levels(tmp_path: Path, noisy: np.ndarray) -> None:
     assert finest_needed(image, (2, 2, 2))[0].shape == (132, 68, 72)
     subsampled(tmp_path / "a.zarr", (noisy / 7).astype(np.float32))
     assert finest_needed(image, (2, 2, 2))[0] is image
+
+
+@pytest.mark.parametrize("shards", [None, (64, 64, 64)])
+def test_a_file_may_be_missing_where_the_image_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: tuple[int, ...] | None
+) -> None:
+    """Two channels, one of them half empty; the level of the other lacks a file."""
+    # All that is compared lies inside one file each, where all is as it should be.
+    monkeypatch.setattr("itkstream.proven_levels._COMPARED", 8)
+    path, voxels = tmp_path / "a.zarr", np.zeros((2, *SHAPE), np.uint16)
+    voxels[0] = np.random.default_rng(0).integers(100, 5000, SHAPE)
+    voxels[1, 128:] = voxels[0, 128:]
+    grid = Grid(SHAPE, (1.0, 1.0, 1.0), axes=("z", "y", "x"))
+    target = create_ome_zarr(
+        path, grid, voxels.dtype, chunks=(32,) * 3, shards=shards, series={"c": 2}
+    )
+    target[...] = voxels
+    write_pyramid(path)
+
+    def trusted(channel: int) -> bool:
+        return finest_needed(open_image(path, channel=channel), (2, 2, 2))[1] == (1, 1, 1)
+
+    assert not (path / "1" / "c" / "1" / "0" / "0" / "0").exists()
+    assert trusted(0)
+    assert trusted(1)
+    (path / "1" / "c" / "0" / "1" / "0" / "0").unlink()
+    assert not trusted(0)
+    assert trusted(1)

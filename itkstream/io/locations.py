@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from itkstream.errors import AccessError, InputError, MissingDataError
 from itkstream.fingerprint import LEDGER_FOLDER, files_stamp
@@ -31,6 +32,8 @@ _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "memory"}
 _LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<key>.*)", re.DOTALL)
 _PATH_OF_URL = re.compile(rf"({'|'.join(_SCHEMES)}):/[^/]")
+# How the name of a file begins that is being written.
+_PARTIAL = ".partial-"
 # Packages whose exceptions mean that a store did not let us in or was not there to ask.
 _CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
 # In which field each kind of store says that an object was written anew.
@@ -327,7 +330,8 @@ class Location:
         """
         if self.is_local:
             target = Path(self.address)
-            partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
+            # Threads of one process, and processes of several hosts, may write the same file.
+            partial = target.with_name(f"{_PARTIAL}{uuid4().hex}-{target.name}")
             try:
                 yield partial
                 os.replace(partial, target)
@@ -343,6 +347,20 @@ class Location:
                 # With the slash what is in a folder is put, not the folder below the key.
                 given = f"{partial}/" if partial.is_dir() else str(partial)
                 store.put(given, self._key, recursive=partial.is_dir())
+
+    def remove_partial_files(self, *names: str) -> None:
+        """Remove from a folder what was left by writers that were killed.
+
+        Parameters
+        ----------
+        *names : str
+            Of files that nobody is writing now; default all of the folder.
+        """
+        if not self.is_local:
+            return
+        for found in self.names():
+            if found.startswith(_PARTIAL) and found.endswith(tuple(f"-{n}" for n in names) or ""):
+                self.child(found).remove()
 
     def make_folder(self) -> None:
         """Make a folder and those around it; in object stores there is nothing to make."""

@@ -80,6 +80,8 @@ class N5Array(StoredArray):
             "driver": "n5",
             "kvstore": key_value_store(Location(self.path)),
             "context": {"data_copy_concurrency": {"limit": get_threads()}},
+            # A block that is not there holds zeros; an array that is gone must not.
+            "recheck_cached_metadata": True,
         }
         try:
             return tensorstore.open(spec).result()

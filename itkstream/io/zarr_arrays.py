@@ -76,6 +76,7 @@ class ZarrArray(StoredArray):
         checked = _Checked(store)
         array = zarr.open_array(checked, mode="r")
         checked.blosc = _is_blosc(array)
+        checked.metadata = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
         return array
 
     @property
@@ -100,16 +101,21 @@ class ZarrArray(StoredArray):
 
 
 class _Checked(WrapperStore[Any]):
-    """A store that refuses what is shorter than it should be.
+    """A store that refuses what is shorter than it should be, and an array that is gone.
 
-    Zarr takes an empty shard for fill values, and its Blosc reads beyond the end of a chunk.
+    Zarr takes an empty shard for fill values, and its Blosc reads beyond the end of a chunk. A
+    chunk that is not there has fill values too; but so have all of an array that was open when its
+    folder was moved, or its disk lost.
     """
 
     blosc = False
+    metadata = ""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         value = await super().get(key, prototype, byte_range)
         if value is None:
+            if self.metadata and not await super().exists(self.metadata):
+                raise OSError(f"the array is gone, there is no {self.metadata} any more")
             return None
         expected = max(1, len(value))
         if isinstance(byte_range, RangeByteRequest):

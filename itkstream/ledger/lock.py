@@ -31,8 +31,8 @@ BEAT_SECONDS = 15.0
 # after a time that is long for writing so small a file, to see whether it was the last.
 _SETTLE_LOCAL_SECONDS = 0.1
 _SETTLE_REMOTE_SECONDS = 1.0
-# The start of a process, as the system tells it, moves with the clock.
-_SAME_START_SECONDS = 5.0
+# Of the start of a process since the system booted; that since 1970 moves when the clock is set.
+_SAME_START_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class _Holder:
     pid: int
     started: float
     signed: float
+    boot: str = ""
 
     @classmethod
     def here(cls) -> _Holder:
         """This process, with a new token."""
         pid = os.getpid()
-        return cls(uuid4().hex, _host(), pid, psutil.Process(pid).create_time(), time.time())
+        return cls(uuid4().hex, _host(), pid, _started(pid), time.time(), _boot())
 
     @classmethod
     def read(cls, place: Location) -> _Holder | None:
@@ -64,10 +65,10 @@ class _Holder:
         if self.host != _host():
             return time.time() - self.signed < _PATIENCE_SECONDS
         try:
-            started = psutil.Process(self.pid).create_time()
+            started = _started(self.pid)
         except psutil.NoSuchProcess:
             return False
-        return abs(started - self.started) < _SAME_START_SECONDS
+        return self.boot == _boot() and abs(started - self.started) < _SAME_START_SECONDS
 
     def sign(self, place: Location) -> None:
         """Write the file anew, with the time."""
@@ -221,6 +222,18 @@ def _create(place: Location, holder: _Holder) -> bool:
     finally:
         draft.unlink(missing_ok=True)
     return True
+
+
+def _started(pid: int) -> float:
+    """When a process began, in seconds since the system booted."""
+    return psutil.Process(pid).create_time() - psutil.boot_time()
+
+
+def _boot() -> str:
+    """Which time the system runs since it was switched on, where it says so."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
 
 
 def _host() -> str:

@@ -175,9 +175,7 @@ class Ledger:
         Records
             Takes the blocks of this run; all are on disk at the end.
         """
-        for name in self.place.names():
-            if name.startswith(".partial-"):
-                self.place.child(name).remove()
+        self.place.remove_partial_files()
         records = Records(self.place, lock, dict(kept), self._notes())
         try:
             yield records

@@ -100,6 +100,8 @@ def node_vectors(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
     """
     found = np.asarray(field, np.float32)
     for axis, factor in enumerate(factors):
+        if factor == 1:
+            continue
         last = found.shape[axis] - 1
         places = np.arange(-(-(last + 1) // factor)) * factor + (factor - 1) / 2
         below = np.minimum(np.floor(places).astype(np.intp), last)

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -213,3 +214,27 @@ def test_a_bucket_that_is_not_there_is_named(s3_server):
     for ask in (place.is_vacant, place.read_bytes, lambda: place.write_bytes(b"x")):
         with pytest.raises(MissingDataError, match="no bucket"):
             ask()
+
+
+def test_two_threads_write_one_file(tmp_path):
+    """As when a run signs its lock from time to time, and before every note."""
+    place = Location.parse(tmp_path / "a.json")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(place.write_bytes, [b"1", b"2"] * 200))
+    assert place.read_bytes() in (b"1", b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(("names", "left"), [((), set()), (("a.json",), {"b.h5"})])
+def test_what_killed_writers_left_is_removed(tmp_path, names, left):
+    place = Location.parse(tmp_path)
+    before = set()
+    for name in ("a.json", "b.h5"):
+        writing = place.child(name).replacing()
+        writing.__enter__().write_bytes(b"half")  # and is killed
+        (partial,) = {path.name for path in tmp_path.iterdir()} - before
+        before.add(partial)
+    (tmp_path / "c.json").write_bytes(b"whole")
+    place.remove_partial_files(*names)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"c.json"} | {name for name in before if name.endswith(tuple(left) or " ")}

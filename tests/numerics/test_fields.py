@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -160,3 +161,15 @@ def test_nodes_are_found_again_in_the_field_made_of_them(
     np.testing.assert_allclose(found, vectors, atol=2e-5)
     # What means would make of it.
     assert np.abs(shrink_field(fine, factors) - vectors).max() > 0.05
+
+
+def test_nodes_that_are_as_dense_as_voxels_along_an_axis_cost_no_memory() -> None:
+    """As along the deep axis of anisotropic voxels: beside the result, some of its size at most."""
+    field = np.random.default_rng(0).normal(size=(40, 64, 64, 3)).astype(np.float32)
+    tracemalloc.start()
+    found = node_vectors(field, (1, 4, 4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * field.nbytes  # five copies of all of it would be 5
+    for k in (0, 17, 39):
+        np.testing.assert_array_equal(found[k], node_vectors(field[k], (4, 4)))
