@@ -6,8 +6,8 @@
 of its voxels through an affine and through a stored field, with two workers of 2 GB each, and
 compares the greatest memory any worker has had. Most chunks of the cube are empty, and so are
 cheap to make; every block is read, computed and written all the same. `workers` resamples a cube of
-`side` voxels (take 768) with one worker of one core and with two, three times each in turn. Where the machine has no third core, the scheduler and this process take
-their time from the two workers.
+`side` voxels (take 768) with one worker of one core and with two, three times each in turn. Where
+the machine has no third core, the scheduler and this process take their time from the two workers.
 """
 
 from __future__ import annotations
