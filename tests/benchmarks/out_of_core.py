@@ -1,6 +1,6 @@
 """Images larger than memory, from disk to disk: memory of each worker, and what workers gain.
 
-    python tests/benchmarks/out_of_core.py memory|workers [--side 1600] [--out results.json]
+    python tests/benchmarks/out_of_core.py memory|workers [--side 1600] [--block 256] [--out FILE]
 
 `memory` resamples a stored cube of `side` voxels per axis (1600: 4 gigavoxels) and one of an eighth
 of its voxels through an affine and through a stored field, with two workers of 2 GB each, and
@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def _stored_field(path: Path, grid: Grid) -> DisplacementField:
     return DisplacementField(zarr.open_array(str(path), mode="r"), coarse)
 
 
-def prepared(image: Image, moves: DisplacementField) -> dict[str, da.Array]:
+def prepared(
+    image: Image, moves: DisplacementField, block: tuple[int, ...] = BLOCK
+) -> dict[str, da.Array]:
     """The two computations.
 
     Parameters
@@ -151,6 +154,8 @@ def prepared(image: Image, moves: DisplacementField) -> dict[str, da.Array]:
         Fixed and moving.
     moves : DisplacementField
         In front of the affine.
+    block : tuple of int
+        Voxels of a block per axis.
 
     Returns
     -------
@@ -158,7 +163,7 @@ def prepared(image: Image, moves: DisplacementField) -> dict[str, da.Array]:
         By name.
     """
     affine = AffineTransform(AFFINE)
-    size = tuple(min(b, n) for b, n in zip(BLOCK, image.shape, strict=True))
+    size = tuple(min(b, n) for b, n in zip(block, image.shape, strict=True))
     ways = {"affine": affine, "field": CompositeTransform((moves, affine))}
     return {name: prepare_apply_transform(image, image, way, size) for name, way in ways.items()}
 
@@ -194,7 +199,9 @@ def measure_memory(side: int, report: Callable[[Row], None]) -> list[Row]:
     return rows
 
 
-def measure_workers(side: int, report: Callable[[Row], None], repeats: int = 3) -> list[Row]:
+def measure_workers(
+    side: int, report: Callable[[Row], None], block: int = BLOCK[0], repeats: int = 3
+) -> list[Row]:
     """Seconds with one worker and with two.
 
     Parameters
@@ -203,6 +210,8 @@ def measure_workers(side: int, report: Callable[[Row], None], repeats: int = 3) 
         Of the cube.
     report : callable
         Told every row.
+    block : int
+        Voxels of a block per axis; the larger, the less the scheduler has to do.
     repeats : int
         Runs of each, in turn; the medians count.
 
@@ -213,7 +222,7 @@ def measure_workers(side: int, report: Callable[[Row], None], repeats: int = 3) 
     """
     rows: list[Row] = []
     with stored_pair(side) as (folder, image, moves):
-        for name, lazy in prepared(image, moves).items():
+        for name, lazy in prepared(image, moves, (block,) * 3).items():
             seconds: dict[int, list[float]] = {1: [], 2: []}
             for repeat, workers in product(range(repeats), seconds):
                 row = _run(lazy, folder / f"by-{name}-{repeat}-{workers}.zarr", workers)
@@ -260,10 +269,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=("memory", "workers"))
     parser.add_argument("--side", type=int, default=1600)
+    parser.add_argument("--block", type=int, default=BLOCK[0], help="for workers")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    measure = {"memory": measure_memory, "workers": measure_workers}[options.task]
-    rows = measure(options.side, lambda row: Console().print_json(data=row, indent=None))
+    report = partial(Console().print_json, indent=None)
+    if options.task == "memory":
+        rows = measure_memory(options.side, lambda row: report(data=row))
+    else:
+        rows = measure_workers(options.side, lambda row: report(data=row), options.block)
     if options.out:
         options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
 
