@@ -17,12 +17,13 @@ _THREADS = (
 )
 
 MEMORY_VARIABLES = {
+    "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
 }
-"""The most that glibc comes to by itself, unless it is told anything; dask tells it 64 kB, after
-which it gives back the pages of every array, and gets them again, zeroed, for the next. That takes
-an eighth of a block's time."""
+"""Freed memory is kept for the next array, as much as glibc ever does by itself. By dask's 64 kB the
+pages of every array are given back and got again, zeroed, for the next: an eighth of a block's time.
+But it is kept in two places, not in one for each thread, which together grew with the blocks done."""
 
 
 def thread_variables(threads: int) -> dict[str, str]:
