@@ -21,9 +21,11 @@ MEMORY_VARIABLES = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
 }
-"""Freed memory is kept for the next array, as much as glibc ever does by itself. By dask's 64 kB the
-pages of every array are given back and got again, zeroed, for the next: an eighth of a block's time.
-But it is kept in two places, not in one for each thread, which together grew with the blocks done."""
+"""Freed memory is kept for the next array, as much as glibc ever keeps by itself.
+
+By dask's 64 kB the pages of an array are given back and got again, zeroed, for the next: an eighth
+of a block's time. It is kept in two places, not in one for each thread, which grew with the blocks.
+"""
 
 
 def thread_variables(threads: int) -> dict[str, str]:
