@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
+import dask
 from distributed import Nanny
 from tornado.ioloop import PeriodicCallback
 
@@ -29,8 +30,11 @@ class LocalNanny(Nanny):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         _leave_group()
+        # A process in which dask has had workers carries what dask set, which nobody asked for.
+        set_by_dask = dask.config.get("distributed.nanny.pre-spawn-environ")
         for name, value in MEMORY_VARIABLES.items():
-            os.environ.setdefault(name, value)
+            if os.environ.get(name) in (None, str(set_by_dask.get(name))):
+                os.environ[name] = value
         super().__init__(*arguments, **options)
 
 

@@ -134,7 +134,10 @@ def test_workers_must_have_this_package(tmp_path: Path) -> None:
             program.wait()
 
 
-def test_session_starts_workers_once() -> None:
+def test_session_starts_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As after a cluster of dask's in the same process.
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+
     # Workers cannot import a test module: what is inside a function goes to them by value.
     def told() -> tuple[int, str | None, str | None]:
         return get_threads(), os.environ.get("OMP_NUM_THREADS"), os.environ.get("NUMBA_NUM_THREADS")
