@@ -1,13 +1,14 @@
 """Images larger than memory, from disk to disk: memory of each worker, and what workers gain.
 
-    python tests/benchmarks/out_of_core.py memory|workers [--side 1600] [--block 256] [--out FILE]
+    python tests/benchmarks/out_of_core.py memory|workers [--side 1792] [--block 256] [--out FILE]
 
-`memory` resamples a stored cube of `side` voxels per axis (1600: 4 gigavoxels) and one of an eighth
-of its voxels through an affine and through a stored field, with two workers of 2 GB each, and
-compares the greatest memory any worker has had. Most chunks of the cube are empty, and so are
-cheap to make; every block is read, computed and written all the same. `workers` resamples a cube of
-`side` voxels (take 768) with one worker of one core and with two, three times each in turn. Where
-the machine has no third core, the scheduler and this process take their time from the two workers.
+`memory` resamples a stored cube of `side` voxels per axis (1792: 5.8 gigavoxels) and one of an
+eighth of its voxels through an affine and through a stored field, with two workers of 2 GB each,
+and compares the greatest memory any worker has had. Most chunks of the cube are empty, and so are
+cheap to make; every block is read, computed and written all the same. Let `side` be a multiple of
+256: of a remainder, one of the cubes would have larger blocks. `workers` resamples a cube of `side`
+voxels (take 768) with one worker of one core and with two, three times each in turn. Where the
+machine has no third core, the scheduler and this process take their time from the two workers.
 """
 
 from __future__ import annotations
@@ -268,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=("memory", "workers"))
-    parser.add_argument("--side", type=int, default=1600)
+    parser.add_argument("--side", type=int, default=1792)
     parser.add_argument("--block", type=int, default=BLOCK[0], help="for workers")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
