@@ -216,9 +216,8 @@ def readable(image: Image) -> Image:
     Image
         The same voxels on the same grid.
     """
-    if isinstance(image.data, da.Array):
-        return Image(DaskSource(image.data), image.grid, image.name)
-    return image
+    data = readable_source(image.data)
+    return image if data is image.data else Image(data, image.grid, image.name)
 
 
 def readable_source(source: Any) -> Any:

@@ -18,15 +18,7 @@ from numpy.typing import NDArray
 from itkstream.block_kernels import WarpSettings, warp_block
 from itkstream.cluster import compute
 from itkstream.errors import RegistrationError
-from itkstream.geometry import (
-    AffineTransform,
-    CompositeTransform,
-    DisplacementField,
-    Grid,
-    Image,
-    Transform,
-    steps_of,
-)
+from itkstream.geometry import DisplacementField, Grid, Image, Transform, compose, steps_of
 from itkstream.io.locations import Location
 from itkstream.kept_levels import make_level
 from itkstream.levels import factors_to_fit
@@ -34,7 +26,7 @@ from itkstream.numerics.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources
 
-__all__ = ["Finding", "LogReporter", "Radii", "Reporter", "Scene", "State", "before", "next_state"]
+__all__ = ["Finding", "LogReporter", "Radii", "Reporter", "Scene", "State", "next_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +264,9 @@ class Finding:
         """
         if self.change is None:
             raise RegistrationError(f"there is nothing to keep: {self.reason}")
-        return self.change if self.whole else before(self.change, state.transform)
+        if self.whole or state.transform is None:
+            return self.change
+        return compose(self.change, state.transform)
 
 
 def next_state(scene: Scene, state: State, finding: Finding) -> tuple[State, dict[str, Any]]:
@@ -301,28 +295,6 @@ def next_state(scene: Scene, state: State, finding: Finding) -> tuple[State, dic
     if quality <= state.quality and not finding.required:
         return state, {**facts, "dropped": _WORSE}
     return finding.after(state, quality), facts
-
-
-def before(change: Transform, known: Transform | None) -> Transform:
-    """A change that acts first, then what was known; two affines become one.
-
-    Parameters
-    ----------
-    change : Transform
-        Of fixed points.
-    known : Transform or None
-        From fixed to moving points; None where nothing is known.
-
-    Returns
-    -------
-    Transform
-        From fixed to moving points.
-    """
-    if known is None:
-        return change
-    if isinstance(change, AffineTransform) and isinstance(known, AffineTransform):
-        return AffineTransform(known.matrix @ change.matrix)
-    return CompositeTransform((change, *steps_of(known)))
 
 
 def _largest_field(transform: Transform) -> int:

@@ -22,7 +22,7 @@ from itkstream.io.locations import Location
 from itkstream.numerics.mapping import affine_part
 from itkstream.ransac import AffineEstimate
 from itkstream.run_fields import store_deformation
-from itkstream.run_scene import Finding, Radii, Scene, State, before
+from itkstream.run_scene import Finding, Radii, Scene, State
 from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine, Step
 from itkstream.transform import piecewise_transform
 
@@ -79,19 +79,19 @@ def _find_affine(scene: Scene, state: State, step: RansacAffine) -> Finding:
                 "show the same tissue; other radii or a lower match_threshold may help"
             )
         return Finding(None, reason=estimate.reason, radii=radii)
-    change = AffineTransform(estimate.matrix)
-    transform = before(change, state.transform)
-    facts = {
+    facts: dict[str, Any] = {
         "matches": len(estimate.inliers),
         "inliers": int(estimate.inliers.sum()),
         "median_residual": float(np.median(estimate.residuals[estimate.inliers])),
-        "matrix": affine_part(transform).matrix.tolist(),
     }
+    change, required = AffineTransform(estimate.matrix), state.transform is None
+    found = Finding(change, facts, radii=radii, required=required)
+    facts["matrix"] = affine_part(found.transform(state)).matrix.tolist()
     scene.reporter.note(
         f"{facts['inliers']} of {facts['matches']} matches agree, median residual "
         f"{facts['median_residual']:.2f} {fixed.grid.unit}"
     )
-    return Finding(change, facts, radii=radii, required=state.transform is None)
+    return found
 
 
 def _refine_affine(scene: Scene, state: State, step: IntensityAffine) -> Finding:
@@ -105,11 +105,10 @@ def _refine_affine(scene: Scene, state: State, step: IntensityAffine) -> Finding
     facts: dict[str, Any] = {"metric_before": estimate.before, "metric_after": estimate.after}
     if not estimate:
         return Finding(None, facts, estimate.reason)
-    change = AffineTransform(estimate.matrix)
     whole = known is None or isinstance(known, AffineTransform)
-    found = change if whole else before(change, known)
-    facts["matrix"] = affine_part(found).matrix.tolist()
-    return Finding(change, facts, whole=whole)
+    found = Finding(AffineTransform(estimate.matrix), facts, whole=whole)
+    facts["matrix"] = affine_part(found.transform(state)).matrix.tolist()
+    return found
 
 
 def _find_local_affines(scene: Scene, state: State, step: LocalAffines) -> Finding:

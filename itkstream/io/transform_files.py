@@ -98,10 +98,11 @@ def read_transform(
         raise InputError(f"name chooses among the transforms of an OME-Zarr; {path} is a file")
     place = location.path
     read = _READERS.get(_ending(place), read_itk_transform)
-    transform = read(place, None)
-    wanted = wanted_axes(path, transform.ndim, axes)
+    wanted = wanted_axes(path, read(place, None).ndim, axes)
+    # What is looked through is what is handed out: a compressed image is read once.
+    transform = read(place, wanted)
     _check_finite(transform, place)
-    return read(place, wanted)
+    return transform
 
 
 def write_transform(

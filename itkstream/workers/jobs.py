@@ -66,7 +66,7 @@ def job_options(resources: Resources, system: BatchSystem) -> dict[str, Any]:
     options: dict[str, Any] = {
         "cores": cores,
         "processes": processes,
-        "memory": resources.memory or _memory(resources.memory_limit, processes),
+        "memory": _memory(resources),
         "job_name": "itkstream",
         "log_directory": _default(system, "log-directory") or str(_log_folder()),
         **own,
@@ -215,8 +215,7 @@ def _torque_resources(resources: Resources) -> str:
     said = resources.for_jobs.get("resource_spec") or _default(system, "resource-spec")
     if said:
         return str(said)
-    memory = resources.memory or _memory(resources.memory_limit, resources.processes or 1)
-    size = parse_bytes(memory or _default(system, "memory"))
+    size = parse_bytes(_memory(resources) or _default(system, "memory"))
     return f"nodes=1:ppn={resources.cores or _default(system, 'cores')},mem={-(-size // 2**20)}mb"
 
 
@@ -237,8 +236,11 @@ def _exports(resources: Resources, threads: int) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
-def _memory(limit: str | int | float | None, processes: int) -> int | None:
-    return None if limit is None else int(parse_bytes(limit)) * processes
+def _memory(resources: Resources) -> str | int | float | None:
+    """Of a job; None where nothing is said of it."""
+    if resources.memory or resources.memory_limit is None:
+        return resources.memory
+    return int(parse_bytes(resources.memory_limit)) * (resources.processes or 1)
 
 
 def _default(system: BatchSystem, name: str) -> Any:
