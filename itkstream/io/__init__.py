@@ -48,6 +48,7 @@ def open_image(
     time: int = 0,
     unit: str | None = None,
     voxel_spacing: float | Sequence[float] | None = None,
+    axes: str | Sequence[str] | None = None,
 ) -> Image:
     """Open an image without reading its voxels.
 
@@ -79,6 +80,9 @@ def open_image(
     voxel_spacing : float or sequence of float, optional
         Voxel spacing per array axis of the opened image, whatever the file claims; needed where
         it claims none. TIFF has none along z and always needs it.
+    axes : str or sequence of str, optional
+        Names of the stored axes in the order numpy has them, whatever the file claims: "zyx",
+        "czyx", "tczyx".
 
     Returns
     -------
@@ -99,7 +103,7 @@ def open_image(
     >>> image.spacing  # doctest: +SKIP
     (1.84, 1.84, 1.68)
     """
-    selection = Selection(level, spacing, channel, time, unit, voxel_spacing)
+    selection = Selection(level, spacing, channel, time, unit, voxel_spacing, axes)
     found = locate(path, dataset)
     home, reader = _READERS[found.format]
     image: Image = getattr(import_module(home), reader)(found, selection)

@@ -71,6 +71,8 @@ class Selection:
         Unit of the file's numbers, whatever it claims.
     voxel_spacing : float or sequence of float, optional
         Voxel spacing of the opened image per array axis, whatever the file claims.
+    axes : str or sequence of str, optional
+        Names of the stored axes, whatever the file claims: "zyx", "tczyx", ``("c", "z", "y", "x")``.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class Selection:
     time: int = 0
     unit: str | None = None
     voxel_spacing: float | Sequence[float] | None = None
+    axes: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.level is not None and self.spacing is not None:
@@ -94,6 +97,37 @@ class Selection:
                 raise InputError(f"{name} must be positive numbers; got {given}")
         if self.unit is not None:
             object.__setattr__(self, "unit", parse_unit(self.unit))
+        if self.axes is not None:
+            object.__setattr__(self, "axes", _axes(self.axes))
+
+    def axes_of(self, claimed: Sequence[str], name: str) -> tuple[str, ...]:
+        """The names of the stored axes.
+
+        Parameters
+        ----------
+        claimed : sequence of str
+            What the file says, or what is usual where it says nothing.
+        name : str
+            How messages call the image.
+
+        Returns
+        -------
+        tuple of str
+            The stated names, else the claimed ones.
+
+        Raises
+        ------
+        InputError
+            Where the stated names are not as many as there are axes.
+        """
+        if self.axes is None:
+            return tuple(claimed)
+        if len(self.axes) != len(claimed):
+            raise InputError(
+                f"{name} has {len(claimed)} axes {tuple(claimed)}; got axes {tuple(self.axes)}: "
+                "name each stored axis, slowest first as numpy has them"
+            )
+        return tuple(self.axes)
 
     def unit_of(self, claimed: str | None) -> str:
         """The unit of the file's numbers.
@@ -201,6 +235,18 @@ class Selection:
             _check_index(word, index, 1, name)
         kept = sum(isinstance(p, slice) for p in picks)
         return ArrayView(source, tuple(picks), tuple(range(kept)))
+
+
+def _axes(given: str | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(str(name).strip().lower() for name in given)
+    space = tuple(sorted(name for name in names if name in ("x", "y", "z")))
+    known = all(name in ("x", "y", "z", "c", "t") for name in names)
+    if not known or len(set(names)) < len(names) or space not in (("x", "y"), ("x", "y", "z")):
+        raise InputError(
+            f"axes must name every stored axis once, of x, y, z, c and t, x and y among them, such "
+            f"as 'zyx' or 'tczyx'; got {given!r}"
+        )
+    return names
 
 
 def _check_index(word: str, index: int, length: int, name: str) -> None:
