@@ -72,7 +72,7 @@ class Selection:
     voxel_spacing : float or sequence of float, optional
         Voxel spacing of the opened image per array axis, whatever the file claims.
     axes : str or sequence of str, optional
-        Names of the stored axes, whatever the file claims: "zyx", "tczyx", ``("c", "z", "y", "x")``.
+        Names of the stored axes, whatever the file claims: "zyx", ``("c", "z", "y", "x")``.
 
     Raises
     ------
