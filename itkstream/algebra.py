@@ -24,6 +24,7 @@ from itkstream.geometry import (
     CompositeTransform,
     DisplacementField,
     Grid,
+    LazyArray,
     Transform,
     compose,
     default_axes,
@@ -243,7 +244,7 @@ def _fold_block(
 
 
 @dataclass(frozen=True, eq=False)
-class _Sampled:
+class _Sampled(LazyArray):
     """The displacement of a transform on a grid, computed where it is sliced."""
 
     transform: Transform
@@ -257,13 +258,10 @@ class _Sampled:
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(np.float32)
 
-    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[np.float32]:
-        box = tuple(slice(*k.indices(n)[:2]) for k, n in zip(key, self.grid.shape, strict=False))
-        part = _sample(self.transform, self.grid.crop(box))
-        return part[..., key[self.grid.ndim]] if len(key) > self.grid.ndim else part
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[(slice(None),) * self.grid.ndim], dtype=dtype)
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[np.float32]:
+        n = self.grid.ndim
+        box = self.grid.crop(tuple(map(slice, start[:n], stop[:n])))
+        return _sample(self.transform, box)[..., start[n] : stop[n]]
 
 
 def _sample(transform: Transform, grid: Grid) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from itkstream.geometry import (
     AffineTransform,
     DisplacementField,
     Grid,
+    LazyArray,
     Slices,
     Transform,
     compose,
@@ -230,7 +231,7 @@ def repair_transform(transform: Transform, *, resources: Resources | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Patched:
+class _Patched(LazyArray):
     """A stored field with parts of it replaced; of patches that overlap, the last one holds."""
 
     source: Any
@@ -247,24 +248,20 @@ class _Patched:
     def with_patch(self, box: Slices, patch: NDArray[np.float32]) -> _Patched:
         return _Patched(self.source, (*self.patches, (box, patch)))
 
-    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         n = len(self.shape) - 1
-        part = np.array(self.source[key])
-        spans = [k.indices(m)[:2] for k, m in zip(key[:n], self.shape, strict=False)]
-        components = key[n] if len(key) > n else slice(None)
+        part = np.array(self.source[tuple(map(slice, start, stop))])
+        components = slice(start[n], stop[n])
         for box, patch in self.patches:
-            low = [max(a, b.start) for (a, _), b in zip(spans, box, strict=True)]
-            high = [min(z, b.stop) for (_, z), b in zip(spans, box, strict=True)]
+            low = [max(a, b.start) for a, b in zip(start[:n], box, strict=True)]
+            high = [min(z, b.stop) for z, b in zip(stop[:n], box, strict=True)]
             if any(a >= z for a, z in zip(low, high, strict=True)):
                 continue
-            there = [slice(a - s, z - s) for a, z, (s, _) in zip(low, high, spans, strict=True)]
+            there = [slice(a - s, z - s) for a, z, s in zip(low, high, start[:n], strict=True)]
             cut = zip(low, high, box, strict=True)
             here = [slice(a - b.start, z - b.start) for a, z, b in cut]
             part[tuple(there)] = patch[(*here, components)]
         return part
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
 
 
 def _field_and_affine(

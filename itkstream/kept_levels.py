@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.cluster import Progress, compute, continues
-from itkstream.geometry import Image
+from itkstream.geometry import Image, LazyArray
 from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import ZarrArray
 from itkstream.lazy import readable
@@ -120,7 +120,7 @@ class LevelMaker:
 
 
 @dataclass(frozen=True, eq=False)
-class _KeptLevel:
+class _KeptLevel(LazyArray):
     """A stored level, known by what it was made of: made again, it is the same one."""
 
     stored: ZarrArray
@@ -137,8 +137,5 @@ class _KeptLevel:
     def __dask_tokenize__(self) -> tuple[str, str]:
         return (type(self).__name__, self.computation)
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        return self.stored[key]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self.stored[...], dtype=dtype)
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        return self.stored[tuple(map(slice, start, stop))]

@@ -30,7 +30,7 @@ from dask.tokenize import TokenizationError, normalize_object, normalize_token, 
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.fingerprint import code_version
-from itkstream.geometry import ArraySource, Block, BlockGrid, Image, Slices
+from itkstream.geometry import ArraySource, Block, BlockGrid, Image, LazyArray, Slices
 
 __all__ = [
     "BlockFunction",
@@ -162,7 +162,7 @@ class Halo:
 
 
 @dataclass(frozen=True, eq=False)
-class DaskSource:
+class DaskSource(LazyArray):
     """A dask array that computes, inside the task that asks, only the part asked for.
 
     Parameters
@@ -188,19 +188,40 @@ class DaskSource:
         """Elements of every chunk, per axis."""
         return tuple(self.array.chunks)
 
-    def transpose(self, order: tuple[int, ...]) -> DaskSource:
-        """The array with its axes in another order."""
-        return DaskSource(self.array.transpose(order))
+    def transpose(self, *order: Any) -> DaskSource:
+        """The array with its axes in another order; reads nothing.
+
+        Parameters
+        ----------
+        *order : int, or one sequence of int
+            Axis ``order[k]`` becomes axis k; default the reverse.
+
+        Returns
+        -------
+        DaskSource
+            The reordered array.
+        """
+        return DaskSource(self.array.transpose(*order))
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return (type(self).__name__, str(self.array.name))
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        # The caller may be a task of any scheduler: this part runs in its own thread.
-        return np.asarray(self.array[key].compute(scheduler="synchronous"))
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Compute a box.
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[...], dtype=dtype)
+        Parameters
+        ----------
+        start, stop : tuple of int
+            First element, and one past the last, per axis.
+
+        Returns
+        -------
+        ndarray, stop - start
+            The elements.
+        """
+        # The caller may be a task of any scheduler: this part runs in its own thread.
+        part = self.array[tuple(map(slice, start, stop))]
+        return np.asarray(part.compute(scheduler="synchronous"))
 
 
 def readable(image: Image) -> Image:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, ArraySource, Grid, Image
+from itkstream.geometry import AffineTransform, ArraySource, Grid, Image, LazyArray
 from itkstream.numerics.interpolate import warp
 from itkstream.numerics.mapping import map_on
 
@@ -69,7 +69,7 @@ class _Choice(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _MaskedSource:
+class _MaskedSource(LazyArray):
     """The voxels of an image, NaN where they do not count."""
 
     image: Image
@@ -87,16 +87,11 @@ class _MaskedSource:
     def together(self) -> tuple[int, ...] | None:
         return self.image.together
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        cuts = key if isinstance(key, tuple) else (key,)
-        whole = (slice(None),) * len(self.shape)
-        part = self.image[whole if Ellipsis in cuts else (*cuts, *whole[len(cuts) :])]
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        part = self.image[tuple(map(slice, start, stop))]
         voxels = part.read()
         counts = self.choice(voxels, part.grid)
         return np.where(counts, voxels.astype(self.dtype), np.nan).astype(self.dtype)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[...], dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry.grid import Grid
-from itkstream.geometry.image import ArraySource
+from itkstream.geometry.lazy_array import ArraySource
 
 __all__ = ["OverlayStyle", "overlay_rgb", "save_overlay"]
 

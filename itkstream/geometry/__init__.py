@@ -3,8 +3,9 @@
 from itkstream.geometry.blocks import Block, BlockGrid
 from itkstream.geometry.composites import CompositeTransform, compose, steps_of
 from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, default_axes
-from itkstream.geometry.image import ArraySource, ArrayView, Image, transposed
+from itkstream.geometry.image import Image
 from itkstream.geometry.landmarks import LandmarkSpline
+from itkstream.geometry.lazy_array import ArraySource, ArrayView, LazyArray, transposed
 from itkstream.geometry.transforms import (
     AffineTransform,
     BSplineTransform,
@@ -25,6 +26,7 @@ __all__ = [
     "Grid",
     "Image",
     "LandmarkSpline",
+    "LazyArray",
     "PiecewiseAffine",
     "Slices",
     "Transform",

@@ -248,6 +248,29 @@ class Grid:
             origin=tuple(self.to_physical(start)),
         )
 
+    def subsample(self, spans: Sequence[range]) -> Grid:
+        """The grid of every n-th voxel of a sub-array.
+
+        Parameters
+        ----------
+        spans : sequence of range
+            The voxels that are kept, one range per axis; one that descends turns its axis around.
+
+        Returns
+        -------
+        Grid
+            Its origin is the position of the first voxel kept.
+        """
+        signs = np.sign([span.step for span in spans])
+        turned = np.asarray(self.direction) * signs + 0.0  # + 0.0: no negative zeros
+        return replace(
+            self,
+            shape=tuple(map(len, spans)),
+            spacing=tuple(s * abs(span.step) for s, span in zip(self.spacing, spans, strict=True)),
+            origin=tuple(self.to_physical([span.start for span in spans])),
+            direction=self.direction if signs.min() > 0 else tuple(map(tuple, turned)),
+        )
+
     def shrink(self, factors: Sequence[int]) -> Grid:
         """The grid of an image whose voxels are averaged in groups.
 

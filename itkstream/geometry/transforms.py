@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 from itkstream.errors import InputError
 from itkstream.geometry.blocks import BlockGrid
 from itkstream.geometry.grid import Grid, axis_order
-from itkstream.geometry.image import ArraySource
+from itkstream.geometry.lazy_array import ArraySource
 from itkstream.writers import transform_writer
 
 __all__ = [

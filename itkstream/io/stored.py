@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
@@ -11,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError, ItkstreamError, UnreadableDataError
+from itkstream.errors import ItkstreamError, UnreadableDataError
+from itkstream.geometry import LazyArray
 from itkstream.io.locations import Location
 
 __all__ = ["StoredArray", "tiles"]
 
 
 @dataclass(frozen=True)
-class StoredArray(ABC):
-    """A lazy array in a store or file: slicing reads what is asked for, as numpy.
+class StoredArray(LazyArray):
+    """A lazy array in a store or file; a subclass has `read`, which reads a box.
 
     It pickles as its path or URL; every process opens the store for itself when it first reads.
 
@@ -38,29 +38,9 @@ class StoredArray(ABC):
     dtype: np.dtype[Any]
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
     def chunks(self) -> tuple[int, ...] | None:
         """Elements per axis of what is decoded together; None where any box costs its own size."""
         return None
-
-    @abstractmethod
-    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis; inside the shape, not empty.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
 
     def files(self) -> tuple[str, ...]:
         """The files and folders that hold the elements.
@@ -78,23 +58,10 @@ class StoredArray(ABC):
         prints = (Location(file).fingerprint() for file in self.files())
         return (type(self).__name__, *map(str, values), *prints)
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        cuts = _complete(key, self.ndim)
-        spans = [_span(c, n) for c, n in zip(cuts, self.shape, strict=True)]
-        start = tuple(s.start for s in spans)
-        stop = tuple(s.stop for s in spans)
-        if any(a >= b for a, b in zip(start, stop, strict=True)):
-            shape = (max(0, b - a) for a, b in zip(start, stop, strict=True))
-            box = np.empty(tuple(shape), self.dtype)
-        else:
-            box = np.asarray(self._read(start, stop), self.dtype)
-        inside = (0 if not isinstance(c, slice) else slice(None, None, c.step) for c in cuts)
-        return box[tuple(inside)]
-
     def _read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         """Read a box; whatever a library raises over broken data says where they are."""
         try:
-            return self.read(start, stop)
+            return super()._read(start, stop)
         except (ItkstreamError, MemoryError):
             raise
         except Exception as error:
@@ -103,9 +70,6 @@ class StoredArray(ABC):
                 f"{self.path} cannot be read at [{spans}]: {error}. The file is cut short, corrupt "
                 "or on a broken disk: restore it from its source"
             ) from error
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[...], dtype=dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open stores are cached on the instance and stay in their own process.
@@ -132,24 +96,3 @@ def tiles(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[slice, ..
         for n, step in zip(shape, size, strict=True)
     )
     return product(*per_axis)
-
-
-def _complete(key: Any, ndim: int) -> tuple[int | slice, ...]:
-    cuts = key if isinstance(key, tuple) else (key,)
-    if Ellipsis in cuts:
-        at = cuts.index(Ellipsis)
-        cuts = cuts[:at] + (slice(None),) * (ndim + 1 - len(cuts)) + cuts[at + 1 :]
-    if len(cuts) > ndim:
-        raise IndexError(f"too many indices: the array has {ndim} axes, {len(cuts)} were given")
-    return cuts + (slice(None),) * (ndim - len(cuts))
-
-
-def _span(cut: int | slice, length: int) -> slice:
-    if isinstance(cut, slice):
-        if cut.step is not None and cut.step < 1:
-            raise InputError(f"stored arrays are sliced with positive steps; got step {cut.step}")
-        return slice(*cut.indices(length)[:2])
-    index = int(cut.__index__())
-    if not -length <= index < length:
-        raise IndexError(f"index {index} is outside an axis of {length} elements")
-    return slice(index % length, index % length + 1)

@@ -6,7 +6,7 @@ A file holds the vectors of ITK's formats x fastest, components innermost, x fir
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import DisplacementField, Grid, Slices, array_axes, default_axes
+from itkstream.geometry import DisplacementField, Grid, LazyArray, Slices, array_axes, default_axes
 
 __all__ = ["OrderedVectors", "as_in_files", "slabs", "wanted_axes"]
 
 
-class OrderedVectors(ABC):
+class OrderedVectors(LazyArray):
     """Vectors that stay in their file, with axes and components in the wanted order.
 
-    Slicing reads what is asked for, as numpy. A subclass is a frozen dataclass that says how one
-    file is read, and has the attribute `order`: which of the stored axes, and of the components,
-    the wanted ones are.
+    A subclass is a frozen dataclass that says how one file is read, and has the attribute
+    `order`: which of the stored axes, and of the components, the wanted ones are.
     """
 
     order: tuple[int, ...]
@@ -65,17 +64,26 @@ class OrderedVectors(ABC):
         sizes = self.stored_shape()
         return (*(sizes[k] for k in self.order), len(self.order))
 
-    def __getitem__(self, key: Slices) -> NDArray[Any]:
-        n, sizes = len(self.order), self.stored_shape()
-        cut = [slice(None)] * n
-        for axis, part in zip(self.order, key[:n], strict=True):
-            cut[axis] = slice(*part.indices(sizes[axis])[:2])
-        moved = self.read_box(tuple(cut)).transpose(*self.order, n)[..., list(self.order)]
-        strides = tuple(slice(None, None, part.step) for part in key[:n])
-        return np.ascontiguousarray(moved[(*strides, *key[n:])])
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Read a box of vectors, of which only some components may be wanted.
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[(slice(None),) * len(self.shape)], dtype=dtype)
+        Parameters
+        ----------
+        start, stop : tuple of int
+            First element, and one past the last, per axis, components last.
+
+        Returns
+        -------
+        ndarray, stop - start
+            The vectors.
+        """
+        n = len(self.order)
+        cut = [slice(None)] * n
+        for axis, *ends in zip(self.order, start[:n], stop[:n], strict=True):
+            cut[axis] = slice(*ends)
+        wanted = list(self.order[start[n] : stop[n]])
+        moved = self.read_box(tuple(cut)).transpose(*self.order, n)
+        return np.ascontiguousarray(moved[..., wanted])
 
 
 def slabs(field: DisplacementField, numbers: int) -> Iterator[Slices]:
