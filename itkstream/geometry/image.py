@@ -139,12 +139,13 @@ class Image:
 
 def _spans(key: Any, shape: tuple[int, ...]) -> tuple[range, ...]:
     cuts = complete_key(key, len(shape))
-    if not all(isinstance(cut, slice) for cut in cuts):
+    others = [type(cut).__name__ for cut in cuts if not isinstance(cut, slice)]
+    if others:
         raise InputError(
-            f"an image keeps its axes and is cut by slices, such as image[5:6, :, ::2]; got "
-            f"{key!r}: image.data[5] is a plane of voxels"
+            "an image keeps its axes and is cut by slices, such as image[5:6, :, ::2]; got "
+            f"{', '.join(others)}: image.data[5] is a plane of voxels"
         )
     spans = tuple(range(n)[cut] for cut, n in zip(cuts, shape, strict=True))
     if not all(map(len, spans)):
-        raise InputError(f"image[{key!r}] of an image of shape {shape} holds no voxel")
+        raise InputError(f"the part {key!r} of an image of shape {shape} holds no voxel")
     return spans
