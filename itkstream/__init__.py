@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         LandmarkSpline,
         PiecewiseAffine,
     )
-    from itkstream.io import open_image
+    from itkstream.io import ImageOptions, open_image
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.pipelines import Plan, Registration, plan, register
@@ -53,6 +53,7 @@ __all__ = [
     "DisplacementField",
     "Grid",
     "Image",
+    "ImageOptions",
     "IntensityAffine",
     "LandmarkSpline",
     "LocalAffines",
@@ -85,6 +86,7 @@ _HOMES = {
     "DisplacementField": "geometry",
     "Grid": "geometry",
     "Image": "geometry",
+    "ImageOptions": "io",
     "IntensityAffine": "steps",
     "LandmarkSpline": "geometry",
     "LocalAffines": "steps",

@@ -12,7 +12,15 @@ import click
 from rich.console import Console
 
 from itkstream import cli_transforms
-from itkstream.cli_options import config_from, resources_from, with_overwrite, with_resources
+from itkstream.cli_options import (
+    CommandOfImages,
+    config_from,
+    in_options,
+    resources_from,
+    with_image_options,
+    with_overwrite,
+    with_resources,
+)
 from itkstream.console import ConsoleReporter, plan_table
 from itkstream.errors import (
     BlockErrors,
@@ -43,7 +51,7 @@ for _name in cli_transforms.__all__:
     commands.add_command(getattr(cli_transforms, _name))
 
 
-@commands.command()
+@commands.command(cls=CommandOfImages)
 @click.argument("fixed")
 @click.argument("moving")
 @click.option("--out", required=True, help="Folder to write.")
@@ -76,6 +84,7 @@ for _name in cli_transforms.__all__:
 )
 @with_resources
 @with_overwrite
+@with_image_options("fixed", "moving")
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
@@ -89,8 +98,8 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
-            fixed,
-            moving,
+            config.fixed.open(fixed),
+            config.moving.open(moving),
             out,
             config.steps,
             config.settings,
@@ -104,7 +113,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
 
 
-@commands.command()
+@commands.command(cls=CommandOfImages)
 @click.argument("fixed")
 @click.argument("moving")
 @click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
@@ -114,6 +123,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
 )
 @click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
 @with_resources
+@with_image_options("fixed", "moving")
 def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
     """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
 
@@ -124,8 +134,8 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
 
     config = config_from(options)
     made = make(
-        fixed,
-        moving,
+        config.fixed.open(fixed),
+        config.moving.open(moving),
         config.steps,
         config.settings,
         resources=resources_from(options),
@@ -198,7 +208,7 @@ def main() -> None:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_FAILED)
     except ItkstreamError as error:
-        click.echo(f"itkstream: {error}", err=True)
+        click.echo(f"itkstream: {in_options(str(error))}", err=True)
         sys.exit(_BAD_INPUT)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import click
 
 __all__ = [
+    "CommandOfImages",
     "Number",
+    "PerAxis",
     "Which",
     "config_from",
+    "in_options",
+    "options_of",
     "resources_from",
+    "with_image_options",
     "with_overwrite",
     "with_resources",
 ]
@@ -82,6 +88,156 @@ def with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--overwrite", is_flag=True, help=text)(command)
 
 
+class PerAxis(click.ParamType):
+    """A number, or one per axis with commas in between."""
+
+    name = "number,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | tuple[float, ...]:
+        """Read the text of an option.
+
+        Parameters
+        ----------
+        value : str, or number or tuple
+            The text, or the default.
+        param, ctx : click.Parameter, click.Context
+            For messages.
+
+        Returns
+        -------
+        float or tuple of float
+            The numbers.
+        """
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(map(float, value.split(",")))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(0 < n < float("inf") for n in numbers):
+            self.fail(
+                f"{value!r} is not a positive number, nor one per axis with commas in between, "
+                "such as 2,0.5,0.5",
+                param,
+                ctx,
+            )
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
+_WHOLE = click.IntRange(0)
+_IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
+    "spacing": (
+        PerAxis(),
+        "N[,N,N]",
+        "Distance of voxels: a number, or one per axis of the image, such as 2,0.5,0.5 for z,y,x.",
+    ),
+    "unit": (str, "NAME", "Unit of these numbers and of the file's, such as micrometer."),
+    "axes": (str, "LETTERS", "Stored axes, slowest first, such as zyx or tczyx."),
+    "channel": (_WHOLE, "N", "Channel, counted from 0. [default: 0]"),
+    "time": (_WHOLE, "N", "Time point, counted from 0. [default: 0]"),
+    "level": (_WHOLE, "N", "Resolution level, 0 the finest. [default: 0]"),
+}
+
+
+class CommandOfImages(click.Command):
+    """A command whose help tells apart the options that say what image files do not."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options into the help text.
+
+        Parameters
+        ----------
+        ctx, formatter : click.Context, click.HelpFormatter
+            As click gives them.
+        """
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        records = [(p.name, p.get_help_record(ctx)) for p in options]
+        shown = [(name, record) for name, record in records if record is not None]
+        with formatter.section("Options"):
+            formatter.write_dl([record for name, record in shown if name not in _IMAGE_OPTIONS])
+        with formatter.section("Options for what an image file does not state"):
+            common = [record for name, record in shown if name in _IMAGE_OPTIONS]
+            if common:
+                formatter.write_dl(common)
+            formatter.write_text(_prefixes_text(getattr(self.callback, "image_prefixes", ())))
+
+
+def _prefixes_text(prefixes: Sequence[str]) -> str:
+    flags = [f"--{prefixes[0]}-{name}" for name in _IMAGE_OPTIONS]
+    others = "".join(f", and the same with --{prefix}-" for prefix in prefixes[1:])
+    return f"For one image alone: {', '.join(flags)}{others}. See `itkstream register --help`."
+
+
+def with_image_options(
+    *which: str, common: bool = True, own: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that say what image files do not; `options_of` reads them.
+
+    Parameters
+    ----------
+    *which : str
+        The images that have options of their own: "fixed" makes ``--fixed-spacing`` and others.
+    common : bool
+        Whether there are options without such a prefix.
+    own : sequence of str
+        Those of the latter that the command defines for itself.
+
+    Returns
+    -------
+    callable
+        A decorator of a command of the class `CommandOfImages`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        command.image_prefixes = which  # type: ignore[attr-defined]
+        for prefix in (*which[::-1], *([""] if common else [])):
+            for name, (kind, metavar, text) in reversed(_IMAGE_OPTIONS.items()):
+                if prefix or name not in own:
+                    command = click.option(
+                        f"--{prefix}-{name}" if prefix else f"--{name}",
+                        type=kind,
+                        metavar=metavar,
+                        help=text,
+                        hidden=bool(prefix),
+                    )(command)
+        return command
+
+    return decorate
+
+
+def options_of(
+    options: dict[str, Any], which: str = "", start: Any = None, common: bool = True
+) -> Any:
+    """What was said of one image.
+
+    Parameters
+    ----------
+    options : dict
+        Of a command `with_image_options`.
+    which : str
+        Its prefix; options with it come before those without.
+    start : ImageOptions, optional
+        What holds where nothing was said.
+    common : bool
+        Whether options without a prefix are said of it too.
+
+    Returns
+    -------
+    ImageOptions
+        All of it.
+    """
+    from itkstream.io import ImageOptions
+
+    said: dict[str, Any] = {}
+    for name in _IMAGE_OPTIONS:
+        value = options.get(f"{which}_{name}") if which else None
+        if value is None and common:
+            value = options.get(name)
+        if value is not None:
+            said[name] = value
+    return replace(start or ImageOptions(), **said)
+
+
 class Number(click.ParamType):
     """A number; whole ones keep every digit."""
 
@@ -133,6 +289,27 @@ class Which(click.ParamType):
         return int(click.IntRange(0).convert(value, param, ctx))
 
 
+def in_options(message: str) -> str:
+    """An error of the library with the names that the command line has for its arguments.
+
+    Parameters
+    ----------
+    message : str
+        May say "pass voxel_spacing=" or "pass voxel_spacing= (--spacing)".
+
+    Returns
+    -------
+    str
+        Says "pass --spacing".
+    """
+    names = "|".join(("voxel_spacing", *_IMAGE_OPTIONS))
+    return re.sub(
+        rf"(?<![\w-])({names})=(?: \(--[a-z]+\))?(?=[\s,;:.)]|$)",
+        lambda found: f"--{found[1].removeprefix('voxel_')}",
+        message,
+    )
+
+
 def resources_from(options: dict[str, Any]) -> Any:
     """What a command may use.
 
@@ -164,7 +341,7 @@ def config_from(options: dict[str, Any]) -> Any:
     Returns
     -------
     Config
-        Steps, settings, initial transform and masks.
+        Steps, settings, initial transform, masks, and what is said of the images.
 
     Raises
     ------
@@ -187,7 +364,10 @@ def config_from(options: dict[str, Any]) -> Any:
         "fixed_mask": options.get("fixed_mask"),
         "moving_mask": options.get("moving_mask"),
     }
-    return replace(config, **{name: file for name, file in files.items() if file is not None})
+    given = {name: file for name, file in files.items() if file is not None}
+    for which in ("fixed", "moving"):
+        given[which] = options_of(options, which, getattr(config, which))
+    return replace(config, **given)
 
 
 _STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from itkstream.cli_options import Number, Which, resources_from, with_overwrite, with_resources
+from itkstream.cli_options import (
+    CommandOfImages,
+    Number,
+    Which,
+    options_of,
+    resources_from,
+    with_image_options,
+    with_overwrite,
+    with_resources,
+)
 from itkstream.errors import MissingDataError
 
 __all__ = ["apply", "check", "export", "invert", "points", "repair"]
@@ -17,7 +27,7 @@ _REGIONS_SHOWN = 10
 _NOT_SOUND = 1
 
 
-@click.command()
+@click.command(cls=CommandOfImages)
 @click.argument("transform", type=click.Path())
 @click.argument("moving")
 @click.argument("out")
@@ -33,13 +43,13 @@ _NOT_SOUND = 1
 @click.option("--time", type=Which(), default=0, show_default=True, help="A number, or all.")
 @with_overwrite
 @with_resources
+@with_image_options("like", own=("channel", "time"))
 def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
     """Resample the image MOVING through TRANSFORM into the OME-Zarr OUT.
 
     Integers are rounded and clipped. With --labels, voxels take the nearest label.
     """
     from itkstream.block_kernels import WarpSettings
-    from itkstream.io import open_image
     from itkstream.io.transform_files import read_transform
     from itkstream.results import write_resampled
 
@@ -50,9 +60,9 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         interpolator = "label-gaussian"
     write_resampled(
         out,
-        _series(moving, options["channel"], options["time"]),
+        _series(moving, options),
         read_transform(transform),
-        open_image(like).grid if like else _registered_grid(transform, 0),
+        _opened(like, "like", options).grid if like else _registered_grid(transform, 0),
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
         labels=labels,
         resources=resources_from(options),
@@ -88,7 +98,7 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
     click.echo(f"{len(mapped.points)} points mapped, {int(mapped.outside.sum())} outside: {out}")
 
 
-@click.command()
+@click.command(cls=CommandOfImages)
 @click.argument("transform", type=click.Path())
 @click.argument("out", type=click.Path(), required=False)
 @click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
@@ -105,6 +115,7 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
     help="Thin the field out by this error, in its voxels. [default: 0.05 in bundles, else none]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
+@with_image_options("like", "fixed", "moving", common=False)
 def export(transform: str, out: str | None, **options: Any) -> None:
     """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
 
@@ -114,7 +125,6 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     other chain becomes one field, which can be checked, inverted and written.
     """
     from itkstream import exports
-    from itkstream.io import open_image
     from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.transform import as_field
@@ -123,7 +133,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
         raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
     found = read_transform(transform)
     if options["like"]:
-        wanted = open_image(options["like"]).grid.in_unit("micrometer")
+        wanted = _opened(options["like"], "like", options).grid.in_unit("micrometer")
         found = as_field(found, wanted.reorder(stored_axes(wanted)))
     overwrite, tolerance = options["overwrite"], options["tolerance"]
     if out:
@@ -144,7 +154,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
         bundle = exports.export_slicer(
             options["slicer"],
             found,
-            _images(transform, options["fixed"], options["moving"]),
+            _images(transform, options),
             limit_mb=options["limit_mb"],
             tolerance_vox=tolerance,
             overwrite=overwrite,
@@ -152,12 +162,13 @@ def export(transform: str, out: str | None, **options: Any) -> None:
         _say(bundle)
 
 
-@click.command()
+@click.command(cls=CommandOfImages)
 @click.argument("transform", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
 @with_overwrite
 @with_resources
+@with_image_options("like", common=False)
 def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
 
@@ -166,7 +177,6 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     may be any file that holds affines.
     """
     from itkstream.geometry import AffineTransform
-    from itkstream.io import open_image
     from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.results import write_inverse
@@ -177,7 +187,7 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
         write_transform(out, invert_transform(found), overwrite=options["overwrite"])
         click.echo(f"inverted: {out}")
         return
-    grid = open_image(like).grid if like else _registered_grid(transform, 1)
+    grid = _opened(like, "like", options).grid if like else _registered_grid(transform, 1)
     worst = write_inverse(
         out,
         found,
@@ -243,20 +253,27 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
     click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
 
 
-def _series(path: str, channel: int | None, time: int | None) -> Any:
+def _opened(path: str, which: str, options: dict[str, Any]) -> Any:
+    return options_of(options, which, common=False).open(path)
+
+
+def _series(path: str, options: dict[str, Any]) -> Any:
     """An image, or all channels, all time points, or both."""
-    from itkstream.io import open_image, open_series
+    from itkstream.io import open_series
     from itkstream.results import Series
 
+    channel, time = options["channel"], options["time"]
+    said = options_of(options)
     if channel is not None and time is not None:
-        return open_image(path, channel=channel, time=time)
+        return said.open(path)
     times = [time or 0]
     if time is None:
-        times = list(range(len(open_series(path, "time", channel=channel or 0))))
+        times = list(range(len(open_series(path, "time", **said.arguments))))
     channels = [channel or 0]
     if channel is None:
-        channels = list(range(len(open_series(path, "channel", time=times[0]))))
-    images = tuple(open_image(path, channel=c, time=t) for t in times for c in channels)
+        first = replace(said, time=times[0])
+        channels = list(range(len(open_series(path, "channel", **first.arguments))))
+    images = tuple(replace(said, channel=c, time=t).open(path) for t in times for c in channels)
     axes = (("t", len(times), time), ("c", len(channels), channel))
     return Series(images, tuple((name, n) for name, n, chosen in axes if chosen is None))
 
@@ -273,14 +290,14 @@ def _registered_grid(transform: str, side: int) -> Any:
         ) from error
 
 
-def _images(transform: str, fixed: str | None, moving: str | None) -> Any:
-    from itkstream.io import open_image
+def _images(transform: str, options: dict[str, Any]) -> Any:
     from itkstream.registered import registered_images
 
-    if fixed and moving:
-        return open_image(fixed), open_image(moving)
-    found = registered_images(transform)
-    return (open_image(fixed) if fixed else found[0], open_image(moving) if moving else found[1])
+    said = [_opened(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
+    if None in said:
+        registered = registered_images(transform)
+        said = [image or found for image, found in zip(said, registered, strict=True)]
+    return tuple(said)
 
 
 def _say(bundle: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from itkstream.errors import InputError, MissingDataError, unknown_name
+from itkstream.io.image_options import ImageOptions
 from itkstream.steps import (
     DEFAULT_STEPS,
     RegisterSettings,
@@ -27,7 +28,9 @@ __all__ = ["Config", "read_config", "to_yaml"]
 _HEAD = """\
 # What `itkstream register --config FILE` does; what is left out stays at its default.
 # Lengths are in micrometers, areas (a and b of the smoothings) in their square; null suits the
-# voxels. Radii of blobs and windows are in voxels. Files are named relative to this one.
+# voxels. Radii of blobs and windows are in voxels. Files are named relative to this one. Under fixed
+# and moving stands what is said of an image file: spacing (a number or one per axis) and unit, axes
+# (such as zyx), channel, time, level; what is null there is taken from the file.
 """
 
 
@@ -45,6 +48,8 @@ class Config:
         A transform file to start from.
     fixed_mask, moving_mask : path or tuple of float, optional
         An image that is not 0 where voxels count, or intensities that do not count.
+    fixed, moving : ImageOptions
+        What is said of each image file.
 
     Raises
     ------
@@ -57,6 +62,8 @@ class Config:
     initial_transform: str | None = None
     fixed_mask: str | tuple[float, ...] | None = None
     moving_mask: str | tuple[float, ...] | None = None
+    fixed: ImageOptions = field(default_factory=ImageOptions)
+    moving: ImageOptions = field(default_factory=ImageOptions)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", checked_steps(self.steps))
@@ -117,6 +124,7 @@ def to_yaml(config: Config) -> str:
     known = {
         **asdict(config.settings),
         **{name: _plain(getattr(config, name)) for name in _FILES},
+        **{name: _said(getattr(config, name)) for name in _IMAGES},
         "steps": [{step_name(step): step_parameters(step)} for step in config.steps],
     }
     return _HEAD + yaml.dump(known, Dumper=_Dumper, default_flow_style=None, width=100)
@@ -142,26 +150,47 @@ _Loader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 _FILES = ("initial_transform", "fixed_mask", "moving_mask")
+_IMAGES = ("fixed", "moving")
+_SAID = tuple(f.name for f in fields(ImageOptions))
 _SETTINGS = tuple(f.name for f in fields(RegisterSettings))
 
 
 def _config(found: Any, folder: Path) -> Config:
-    known = (*_SETTINGS, *_FILES, "steps")
+    known = (*_SETTINGS, *_FILES, *_IMAGES, "steps")
     for name in _mapping("the file", found):
         if name not in known:
             raise unknown_name("key", name, known)
-    files = {name: _near(folder, found[name]) for name in _FILES if name in found}
+    given: dict[str, Any] = {
+        **{name: _near(folder, found[name]) for name in _FILES if name in found},
+        **{name: _image(name, found[name]) for name in _IMAGES if name in found},
+    }
     settings = {name: found[name] for name in _SETTINGS if name in found}
     steps = found.get("steps", None)
     if steps is None:
-        return Config(settings=RegisterSettings(**settings), **files)
+        return Config(settings=RegisterSettings(**settings), **given)
     if not isinstance(steps, list):
         raise InputError(f"steps must be a list; got {steps!r}: begin each line with a dash")
     return Config(
         tuple(_step(number, step) for number, step in enumerate(steps, 1)),
         RegisterSettings(**settings),
-        **files,
+        **given,
     )
+
+
+def _image(which: str, given: Any) -> ImageOptions:
+    """What is said of an image; what is left empty was not said."""
+    said = _mapping(which, {} if given is None else given)
+    for name in said:
+        if name not in _SAID:
+            raise unknown_name(f"key of {which}", name, _SAID)
+    try:
+        return ImageOptions(**{name: value for name, value in said.items() if value is not None})
+    except InputError as error:
+        raise InputError(f"{which}: {error}") from error
+
+
+def _said(options: ImageOptions) -> dict[str, Any]:
+    return {name: _plain(getattr(options, name)) for name in _SAID}
 
 
 def _step(number: int, given: Any) -> Step:

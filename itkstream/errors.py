@@ -40,6 +40,10 @@ class InputError(ItkstreamError, ValueError):
     """An argument, an image or a file is not what the function can take."""
 
 
+class UnknownSpacingError(InputError):
+    """A file does not state how far the voxels of an image lie apart, or in which unit."""
+
+
 class MissingDataError(ItkstreamError, FileNotFoundError):
     """A path or a dataset inside a container does not exist."""
 

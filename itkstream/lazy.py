@@ -238,7 +238,7 @@ def readable(image: Image) -> Image:
         The same voxels on the same grid.
     """
     data = readable_source(image.data)
-    return image if data is image.data else Image(data, image.grid, image.name)
+    return image if data is image.data else replace(image, data=data)
 
 
 def readable_source(source: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, ItkstreamError
@@ -67,29 +68,29 @@ def read_layers(path: str | list[str]) -> list[LayerData]:
     folder = Location.parse(path[0] if isinstance(path, list) else path)
     transform = read_transform(folder)
     axes = default_axes(transform.ndim)[::-1]
-    layers = [_layer(str(folder / ALIGNED), "aligned", axes)]
+    layers = [_layer(open_image(str(folder / ALIGNED)), "aligned", axes)]
     try:
         fixed, moving = registered_images(folder)
     except ItkstreamError:
         return layers
     back = affine_part(transform).inverse().matrix
     return [
-        _layer(fixed.name, "fixed", axes),
-        _layer(moving.name, "moving", axes, back),
+        _layer(fixed, "fixed", axes),
+        _layer(moving, "moving", axes, back),
         *layers,
     ]
 
 
 def _layer(
-    path: str, name: str, axes: tuple[str, ...], affine: NDArray[np.float64] | None = None
+    image: Image, name: str, axes: tuple[str, ...], affine: NDArray[np.float64] | None = None
 ) -> LayerData:
-    levels = [image.reorder(axes).in_unit("micrometer") for image in _levels(path)]
+    levels = [level.reorder(axes).in_unit("micrometer") for level in _levels(image)]
     spacing = levels[0].grid.spacing
     # napari scales voxels first; what is left is where the image lies and how it is turned.
     placed = levels[0].grid.matrix / [*spacing, 1.0]
     arrays = [
-        da.from_array(level.data, chunks=_CHUNK, name=f"{path}-{k}")
-        for k, level in enumerate(levels)
+        da.from_array(level.data, chunks=_CHUNK, name=f"{level.name}-{tokenize(level.recipe)}")
+        for level in levels
     ]
     attributes = {
         "name": name,
@@ -106,11 +107,12 @@ def _layer(
     return (arrays if len(arrays) > 1 else arrays[0]), attributes, "image"
 
 
-def _levels(path: str) -> list[Image]:
-    levels = [open_image(path)]
+def _levels(image: Image) -> list[Image]:
+    """An image and its coarser levels; only of the first one the lattice counts."""
+    levels, finest = [image], image.recipe.get("level") or 0
     while True:
         try:
-            levels.append(open_image(path, level=len(levels)))
+            levels.append(open_image(**{**image.recipe, "level": finest + len(levels)}))
         except InputError:
             # There are no more.
             return levels

@@ -46,7 +46,7 @@ from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
 from itkstream.doors import as_pair
-from itkstream.errors import InputError
+from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import open_image
 from itkstream.io.locations import Location
@@ -118,7 +118,10 @@ def register(
     Parameters
     ----------
     fixed, moving : path or Image
-        What `itkstream.open_image` opens, or images.
+        What `itkstream.open_image` opens, or images. What a file does not state, and which channel,
+        time point or level of it is meant, is said by opening it:
+        ``register(open_image("round1.tif", voxel_spacing=(2, 0.5, 0.5), channel=1), ...)``, or by
+        `itkstream.ImageOptions`. The report holds it.
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
@@ -133,7 +136,8 @@ def register(
         Every step refines it, key points too: they are sought in the images it aligns.
     fixed_mask, moving_mask : Mask or path, optional
         Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
-        called once, with the coarse level. The aligned image shows all voxels.
+        called once, with the coarse level. A file that does not state its spacing covers the
+        image. The aligned image shows all voxels.
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
@@ -168,8 +172,8 @@ def register(
     steps, settings = planned.steps, planned.settings
     if resources.cluster == "local":
         resources = replace(resources, threads_per_worker=planned.threads)
-    masks = _opened_mask(fixed_mask), _opened_mask(moving_mask)
-    folder = RunFolder(out, (pair[0].name, pair[1].name), overwrite)
+    masks = _opened_mask(fixed_mask, pair[0]), _opened_mask(moving_mask, pair[1])
+    folder = RunFolder(out, (_called(pair[0]), _called(pair[1])), overwrite)
     reporter = reporter or LogReporter()
     with folder.locked():
         with ExitStack() as stack:
@@ -270,8 +274,21 @@ class _Seen:
     level: Callable[[], Image]
 
 
-def _opened_mask(mask: Any) -> Any:
-    return open_image(mask) if isinstance(mask, (str, os.PathLike)) else mask
+def _opened_mask(mask: Any, image: Image) -> Any:
+    if not isinstance(mask, (str, os.PathLike)):
+        return mask
+    try:
+        return open_image(mask)
+    except UnknownSpacingError:
+        # Where a file says nothing of its voxels, they cover the image, as those of an array do.
+        voxels = open_image(mask, voxel_spacing=1.0, unit="micrometer")
+        return voxels.reorder(image.grid.axes).data if voxels.ndim == image.ndim else voxels.data
+
+
+def _called(image: Image) -> str:
+    """What a run calls an image: another channel of a file is another image."""
+    said = (f"{k} {v}" for k, v in image.recipe.items() if k in ("channel", "time", "level"))
+    return " ".join((image.name, *said))
 
 
 def _seen(image: Image, mask: Any, which: str, make: LevelMaker) -> _Seen:

@@ -26,7 +26,7 @@ def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
     Returns
     -------
     fixed, moving : Image
-        Lazy.
+        Lazy, with the channel, spacing and all else as they were registered.
 
     Raises
     ------
@@ -38,7 +38,8 @@ def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
     for side in ("fixed", "moving"):
         name = str(report[side]["name"])
         try:
-            images.append(open_image(name))
+            # With the channel, the spacing and whatever else was said of it.
+            images.append(open_image(**(report[side].get("opened") or {"path": name})))
         except (MissingDataError, InputError) as error:
             raise MissingDataError(
                 f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "

@@ -420,7 +420,12 @@ def _field_facts(coarse: CoarseField, voxel: float, tolerance: float) -> dict[st
 
 
 def _describe(image: Image) -> dict[str, Any]:
-    return {"name": image.name, "dtype": str(image.dtype), "grid": _plain(image.grid)}
+    return {
+        "name": image.name,
+        "opened": image.recipe,
+        "dtype": str(image.dtype),
+        "grid": _plain(image.grid),
+    }
 
 
 def _plain(value: Any) -> dict[str, Any]:

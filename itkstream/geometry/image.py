@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ class Image:
         Its lattice; the shapes must agree.
     name : str
         How messages call the image; a path, say.
+    recipe : dict
+        The arguments of `itkstream.open_image` that give the image again; empty where it was made
+        in another way.
 
     Raises
     ------
@@ -44,6 +47,7 @@ class Image:
     data: Any
     grid: Grid
     name: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if tuple(self.data.shape) != self.grid.shape:
@@ -119,7 +123,7 @@ class Image:
         if tuple(axes) == self.grid.axes:
             return self
         order = self.grid.axis_order(axes)
-        return Image(transposed(self.data, order), self.grid.reorder(axes), self.name)
+        return replace(self, data=transposed(self.data, order), grid=self.grid.reorder(axes))
 
     def in_unit(self, unit: str) -> Image:
         """The image with its lengths in another unit.
@@ -134,7 +138,7 @@ class Image:
         Image
             The same data on the converted grid.
         """
-        return Image(self.data, self.grid.in_unit(unit), self.name)
+        return replace(self, grid=self.grid.in_unit(unit))
 
 
 def _spans(key: Any, shape: tuple[int, ...]) -> tuple[range, ...]:

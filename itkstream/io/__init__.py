@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,13 +14,23 @@ from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
 
 if TYPE_CHECKING:
+    from itkstream.io.image_options import ImageOptions
     from itkstream.io.n5 import create_n5, write_n5
     from itkstream.io.ome_zarr_writer import create_ome_zarr, write_pyramid
 
-__all__ = ["create_n5", "create_ome_zarr", "open_image", "open_series", "write_n5", "write_pyramid"]
+__all__ = [
+    "ImageOptions",
+    "create_n5",
+    "create_ome_zarr",
+    "open_image",
+    "open_series",
+    "write_n5",
+    "write_pyramid",
+]
 
 # Formats and their libraries are loaded when they are first used: importing all takes a second.
 _HOMES = {
+    "ImageOptions": "itkstream.io.image_options",
     "create_n5": "itkstream.io.n5",
     "create_ome_zarr": "itkstream.io.ome_zarr_writer",
     "write_n5": "itkstream.io.n5",
@@ -107,7 +118,7 @@ def open_image(
     found = locate(path, dataset)
     home, reader = _READERS[found.format]
     image: Image = getattr(import_module(home), reader)(found, selection)
-    return image
+    return replace(image, recipe={"path": str(found.location), **selection.stated()})
 
 
 def open_series(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.geometry import ArraySource, ArrayView, Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
 
@@ -48,8 +49,8 @@ def parse_unit(text: str) -> str:
     """
     unit = _UNITS.get(str(text).strip().lower())
     if unit is None:
-        raise InputError(
-            f"unknown unit of length {text!r}; pass unit= with one of "
+        raise UnknownSpacingError(
+            f"unknown unit of length {text!r}; pass unit= (--unit) with one of "
             f"{', '.join(MICROMETERS_PER_UNIT)}"
         )
     return unit
@@ -99,6 +100,21 @@ class Selection:
             object.__setattr__(self, "unit", parse_unit(self.unit))
         if self.axes is not None:
             object.__setattr__(self, "axes", _axes(self.axes))
+
+    def stated(self) -> dict[str, Any]:
+        """What was said, as plain values.
+
+        Returns
+        -------
+        dict
+            Without what was left at its default.
+        """
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("spacing", "voxel_spacing"):
+            if said[name] is not None:
+                said[name] = np.asarray(said[name], float).tolist()
+        known = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in said.items() if value != known[name]}
 
     def axes_of(self, claimed: Sequence[str], name: str) -> tuple[str, ...]:
         """The names of the stored axes.
@@ -210,9 +226,9 @@ class Selection:
             stated = _per_axis("voxel_spacing", self.voxel_spacing, len(axes), name)
             grid = replace(base, spacing=tuple(stated))
         if grid is None:
-            raise InputError(
-                f"{name} does not say how far its voxels lie apart; pass voxel_spacing=, one "
-                f"number per axis in the order {axes}"
+            raise UnknownSpacingError(
+                f"{name} does not say how far its voxels lie apart; pass voxel_spacing= "
+                f"(--spacing), one number per axis in the order {axes}"
             )
         return Image(view, grid, name)
 
