@@ -28,6 +28,7 @@ from itkstream.numerics.interpolate import round_to
 
 __all__ = [
     "Bundle",
+    "check_bundle_output",
     "coarsened",
     "export_ants",
     "export_slicer",
@@ -125,7 +126,7 @@ def export_slicer(
     """
     if not limit_mb >= _LEAST_MB:
         raise InputError(f"limit_mb must be at least {_LEAST_MB}; got {limit_mb}")
-    place = _checked(out, overwrite, transform, images)
+    place = check_bundle_output(out, overwrite, transform, images)
     share = (limit_mb * 2**20 - _OVERHEAD) / 3
     max_nodes = share / (_NODE_BYTES * transform.ndim)
     thin, *loss = coarsened(transform, tolerance_vox, max_nodes)
@@ -182,7 +183,7 @@ def export_ants(
     ExistingOutputError
         Where the folder holds something already.
     """
-    place = _checked(out, overwrite, transform)
+    place = check_bundle_output(out, overwrite, transform)
     thin, *loss = coarsened(transform, tolerance_vox)
     axes = axes_of(thin)
     files = []
@@ -198,6 +199,36 @@ def export_ants(
         words = " ".join(f"-t {name}" for name in files)
         text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
         return _finished(folder, text, Bundle(str(place), (*files, "apply.sh"), *loss))
+
+
+def check_bundle_output(
+    out: str | os.PathLike[str], overwrite: bool, *inputs: Any
+) -> Location:
+    """See whether a bundle can be written to a folder, before any work is done for it.
+
+    Parameters
+    ----------
+    out : path
+        The folder.
+    overwrite : bool
+        Whether an earlier bundle may be replaced.
+    *inputs : object
+        What the bundle is made of.
+
+    Returns
+    -------
+    Location
+        The folder.
+
+    Raises
+    ------
+    InputError
+        Where the folder touches one of the inputs, or has the ending of a file.
+    ExistingOutputError
+        Where it holds something already.
+    """
+    check_apart(out, *inputs)
+    return check_folder(out, _PROOF, overwrite)
 
 
 def coarsened(
@@ -236,12 +267,6 @@ def coarsened(
     voxel = min(field.grid.spacing)
     thin = coarsen_field(field, tolerance_vox * voxel, max_nodes=max_nodes)
     return compose(thin.field, *steps[1:]), thin.factors, thin.error / voxel
-
-
-def _checked(out: str | os.PathLike[str], overwrite: bool, *inputs: Any) -> Location:
-    """The place of a bundle, if it may go there."""
-    check_apart(out, *inputs)
-    return check_folder(out, _PROOF, overwrite)
 
 
 def _finished(folder: Path, text: str, bundle: Bundle) -> Bundle:

@@ -421,12 +421,18 @@ def _workplace(output: Output, fingerprint: str) -> Output:
         return output
     if found is not None and found.fingerprint == fingerprint and not output.overwrite:
         return output
-    beside = replace(output, location=output.location.draft, overwrite=False)
     if found is None and not _holds_other(output.location):
-        # Where the system cannot exchange folders, a run may have been killed between two renames.
-        begun = Ledger(beside.location).header()
-        return beside if begun is not None and begun.fingerprint == fingerprint else output
-    return beside
+        return _left_beside(output, fingerprint) or output
+    return replace(output, location=output.location.draft, overwrite=False)
+
+
+def _left_beside(output: Output, fingerprint: str) -> Output | None:
+    """What a run left that was killed between two renames, where the system has no exchange."""
+    if not output.location.is_replaceable:
+        return None
+    beside = replace(output, location=output.location.draft, overwrite=False)
+    begun = Ledger(beside.location).header()
+    return beside if begun is not None and begun.fingerprint == fingerprint else None
 
 
 def _prepared(ledger: Ledger, output: Output, wanted: Header) -> Header:

@@ -168,6 +168,11 @@ class Location:
         return tuple(self._at(folder) for folder in above)
 
     @property
+    def is_replaceable(self) -> bool:
+        """Whether something else can be put in this place: it is no whole bucket or disk."""
+        return bool(self.parents) and not (self.is_local and os.path.ismount(self.address))
+
+    @property
     def draft(self) -> Location:
         """Where a new result is written while the one that it will replace is still here.
 
@@ -176,7 +181,7 @@ class Location:
         InputError
             Where nothing can be put in this place: it is a whole bucket or disk.
         """
-        if not self.parents or (self.is_local and os.path.ismount(self.address)):
+        if not self.is_replaceable:
             raise InputError(
                 f"{self} is a whole bucket or disk, which cannot be replaced: choose a name in it"
             )
