@@ -264,7 +264,7 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
 
 
 def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> None:
-    """Refuse places that are inputs, one another's, or cannot be written, before anything is read."""
+    """Refuse places that are inputs, one another's, or not written, before anything is read."""
     from itkstream.exports import check_bundle_output
     from itkstream.io.inputs import check_apart
     from itkstream.io.transform_files import check_transform_output

@@ -18,8 +18,8 @@ from itkstream.geometry import (
     compose,
     steps_of,
 )
-from itkstream.io.itk_images import write_itk
 from itkstream.io.inputs import check_apart
+from itkstream.io.itk_images import write_itk
 from itkstream.io.locations import Location
 from itkstream.io.outputs import check_folder, claim_folder
 from itkstream.io.transform_files import write_transform
@@ -201,9 +201,7 @@ def export_ants(
         return _finished(folder, text, Bundle(str(place), (*files, "apply.sh"), *loss))
 
 
-def check_bundle_output(
-    out: str | os.PathLike[str], overwrite: bool, *inputs: Any
-) -> Location:
+def check_bundle_output(out: str | os.PathLike[str], overwrite: bool, *inputs: Any) -> Location:
     """See whether a bundle can be written to a folder, before any work is done for it.
 
     Parameters

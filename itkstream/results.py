@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass
 
 import dask.array as da
-
 from dask.utils import format_bytes
 
 from itkstream.algebra import axes_of

@@ -1,8 +1,9 @@
 """A program that starts a run again and again and kills it at random moments, until it is done.
 
-``python killed_runs.py INPUT OUT KILLS SEED [overwrite]`` prints how often the run was killed. A run
-takes seconds and importing what it needs takes longer, so each run is a fork of this process. With
-``overwrite`` there is an array at OUT with the values of INPUT, and it must be while runs are killed.
+``python killed_runs.py INPUT OUT KILLS SEED`` prints how often the run was killed. A run takes
+seconds and importing what it needs takes longer, so each run is a fork of this process. With the
+word ``overwrite`` at the end there is an array at OUT with the values of INPUT, and there must be
+one as long as runs are killed.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ from itkstream.io import create_ome_zarr, open_image, write_n5
 from itkstream.io.inputs import check_apart
 from itkstream.io.itk_images import write_itk
 from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.overlay import save_overlay
 from itkstream.pipelines import register
 from itkstream.results import Series, write_inverse, write_resampled
 from itkstream.transform import prepare_apply_transform
@@ -196,7 +195,11 @@ def test_images_that_a_folder_names(there: Path, command: Any) -> None:
 
 
 def test_outputs_of_one_command_are_apart(there: Path, tmp_path: Path, command: Any) -> None:
-    for words in (("x", "--ants", "x"), ("x/t.h5", "--ants", "x"), ("--ants", "x", "--slicer", "x")):
+    for words in (
+        ("x", "--ants", "x"),
+        ("x/t.h5", "--ants", "x"),
+        ("--ants", "x", "--slicer", "x"),
+    ):
         done = command("export", there / "run", *words, "--overwrite", cwd=tmp_path)
         assert (done.returncode, "choose another output" in done.stderr) == (2, True)
     assert not list(tmp_path.iterdir())
@@ -336,4 +339,3 @@ def test_names_that_differ_in_case(tmp_path: Path) -> None:
             check_apart(tmp_path / "image.NRRD", tmp_path / "Image.nrrd")
     else:
         check_apart(tmp_path / "image.NRRD", tmp_path / "Image.nrrd")
-

@@ -30,6 +30,7 @@ from itkstream.errors import (
 from itkstream.exports import export_ants, export_slicer
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, open_image
+from itkstream.io.inputs import check_apart
 from itkstream.io.itk_images import write_itk
 from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file
@@ -37,8 +38,11 @@ from itkstream.io.swapping import partial_name, swap_in
 from itkstream.io.transform_files import read_transform, write_transform
 from itkstream.ledger import Ledger, Lock
 from itkstream.overlay import save_overlay
+from itkstream.phantoms import PhantomSettings, make_pair
+from itkstream.pipelines import register
 from itkstream.results import Series, write_inverse, write_resampled
 from itkstream.run_folder import REPORT, RunFolder
+from itkstream.steps import Deformable
 
 HERE = Path(__file__).parent
 GRID = Grid((16, 24, 20), (2.0, 1.0, 1.5), (5.0, -3.0, 2.0), axes=("z", "y", "x"))
@@ -211,8 +215,6 @@ def test_a_resampled_image(tmp_path: Path) -> None:
 def test_an_inverse(tmp_path: Path) -> None:
     out = tmp_path / "i.ome.zarr"
     write_inverse(out, field(1.0), GRID)
-    folds = np.zeros((*GRID.shape, 3), np.float32)
-    folds[::2] = 50.0
     with pytest.raises((OSError, ItkstreamError)):
         write_inverse(out, field(2.0, broken=True), GRID, overwrite=True)
     point = np.array([[20.0, 8.0, 15.0]])
@@ -223,7 +225,7 @@ def test_an_inverse(tmp_path: Path) -> None:
 
 
 def test_a_registration_folder(tmp_path: Path) -> None:
-    """The notes of a run that replaces another are beside it, found again, and then in its place."""
+    """The notes of a run that replaces another are beside it, then in its place."""
     out, draft = tmp_path / "out", tmp_path / ".draft-out"
     out.mkdir()
     (out / REPORT).write_text("old")
@@ -256,6 +258,67 @@ def test_a_registration_folder(tmp_path: Path) -> None:
     assert (out / REPORT).read_text() == "new"
     assert names(tmp_path) == ["out"]
     assert names(out / ".itkstream") == []
+
+
+class Stopping:
+    """Tells what steps were begun, and stops a run as one is."""
+
+    def __init__(self, at: str = "") -> None:
+        self.at, self.told = at, list[str]()
+
+    def step(self, title: str) -> None:
+        self.told.append(title)
+        if title == self.at:
+            raise KeyboardInterrupt
+
+    def blocks(self, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_a_registration_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    rounds = make_pair(PhantomSettings((40, 40, 32), (1.0, 1.0, 1.0), 3))
+    out = tmp_path / "out"
+
+    def run(at: str = "", overwrite: bool = True, strength: float = 1.0) -> Stopping:
+        steps = (Deformable(iterations=(4,), shrink_factors=(2,), smooth_sigmas=(strength,)),)
+        heard, images = Stopping(at), (rounds.fixed, rounds.moving)
+        start = rounds.truth.matrix
+        made = register(
+            *images, out, steps, initial_transform=start, overwrite=overwrite, reporter=heard
+        )
+        assert made.out == Location.parse(out)
+        with pytest.raises(InputError, match="choose another output"):
+            check_apart(out, made.transform)  # it is read from there, and not from a draft
+        assert made.aligned.read().any()
+        return heard
+
+    run(strength=2.0)
+    old = stamps(out)
+    with pytest.raises(KeyboardInterrupt):
+        run(at="certificate")
+    assert stamps(out) == old
+    assert names(tmp_path) == [".draft-out", "out"]
+    heard = run()
+    assert heard.told.count("done by an earlier run") == 4  # read, deformation, field, aligned
+    assert names(tmp_path) == ["out"]
+    new = stamps(out)
+    assert new != old
+    report = json.loads((out / REPORT).read_text())
+    assert ".draft" not in json.dumps(report)
+    # What lay in the draft is known again where it lies now.
+    again = run(overwrite=False)
+    assert again.told.count("done by an earlier run") == 6
+    chunks = {name: time for name, time in new.items() if "/c/" in name}
+    assert chunks.items() <= stamps(out).items()
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file was written."""
+    files = (path for path in folder.rglob("*") if path.is_file() and ".itkstream" not in path.parts)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
 def test_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
@@ -323,14 +386,12 @@ def test_a_whole_disk_is_not_replaced() -> None:
 
 
 @pytest.mark.parametrize("name", ["o.nii.gz", "o.nii", "o.nrrd", "o.mha", "O.NRRD"])
-@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float64"])
 def test_an_image_as_a_file_of_itk(tmp_path: Path, name: str, kind: str) -> None:
     turn = ((0.0, 1.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
     grid = Grid(GRID.shape, GRID.spacing, GRID.origin, turn, GRID.axes)
     values = (VOXELS % 200).astype(kind)
-    write_resampled(
-        tmp_path / name, Image(values, grid), AFFINE, grid, WarpSettings("nearest")
-    )
+    write_resampled(tmp_path / name, Image(values, grid), AFFINE, grid, WarpSettings("nearest"))
     found = sitk.ReadImage(str(tmp_path / name))
     assert sitk.GetArrayFromImage(found).dtype == kind
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found), values)
@@ -345,9 +406,7 @@ def test_an_image_as_a_file_of_itk(tmp_path: Path, name: str, kind: str) -> None
     np.testing.assert_array_equal(again.read(), values)
 
 
-def test_what_a_file_of_itk_does_not_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_file_of_itk_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, warp = Image(VOXELS, GRID), WarpSettings()
     series = Series((image, image), (("c", 2),))
     with pytest.raises(InputError, match="would hold one image, and 2 channels or times"):
@@ -438,10 +497,4 @@ def test_in_an_object_store(bucket: str) -> None:
     np.testing.assert_allclose(read_transform(f"{bucket}/t.ome.zarr").apply(point), point + 1)
     write_transform(f"{bucket}/t.ome.zarr", field(2.0), overwrite=True)
     np.testing.assert_allclose(read_transform(f"{bucket}/t.ome.zarr").apply(point), point + 2)
-    image = Image(VOXELS, GRID)
-    for value in (0, 1):
-        warp = WarpSettings("nearest")
-        moving = Image(VOXELS + value, GRID)
-        write_resampled(f"{bucket}/o.ome.zarr", moving, AFFINE, GRID, warp, overwrite=True)
-    np.testing.assert_array_equal(open_image(f"{bucket}/o.ome.zarr").read(), image.data + 1)
-    assert root.names() == ["a.zarr", "o.ome.zarr", "t.ome.zarr"]
+    assert root.names() == ["a.zarr", "t.ome.zarr"]

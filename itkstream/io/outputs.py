@@ -265,9 +265,7 @@ def claim_folder(
     return _folder_appearing(check_folder(folder, proof, overwrite))
 
 
-def claim_file(
-    target: str | os.PathLike[str], overwrite: bool
-) -> AbstractContextManager[Path]:
+def claim_file(target: str | os.PathLike[str], overwrite: bool) -> AbstractContextManager[Path]:
     """A file that appears under its name only when it is complete.
 
     Parameters

@@ -91,7 +91,9 @@ def swap_in(new: Path, place: Path) -> None:
             place.rmdir()
         os.replace(new, place)
     for left in place.parent.glob(f"{_REPLACED}*"):
-        if re.fullmatch(rf"{re.escape(_REPLACED)}[0-9a-f]{{32}}-{re.escape(place.name)}", left.name):
+        if re.fullmatch(
+            rf"{re.escape(_REPLACED)}[0-9a-f]{{32}}-{re.escape(place.name)}", left.name
+        ):
             shutil.rmtree(left, ignore_errors=True)
 
 

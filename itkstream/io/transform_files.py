@@ -27,13 +27,13 @@ from itkstream.io.displacement_images import (
     write_displacement_image,
 )
 from itkstream.io.elastix_transforms import is_elastix, read_elastix_transform
+from itkstream.io.inputs import check_apart
 from itkstream.io.itk_hdf5 import open_hdf5_transform, write_hdf5_transform
 from itkstream.io.itk_transforms import read_itk_transform, write_itk_transform
 from itkstream.io.landmark_transforms import read_landmark_text
 from itkstream.io.locations import Location
 from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.ngff_transforms import write_store
-from itkstream.io.inputs import check_apart
 from itkstream.io.outputs import check_file, check_store, claim_file, claim_whole_store
 from itkstream.io.transform_check import TransformReader, check_written, grids_of
 from itkstream.io.vectors import slabs, wanted_axes
