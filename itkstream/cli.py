@@ -92,8 +92,10 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
     report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
     """
+    from itkstream.io.inputs import check_apart
     from itkstream.pipelines import register as run
 
+    check_apart(out, fixed, moving, options["config_file"])
     config = config_from(options)
     console = Console()
     with ConsoleReporter(console) as reporter:

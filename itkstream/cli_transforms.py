@@ -45,14 +45,18 @@ _NOT_SOUND = 1
 @with_resources
 @with_image_options("like", own=("channel", "time"))
 def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
-    """Resample the image MOVING through TRANSFORM into the OME-Zarr OUT.
+    """Resample the image MOVING through TRANSFORM into OUT.
 
-    Integers are rounded and clipped. With --labels, voxels take the nearest label.
+    OUT ends in .ome.zarr or .zarr or, for one image that fits in memory, in .nii.gz, .nii, .nrrd or
+    .mha. Integers are rounded and clipped. With --labels, voxels take the nearest label.
     """
     from itkstream.block_kernels import WarpSettings
+    from itkstream.io.inputs import check_apart
     from itkstream.io.transform_files import read_transform
-    from itkstream.results import write_resampled
+    from itkstream.results import check_resampled_output, write_resampled
 
+    check_apart(out, transform, moving, like)
+    check_resampled_output(out, options["overwrite"])
     labels = options["labels"] or options["label_gaussian"]
     names = ("nearest", "linear", "quadratic-bspline", "bspline")
     interpolator = names[0 if labels else options["order"]]
@@ -86,10 +90,13 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
     column `outside`: 1 where the transform says nothing about a point.
     """
     from itkstream.geometry import default_axes
-    from itkstream.io.points import read_points, write_points
+    from itkstream.io.inputs import check_apart
+    from itkstream.io.points import check_points_output, read_points, write_points
     from itkstream.io.transform_files import read_transform
     from itkstream.transform import apply_to_points
 
+    check_apart(out, transform, points)
+    check_points_output(out, overwrite)
     stored = read_transform(transform)
     opened = read_transform(transform, default_axes(stored.ndim))
     table = read_points(points, opened.ndim)
@@ -129,8 +136,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.transform import as_field
 
-    if not (out or options["slicer"] or options["ants"]):
-        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
+    _check_exports(transform, out, options)
     found = read_transform(transform)
     if options["like"]:
         wanted = _opened(options["like"], "like", options).grid.in_unit("micrometer")
@@ -177,11 +183,18 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     may be any file that holds affines.
     """
     from itkstream.geometry import AffineTransform
+    from itkstream.io.inputs import check_apart
     from itkstream.io.ngff_transforms import stored_axes
-    from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.io.transform_files import (
+        check_transform_output,
+        read_transform,
+        write_transform,
+    )
     from itkstream.results import write_inverse
     from itkstream.transform import compose, invert_transform
 
+    check_apart(out, transform, like)
+    check_transform_output(out, options["overwrite"])
     found = compose(read_transform(transform))
     if isinstance(found, AffineTransform):
         write_transform(out, invert_transform(found), overwrite=options["overwrite"])
@@ -245,12 +258,38 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
     The ending of OUT decides the format, as for `export`.
     """
     from itkstream.certificate import check_transform, repair_transform
-    from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.io.inputs import check_apart
+    from itkstream.io.transform_files import (
+        check_transform_output,
+        read_transform,
+        write_transform,
+    )
 
+    check_apart(out, transform)
     before = read_transform(transform)
+    check_transform_output(out, overwrite, before)
     repaired = repair_transform(before)
     write_transform(out, repaired, overwrite=overwrite)
     click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
+
+
+def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> None:
+    """Refuse places that are inputs, one another's, or not written, before anything is read."""
+    from itkstream.exports import check_bundle_output
+    from itkstream.io.inputs import check_apart
+    from itkstream.io.transform_files import check_transform_output
+
+    bundles = [options[name] for name in ("ants", "slicer") if options[name]]
+    if not (out or bundles):
+        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
+    inputs = [transform, *(options[name] for name in ("like", "fixed", "moving"))]
+    places = [*([out] if out else []), *bundles]
+    for number, place in enumerate(places):
+        check_apart(place, *inputs, *places[:number])
+    if out:
+        check_transform_output(out, options["overwrite"])
+    for place in bundles:
+        check_bundle_output(place, options["overwrite"])
 
 
 def _opened(path: str, which: str, options: dict[str, Any]) -> Any:

@@ -77,8 +77,9 @@ def execute(
     memory, walltime, queue, project : optional
         What each job asks for.
     overwrite : bool
-        Replace a Zarr array that is at `write_path`; nothing else is ever replaced. An unfinished
-        run of the same computation is continued all the same.
+        Replace a Zarr array that is at `write_path`; nothing else is ever replaced. A complete one
+        stays until the new one is, which is written beside it. An unfinished run of the same
+        computation is continued all the same.
     chunks : sequence of int, optional
         Chunk shape of the written array, at most a block; default one chunk a block.
     progress : callable, optional
@@ -92,7 +93,8 @@ def execute(
     Raises
     ------
     InputError
-        Where `array` is no dask array, a count is below 1, or two blocks would share a chunk.
+        Where `array` is no dask array, a count is below 1, two blocks would share a chunk, or
+        `write_path` is, holds or lies in an array that is read, or ends in another format's ending.
     ExistingOutputError
         Where `write_path` holds anything but this computation's result and `overwrite` is not
         set, or another process is writing there; nothing is computed or changed.
@@ -191,7 +193,7 @@ def store(
     Raises
     ------
     InputError
-        Where two blocks would write to one chunk.
+        Where two blocks would write to one chunk, or `target` is read.
     BlockErrors
         Where blocks failed; all others are done.
     """
@@ -238,7 +240,7 @@ def _write(
     """Compute an array into a new Zarr array, or finish one that was begun."""
     size = tuple(chunks or (c[0] for c in array.chunks))
     _check_chunks(array, size)
-    create = partial(_create, place, shape=array.shape, dtype=array.dtype, chunks=size)
+    create = partial(_create, shape=array.shape, dtype=array.dtype, chunks=size)
     output = Output(place, size, None, create, overwrite)
     with _terminable():
         fill(array, output, partial(_run, resources), progress or _silent)

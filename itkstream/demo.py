@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from itkstream.drafts import drafted
 from itkstream.errors import RegistrationError
 from itkstream.geometry import Image
+from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
-from itkstream.io.outputs import claim_folder
+from itkstream.io.outputs import check_folder
 from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomPair, TargetError, make_pair, tutorial_settings
 from itkstream.pipelines import Registration, Reporter, register
@@ -24,6 +26,7 @@ __all__ = ["DemoResult", "run_demo"]
 
 # Every fourth voxel of the tissue along each axis: some ten thousand points.
 _STRIDE = 4
+_REGISTRATION, _PICTURE = "registration", "overlay.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,24 +91,40 @@ def run_demo(
     ExistingOutputError
         Where `out` holds something already.
     """
-    folder = claim_folder(out, "overlay.png", overwrite)
+    place = check_folder(out, _PICTURE, overwrite)
+    check_apart(place, pair)
+    with drafted(place) as draft:
+        made = _made(draft, pair, steps, resources, reporter)
+    registration = made.registration.moved(place / _REGISTRATION)
+    return replace(made, registration=registration, overlay=place / _PICTURE)
+
+
+def _made(
+    folder: Location,
+    pair: PhantomPair | None,
+    steps: Sequence[Step],
+    resources: Resources | None,
+    reporter: Reporter | None,
+) -> DemoResult:
+    """The demo in a new folder, or in one that another left unfinished."""
     if reporter is not None:
         reporter.step("two rounds of synthetic tissue")
     pair = pair or make_pair(tutorial_settings())
     result = register(
         pair.fixed,
         pair.moving,
-        folder / "registration",
+        folder / _REGISTRATION,
         steps,
         resources=resources,
+        overwrite=True,
         reporter=reporter,
     )
     before = pair.error(lambda points: points, _STRIDE)
     after = pair.error(result.transform.apply, _STRIDE)
     if not after.vox.size:
         raise RegistrationError("no tissue point of the pair lies in both images")
-    overlay = folder / "overlay.png"
-    with overlay.replacing() as partial:
+    overlay = folder / _PICTURE
+    with overlay.replacing() as partial:  # a folder may lie in an object store, pictures not
         _draw(pair, result.aligned, partial)
     return DemoResult(result, before, after, overlay)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from itkstream.algebra import axes_of
 from itkstream.coarsening import coarsen_field
@@ -17,15 +18,17 @@ from itkstream.geometry import (
     compose,
     steps_of,
 )
+from itkstream.io.inputs import check_apart
 from itkstream.io.itk_images import write_itk
 from itkstream.io.locations import Location
-from itkstream.io.outputs import claim_folder, write_text
+from itkstream.io.outputs import check_folder, claim_folder
 from itkstream.io.transform_files import write_transform
 from itkstream.levels import factors_to_fit, read_coarse
 from itkstream.numerics.interpolate import round_to
 
 __all__ = [
     "Bundle",
+    "check_bundle_output",
     "coarsened",
     "export_ants",
     "export_slicer",
@@ -117,32 +120,35 @@ def export_slicer(
     Raises
     ------
     InputError
-        For another kind of transform, or a limit too small.
+        For another kind of transform, a limit too small, or where `out` touches what is read.
     ExistingOutputError
         Where the folder holds something already.
     """
     if not limit_mb >= _LEAST_MB:
         raise InputError(f"limit_mb must be at least {_LEAST_MB}; got {limit_mb}")
+    place = check_bundle_output(out, overwrite, transform, images)
     share = (limit_mb * 2**20 - _OVERHEAD) / 3
     max_nodes = share / (_NODE_BYTES * transform.ndim)
-    begun = _begin(out, transform, tolerance_vox, max_nodes, overwrite)
+    thin, *loss = coarsened(transform, tolerance_vox, max_nodes)
     axes = axes_of(transform, images[0].grid.axes)
     shrunk = []
-    for name, image in zip(("fixed", "moving"), images, strict=True):
-        turned = image.reorder(axes).in_unit("micrometer")
-        by = factors_to_fit(turned.grid, share / turned.dtype.itemsize)
-        coarse = read_coarse(turned, by)
-        kept = Image(round_to(coarse.read(), turned.dtype), coarse.grid, name)
-        write_itk(begun.folder / f"{name}.nrrd", kept)
-        shrunk.append(by)
-    write_transform(begun.folder / "transform.h5", begun.transform, axes)
-    text = _SLICER_TEXT.format(
-        unit="micrometer",
-        factors=" and ".join("x".join(map(str, by)) for by in shrunk),
-        axes=", ".join(axes),
-        error=begun.error_vox,
-    )
-    return begun.finish(("fixed.nrrd", "moving.nrrd", "transform.h5"), "READ ME.txt", text)
+    with claim_folder(place, _PROOF, overwrite) as folder:
+        for name, image in zip(("fixed", "moving"), images, strict=True):
+            turned = image.reorder(axes).in_unit("micrometer")
+            by = factors_to_fit(turned.grid, share / turned.dtype.itemsize)
+            coarse = read_coarse(turned, by)
+            kept = Image(round_to(coarse.read(), turned.dtype), coarse.grid, name)
+            write_itk(folder / f"{name}.nrrd", kept)
+            shrunk.append(by)
+        write_transform(folder / "transform.h5", thin, axes)
+        text = _SLICER_TEXT.format(
+            unit="micrometer",
+            factors=" and ".join("x".join(map(str, by)) for by in shrunk),
+            axes=", ".join(axes),
+            error=loss[1],
+        )
+        files = ("fixed.nrrd", "moving.nrrd", "transform.h5", "READ ME.txt")
+        return _finished(folder, text, Bundle(str(place), files, *loss))
 
 
 def export_ants(
@@ -173,23 +179,54 @@ def export_ants(
     Raises
     ------
     InputError
-        For another kind of transform.
+        For another kind of transform, or where `out` touches what is read.
     ExistingOutputError
         Where the folder holds something already.
     """
-    begun = _begin(out, transform, tolerance_vox, None, overwrite)
-    thin, axes = begun.transform, axes_of(transform)
+    place = check_bundle_output(out, overwrite, transform)
+    thin, *loss = coarsened(transform, tolerance_vox)
+    axes = axes_of(thin)
     files = []
-    for step in steps_of(thin):
-        name, order = "affine.tfm", axes
-        if isinstance(step, DisplacementField):
-            # NIfTI has no 2-D vectors.
-            name, order = f"displacement.{'nii.gz' if step.ndim == 3 else 'nrrd'}", step.grid.axes
-        write_transform(begun.folder / name, step, order)
-        files.append(name)
-    words = " ".join(f"-t {name}" for name in files)
-    text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
-    return begun.finish(files, "apply.sh", text)
+    with claim_folder(place, _PROOF, overwrite) as folder:
+        for step in steps_of(thin):
+            name, order = "affine.tfm", axes
+            if isinstance(step, DisplacementField):
+                # NIfTI has no 2-D vectors.
+                name = f"displacement.{'nii.gz' if step.ndim == 3 else 'nrrd'}"
+                order = step.grid.axes
+            write_transform(folder / name, step, order)
+            files.append(name)
+        words = " ".join(f"-t {name}" for name in files)
+        text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
+        return _finished(folder, text, Bundle(str(place), (*files, "apply.sh"), *loss))
+
+
+def check_bundle_output(out: str | os.PathLike[str], overwrite: bool, *inputs: Any) -> Location:
+    """See whether a bundle can be written to a folder, before any work is done for it.
+
+    Parameters
+    ----------
+    out : path
+        The folder.
+    overwrite : bool
+        Whether an earlier bundle may be replaced.
+    *inputs : object
+        What the bundle is made of.
+
+    Returns
+    -------
+    Location
+        The folder.
+
+    Raises
+    ------
+    InputError
+        Where the folder touches one of the inputs, or has the ending of a file.
+    ExistingOutputError
+        Where it holds something already.
+    """
+    check_apart(out, *inputs)
+    return check_folder(out, _PROOF, overwrite)
 
 
 def coarsened(
@@ -230,30 +267,8 @@ def coarsened(
     return compose(thin.field, *steps[1:]), thin.factors, thin.error / voxel
 
 
-@dataclass(frozen=True, eq=False)
-class _Export:
-    """A folder for another program, claimed, and the transform that goes there."""
-
-    folder: Location
-    transform: Transform
-    factors: tuple[int, ...]
-    error_vox: float
-
-    def finish(self, files: Sequence[str], guide: str, text: str) -> Bundle:
-        """Say what to do with the files, and then that the folder is complete."""
-        write_text(self.folder / guide, text)
-        bundle = Bundle(str(self.folder), (*files, guide), self.factors, self.error_vox)
-        write_text(self.folder / _PROOF, json.dumps(asdict(bundle), indent=2) + "\n")
-        return bundle
-
-
-def _begin(
-    out: str | os.PathLike[str],
-    transform: Transform,
-    tolerance_vox: float,
-    max_nodes: float | None,
-    overwrite: bool,
-) -> _Export:
-    """Thin a transform out and claim the folder it goes to."""
-    thin, factors, error = coarsened(transform, tolerance_vox, max_nodes)
-    return _Export(claim_folder(out, _PROOF, overwrite), thin, factors, error)
+def _finished(folder: Path, text: str, bundle: Bundle) -> Bundle:
+    """Say what to do with the files, the last of which is the guide, and what they are."""
+    (folder / bundle.files[-1]).write_text(text, encoding="utf-8")
+    (folder / _PROOF).write_text(json.dumps(asdict(bundle), indent=2) + "\n", encoding="utf-8")
+    return bundle

@@ -7,13 +7,15 @@ in another process and a run that was interrupted knows its results again.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["LEDGER_FOLDER", "code_version", "files_stamp"]
+__all__ = ["LEDGER_FOLDER", "code_version", "files_stamp", "this_host"]
 
 LEDGER_FOLDER = ".itkstream"
 """What a run notes beside its results; it is no part of what tells them from others."""
@@ -36,6 +38,19 @@ def code_version() -> str:
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
         digest.update(file.read_bytes() + b"\0")
     return f"{version('itkstream')}-{digest.hexdigest()}"
+
+
+def this_host() -> str:
+    """What tells processes of the same number apart.
+
+    Returns
+    -------
+    str
+        This machine and, in a container, which of its process tables.
+    """
+    with suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return f"{socket.gethostname()} -"
 
 
 def files_stamp(*paths: str | os.PathLike[str]) -> str:

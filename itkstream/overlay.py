@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry.grid import Grid
 from itkstream.geometry.lazy_array import ArraySource
+from itkstream.io.inputs import check_apart
+from itkstream.io.outputs import claim_file
 
 __all__ = ["OverlayStyle", "overlay_rgb", "save_overlay"]
 
@@ -117,9 +119,14 @@ def save_overlay(
     Raises
     ------
     InputError
-        Where a shape differs from the grid's.
+        Where a shape differs from the grid's, the name does not end in ``.png``, or the picture
+        would be written over one of the images.
     """
     style = style or OverlayStyle()
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise InputError(f"pictures are written as .png; got {target.name}")
+    check_apart(target, fixed, before, after)
     for name, array in (("fixed", fixed), ("before", before), ("after", after)):
         if tuple(array.shape) != grid.shape:
             raise InputError(
@@ -127,8 +134,8 @@ def save_overlay(
             )
     cuts = [_cut(fixed, before, after, grid, axes, style) for axes in _planes(grid)]
     figure = _draw(cuts, grid, style)
-    target = Path(path)
-    figure.savefig(target, dpi=style.dpi, facecolor="black", format="png")
+    with claim_file(target, overwrite=True) as partial:
+        figure.savefig(partial, dpi=style.dpi, facecolor="black", format="png")
     return target
 
 

@@ -49,7 +49,9 @@ from itkstream.doors import as_pair
 from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import open_image
+from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
+from itkstream.io.ngff_transforms import read_transform as read_field_and_affine
 from itkstream.io.outputs import write_text
 from itkstream.io.transform_files import read_transform
 from itkstream.kept_levels import LevelMaker
@@ -58,7 +60,7 @@ from itkstream.masks import Mask, masked
 from itkstream.planning import Plan, plan_steps
 from itkstream.probing import measure_rates
 from itkstream.run import Run, run_keys
-from itkstream.run_folder import REPORT, RunFolder
+from itkstream.run_folder import ALIGNED, REPORT, TRANSFORM, RunFolder
 from itkstream.run_scene import LogReporter, Reporter, Scene
 from itkstream.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources, session
@@ -86,6 +88,23 @@ class Registration:
     transform: CompositeTransform
     aligned: Image
     report: dict[str, Any]
+
+    def moved(self, out: Location) -> Registration:
+        """The same registration after its folder was given another name.
+
+        Parameters
+        ----------
+        out : Location
+            The folder.
+
+        Returns
+        -------
+        Registration
+            Transform and aligned image opened there.
+        """
+        axes = self.aligned.grid.axes
+        transform = read_field_and_affine(out / TRANSFORM, axes)
+        return Registration(out, transform, open_image(out / ALIGNED).reorder(axes), self.report)
 
 
 def register(
@@ -142,7 +161,8 @@ def register(
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
     overwrite : bool
-        Replace an earlier registration in `out`.
+        Replace an earlier registration in `out`, which stays until this one is complete; until
+        then both take their space on the disk.
     reporter : Reporter, optional
         Told steps, blocks and results.
 
@@ -154,7 +174,8 @@ def register(
     Raises
     ------
     InputError
-        For images, steps or an initial transform that cannot be used.
+        For images, steps or an initial transform that cannot be used, for an `out` that is, holds
+        or lies in one of them, or that has the ending of a file.
     PlanError
         Where it needs more memory than there is.
     ExistingOutputError
@@ -165,7 +186,9 @@ def register(
         Where no affine was found.
     """
     steps = checked_steps(steps)
+    check_apart(out, fixed, moving, initial_transform, fixed_mask, moving_mask)
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
+    check_apart(out, pair)
     initial = _as_initial(initial_transform, pair[0])
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
@@ -195,7 +218,8 @@ def register(
         report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
         report["certificate"] = certificate
         write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
-    return Registration(folder.location, transform, aligned, report)
+        written = Registration(folder.location, transform, aligned, report)
+        return written.moved(folder.finish())
 
 
 def plan(

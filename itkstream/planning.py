@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-import psutil
 from dask.utils import format_bytes, parse_bytes
-from distributed.system import MEMORY_LIMIT
 
 from itkstream.errors import PlanError
 from itkstream.geometry import Image
@@ -28,7 +26,7 @@ from itkstream.steps import (
     step_name,
     step_parameters,
 )
-from itkstream.workers import Resources
+from itkstream.workers import Resources, free_memory
 
 __all__ = ["Plan", "plan_steps"]
 
@@ -255,9 +253,7 @@ def _memory(resources: Resources, workers: int) -> float:
     if resources.memory_limit is not None:
         return float(parse_bytes(resources.memory_limit))
     if resources.cluster == "local":
-        # The limit of a container counts as well as what other programs leave free.
-        free = min(psutil.virtual_memory().available, MEMORY_LIMIT)
-        whole = parse_bytes(resources.memory) if resources.memory is not None else free
+        whole = parse_bytes(resources.memory) if resources.memory is not None else free_memory()
         return float(whole) / max(1, workers)
     if resources.memory is not None:
         return float(parse_bytes(resources.memory)) / (resources.processes or 1)

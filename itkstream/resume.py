@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -30,8 +30,9 @@ from itkstream.errors import (
 )
 from itkstream.fingerprint import LEDGER_FOLDER
 from itkstream.io.chunk_files import ChunkFiles, Region, Sums, remove_partial_files, writing_to
+from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
-from itkstream.io.outputs import check_store
+from itkstream.io.outputs import check_store, check_store_name
 from itkstream.ledger import Header, Ledger, Lock, Records, still_held
 from itkstream.scheduling import Failure
 
@@ -265,7 +266,8 @@ class Output:
     shards : tuple of int, optional
         Its shards.
     create : callable, optional
-        Makes the empty array in a place cleared for it; None where it is there, to be filled.
+        Makes the empty array in a place cleared for it, which it is given; None where the array is
+        there, to be filled.
     overwrite : bool
         Whether finished results, or those of another computation, may be replaced.
     """
@@ -273,7 +275,7 @@ class Output:
     location: Location
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
-    create: Callable[[], Any] | None = None
+    create: Callable[[Location], Any] | None = None
     overwrite: bool = False
 
     def fingerprint(self, array: da.Array) -> str:
@@ -300,6 +302,9 @@ Run = Callable[[Blocks, Sequence[int], BlockSink, Callable[[int, Any], None]], N
 def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
     """Compute what is not there yet of a stored array.
 
+    What replaces a complete array is written beside it and gets its place when it is complete; it
+    is continued there, too.
+
     Parameters
     ----------
     array : dask.array.Array
@@ -313,6 +318,9 @@ def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
 
     Raises
     ------
+    InputError
+        Where the array would lie in, on or around one that the computation reads, or has a name
+        that does not end like that of a store.
     ExistingOutputError
         Where something else is there that may not be replaced.
     BusyOutputError
@@ -324,26 +332,37 @@ def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
     InterruptedRunError
         After Ctrl-C.
     """
-    ledger = Ledger(output.location)
+    check_apart(output.location, array)
     fingerprint = output.fingerprint(array)
-    blocks = Blocks(array)
-    _check_place(ledger, output, fingerprint)
-    with _locked(ledger) as lock:
-        with writing_to(output.location):
-            wanted = Header(fingerprint, len(blocks), version=version("itkstream"))
-            header = _prepared(ledger, output, wanted)
-        files = ChunkFiles(output.location)
-        kept = _verified(ledger, files, blocks)
-        tally = Tally(blocks, progress, len(kept))
-        missing = [number for number in range(len(blocks)) if number not in kept]
-        if missing:
-            sink = BlockSink(files, ledger.lock_place, lock.token)
-            with ledger.recording(lock, kept) as records, _told(tally, len(blocks)):
-                run(blocks, missing, sink, _noting(records, tally))
-        with writing_to(output.location):
-            ledger.note_failures(tally.failures)
-            ledger.note(replace(header, finished=not tally.failures))
-        tally.conclude("run the same again to compute only these")
+    _check_place(output, fingerprint)
+    with _locked(Ledger(output.location)) as lock:
+        work = _workplace(output, fingerprint)
+        _fill(Blocks(array), work, lock, run, progress)
+        if work.location != output.location:
+            with writing_to(output.location):
+                lock.go_along(work.location)
+                output.location.take(work.location)
+
+
+def _fill(blocks: Blocks, output: Output, lock: Lock, run: Run, progress: Progress) -> None:
+    """Compute what is not there yet, by the run that holds the lock of the result."""
+    ledger = Ledger(output.location)
+    with writing_to(output.location):
+        fingerprint = output.fingerprint(blocks.array)
+        wanted = Header(fingerprint, len(blocks), version=version("itkstream"))
+        header = _prepared(ledger, output, wanted)
+    files = ChunkFiles(output.location)
+    kept = _verified(ledger, files, blocks)
+    tally = Tally(blocks, progress, len(kept))
+    missing = [number for number in range(len(blocks)) if number not in kept]
+    if missing:
+        sink = BlockSink(files, lock.place, lock.token)
+        with ledger.recording(lock, kept) as records, _told(tally, len(blocks)):
+            run(blocks, missing, sink, _noting(records, tally))
+    with writing_to(output.location):
+        ledger.note_failures(tally.failures)
+        ledger.note(replace(header, finished=not tally.failures))
+    tally.conclude("run the same again to compute only these")
 
 
 def belongs(array: da.Array, output: Output) -> bool:
@@ -365,14 +384,16 @@ def belongs(array: da.Array, output: Output) -> bool:
     return header is not None and header.ready and header.fingerprint == output.fingerprint(array)
 
 
-def _check_place(ledger: Ledger, output: Output, fingerprint: str) -> None:
+def _check_place(output: Output, fingerprint: str) -> None:
     """Refuse a place that holds what may not be replaced, before anything is changed."""
-    header = ledger.header()
     if output.create is None:
         return
+    check_store_name(output.location, "a Zarr array")
+    ledger = Ledger(output.location)
+    header = ledger.header()
     if header is None:
-        if set(output.location.names()) - {LEDGER_FOLDER} or not output.location.is_dir():
-            check_store(output.location.address, output.overwrite)
+        if _holds_other(output.location):
+            check_store(output.location, output.overwrite)
     elif header.fingerprint != fingerprint and not output.overwrite:
         if header.finished:
             raise ExistingOutputError(
@@ -384,6 +405,34 @@ def _check_place(ledger: Ledger, output: Output, fingerprint: str) -> None:
             f"({len(ledger.done())} of {header.total} blocks): run that again to continue it, "
             "choose another path or pass overwrite=True to replace it"
         )
+
+
+def _holds_other(location: Location) -> bool:
+    """Whether there is more than what a run notes."""
+    if not location.exists():
+        return False
+    return bool(set(location.names()) - {LEDGER_FOLDER}) or not location.is_dir()
+
+
+def _workplace(output: Output, fingerprint: str) -> Output:
+    """Where to write: in the place of the result, or beside it where a complete one is there."""
+    found = Ledger(output.location).header()
+    if output.create is None or (found is not None and not found.finished):
+        return output
+    if found is not None and found.fingerprint == fingerprint and not output.overwrite:
+        return output
+    if found is None and not _holds_other(output.location):
+        return _left_beside(output, fingerprint) or output
+    return replace(output, location=output.location.draft, overwrite=False)
+
+
+def _left_beside(output: Output, fingerprint: str) -> Output | None:
+    """What a run left that was killed between two renames, where the system has no exchange."""
+    if not output.location.is_replaceable:
+        return None
+    beside = replace(output, location=output.location.draft, overwrite=False)
+    begun = Ledger(beside.location).header()
+    return beside if begun is not None and begun.fingerprint == fingerprint else None
 
 
 def _prepared(ledger: Ledger, output: Output, wanted: Header) -> Header:
@@ -403,7 +452,7 @@ def _prepared(ledger: Ledger, output: Output, wanted: Header) -> Header:
     for name in output.location.names():
         if name != LEDGER_FOLDER:
             output.location.child(name).remove()
-    output.create()
+    output.create(output.location)
     header = replace(wanted, ready=True)
     ledger.note(header)
     return header
@@ -451,6 +500,10 @@ def _locked(ledger: Ledger) -> Iterator[Lock]:
         yield lock
     finally:
         lock.release()
+        if ledger.array.is_local:
+            # Nothing of ours stays in an array of somebody else that was to be replaced.
+            with suppress(OSError):
+                ledger.place.path.rmdir()
 
 
 def _noting(records: Records, tally: Tally) -> Callable[[int, Any], None]:

@@ -33,7 +33,7 @@ from itkstream.run_fields import (
     store_deformation,
     store_transform,
 )
-from itkstream.run_folder import ALIGNED, RunFolder
+from itkstream.run_folder import ALIGNED, TRANSFORM, RunFolder
 from itkstream.run_notes import next_from, note_of
 from itkstream.run_scene import Scene, State, next_state
 from itkstream.run_steps import run_step
@@ -51,7 +51,6 @@ from itkstream.transform import prepare_apply_transform
 
 __all__ = ["Run", "run_keys"]
 
-_TRANSFORM = "transform.ome.zarr"
 # Notes of what is done beside the steps, which are called by their numbers.
 _BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _FILES = (
     "begin",
@@ -197,7 +196,7 @@ class Run:
         tolerance = self.settings.field_tolerance_vox
         if not tolerance:
             return computed
-        path = self.folder.location / _TRANSFORM
+        path = self.folder.location / TRANSFORM
         note = self._earlier("field", _FIELD, key)
         if note is not None:
             return store_coarser(self.scene, computed, note["facts"]["factors"], path)
@@ -219,7 +218,7 @@ class Run:
         if self.steps and isinstance(self.steps[-1], Deformable):
             assert isinstance(found, CompositeTransform)
             return found
-        path = self.folder.location / _TRANSFORM
+        path = self.folder.location / TRANSFORM
         if self.settings.field_tolerance_vox:
             path = self.folder.place(_FIELD)
         return store_transform(self.scene, found, path, self.settings.blocksize)
@@ -249,7 +248,7 @@ class Run:
             found: dict[str, Any] = note["certificate"]
             return found
         with self._step("certificate") as facts:
-            name = str(self.folder.location)
+            name = str(self.folder.location.settled)
             found = certify(transform, name=name, resources=self.scene.resources)
             facts["passed"] = found["passed"]
             self.scene.reporter.note(
@@ -339,7 +338,7 @@ class Run:
     def _place(self, number: int) -> Location:
         """Where the field of a deformation goes: the last one may be the result."""
         if _is_result(number, self.steps, self.settings):
-            return self.folder.location / _TRANSFORM
+            return self.folder.location / TRANSFORM
         return self.folder.place(str(number))
 
     def _earlier(self, title: str, name: str, key: str) -> dict[str, Any] | None:

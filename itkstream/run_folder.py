@@ -3,6 +3,9 @@
 After each step a note is written with what the step found, under a key of everything it depends
 on: images, masks, the steps before it, and the code. A run that was killed is begun again by the
 same call, takes from the notes what has the key it asks for, and does the rest.
+
+A run that replaces a complete one writes to a draft beside it, and is continued there; the folder
+is the draft when all is done, and until then as it was. The lock is in the folder itself.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from itkstream.errors import ExistingOutputError
 from itkstream.fingerprint import LEDGER_FOLDER
 from itkstream.io.chunk_files import writing_to
 from itkstream.io.locations import Location
-from itkstream.io.outputs import check_folder, write_text
+from itkstream.io.outputs import check_folder, check_folder_name, write_text
 from itkstream.ledger import Lock, holding
 
-__all__ = ["ALIGNED", "REPORT", "RunFolder"]
+__all__ = ["ALIGNED", "REPORT", "TRANSFORM", "RunFolder"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,9 @@ REPORT = "registration.json"
 
 ALIGNED = "aligned.ome.zarr"
 """The moving image on the fixed grid."""
+
+TRANSFORM = "transform.ome.zarr"
+"""The transform: a displacement field, then an affine."""
 
 _NOTES = "steps"
 _RUN = f"{_NOTES}/run.json"
@@ -77,6 +83,7 @@ class RunFolder:
         """
         # A folder of somebody else gets no lock.
         self.check()
+        check_folder_name(self._place)
         new = not self._place.exists()
         try:
             with ExitStack() as stack:
@@ -103,7 +110,7 @@ class RunFolder:
         """
         if self._is_vacant():
             return False
-        found = self._read(_RUN)
+        found = _read(self._place, _RUN)
         if found is None or (self._overwrite and self._is_complete()):
             check_folder(self._place, REPORT, self._overwrite)
             return False
@@ -129,26 +136,46 @@ class RunFolder:
         ExistingOutputError
             Where the folder holds another run that is complete.
         """
-        if self._held and self._is_complete() and self._read(_RUN)["key"] != key:
-            check_folder(self._place, REPORT, self._overwrite)
+        work, held = self._work
+        if held and (work / REPORT).is_file() and _read(work, _RUN)["key"] != key:
+            if work == self._place:
+                check_folder(self._place, REPORT, self._overwrite)
+            else:
+                # Of another run, which was killed as it got its place.
+                (work / REPORT).remove()
         self._run["key"] = key
         if self._made:
-            write_text(self._place / _RUN, json.dumps(self._run))
+            write_text(work / _RUN, json.dumps(self._run))
 
     @cached_property
     def location(self) -> Location:
-        """The folder, made or cleared when the first result is there to be written."""
-        if not self._held:
-            for name in self._place.names():
+        """Where this run writes, made or cleared when the first result is there to be written."""
+        work, held = self._work
+        if not held:
+            for name in work.names():
                 if name != LEDGER_FOLDER:
-                    self._place.child(name).remove()
-            self._place.make_folder()
-        notes = self._place / _NOTES
+                    work.child(name).remove()
+            work.make_folder()
+        notes = work / _NOTES
         notes.make_folder()
-        self._place.remove_partial_files(REPORT)
+        work.remove_partial_files(REPORT)
         notes.remove_partial_files()
-        write_text(self._place / _RUN, json.dumps(self._run))
+        write_text(work / _RUN, json.dumps(self._run))
         self._made = True
+        return work
+
+    def finish(self) -> Location:
+        """Give the run its place, when all of it is written.
+
+        Returns
+        -------
+        Location
+            The folder: what it held before is gone.
+        """
+        if self.location != self._place and self._lock is not None:
+            with writing_to(self._place):
+                self._lock.go_along(self.location)
+                self._place.take(self.location)
         return self._place
 
     def keeping(self, name: str, known: Callable[[Location], bool]) -> Location:
@@ -171,10 +198,11 @@ class RunFolder:
         ExistingOutputError
             Where it is not there, and the folder holds a complete run that may be another.
         """
-        place = self._place.child(_NOTES, f"{name}.zarr")
-        if self._held and known(place):
+        work, held = self._work
+        place = work.child(_NOTES, f"{name}.zarr")
+        if held and known(place):
             return place
-        if self._held and self._run["key"] is None and self._is_complete():
+        if held and work == self._place and self._run["key"] is None and self._is_complete():
             check_folder(self._place, REPORT, self._overwrite)
         return self.location.child(_NOTES, f"{name}.zarr")
 
@@ -193,9 +221,10 @@ class RunFolder:
         dict or None
             None where nothing was noted, or of something else.
         """
-        if not self._held:
+        work, held = self._work
+        if not held:
             return None
-        found = self._read(f"{_NOTES}/{name}.json")
+        found = _read(work, f"{_NOTES}/{name}.json")
         return found["note"] if found is not None and found["key"] == key else None
 
     def note(self, name: str, key: str, note: dict[str, Any]) -> None:
@@ -229,9 +258,18 @@ class RunFolder:
         return self.location / _NOTES / f"{name}.ome.zarr"
 
     @cached_property
-    def _held(self) -> bool:
-        """Whether the run was there to be continued when this one began; asked once."""
-        return self.check()
+    def _work(self) -> tuple[Location, bool]:
+        """Where this run writes, and whether it was there to be continued; asked once."""
+        if self.check():
+            return self._place, True
+        if not self._place.is_replaceable:
+            return self._place, False
+        draft = self._place.draft
+        found = _read(draft, _RUN)
+        held = found is not None and found["images"] == self._run["images"]
+        # Where the system cannot exchange folders, one may have been killed between two renames.
+        beside = self._is_complete() or (held and self._is_vacant())
+        return (draft, held) if beside else (self._place, False)
 
     def _is_vacant(self) -> bool:
         """Whether nothing is there but perhaps the lock of a run, or one killed as it began."""
@@ -257,15 +295,16 @@ class RunFolder:
             if new:
                 self._place.path.rmdir()
 
-    def _read(self, name: str) -> Any:
-        """A note; None where there is none, or none that can be understood."""
-        place = self._place.child(name)
-        if not place.is_file():
-            return None
-        try:
-            found = json.loads(place.read_bytes())
-        except ValueError:
-            # As after a loss of power; what it was of is done again.
-            logger.warning("the note %s cannot be read", place)
-            return None
-        return found if isinstance(found, dict) else None
+
+def _read(folder: Location, name: str) -> Any:
+    """A note; None where there is none, or none that can be understood."""
+    place = folder.child(name)
+    if not place.is_file():
+        return None
+    try:
+        found = json.loads(place.read_bytes())
+    except ValueError:
+        # As after a loss of power; what it was of is done again.
+        logger.warning("the note %s cannot be read", place)
+        return None
+    return found if isinstance(found, dict) else None

@@ -14,15 +14,20 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, OutputError
 from itkstream.geometry import Grid, Image
+from itkstream.io.inputs import check_apart
+from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file
 from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
 from itkstream.io.stored import StoredArray
 from itkstream.itk_bridge import to_itk_image
 
-__all__ = ["ItkFile", "open_itk", "write_itk"]
+__all__ = ["WRITTEN_SUFFIXES", "ItkFile", "open_itk", "write_itk"]
+
+WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""How files end that `write_itk` writes."""
 
 _NAMES = ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64")
 _TYPES = {
@@ -183,11 +188,23 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
 
     Raises
     ------
+    InputError
+        For another ending, or where the image is read from that file.
     ExistingOutputError
         Where the file exists.
+    OutputError
+        Where ITK cannot write it.
     """
+    name = Location.parse(path).name
+    if not name.lower().endswith(WRITTEN_SUFFIXES):
+        raise InputError(f"images are written as {', '.join(WRITTEN_SUFFIXES)}; got {name}")
+    check_apart(path, image)
     with claim_file(path, overwrite) as partial:
-        sitk.WriteImage(to_itk_image(image.read(), image.grid), str(partial))
+        wrapped = to_itk_image(image.read(), image.grid)
+        try:
+            sitk.WriteImage(wrapped, str(partial), useCompression=partial.suffix == ".gz")
+        except RuntimeError as error:
+            raise OutputError(f"ITK cannot write {path}: {error}") from error
 
 
 def _grid(reader: sitk.ImageFileReader, selection: Selection) -> Grid:

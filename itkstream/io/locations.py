@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from itkstream.errors import AccessError, InputError, MissingDataError
 from itkstream.fingerprint import LEDGER_FOLDER, files_stamp
+from itkstream.io.swapping import left_behind, partial_name, swap_in
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -32,8 +32,9 @@ _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "memory"}
 _LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<key>.*)", re.DOTALL)
 _PATH_OF_URL = re.compile(rf"({'|'.join(_SCHEMES)}):/[^/]")
-# How the name of a file begins that is being written.
+# How the name of a file begins that is being written, and of a result that will replace another.
 _PARTIAL = ".partial-"
+_DRAFT = ".draft-"
 # Packages whose exceptions mean that a store did not let us in or was not there to ask.
 _CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
 # In which field each kind of store says that an object was written anew.
@@ -115,8 +116,11 @@ class Location:
             return cls(str(Path(store.root).absolute()))
         if not isinstance(store, FsspecStore):
             return None
-        named = store.fs.protocol
+        # Zarr wraps what is not asynchronous, as files are when dask opens them.
+        named = getattr(store.fs, "sync_fs", store.fs).protocol
         schemes = [named] if isinstance(named, str) else list(named)
+        if "file" in schemes:
+            return cls(str(Path(store.path).absolute()))
         known = next((_SCHEMES[scheme] for scheme in schemes if scheme in _SCHEMES), None)
         return None if known is None else cls(f"{known}://{store.path.strip('/')}")
 
@@ -163,6 +167,31 @@ class Location:
         above = self._pure.parents if self.is_local else list(self._pure.parents)[:-1]
         return tuple(self._at(folder) for folder in above)
 
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether something else can be put in this place: it is no whole bucket or disk."""
+        return bool(self.parents) and not (self.is_local and os.path.ismount(self.address))
+
+    @property
+    def draft(self) -> Location:
+        """Where a new result is written while the one that it will replace is still here.
+
+        Raises
+        ------
+        InputError
+            Where nothing can be put in this place: it is a whole bucket or disk.
+        """
+        if not self.is_replaceable:
+            raise InputError(
+                f"{self} is a whole bucket or disk, which cannot be replaced: choose a name in it"
+            )
+        return self.parents[0] / f"{_DRAFT}{self.name}"
+
+    @property
+    def settled(self) -> Location:
+        """The place that a draft, or what lies in one, will have when it is complete."""
+        return self._at(type(self._pure)(*(p.removeprefix(_DRAFT) for p in self._pure.parts)))
+
     def child(self, *names: str) -> Location:
         """A place below this one.
 
@@ -193,6 +222,44 @@ class Location:
         """
         same = self._scheme == above._scheme
         return same and self._pure.is_relative_to(above._pure)
+
+    def lies_in(self, above: Location) -> bool:
+        """Whether it is a folder or file, or lies in it, by whatever path either is named.
+
+        Parameters
+        ----------
+        above : Location
+            The folder or file.
+
+        Returns
+        -------
+        bool
+            On disks links are followed, and files and folders known by what they are and not by
+            their names: hard links, mounts and names that differ in case are the same.
+        """
+        if not (self.is_local and above.is_local):
+            return self.is_below(above)
+        inner, outer = Path(self.address).resolve(), Path(above.address).resolve()
+        if inner.is_relative_to(outer):
+            return True
+        return outer.exists() and any(
+            folder.exists() and folder.samefile(outer) for folder in (inner, *inner.parents)
+        )
+
+    def overlaps(self, other: Location) -> bool:
+        """Whether two places are one, or one lies in the other.
+
+        Parameters
+        ----------
+        other : Location
+            The other place.
+
+        Returns
+        -------
+        bool
+            As `lies_in` finds it, both ways.
+        """
+        return self.lies_in(other) or other.lies_in(self)
 
     def relative_to(self, above: Location) -> str:
         """The way to it from a folder around it.
@@ -331,10 +398,10 @@ class Location:
         if self.is_local:
             target = Path(self.address)
             # Threads of one process, and processes of several hosts, may write the same file.
-            partial = target.with_name(f"{_PARTIAL}{uuid4().hex}-{target.name}")
+            partial = target.with_name(f"{_PARTIAL}{partial_name(target.name)}")
             try:
                 yield partial
-                os.replace(partial, target)
+                swap_in(partial, target)
             finally:
                 if partial.is_dir():
                     shutil.rmtree(partial)
@@ -344,9 +411,50 @@ class Location:
             partial = Path(folder) / self.name
             yield partial
             with self._reaching() as store:
+                if not partial.is_dir():
+                    store.put(str(partial), self._key)
+                    return
+                self.draft.remove()
                 # With the slash what is in a folder is put, not the folder below the key.
-                given = f"{partial}/" if partial.is_dir() else str(partial)
-                store.put(given, self._key, recursive=partial.is_dir())
+                store.put(f"{partial}/", self.draft._key, recursive=True)
+            self.take(self.draft)
+
+    def take(self, new: Location) -> None:
+        """Put a complete folder in this place, instead of what is here.
+
+        On disks this is one step, so that there always is a whole folder here. Object stores
+        cannot rename: objects are copied one by one, and those of `new` removed when all are here.
+        Whoever is killed meanwhile leaves `new` complete, to be taken again.
+
+        Parameters
+        ----------
+        new : Location
+            Of the same disk or bucket; nothing is there afterwards.
+        """
+        if self.is_local:
+            swap_in(Path(new.address), Path(self.address))
+            return
+        with self._reaching() as store:
+            names, old = new._objects(store), self._objects(store)
+            given = [f"{new._key}/{name}" for name in names]
+            store.copy(given, [f"{self._key}/{name}" for name in names])
+            stale = [f"{self._key}/{name}" for name in set(old) - set(names)]
+            if stale:
+                store.rm(stale)
+            store.rm(new._key, recursive=True)
+
+    def _objects(self, store: Any) -> list[str]:
+        """The objects below this place of an object store, relative to it."""
+        here = PurePosixPath(self._key.lstrip("/"))
+        found = (PurePosixPath(key.lstrip("/")) for key in store.find(self._key))
+        return sorted(str(key.relative_to(here)) for key in found if here in key.parents)
+
+    def remove_left_behind(self) -> None:
+        """Remove what processes that are dead did not finish to write to this file or folder."""
+        if self.is_local:
+            target = Path(self.address)
+            for left in left_behind(target.parent, _PARTIAL, target.name):
+                Location(str(left)).remove()
 
     def remove_partial_files(self, *names: str) -> None:
         """Remove from a folder what was left by writers that were killed.

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.geometry import ArraySource, Grid, Image, default_axes
+from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
 from itkstream.io.paths import Dataset, n5_attributes, no_dataset
 from itkstream.io.selection import Selection
@@ -257,6 +258,8 @@ def create_n5(
 
     root = Location.parse(path)
     folder = root.child(dataset)
+    if root.suffix.lower() != ".n5" and root.suffix[1:2].isalpha():
+        raise InputError(f"an N5 container has a name that ends in .n5; got {root.name}")
     if folder.exists():
         raise ExistingOutputError(f"{folder} is there already; choose another dataset name")
     if np.dtype(dtype).name not in _TYPES:
@@ -317,6 +320,7 @@ def write_n5(
         Where N5 cannot hold such an image.
     """
     image = Image(array, grid, dataset)
+    check_apart(Location.parse(path).child(dataset), array)
     chunks = tuple(chunks)[: grid.ndim]
     out = create_n5(path, dataset, grid, image.dtype, chunks, downsampling_factors)
     for box in tiles(grid.shape, chunks):

@@ -73,7 +73,7 @@ def create_transform(
     chunks : sequence of int
         Voxels per chunk and axis; components stay together.
     overwrite : bool
-        Replace a Zarr store that is there.
+        Replace a Zarr store that is there, at once.
 
     Returns
     -------

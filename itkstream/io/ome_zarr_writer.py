@@ -66,7 +66,8 @@ def create_ome_zarr(
         Axes before those of the grid, and how long they are: ``{"t": 5, "c": 3}``. A chunk or
         shard holds one time point and channel.
     overwrite : bool
-        Replace a Zarr array or OME-Zarr image that is there. Nothing else is ever replaced.
+        Replace a Zarr array or OME-Zarr image that is there, at once. Nothing else is ever
+        replaced.
     version : str
         OME-Zarr "0.5" (Zarr 3) or "0.4" (Zarr 2).
 
@@ -299,7 +300,7 @@ def _ngff(grids: Sequence[Grid], layout: _Layout, folder: Location) -> dict[str,
     version, ones = layout.version, [1.0 for _ in layout.series]
     further = [{"name": name, "type": _SERIES[name]} for name, _ in layout.series]
     multiscale: dict[str, Any] = {
-        "name": folder.name.removesuffix(".zarr").removesuffix(".ome"),
+        "name": folder.settled.name.removesuffix(".zarr").removesuffix(".ome"),
         "axes": further + space_axes(grids[0]),
         "datasets": [
             {

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import default_axes
 from itkstream.io.locations import Location
-from itkstream.io.outputs import claim_file
+from itkstream.io.outputs import check_file, claim_file
 
-__all__ = ["PointTable", "read_points", "write_points"]
+__all__ = ["PointTable", "check_points_output", "read_points", "write_points"]
 
 _OUTSIDE = "outside"
 
@@ -130,10 +130,8 @@ def write_points(
     ExistingOutputError
         Where the file exists.
     """
-    target = Location.parse(path)
+    target = check_points_output(path, overwrite)
     kind = target.suffix.lower()
-    if kind not in (".csv", ".npy", ".parquet"):
-        raise InputError(f"points are written as .csv, .parquet or .npy; got {target.name}")
     with claim_file(target, overwrite) as partial:
         if kind == ".npy":
             np.save(partial, points)
@@ -144,6 +142,37 @@ def write_points(
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows(_cells(table, points, outside))
+
+
+def check_points_output(path: str | os.PathLike[str], overwrite: bool) -> Location:
+    """See whether points can be written to a file, before they are read and mapped.
+
+    Parameters
+    ----------
+    path : path
+        As for `write_points`.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    Location
+        The place.
+
+    Raises
+    ------
+    InputError
+        For another ending, or Parquet without pyarrow.
+    ExistingOutputError
+        Where the file exists.
+    """
+    target = Location.parse(path)
+    kind = target.suffix.lower()
+    if kind not in (".csv", ".npy", ".parquet"):
+        raise InputError(f"points are written as .csv, .parquet or .npy; got {target.name}")
+    if kind == ".parquet":
+        _pyarrow()
+    return check_file(target, overwrite)
 
 
 def _cells(

@@ -54,7 +54,9 @@ class StoredArray(LazyArray):
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         # The same array read again after its store was written is another array.
-        values = tuple(getattr(self, field.name) for field in fields(self))
+        # What is in a draft is known by the place that it will have.
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {**own, "path": Location(self.path).settled}.values()
         prints = (Location(file).fingerprint() for file in self.files())
         return (type(self).__name__, *map(str, values), *prints)
 

@@ -27,17 +27,18 @@ from itkstream.io.displacement_images import (
     write_displacement_image,
 )
 from itkstream.io.elastix_transforms import is_elastix, read_elastix_transform
+from itkstream.io.inputs import check_apart
 from itkstream.io.itk_hdf5 import open_hdf5_transform, write_hdf5_transform
 from itkstream.io.itk_transforms import read_itk_transform, write_itk_transform
 from itkstream.io.landmark_transforms import read_landmark_text
 from itkstream.io.locations import Location
 from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.ngff_transforms import write_store
-from itkstream.io.outputs import claim_file, claim_store
+from itkstream.io.outputs import check_file, check_store, claim_file, claim_whole_store
 from itkstream.io.transform_check import TransformReader, check_written, grids_of
 from itkstream.io.vectors import slabs, wanted_axes
 
-__all__ = ["read_transform", "write_transform"]
+__all__ = ["check_transform_output", "read_transform", "write_transform"]
 
 _SMALL = (".tfm", ".txt", ".mat")
 _HDF5 = (".h5", ".hdf5")
@@ -144,14 +145,12 @@ def write_transform(
     ItkstreamError
         Where what was written does not map points as it should; nothing is left behind.
     """
-    target = Location.parse(path)
+    target = check_transform_output(path, overwrite, transform)
     steps = _steps(transform)
     order = _axes(transform, axes)
     kind = _ending(target)
-    _check_kind(target, kind, steps)
-    if kind in _STORES:
-        claim_store(target, overwrite)
-    with claim_file(target, overwrite) as partial:
+    claim = claim_whole_store if kind in _STORES else claim_file
+    with claim(target, overwrite) as partial:
         if kind in _SMALL:
             write_itk_transform(partial, compose(*steps), order)
         elif kind in _HDF5:
@@ -164,6 +163,43 @@ def write_transform(
                 write_displacement_image(partial, field, affine)
         tolerance = _SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT
         return check_written(partial, transform, order, _reader_back(kind, transform), tolerance)
+
+
+def check_transform_output(
+    path: str | os.PathLike[str], overwrite: bool, transform: Transform | None = None
+) -> Location:
+    """See whether a transform can be written to a place, before any work is done for it.
+
+    Parameters
+    ----------
+    path : path
+        As for `write_transform`.
+    overwrite : bool
+        Whether an existing file may be replaced.
+    transform : Transform, optional
+        Of the kind that will be written, if that is known.
+
+    Returns
+    -------
+    Location
+        The place.
+
+    Raises
+    ------
+    InputError
+        Where no format ends so, the format cannot hold this transform, or the transform reads its
+        fields from there.
+    ExistingOutputError
+        Where the file exists.
+    """
+    target = Location.parse(path)
+    kind = _ending(target)
+    _check_ending(target, kind)
+    if transform is not None:
+        _check_kind(target, kind, _steps(transform))
+    check_apart(target, transform)
+    (check_store if kind in _STORES else check_file)(target, overwrite)
+    return target
 
 
 def _ending(path: Path | Location) -> str:
@@ -196,12 +232,15 @@ def _axes(transform: Transform, axes: Sequence[str] | None) -> tuple[str, ...]:
     return order
 
 
-def _check_kind(target: Location, kind: str, steps: Sequence[Transform]) -> None:
+def _check_ending(target: Location, kind: str) -> None:
     if kind not in (*_SMALL, *_HDF5, *_IMAGES, *_STORES):
         raise InputError(
             f"no transform format ends like {target.name}: affines and B-splines go to .tfm, .txt "
             "or .h5, affines to .mat too, fields to .h5, .ome.zarr, .nii.gz, .nii, .nrrd or .mha"
         )
+
+
+def _check_kind(target: Location, kind: str, steps: Sequence[Transform]) -> None:
     if kind in _SMALL and any(isinstance(step, DisplacementField) for step in steps):
         raise InputError(
             f"{target.name} would hold affines and B-splines, and this transform has a "

@@ -202,7 +202,7 @@ def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
     if place is None:
         return (type(array.store).__name__, uuid4().hex)
     folder = place.child(array.path)
-    return (str(folder), str(array.shape), str(array.dtype), folder.fingerprint())
+    return (str(folder.settled), str(array.shape), str(array.dtype), folder.fingerprint())
 
 
 def open_plain_zarr(folder: Location, selection: Selection) -> Image:

@@ -6,7 +6,6 @@ import errno
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from uuid import uuid4
 import psutil
 
 from itkstream.errors import BusyOutputError, MissingDataError
+from itkstream.fingerprint import this_host
 from itkstream.io.locations import Location
 
 __all__ = ["Lock", "holding", "still_held"]
@@ -50,7 +50,7 @@ class _Holder:
     def here(cls) -> _Holder:
         """This process, with a new token."""
         pid = os.getpid()
-        return cls(uuid4().hex, _host(), pid, _started(pid), time.time(), _boot())
+        return cls(uuid4().hex, this_host(), pid, _started(pid), time.time(), _boot())
 
     @classmethod
     def read(cls, place: Location) -> _Holder | None:
@@ -62,7 +62,7 @@ class _Holder:
 
     def alive(self) -> bool:
         """Whether the process may still write."""
-        if self.host != _host():
+        if self.host != this_host():
             return time.time() - self.signed < _PATIENCE_SECONDS
         try:
             started = _started(self.pid)
@@ -110,6 +110,11 @@ class Lock:
             raise self._busy(now)
 
     @property
+    def place(self) -> Location:
+        """The lock's file."""
+        return self._place
+
+    @property
     def token(self) -> str:
         """What the writers of this run show to prove that they are still wanted."""
         return self._holder.token
@@ -126,6 +131,17 @@ class Lock:
             raise self._busy(_Holder.read(self._place))
         self._holder.sign(self._place)
 
+    def go_along(self, folder: Location) -> None:
+        """Be in a folder too that will be put in the place of the one which this lock guards.
+
+        Parameters
+        ----------
+        folder : Location
+            Where the lock's file is copied to, under the same path.
+        """
+        inside = self._place.relative_to(self._what)
+        (folder / inside).write_bytes(self._place.read_bytes())
+
     def release(self) -> None:
         """Let others write. Writers of this run that are still under way write no more."""
         with suppress(OSError):  # without its process the lock counts for nothing
@@ -136,7 +152,7 @@ class Lock:
         who, gone = "another process", ""
         if holder is not None:
             who = f"process {holder.pid} on {holder.host.split()[0]}"
-        if holder is not None and holder.host != _host():
+        if holder is not None and holder.host != this_host():
             gone = f"; if it died there, wait {_PATIENCE_SECONDS / 60:.0f} minutes"
         return BusyOutputError(
             f"{who} is writing to {self._what}: wait until it is done, or stop it{gone}"
@@ -234,10 +250,3 @@ def _boot() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return ""
-
-
-def _host() -> str:
-    """This machine and, in a container, which of its process tables."""
-    with suppress(OSError):
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    return f"{socket.gethostname()} -"

@@ -7,6 +7,6 @@ the same workers for several computations.
 from __future__ import annotations
 
 from itkstream.workers.connect import connected, session
-from itkstream.workers.resources import Resources, check_count
+from itkstream.workers.resources import Resources, check_count, free_memory
 
-__all__ = ["Resources", "check_count", "connected", "session"]
+__all__ = ["Resources", "check_count", "connected", "free_memory", "session"]

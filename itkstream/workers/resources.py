@@ -10,8 +10,10 @@ from numbers import Integral
 from typing import Any
 
 import dask.config
+import psutil
 from dask.utils import parse_bytes
 from distributed import Client
+from distributed.system import MEMORY_LIMIT
 
 from itkstream.errors import InputError, unknown_name
 from itkstream.numerics.threads import processors
@@ -19,7 +21,7 @@ from itkstream.workers.batch_systems import SYSTEMS, BatchSystem, seconds_of
 from itkstream.workers.options import split_config
 from itkstream.workers.presets import presets_path, read_presets
 
-__all__ = ["Resources", "check_count"]
+__all__ = ["Resources", "check_count", "free_memory"]
 
 _ADDRESS = re.compile(r"[a-z]+://.+:\d+/?")
 _COUNTS = (
@@ -297,6 +299,17 @@ def _check_jobs(resources: Resources, system: BatchSystem) -> None:
                 f"{name} must be a multiple of processes={processes}, as every job starts that "
                 f"many workers; got {getattr(resources, name)}"
             )
+
+
+def free_memory() -> int:
+    """The memory that this process may have now.
+
+    Returns
+    -------
+    int
+        Bytes: what other programs leave free, at most the limit of a container.
+    """
+    return min(psutil.virtual_memory().available, MEMORY_LIMIT)
 
 
 def _check_existing(cluster: Any) -> None:

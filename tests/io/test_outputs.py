@@ -9,7 +9,6 @@ import pytest
 import zarr
 
 from itkstream.errors import ExistingOutputError
-from itkstream.io.locations import Location
 from itkstream.io.outputs import claim_file, claim_folder, claim_store, write_text
 
 
@@ -61,18 +60,28 @@ def test_an_empty_place_is_free(tmp_path: Path, kind: str) -> None:
     target.parent.mkdir()
     make(target, kind)
     claim_store(target, False)
-    assert claim_folder(target, "registration.json", False) == Location.parse(target)
-    assert target.is_dir()
+    with claim_folder(target, "registration.json", False) as folder:
+        (folder / "registration.json").write_text("{}")
+        assert folder.parent == target.parent
+    assert [path.name for path in target.iterdir()] == ["registration.json"]
 
 
 def test_an_earlier_run_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    (tmp_path / "registration.json").write_text("{}")
-    (tmp_path / "old.txt").write_text("old")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "registration.json").write_text("{}")
+    (run / "old.txt").write_text("old")
     with pytest.raises(ExistingOutputError, match="earlier run; choose another folder"):
-        claim_folder(tmp_path, "registration.json", False)
-    assert (tmp_path / "old.txt").exists()
-    claim_folder(tmp_path, "registration.json", True)
-    assert not list(tmp_path.iterdir())
+        claim_folder(run, "registration.json", False)
+    assert (run / "old.txt").exists()
+    with pytest.raises(ValueError, match="no"), claim_folder(run, "registration.json", True):
+        raise ValueError("no")
+    assert (run / "old.txt").exists()
+    with claim_folder(run, "registration.json", True) as folder:
+        assert not list(folder.iterdir())
+        assert (run / "old.txt").exists()
+    assert not list(run.iterdir())
+    assert list(tmp_path.iterdir()) == [run]
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
