@@ -47,7 +47,8 @@ _NOT_SOUND = 1
 def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
     """Resample the image MOVING through TRANSFORM into the OME-Zarr OUT.
 
-    Integers are rounded and clipped. With --labels, voxels take the nearest label.
+    Integers are rounded and clipped. With --labels, voxels take the nearest label. --spacing,
+    --unit, --axes, --channel, --time and --level speak of MOVING.
     """
     from itkstream.block_kernels import WarpSettings
     from itkstream.io.transform_files import read_transform

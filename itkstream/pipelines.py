@@ -51,6 +51,7 @@ from itkstream.geometry import AffineTransform, CompositeTransform, Image, Trans
 from itkstream.io import open_image
 from itkstream.io.locations import Location
 from itkstream.io.outputs import write_text
+from itkstream.io.paths import locate
 from itkstream.io.transform_files import read_transform
 from itkstream.kept_levels import LevelMaker
 from itkstream.lazy import readable
@@ -277,11 +278,17 @@ class _Seen:
 def _opened_mask(mask: Any, image: Image) -> Any:
     if not isinstance(mask, (str, os.PathLike)):
         return mask
+    axes = image.recipe.get("axes")
+    if axes and locate(mask).format == locate(image.recipe["path"]).format:
+        # Who writes images without the names of their axes writes masks so; these have no channels.
+        axes = [axis for axis in axes if axis in image.grid.axes]
+    else:
+        axes = None
     try:
-        return open_image(mask)
+        return open_image(mask, axes=axes)
     except UnknownSpacingError:
         # Where a file says nothing of its voxels, they cover the image, as those of an array do.
-        voxels = open_image(mask, voxel_spacing=1.0, unit="micrometer")
+        voxels = open_image(mask, axes=axes, voxel_spacing=1.0, unit="micrometer")
         return voxels.reorder(image.grid.axes).data if voxels.ndim == image.ndim else voxels.data
 
 
