@@ -49,6 +49,12 @@ def test_an_image_knows_how_it_was_opened(path: Path) -> None:
     assert image[1:].recipe == {}
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    said = ImageOptions(spacing=np.array([2, 1, 1]), channel=np.int64(1))  # type: ignore[arg-type]
+    assert said == ImageOptions(spacing=(2.0, 1.0, 1.0), channel=1)
+    assert type(said.channel) is int
+
+
 def test_a_file_without_spacing_says_what_to_say(path: Path) -> None:
     with pytest.raises(UnknownSpacingError, match=r"voxel_spacing= \(--spacing\), one number"):
         open_image(path, axes="tczyx")
