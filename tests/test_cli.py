@@ -176,7 +176,7 @@ def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
             "--spacing, one number per axis in the order ('z', 'y', 'x')",
         ),
         ((*BARE, "--out", "new", "--fixed-spacing", "1"), "mov.zarr does not say"),
-        ((*BARE, "--out", "new", "--spacing", "1,1"), "needs one number or 3"),
+        ((*BARE, "--out", "new", "--spacing", "1,1"), "--spacing needs one number or 3"),
         ((*BARE, "--out", "new", "--spacing", "1;1;1"), "such as 2,0.5,0.5"),
         ((*PAIR, "--out", "new", "--moving-channel", "2"), "mov.n5/s0 has no channel 2"),
         ((*PAIR, "--out", "new", "--fixed-unit", "pixel"), "pass --unit with one of"),
