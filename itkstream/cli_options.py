@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 __all__ = [
-    "CommandOfImages",
     "Number",
     "PerAxis",
     "Which",
@@ -303,11 +302,12 @@ def in_options(message: str) -> str:
         Says "pass --spacing".
     """
     names = "|".join(("voxel_spacing", *_IMAGE_OPTIONS))
-    return re.sub(
+    said = re.sub(
         rf"(?<![\w-])({names})=(?: \(--[a-z]+\))?(?=[\s,;:.)]|$)",
         lambda found: f"--{found[1].removeprefix('voxel_')}",
         message,
     )
+    return said.replace("voxel_spacing", "--spacing")
 
 
 def resources_from(options: dict[str, Any]) -> Any:

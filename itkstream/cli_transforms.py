@@ -49,6 +49,7 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
 
     OUT ends in .ome.zarr or .zarr or, for one image that fits in memory, in .nii.gz, .nii, .nrrd or
     .mha. Integers are rounded and clipped. With --labels, voxels take the nearest label.
+    --spacing, --unit, --axes, --channel, --time and --level speak of MOVING.
     """
     from itkstream.block_kernels import WarpSettings
     from itkstream.io.inputs import check_apart

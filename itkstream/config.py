@@ -28,9 +28,9 @@ __all__ = ["Config", "read_config", "to_yaml"]
 _HEAD = """\
 # What `itkstream register --config FILE` does; what is left out stays at its default.
 # Lengths are in micrometers, areas (a and b of the smoothings) in their square; null suits the
-# voxels. Radii of blobs and windows are in voxels. Files are named relative to this one. Under fixed
-# and moving stands what is said of an image file: spacing (a number or one per axis) and unit, axes
-# (such as zyx), channel, time, level; what is null there is taken from the file.
+# voxels. Radii of blobs and windows are in voxels. Files are named relative to this one. Below
+# fixed and moving stands what is said of an image file: spacing (a number, or one per axis) and
+# unit, axes (such as zyx), channel, time, level; what is null there is taken from the file.
 """
 
 

@@ -53,6 +53,7 @@ from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import read_transform as read_field_and_affine
 from itkstream.io.outputs import write_text
+from itkstream.io.paths import locate
 from itkstream.io.transform_files import read_transform
 from itkstream.kept_levels import LevelMaker
 from itkstream.lazy import readable
@@ -301,11 +302,17 @@ class _Seen:
 def _opened_mask(mask: Any, image: Image) -> Any:
     if not isinstance(mask, (str, os.PathLike)):
         return mask
+    axes = image.recipe.get("axes")
+    if axes and locate(mask).format == locate(image.recipe["path"]).format:
+        # Who writes images without the names of their axes writes masks so; these have no channels.
+        axes = [axis for axis in axes if axis in image.grid.axes]
+    else:
+        axes = None
     try:
-        return open_image(mask)
+        return open_image(mask, axes=axes)
     except UnknownSpacingError:
         # Where a file says nothing of its voxels, they cover the image, as those of an array do.
-        voxels = open_image(mask, voxel_spacing=1.0, unit="micrometer")
+        voxels = open_image(mask, axes=axes, voxel_spacing=1.0, unit="micrometer")
         return voxels.reorder(image.grid.axes).data if voxels.ndim == image.ndim else voxels.data
 
 

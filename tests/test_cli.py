@@ -10,16 +10,28 @@ from dataclasses import fields
 import click
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import zarr
 
 import itkstream
-from itkstream.cli_options import resources_from, with_resources
+from itkstream.cli_options import (
+    in_options,
+    options_of,
+    resources_from,
+    with_image_options,
+    with_resources,
+)
 from itkstream.geometry import AffineTransform, Grid
-from itkstream.io import write_n5
+from itkstream.io import ImageOptions, write_n5
 from itkstream.io.transform_files import write_transform
+from itkstream.napari_reader import read_layers
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
+from itkstream.registered import registered_images
 from itkstream.workers import Resources
 
 PAIR = ("register", "fix.n5/s0", "mov.n5/s0")
+STEPS = "steps:\n- intensity-affine: {model: translation, iterations: [9, 9]}\n"
+BARE = ("register", "fix.zarr", "mov.zarr")
 
 
 def run(*words, cwd=None):
@@ -39,6 +51,15 @@ def containers(tmp_path_factory):
     rounds = make_pair(PhantomSettings((96, 80, 56), (1.0, 1.0, 1.3), 4, motion=motion))
     for name, image in (("fix.n5", rounds.fixed), ("mov.n5", rounds.moving)):
         write_n5(folder / name, "s0", image.read(), image.grid, chunks=(48, 48, 48))
+        # The same without a word on spacing, and in the second of two channels.
+        voxels = image.read()
+        both = np.stack([np.zeros_like(voxels), voxels])
+        place = folder / name.replace("n5", "zarr")
+        zarr.create_array(str(place), data=voxels.transpose(2, 1, 0), chunks=(28, 40, 48))
+        place = folder / f"channels_{place.name}"
+        zarr.create_array(
+            str(place), data=both, chunks=(1, 48, 48, 48), dimension_names=("c", "x", "y", "z")
+        )
     return folder
 
 
@@ -150,6 +171,16 @@ def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
         (("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--workers", "0"), "workers"),
         ((*PAIR, "--out", "new", "--cluster", "slrum"), "did you mean 'slurm'"),
         ((*PAIR, "--out", "new", "--queue", "short"), "queue is for batch systems"),
+        (
+            (*BARE, "--out", "new"),
+            "--spacing, one number per axis in the order ('z', 'y', 'x')",
+        ),
+        ((*BARE, "--out", "new", "--fixed-spacing", "1"), "mov.zarr does not say"),
+        ((*BARE, "--out", "new", "--spacing", "1,1"), "--spacing needs one number or 3"),
+        ((*BARE, "--out", "new", "--spacing", "1;1;1"), "such as 2,0.5,0.5"),
+        ((*PAIR, "--out", "new", "--moving-channel", "2"), "mov.n5/s0 has no channel 2"),
+        ((*PAIR, "--out", "new", "--fixed-unit", "pixel"), "pass --unit with one of"),
+        ((*PAIR, "--out", "new", "--level", "3"), "has no level 3"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, expected):
@@ -159,6 +190,113 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, e
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(containers.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def of_channels(containers, tmp_path_factory):
+    """A run of the second channels, whose files state no spacing."""
+    out = tmp_path_factory.mktemp("channels")
+    (out / "run.yaml").write_text(
+        STEPS + "fixed: {spacing: [1, 1, 1.3], channel: 0}\nmoving: {channel: 1, spacing: 7}\n"
+    )
+    words = ("--config", out / "run.yaml", "--axes", "cxyz", "--fixed-channel", "1")
+    pair = ("channels_fix.zarr", "channels_mov.zarr")
+    done = run(
+        "register", *pair, *words, "--moving-spacing", "1,1,1.3", "--out", out / "run",
+        cwd=containers,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out / "run"
+
+
+def test_what_is_said_of_an_image_counts(containers, of_channels):
+    report = json.loads((of_channels / "registration.json").read_text())
+    for side, name in (("fixed", "fix"), ("moving", "mov")):
+        assert report[side]["opened"] == {
+            "path": str(containers / f"channels_{name}.zarr"),
+            "channel": 1,
+            "voxel_spacing": [1, 1, 1.3],
+            "axes": ["c", "x", "y", "z"],
+        }
+    # The first channel is empty.
+    for image, name in zip(registered_images(of_channels), ("fix", "mov"), strict=True):
+        wanted = itkstream.open_image(containers / f"{name}.n5/s0")
+        np.testing.assert_array_equal(image.read(), wanted.read())
+        assert image.grid == wanted.grid
+    # Nothing but their files tells these images from those that state all.
+    (of_channels.parent / "plain.yaml").write_text(STEPS)
+    plain = run(
+        *PAIR, "--config", of_channels.parent / "plain.yaml", "--out", of_channels.parent / "plain",
+        cwd=containers,
+    )  # fmt: skip
+    assert plain.returncode == 0, plain.stderr
+    same = json.loads((of_channels.parent / "plain" / "registration.json").read_text())
+    found = [[{**step, "seconds": 0} for step in r["steps"]] for r in (report, same)]
+    assert found[0] == found[1]
+
+
+def test_another_channel_is_another_run(containers, of_channels):
+    done = run(
+        "register", "channels_fix.zarr", "channels_mov.zarr", "--axes", "cxyz",
+        "--spacing", "1,1,1.3", "--fixed-channel", 1, "--out", of_channels,
+        "--config", of_channels.parent / "run.yaml", "--moving-channel", 0, cwd=containers,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "never replaced" in done.stderr or "overwrite" in done.stderr
+
+
+def test_bundles_and_layers_show_the_channel_that_was_registered(containers, of_channels, tmp_path):
+    done = run("export", of_channels, "--slicer", tmp_path / "slicer")
+    assert done.returncode == 0, done.stderr
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "slicer" / "moving.nrrd"))).any()
+    layers = {attributes["name"]: data for data, attributes, _ in read_layers(str(of_channels))}
+    for side, name in (("fixed", "fix"), ("moving", "mov")):
+        wanted = itkstream.open_image(containers / f"{name}.n5/s0").read().transpose(2, 1, 0)
+        np.testing.assert_array_equal(layers[side].compute(), wanted)
+
+
+def test_images_of_other_commands_take_their_options(containers, of_channels, tmp_path):
+    said = ("--axes", "cxyz", "--spacing", "1,1,1.3", "--channel", "all")
+    moving = containers / "channels_mov.zarr"
+    done = run("apply", of_channels, moving, tmp_path / "a.ome.zarr", *said)
+    assert done.returncode == 0, done.stderr
+    aligned = itkstream.open_image(of_channels / "aligned.ome.zarr").read()
+    both = [itkstream.open_image(tmp_path / "a.ome.zarr", channel=c).read() for c in (0, 1)]
+    assert not both[0].any()
+    np.testing.assert_array_equal(both[1], aligned)
+    like = (containers / "fix.zarr", "--like-spacing", "2.6,2,2", "--like-axes", "zyx")
+    done = run("apply", of_channels, moving, tmp_path / "b.ome.zarr", *said[:4], "--like", *like)
+    assert done.returncode == 0, done.stderr
+    assert itkstream.open_image(tmp_path / "b.ome.zarr").spacing == (2.6, 2, 2)
+
+
+def test_options_of_one_image_come_before_those_of_both():
+    seen = {}
+
+    @click.command()
+    @with_image_options("fixed", "moving")
+    def command(**options):
+        seen.update(
+            fixed=options_of(options, "fixed", ImageOptions(time=5, level=2)),
+            moving=options_of(options, "moving"),
+            like=options_of(options, "like", common=False),
+        )
+
+    words = "--channel 1 --moving-channel 0 --spacing 2,.5,0.5 --fixed-time 0 --moving-unit mm"
+    command.main(words.split(), standalone_mode=False)
+    assert seen["fixed"] == ImageOptions((2, 0.5, 0.5), channel=1, time=0, level=2)
+    assert seen["moving"] == ImageOptions((2, 0.5, 0.5), "mm", channel=0)
+    assert seen["like"] == ImageOptions()
+
+
+def test_errors_speak_the_words_of_the_command_line():
+    for name in ("voxel_spacing", "unit", "axes"):
+        option = f"--{name.removeprefix('voxel_')}"
+        for text in (f"pass {name}=, or", f"pass {name}= ({option}), or"):
+            assert in_options(text) == f"pass {option}, or"
+    assert in_options("pass overwrite=True, cluster='slurm' or min_level=") == (
+        "pass overwrite=True, cluster='slurm' or min_level="
+    )
 
 
 def test_every_resource_has_its_option():

@@ -10,6 +10,7 @@ import yaml
 
 from itkstream.config import Config, read_config, to_yaml
 from itkstream.errors import InputError, MissingDataError
+from itkstream.io import ImageOptions
 from itkstream.steps import (
     Deformable,
     IntensityAffine,
@@ -30,6 +31,8 @@ EVERYTHING = Config(
     initial_transform="landmarks.tfm",
     fixed_mask=(0, 65535),
     moving_mask="tissue.ome.zarr",
+    fixed=ImageOptions((2, 0.5, 0.5), "um", "czyx", channel=1, time=2, level=3),
+    moving=ImageOptions(spacing=0.5),
 )
 
 
@@ -45,6 +48,7 @@ def test_what_is_written_is_read(tmp_path: Path, config: Config) -> None:
     read = read_config(write(tmp_path, text))
     assert read.steps == config.steps
     assert read.settings == config.settings
+    assert (read.fixed, read.moving) == (config.fixed, config.moving)
     # Any YAML reader sees the same.
     assert yaml.safe_load(text)["coarse_voxels"] == config.settings.coarse_voxels
 
@@ -66,6 +70,8 @@ def test_little_is_enough(tmp_path: Path) -> None:
     assert read.steps == (RansacAffine(), Deformable("demons"))
     assert read_config(write(tmp_path, "steps: []")).steps == ()
     assert read_config(write(tmp_path, "fixed_mask: 0")).fixed_mask == (0,)
+    assert read_config(write(tmp_path, "fixed:\nmoving: {time: 1}")).moving == ImageOptions(time=1)
+    assert read_config(write(tmp_path, "fixed: {axes: [z, y, x]}")).fixed.axes == "zyx"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +90,16 @@ def test_little_is_enough(tmp_path: Path) -> None:
         ("a: [", "no YAML file"),
         ("initial_transform: 5", "initial_transform must be the name of a file"),
         ("fixed_mask: {a: 1}", "fixed_mask must be the name of an image"),
+        ("fixed: {chanel: 1}", "unknown key of fixed 'chanel'; did you mean 'channel'"),
+        ("fixd: {channel: 1}", "unknown key 'fixd'; did you mean 'fixed'"),
+        ("moving: {channel: one}", "moving: channel must be a whole number"),
+        ("moving: {level: -1}", "moving: level must be a whole number"),
+        ("moving: {spacing: [1, 0, 1]}", "moving: spacing must be a positive number, or one per"),
+        ("moving: {spacing: 1 um}", "moving: spacing must be a positive number"),
+        ("moving: {unit: parsec}", "moving: unknown unit of length 'parsec'"),
+        ("moving: {axes: zy}", "moving: axes must name every stored axis"),
+        ("moving: {axes: 3}", "moving: axes must be a word"),
+        ("moving: 5", "moving must hold names and values"),
         ("moving_mask: [tissue]", "moving_mask must be the name of an image"),
     ],
 )

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import zarr
 
 import itkstream
 from itkstream.coarsening import prepare_decimation
@@ -26,9 +27,10 @@ from itkstream.geometry import (
 )
 from itkstream.io import create_ome_zarr
 from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.masks import masked
 from itkstream.numerics.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.pipelines import register
+from itkstream.pipelines import _opened_mask, register
 from itkstream.run import Run
 from itkstream.run_folder import RunFolder
 from itkstream.run_notes import next_from, note_of
@@ -537,6 +539,22 @@ def test_images_that_cannot_be_registered(rounds, tmp_path, spoil, error, messag
     with pytest.raises(error, match=message):
         register(rounds.fixed, spoil(rounds.moving), tmp_path / "out", STEPS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("names", "said"), [("zyx", None), ("xyz", "xyz")])
+def test_a_mask_file_without_spacing_covers_its_image(tmp_path, names, said):
+    order = [names.index(axis) for axis in "zyx"]
+    voxels = np.arange(1.0, 8 * 6 * 4 + 1).reshape(8, 6, 4)
+    keep = np.zeros((4, 3, 2), np.uint8)
+    keep[1:, :2] = 1
+    for name, array in (("image", voxels), ("mask", keep)):
+        stored = array.transpose([2, 1, 0]) if names == "xyz" else array
+        zarr.create_array(str(tmp_path / f"{name}.zarr"), data=stored, dimension_names=tuple(names))
+    image = itkstream.open_image(tmp_path / "image.zarr", voxel_spacing=(1, 2, 3), axes=said)
+    mask = _opened_mask(str(tmp_path / "mask.zarr"), image)
+    shown = masked(image, mask).reorder("zyx").read()
+    assert image.shape == tuple(voxels.shape[k] for k in order)
+    np.testing.assert_array_equal(np.isfinite(shown), np.kron(keep, np.ones((2, 2, 2))) > 0)
 
 
 def test_a_missing_dataset_is_named_and_nothing_is_written(tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from itkstream.errors import InputError
 from itkstream.geometry import Image
@@ -52,8 +55,10 @@ class ImageOptions:
     def __post_init__(self) -> None:
         numbers = {"channel": self.channel, "time": self.time, "level": self.level or 0}
         for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            if isinstance(number, bool) or not isinstance(number, Integral) or number < 0:
                 raise InputError(f"{name} must be a whole number, counted from 0; got {number!r}")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(number))
         for name in ("unit", "axes"):
             object.__setattr__(self, name, _text(name, getattr(self, name)))
         object.__setattr__(self, "spacing", _numbers(self.spacing))
@@ -105,10 +110,13 @@ def _text(name: str, given: Any) -> str | None:
 def _numbers(given: Any) -> float | tuple[float, ...] | None:
     if given is None:
         return None
-    parts = given if isinstance(given, (list, tuple)) else [given]
-    numbers = [p for p in parts if isinstance(p, (int, float)) and not isinstance(p, bool)]
-    if len(numbers) != len(parts) or not all(0 < n < float("inf") for n in numbers) or not parts:
+    try:
+        numbers = np.asarray(given)
+    except ValueError:
+        numbers = np.array(None)
+    real = numbers.dtype.kind in "iuf" and numbers.ndim < 2 and numbers.size
+    if not real or not (np.isfinite(numbers) & (numbers > 0)).all():
         raise InputError(
             f"spacing must be a positive number, or one per axis of the image; got {given!r}"
         )
-    return tuple(map(float, numbers)) if isinstance(given, (list, tuple)) else float(given)
+    return tuple(map(float, numbers)) if numbers.ndim else float(numbers)
