@@ -317,7 +317,9 @@ def test_a_registration_is_replaced_when_the_new_one_is_complete(tmp_path: Path)
 
 def stamps(folder: Path) -> dict[str, int]:
     """When each file was written."""
-    files = (path for path in folder.rglob("*") if path.is_file() and ".itkstream" not in path.parts)
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and ".itkstream" not in path.parts
+    )
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
