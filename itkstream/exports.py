@@ -129,7 +129,7 @@ def export_slicer(
     place = check_bundle_output(out, overwrite, transform, images)
     share = (limit_mb * 2**20 - _OVERHEAD) / 3
     max_nodes = share / (_NODE_BYTES * transform.ndim)
-    thin, *loss = coarsened(transform, tolerance_vox, max_nodes)
+    thin, factors, error = coarsened(transform, tolerance_vox, max_nodes)
     axes = axes_of(transform, images[0].grid.axes)
     shrunk = []
     with claim_folder(place, _PROOF, overwrite) as folder:
@@ -145,10 +145,10 @@ def export_slicer(
             unit="micrometer",
             factors=" and ".join("x".join(map(str, by)) for by in shrunk),
             axes=", ".join(axes),
-            error=loss[1],
+            error=error,
         )
         files = ("fixed.nrrd", "moving.nrrd", "transform.h5", "READ ME.txt")
-        return _finished(folder, text, Bundle(str(place), files, *loss))
+        return _finished(folder, text, Bundle(str(place), files, factors, error))
 
 
 def export_ants(
@@ -184,7 +184,7 @@ def export_ants(
         Where the folder holds something already.
     """
     place = check_bundle_output(out, overwrite, transform)
-    thin, *loss = coarsened(transform, tolerance_vox)
+    thin, factors, error = coarsened(transform, tolerance_vox)
     axes = axes_of(thin)
     files = []
     with claim_folder(place, _PROOF, overwrite) as folder:
@@ -198,7 +198,7 @@ def export_ants(
             files.append(name)
         words = " ".join(f"-t {name}" for name in files)
         text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
-        return _finished(folder, text, Bundle(str(place), (*files, "apply.sh"), *loss))
+        return _finished(folder, text, Bundle(str(place), (*files, "apply.sh"), factors, error))
 
 
 def check_bundle_output(out: str | os.PathLike[str], overwrite: bool, *inputs: Any) -> Location:

@@ -392,7 +392,7 @@ def _check_place(output: Output, fingerprint: str) -> None:
     ledger = Ledger(output.location)
     header = ledger.header()
     if header is None:
-        if _holds_other(output.location):
+        if _holds_other(output.location) or not output.location.is_dir():
             check_store(output.location, output.overwrite)
     elif header.fingerprint != fingerprint and not output.overwrite:
         if header.finished:

@@ -82,7 +82,9 @@ def _places(given: Any) -> Iterator[Location]:
 
 def _data_files(header: Path) -> Iterator[Path]:
     """The files that an image's header names: lines of it, what is after their = or :, words."""
-    if header.suffix.lower() not in _HEADERS or not header.is_file():
+    if header.suffix.lower() not in _HEADERS or not os.access(header, os.R_OK):
+        return
+    if not header.is_file():
         return
     with header.open("rb") as file:
         lines = file.read(_HEADER_BYTES).decode("utf-8", "replace").splitlines()
@@ -110,15 +112,19 @@ def _links_on_the_way(path: Path) -> Iterator[Path]:
 
 def _links_inside(folder: Path) -> Iterator[Path]:
     """Links near the top of a folder: whole arrays that lie elsewhere."""
-    folders, left = [folder], _SEARCHED
+    folders, left, here = [folder], _SEARCHED, folder.resolve()
     for at in folders:
-        if left <= 0 or not at.is_dir():
-            continue
-        with os.scandir(at) as entries:
-            for entry in islice(entries, left):
+        # What may not be looked into is refused where it is read.
+        with (
+            suppress(NotADirectoryError, FileNotFoundError, PermissionError),
+            os.scandir(at) as found,
+        ):
+            for entry in islice(found, left):
                 left -= 1
                 if entry.is_symlink():
-                    yield Path(entry.path)
+                    # A link to a folder around this one leads to no data of its own.
+                    if not here.is_relative_to(Path(entry.path).resolve()):
+                        yield Path(entry.path)
                 elif entry.is_dir():
                     folders.append(Path(entry.path))
 

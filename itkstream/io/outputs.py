@@ -119,9 +119,9 @@ def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
     InputError
         Where the name does not end like that of a store.
     """
-    place = check_store_name(folder)
+    place = Location.parse(folder)
     if place.is_vacant():
-        return place
+        return check_store_name(place)
     if not is_zarr_array(place) and not _OME_KEYS & zarr_attributes(place).keys():
         raise ExistingOutputError(
             f"{place} is there and is no Zarr array or OME-Zarr group, so it is never replaced; "
@@ -131,7 +131,7 @@ def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
         raise ExistingOutputError(
             f"{place} is there already; choose another path or pass overwrite=True to replace it"
         )
-    return place
+    return check_store_name(place)
 
 
 def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
