@@ -28,6 +28,7 @@ _HOMES = {
 _READERS = {
     "itk": ("itkstream.io.itk_images", "open_itk"),
     "n5": ("itkstream.io.n5", "open_n5"),
+    "tiff": ("itkstream.io.tiff_images", "open_tiff"),
     "zarr": ("itkstream.io.ome_zarr", "open_zarr"),
 }
 
