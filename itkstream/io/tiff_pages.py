@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from threading import RLock
 from typing import Any, BinaryIO
 
@@ -188,7 +187,7 @@ def _whole(shaped: Sequence[int]) -> tuple[slice, ...]:
 def _within(
     shape: Sequence[int], shaped: Sequence[int], cut: Sequence[slice]
 ) -> tuple[slice, ...] | None:
-    """A cut of a page's axes as one of planes, depth, rows, columns, samples; None if it is none."""
+    """A cut of a page's axes as one of planes, depth, rows, columns and samples, if it is one."""
     long = [c for n, c in zip(shape, cut, strict=True) if n > 1]
     if [n for n in shape if n > 1] != [n for n in shaped if n > 1]:
         return None
@@ -243,7 +242,7 @@ def _fetcher(stack: ExitStack) -> Callable[[str, int, int], bytes]:
 
     def fetch(path: str, offset: int, count: int) -> bytes:
         if path not in files:
-            files[path] = stack.enter_context(Path(path).open("rb"))
+            files[path] = stack.enter_context(open(path, "rb"))
         files[path].seek(offset)
         data = files[path].read(count)
         if len(data) < count:
