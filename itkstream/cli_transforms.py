@@ -41,8 +41,10 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     from itkstream.block_kernels import WarpSettings
     from itkstream.io import open_image
     from itkstream.io.transform_files import read_transform
+    from itkstream.io.units import itk_unit
     from itkstream.results import write_resampled
 
+    wanted = open_image(like).grid if like else _registered_grid(transform, 0)
     labels = options["labels"] or options["label_gaussian"]
     names = ("nearest", "linear", "quadratic-bspline", "bspline")
     interpolator = names[0 if labels else options["order"]]
@@ -51,8 +53,8 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     write_resampled(
         out,
         _series(moving, options["channel"], options["time"]),
-        read_transform(transform),
-        open_image(like).grid if like else _registered_grid(transform, 0),
+        read_transform(transform, unit=itk_unit(wanted)),
+        wanted,
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
         labels=labels,
         resources=resources_from(options),
@@ -117,13 +119,18 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     from itkstream.io import open_image
     from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.io.units import itk_unit
+    from itkstream.registered import registered_unit
     from itkstream.transform import as_field
 
     if not (out or options["slicer"] or options["ants"]):
         raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
-    found = read_transform(transform)
-    if options["like"]:
-        wanted = open_image(options["like"]).grid.in_unit("micrometer")
+    unit = registered_unit(transform)
+    like = open_image(options["like"]).grid if options["like"] else None
+    unit = itk_unit(like) if like else unit
+    found = read_transform(transform, unit=unit)
+    if like:
+        wanted = like.in_unit("micrometer")
         found = as_field(found, wanted.reorder(stored_axes(wanted)))
     overwrite, tolerance = options["overwrite"], options["tolerance"]
     if out:
@@ -131,13 +138,13 @@ def export(transform: str, out: str | None, **options: Any) -> None:
         if tolerance:
             thin, factors, error = exports.coarsened(found, tolerance)
             click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
-        same = write_transform(out, thin, overwrite=overwrite)
+        same = write_transform(out, thin, unit=unit, overwrite=overwrite)
         click.echo(f"written, and the same to {same:.1e}: {out}")
     tolerance = tolerance or 0.05
     if options["ants"]:
         _say(
             exports.export_ants(
-                options["ants"], found, tolerance_vox=tolerance, overwrite=overwrite
+                options["ants"], found, tolerance_vox=tolerance, unit=unit, overwrite=overwrite
             )
         )
     if options["slicer"]:
@@ -169,15 +176,19 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     from itkstream.io import open_image
     from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.io.units import itk_unit
+    from itkstream.registered import registered_unit
     from itkstream.results import write_inverse
     from itkstream.transform import compose, invert_transform
 
-    found = compose(read_transform(transform))
+    wanted = open_image(like).grid if like else None
+    unit = itk_unit(wanted) if wanted else registered_unit(transform)
+    found = compose(read_transform(transform, unit=unit))
     if isinstance(found, AffineTransform):
-        write_transform(out, invert_transform(found), overwrite=options["overwrite"])
+        write_transform(out, invert_transform(found), unit=unit, overwrite=options["overwrite"])
         click.echo(f"inverted: {out}")
         return
-    grid = open_image(like).grid if like else _registered_grid(transform, 1)
+    grid = wanted or _registered_grid(transform, 1)
     worst = write_inverse(
         out,
         found,
@@ -236,10 +247,12 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
     """
     from itkstream.certificate import check_transform, repair_transform
     from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.registered import registered_unit
 
-    before = read_transform(transform)
+    unit = registered_unit(transform)
+    before = read_transform(transform, unit=unit)
     repaired = repair_transform(before)
-    write_transform(out, repaired, overwrite=overwrite)
+    write_transform(out, repaired, unit=unit, overwrite=overwrite)
     click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
 
 

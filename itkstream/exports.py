@@ -150,6 +150,7 @@ def export_ants(
     transform: Transform,
     *,
     tolerance_vox: float = 0.05,
+    unit: str = "micrometer",
     overwrite: bool = False,
 ) -> Bundle:
     """Write a folder for ANTs: the displacement, the affine, and the call that applies them.
@@ -162,6 +163,8 @@ def export_ants(
         An affine, a displacement field, or a field followed by affines.
     tolerance_vox : float
         How far the field may be off where it is thinned out, in its own smallest voxel spacing.
+    unit : str
+        Unit of the numbers in the files: "millimeter" for images that ITK knows so, as NIfTI.
     overwrite : bool
         Replace an earlier bundle.
 
@@ -185,10 +188,10 @@ def export_ants(
         if isinstance(step, DisplacementField):
             # NIfTI has no 2-D vectors.
             name, order = f"displacement.{'nii.gz' if step.ndim == 3 else 'nrrd'}", step.grid.axes
-        write_transform(begun.folder / name, step, order)
+        write_transform(begun.folder / name, step, order, unit=unit)
         files.append(name)
     words = " ".join(f"-t {name}" for name in files)
-    text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
+    text = _ANTS_TEXT.format(unit=unit, ndim=thin.ndim, files=words)
     return begun.finish(files, "apply.sh", text)
 
 

@@ -52,6 +52,7 @@ from itkstream.io import open_image
 from itkstream.io.locations import Location
 from itkstream.io.outputs import write_text
 from itkstream.io.transform_files import read_transform
+from itkstream.io.units import itk_unit
 from itkstream.kept_levels import LevelMaker
 from itkstream.lazy import readable
 from itkstream.masks import Mask, masked
@@ -111,7 +112,8 @@ def register(
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene), the field as
       coarse as `RegisterSettings.field_tolerance_vox` lets it; all else is made with this one;
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
-    - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs;
+    - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs, in
+      micrometers, or in millimeters where the fixed image is, as NIfTI;
     - ``steps``: notes, and fields as they were computed, for a run that goes on; not needed when
       it is complete.
 
@@ -129,7 +131,8 @@ def register(
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
         Where to start, from fixed to moving points in micrometers: a matrix in the order of the
-        fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs.
+        fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs,
+        whose numbers are millimeters where the fixed image is in millimeters, as NIfTI.
         Every step refines it, key points too: they are sought in the images it aligns.
     fixed_mask, moving_mask : Mask or path, optional
         Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
@@ -161,8 +164,10 @@ def register(
         Where no affine was found.
     """
     steps = checked_steps(steps)
-    pair = as_pair(_opened(fixed), _opened(moving), None, None)
-    initial = _as_initial(initial_transform, pair[0])
+    opened = _opened(fixed), _opened(moving)
+    pair = as_pair(*opened, None, None)
+    unit = itk_unit(opened[0].grid)
+    initial = _as_initial(initial_transform, pair[0], unit)
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
     steps, settings = planned.steps, planned.settings
@@ -182,7 +187,7 @@ def register(
             scene = _scene(seen, settings, start(), reporter)
             run = Run(pair, steps, settings, scene, folder)
             transform, aligned, certificate = run.all_steps(initial, keys)
-        run.export(transform, keys[-1])
+        run.export(transform, keys[-1], unit)
         given = {
             "initial_transform": initial_transform,
             "fixed_mask": fixed_mask,
@@ -247,12 +252,12 @@ def _planned(
     return made if resources.threads_per_worker else made.fewer_threads()
 
 
-def _as_initial(given: Any, fixed: Image) -> Transform | None:
+def _as_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
     """The transform to start from, checked against the fixed image."""
     if given is None:
         return None
     if isinstance(given, (str, os.PathLike)):
-        given = read_transform(given, fixed.grid.axes)
+        given = read_transform(given, fixed.grid.axes, unit=unit)
     transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given))
     if transform.ndim != fixed.ndim:
         raise InputError(

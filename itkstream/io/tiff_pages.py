@@ -242,7 +242,7 @@ def _fetcher(stack: ExitStack) -> Callable[[str, int, int], bytes]:
 
     def fetch(path: str, offset: int, count: int) -> bytes:
         if path not in files:
-            files[path] = stack.enter_context(open(path, "rb"))
+            files[path] = stack.enter_context(open(path, "rb"))  # noqa: SIM115
         files[path].seek(offset)
         data = files[path].read(count)
         if len(data) < count:
