@@ -17,7 +17,7 @@ from itkstream.geometry import Grid, Image
 from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
 from itkstream.io.tiff_metadata import Statement, ome_pixels, statement
-from itkstream.io.tiff_pages import TiffArray, opened, segment_grid
+from itkstream.io.tiff_pages import TiffArray, segment_grid
 
 __all__ = ["open_tiff"]
 
@@ -56,27 +56,26 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Image:
         Where it is cut short.
     """
     path = str(dataset.root)
-    with _explained(path):
-        tif = opened(path)
+    with _explained(path), TiffFile(path) as tif:
         ome_pixels(tif)
         _check_chain(tif)
         chosen = _series(tif, dataset)
         levels = [s for s in chosen.levels if s.axes == chosen.axes and s.dtype == chosen.dtype]
+        _check_kind(chosen, path)
         for level in levels:
             _check_pages(level, path)
-        stated = statement(tif, chosen)
-    _check_kind(chosen, path)
-    names = selection.axes_of(_names(chosen, selection, path), path)
-    said, stated = stated, _believed(stated, selection)
-    shapes = [dict(zip(names, level.shape, strict=True)) for level in levels]
-    grids = [_grid(stated, shapes[0], shape) for shape in shapes]
-    unit = stated.unit or selection.unit_of(None)
-    number = selection.choose_level([g.spacing if g else None for g in grids], unit, path)
-    if grids[number] is None and selection.voxel_spacing is None:
-        raise _unknown_spacing(said, shapes[0], path)
-    array = _array(path, chosen, levels[number], number)
-    _check_planes(levels[number], names, selection, path)
-    return selection.image(array, names, grids[number], path)
+        names = selection.axes_of(_names(chosen, selection, path), path)
+        said = statement(tif, chosen)
+        stated = _believed(said, selection)
+        shapes = [dict(zip(names, level.shape, strict=True)) for level in levels]
+        grids = [_grid(stated, shapes[0], shape) for shape in shapes]
+        unit = stated.unit or selection.unit_of(None)
+        number = selection.choose_level([g.spacing if g else None for g in grids], unit, path)
+        if grids[number] is None and selection.voxel_spacing is None:
+            raise _unknown_spacing(said, shapes[0], path)
+        array = _array(path, chosen, levels[number])
+        _check_planes(levels[number], names, selection, path)
+        return selection.image(array, names, grids[number], path)
 
 
 @contextmanager
@@ -266,12 +265,12 @@ def _unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> Input
     )
 
 
-def _array(path: str, base: TiffPageSeries, series: TiffPageSeries, level: int) -> TiffArray:
+def _array(path: str, base: TiffPageSeries, series: TiffPageSeries) -> TiffArray:
     parts = {p.parent.filehandle.path for p in series._pages if p is not None}
     dtype: np.dtype[Any] = np.dtype(series.dtype).newbyteorder("=")
     tile = None if series.dataoffset is not None else _tile(series)
-    position = base.levels.index(series) if series is not base else 0
-    return TiffArray(path, series.shape, dtype, base._index, position, tile, tuple(sorted(parts)))
+    level = next(k for k, one in enumerate(base.levels) if one is series)
+    return TiffArray(path, series.shape, dtype, base._index, level, tile, tuple(sorted(parts)))
 
 
 def _tile(series: TiffPageSeries) -> tuple[int, ...] | None:

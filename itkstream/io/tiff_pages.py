@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,10 @@ from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 from itkstream.errors import InputError, UnreadableDataError
 from itkstream.io.stored import StoredArray
 
-__all__ = ["TiffArray", "opened", "segment_grid"]
+__all__ = ["TiffArray", "segment_grid"]
+
+# tifffile tells what it finds odd; an error says it in our words.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _JPEG = (6, 7, 33007, 34892)
 _opening = RLock()  # tifffile loads pages when they are first asked for, and is not thread-safe
@@ -91,7 +95,7 @@ class TiffArray(StoredArray):
             Where the compression cannot be read here.
         """
         with _opening:
-            series = opened(self.path).series[self.series].levels[self.level]
+            series = self._opened().series[self.series].levels[self.level]
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         if series.dataoffset is not None:
             box = _mapped(series)[cut]
@@ -105,23 +109,10 @@ class TiffArray(StoredArray):
                 ) from error
         return np.array(box if series.transform is None else series.transform(box))
 
-
-def opened(path: str) -> TiffFile:
-    """A TIFF file, opened once a process and anew when it was written anew.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path.
-
-    Returns
-    -------
-    TiffFile
-        Open for reading.
-    """
-    stamp = os.stat(path)
-    with _opening:
-        return _opened(path, stamp.st_mtime_ns, stamp.st_size)
+    def _opened(self) -> TiffFile:
+        """The file, opened once a process."""
+        stamps = (os.stat(file) for file in self.files())
+        return _kept(self.path, tuple((s.st_mtime_ns, s.st_size) for s in stamps))
 
 
 def segment_grid(page: TiffPage) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -148,7 +139,8 @@ def segment_grid(page: TiffPage) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, _modified: int, _size: int) -> TiffFile:
+def _kept(path: str, _stamps: tuple[tuple[int, int], ...]) -> TiffFile:
+    # Times and sizes are part of the key: a file that was written anew is opened anew.
     return TiffFile(path)
 
 
