@@ -5,17 +5,20 @@ ITK reads a header that lies as it is: it allocates what is meant, whatever the 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from itkstream.errors import InputError, MissingDataError, UnreadableDataError
 
-__all__ = ["FileHeader", "check_length", "require_files", "whole_numbers"]
+__all__ = ["FileHeader", "check_length", "check_streams", "require_files", "whole_numbers"]
 
 # No deflate stream unpacks to more than this many times its size.
 _DEFLATED = 1032
 _LARGEST_SIZE = 2**31
+_PIECE = 2**20
+_GZIP_OR_ZLIB = 47
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class FileHeader:
         Whether ITK reads a region of it without reading all.
     raw_offset : int, optional
         Where the voxels begin that lie as numpy has them: little-endian, in one piece.
+    packed : tuple of (Path, int)
+        Files that are compressed by gzip or zlib, and where in them the stream begins.
+    needed : int
+        Bytes that the streams unpack to at least.
     """
 
     files: tuple[Path, ...] = ()
@@ -44,6 +51,8 @@ class FileHeader:
     spaced: bool = True
     streams: bool = False
     raw_offset: int | None = None
+    packed: tuple[tuple[Path, int], ...] = ()
+    needed: int = 0
 
 
 def whole_numbers(words: Sequence[str], what: str, path: Path) -> tuple[int, ...]:
@@ -123,3 +132,52 @@ def require_files(path: Path, files: Sequence[Path], key: str) -> None:
             f"{path} names {missing[0].name} in {key!r}, and there is no {missing[0]}: put the "
             "files of the image side by side"
         )
+
+
+def check_streams(header: FileHeader) -> None:
+    """Unpack compressed files once, and compare their lengths and checksums.
+
+    ITK fills what is missing of a stream with zeros, and takes one with a wrong checksum as it is.
+
+    Parameters
+    ----------
+    header : FileHeader
+        What the header says.
+
+    Raises
+    ------
+    UnreadableDataError
+        Where a stream is cut short or damaged.
+    """
+    length = sum(_unpacked_length(path, start) for path, start in header.packed)
+    if header.packed and length < header.needed:
+        raise UnreadableDataError(
+            f"{header.packed[0][0]} is cut short: it unpacks to {length} bytes, and its header "
+            f"means {header.needed}. Restore it from its source"
+        )
+
+
+def _unpacked_length(path: Path, start: int) -> int:
+    length = 0
+    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+    with path.open("rb") as file:
+        file.seek(start)
+        try:
+            while piece := file.read(_PIECE):
+                while piece:
+                    length += len(stream.decompress(piece))
+                    piece = stream.unused_data
+                    if not stream.eof:
+                        break
+                    if not piece.startswith(b"\x1f\x8b"):
+                        return length  # what follows belongs to no stream
+                    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+        except zlib.error as error:
+            raise UnreadableDataError(
+                f"{path} is damaged: it does not unpack ({error}). Restore it from its source"
+            ) from error
+    if not stream.eof:
+        raise UnreadableDataError(
+            f"{path} is cut short: its compressed data have no end. Restore it from its source"
+        )
+    return length

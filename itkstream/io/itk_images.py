@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
-from itkstream.io.file_headers import FileHeader
+from itkstream.io.file_headers import FileHeader, check_streams
 from itkstream.io.meta_headers import read_meta_header
-from itkstream.io.nifti_headers import read_nifti_header
+from itkstream.io.nifti_headers import read_nifti_header, state_no_unit
 from itkstream.io.nrrd_headers import read_nrrd_header
 from itkstream.io.outputs import claim_file
 from itkstream.io.paths import Dataset
@@ -84,9 +84,9 @@ class ItkFile(StoredArray):
             mapped = np.memmap(self.path, self.dtype, "r", header.raw_offset, self.shape)
             return np.array(mapped[cut])
         if not header.streams:
-            stamp = Path(self.path).stat()
+            stamps = (os.stat(file) for file in self.files())
             with _reading:
-                whole = _whole(self.path, stamp.st_mtime_ns, stamp.st_size)
+                whole = _whole(self.path, tuple((s.st_mtime_ns, s.st_size) for s in stamps))
             return whole[cut].copy()
         spatial = cut[:-1] if self.components > 1 else cut
         reader = _reader(self.path)
@@ -132,8 +132,12 @@ def open_itk(dataset: Dataset, selection: Selection) -> Image:
         Where ITK cannot read the file or the selection does not fit.
     """
     name = str(dataset.location)
-    header = _header(name)
-    reader = _reader(name)
+    header = _read_header(name)
+    try:
+        reader = _reader(name)
+    except InputError:
+        check_streams(header)  # which may know better why
+        raise
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     most = 5 if _HEADERS[dataset.location.suffix.lower()] is read_nifti_header else 4
     if reader.GetPixelID() not in _TYPES or not 2 <= len(size) <= most:
@@ -166,7 +170,8 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     path : path
         Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``; a path or a URL.
     image : Image
-        Read into memory. Numbers of its grid are kept as they are.
+        Read into memory. Numbers of its grid are kept as they are; NIfTI states their unit where
+        it is millimeter, and else none, since ITK multiplies by any other.
     overwrite : bool
         Replace an existing file.
 
@@ -177,6 +182,8 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     """
     with claim_file(path, overwrite) as partial:
         sitk.WriteImage(to_itk_image(image.read(), image.grid), str(partial))
+        if image.grid.unit != "millimeter" and ".nii" in partial.name.lower():
+            state_no_unit(partial)
 
 
 def _grid(
@@ -202,15 +209,20 @@ def _grid(
         raise InputError(f"{reader.GetFileName()}: {error}") from error
 
 
+def _read_header(path: str) -> FileHeader:
+    place = Path(path)
+    return _HEADERS[place.suffix.lower()](place)
+
+
 def _header(path: str) -> FileHeader:
+    """A header that was read before; that its files are there was checked then."""
     stamp = os.stat(path)
-    return _checked_header(path, stamp.st_mtime_ns, stamp.st_size)
+    return _known_header(path, stamp.st_mtime_ns, stamp.st_size)
 
 
 @lru_cache(maxsize=64)
-def _checked_header(path: str, _modified: int, _size: int) -> FileHeader:
-    place = Path(path)
-    return _HEADERS[place.suffix.lower()](place)
+def _known_header(path: str, _modified: int, _size: int) -> FileHeader:
+    return _read_header(path)
 
 
 def _reader(path: str) -> sitk.ImageFileReader:
@@ -219,12 +231,13 @@ def _reader(path: str) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        reason = str(error).rpartition("ITK ERROR:")[2] or str(error)
+        reason = str(error).rpartition("ERROR:")[2] or str(error)
         raise InputError(f"ITK cannot read {path}: {' '.join(reason.split())}") from error
     return reader
 
 
 @lru_cache(maxsize=2)
-def _whole(path: str, _modified: int, _size: int) -> NDArray[Any]:
-    # Time and size are part of the key: a file that was written anew is read anew.
+def _whole(path: str, _stamps: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+    # Times and sizes are part of the key: a file that was written anew is read anew.
+    check_streams(_header(path))
     return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(path)))

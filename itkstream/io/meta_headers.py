@@ -62,6 +62,8 @@ def read_meta_header(path: Path) -> FileHeader:
         unit=_unit(fields.get("DistanceUnits", ""), path),
         spaced="ElementSpacing" in fields or "ElementSize" in fields,
         streams=not packed and len(files) < 2,
+        packed=(tuple((file, 0) for file in files) or ((path, length),)) if packed else (),
+        needed=needed,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, UnreadableDataError
 from itkstream.io.file_headers import FileHeader, check_length, require_files
 
-__all__ = ["read_nifti_header"]
+__all__ = ["read_nifti_header", "state_no_unit"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _BITS |= {1024: 64, 1280: 64, 1792: 128, 2304: 32}
 # ITK turns all lengths into millimeters: meters, millimeters, micrometers.
 _MILLIMETERS = {1: 1e3, 2: 1.0, 3: 1e-3}
 _RGB = (128, 2304)
+_UNITS, _LENGTHS = 123, 0b111  # where xyzt_units is, and its bits for the unit of length
 
 
 def read_nifti_header(path: Path) -> FileHeader:
@@ -70,14 +72,40 @@ def read_nifti_header(path: Path) -> FileHeader:
     packed = path.name.lower().endswith(".gz")
     check_length(path, int(offset) + needed, data.stat().st_size, packed=packed)
     _compare_geometries(raw, order, path)
-    code = raw[123] & 7
+    code = raw[_UNITS] & _LENGTHS
     return FileHeader(
         files=(head, data) if pair else (),
         unit="millimeter" if code in _MILLIMETERS else None,
         itk_scale=_MILLIMETERS.get(code, 1.0),
+        packed=((data, 0),) if packed else (),
+        needed=int(offset) + needed,
         # ITK 5.4 aborts the process where it reads a region of a NIfTI file of vectors.
         streams=not packed and _components(raw, order) == 1,
     )
+
+
+def state_no_unit(path: Path) -> None:
+    """Take the claim of millimeters, which ITK always makes, from a NIfTI file it has written.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii`` or ``.nii.gz``; changed in place.
+    """
+    if path.name.lower().endswith(".gz"):
+        plain = path.with_name(f"{path.name}.unpacked")
+        with gzip.open(path, "rb") as packed, plain.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        state_no_unit(plain)
+        with plain.open("rb") as file, gzip.open(path, "wb", compresslevel=6) as packed:
+            shutil.copyfileobj(file, packed)
+        plain.unlink()
+        return
+    with path.open("r+b") as file:
+        file.seek(_UNITS)
+        code = file.read(1)[0]
+        file.seek(_UNITS)
+        file.write(bytes([code & ~_LENGTHS]))
 
 
 def _as_written(path: Path, suffix: str) -> str:
@@ -92,7 +120,9 @@ def _first_bytes(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read as NIfTI: {error}") from error
     if len(raw) < _SIZE:
-        raise InputError(f"{path} is no NIfTI file: a header has {_SIZE} bytes; got {len(raw)}")
+        raise UnreadableDataError(
+            f"{path} is cut short, or no NIfTI file: a header has {_SIZE} bytes; got {len(raw)}"
+        )
     return raw
 
 

@@ -79,6 +79,8 @@ def read_nrrd_header(path: Path) -> FileHeader:
         files=files,
         unit=_unit(fields, path),
         spaced=_spaced(fields),
+        packed=_packed(path, files, length) if encoding in _PACKED and skips[0] == "0" else (),
+        needed=needed,
         # Components come first, as numpy has them last; elsewhere ITK moves them.
         raw_offset=length if as_numpy and not any(_ranges(fields)[1:]) else None,
     )
@@ -177,6 +179,10 @@ def _numbered(words: Sequence[str], path: Path) -> list[str]:
     if not step or (last - first) // step not in range(_LONGEST_HEADER):
         raise InputError(f"{path}: 'data file' counts from {first} to {last} by {step}")
     return [pattern % k for k in range(first, last + (1 if step > 0 else -1), step)]
+
+
+def _packed(path: Path, files: Sequence[Path], length: int) -> tuple[tuple[Path, int], ...]:
+    return tuple((file, 0) for file in files) or ((path, length),)
 
 
 def _spaced(fields: Mapping[str, str]) -> bool:

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from dask.tokenize import tokenize
 
 from itkstream.errors import InputError, ItkstreamError, MissingDataError, UnreadableDataError
+from itkstream.geometry import Grid, Image
 from itkstream.io import itk_images, open_image
 
 SPACING = (0.5, 0.75, 2.0)  # x, y, z; binary fractions survive NIfTI's float32
@@ -144,6 +145,18 @@ def test_the_unit_that_a_file_states_counts(tmp_path):
     assert open_image(path).grid.unit == "micrometer"
     with pytest.raises(InputError, match="parsec"):
         open_image(path, unit="parsec")
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "nrrd", "mha"])
+@pytest.mark.parametrize("unit", ["micrometer", "millimeter"])
+def test_what_is_written_comes_back_in_its_unit(tmp_path, suffix, unit):
+    array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    grid = Grid(array.shape, (2, 0.5, 0.25), (1, 2, 3), axes=("z", "y", "x"), unit=unit)
+    itk_images.write_itk(tmp_path / f"a.{suffix}", Image(array, grid))
+    assert sitk.ReadImage(str(tmp_path / f"a.{suffix}")).GetSpacing() == (0.25, 0.5, 2)
+    back = open_image(tmp_path / f"a.{suffix}", unit=None if "nii" in suffix else unit)
+    np.testing.assert_array_equal(back.read(), array)
+    assert (back.spacing, back.grid.unit) == ((2, 0.5, 0.25), unit)
 
 
 def nrrd_text(lines, data, path):
@@ -284,19 +297,36 @@ def test_keys_of_metaimage(tmp_path, change, data):
     assert image.spacing == (3, 2, 1)
 
 
-@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "nrrd", "mha", "mhd"])
-def test_files_cut_short_are_errors(tmp_path, suffix):
+DATA_FILES = {"mhd": "a.raw", "nhdr": "a.raw"}
+PACKED_FILES = {"mhd": "a.zraw", "nhdr": "a.raw.gz"}
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nrrd", "nhdr", "mha", "mhd"])
+def test_files_cut_short_are_errors_on_opening(tmp_path, suffix):
     path, _, _ = written(tmp_path, suffix)
-    data = tmp_path / "a.raw" if suffix == "mhd" else path
+    data = tmp_path / DATA_FILES.get(suffix, path.name)
     whole = data.read_bytes()
-    for share in (0.2, 0.6, 0.95):
+    for share in (0.7, 0.99):
         data.write_bytes(whole[: int(share * len(whole))])
-        # How much a stream unpacks to is only known when it is read.
-        with pytest.raises(ItkstreamError, match=rf"a\.{suffix}"):
+        with pytest.raises(UnreadableDataError, match=rf"a\.{suffix} is cut short"):
+            open_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "nrrd", "nhdr", "mha", "mhd"])
+def test_compressed_files_that_are_damaged_are_errors(tmp_path, suffix):
+    path, _, array = written(tmp_path, suffix, True)
+    data = tmp_path / PACKED_FILES.get(suffix, path.name)
+    whole = data.read_bytes()
+    np.testing.assert_array_equal(open_image(path).read(), array)
+    for share in (0.6, 0.95):
+        data.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UnreadableDataError, match=rf"{data.name} is (cut short|damaged)"):
             open_image(path).read()
-        if suffix != "nii.gz":
-            with pytest.raises(UnreadableDataError, match="cut short"):
-                open_image(path)
+        changed = bytearray(whole)
+        changed[int(share * len(whole))] ^= 0x10
+        data.write_bytes(changed)
+        with pytest.raises(ItkstreamError, match=str(tmp_path)):
+            open_image(path).read()
 
 
 def test_nifti_2_is_named(tmp_path):
