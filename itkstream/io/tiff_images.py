@@ -210,6 +210,11 @@ def _names(series: TiffPageSeries, selection: Selection, path: str) -> tuple[str
     if len(stacked) == 1 and "Z" not in letters and "T" not in letters:
         known[stacked[0]] = "z"
     unknown = [a for a, n in zip(letters, series.shape, strict=True) if a not in known and n > 1]
+    if unknown == ["S"]:
+        raise InputError(
+            f"{path} has axes {tuple(letters)} of shape {series.shape}: colours (S) in each of "
+            "several channels (C). Split its colours into channels, in ImageJ for instance"
+        )
     if unknown or len(set(letters)) < len(letters):
         raise InputError(
             f"{path} has axes {tuple(letters)} of shape {series.shape}, and it is not clear what "

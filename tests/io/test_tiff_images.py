@@ -253,12 +253,19 @@ def test_files_of_a_set(tmp_path):
         open_image(tmp_path / "a.ome.tif", voxel_spacing=1)
 
 
+KINDS = {
+    "plain": {"metadata": None, **GRAY},
+    "shaped": GRAY,
+    "ImageJ": {"imagej": True, "metadata": {"axes": "ZYX"}},
+    "OME": {"ome": True, "metadata": {"axes": "ZYX"}, **GRAY},
+}
+
+
 @pytest.mark.parametrize("layout", ["in one piece", "strips", "tiles", "lzw"])
-@pytest.mark.parametrize("imagej", [False, True])
-def test_a_file_cut_short_is_an_error_on_opening(tmp_path, layout, imagej):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_cut_short_is_an_error_on_opening(tmp_path, layout, kind):
     path = tmp_path / "a.tif"
-    about = {"imagej": True, "metadata": {"axes": "ZYX"}} if imagej else {"metadata": None, **GRAY}
-    tifffile.imwrite(path, STACK, **about, **LAYOUTS[layout])
+    tifffile.imwrite(path, STACK, **KINDS[kind], **LAYOUTS[layout])
     whole = path.read_bytes()
     for share in (0.05, 0.3, 0.6, 0.9):
         path.write_bytes(whole[: int(share * len(whole))])
