@@ -272,7 +272,8 @@ def _unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> Input
 
 def _array(path: str, base: TiffPageSeries, series: TiffPageSeries) -> TiffArray:
     parts = {p.parent.filehandle.path for p in series._pages if p is not None}
-    dtype: np.dtype[Any] = np.dtype(series.dtype).newbyteorder("=")
+    # By its name: of numpy's two types of 64 bits, Zarr knows one.
+    dtype: np.dtype[Any] = np.dtype(np.dtype(series.dtype).name)
     tile = None if series.dataoffset is not None else _tile(series)
     level = next(k for k, one in enumerate(base.levels) if one is series)
     return TiffArray(path, series.shape, dtype, base._index, level, tile, tuple(sorted(parts)))

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-FORMATS = ("tif", "ome.tif", "nii", "nii.gz", "nrrd", "mha")
+FORMATS = ("tif", "ome.tif", "nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd")
 # Set ITKSTREAM_FUZZ=200, say, for a longer run.
 ROUNDS = int(os.environ.get("ITKSTREAM_FUZZ", "40"))
 

@@ -392,3 +392,73 @@ def test_broken_missing_and_foreign_files(tmp_path):
     sitk.WriteImage(complex_image, str(tmp_path / "c.nii"))
     with pytest.raises(InputError, match="real numbers"):
         open_image(tmp_path / "c.nii")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoding": "bzip2"}, "encoding 'bzip2', which ITK does not read"),
+        ({"type": "block"}, "type 'block' is no type"),
+        ({"dimension": "4"}, "dimension is '4' and sizes has 3"),
+        ({"sizes": "12 -5 6"}, "sizes must be whole numbers"),
+        ({"sizes": "12 5 600000"}, "cut short, or its header is damaged"),
+        ({"endian": "middle"}, "endian must be little or big"),
+        ({"kinds": "vector domain list"}, "several axes of components"),
+        ({"kinds": "time domain domain"}, "time must be the last axis"),
+        ({"kinds": "domain domain"}, "kinds has 2 words for 3 axes"),
+        ({"spacings": "1 2"}, "spacings has 2 entries for 3 axes"),
+        ({"byte skip": "few"}, "whole numbers"),
+    ],
+)
+def test_what_is_wrong_in_a_nrrd_header_is_named(tmp_path, changes, message):
+    fields = {"type": "uint16", "encoding": "raw", "endian": "little", "dimension": "3"}
+    fields |= {"sizes": "12 5 6", "spacings": "1 2 3"} | changes
+    lines = ["NRRD0005", *(f"{key}: {value}" for key, value in fields.items()), "", ""]
+    (tmp_path / "a.nrrd").write_bytes("\n".join(lines).encode() + COUNT.tobytes())
+    with pytest.raises(ItkstreamError, match=rf"a\.nrrd.*{message}"):
+        open_image(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("NDims = 3", "NDims = 4"), "NDims is '4' and DimSize has 3"),
+        (("12 5 6", "12 5 nan"), "DimSize must be whole numbers"),
+        (("12 5 6", "12 5 7"), "cut short, or its header is damaged"),
+        (("1 2 3", "1 2"), "ElementSpacing must be 3 numbers"),
+        (("1 2 3", "1 2 inf"), "ElementSpacing must be 3 numbers"),
+        (("1 2 3", "1 2 0"), "spacing must be positive"),
+        (("MET_USHORT", "MET_STRING"), "ElementType 'MET_STRING'"),
+        (("NDims = 3", "NDims = 3\nBinaryData = False"), "voxels as text"),
+        (("NDims = 3", "NDims = 3\nDistanceUnits = furlong"), "DistanceUnits"),
+        (("a.raw", "b.raw"), "names b.raw in 'ElementDataFile'"),
+        (("a.raw", "LIST\na.raw"), "lists 1 files for 6 slices"),
+    ],
+)
+def test_what_is_wrong_in_a_metaimage_header_is_named(tmp_path, change, message):
+    (tmp_path / "a.raw").write_bytes(COUNT.tobytes())
+    (tmp_path / "a.mhd").write_text(META.replace(*change))
+    with pytest.raises(ItkstreamError, match=rf"a\.mhd.*{message}"):
+        open_image(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "message"),
+    [
+        (40, np.array([9], "<i2"), "dim must be"),
+        (42, np.array([-1], "<i2"), "dim must be"),
+        (42, np.array([32000], "<i2"), "cut short, or its header is damaged"),
+        (70, np.array([99], "<i2"), "datatype 99"),
+        (72, np.array([64], "<i2"), "bitpix 64"),
+        (80, np.array([np.nan], "<f4"), "pixdim must be finite"),
+        (108, np.array([-5], "<f4"), "vox_offset is -5"),
+        (344, np.array([0], "<i4"), "is no NIfTI file"),
+    ],
+)
+def test_what_is_wrong_in_a_nifti_header_is_named(tmp_path, place, content, message):
+    path, _, _ = written(tmp_path, "nii")
+    raw = bytearray(path.read_bytes())
+    raw[place : place + content.nbytes] = content.tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(ItkstreamError, match=rf"a\.nii.*{message}"):
+        open_image(path)
