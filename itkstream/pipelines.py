@@ -66,6 +66,11 @@ from itkstream.workers import Resources, session
 
 __all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
 
+_UNITS_DIFFER = (
+    "the fixed image is in {unit}s as ITK reads it and the moving image in {moving}s: lengths are "
+    "converted here, but the files in itk/ fit ITK only after both are saved in {unit}s"
+)
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -176,6 +181,8 @@ def register(
     masks = _opened_mask(fixed_mask), _opened_mask(moving_mask)
     folder = RunFolder(out, (pair[0].name, pair[1].name), overwrite)
     reporter = reporter or LogReporter()
+    if itk_unit(opened[1].grid) != unit:
+        reporter.note(_UNITS_DIFFER.format(unit=unit, moving=opened[1].grid.unit))
     with folder.locked():
         with ExitStack() as stack:
             # No workers before it is known that the folder may take this run.

@@ -85,7 +85,7 @@ def registered_unit(folder: str | os.PathLike[str]) -> str:
     place = Location.parse(folder)
     places = (place, *place.parents[:1])
     reports = [p for p in places if (p / REPORT).is_file()]
-    steps = _report(str(reports[0]))["steps"] if reports else []
+    steps = _report(str(reports[0])).get("steps", []) if reports else []
     return str(next((step["unit"] for step in steps if "unit" in step), "micrometer"))
 
 

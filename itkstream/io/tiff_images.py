@@ -96,7 +96,8 @@ def _check_chain(tif: TiffFile) -> None:
     """A chain of pages that ends beyond the end of the file means that pages are gone."""
     count = len(tif.pages)
     last = tif.pages[count - 1] if count else None
-    following = last.aspage()._nextifd() if last is not None else 0
+    chained = last is not None and not last.is_virtual
+    following = last.aspage()._nextifd() if chained else 0
     if last is None or following >= tif.filehandle.size:
         raise UnreadableDataError(
             f"{tif.filehandle.path} is cut short: it holds {count} whole pages, and points to "
