@@ -94,11 +94,10 @@ def _explained(path: str) -> Iterator[None]:
 
 def _check_chain(tif: TiffFile) -> None:
     """A chain of pages that ends beyond the end of the file means that pages are gone."""
-    count = len(tif.pages)
-    last = tif.pages[count - 1] if count else None
-    chained = last is not None and not last.is_virtual
-    following = last.aspage()._nextifd() if chained else 0
-    if last is None or following >= tif.filehandle.size:
+    count, following = len(tif.pages), 0
+    if count and not tif.pages[count - 1].is_virtual:
+        following = tif.pages[count - 1].aspage()._nextifd()
+    if not count or following >= tif.filehandle.size:
         raise UnreadableDataError(
             f"{tif.filehandle.path} is cut short: it holds {count} whole pages, and points to "
             f"another at {following} of {tif.filehandle.size} bytes. Restore it from its source"

@@ -363,6 +363,16 @@ def test_geometries_of_nifti_that_disagree_are_told(tmp_path, caplog):
     assert "sform and qform" in caplog.text
 
 
+@pytest.mark.parametrize(("slope", "intercept"), [(2, 1), (0.5, 0), (1, 5), (0, 0), (np.nan, 0)])
+def test_scaling_of_nifti_is_that_of_nibabel(tmp_path, slope, intercept):
+    path, _, _ = written(tmp_path, "nii")
+    raw = bytearray(path.read_bytes())
+    raw[112:120] = np.array([slope, intercept], "<f4").tobytes()
+    path.write_bytes(raw)
+    expected = np.asarray(nibabel.load(path).dataobj).T
+    np.testing.assert_allclose(open_image(path).read(), expected)
+
+
 def test_scaled_nifti_values_come_scaled(tmp_path):
     path, _, array = written(tmp_path, "nii")
     raw = bytearray(path.read_bytes())
@@ -452,6 +462,7 @@ def test_what_is_wrong_in_a_metaimage_header_is_named(tmp_path, change, message)
         (72, np.array([64], "<i2"), "bitpix 64"),
         (80, np.array([np.nan], "<f4"), "pixdim must be finite"),
         (108, np.array([-5], "<f4"), "vox_offset is -5"),
+        (112, np.array([0, 7], "<f4"), "scl_slope is 0"),
         (344, np.array([0], "<i4"), "is no NIfTI file"),
     ],
 )
