@@ -69,12 +69,7 @@ def read_nifti_header(path: Path) -> FileHeader:
     offset = struct.unpack(order + "f", raw[108:112])[0]
     if not (math.isfinite(offset) and (pair or offset >= _SIZE) and 0 <= offset < 2**31):
         raise InputError(f"{path}: vox_offset is {offset:g}; voxels begin at byte 352 or later")
-    slope, intercept = struct.unpack(order + "2f", raw[112:120])
-    if slope == 0 and intercept != 0:
-        raise InputError(
-            f"{path}: scl_slope is 0, which means no scaling, and scl_inter is {intercept:g}, which "
-            "ITK adds all the same: set it to 0"
-        )
+    _check_scaling(raw, order, path)
     packed = path.name.lower().endswith(".gz")
     check_length(path, int(offset) + needed, data.stat().st_size, packed=packed)
     _compare_geometries(raw, order, path)
@@ -146,6 +141,15 @@ def _voxel_bytes(raw: bytes, order: str, path: Path) -> int:
     if not np.isfinite(steps).all():
         raise InputError(f"{path}: pixdim must be finite; got {steps}")
     return math.prod(sizes[:count]) * bits // 8
+
+
+def _check_scaling(raw: bytes, order: str, path: Path) -> None:
+    slope, intercept = struct.unpack(order + "2f", raw[112:120])
+    if slope == 0 and intercept != 0:
+        raise InputError(
+            f"{path}: scl_slope is 0, which means no scaling, and ITK adds scl_inter, "
+            f"{intercept:g}, all the same: set it to 0"
+        )
 
 
 def _components(raw: bytes, order: str) -> int:
