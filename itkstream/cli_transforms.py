@@ -54,10 +54,12 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     from itkstream.block_kernels import WarpSettings
     from itkstream.io.inputs import check_apart
     from itkstream.io.transform_files import read_transform
+    from itkstream.io.units import itk_unit
     from itkstream.results import check_resampled_output, write_resampled
 
     check_apart(out, transform, moving, like)
     check_resampled_output(out, options["overwrite"])
+    wanted = _opened(like, "like", options).grid if like else _registered_grid(transform, 0)
     labels = options["labels"] or options["label_gaussian"]
     names = ("nearest", "linear", "quadratic-bspline", "bspline")
     interpolator = names[0 if labels else options["order"]]
@@ -66,8 +68,8 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     write_resampled(
         out,
         _series(moving, options),
-        read_transform(transform),
-        _opened(like, "like", options).grid if like else _registered_grid(transform, 0),
+        read_transform(transform, unit=itk_unit(wanted)),
+        wanted,
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
         labels=labels,
         resources=resources_from(options),
@@ -135,12 +137,17 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     from itkstream import exports
     from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import read_transform, write_transform
+    from itkstream.io.units import itk_unit
+    from itkstream.registered import registered_unit
     from itkstream.transform import as_field
 
     _check_exports(transform, out, options)
-    found = read_transform(transform)
-    if options["like"]:
-        wanted = _opened(options["like"], "like", options).grid.in_unit("micrometer")
+    unit = registered_unit(transform)
+    like = _opened(options["like"], "like", options).grid if options["like"] else None
+    unit = itk_unit(like) if like else unit
+    found = read_transform(transform, unit=unit)
+    if like:
+        wanted = like.in_unit("micrometer")
         found = as_field(found, wanted.reorder(stored_axes(wanted)))
     overwrite, tolerance = options["overwrite"], options["tolerance"]
     if out:
@@ -148,13 +155,13 @@ def export(transform: str, out: str | None, **options: Any) -> None:
         if tolerance:
             thin, factors, error = exports.coarsened(found, tolerance)
             click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
-        same = write_transform(out, thin, overwrite=overwrite)
+        same = write_transform(out, thin, unit=unit, overwrite=overwrite)
         click.echo(f"written, and the same to {same:.1e}: {out}")
     tolerance = tolerance or 0.05
     if options["ants"]:
         _say(
             exports.export_ants(
-                options["ants"], found, tolerance_vox=tolerance, overwrite=overwrite
+                options["ants"], found, tolerance_vox=tolerance, unit=unit, overwrite=overwrite
             )
         )
     if options["slicer"]:
@@ -191,17 +198,21 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
         read_transform,
         write_transform,
     )
+    from itkstream.io.units import itk_unit
+    from itkstream.registered import registered_unit
     from itkstream.results import write_inverse
     from itkstream.transform import compose, invert_transform
 
     check_apart(out, transform, like)
     check_transform_output(out, options["overwrite"])
-    found = compose(read_transform(transform))
+    wanted = _opened(like, "like", options).grid if like else None
+    unit = itk_unit(wanted) if wanted else registered_unit(transform)
+    found = compose(read_transform(transform, unit=unit))
     if isinstance(found, AffineTransform):
-        write_transform(out, invert_transform(found), overwrite=options["overwrite"])
+        write_transform(out, invert_transform(found), unit=unit, overwrite=options["overwrite"])
         click.echo(f"inverted: {out}")
         return
-    grid = _opened(like, "like", options).grid if like else _registered_grid(transform, 1)
+    grid = wanted or _registered_grid(transform, 1)
     worst = write_inverse(
         out,
         found,
@@ -265,12 +276,14 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
         read_transform,
         write_transform,
     )
+    from itkstream.registered import registered_unit
 
     check_apart(out, transform)
-    before = read_transform(transform)
+    unit = registered_unit(transform)
+    before = read_transform(transform, unit=unit)
     check_transform_output(out, overwrite, before)
     repaired = repair_transform(before)
-    write_transform(out, repaired, overwrite=overwrite)
+    write_transform(out, repaired, unit=unit, overwrite=overwrite)
     click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
 
 

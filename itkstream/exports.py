@@ -156,6 +156,7 @@ def export_ants(
     transform: Transform,
     *,
     tolerance_vox: float = 0.05,
+    unit: str = "micrometer",
     overwrite: bool = False,
 ) -> Bundle:
     """Write a folder for ANTs: the displacement, the affine, and the call that applies them.
@@ -168,6 +169,8 @@ def export_ants(
         An affine, a displacement field, or a field followed by affines.
     tolerance_vox : float
         How far the field may be off where it is thinned out, in its own smallest voxel spacing.
+    unit : str
+        Unit of the numbers in the files: "millimeter" for images that ITK knows so, as NIfTI.
     overwrite : bool
         Replace an earlier bundle.
 
@@ -194,10 +197,10 @@ def export_ants(
                 # NIfTI has no 2-D vectors.
                 name = f"displacement.{'nii.gz' if step.ndim == 3 else 'nrrd'}"
                 order = step.grid.axes
-            write_transform(folder / name, step, order)
+            write_transform(folder / name, step, order, unit=unit)
             files.append(name)
         words = " ".join(f"-t {name}" for name in files)
-        text = _ANTS_TEXT.format(unit="micrometer", ndim=thin.ndim, files=words)
+        text = _ANTS_TEXT.format(unit=unit, ndim=thin.ndim, files=words)
         return _finished(folder, text, Bundle(str(place), (*files, "apply.sh"), factors, error))
 
 

@@ -55,6 +55,7 @@ from itkstream.io.ngff_transforms import read_transform as read_field_and_affine
 from itkstream.io.outputs import write_text
 from itkstream.io.paths import locate
 from itkstream.io.transform_files import read_transform
+from itkstream.io.units import itk_unit
 from itkstream.kept_levels import LevelMaker
 from itkstream.lazy import readable
 from itkstream.masks import Mask, masked
@@ -67,6 +68,11 @@ from itkstream.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources, session
 
 __all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
+
+_UNITS_DIFFER = (
+    "the fixed image is in {unit}s as ITK reads it and the moving image in {moving}s: lengths are "
+    "converted here, but the files in itk/ fit ITK only after both are saved in {unit}s"
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,8 @@ def register(
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene), the field as
       coarse as `RegisterSettings.field_tolerance_vox` lets it; all else is made with this one;
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
-    - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs;
+    - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs, in
+      micrometers, or in millimeters where the fixed image is, as NIfTI;
     - ``steps``: notes, and fields as they were computed, for a run that goes on; not needed when
       it is complete.
 
@@ -152,7 +159,8 @@ def register(
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
         Where to start, from fixed to moving points in micrometers: a matrix in the order of the
-        fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs.
+        fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs,
+        whose numbers are millimeters where the fixed image is in millimeters, as NIfTI.
         Every step refines it, key points too: they are sought in the images it aligns.
     fixed_mask, moving_mask : Mask or path, optional
         Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
@@ -188,9 +196,11 @@ def register(
     """
     steps = checked_steps(steps)
     check_apart(out, fixed, moving, initial_transform, fixed_mask, moving_mask)
-    pair = as_pair(_opened(fixed), _opened(moving), None, None)
+    opened = _opened(fixed), _opened(moving)
+    pair = as_pair(*opened, None, None)
     check_apart(out, pair)
-    initial = _as_initial(initial_transform, pair[0])
+    unit = itk_unit(opened[0].grid)
+    initial = _as_initial(initial_transform, pair[0], unit)
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
     steps, settings = planned.steps, planned.settings
@@ -199,6 +209,8 @@ def register(
     masks = _opened_mask(fixed_mask, pair[0]), _opened_mask(moving_mask, pair[1])
     folder = RunFolder(out, (_called(pair[0]), _called(pair[1])), overwrite)
     reporter = reporter or LogReporter()
+    if itk_unit(opened[1].grid) != unit:
+        reporter.note(_UNITS_DIFFER.format(unit=unit, moving=opened[1].grid.unit))
     with folder.locked():
         with ExitStack() as stack:
             # No workers before it is known that the folder may take this run.
@@ -210,7 +222,7 @@ def register(
             scene = _scene(seen, settings, start(), reporter)
             run = Run(pair, steps, settings, scene, folder)
             transform, aligned, certificate = run.all_steps(initial, keys)
-        run.export(transform, keys[-1])
+        run.export(transform, keys[-1], unit)
         given = {
             "initial_transform": initial_transform,
             "fixed_mask": fixed_mask,
@@ -276,12 +288,12 @@ def _planned(
     return made if resources.threads_per_worker else made.fewer_threads()
 
 
-def _as_initial(given: Any, fixed: Image) -> Transform | None:
+def _as_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
     """The transform to start from, checked against the fixed image."""
     if given is None:
         return None
     if isinstance(given, (str, os.PathLike)):
-        given = read_transform(given, fixed.grid.axes)
+        given = read_transform(given, fixed.grid.axes, unit=unit)
     transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given))
     if transform.ndim != fixed.ndim:
         raise InputError(

@@ -12,7 +12,7 @@ from itkstream.io import open_image
 from itkstream.io.locations import Location
 from itkstream.run_folder import REPORT
 
-__all__ = ["registered_grids", "registered_images"]
+__all__ = ["registered_grids", "registered_images", "registered_unit"]
 
 
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
@@ -68,6 +68,26 @@ def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:
     """
     report = _report(folder)
     return Grid(**report["fixed"]["grid"]), Grid(**report["moving"]["grid"])
+
+
+def registered_unit(folder: str | os.PathLike[str]) -> str:
+    """The unit of the ITK files of a registration.
+
+    Parameters
+    ----------
+    folder : path
+        What `register` wrote, its ``transform.ome.zarr``, or any other transform.
+
+    Returns
+    -------
+    str
+        "micrometer" for what is no registration folder.
+    """
+    place = Location.parse(folder)
+    places = (place, *place.parents[:1])
+    reports = [p for p in places if (p / REPORT).is_file()]
+    steps = _report(str(reports[0])).get("steps", []) if reports else []
+    return str(next((step["unit"] for step in steps if "unit" in step), "micrometer"))
 
 
 def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:

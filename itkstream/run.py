@@ -257,7 +257,7 @@ class Run:
         self._note(_CERTIFICATE, key, {"facts": facts, "certificate": found})
         return found
 
-    def export(self, transform: CompositeTransform, key: str) -> None:
+    def export(self, transform: CompositeTransform, key: str, unit: str) -> None:
         """Write the transform as ITK files, each read back and compared.
 
         Parameters
@@ -266,13 +266,15 @@ class Run:
             From `all_steps`.
         key : str
             The last of `run_keys`.
+        unit : str
+            Unit of the numbers in the files.
 
         Raises
         ------
         RegistrationError
             Where a file maps points elsewhere.
         """
-        folder = self.folder.location / "itk"
+        folder, key = self.folder.location / "itk", f"{key} {unit}"
         files: dict[str, Transform] = {
             "affine.tfm": affine_part(transform),
             "composite.h5": transform,
@@ -281,10 +283,11 @@ class Run:
             self._earlier("ITK files", _FILES, key)
             return
         with self._step("ITK files") as facts:
+            facts["unit"] = unit
             folder.make_folder()
             folder.remove_partial_files(*files)
             for name, meant in files.items():
-                facts[name] = {"largest_error_vox": self._write(folder / name, meant)}
+                facts[name] = {"largest_error_vox": self._write(folder / name, meant, unit)}
         self._note(_FILES, key, {"facts": facts, "files": self._stamps(folder, files)})
 
     def _stamps(self, folder: Location, names: Iterable[str]) -> dict[str, str | None]:
@@ -292,8 +295,9 @@ class Run:
         places = {name: folder / name for name in names}
         return {n: p.fingerprint() if p.is_file() else None for n, p in places.items()}
 
-    def _write(self, path: Location, meant: Transform) -> float:
-        error = write_transform(path, meant, self.fixed.grid.axes, overwrite=True)
+    def _write(self, path: Location, meant: Transform, unit: str) -> float:
+        axes = self.fixed.grid.axes
+        error = write_transform(path, meant, axes, unit=unit, overwrite=True)
         voxels = error / min(self.moving.spacing)
         if voxels > 1e-3:
             raise RegistrationError(

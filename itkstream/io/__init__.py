@@ -39,6 +39,7 @@ _HOMES = {
 _READERS = {
     "itk": ("itkstream.io.itk_images", "open_itk"),
     "n5": ("itkstream.io.n5", "open_n5"),
+    "tiff": ("itkstream.io.tiff_images", "open_tiff"),
     "zarr": ("itkstream.io.ome_zarr", "open_zarr"),
 }
 
@@ -63,12 +64,14 @@ def open_image(
 ) -> Image:
     """Open an image without reading its voxels.
 
-    N5 (axes x, y, z), Zarr 2 and 3, OME-Zarr 0.1 to 0.6 (axes as stored), and NIfTI, NRRD,
-    MetaImage and TIFF files (axes z, y, x, as numpy has them; ITK's direction and origin kept).
-    The data of the image slice lazily and pickle.
+    N5 (axes x, y, z), Zarr 2 and 3, OME-Zarr 0.1 to 0.6 (axes as stored), NIfTI, NRRD and MetaImage
+    files (axes z, y, x, as numpy has them; ITK's direction and origin kept), and TIFF, with the
+    metadata of OME-TIFF, ImageJ, Zeiss LSM, MetaMorph and Micro-Manager (voxels and axes as
+    tifffile has them). The data of the image slice lazily and pickle.
 
-    Uncompressed NIfTI, NRRD and MetaImage files are read region by region; a process that slices
-    any other file holds all of it in memory, so convert large ones to OME-Zarr.
+    TIFF is read strip by strip or tile by tile, and uncompressed NIfTI, NRRD and MetaImage files
+    region by region; a process that slices a compressed one of these holds all of it in memory, so
+    convert large ones to OME-Zarr.
 
     Parameters
     ----------
@@ -77,7 +80,8 @@ def open_image(
         ``brain.ome.zarr/2``. Containers may lie in an object store: ``s3://bucket/fix.n5/lowres``,
         ``gs://bucket/brain.ome.zarr``.
     dataset : str, optional
-        The dataset inside the container, if `path` does not name it.
+        The dataset inside the container, if `path` does not name it; of a TIFF file that holds
+        several images, the number or the name of one.
     level : int, optional
         Resolution level of a multiscale image; default 0, the finest.
     spacing : float or sequence of float, optional
@@ -86,11 +90,12 @@ def open_image(
     channel, time : int
         Channel and time point, counted from 0.
     unit : str, optional
-        Unit of length of the file's numbers, whatever it claims. NIfTI, NRRD, MetaImage and TIFF
-        make no reliable claim and count as micrometers without it.
+        Unit of length of the file's numbers, whatever it claims. Where it claims none, they count
+        as micrometers. NIfTI that claims any comes in millimeters, as ITK has it.
     voxel_spacing : float or sequence of float, optional
-        Voxel spacing per array axis of the opened image, whatever the file claims; needed where
-        it claims none. TIFF has none along z and always needs it.
+        Voxel spacing per array axis of the opened image, in the unit of the file, whatever it
+        claims; needed where it claims none for one of the axes. The resolution tags of TIFF count
+        as a claim where they are finer than any printer's (10 µm), in files that say nothing else.
     axes : str or sequence of str, optional
         Names of the stored axes in the order numpy has them, whatever the file claims: "zyx",
         "czyx", "tczyx".

@@ -1,9 +1,9 @@
-"""Image files of the ITK world: NIfTI, NRRD, MetaImage and TIFF, through SimpleITK."""
+"""Image files of the ITK world: NIfTI, NRRD and MetaImage, through SimpleITK."""
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, OutputError
 from itkstream.geometry import Grid, Image
+from itkstream.io.file_headers import FileHeader, check_streams
 from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
+from itkstream.io.meta_headers import read_meta_header
+from itkstream.io.nifti_headers import read_nifti_header, state_no_unit
+from itkstream.io.nrrd_headers import read_nrrd_header
 from itkstream.io.outputs import claim_file
 from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
@@ -35,7 +39,13 @@ _TYPES = {
     for prefix in ("", "Vector")
     for name in (*_NAMES, "Float32", "Float64")
 }
-_HEADER_BYTES = 4096
+_HEADERS = {
+    **dict.fromkeys((".nii", ".gz", ".hdr", ".img"), read_nifti_header),
+    **dict.fromkeys((".nrrd", ".nhdr"), read_nrrd_header),
+    **dict.fromkeys((".mha", ".mhd"), read_meta_header),
+}
+# Axes in numpy's order; NIfTI knows a fifth of components.
+_AXES = ("c", "t", "z", "y", "x")
 _reading = Lock()  # threads that want the same file wait for one of them to read it
 
 
@@ -74,13 +84,14 @@ class ItkFile(StoredArray):
             The elements.
         """
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        offset = self._raw_nrrd()
-        if offset:
-            return np.array(np.memmap(self.path, self.dtype, "r", offset, self.shape)[cut])
-        if not self._streams():
-            stamp = Path(self.path).stat()
+        header = _header(self.path)
+        if header.raw_offset is not None:
+            mapped = np.memmap(self.path, self.dtype, "r", header.raw_offset, self.shape)
+            return np.array(mapped[cut])
+        if not header.streams:
+            stamps = (os.stat(file) for file in self.files())
             with _reading:
-                whole = _whole(self.path, stamp.st_mtime_ns, stamp.st_size)
+                whole = _whole(self.path, tuple((s.st_mtime_ns, s.st_size) for s in stamps))
             return whole[cut].copy()
         spatial = cut[:-1] if self.components > 1 else cut
         reader = _reader(self.path)
@@ -97,45 +108,16 @@ class ItkFile(StoredArray):
         tuple of str
             Absolute paths.
         """
-        place = Path(self.path)
-        if place.suffix.lower() not in (".mhd", ".nhdr"):
-            return (self.path,)
-        with open(place, "rb") as file:
-            words = file.read(_HEADER_BYTES).decode("utf-8", "replace").split()
-        named = (place.parent / word for word in dict.fromkeys(words))
-        return (self.path, *(str(file) for file in named if file.is_file()))
-
-    def _raw_nrrd(self) -> int:
-        """Where the voxels of an uncompressed NRRD file begin, which ITK reads whole; else 0."""
-        if Path(self.path).suffix.lower() != ".nrrd":
-            return 0
-        with open(self.path, "rb") as file:
-            header, end, _ = file.read(_HEADER_BYTES).partition(b"\n\n")
-        words = header.lower().splitlines()
-        as_numpy = b"encoding: raw" in words and b"endian: little" in words
-        if not end or not as_numpy or (self.components > 1 and b"kinds: vector" not in header):
-            return 0
-        # Anything that says more about where the data are makes the lengths differ.
-        start = len(header) + len(end)
-        length = math.prod(self.shape) * self.dtype.itemsize
-        return start if Path(self.path).stat().st_size == start + length else 0
-
-    def _streams(self) -> bool:
-        """Whether ITK reads a region without reading the whole file."""
-        suffix = Path(self.path).suffix.lower()
-        if suffix in (".mha", ".mhd"):
-            with open(self.path, "rb") as file:
-                return b"compresseddata = true" not in file.read(_HEADER_BYTES).lower()
-        # ITK 5.4 aborts the process where it reads a region of a NIfTI file of vectors.
-        return suffix == ".nii" and self.components == 1
+        beside = (str(file) for file in _header(self.path).files)
+        return tuple(dict.fromkeys((self.path, *beside)))
 
 
 def open_itk(dataset: Dataset, selection: Selection) -> Image:
     """Open an image file that ITK reads.
 
-    Direction and origin are kept. The formats carry no unit that can be relied on: numbers are
-    kept as they are and count as micrometers unless the selection states another unit. TIFF has
-    no spacing along z, so it must be stated.
+    Direction and origin are kept, and the unit that the file states: NIfTI's comes as millimeters,
+    into which ITK converts; NRRD's ``space units`` and MetaImage's ``DistanceUnits`` as they are.
+    Where none is stated, numbers count as micrometers.
 
     Parameters
     ----------
@@ -155,23 +137,34 @@ def open_itk(dataset: Dataset, selection: Selection) -> Image:
         Where ITK cannot read the file or the selection does not fit.
     """
     name = str(dataset.location)
-    reader = _reader(name)
+    header = _read_header(name)
+    try:
+        reader = _reader(name)
+    except InputError:
+        check_streams(header)  # which may know better why
+        raise
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
-    if reader.GetPixelID() not in _TYPES or len(size) not in (2, 3, 4):
+    most = 5 if _HEADERS[dataset.location.suffix.lower()] is read_nifti_header else 4
+    if reader.GetPixelID() not in _TYPES or not 2 <= len(size) <= most:
         voxels = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise InputError(
             f"images of real numbers on 2 or 3 axes (and time) are read; {name} holds {voxels} on "
             f"{len(size)} axes"
         )
-    names = ("t", "z", "y", "x")[-len(size) :]
-    shape = size[::-1]
+    names, shape = _AXES[-len(size) :], size[::-1]
     if components > 1:
         names, shape = (*names, "c"), (*shape, components)
     source = ItkFile(name, shape, _TYPES[reader.GetPixelID()], components)
-    stated = None if name.lower().endswith((".tif", ".tiff")) else _grid(reader, selection)
-    spacing = stated.spacing if stated else None
-    selection.choose_level([spacing], selection.unit_of(None), name)
-    return selection.image(source, names, stated, name)
+    names = selection.axes_of(names, name)
+    grid = _grid(reader, header, names, selection)
+    stated = grid.spacing if header.spaced else None
+    selection.choose_level([stated], grid.unit, name)
+    if not header.spaced and selection.voxel_spacing is None:
+        raise InputError(
+            f"{name} does not say how far its voxels lie apart; pass voxel_spacing=, one number "
+            f"per axis in the order {grid.axes}"
+        )
+    return selection.image(source, names, grid, name)
 
 
 def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = False) -> None:
@@ -182,7 +175,8 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     path : path
         Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``; a path or a URL.
     image : Image
-        Read into memory. Numbers of its grid are kept as they are.
+        Read into memory. Numbers of its grid are kept as they are; NIfTI states their unit where
+        it is millimeter, and else none, since ITK multiplies by any other.
     overwrite : bool
         Replace an existing file.
 
@@ -205,21 +199,47 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
             sitk.WriteImage(wrapped, str(partial), useCompression=partial.suffix == ".gz")
         except RuntimeError as error:
             raise OutputError(f"ITK cannot write {path}: {error}") from error
+        if image.grid.unit != "millimeter" and ".nii" in partial.name.lower():
+            state_no_unit(partial)
 
 
-def _grid(reader: sitk.ImageFileReader, selection: Selection) -> Grid:
+def _grid(
+    reader: sitk.ImageFileReader, header: FileHeader, names: Sequence[str], selection: Selection
+) -> Grid:
+    """The grid as ITK has it, in the unit that the file or the caller states."""
     size = reader.GetSize()
-    n = min(len(size), 3)
-    matrix = np.reshape(reader.GetDirection(), (len(size), len(size)))[:n, :n]
-    flipped = matrix[::-1, ::-1] + 0.0  # + 0.0: NIfTI comes with negative zeros
-    return Grid(
-        shape=size[:n][::-1],
-        spacing=reader.GetSpacing()[:n][::-1],
-        origin=reader.GetOrigin()[:n][::-1],
-        direction=tuple(map(tuple, flipped)),
-        axes=("z", "y", "x")[-n:],
-        unit=selection.unit_of(None),
-    )
+    space = [k for k, axis in enumerate(names[: len(size)]) if axis in ("x", "y", "z")]
+    kept = [len(size) - 1 - k for k in space]
+    matrix = np.reshape(reader.GetDirection(), (len(size), len(size)))[np.ix_(kept, kept)]
+    # A stated unit is one of the file's own numbers, which ITK may have converted.
+    scale = header.itk_scale if selection.unit else 1.0
+    try:
+        return Grid(
+            shape=tuple(size[k] for k in kept),
+            spacing=tuple(reader.GetSpacing()[k] / scale for k in kept),
+            origin=tuple(reader.GetOrigin()[k] / scale for k in kept),
+            direction=tuple(map(tuple, matrix + 0.0)),  # NIfTI comes with negative zeros
+            axes=tuple(names[k] for k in space),
+            unit=selection.unit_of(header.unit),
+        )
+    except InputError as error:
+        raise InputError(f"{reader.GetFileName()}: {error}") from error
+
+
+def _read_header(path: str) -> FileHeader:
+    place = Path(path)
+    return _HEADERS[place.suffix.lower()](place)
+
+
+def _header(path: str) -> FileHeader:
+    """A header that was read before; that its files are there was checked then."""
+    stamp = os.stat(path)
+    return _known_header(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@lru_cache(maxsize=64)
+def _known_header(path: str, _modified: int, _size: int) -> FileHeader:
+    return _read_header(path)
 
 
 def _reader(path: str) -> sitk.ImageFileReader:
@@ -228,11 +248,13 @@ def _reader(path: str) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"ITK cannot read {path}: {error}") from error
+        reason = str(error).rpartition("ERROR:")[2] or str(error)
+        raise InputError(f"ITK cannot read {path}: {' '.join(reason.split())}") from error
     return reader
 
 
 @lru_cache(maxsize=2)
-def _whole(path: str, _modified: int, _size: int) -> NDArray[Any]:
-    # Time and size are part of the key: a file that was written anew is read anew.
+def _whole(path: str, _stamps: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+    # Times and sizes are part of the key: a file that was written anew is read anew.
+    check_streams(_header(path))
     return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(path)))

@@ -14,6 +14,7 @@ from itkstream.io.locations import Location
 
 __all__ = [
     "ITK_SUFFIXES",
+    "TIFF_SUFFIXES",
     "Dataset",
     "has_zarr_metadata",
     "list_datasets",
@@ -22,7 +23,8 @@ __all__ = [
     "no_dataset",
 ]
 
-ITK_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff")
+ITK_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd")
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk")
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
 _LISTED = 20
 
@@ -38,7 +40,7 @@ class Dataset:
     root : Location
         The container it belongs to; the file itself where there is none.
     format : str
-        ``"n5"``, ``"zarr"`` or ``"itk"``.
+        ``"n5"``, ``"zarr"``, ``"tiff"`` or ``"itk"``.
     """
 
     location: Location
@@ -77,11 +79,9 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
     full = Location.parse(path)
     full = Location.parse(str(full.child(dataset))) if dataset else full
     if not full.exists():
-        raise _missing(full)
+        return _series_of_tiff(full)
     if full.is_file():
-        if not full.name.lower().endswith(ITK_SUFFIXES):
-            raise _unknown(full)
-        return Dataset(Location.parse(full.path), full, "itk")
+        return _image_file(full)
     for folder in (full, *full.parents):
         kind = _container_format(folder)
         if kind is not None:
@@ -220,6 +220,22 @@ def _is_array(folder: Location) -> bool:
     return "dimensions" in n5_attributes(folder)
 
 
+def _image_file(full: Location) -> Dataset:
+    for suffixes, kind in ((ITK_SUFFIXES, "itk"), (TIFF_SUFFIXES, "tiff")):
+        if full.name.lower().endswith(suffixes):
+            here = Location.parse(full.path)
+            return Dataset(here, here, kind)
+    raise _unknown(full)
+
+
+def _series_of_tiff(full: Location) -> Dataset:
+    """A series inside a TIFF file; what else is not there is an error."""
+    for above in full.parents:
+        if above.name.lower().endswith(TIFF_SUFFIXES) and above.is_file():
+            return Dataset(Location.parse(full.path), Location.parse(above.path), "tiff")
+    raise _missing(full)
+
+
 def _missing(full: Location) -> MissingDataError:
     near = next((folder for folder in full.parents if folder.exists()), None)
     if near is None:
@@ -238,5 +254,6 @@ def _missing(full: Location) -> MissingDataError:
 def _unknown(full: Location) -> InputError:
     return InputError(
         f"{full} is no image this package reads. Known: N5 containers (attributes.json), Zarr and "
-        f"OME-Zarr (zarr.json, .zarray, .zgroup), and files ending in {', '.join(ITK_SUFFIXES)}"
+        f"OME-Zarr (zarr.json, .zarray, .zgroup), and files ending in "
+        f"{', '.join((*ITK_SUFFIXES, *TIFF_SUFFIXES))}"
     )

@@ -36,6 +36,7 @@ from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.ngff_transforms import write_store
 from itkstream.io.outputs import check_file, check_store, claim_file, claim_whole_store
 from itkstream.io.transform_check import TransformReader, check_written, grids_of
+from itkstream.io.units import micrometers, rescaled
 from itkstream.io.vectors import slabs, wanted_axes
 
 __all__ = ["check_transform_output", "read_transform", "write_transform"]
@@ -58,6 +59,7 @@ def read_transform(
     axes: Sequence[str] | None = None,
     *,
     name: str | None = None,
+    unit: str = "micrometer",
 ) -> Transform:
     """Read a transform, whatever it is stored in.
 
@@ -73,6 +75,9 @@ def read_transform(
     name : str, optional
         Which transformation, where an OME-Zarr lists several: its name, or its ends as
         ``fixed -> moving``; the other way round it is inverted, if it can be.
+    unit : str
+        Unit of the numbers of a file that states none, all but OME-Zarr: "millimeter" for
+        transforms of images that ITK knows in millimeters, as NIfTI.
 
     Returns
     -------
@@ -103,7 +108,7 @@ def read_transform(
     # What is looked through is what is handed out: a compressed image is read once.
     transform = read(place, wanted)
     _check_finite(transform, place)
-    return transform
+    return rescaled(transform, 1.0 if _ending(place) in _STORES else micrometers(unit))
 
 
 def write_transform(
@@ -111,6 +116,7 @@ def write_transform(
     transform: Transform,
     axes: Sequence[str] | None = None,
     *,
+    unit: str = "micrometer",
     overwrite: bool = False,
 ) -> float:
     """Write a transform as a file that ITK, 3D Slicer and ANTs read, and check it.
@@ -128,6 +134,9 @@ def write_transform(
         What to write.
     axes : sequence of str, optional
         The axis order of its points; default that of its field or B-splines, else z, y, x.
+    unit : str
+        Unit of the numbers in the file, which all files but OME-Zarr do not state: "millimeter"
+        for images that ITK knows in millimeters, as NIfTI.
     overwrite : bool
         Replace an existing file.
 
@@ -146,6 +155,8 @@ def write_transform(
         Where what was written does not map points as it should; nothing is left behind.
     """
     target = check_transform_output(path, overwrite, transform)
+    factor = 1.0 if _ending(target) in _STORES else micrometers(unit)
+    transform = rescaled(transform, 1 / factor)
     steps = _steps(transform)
     order = _axes(transform, axes)
     kind = _ending(target)
@@ -162,7 +173,8 @@ def write_transform(
             else:
                 write_displacement_image(partial, field, affine)
         tolerance = _SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT
-        return check_written(partial, transform, order, _reader_back(kind, transform), tolerance)
+        read_back = _reader_back(kind, transform)
+        return check_written(partial, transform, order, read_back, tolerance) * factor
 
 
 def check_transform_output(

@@ -1,0 +1,183 @@
+"""What a header of an image file says beyond what ITK passes on, checked before ITK sees it.
+
+ITK reads a header that lies as it is: it allocates what is meant, whatever the file holds.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from itkstream.errors import InputError, MissingDataError, UnreadableDataError
+
+__all__ = ["FileHeader", "check_length", "check_streams", "require_files", "whole_numbers"]
+
+# No deflate stream unpacks to more than this many times its size.
+_DEFLATED = 1032
+_LARGEST_SIZE = 2**31
+_PIECE = 2**20
+_GZIP_OR_ZLIB = 47
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a header says.
+
+    Parameters
+    ----------
+    files : tuple of Path
+        Other files that hold the voxels; empty where the file itself does.
+    unit : str, optional
+        Unit of length of ITK's numbers; None where none is stated.
+    itk_scale : float
+        What ITK multiplies the file's numbers by.
+    spaced : bool
+        Whether the file says how far its voxels lie apart.
+    streams : bool
+        Whether ITK reads a region of it without reading all.
+    raw_offset : int, optional
+        Where the voxels begin that lie as numpy has them: little-endian, in one piece.
+    packed : tuple of (Path, int)
+        Files that are compressed by gzip or zlib, and where in them the stream begins.
+    needed : int
+        Bytes that the streams unpack to at least.
+    """
+
+    files: tuple[Path, ...] = ()
+    unit: str | None = None
+    itk_scale: float = 1.0
+    spaced: bool = True
+    streams: bool = False
+    raw_offset: int | None = None
+    packed: tuple[tuple[Path, int], ...] = ()
+    needed: int = 0
+
+
+def whole_numbers(words: Sequence[str], what: str, path: Path) -> tuple[int, ...]:
+    """Sizes of axes, as a header spells them.
+
+    Parameters
+    ----------
+    words : sequence of str
+        One per axis.
+    what : str
+        The key of the header.
+    path : Path
+        The file.
+
+    Returns
+    -------
+    tuple of int
+        All of them 1 at least.
+
+    Raises
+    ------
+    InputError
+        Where a word is no size.
+    """
+    bad = [w for w in words if not w.isdecimal() or not 0 < int(w) < _LARGEST_SIZE]
+    if bad or not words:
+        raise InputError(
+            f"{path}: {what} must be whole numbers of voxels, one per axis; got {' '.join(words)!r}"
+        )
+    return tuple(int(w) for w in words)
+
+
+def check_length(path: Path, needed: int, there: int, *, packed: bool = False) -> None:
+    """Compare what a header means with what there is.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    needed, there : int
+        Bytes that are meant, and bytes that are there.
+    packed : bool
+        Whether the bytes are compressed by gzip or zlib.
+
+    Raises
+    ------
+    UnreadableDataError
+        Where there are too few.
+    """
+    if needed > there * (_DEFLATED if packed else 1):
+        raise UnreadableDataError(
+            f"{path} is cut short, or its header is damaged: it means {needed} bytes of voxels, "
+            f"and {there} {'compressed ' if packed else ''}bytes are there"
+        )
+
+
+def require_files(path: Path, files: Sequence[Path], key: str) -> None:
+    """The files that a header names must be there.
+
+    Parameters
+    ----------
+    path : Path
+        The header.
+    files : sequence of Path
+        What it names.
+    key : str
+        Where it names them.
+
+    Raises
+    ------
+    MissingDataError
+        Where one is not.
+    """
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise MissingDataError(
+            f"{path} names {missing[0].name} in {key!r}, and there is no {missing[0]}: put the "
+            "files of the image side by side"
+        )
+
+
+def check_streams(header: FileHeader) -> None:
+    """Unpack compressed files once, and compare their lengths and checksums.
+
+    ITK fills what is missing of a stream with zeros, and takes one with a wrong checksum as it is.
+
+    Parameters
+    ----------
+    header : FileHeader
+        What the header says.
+
+    Raises
+    ------
+    UnreadableDataError
+        Where a stream is cut short or damaged.
+    """
+    length = sum(_unpacked_length(path, start) for path, start in header.packed)
+    if header.packed and length < header.needed:
+        raise UnreadableDataError(
+            f"{header.packed[0][0]} is cut short: it unpacks to {length} bytes, and its header "
+            f"means {header.needed}. Restore it from its source"
+        )
+
+
+def _unpacked_length(path: Path, start: int) -> int:
+    length = 0
+    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+    with path.open("rb") as file:
+        file.seek(start)
+        try:
+            while piece := file.read(_PIECE):
+                while piece:
+                    length += len(stream.decompress(piece))
+                    piece = stream.unused_data
+                    if not stream.eof:
+                        break
+                    if not piece.startswith(b"\x1f\x8b"):
+                        return length  # what follows belongs to no stream
+                    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+        except zlib.error as error:
+            raise UnreadableDataError(
+                f"{path} is damaged: it does not unpack ({error}). Restore it from its source"
+            ) from error
+    if not stream.eof:
+        raise UnreadableDataError(
+            f"{path} is cut short: its compressed data have no end. Restore it from its source"
+        )
+    return length

@@ -1,0 +1,134 @@
+"""Transforms in the unit of length of other programs' files.
+
+Inside, and in OME-Zarr, lengths are micrometers. Files of ITK's world carry numbers alone: those
+of the coordinates that ITK gives the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    BSplineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Transform,
+)
+from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+
+__all__ = ["itk_unit", "micrometers", "rescaled"]
+
+
+def itk_unit(grid: Grid) -> str:
+    """The unit of files that ITK's programs use together with an image.
+
+    Parameters
+    ----------
+    grid : Grid
+        The image's, as it was opened.
+
+    Returns
+    -------
+    str
+        ``"millimeter"`` where the image is in millimeters, as NIfTI is, else ``"micrometer"``.
+    """
+    return grid.unit if grid.unit == "millimeter" else "micrometer"
+
+
+def rescaled(transform: Transform, factor: float) -> Transform:
+    """The same transform of points whose numbers are multiplied by a factor; reads no field.
+
+    Parameters
+    ----------
+    transform : Transform
+        Affine, displacement field, B-splines, or a chain of these.
+    factor : float
+        Such as 0.001 from micrometers to millimeters. Grids keep the name of their unit.
+
+    Returns
+    -------
+    Transform
+        ``p -> factor * transform(p / factor)``.
+
+    Raises
+    ------
+    InputError
+        For another kind of transform.
+    """
+    if factor == 1.0:
+        return transform
+    if isinstance(transform, CompositeTransform):
+        return CompositeTransform(tuple(rescaled(t, factor) for t in transform.transforms))
+    if isinstance(transform, AffineTransform):
+        matrix = transform.matrix.copy()
+        matrix[:-1, -1] *= factor
+        return AffineTransform(matrix)
+    if isinstance(transform, DisplacementField):
+        return DisplacementField(_Scaled(transform.data, factor), _scaled(transform.grid, factor))
+    if isinstance(transform, BSplineTransform):
+        coefficients = transform.coefficients * factor
+        return BSplineTransform(coefficients, _scaled(transform.grid, factor), transform.order)
+    raise InputError(
+        f"a {type(transform).__name__} has no other unit; sample it to a DisplacementField first"
+    )
+
+
+def _scaled(grid: Grid, factor: float) -> Grid:
+    spacing, origin = (tuple(v * factor for v in values) for values in (grid.spacing, grid.origin))
+    return Grid(grid.shape, spacing, origin, grid.direction, grid.axes, grid.unit)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Vectors, multiplied as they are read."""
+
+    source: Any
+    factor: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.source.dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        return np.asarray(self.source[key]) * self.dtype.type(self.factor)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(np.asarray(self.source) * self.dtype.type(self.factor), dtype)
+
+
+def micrometers(unit: str) -> float:
+    """How many micrometers a unit has.
+
+    Parameters
+    ----------
+    unit : str
+        As `Grid` spells it.
+
+    Returns
+    -------
+    float
+        Such as 1000 for millimeters.
+
+    Raises
+    ------
+    InputError
+        Where it is no unit of length.
+    """
+    if unit not in MICROMETERS_PER_UNIT:
+        raise InputError(f"unknown length unit {unit!r}; known: {', '.join(MICROMETERS_PER_UNIT)}")
+    return MICROMETERS_PER_UNIT[unit]
