@@ -19,6 +19,7 @@ import zarr
 
 from itkstream.block_kernels import WarpSettings
 from itkstream.cluster import execute
+from itkstream.demo import run_demo
 from itkstream.errors import (
     BlockErrors,
     BusyOutputError,
@@ -313,6 +314,33 @@ def test_a_registration_is_replaced_when_the_new_one_is_complete(tmp_path: Path)
     assert again.told.count("done by an earlier run") == 6
     chunks = {name: time for name, time in new.items() if "/c/" in name}
     assert chunks.items() <= stamps(out).items()
+
+
+def test_a_demo_that_is_stopped_is_continued(tmp_path: Path) -> None:
+    rounds = make_pair(PhantomSettings((40, 40, 32), (1.0, 1.0, 1.0), 3))
+    steps = (Deformable(iterations=(4,), shrink_factors=(2,), smooth_sigmas=(1.0,)),)
+    out = tmp_path / "out"
+
+    def run(heard: Stopping, overwrite: bool) -> None:
+        made = run_demo(out, pair=rounds, steps=steps, overwrite=overwrite, reporter=heard)
+        assert made.overlay.is_file()
+        assert made.registration.out == Location.parse(out / "registration")
+        assert made.registration.aligned.read().any()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping("certificate"), overwrite=False)
+    assert names(tmp_path) == [".draft-out"]
+    heard = Stopping()
+    run(heard, overwrite=False)
+    assert heard.told.count("done by an earlier run") == 4
+    assert names(tmp_path) == ["out"]
+    old = stamps(out)
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping("ITK files"), overwrite=True)
+    assert stamps(out) == old
+    run(Stopping(), overwrite=True)
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["overlay.png", "registration"]
 
 
 def stamps(folder: Path) -> dict[str, int]:

@@ -58,8 +58,8 @@ def _touching(output: Location, read: Location) -> InputError:
     if how != "is" and not output.lies_in(read):
         how = "holds"
     return InputError(
-        f"the output {output} {how} what is read for it, {read}, which would be lost: choose "
-        "another output"
+        f"the output {output} {how} what is read for it, {read}, and an input is never replaced: "
+        "choose another output"
     )
 
 
