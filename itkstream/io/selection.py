@@ -129,6 +129,54 @@ class Selection:
             )
         return tuple(self.axes)
 
+    def planar(self, names: Sequence[str], shape: Sequence[int]) -> tuple[str, ...]:
+        """The names of the stored axes, where a single plane has no axis z.
+
+        Images of one plane come with a z of one voxel from many tools; they are 2-D unless their
+        axes are stated.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Of the stored axes.
+        shape : sequence of int
+            Of the finest level.
+
+        Returns
+        -------
+        tuple of str
+            With "plane" in the place of a z of one voxel, which `image` drops.
+        """
+        flat = self.axes is None and len(names) == len(shape)
+        return tuple(
+            "plane" if flat and name == "z" and shape[k] == 1 else name
+            for k, name in enumerate(names)
+        )
+
+    def stated_spacing(self, ndim: int, name: str) -> tuple[float, ...] | None:
+        """The voxel spacing that was stated by hand.
+
+        Parameters
+        ----------
+        ndim : int
+            Spatial axes.
+        name : str
+            How messages call the image.
+
+        Returns
+        -------
+        tuple of float or None
+            One per axis.
+
+        Raises
+        ------
+        InputError
+            Where there are more or fewer.
+        """
+        if self.voxel_spacing is None:
+            return None
+        return tuple(map(float, _per_axis("voxel_spacing", self.voxel_spacing, ndim, name)))
+
     def unit_of(self, claimed: str | None) -> str:
         """The unit of the file's numbers.
 
@@ -205,10 +253,10 @@ class Selection:
         """
         view = self._view(source, names, name)
         axes = tuple(a for a in names if a in ("x", "y", "z"))
-        if self.voxel_spacing is not None:
-            base = grid or Grid(view.shape, (1.0,) * len(axes), axes=axes, unit=self.unit_of(None))
-            stated = _per_axis("voxel_spacing", self.voxel_spacing, len(axes), name)
-            grid = replace(base, spacing=tuple(stated))
+        stated = self.stated_spacing(len(axes), name)
+        if stated is not None:
+            base = grid or Grid(view.shape, stated, axes=axes, unit=self.unit_of(None))
+            grid = replace(base, spacing=stated)
         if grid is None:
             raise InputError(
                 f"{name} does not say how far its voxels lie apart; pass voxel_spacing=, one "
