@@ -21,6 +21,7 @@ __all__ = [
     "InterruptedRunError",
     "ItkstreamError",
     "MissingDataError",
+    "NoSuchPartError",
     "OutputError",
     "PlanError",
     "RegistrationError",
@@ -38,6 +39,10 @@ class ItkstreamError(Exception):
 
 class InputError(ItkstreamError, ValueError):
     """An argument, an image or a file is not what the function can take."""
+
+
+class NoSuchPartError(InputError):
+    """An image has no level, channel or time point of that number."""
 
 
 class MissingDataError(ItkstreamError, FileNotFoundError):

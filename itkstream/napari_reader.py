@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError, ItkstreamError
+from itkstream.errors import ItkstreamError, NoSuchPartError
 from itkstream.geometry import Image, default_axes
 from itkstream.io import open_image
 from itkstream.io.locations import Location
@@ -111,6 +111,6 @@ def _levels(path: str) -> list[Image]:
     while True:
         try:
             levels.append(open_image(path, level=len(levels)))
-        except InputError:
-            # There are no more.
+        except NoSuchPartError:
+            # Only this ends them: anything else is wrong with the file.
             return levels

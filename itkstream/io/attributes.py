@@ -110,6 +110,37 @@ class Attributes:
             raise self.error(key, "a list of numbers")
         return tuple(map(float, found))
 
+    def rows(self, key: str, columns: int) -> tuple[tuple[float, ...], ...] | None:
+        """A matrix.
+
+        Parameters
+        ----------
+        key : str
+            The key.
+        columns : int
+            Numbers per row.
+
+        Returns
+        -------
+        tuple of tuple of float or None
+            None where there is no such key.
+
+        Raises
+        ------
+        InputError
+            For anything else.
+        """
+        given = self.values.get(key)
+        if given is None:
+            return None
+        good = isinstance(given, list) and all(
+            isinstance(row, list) and len(row) == columns and all(map(_is_number, row))
+            for row in given
+        )
+        if not good:
+            raise self.error(key, f"rows of {columns} numbers")
+        return tuple(tuple(map(float, row)) for row in given)
+
     def text(self, key: str) -> str | None:
         """A text.
 

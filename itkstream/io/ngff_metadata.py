@@ -231,12 +231,8 @@ def placement(multiscale: Attributes, system: str, ndim: int) -> NDArray[np.floa
     for step in multiscale.listed("coordinateTransformations"):
         if (_end_of(step, "input"), _end_of(step, "output")) != (own, system):
             continue
-        rows = step.values.get("affine")
-        listed = isinstance(rows, list) and len(rows) == ndim
-        found = [
-            Attributes({"affine": row}, step.file, step.way).numbers("affine") for row in rows or ()
-        ]
-        if not listed or any(row is None or len(row) != ndim + 1 for row in found):
+        found = step.rows("affine", ndim + 1)
+        if found is None or len(found) != ndim:
             raise step.error("affine", f"{ndim} rows of {ndim + 1} numbers")
         return np.array(found)
     return None

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -306,15 +305,15 @@ def _turning(image: _Image, names: Sequence[str]) -> Callable[[Grid], Grid] | No
     kept = [k for k, name in enumerate(names) if name in SPACE]
     system = own.text("system")
     if system is None:
-        direction = own.values.get("direction") or ()
-        return partial(_turned, direction=direction)
+        direction = own.rows("direction", len(kept))
+        return None if direction is None else partial(_turned, direction=direction)
     affine = placement(image.multiscale, system, len(names))
     if affine is None:
         raise own.error("system", "a coordinate system that an affine of the image leads to")
     return partial(_moved, linear=affine[np.ix_(kept, kept)], shift=affine[kept, -1])
 
 
-def _turned(grid: Grid, direction: Any) -> Grid:
+def _turned(grid: Grid, direction: tuple[tuple[float, ...], ...]) -> Grid:
     return replace(grid, direction=direction)
 
 

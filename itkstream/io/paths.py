@@ -270,10 +270,12 @@ def _followed(named: Location) -> Location:
     """What a link leads to, unless the link's own name or place tells what that is."""
     if not named.is_local:
         return named
-    target = Location.parse(named.address)
     if named.is_file():
-        known = named.name.lower().endswith(ITK_SUFFIXES)
-        return named if known else target
+        place = named
+        while not place.name.lower().endswith(ITK_SUFFIXES) and place.path.is_symlink():
+            place = Location.named(str(place.path.parent / place.path.readlink()))
+        return place
+    target = Location.parse(named.address)
     inside = any(f.suffix.lower() in (".n5", ".zarr") for f in (named, *named.parents))
     kinds = [_container_format(folder) for folder in (target, *target.parents)]
     kind = next((k for k in kinds if k is not None), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, NoSuchPartError
 from itkstream.geometry import ArraySource, ArrayView, Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
 
@@ -211,15 +211,17 @@ class Selection:
 
         Raises
         ------
+        NoSuchPartError
+            Where the level does not exist.
         InputError
-            Where the level does not exist, or a level cannot be chosen by spacing.
+            Where a level cannot be chosen by spacing.
         """
         if self.spacing is not None:
             return _nearest(self.spacing, spacings, unit, name)
         level = self.level or 0
         if not 0 <= level < len(spacings):
             there = "; ".join(f"{k}: {s or 'unknown'}" for k, s in enumerate(spacings))
-            raise InputError(
+            raise NoSuchPartError(
                 f"{name} has no level {level}; its levels and their spacing ({unit}): {there}"
             )
         return level
@@ -248,8 +250,10 @@ class Selection:
 
         Raises
         ------
+        NoSuchPartError
+            Where channel or time do not exist.
         InputError
-            Where channel or time do not exist, or no spacing is known.
+            Where no spacing is known, or an axis is not understood.
         """
         view = self._view(source, names, name)
         axes = tuple(a for a in names if a in ("x", "y", "z"))
@@ -299,7 +303,7 @@ def _axes(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def _check_index(word: str, index: int, length: int, name: str) -> None:
     if not 0 <= index < length:
-        raise InputError(f"{name} has no {word} {index}; it has {length}, counted from 0")
+        raise NoSuchPartError(f"{name} has no {word} {index}; it has {length}, counted from 0")
 
 
 def _positive(values: float | Sequence[float]) -> bool:

@@ -108,16 +108,19 @@ class Layout:
         InputError
             Where there are more or fewer.
         """
-        every, some = self.names, self.space
-        if self.zarr and key in _OF_N5:
-            every, some = self.names[::-1], tuple(sorted(self.space))
         if not listed:
             return dict.fromkeys(self.space, values[0])
-        for order in (every, some):
+        # A single plane has no axis z any more, but lists still may have its number.
+        deep = tuple(name for name in self.names if name in (*SPACE, "plane"))
+        orders = (self.names, deep, self.space)
+        if self.zarr and key in _OF_N5:
+            by_name = tuple(sorted(deep, key=lambda name: "z" if name == "plane" else name))
+            orders = (by_name, tuple(sorted(self.space)), self.names[::-1])
+        for order in orders:
             if len(values) == len(order):
                 found = zip(order, values, strict=True)
                 return {name: value for name, value in found if name in self.space}
-        raise attributes.error(key, f"one value per axis {some}")
+        raise attributes.error(key, f"one value per axis {orders[-2]}")
 
 
 @dataclass(frozen=True)
