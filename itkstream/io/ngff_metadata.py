@@ -32,7 +32,15 @@ _KEPT = ("scale", "translation")
 
 @dataclass(frozen=True)
 class NgffAxis:
-    """An axis as metadata have it; "" for what they do not say."""
+    """An axis as metadata have it.
+
+    Parameters
+    ----------
+    name : str
+        In small letters.
+    type, unit : str
+        "" where they do not say.
+    """
 
     name: str
     type: str = ""

@@ -214,9 +214,12 @@ class Stated:
         bool
             Of spacings alone, in whatever units they are.
         """
+        # One that has no unit may be in that of the other.
+        units = [s.units if any(s.units.values()) else {} for s in (self, other)]
+        units = [units[0] or units[1], units[1] or units[0]]
         first, second = (
-            {a: v * _micrometers(s.units.get(a, "")) for a, v in s.spacing.items()}
-            for s in (self, other)
+            {a: v * _micrometers(unit.get(a, "")) for a, v in s.spacing.items()}
+            for s, unit in zip((self, other), units, strict=True)
         )
         return not _close(first, second)
 
@@ -335,11 +338,13 @@ def stated_place(
     own = chain[0].attributes
     complete = _complete(chain, layout)
     if complete is not None:
-        for raw in _resolutions(chain[0].attributes, layout):
+        for raw in _resolutions(own, layout):
             factors = _own_factors(own, layout)
             if complete.differs(raw) and complete.differs(_times(raw, factors)):
                 raise _contradiction(complete, raw)
-        return complete
+            if not any(complete.units.values()):
+                complete = replace(complete, units=raw.units)
+        return _with_units(complete, chain, layout)
     scale = _Scale(chain, layout, level, first)
     for index, around in enumerate(chain):
         found = _resolutions(around.attributes, layout)

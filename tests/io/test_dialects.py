@@ -80,6 +80,17 @@ DIALECTS = {
         {"pixelResolution": nm(4, 4, 5), "transform": cosem([5, 4, 4], [0, 0, 0])},
         {"pixelResolution": nm(8, 8, 10), "transform": cosem([10, 8, 8], [2.5, 2, 2])},
     ),
+    "COSEM, unit of the resolution alone": (
+        {},
+        {
+            "pixelResolution": nm(4, 4, 5),
+            "transform": {"axes": ["z", "y", "x"], "scale": [5, 4, 4]},
+        },
+        {
+            "pixelResolution": nm(8, 8, 10),
+            "transform": {**cosem([10, 8, 8], [2.5, 2, 2]), "units": None},
+        },
+    ),
     "COSEM without transform": (
         {"g": {"pixelResolution": nm(4, 4, 5), "scales": FACTORS}},
         {"pixelResolution": nm(4, 4, 5)},
