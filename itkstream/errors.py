@@ -21,6 +21,7 @@ __all__ = [
     "InterruptedRunError",
     "ItkstreamError",
     "MissingDataError",
+    "NoSuchPartError",
     "OutputError",
     "PlanError",
     "RegistrationError",
@@ -42,6 +43,10 @@ class InputError(ItkstreamError, ValueError):
 
 class UnknownSpacingError(InputError):
     """A file does not state how far the voxels of an image lie apart, or in which unit."""
+
+
+class NoSuchPartError(InputError):
+    """An image has no level, channel or time point of that number."""
 
 
 class MissingDataError(ItkstreamError, FileNotFoundError):

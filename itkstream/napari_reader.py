@@ -10,7 +10,7 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError, ItkstreamError
+from itkstream.errors import ItkstreamError, NoSuchPartError
 from itkstream.geometry import Image, default_axes
 from itkstream.io import open_image
 from itkstream.io.locations import Location
@@ -113,6 +113,6 @@ def _levels(image: Image) -> list[Image]:
     while True:
         try:
             levels.append(open_image(**{**image.recipe, "level": finest + len(levels)}))
-        except InputError:
-            # There are no more.
+        except NoSuchPartError:
+            # Only this ends them: anything else is wrong with the file.
             return levels

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, NoSuchPartError
 from itkstream.geometry import Image
 from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
@@ -122,7 +122,13 @@ def open_image(
     selection = Selection(level, spacing, channel, time, unit, voxel_spacing, axes)
     found = locate(path, dataset)
     home, reader = _READERS[found.format]
-    image: Image = getattr(import_module(home), reader)(found, selection)
+    try:
+        image: Image = getattr(import_module(home), reader)(found, selection)
+    except InputError as error:
+        if str(found.location) in str(error):
+            raise
+        # What does not know whose numbers it looked at, as the lattice does not.
+        raise type(error)(f"{found.location}: {error}") from error
     return replace(image, recipe={"path": str(found.location), **selection.stated()})
 
 
@@ -158,6 +164,6 @@ def open_series(
     while True:
         try:
             series.append(open_image(path, **{**selection, axis: len(series)}))
-        except InputError:
-            # There are no more.
+        except NoSuchPartError:
+            # Only this ends a series: anything else is wrong with the file.
             return series

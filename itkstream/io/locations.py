@@ -97,6 +97,33 @@ class Location:
         return cls(f"{_SCHEMES[scheme]}://{'/'.join(parts)}")
 
     @classmethod
+    def named(cls, given: str | os.PathLike[str] | Location) -> Location:
+        """Understand a path or URL, and keep the names of links on its way.
+
+        Stores of contents (git-annex, DVC) hold files under their digests: what a file is called,
+        and so its format, is known from the link alone.
+
+        Parameters
+        ----------
+        given : str, PathLike or Location
+            As for `parse`.
+
+        Returns
+        -------
+        Location
+            With an absolute address, in which no link is followed but those that ``..`` comes
+            after.
+        """
+        if isinstance(given, Location) or _URL.fullmatch(os.fspath(given)):
+            return cls.parse(given)
+        cls.parse(given)  # refuses what is no path
+        whole = Path.cwd() / Path(given).expanduser()
+        found = Path(whole.anchor)
+        for part in whole.parts[1:]:
+            found = found.resolve().parent if part == ".." else found / part
+        return cls(str(found))
+
+    @classmethod
     def of_store(cls, store: Any) -> Location | None:
         """Where a store of Zarr's lies.
 

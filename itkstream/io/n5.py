@@ -1,4 +1,4 @@
-"""N5 containers: read and write through tensorstore, in N5's own axis order x, y, z."""
+"""N5 containers: read and write, in N5's own axis order, x first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,20 +15,27 @@ from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.geometry import ArraySource, Grid, Image, default_axes
+from itkstream.io.attributes import Attributes
 from itkstream.io.inputs import check_apart
+from itkstream.io.leveled import Level, attempt, open_level
 from itkstream.io.locations import Location
+from itkstream.io.n5_lz4 import Lz4Array
+from itkstream.io.ngff_metadata import level_paths
 from itkstream.io.paths import Dataset, n5_attributes, no_dataset
 from itkstream.io.selection import Selection
+from itkstream.io.stated import Around, Layout, stated_axes, stated_place
 from itkstream.io.stored import StoredArray, tiles
 from itkstream.numerics.threads import get_threads
 
-__all__ = ["N5Array", "create_n5", "key_value_store", "open_n5", "write_n5"]
+__all__ = ["N5Array", "create_n5", "key_value_store", "n5_shape", "open_n5", "write_n5"]
 
 _N5_VERSION = "2.0.0"
 _TYPES = (
     *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float32", "float64"),
 )
+_LONGEST = 2**62
+_FORMAT = ("dimensions", "blockSize", "dataType", "compression")
 _LEVEL_NAME = re.compile(r"s(\d+)")
 
 
@@ -47,7 +54,7 @@ class N5Array(StoredArray):
     """
 
     @classmethod
-    def open(cls, folder: Location) -> N5Array:
+    def open(cls, folder: Location) -> N5Array | Lz4Array:
         """Read the metadata of a dataset and check that it can be read.
 
         Parameters
@@ -57,7 +64,7 @@ class N5Array(StoredArray):
 
         Returns
         -------
-        N5Array
+        N5Array or Lz4Array
             Lazy.
 
         Raises
@@ -65,11 +72,22 @@ class N5Array(StoredArray):
         InputError
             Where its type or compression is unknown.
         """
-        kind = n5_attributes(folder).get("dataType")
+        attributes = n5_attributes(folder)
+        kind = attributes.values.get("dataType")
         if kind not in _TYPES:
-            raise InputError(f"{folder} holds {kind}; N5 data of {', '.join(_TYPES)} are read")
-        array = cls(str(folder), _shape(folder), np.dtype(kind))
-        _ = array.store  # refuses an unknown compression now rather than in the middle of a run
+            raise attributes.error("dataType", f"one of {', '.join(_TYPES)}")
+        if attributes.values.get("isLabelMultiset"):
+            raise attributes.error("isLabelMultiset", "false: multisets of labels are not read")
+        shape = n5_shape(attributes)
+        compression = _compression(attributes)
+        array: N5Array | Lz4Array
+        if compression.text("type") == "lz4":
+            array = Lz4Array(str(folder), shape, np.dtype(kind))
+            _ = array.chunks
+        else:
+            array = cls(str(folder), shape, np.dtype(kind))
+            # Refuses an unknown compression now rather than in the middle of a run.
+            _ = array.store
         return array
 
     @cached_property
@@ -77,17 +95,25 @@ class N5Array(StoredArray):
         """The open tensorstore of this process."""
         import tensorstore
 
+        folder = Location(self.path)
+        attributes = n5_attributes(folder)
+        metadata = {key: attributes.values.get(key) for key in _FORMAT}
+        metadata["compression"] = dict(_compression(attributes).values)
         spec = {
             "driver": "n5",
-            "kvstore": key_value_store(Location(self.path)),
+            "kvstore": key_value_store(folder),
             "context": {"data_copy_concurrency": {"limit": get_threads()}},
-            # A block that is not there holds zeros; an array that is gone must not.
-            "recheck_cached_metadata": True,
+            # tensorstore has its own idea of attributes that other tools write beside these.
+            "metadata": metadata,
+            "open": True,
+            "assume_metadata": True,
         }
         try:
             return tensorstore.open(spec).result()
         except ValueError as error:
-            raise InputError(f"tensorstore cannot open {self.path} as N5: {error}") from error
+            raise InputError(
+                f"{folder / 'attributes.json'} describes no N5 dataset that can be read: {error}"
+            ) from error
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -107,7 +133,11 @@ class N5Array(StoredArray):
         ndarray, stop - start
             The elements.
         """
-        return np.asarray(self.store[_box(start, stop)].read().result())
+        values = np.asarray(self.store[_box(start, stop)].read().result())
+        # A block that is not there holds zeros; an array that is gone must not.
+        if not (Location(self.path) / "attributes.json").is_file():
+            raise OSError("the array is gone, there is no attributes.json any more")
+        return values
 
     def write(self, start: Sequence[int], values: NDArray[Any]) -> None:
         """Write a box; boxes written at the same time must not share a chunk.
@@ -123,33 +153,24 @@ class N5Array(StoredArray):
         self.store[_box(start, stop)].write(values.astype(self.dtype, copy=False)).result()
 
 
-@dataclass(frozen=True)
-class _Stated:
-    """Voxel spacing and unit as attributes state them; None where they do not."""
-
-    spacing: tuple[float, ...] | None
-    unit: str | None
-
-
 def open_n5(dataset: Dataset, selection: Selection) -> Image:
-    """Open an N5 dataset, or one level ``s0, s1, ...`` of an N5 group.
+    """Open an N5 dataset, or one level of an N5 group.
 
-    The spacing is ``pixelResolution`` (or ``resolution``) times ``downsamplingFactors``, looked up
-    in the dataset's attributes and then in those of the groups around it; a level without factors
-    of its own takes them from the group's ``scales``. The origin is 0 at every level, as N5 tools
-    have it, although averaging moves the centre of the first voxel by ``(f - 1) / 2`` fine voxels.
+    What attributes of the dataset and of the groups around it state of axes, spacing, origin and
+    units is understood as `itkstream.io.stated` says. The levels of a group are those of its
+    ``multiscales``, else ``s0, s1, ...``.
 
     Parameters
     ----------
     dataset : Dataset
         Array or group.
     selection : Selection
-        Level, and what to believe instead of the metadata.
+        Level, channel, time, and what to believe instead of the metadata.
 
     Returns
     -------
     Image
-        Lazy, with axes x, y, z.
+        Lazy, with the spatial axes in stored order: x, y, z unless the attributes say otherwise.
 
     Raises
     ------
@@ -158,15 +179,9 @@ def open_n5(dataset: Dataset, selection: Selection) -> Image:
     InputError
         Where the spacing is unknown or the selection does not fit.
     """
-    folders = _levels(dataset)
-    stated = [_stated(folder, dataset) for folder in folders]
-    unit = selection.unit_of(next((s.unit for s in stated if s.unit), None))
-    chosen = selection.choose_level([s.spacing for s in stated], unit, str(dataset.location))
-    folder = folders[chosen]
-    source = N5Array.open(folder)
-    spacing = stated[chosen].spacing
-    grid = None if spacing is None else Grid(source.shape, spacing, unit=unit)
-    return selection.image(source, default_axes(source.ndim), grid, str(folder))
+    folders = _Folders()
+    levels = [_level(f, dataset, folders, selection) for f in _levels(dataset, folders)]
+    return open_level(levels, selection, N5Array.open, str(dataset.location))
 
 
 def key_value_store(location: Location) -> dict[str, Any]:
@@ -233,7 +248,8 @@ def create_n5(
     dataset : str
         Path of the dataset inside it.
     grid : Grid
-        Lattice with axes x, y, z (x, y in 2-D). N5 keeps its spacing and not its origin.
+        Lattice with axes x, y, z (x, y in 2-D). An origin other than what averaging
+        ``downsampling_factors`` voxels makes of 0 is written as COSEM's ``transform``.
     dtype : dtype
         Element type.
     chunks : sequence of int
@@ -328,59 +344,108 @@ def write_n5(
     return out
 
 
-def _levels(dataset: Dataset) -> list[Location]:
+def n5_shape(attributes: Attributes) -> tuple[int, ...]:
+    """Elements per axis of a dataset.
+
+    Parameters
+    ----------
+    attributes : Attributes
+        Of the dataset.
+
+    Returns
+    -------
+    tuple of int
+        In stored order.
+
+    Raises
+    ------
+    InputError
+        Where they are no whole numbers.
+    """
+    shape = attributes.numbers("dimensions")
+    if shape is None or any(n < 1 or n != int(n) or n > _LONGEST for n in shape):
+        raise attributes.error("dimensions", "a list of positive whole numbers")
+    return tuple(map(int, shape))
+
+
+class _Folders(dict[Location, Attributes]):
+    """The attributes of folders, each read once while an image is opened."""
+
+    def __missing__(self, folder: Location) -> Attributes:
+        self[folder] = n5_attributes(folder)
+        return self[folder]
+
+    def is_dataset(self, folder: Location) -> bool:
+        """Whether a folder is an array."""
+        return "dimensions" in self[folder]
+
+
+def _levels(dataset: Dataset, folders: _Folders) -> list[Location]:
     folder = dataset.location
-    if "dimensions" in n5_attributes(folder):
+    if folders.is_dataset(folder):
         return [folder]
+    for multiscale in folders[folder].listed("multiscales"):
+        found = [folder / path for path in level_paths(multiscale)]
+        missing = next((level for level in found if not folders.is_dataset(level)), None)
+        if missing is not None:
+            raise no_dataset(missing, dataset.root, "there, though its group lists it")
+        return found
     numbered = {}
     for name in folder.names():
         match = _LEVEL_NAME.fullmatch(name)
-        if match and "dimensions" in n5_attributes(folder / name):
+        if match and folders.is_dataset(folder / name):
             numbered[int(match[1])] = folder / name
-    if not numbered:
-        raise no_dataset(folder, dataset.root, "an N5 dataset")
-    return [numbered[k] for k in sorted(numbered)]
+    if numbered:
+        return [numbered[k] for k in sorted(numbered)]
+    if "painteraData" in folders[folder] and (folder / "data").is_dir():
+        return _levels(replace(dataset, location=folder / "data"), folders)
+    raise no_dataset(folder, dataset.root, "an N5 dataset")
 
 
-def _shape(folder: Location) -> tuple[int, ...]:
-    shape = tuple(int(n) for n in n5_attributes(folder)["dimensions"])
-    if len(shape) not in (2, 3):
-        raise InputError(f"N5 images of 2 or 3 axes are read; {folder} has shape {shape}")
-    return shape
+def _level(folder: Location, dataset: Dataset, folders: _Folders, selection: Selection) -> Level:
+    lineage = Dataset(folder, dataset.root, "n5").lineage
+    chain = [Around(folders[around], folder.relative_to(around)) for around in lineage]
+    shape = n5_shape(folders[folder])
+    names = _names(chain, len(shape), selection, folder)
+    match = _LEVEL_NAME.fullmatch(folder.name)
+    number = int(match[1]) if match else None
+    finest = lineage[1] / "s0" if number and len(lineage) > 1 else folder
+    first = None
+    if finest != folder and folders.is_dataset(finest):
+        first = Around(folders[finest])
+        shape = n5_shape(folders[finest])
+    names = selection.planar(names, shape)
+    place = attempt(lambda: stated_place(chain, Layout(names), number, first))
+    return Level(folder, names, place)
 
 
-def _stated(folder: Location, dataset: Dataset) -> _Stated:
-    """What the attributes of a dataset and of the groups around it say of its voxels."""
-    chain = [n5_attributes(f) for f in Dataset(folder, dataset.root, "n5").lineage]
-    keys = ("pixelResolution", "resolution")
-    resolution = next((a[key] for a in chain for key in keys if a.get(key)), None)
-    if resolution is None:
-        return _Stated(None, None)
-    unit = None
-    if isinstance(resolution, dict):
-        resolution, unit = resolution.get("dimensions", ()), resolution.get("unit")
-    ndim = len(_shape(folder))
-    factors = _factors(folder, chain) or (1,) * ndim
-    if not len(resolution) == len(factors) == ndim:
+def _names(
+    chain: Sequence[Around], ndim: int, selection: Selection, folder: Location
+) -> tuple[str, ...]:
+    usual = default_axes(ndim) if ndim in (2, 3) else ("",) * ndim
+    if selection.axes is not None:
+        return selection.axes_of(usual, str(folder))
+    found = stated_axes(chain, ndim, reverse=True)
+    if found is None and ndim not in (2, 3):
         raise InputError(
-            f"{folder} has {ndim} axes, but its pixelResolution is {resolution} and its "
-            f"downsamplingFactors {factors}: correct its attributes"
+            f"{folder} has {ndim} axes without names; give it an attribute axes, for instance "
+            "['x', 'y', 'z', 'c'], or pass axes= (--axes)"
         )
-    spacing = tuple(float(r) * float(f) for r, f in zip(resolution, factors, strict=True))
-    return _Stated(spacing, unit)
+    return found or usual
 
 
-def _factors(folder: Location, chain: list[dict[str, Any]]) -> Sequence[float] | None:
-    own = chain[0].get("downsamplingFactors")
-    level = _LEVEL_NAME.fullmatch(folder.name)
-    if own or not level:
-        return own
-    scales = next((a["scales"] for a in chain[1:] if a.get("scales")), ())
-    return scales[int(level[1])] if int(level[1]) < len(scales) else None
+def _compression(attributes: Attributes) -> Attributes:
+    """How blocks are compressed; before N5 2.0 it was a word of its own."""
+    found = attributes.below("compression")
+    if found is None and "compressionType" in attributes:
+        found = Attributes({"type": attributes.text("compressionType")}, attributes.file)
+    if found is None:
+        raise attributes.error("compression", "an object with a type")
+    return found
 
 
 def _describe(grid: Grid, factors: tuple[int, ...]) -> dict[str, Any]:
-    """The attributes that tell N5 readers the spacing."""
+    """The attributes that tell N5 readers spacing and origin."""
     if grid.axes != default_axes(grid.ndim):
         raise InputError(
             f"N5 images have axes {default_axes(grid.ndim)}; got {grid.axes}. Reorder the image"
@@ -389,16 +454,26 @@ def _describe(grid: Grid, factors: tuple[int, ...]) -> dict[str, Any]:
         raise InputError("N5 cannot hold a rotated grid; write OME-Zarr instead")
     if len(factors) != grid.ndim:
         raise InputError(f"downsampling_factors needs {grid.ndim} numbers; got {factors}")
-    spacing = grid.in_unit("micrometer").spacing
-    fine = [s / f for s, f in zip(spacing, factors, strict=True)]
-    return {
+    placed = grid.in_unit("micrometer")
+    fine = [s / f for s, f in zip(placed.spacing, factors, strict=True)]
+    described: dict[str, Any] = {
         "pixelResolution": {"dimensions": fine, "unit": "um"},
         "downsamplingFactors": list(factors),
     }
+    implied = [(f - 1) / 2 * s for f, s in zip(factors, fine, strict=True)]
+    if not np.allclose(implied, placed.origin, rtol=0, atol=1e-9 * max(placed.spacing)):
+        # COSEM's words say where the first voxel lies; N5's own leave that to the factors.
+        described["transform"] = {
+            "axes": list(placed.axes[::-1]),
+            "scale": list(placed.spacing[::-1]),
+            "translate": list(placed.origin[::-1]),
+            "units": ["um"] * placed.ndim,
+        }
+    return described
 
 
 def _add_attributes(folder: Location, attributes: dict[str, Any]) -> None:
-    content = json.dumps({**n5_attributes(folder), **attributes}, indent=2)
+    content = json.dumps({**n5_attributes(folder).values, **attributes}, indent=2)
     (folder / "attributes.json").write_bytes(content.encode())
 
 

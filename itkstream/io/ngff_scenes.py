@@ -25,13 +25,14 @@ from itkstream.geometry import (
     default_axes,
 )
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+from itkstream.io.attributes import Attributes
 from itkstream.io.locations import Location
+from itkstream.io.ngff_metadata import multiscales_of
 from itkstream.io.ngff_steps import Node, StepReader, StoredField, StoredVectors, inside
-from itkstream.io.ome_zarr import OWN_ATTRIBUTES, multiscale_of
-from itkstream.io.paths import has_zarr_metadata
+from itkstream.io.ome_zarr import OWN_ATTRIBUTES
+from itkstream.io.paths import has_zarr_metadata, zarr_metadata
 from itkstream.io.selection import parse_unit
 from itkstream.io.vectors import wanted_axes
-from itkstream.io.zarr_arrays import zarr_attributes
 
 __all__ = ["read_scene"]
 
@@ -71,9 +72,9 @@ def read_scene(
     """
     if not has_zarr_metadata(folder):
         raise MissingDataError(f"there is no transform store {folder}")
-    attributes = zarr_attributes(folder)
-    own = attributes.get(OWN_ATTRIBUTES, {}).get("grid")
+    attributes = zarr_metadata(folder)
     with _naming(folder):
+        own = attributes.values.get(OWN_ATTRIBUTES, {}).get("grid")
         lattice = Grid(**own) if own else None
         edge, inverse = _choose(_listed(attributes), name)
         ends = [_system(folder, attributes, end) for end in (edge.start, edge.end)]
@@ -125,11 +126,17 @@ class _System:
         return tuple(k for k, name in enumerate(self.names) if name in ("x", "y", "z"))
 
 
-def _listed(attributes: Mapping[str, Any]) -> list[_Edge]:
+def _listed(attributes: Attributes) -> list[_Edge]:
     """The transformations of a scene, or of the first image, of a group."""
-    scene = attributes.get("ome", {}).get("scene")
-    found = (scene or multiscale_of(attributes) or {}).get("coordinateTransformations") or ()
+    found = _holder(attributes).get("coordinateTransformations") or ()
     return [_Edge(node, node.get("input"), node.get("output")) for node in found]
+
+
+def _holder(attributes: Attributes) -> Mapping[str, Any]:
+    """The scene of a group, else its first image."""
+    scene = attributes.values.get("ome", {}).get("scene")
+    images = multiscales_of(attributes)
+    return scene or (images[0].values if images else {})
 
 
 def _said(end: Any) -> str:
@@ -162,13 +169,13 @@ def _choose(edges: Sequence[_Edge], name: str | None) -> tuple[_Edge, bool]:
     raise InputError(f"it lists no transformation {name!r}; there are: {there}")
 
 
-def _system(folder: Location, attributes: Mapping[str, Any], end: Any) -> _System:
+def _system(folder: Location, attributes: Attributes, end: Any) -> _System:
     """The axes at one end of a transformation."""
     path, name = (end.get("path"), end.get("name")) if isinstance(end, Mapping) else (None, end)
-    holder: Mapping[str, Any] = attributes.get("ome", {}).get("scene") or {}
-    if path or not holder:
-        place = inside(folder, path) if path else folder
-        holder = multiscale_of(zarr_attributes(place)) or {}
+    holder = _holder(attributes)
+    if path:
+        images = multiscales_of(zarr_metadata(inside(folder, path)))
+        holder = images[0].values if images else {}
     systems = list(holder.get("coordinateSystems") or ())
     if not systems and "axes" in holder:
         # Before 0.6 an image has one system, without a name.

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Slices
+from itkstream.io.attributes import Attributes
 from itkstream.io.locations import Location
-from itkstream.io.ome_zarr import level_axes, level_paths, multiscale_of, scale_and_shift
+from itkstream.io.ngff_metadata import level_axes, level_paths, multiscales_of, scale_and_shift
+from itkstream.io.paths import is_zarr_array, zarr_metadata
 from itkstream.io.vectors import OrderedVectors
-from itkstream.io.zarr_arrays import ZarrArray, is_zarr_array, zarr_attributes
+from itkstream.io.zarr_arrays import ZarrArray
 
 __all__ = ["Node", "StepReader", "StoredField", "StoredVectors", "inside"]
 
@@ -230,7 +232,7 @@ class StepReader:
         place = inside(self.folder, node["path"])
         group, multiscale, path = _multiscale_around(place, self.folder)
         axes = level_axes(multiscale, path)
-        types = [str(axis.get("type")) for axis in axes]
+        types = [axis.type for axis in axes]
         wanted = _FIELDS[node["type"]]
         if types.count(wanted) != 1:
             raise InputError(f"{place} has no axis of type {wanted!r}; its axes are {types}")
@@ -251,8 +253,8 @@ class StepReader:
             array,
             component,
             self.lattice or Grid(tuple(array.shape[k] for k in spatial), scale, shift),
-            tuple(str(axes[k]["name"]).lower() for k in spatial),
-            tuple(str(axes[k].get("unit") or "") for k in spatial),
+            tuple(axes[k].name for k in spatial),
+            tuple(axes[k].unit for k in spatial),
             absolute=node["type"] == "coordinates",
         )
 
@@ -283,19 +285,18 @@ def inside(folder: Location, path: str) -> Location:
     return folder.child(*(part for part in parts if part not in ("", ".")))
 
 
-def _multiscale_around(place: Location, top: Location) -> tuple[Location, Node, str]:
+def _multiscale_around(place: Location, top: Location) -> tuple[Location, Attributes, str]:
     """The multiscale image that a group is, or an array is a level of: group, metadata, level."""
     if not is_zarr_array(place):
-        multiscale = multiscale_of(zarr_attributes(place))
-        if multiscale is None:
-            raise InputError(f"there is no vector field {place}: no array, and no OME-Zarr image")
-        return place, multiscale, level_paths(multiscale)[0]
+        for multiscale in multiscales_of(zarr_metadata(place)):
+            return place, multiscale, level_paths(multiscale)[0]
+        raise InputError(f"there is no vector field {place}: no array, and no OME-Zarr image")
     around = [folder for folder in place.parents if folder.is_below(top)]
     for group in around:
-        multiscale = multiscale_of(zarr_attributes(group))
-        for path in level_paths(multiscale) if multiscale else ():
-            if inside(group, path) == place:
-                return group, multiscale or {}, path
+        for multiscale in multiscales_of(zarr_metadata(group)):
+            for path in level_paths(multiscale):
+                if inside(group, path) == place:
+                    return group, multiscale, path
     raise InputError(f"no OME-Zarr metadata say where the elements of {place} are")
 
 

@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import ArrayView, Grid, Image
-from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+from itkstream.io.attributes import Attributes
+from itkstream.io.leveled import Level, attempt, names_without_plane, open_level
 from itkstream.io.locations import Location
-from itkstream.io.paths import Dataset, no_dataset
+from itkstream.io.ngff_metadata import (
+    NgffAxis,
+    level_axes,
+    level_paths,
+    multiscales_of,
+    placement,
+    scale_and_shift,
+)
+from itkstream.io.paths import Dataset, is_zarr_array, no_dataset, zarr_metadata
 from itkstream.io.selection import Selection
-from itkstream.io.zarr_arrays import ZarrArray, is_zarr_array, open_plain_zarr, zarr_attributes
+from itkstream.io.stated import SPACE, Layout, Stated, named_place
+from itkstream.io.zarr_arrays import ZarrArray, open_plain_zarr
 
 __all__ = [
     "OWN_ATTRIBUTES",
     "StoredLevel",
     "coarser_levels",
-    "level_axes",
-    "level_paths",
-    "multiscale_of",
+    "images_inside",
     "open_zarr",
-    "scale_and_shift",
     "space_axes",
 ]
 
 OWN_ATTRIBUTES = "itkstream"  # group attribute for what NGFF has no word for: the direction
 
-_OLD_AXES = ("t", "c", "z", "y", "x")
 _LETTERS = {"channel": "c", "time": "t"}
+_LISTED = 20
+_SERIES_MOST = 10_000
 
 
 def open_zarr(dataset: Dataset, selection: Selection) -> Image:
     """Open an OME-Zarr image, one of its levels, or a plain Zarr array.
 
     The scales and translations of the dataset and of the multiscale are composed. Axes without a
-    unit count as micrometers. For plain arrays see `open_plain_zarr`.
+    unit count as micrometers. A group of images (bioformats2raw, plates, wells, labels) is opened
+    where it holds one image. For plain arrays see `open_plain_zarr`.
 
     Parameters
     ----------
@@ -51,66 +61,73 @@ def open_zarr(dataset: Dataset, selection: Selection) -> Image:
     Returns
     -------
     Image
-        Lazy, with the spatial axes in stored order.
+        Lazy, with the spatial axes in stored order; a single plane has no axis z.
 
     Raises
     ------
     MissingDataError
-        Where there is no image; the message lists the arrays that are there.
+        Where there is no image, or several; the message lists those that are there.
     InputError
         Where the metadata cannot be understood or the selection does not fit.
     """
     folder = dataset.location
     for group in dataset.lineage:
-        attributes = zarr_attributes(group)
-        multiscale = multiscale_of(attributes)
-        if multiscale is None:
-            continue
-        direction = attributes.get(OWN_ATTRIBUTES, {}).get("direction", ())
-        try:
+        attributes = zarr_metadata(group)
+        inside = folder.relative_to(group)
+        for multiscale in multiscales_of(attributes):
             levels = level_paths(multiscale)
-            inside = folder.relative_to(group)
             if folder == group or inside in levels:
                 wanted = levels if folder == group else [inside]
-                return _open_level(group, wanted, _Multiscale(multiscale, direction), selection)
-        except KeyError as error:
-            raise InputError(f"the OME-Zarr metadata of {group} lack {error}") from error
+                return _open_level(_Image(group, multiscale, attributes), wanted, selection)
     if is_zarr_array(folder):
         return open_plain_zarr(folder, selection)
+    images = images_inside(folder)
+    if len(images) == 1:
+        return open_zarr(replace(dataset, location=folder / images[0]), selection)
+    if images:
+        raise MissingDataError(
+            f"{folder} holds {len(images)} images: {', '.join(images[:_LISTED])}"
+            f"{', ...' if len(images) > _LISTED else ''}. Name one of them in the path or with "
+            "dataset="
+        )
     raise no_dataset(folder, dataset.root, "an OME-Zarr image or a Zarr array")
 
 
-def multiscale_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first multiscale image that the attributes of a group describe.
+def images_inside(folder: Location) -> list[str]:
+    """The images of a group of images: series of bioformats2raw, a plate, a well, labels.
 
     Parameters
     ----------
-    attributes : mapping
-        Attributes of a Zarr group.
-
-    Returns
-    -------
-    dict or None
-        Its metadata, None where there are none.
-    """
-    found = attributes.get("ome", attributes).get("multiscales")
-    return dict(found[0]) if found else None
-
-
-def level_paths(metadata: Mapping[str, Any]) -> list[str]:
-    """Where the levels of a multiscale image are, the finest first.
-
-    Parameters
-    ----------
-    metadata : mapping
-        Of the image.
+    folder : Location
+        Any folder.
 
     Returns
     -------
     list of str
-        Relative to its group.
+        Relative to it; empty for any other group.
+
+    Raises
+    ------
+    InputError
+        Where its metadata are malformed.
     """
-    return [str(dataset["path"]).strip("/") for dataset in metadata["datasets"]]
+    attributes = zarr_metadata(folder)
+    found = attributes.below("ome") or attributes
+    if "plate" in found:
+        plate = found.below("plate")
+        wells = [well.text("path") or "" for well in plate.listed("wells")] if plate else []
+        return [f"{well}/{image}" for well in wells for image in images_inside(folder / well)]
+    if "well" in found:
+        well = found.below("well")
+        listed = [image.text("path") or "" for image in well.listed("images")] if well else []
+    elif "bioformats2raw.layout" in found:
+        ome = zarr_metadata(folder / "OME")
+        listed = list((ome.below("ome") or ome).texts("series") or map(str, range(_SERIES_MOST)))
+    else:
+        listed = list(found.texts("labels") or ())
+    known = (name.strip("/") for name in listed if name.strip("/") and ".." not in name)
+    # Series are numbered without a gap: the first that is not there ends them.
+    return list(takewhile(lambda name: bool(multiscales_of(zarr_metadata(folder / name))), known))
 
 
 def space_axes(grid: Grid) -> list[dict[str, str]]:
@@ -168,25 +185,21 @@ def coarser_levels(view: ArrayView) -> list[StoredLevel]:
         return []
     folder = Location(view.source.path)
     for group in folder.parents:
-        multiscale = multiscale_of(zarr_attributes(group))
-        if multiscale is None:
-            continue
-        levels = level_paths(multiscale)
-        inside = folder.relative_to(group)
-        if inside not in levels:
-            return []
-        below = levels[levels.index(inside) + 1 :]
-        found = (
-            _below(view, multiscale, group, (inside, path), steps)
-            for steps, path in enumerate(below, 1)
-        )
-        return [level for level in found if level is not None]
+        for multiscale in multiscales_of(zarr_metadata(group)):
+            levels, inside = level_paths(multiscale), folder.relative_to(group)
+            if inside in levels:
+                below = levels[levels.index(inside) + 1 :]
+                found = (
+                    _below(view, multiscale, group, (inside, path), steps)
+                    for steps, path in enumerate(below, 1)
+                )
+                return [level for level in found if level is not None]
     return []
 
 
 def _below(
     view: ArrayView,
-    multiscale: Mapping[str, Any],
+    multiscale: Attributes,
     group: Location,
     paths: tuple[str, str],
     steps: int,
@@ -226,139 +239,84 @@ def _below(
 
 
 @dataclass(frozen=True)
-class _Multiscale:
-    """Metadata of a multiscale image, and its direction matrix where one is recorded."""
+class _Image:
+    """A multiscale image of a group."""
 
-    metadata: Mapping[str, Any]
-    direction: Sequence[Sequence[float]]
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """Axes of the stored arrays; `spatial` are the positions of x, y and z among them."""
-
-    names: tuple[str, ...]
-    spatial: tuple[int, ...]
-    factors: tuple[float, ...]  # from the unit of each spatial axis to `unit`
-    unit: str
-
-    def lengths(self, values: NDArray[np.float64]) -> tuple[float, ...]:
-        """The spatial ones of `values`, in `unit`."""
-        return tuple(float(values[k]) * f for k, f in zip(self.spatial, self.factors, strict=True))
+    group: Location
+    multiscale: Attributes
+    attributes: Attributes
 
 
-def _open_level(
-    group: Location, levels: Sequence[str], image: _Multiscale, selection: Selection
-) -> Image:
-    axes = _parse_axes(image.metadata, selection)
-    found = [scale_and_shift(image.metadata, path, len(axes.names)) for path in levels]
-    spacings = [None if t is None else axes.lengths(t[0]) for t in found]
-    chosen = selection.choose_level(spacings, axes.unit, str(group))
-    folder = group / levels[chosen]
+def _open_level(image: _Image, wanted: Sequence[str], selection: Selection) -> Image:
+    group, multiscale = image.group, image.multiscale
+    finest = group / level_paths(multiscale)[0]
+    names = selection.axes_of(_axis_names(level_axes(multiscale)), str(group))
+    names = names_without_plane(names, finest, selection, ZarrArray.open)
+    _check_axes(names, image)
+    levels = [
+        Level(
+            group / path,
+            names,
+            attempt(partial(_place, multiscale, path, names)),
+            _turning(image, names),
+        )
+        for path in wanted
+    ]
+    return open_level(levels, selection, partial(_array, group), str(group))
+
+
+def _array(group: Location, folder: Location) -> ZarrArray:
     if not is_zarr_array(folder):
         raise no_dataset(folder, group, "there, though the metadata of the image list it")
-    source = ZarrArray.open(folder)
-    if source.ndim != len(axes.names):
-        raise InputError(f"{folder} has {source.ndim} axes, its metadata name {axes.names}")
-    transform, grid = found[chosen], None
-    if transform is not None:
-        grid = Grid(
-            shape=tuple(source.shape[k] for k in axes.spatial),
-            spacing=axes.lengths(transform[0]),
-            origin=axes.lengths(transform[1]),
-            direction=tuple(map(tuple, image.direction)),
-            axes=tuple(axes.names[k] for k in axes.spatial),
-            unit=axes.unit,
+    return ZarrArray.open(folder)
+
+
+def _axis_names(axes: Sequence[NgffAxis]) -> tuple[str, ...]:
+    return tuple(_LETTERS.get(axis.type, axis.name) for axis in axes)
+
+
+def _check_axes(names: Sequence[str], image: _Image) -> None:
+    space = sorted(name for name in names if name in SPACE)
+    if space not in (["x", "y"], ["x", "y", "z"]) or len(set(names)) < len(names):
+        raise InputError(
+            f"{image.multiscale.file}: an image needs axes x, y and perhaps z, and no name twice; "
+            f"the metadata name {tuple(names)}. Correct them or pass axes= (--axes)"
         )
-    return selection.image(source, axes.names, grid, str(folder))
 
 
-def _parse_axes(metadata: Mapping[str, Any], selection: Selection) -> _Axes:
-    axes = level_axes(metadata)
-    names = tuple(_LETTERS.get(a.get("type", ""), str(a["name"]).lower()) for a in axes)
-    spatial = tuple(k for k, name in enumerate(names) if name in ("x", "y", "z"))
-    units = [selection.unit_of(axes[k].get("unit")) for k in spatial]
-    if not units:
-        raise InputError(f"an image needs axes x, y and perhaps z; the metadata name {names}")
-    factors = [MICROMETERS_PER_UNIT[u] / MICROMETERS_PER_UNIT[units[0]] for u in units]
-    return _Axes(names, spatial, tuple(factors), units[0])
-
-
-def level_axes(metadata: Mapping[str, Any], path: str | None = None) -> list[Mapping[str, Any]]:
-    """The axes of a level of a multiscale image, one for each axis of its array.
-
-    Parameters
-    ----------
-    metadata : mapping
-        Of the image.
-    path : str, optional
-        The level, one of `level_paths`; default the first.
-
-    Returns
-    -------
-    list of mapping
-        Each with a name; type and unit where they are known.
-    """
-    listed = metadata.get("axes")
-    if "coordinateSystems" in metadata:  # 0.6: the datasets say which system they map to
-        paths = level_paths(metadata)
-        level = metadata["datasets"][paths.index(path) if path in paths else 0]
-        output = level["coordinateTransformations"][0].get("output")
-        wanted = output.get("name") if isinstance(output, Mapping) else output
-        systems = {s["name"]: s["axes"] for s in metadata["coordinateSystems"]}
-        listed = systems.get(wanted, metadata["coordinateSystems"][0]["axes"])
-    return [{"name": a} if isinstance(a, str) else a for a in listed or _OLD_AXES]
-
-
-def scale_and_shift(
-    metadata: Mapping[str, Any], path: str, ndim: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """What leads from element index to physical position.
-
-    Parameters
-    ----------
-    metadata : mapping
-        Of a multiscale image.
-    path : str
-        One of `level_paths`.
-    ndim : int
-        Axes of its array.
-
-    Returns
-    -------
-    scale, shift : ndarray, (ndim,)
-        None before OME-Zarr 0.4, which does not say.
-
-    Raises
-    ------
-    InputError
-        Where the metadata give anything but scales and translations.
-    """
-    dataset = metadata["datasets"][level_paths(metadata).index(path)]
-    steps = list(dataset.get("coordinateTransformations") or ())
-    if not steps:
+def _place(multiscale: Attributes, path: str, names: tuple[str, ...]) -> Stated | None:
+    claimed = level_axes(multiscale, path)
+    found = scale_and_shift(multiscale, path, len(names))
+    if found is None:
         return None
-    if "coordinateSystems" not in metadata:
-        # In 0.6 those of the whole image lead to other coordinate systems than the image's own.
-        steps += metadata.get("coordinateTransformations") or ()
-    scale, shift = np.ones(ndim), np.zeros(ndim)
-    for step in _flatten(steps):
-        values = np.asarray(step.get(step["type"], ()), np.float64)
-        if step["type"] not in ("scale", "translation") or values.shape != (ndim,):
-            raise InputError(
-                f"level {path}: a coordinate transformation must be a scale or a translation of "
-                f"{ndim} numbers; got {dict(step)}"
-            )
-        if step["type"] == "scale":
-            scale, shift = scale * values, shift * values
-        else:
-            shift = shift + values
-    return scale, shift
+    # Axes may be called otherwise than the metadata do: these are the names that count.
+    axes = [replace(axis, name=name) for axis, name in zip(claimed, names, strict=False)]
+    if len(axes) < len(names):
+        raise multiscale.error("axes", f"{len(names)} axes", [axis.name for axis in claimed])
+    scale, shift = (tuple(values) for values in found)
+    return named_place(axes, (scale, shift), Layout(names), multiscale)
 
 
-def _flatten(steps: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    for step in steps:
-        if step["type"] == "sequence":
-            yield from _flatten(step["transformations"])
-        elif step["type"] != "identity":
-            yield step
+def _turning(image: _Image, names: Sequence[str]) -> Callable[[Grid], Grid] | None:
+    """What turns the lattices of an image that this package wrote with a direction."""
+    own = image.attributes.below(OWN_ATTRIBUTES)
+    if own is None:
+        return None
+    kept = [k for k, name in enumerate(names) if name in SPACE]
+    system = own.text("system")
+    if system is None:
+        direction = own.rows("direction", len(kept))
+        return None if direction is None else partial(_turned, direction=direction)
+    affine = placement(image.multiscale, system, len(names))
+    if affine is None:
+        raise own.error("system", "a coordinate system that an affine of the image leads to")
+    return partial(_moved, linear=affine[np.ix_(kept, kept)], shift=affine[kept, -1])
+
+
+def _turned(grid: Grid, direction: tuple[tuple[float, ...], ...]) -> Grid:
+    return replace(grid, direction=direction)
+
+
+def _moved(grid: Grid, linear: NDArray[np.float64], shift: NDArray[np.float64]) -> Grid:
+    origin = linear @ grid.origin + shift
+    return replace(grid, origin=tuple(origin), direction=tuple(map(tuple, linear)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +17,21 @@ from numpy.typing import DTypeLike, NDArray
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid
 from itkstream.io.locations import Location
-from itkstream.io.ome_zarr import OWN_ATTRIBUTES, multiscale_of, open_zarr, space_axes
+from itkstream.io.ngff_metadata import level_axes, level_paths, multiscales_of
+from itkstream.io.ome_zarr import OWN_ATTRIBUTES, open_zarr, space_axes
 from itkstream.io.outputs import claim_store
-from itkstream.io.paths import locate
+from itkstream.io.paths import locate, zarr_metadata
 from itkstream.io.selection import Selection
 from itkstream.io.stored import tiles
-from itkstream.io.zarr_arrays import written_codecs, zarr_attributes
+from itkstream.io.zarr_arrays import written_codecs
 from itkstream.numerics.interpolate import round_to
 
 __all__ = ["create_ome_zarr", "pyramid_factors", "write_pyramid"]
 
-_ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
+_LOG = logging.getLogger(__name__)
+_ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3, "0.6": 3}
+# Coordinate systems of a turned image: along its axes from its first voxel, and that of its grid.
+_ALONG, _PHYSICAL = "intrinsic", "physical"
 _SERIES = {"t": "time", "c": "channel"}
 _SMALLEST = 256
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -41,13 +46,14 @@ def create_ome_zarr(
     shards: Sequence[int] | None = None,
     series: Mapping[str, int] | None = None,
     overwrite: bool = False,
-    version: str = "0.5",
+    version: str | None = None,
 ) -> zarr.Array[Any]:
     """Create an OME-Zarr image whose finest level is empty, for block writers to fill.
 
-    Scale, translation (the origin) and unit go into the NGFF metadata; a direction matrix other
-    than the identity, for which NGFF has no word, into the group attribute ``itkstream``, where
-    `open_image` finds it.
+    Scale, translation (the origin) and unit go into the NGFF metadata. A direction matrix other
+    than the identity is an affine of OME-Zarr 0.6, from the coordinate system along the image's
+    axes to its physical one. Before 0.6 NGFF has no word for it: it stands in the group attribute
+    ``itkstream``, where `open_image` finds it and other readers do not.
 
     Parameters
     ----------
@@ -60,21 +66,22 @@ def create_ome_zarr(
     chunks : sequence of int
         Voxels per chunk and axis.
     shards : sequence of int, optional
-        Voxels per shard file and axis, multiples of `chunks`; only in version 0.5. Blocks written
+        Voxels per shard file and axis, multiples of `chunks`; not in version 0.4. Blocks written
         at the same time must not share a chunk, nor a shard where there are shards.
     series : mapping, optional
         Axes before those of the grid, and how long they are: ``{"t": 5, "c": 3}``. A chunk or
         shard holds one time point and channel.
     overwrite : bool
-        Replace a Zarr array or OME-Zarr image that is there, at once. Nothing else is ever
-        replaced.
-    version : str
-        OME-Zarr "0.5" (Zarr 3) or "0.4" (Zarr 2).
+        Replace a Zarr array or OME-Zarr image that is there, at once. Nothing else
+        is ever replaced.
+    version : str, optional
+        OME-Zarr "0.4" (Zarr 2), "0.5" or "0.6" (Zarr 3); default "0.5", which most programs read,
+        and "0.6" for a grid whose direction is not the identity.
 
     Returns
     -------
     zarr.Array
-        Level 0, compressed, with checksums in version 0.5.
+        Level 0, compressed, with checksums but in version 0.4.
 
     Raises
     ------
@@ -85,12 +92,13 @@ def create_ome_zarr(
     """
     folder = Location.parse(path)
     further = tuple((series or {}).items())
+    version = version or ("0.6" if _is_turned(grid) else "0.5")
     layout = _Layout(tuple(chunks), tuple(shards) if shards else None, version, further)
     layout.check(grid)
     claim_store(folder, overwrite)
     attributes = _ngff([grid], layout, folder)
-    if not np.array_equal(grid.direction, np.eye(grid.ndim)):
-        attributes[OWN_ATTRIBUTES] = {"direction": grid.direction}
+    if _is_turned(grid):
+        attributes[OWN_ATTRIBUTES] = _own_word(grid, version, folder)
     group = zarr.create_group(
         folder.store(), zarr_format=_ZARR_FORMATS[version], attributes=attributes
     )
@@ -133,15 +141,17 @@ def write_pyramid(
         Where there is no OME-Zarr image.
     """
     folder = Location.parse(path)
-    attributes = zarr_attributes(folder)
-    multiscale = multiscale_of(attributes)
-    if multiscale is None or multiscale["datasets"][0]["path"] != "0":
+    attributes = zarr_metadata(folder)
+    multiscale = next(iter(multiscales_of(attributes)), None)
+    if multiscale is None or level_paths(multiscale)[0] != "0":
         raise MissingDataError(f"{folder} is no image made by create_ome_zarr; make it with that")
-    version = str(attributes["ome"]["version"] if "ome" in attributes else multiscale["version"])
+    version = str((attributes.below("ome") or multiscale).text("version"))
     group = zarr.open_group(folder.store(), mode="r+")
-    grids = [open_zarr(locate(folder / "0"), Selection()).grid]
+    axes = [axis.name for axis in level_axes(multiscale)]
+    # Stated, so that a single plane keeps its axis z.
+    grids = [open_zarr(locate(folder / "0"), Selection(axes=axes)).grid]
     finest = zarr.open_array(folder.child("0").store(), mode="r")
-    layout = _Layout.of(finest, multiscale, version)
+    layout = _Layout.of(finest, axes, version)
     labels = labels or finest.dtype == bool
     group.attrs.update(_ngff(grids, layout, folder))
     while max(grids[-1].shape) > _SMALLEST:
@@ -191,9 +201,9 @@ class _Layout:
     series: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, finest: zarr.Array[Any], multiscale: Mapping[str, Any], version: str) -> _Layout:
+    def of(cls, finest: zarr.Array[Any], names: Sequence[str], version: str) -> _Layout:
         """What an image was made with."""
-        axes = [str(axis["name"]) for axis in multiscale["axes"] if axis["type"] != "space"]
+        axes = [name for name in names if name in _SERIES]
         first = len(axes)
         shards = finest.shards and finest.shards[first:]
         series = tuple(zip(axes, finest.shape, strict=False))
@@ -295,27 +305,85 @@ def _create_level(
     )
 
 
+def _is_turned(grid: Grid) -> bool:
+    return not np.array_equal(grid.direction, np.eye(grid.ndim))
+
+
+def _own_word(grid: Grid, version: str, folder: Location) -> dict[str, Any]:
+    """What this package has to know of a turned image beside what NGFF says, told to the user."""
+    if version == "0.6":
+        _LOG.info(
+            "%s is turned or flipped: it is OME-Zarr 0.6 with an affine to its coordinate system "
+            "%r, which programs that read 0.5 alone do not open",
+            *(folder, _PHYSICAL),
+        )
+        return {"system": _PHYSICAL}
+    _LOG.warning(
+        "%s is turned or flipped, and OME-Zarr %s has no word for that: other programs show it "
+        'along its own axes from its origin; write version "0.6" for them',
+        *(folder, version),
+    )
+    return {"direction": grid.direction}
+
+
 def _ngff(grids: Sequence[Grid], layout: _Layout, folder: Location) -> dict[str, Any]:
     """The group attributes that describe an image with these levels."""
-    version, ones = layout.version, [1.0 for _ in layout.series]
     further = [{"name": name, "type": _SERIES[name]} for name, _ in layout.series]
-    multiscale: dict[str, Any] = {
-        "name": folder.settled.name.removesuffix(".zarr").removesuffix(".ome"),
-        "axes": further + space_axes(grids[0]),
-        "datasets": [
+    axes = further + space_axes(grids[0])
+    name = folder.settled.name.removesuffix(".zarr").removesuffix(".ome")
+    if layout.version == "0.6":
+        multiscale = {"name": name, **_systems(grids, layout, axes)}
+        return {"ome": {"version": layout.version, "multiscales": [multiscale]}}
+    datasets = [
+        {"path": str(level), "coordinateTransformations": _steps(grid, grid.origin, layout)}
+        for level, grid in enumerate(grids)
+    ]
+    multiscale = {"name": name, "axes": axes, "datasets": datasets}
+    if layout.version == "0.4":
+        return {"multiscales": [{"version": layout.version, **multiscale}]}
+    return {"ome": {"version": layout.version, "multiscales": [multiscale]}}
+
+
+def _steps(grid: Grid, origin: Sequence[float], layout: _Layout) -> list[dict[str, Any]]:
+    """Scale and translation of a level."""
+    ones = [1.0 for _ in layout.series]
+    return [
+        {"type": "scale", "scale": ones + list(grid.spacing)},
+        {"type": "translation", "translation": [0.0 for _ in ones] + list(origin)},
+    ]
+
+
+def _systems(
+    grids: Sequence[Grid], layout: _Layout, axes: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
+    """Levels, coordinate systems and what leads between them, in the words of 0.6."""
+    first = grids[0]
+    direction, turned = np.asarray(first.direction), _is_turned(first)
+    start = np.asarray(first.origin) if turned else np.zeros(first.ndim)
+    datasets = []
+    for level, grid in enumerate(grids):
+        origin = (direction.T @ (np.asarray(grid.origin) - start)).tolist()
+        step = {
+            "type": "sequence",
+            "input": {"path": str(level)},
+            "output": {"name": _ALONG},
+            "transformations": _steps(grid, origin, layout),
+        }
+        datasets.append({"path": str(level), "coordinateTransformations": [step]})
+    systems = [{"name": _ALONG, "axes": list(axes)}]
+    found: dict[str, Any] = {"coordinateSystems": systems, "datasets": datasets}
+    if turned:
+        systems.append({"name": _PHYSICAL, "axes": list(axes)})
+        affine = np.eye(len(axes), len(axes) + 1)
+        k = len(layout.series)
+        affine[k:, k:-1], affine[k:, -1] = direction, start
+        found["coordinateTransformations"] = [
             {
-                "path": str(level),
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": ones + list(grid.spacing)},
-                    {
-                        "type": "translation",
-                        "translation": [0.0 for _ in ones] + list(grid.origin),
-                    },
-                ],
+                "type": "affine",
+                "name": _PHYSICAL,
+                "input": {"name": _ALONG},
+                "output": {"name": _PHYSICAL},
+                "affine": affine.tolist(),
             }
-            for level, grid in enumerate(grids)
-        ],
-    }
-    if version == "0.4":
-        return {"multiscales": [{"version": version, **multiscale}]}
-    return {"ome": {"version": version, "multiscales": [multiscale]}}
+        ]
+    return found

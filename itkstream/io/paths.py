@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from itkstream.errors import InputError, MissingDataError
+from itkstream.io.attributes import Attributes, read_attributes
 from itkstream.io.locations import Location
 
 __all__ = [
@@ -17,10 +16,12 @@ __all__ = [
     "TIFF_SUFFIXES",
     "Dataset",
     "has_zarr_metadata",
+    "is_zarr_array",
     "list_datasets",
     "locate",
     "n5_attributes",
     "no_dataset",
+    "zarr_metadata",
 ]
 
 ITK_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -76,10 +77,11 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
     InputError
         Where the format is unknown, or ITK would have to read from an object store.
     """
-    full = Location.parse(path)
-    full = Location.parse(str(full.child(dataset))) if dataset else full
-    if not full.exists():
-        return _series_of_tiff(full)
+    named = Location.named(path)
+    named = Location.named(str(named.child(dataset))) if dataset else named
+    if not named.exists():
+        return _series_of_tiff(named)
+    full = _followed(named)
     if full.is_file():
         return _image_file(full)
     for folder in (full, *full.parents):
@@ -89,7 +91,7 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
     raise _unknown(full)
 
 
-def n5_attributes(folder: Location) -> dict[str, Any]:
+def n5_attributes(folder: Location) -> Attributes:
     """The attributes of an N5 dataset or group.
 
     Parameters
@@ -99,17 +101,66 @@ def n5_attributes(folder: Location) -> dict[str, Any]:
 
     Returns
     -------
-    dict
+    Attributes
         The content of its ``attributes.json``; empty where it has none.
+
+    Raises
+    ------
+    InputError
+        Where the file is no JSON object.
     """
-    file = folder / "attributes.json"
-    try:
-        found = json.loads(file.read_bytes())
-    except MissingDataError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error}); repair or rewrite it") from error
-    return found if isinstance(found, dict) else {}
+    return read_attributes(folder / "attributes.json")
+
+
+def zarr_metadata(folder: Location) -> Attributes:
+    """The attributes of a Zarr array or group.
+
+    Of its own file: what a consolidated copy in a group above says of it may be out of date.
+
+    Parameters
+    ----------
+    folder : Location
+        Any folder.
+
+    Returns
+    -------
+    Attributes
+        Empty where the folder is neither.
+
+    Raises
+    ------
+    InputError
+        Where the file is no JSON object.
+    """
+    node = folder / "zarr.json"
+    if node.is_file():
+        return read_attributes(node).below("attributes") or Attributes({}, str(node), "attributes")
+    file = folder / ".zattrs"
+    return read_attributes(file) if has_zarr_metadata(folder) else Attributes({}, str(file))
+
+
+def is_zarr_array(folder: Location) -> bool:
+    """Whether a folder is a Zarr array, not a group or something else.
+
+    Parameters
+    ----------
+    folder : Location
+        Any folder.
+
+    Returns
+    -------
+    bool
+        True for an array of version 2 or 3.
+
+    Raises
+    ------
+    InputError
+        Where its metadata are no JSON object.
+    """
+    node = folder / "zarr.json"
+    if node.is_file():
+        return read_attributes(node).text("node_type") == "array"
+    return (folder / ".zarray").is_file()
 
 
 def has_zarr_metadata(folder: Location) -> bool:
@@ -212,18 +263,33 @@ def _arrays(folder: Location) -> Iterator[Location]:
 
 
 def _is_array(folder: Location) -> bool:
-    if (folder / ".zarray").is_file():
-        return True
-    node = folder / "zarr.json"
-    if node.is_file():
-        return bool(json.loads(node.read_bytes()).get("node_type") == "array")
-    return "dimensions" in n5_attributes(folder)
+    return is_zarr_array(folder) or "dimensions" in n5_attributes(folder)
+
+
+def _followed(named: Location) -> Location:
+    """What a link leads to, unless the link's own name or place tells what that is."""
+    if not named.is_local:
+        return named
+    if named.is_file():
+        place = named
+        while (
+            not place.name.lower().endswith((*ITK_SUFFIXES, *TIFF_SUFFIXES))
+            and place.path.is_symlink()
+        ):
+            place = Location.named(str(place.path.parent / place.path.readlink()))
+        return place
+    target = Location.parse(named.address)
+    inside = any(f.suffix.lower() in (".n5", ".zarr") for f in (named, *named.parents))
+    kinds = [_container_format(folder) for folder in (target, *target.parents)]
+    kind = next((k for k in kinds if k is not None), None)
+    # A link to a dataset of a container elsewhere: what is around it there counts.
+    return target if kind and not inside and _root(target, kind) != target else named
 
 
 def _image_file(full: Location) -> Dataset:
     for suffixes, kind in ((ITK_SUFFIXES, "itk"), (TIFF_SUFFIXES, "tiff")):
         if full.name.lower().endswith(suffixes):
-            here = Location.parse(full.path)
+            here = Location(str(full.path))
             return Dataset(here, here, kind)
     raise _unknown(full)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError, UnknownSpacingError
+from itkstream.errors import InputError, NoSuchPartError, UnknownSpacingError
 from itkstream.geometry import ArraySource, ArrayView, Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
 
@@ -145,6 +145,54 @@ class Selection:
             )
         return tuple(self.axes)
 
+    def planar(self, names: Sequence[str], shape: Sequence[int]) -> tuple[str, ...]:
+        """The names of the stored axes, where a single plane has no axis z.
+
+        Images of one plane come with a z of one voxel from many tools; they are 2-D unless their
+        axes are stated.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Of the stored axes.
+        shape : sequence of int
+            Of the finest level.
+
+        Returns
+        -------
+        tuple of str
+            With "plane" in the place of a z of one voxel, which `image` drops.
+        """
+        flat = self.axes is None and len(names) == len(shape)
+        return tuple(
+            "plane" if flat and name == "z" and shape[k] == 1 else name
+            for k, name in enumerate(names)
+        )
+
+    def stated_spacing(self, ndim: int, name: str) -> tuple[float, ...] | None:
+        """The voxel spacing that was stated by hand.
+
+        Parameters
+        ----------
+        ndim : int
+            Spatial axes.
+        name : str
+            How messages call the image.
+
+        Returns
+        -------
+        tuple of float or None
+            One per axis.
+
+        Raises
+        ------
+        InputError
+            Where there are more or fewer.
+        """
+        if self.voxel_spacing is None:
+            return None
+        return tuple(map(float, _per_axis("voxel_spacing", self.voxel_spacing, ndim, name)))
+
     def unit_of(self, claimed: str | None) -> str:
         """The unit of the file's numbers.
 
@@ -179,15 +227,17 @@ class Selection:
 
         Raises
         ------
+        NoSuchPartError
+            Where the level does not exist.
         InputError
-            Where the level does not exist, or a level cannot be chosen by spacing.
+            Where a level cannot be chosen by spacing.
         """
         if self.spacing is not None:
             return _nearest(self.spacing, spacings, unit, name)
         level = self.level or 0
         if not 0 <= level < len(spacings):
             there = "; ".join(f"{k}: {s or 'unknown'}" for k, s in enumerate(spacings))
-            raise InputError(
+            raise NoSuchPartError(
                 f"{name} has no level {level}; its levels and their spacing ({unit}): {there}"
             )
         return level
@@ -216,15 +266,17 @@ class Selection:
 
         Raises
         ------
+        NoSuchPartError
+            Where channel or time do not exist.
         InputError
-            Where channel or time do not exist, or no spacing is known.
+            Where no spacing is known, or an axis is not understood.
         """
         view = self._view(source, names, name)
         axes = tuple(a for a in names if a in ("x", "y", "z"))
-        if self.voxel_spacing is not None:
-            base = grid or Grid(view.shape, (1.0,) * len(axes), axes=axes, unit=self.unit_of(None))
-            stated = _per_axis("voxel_spacing", self.voxel_spacing, len(axes), name)
-            grid = replace(base, spacing=tuple(stated))
+        stated = self.stated_spacing(len(axes), name)
+        if stated is not None:
+            base = grid or Grid(view.shape, stated, axes=axes, unit=self.unit_of(None))
+            grid = replace(base, spacing=stated)
         if grid is None:
             raise UnknownSpacingError(
                 f"{name} does not say how far its voxels lie apart; pass voxel_spacing= "
@@ -267,7 +319,7 @@ def _axes(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def _check_index(word: str, index: int, length: int, name: str) -> None:
     if not 0 <= index < length:
-        raise InputError(f"{name} has no {word} {index}; it has {length}, counted from 0")
+        raise NoSuchPartError(f"{name} has no {word} {index}; it has {length}, counted from 0")
 
 
 def _positive(values: float | Sequence[float]) -> bool:

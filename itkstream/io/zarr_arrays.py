@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,11 +15,14 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
-from itkstream.errors import InputError
-from itkstream.geometry import Grid, Image
+from itkstream.errors import InputError, ItkstreamError
+from itkstream.geometry import Image
+from itkstream.io.attributes import Attributes, read_attributes
+from itkstream.io.leveled import Level, attempt, open_level
 from itkstream.io.locations import Location
-from itkstream.io.paths import has_zarr_metadata
+from itkstream.io.paths import is_zarr_array, zarr_metadata
 from itkstream.io.selection import Selection
+from itkstream.io.stated import Around, Layout, stated_axes, stated_place
 from itkstream.io.stored import StoredArray
 
 __all__ = [
@@ -32,7 +34,6 @@ __all__ = [
     "zarr_token",
 ]
 
-_SPACE = ("x", "y", "z")
 # The length of the whole, after versions, flags, and the lengths of the content and of a block.
 _BLOSC_HEADER = struct.Struct("<12xI")
 
@@ -64,9 +65,28 @@ class ZarrArray(StoredArray):
         -------
         ZarrArray
             Lazy.
+
+        Raises
+        ------
+        InputError
+            Where its metadata, codecs or type of elements cannot be read.
         """
-        store = zarr.open_array(folder.store(), mode="r")
-        return cls(str(folder), tuple(store.shape), np.dtype(store.dtype).newbyteorder("="))
+        file = folder / ("zarr.json" if (folder / "zarr.json").is_file() else ".zarray")
+        read_attributes(file)  # that it is JSON is said better here
+        try:
+            store = zarr.open_array(folder.store(), mode="r")
+            shape, dtype = tuple(store.shape), np.dtype(store.dtype)
+        except (ItkstreamError, MemoryError):
+            raise
+        except Exception as error:
+            # Whatever a library makes of metadata that somebody else wrote.
+            raise InputError(
+                f"{file} describes no array that can be read ({type(error).__name__}: {error}): "
+                "write it anew, or install the codec that it names"
+            ) from error
+        if dtype.kind not in "biuf":
+            raise InputError(f"{folder} holds {dtype}; arrays of numbers are read")
+        return cls(str(folder), shape, dtype.newbyteorder("="))
 
     @cached_property
     def store(self) -> Any:
@@ -151,24 +171,8 @@ def written_codecs() -> tuple[BloscCodec, Crc32cCodec]:
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()
 
 
-def is_zarr_array(folder: Location) -> bool:
-    """Whether a folder is a Zarr array, not a group or something else.
-
-    Parameters
-    ----------
-    folder : Location
-        Any folder.
-
-    Returns
-    -------
-    bool
-        True for an array of version 2 or 3.
-    """
-    return has_zarr_metadata(folder) and isinstance(zarr.open(folder.store(), mode="r"), zarr.Array)
-
-
 def zarr_attributes(folder: Location) -> dict[str, Any]:
-    """The attributes of a Zarr array or group.
+    """The attributes of a Zarr array or group, unchecked.
 
     Parameters
     ----------
@@ -180,9 +184,7 @@ def zarr_attributes(folder: Location) -> dict[str, Any]:
     dict
         Empty where the folder is neither.
     """
-    if not has_zarr_metadata(folder):
-        return {}
-    return dict(zarr.open(folder.store(), mode="r").attrs)
+    return dict(zarr_metadata(folder).values)
 
 
 def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
@@ -208,9 +210,8 @@ def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
 def open_plain_zarr(folder: Location, selection: Selection) -> Image:
     """Open a Zarr array that no OME metadata describe.
 
-    Its spacing comes from the attribute ``spacing`` or ``voxel_size`` (numbers in the order of
-    the spatial axes) or ``pixelResolution`` (x, y, z, as in N5), its unit from ``unit``, its axis
-    names from ``axes`` or the dimension names; without names they are z, y, x.
+    Its axes, spacing, origin and units come from its attributes, see `itkstream.io.stated`, and
+    from its dimension names; without names its axes are z, y, x.
 
     Parameters
     ----------
@@ -230,51 +231,25 @@ def open_plain_zarr(folder: Location, selection: Selection) -> Image:
         Where the spacing is unknown, the axes cannot be named, or the selection does not fit.
     """
     source = ZarrArray.open(folder)
-    attributes = zarr_attributes(folder)
-    names = _names(source, attributes)
-    space = tuple(name for name in names if name in _SPACE)
-    spacing, claimed = _spacing(attributes, space)
-    unit = selection.unit_of(claimed)
-    selection.choose_level([spacing], unit, str(folder))
-    grid = None
-    if spacing is not None:
-        shape = (n for n, name in zip(source.shape, names, strict=True) if name in _SPACE)
-        grid = Grid(tuple(shape), spacing, axes=space, unit=unit)
-    return selection.image(source, names, grid, str(folder))
+    attributes = zarr_metadata(folder)
+    names = selection.planar(_names(source, attributes, selection), source.shape)
+    chain = [Around(attributes)]
+    place = attempt(lambda: stated_place(chain, Layout(names, zarr=True)))
+    return open_level([Level(folder, names, place)], selection, ZarrArray.open, str(folder))
 
 
-def _names(source: ZarrArray, attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    dimension_names = getattr(source.store.metadata, "dimension_names", None)
-    for found in (attributes.get("axes"), dimension_names):
-        names = tuple(str(name).lower() for name in found or ())
-        space = sorted(name for name in names if name in _SPACE)
-        if len(names) == source.ndim and space in (["x", "y"], ["x", "y", "z"]):
-            return names
-    if source.ndim not in (2, 3):
+def _names(source: ZarrArray, attributes: Attributes, selection: Selection) -> tuple[str, ...]:
+    # Zarr 3 has dimension names of its own; they count as the attribute of that name does.
+    own = getattr(source.store.metadata, "dimension_names", None)
+    values = {**attributes.values, "dimension_names": list(own)} if own else attributes.values
+    around = Around(Attributes(values, attributes.file, attributes.way))
+    usual = ("z", "y", "x")[-source.ndim :] if source.ndim in (2, 3) else ("",) * source.ndim
+    if selection.axes is not None:
+        return selection.axes_of(usual, source.path)
+    found = stated_axes([around], source.ndim, reverse=False)
+    if found is None and source.ndim not in (2, 3):
         raise InputError(
             f"{source.path} has {source.ndim} axes without names; give it dimension names or an "
-            "attribute axes, for instance ['c', 'z', 'y', 'x']"
+            "attribute axes, for instance ['c', 'z', 'y', 'x'], or pass axes= (--axes)"
         )
-    return ("z", "y", "x")[-source.ndim :]
-
-
-def _spacing(
-    attributes: Mapping[str, Any], space: tuple[str, ...]
-) -> tuple[tuple[float, ...] | None, str | None]:
-    """Spacing along the spatial axes and its unit, None where the attributes do not state them."""
-    unit = attributes.get("unit")
-    for key in ("spacing", "voxel_size", "pixelResolution"):
-        values = attributes.get(key)
-        if values is None:
-            continue
-        if isinstance(values, Mapping):
-            values, unit = values.get("dimensions", ()), values.get("unit", unit)
-        if len(values) != len(space):
-            raise InputError(
-                f"attribute {key} {values} needs one number per axis {space}; correct it or "
-                "remove it and pass voxel_spacing="
-            )
-        if key == "pixelResolution":
-            values = [values[_SPACE.index(name)] for name in space]
-        return tuple(map(float, values)), unit
-    return None, None
+    return found or usual

@@ -230,3 +230,49 @@ def test_the_largest_integers_do_not_wrap_in_a_pyramid(tmp_path):
     level[:] = 2**64 - 1
     write_pyramid(tmp_path / "a.zarr")
     assert (open_image(tmp_path / "a.zarr", level=1).read() == 2**64 - 1).all()
+
+
+@pytest.mark.parametrize("series", [None, {"t": 2, "c": 3}])
+@pytest.mark.parametrize("turn", [TURN, ((0, 0, -1), (0, 1, 0), (1, 0, 0)), np.diag((-1, 1, 1))])
+def test_a_turned_image_lies_in_the_right_place_for_readers_of_0_6(tmp_path, series, turn):
+    grid = grid_of((9, 515, 300), direction=turn)
+    path = tmp_path / "turned.ome.zarr"
+    level = create_ome_zarr(path, grid, np.uint8, chunks=(9, 128, 128), series=series)
+    level[...] = 7
+    grids = write_pyramid(path)
+    assert len(grids) > 1
+    peer = ngff_zarr.from_ome_zarr(str(path), validate=True)
+    metadata = peer.metadata
+    (step,) = metadata.coordinateTransformations
+    assert step.input.name == metadata.intrinsic_coordinate_system.name
+    assert step.output.name in [system.name for system in metadata.coordinateSystems]
+    affine = np.asarray(step.affine)[-3:]
+    for number, (image, expected) in enumerate(zip(peer.images, grids, strict=True)):
+        for voxel in itertools.product((0, 3), (0, 5), (0, 7)):
+            scale, shift = ([of[a] for a in "zyx"] for of in (image.scale, image.translation))
+            along = np.multiply(voxel, scale) + shift
+            placed = affine[:, -4:-1] @ along + affine[:, -1]
+            np.testing.assert_allclose(placed, expected.to_physical(voxel), atol=1e-9)
+        found = open_image(path, level=number).grid
+        np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-12)
+        assert found.shape == expected.shape
+    assert ngff_zarr.from_ome_zarr(str(path)).metadata.coordinateSystems
+
+
+def test_versions_without_a_word_for_a_direction_say_so(tmp_path, caplog):
+    grid = grid_of((9, 8, 7), direction=TURN)
+    create_ome_zarr(tmp_path / "a.zarr", grid, np.uint8, chunks=(9, 8, 7), version="0.5")
+    assert "other programs show it along its own axes" in caplog.text
+    assert open_image(tmp_path / "a.zarr").grid == grid
+    caplog.clear()
+    create_ome_zarr(tmp_path / "b.zarr", grid_of((9, 8, 7)), np.uint8, chunks=(9, 8, 7))
+    assert not caplog.text
+    assert zarr.open_group(tmp_path / "b.zarr").attrs["ome"]["version"] == "0.5"
+
+
+def test_a_stack_of_one_plane_keeps_its_pyramid(tmp_path):
+    grid = grid_of((1, 600, 300))
+    create_ome_zarr(tmp_path / "a.zarr", grid, np.uint8, chunks=(1, 128, 128))
+    assert [g.shape for g in write_pyramid(tmp_path / "a.zarr")][-1] == (1, 150, 150)
+    assert open_image(tmp_path / "a.zarr", level=1).ndim == 2
+    assert open_image(tmp_path / "a.zarr", axes="zyx").grid == grid
