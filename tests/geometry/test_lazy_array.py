@@ -258,6 +258,15 @@ def test_pickled_it_is_the_same_array(cases: dict[str, Case], name: str) -> None
 
 
 @pytest.mark.parametrize(
+    "key", [np.s_[:, 0, ..., []], np.s_[[1, 2], ..., 0, 0], np.s_[0, :, [1, 2]]]
+)
+def test_the_axis_of_an_array_stands_where_numpy_puts_it(cases: dict[str, Case], key: Any) -> None:
+    array, whole = cases["zarr"]
+    assert array[key].shape == whole[key].shape
+    np.testing.assert_array_equal(array[key], whole[key])
+
+
+@pytest.mark.parametrize(
     "key",
     [
         (0, 0, 0, 0),
