@@ -142,7 +142,7 @@ class Image:
 
 
 def _spans(key: Any, shape: tuple[int, ...]) -> tuple[range, ...]:
-    cuts = complete_key(key, len(shape))
+    cuts = [cut for cut in complete_key(key, len(shape)) if cut is not Ellipsis]
     others = [type(cut).__name__ for cut in cuts if not isinstance(cut, slice)]
     if others:
         raise InputError(

@@ -333,8 +333,8 @@ class _Choice:
         places: list[Places] = []
         inside: list[Any] = []
         for cut in complete_key(key, len(shape)):
-            if cut is None:
-                inside.append(None)
+            if cut is None or cut is Ellipsis:
+                inside.append(cut)
                 continue
             wanted, within = _on_axis(cut, shape[len(places)])
             places.append(wanted)
@@ -349,7 +349,8 @@ class _Choice:
     @property
     def is_box(self) -> bool:
         """Whether the box is the result."""
-        return all(isinstance(k, slice) and k.step is None for k in self.inside)
+        plain = (isinstance(k, slice) and k.step is None for k in self.inside if k is not Ellipsis)
+        return all(plain)
 
 
 def complete_key(key: Any, ndim: int) -> tuple[Any, ...]:
@@ -365,7 +366,8 @@ def complete_key(key: Any, ndim: int) -> tuple[Any, ...]:
     Returns
     -------
     tuple
-        Without ``...``; one entry per axis, and a None for each new one.
+        One entry per axis, and a None for each new one. A ``...`` is left only where it stands for
+        no axis: between an integer and an array it decides where numpy puts the array's axis.
 
     Raises
     ------
@@ -379,9 +381,10 @@ def complete_key(key: Any, ndim: int) -> tuple[Any, ...]:
     used = sum(cut is not None for cut in cuts) - len(ellipses)
     if used > ndim:
         raise IndexError(f"too many indices: the array has {ndim} axes, {used} were given")
-    rest = (slice(None),) * (ndim - used)
+    rest: tuple[Any, ...] = (slice(None),) * (ndim - used)
     if not ellipses:
         return cuts + rest
+    rest = rest or (Ellipsis,)
     return cuts[: ellipses[0]] + rest + cuts[ellipses[0] + 1 :]
 
 
