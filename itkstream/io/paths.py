@@ -272,7 +272,8 @@ def _followed(named: Location) -> Location:
         return named
     if named.is_file():
         place = named
-        while (
+        known = (*ITK_SUFFIXES, *TIFF_SUFFIXES)
+        while not place.name.lower().endswith(known) and place.path.is_symlink():
             not place.name.lower().endswith((*ITK_SUFFIXES, *TIFF_SUFFIXES))
             and place.path.is_symlink()
         ):
