@@ -49,7 +49,7 @@ from itkstream.numerics.itk_settings import (
     IntensitySettings,
 )
 from itkstream.numerics.mapping import GridMap, map_on
-from itkstream.ransac import AffineEstimate, RansacSettings, fit_ransac
+from itkstream.ransac import AffineEstimate, RansacSettings, fit_in_planes, fit_ransac
 
 __all__ = [
     "AffineSettings",
@@ -88,12 +88,15 @@ _LEAST_CONFIDENCE = 0.01
 # Enough agreeing matches that no other settings need be tried.
 _PLENTY_OF_INLIERS = 200
 
+# Matches in so few planes may not tell how an affine acts across them.
+_FEW_PLANES = 12
+
 # Why a level of the descent had nothing to go by, and what that tells a user.
 _BARREN = {
     "no overlap": "it lies outside the moving image",
     "no texture": (
-        "no correlation window holds texture of both images: is one constant there, or smaller "
-        "than the window?"
+        "no correlation window holds texture of both images: is one constant there, left out by "
+        "its mask, or smaller than the window?"
     ),
 }
 
@@ -275,21 +278,52 @@ def affine_block(
     RegistrationError
         Where an image is constant or has no finite voxel.
     """
-    contexts = []
-    for image, own in zip((fixed, moving), points, strict=True):
+    sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
+    window = settings.window.within(fixed.grid, moving.grid)
+    contexts, told = [], []
+    for which, image, own in sides:
         voxels = image.read()
-        if own is None:
-            own = find_key_points(voxels, image.grid, settings.key_points).positions
-        contexts.append(sample_contexts(voxels, image.grid, own, settings.window))
+        try:
+            if own is None:
+                own = find_key_points(voxels, image.grid, settings.key_points).positions
+            contexts.append(sample_contexts(voxels, image.grid, own, window))
+        except (InputError, RegistrationError) as error:
+            raise type(error)(f"{which} image: {error}") from None
+        told.append(_what_was_found(which, voxels, len(own), len(contexts[-1])))
     pairs = match(contexts[0], contexts[1], settings.matching)
-    estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
+    estimate = _fit(pairs, fixed.grid, settings.ransac)
     if estimate:
         return estimate, pairs
     reason = (
-        f"{len(contexts[0])} key points in the fixed and {len(contexts[1])} in the moving image "
-        f"gave {len(pairs)} matches above {settings.matching.threshold}: {estimate.reason}"
+        f"{told[0]} and {told[1]} gave {len(pairs)} matches above {settings.matching.threshold}: "
+        f"{estimate.reason}"
     )
     return replace(estimate, reason=reason), pairs
+
+
+def _what_was_found(which: str, voxels: NDArray[Any], found: int, kept: int) -> str:
+    """The key points of an image in words, and what there is to say if they are few."""
+    text = f"{found} key points in the {which} image"
+    if kept < found:
+        text += f" ({kept} with enough of the image around them: a smaller cc_radius keeps more)"
+    if voxels.dtype.kind == "f":
+        share = float(np.isfinite(voxels).mean())
+        if share < 1:
+            text += (
+                f" (of which {share:.2g} counts, the rest is NaN, infinite or left out by the "
+                f"{which} mask)"
+            )
+    return text
+
+
+def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> AffineEstimate:
+    """The transform of matches; in a stack of a few planes one that keeps these, if need be."""
+    estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings)
+    axis = int(np.argmin(grid.shape))
+    if estimate or grid.ndim < 3 or grid.shape[axis] > _FEW_PLANES:
+        return estimate
+    normal = np.asarray(grid.direction)[:, axis]
+    return fit_in_planes(pairs.fixed_points, pairs.moving_points, normal, settings) or estimate
 
 
 def best_affine_block(

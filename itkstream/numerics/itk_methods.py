@@ -342,7 +342,10 @@ def _counting(name: str, array: NDArray[Any], grid: Grid, mask: Any) -> NDArray[
             raise InputError(f"the {name} mask has shape {np.shape(mask)}; wanted {grid.shape}")
         image[~np.asarray(mask, bool)] = np.nan
     if np.isnan(image).all():
-        raise InputError(f"no voxel of the {name} image counts: check its mask and its values")
+        raise InputError(
+            f"no voxel of the {name} image counts: all are NaN, infinite or left out by the "
+            f"{name} mask"
+        )
     return image
 
 
