@@ -280,7 +280,7 @@ def affine_block(
     """
     sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
     window = settings.window.within(fixed.grid, moving.grid)
-    contexts, told = [], []
+    contexts, found, doubts = [], [], []
     for which, image, own in sides:
         voxels = image.read()
         try:
@@ -289,31 +289,36 @@ def affine_block(
             contexts.append(sample_contexts(voxels, image.grid, own, window))
         except (InputError, RegistrationError) as error:
             raise type(error)(f"{which} image: {error}") from None
-        told.append(_what_was_found(which, voxels, len(own), len(contexts[-1])))
+        found.append(len(own))
+        doubts.append(_what_is_left_out(which, voxels))
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = _fit(pairs, fixed.grid, settings.ransac)
     if estimate:
         return estimate, pairs
+    kept = [len(side) for side in contexts]
+    if kept != found:
+        doubts.append(
+            f"{kept[0]} and {kept[1]} of them have enough of the image around them: a smaller "
+            "cc_radius, the half width of the window, keeps more"
+        )
+    said = "; ".join(filter(None, doubts))
     reason = (
-        f"{told[0]} and {told[1]} gave {len(pairs)} matches above {settings.matching.threshold}: "
-        f"{estimate.reason}"
+        f"{found[0]} key points in the fixed and {found[1]} in the moving image"
+        f"{f' ({said})' if said else ''} gave {len(pairs)} matches above "
+        f"{settings.matching.threshold}: {estimate.reason}"
     )
     return replace(estimate, reason=reason), pairs
 
 
-def _what_was_found(which: str, voxels: NDArray[Any], found: int, kept: int) -> str:
-    """The key points of an image in words, and what there is to say if they are few."""
-    text = f"{found} key points in the {which} image"
-    if kept < found:
-        text += f" ({kept} with enough of the image around them: a smaller cc_radius keeps more)"
-    if voxels.dtype.kind == "f":
-        share = float(np.isfinite(voxels).mean())
-        if share < 1:
-            text += (
-                f" (of which {share:.2g} counts, the rest is NaN, infinite or left out by the "
-                f"{which} mask)"
-            )
-    return text
+def _what_is_left_out(which: str, voxels: NDArray[Any]) -> str:
+    """How much of an image counts; empty where all does."""
+    share = float(np.isfinite(voxels).mean()) if voxels.dtype.kind == "f" else 1.0
+    if share == 1:
+        return ""
+    return (
+        f"{share:.2g} of the {which} image counts, the rest is NaN, infinite or left out by the "
+        f"{which} mask"
+    )
 
 
 def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> AffineEstimate:

@@ -14,7 +14,7 @@ from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.block_kernels import deform_block
-from itkstream.doors import as_pair, block_grid
+from itkstream.doors import as_pair, block_grid, check_start
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -138,6 +138,7 @@ def deformable_align(
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = _choose(method, settings, given, fixed.grid)
+    check_start(fixed, moving)
     estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
@@ -228,6 +229,8 @@ def prepare_piecewise_deformable_align(
     initial: Transform = AffineTransform(affine)
     if local_affines is not None:
         initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
+    alone = global_affine is None and local_affines is None
+    check_start(fixed, moving, initial, anywhere=alone)
     return prepare_positions(
         fixed, moving, initial, blocksize, settings, overlap, coarse_voxels, skip_empty
     )

@@ -643,7 +643,7 @@ def _checked_image(
         finite = np.isfinite(voxels)
         if not finite.any():
             raise RegistrationError(
-                "no voxel counts: all are NaN, infinite or left out by the mask"
+                "no voxel of the image is finite, or the mask leaves none: it has no key points"
             )
         if not finite.all():
             voxels = np.where(finite, voxels, voxels[finite].mean(dtype=np.float64))

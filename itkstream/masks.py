@@ -128,10 +128,7 @@ class _Sampled:
             return np.zeros(grid.shape, bool)
         near = self.mask[crop]
         values = near.read()
-        if self.labels is None:
-            chosen = _not_zero(values)
-        else:
-            chosen = np.isin(values, self.labels)
+        chosen = _not_zero(values) if self.labels is None else np.isin(values, self.labels)
         return warp(
             chosen.astype(np.uint8),
             mapping.index_matrix(near.grid),

@@ -45,7 +45,7 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
-from itkstream.doors import as_pair
+from itkstream.doors import as_pair, check_start
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import open_image
@@ -60,7 +60,7 @@ from itkstream.probing import measure_rates
 from itkstream.run import Run, run_keys
 from itkstream.run_folder import REPORT, RunFolder
 from itkstream.run_scene import LogReporter, Reporter, Scene
-from itkstream.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
+from itkstream.steps import DEFAULT_STEPS, RansacAffine, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources, session
 
 __all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
@@ -163,6 +163,7 @@ def register(
     steps = checked_steps(steps)
     pair = as_pair(_opened(fixed), _opened(moving), None, None)
     initial = _as_initial(initial_transform, pair[0])
+    check_start(*pair, initial, anywhere=initial is None and _matches_first(steps))
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
     steps, settings = planned.steps, planned.settings
@@ -245,6 +246,11 @@ def _planned(
     if resources.memory is not None:
         return made.fitted()
     return made if resources.threads_per_worker else made.fewer_threads()
+
+
+def _matches_first(steps: tuple[Step, ...]) -> bool:
+    """Whether key points bring the images together, wherever they lie."""
+    return bool(steps) and isinstance(steps[0], RansacAffine)
 
 
 def _as_initial(given: Any, fixed: Image) -> Transform | None:

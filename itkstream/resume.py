@@ -172,6 +172,7 @@ class Tally:
         self._progress = progress
         self.done = kept
         self._failures: list[BlockFailure] = []
+        self._lasting = 0
         self._error: BaseException | None = None
         progress(kept, len(blocks))
 
@@ -201,6 +202,7 @@ class Tally:
         if len(self._failures) < _WARNINGS:
             logger.warning("%s; the others go on", noted)
         self._failures.append(noted)
+        self._lasting += failure.lasting
         self._error = self._error or failure.error
 
     @property
@@ -214,7 +216,7 @@ class Tally:
         Parameters
         ----------
         advice : str
-            What to do then.
+            What to do then, unless that would fail in the same way.
 
         Raises
         ------
@@ -222,6 +224,8 @@ class Tally:
             With all that failed.
         """
         if self.failures:
+            if self._lasting == len(self._failures):
+                advice = "a second run would fail alike: change the input or the parameters"
             raise BlockErrors(self.failures, len(self._blocks), advice) from self._error
 
 

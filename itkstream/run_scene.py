@@ -132,6 +132,14 @@ class Scene:
                     f"no voxel of the {which} image {image.name} counts: all are left out by the "
                     f"{which} mask, NaN or infinite. A mask must not be 0 where the tissue is"
                 )
+            infinite = np.isinf(image.data).sum() if image.dtype.kind == "f" else 0
+            if infinite:
+                logger.warning(
+                    "%d voxels of the %s image %s are infinite: they are left out, as NaN is",
+                    infinite,
+                    which,
+                    image.name,
+                )
         return fixed, moving
 
     @cached_property

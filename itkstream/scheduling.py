@@ -37,7 +37,7 @@ from dask.threaded import get as threaded_get
 from dask.utils import ensure_dict
 from distributed import Client, as_completed
 
-from itkstream.errors import ItkstreamError, WorkersError
+from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.kept_chunks import keeping_chunks
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
@@ -89,6 +89,17 @@ class Failure:
                 text += f" ({Path(frame.filename).name}, line {frame.lineno})"
         error.__cause__ = error.__context__ = None
         return cls(text, error.with_traceback(None))
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the same input fails in the same way again, as no disk and no worker is at fault.
+
+        Returns
+        -------
+        bool
+            True where the images or the parameters are to blame.
+        """
+        return isinstance(self.error, (InputError, RegistrationError))
 
     def __reduce__(self) -> tuple[Any, ...]:
         try:

@@ -132,7 +132,7 @@ def test_a_mask_partly_on_its_image_is_warned_of(
 
 
 def test_a_transposed_array_is_no_mask(image: Image) -> None:
-    with pytest.raises(InputError, match="the fixed mask has shape .*transpose it"):
+    with pytest.raises(InputError, match=r"the fixed mask has shape .*transpose it"):
         masked(image, half(SHAPE).T, "fixed")
 
 
@@ -303,7 +303,9 @@ def test_a_mask_that_leaves_nothing_is_named(
 def test_a_mask_without_tissue_is_named(pair: PhantomPair, tmp_path: Any) -> None:
     mask = np.zeros(pair.fixed.shape, np.uint8)
     mask[:14, :14, :14] = 1
-    with pytest.raises(RegistrationError, match="of which 0.0.* left out by the fixed mask"):
+    with pytest.raises(
+        RegistrationError, match=r"0\.\d+ of the fixed image counts.* left out by the fixed mask"
+    ):
         register(pair.fixed, pair.moving, tmp_path / "out", fixed_mask=mask)
 
 

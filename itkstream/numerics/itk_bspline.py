@@ -138,7 +138,7 @@ def _descend_level(
     try:
         found = sitk.BSplineTransform(level.search(start))
     except RuntimeError as error:
-        raise InputError(f"ITK could not compare the images: {what_itk_says(error)}") from error
+        raise InputError(f"the images could not be compared: {what_itk_says(error)}") from error
     after = _warped(pair.moving, pair.frame, pair.total(found))
     correlations.append(_correlation(pair.fixed, after, grid, factors, settings))
     better = correlations[1] > correlations[0]

@@ -53,7 +53,7 @@ def counting_voxels(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
     image = without_infinities(np.ascontiguousarray(array, np.float32))
     if np.isnan(image).all():
         raise InputError(
-            f"no voxel of the {name} image counts: all are NaN, infinite or left out by the "
-            f"{name} mask"
+            f"the {name} image holds nothing but NaN, infinities and what the {name} mask leaves "
+            "out: no voxel counts"
         )
     return image
