@@ -25,7 +25,7 @@ from itkstream.doors import as_pair, block_grid, check_start
 from itkstream.errors import InputError, ItkstreamError, RegistrationError
 from itkstream.features import Correspondences
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
-from itkstream.lazy import Result, map_blocks
+from itkstream.lazy import Result, judged, map_blocks
 from itkstream.masks import Mask
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
@@ -360,7 +360,7 @@ def prepare_local_affines(
     common = fill and len(blocks) > 1
     if common:
         found = found.rechunk(found.shape)
-    return found.map_blocks(
+    result = found.map_blocks(
         _common if common else _each,
         blocks=blocks,
         grid=fixed.grid,
@@ -368,6 +368,9 @@ def prepare_local_affines(
         chunks=(*found.chunks[:-1], (size + len(CONFIDENCE_COLUMNS),)),
         meta=np.empty((0,) * found.ndim),
     )
+    if common or len(blocks) == 1:
+        return result
+    return judged(result, found, _brought, _judge_blocks)
 
 
 def _check_blobs(choices: Sequence[Any], blocks: BlockGrid, grid: Grid) -> None:
@@ -443,7 +446,7 @@ def _local_affine(
     if reason and alone:
         raise RegistrationError(f"no affine found: {reason}")
     if reason:
-        logger.warning("block %s has no affine of its own: %s", block.index, reason)
+        logger.info("block %s has no affine of its own: %s", block.index, reason)
     return _row(matrix, (inliers[0], inliers[1]), block, grid)
 
 
@@ -480,7 +483,7 @@ def _local_refinement(
             raise
         reason = str(error)
     if reason:
-        logger.warning("block %s keeps where it starts, as %s", block.index, reason)
+        logger.info("block %s keeps where it starts, as %s", block.index, reason)
     targets = points @ matrix[:n, :n].T + matrix[:n, n]
     return _row(matrix, (points, targets), block, grid)
 
@@ -545,12 +548,34 @@ def _each(
     return np.concatenate([rows[..., :size], own_confidence(evidence, settings)], axis=-1)
 
 
+def _brought(row: NDArray[np.float64]) -> int:
+    """Whether a block found an affine of its own."""
+    return int(np.isfinite(row[..., 0]).all())
+
+
+def _judge_blocks(brought: NDArray[np.intp]) -> None:
+    """Say how many blocks failed; raise where all did."""
+    failed = brought.size - np.count_nonzero(brought)
+    if failed == brought.size:
+        raise RegistrationError(
+            f"all {failed} blocks failed to find an affine: use larger blocks, a lower "
+            "match_threshold, or radii that fit the nuclei"
+        )
+    if failed:
+        logger.warning(
+            "%d of %d blocks have no affine of their own (the log at level info says why)",
+            failed,
+            brought.size,
+        )
+
+
 def _common(
     rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid, settings: ConsistencySettings
 ) -> NDArray[np.float64]:
     """The affines of all blocks, found together, and their confidence."""
     size = (grid.ndim + 1) ** 2
     evidence = Evidence.unpacked(rows[..., size:], grid.ndim)
+    _judge_blocks(np.isfinite(rows[..., 0]).astype(np.intp))
     matrices, confidence = solve_consistent(evidence, blocks, grid, settings)
     flat = matrices.reshape((*rows.shape[:-1], size))
     return np.concatenate([flat, confidence], axis=-1)

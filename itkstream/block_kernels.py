@@ -52,6 +52,7 @@ from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.ransac import AffineEstimate, RansacSettings, fit_in_planes, fit_ransac
 
 __all__ = [
+    "BARREN",
     "AffineSettings",
     "AnyTransform",
     "DeformEstimate",
@@ -91,14 +92,14 @@ _PLENTY_OF_INLIERS = 200
 # Matches in so few planes may not tell how an affine acts across them.
 _FEW_PLANES = 12
 
-# Why a level of the descent had nothing to go by, and what that tells a user.
-_BARREN = {
+BARREN = {
     "no overlap": "it lies outside the moving image",
     "no texture": (
         "no correlation window holds texture of both images: is one constant there, left out by "
         "its mask, or smaller than the window?"
     ),
 }
+"""Why a deformation had nothing to go by, and what that tells a user."""
 
 
 @dataclass(frozen=True)
@@ -437,7 +438,7 @@ def deform_block(
     coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
     crop = mapping.crop_of(moving.grid, float(coarsest * max(fixed.grid.spacing)))
     if crop is None:
-        return DeformEstimate(None, mapping, (), "it lies outside the moving image")
+        return DeformEstimate(None, mapping, (), BARREN["no overlap"])
     part = moving[crop]
     frame = Frame(fixed.grid, part.grid, mapping.affine)
     try:
@@ -451,8 +452,8 @@ def deform_block(
         )
     except InputError as error:
         return DeformEstimate(None, mapping, (), str(error))
-    if all(level.stopped in _BARREN for level in descent.levels):
-        reason = _BARREN[descent.levels[-1].stopped]
+    if all(level.stopped in BARREN for level in descent.levels):
+        reason = BARREN[descent.levels[-1].stopped]
         return DeformEstimate(None, mapping, descent.levels, reason)
     return DeformEstimate(descent.displacement, mapping, descent.levels)
 

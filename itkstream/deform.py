@@ -13,7 +13,7 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
-from itkstream.block_kernels import deform_block
+from itkstream.block_kernels import BARREN, deform_block
 from itkstream.doors import as_pair, block_grid, check_start
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
@@ -25,7 +25,7 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.lazy import Result, map_blocks, map_neighbours
+from itkstream.lazy import Result, judged, map_blocks, map_neighbours
 from itkstream.levels import Levels, prepare_levels
 from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
@@ -57,6 +57,13 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Abcd = tuple[float, float, float, float]
+
+# What so many blocks bring may be held until the last is done. Where the whole image was solved
+# first, more need not be: that fails where nothing is to be found.
+_JUDGED_BLOCKS = 64
+
+# Why a block brings nothing, by number.
+_REASONS = ("it is empty", *BARREN.values(), "no voxel of an image counts there")
 
 # Blocks join along the first axis, then along the others.
 _FIRST = (0,)
@@ -492,7 +499,10 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
     others = range(1, fixed.ndim)
     where["output"] = output
-    return map_neighbours(_join_block, blocks, rows, where, output.result, others)
+    joined = map_neighbours(_join_block, blocks, rows, where, output.result, others)
+    if plan and len(blocks) > _JUDGED_BLOCKS:
+        return joined
+    return judged(joined, found, _brought, _judge_blocks)
 
 
 def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
@@ -548,12 +558,37 @@ def _refine_block(
     refinement = estimate.refinement()
     if refinement is not None:
         return nodes.pack(block, refinement, estimate.confidence())
-    logger.warning(
+    logger.info(
         "block %s has no deformation of its own, as %s; it continues its neighbours",
         block.index,
         estimate.reason,
     )
-    return nodes.no_pack()
+    known = estimate.reason in _REASONS
+    return nodes.no_pack(_REASONS.index(estimate.reason) if known else len(_REASONS) - 1)
+
+
+def _brought(pack: NDArray[np.float32]) -> int:
+    """-1 for a deformation, else the number of the reason why there is none."""
+    return -1 if pack.size else len(pack)
+
+
+def _judge_blocks(brought: NDArray[np.intp]) -> None:
+    """Say how many blocks failed and mostly why; raise where all did."""
+    failed = brought[brought > 0]
+    if not failed.size and (brought < 0).any():
+        return
+    reason = _REASONS[np.bincount(failed).argmax()] if failed.size else _REASONS[0]
+    if (brought >= 0).all():
+        raise RegistrationError(
+            f"no deformation could be found in any of {brought.size} blocks; mostly, {reason}"
+        )
+    logger.warning(
+        "%d of %d blocks have no deformation of their own and continue their neighbours; mostly, "
+        "%s (the log at level info names each)",
+        failed.size,
+        brought.size,
+        reason,
+    )
 
 
 def _join_row(

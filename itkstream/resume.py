@@ -43,8 +43,6 @@ Progress = Callable[[int, int], None]
 """Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
 
 _READERS = 8
-# Warned of as they fail; all are listed at the end.
-_WARNINGS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,8 +197,7 @@ class Tally:
         if isinstance(failure.error, OutputError):
             raise failure.error
         noted = self._blocks.failure(number, failure.reason)
-        if len(self._failures) < _WARNINGS:
-            logger.warning("%s; the others go on", noted)
+        logger.info("%s; the others go on", noted)
         self._failures.append(noted)
         self._lasting += failure.lasting
         self._error = self._error or failure.error
