@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream import itk_bridge
+from itkstream.background import background_of
 from itkstream.errors import InputError, RegistrationError
 from itkstream.features import (
     ContextWindow,
@@ -182,8 +183,9 @@ class WarpSettings:
     engine : {'fast', 'itk'}, optional
         'fast' (numba) knows linear and nearest; 'itk' resamples each block with SimpleITK and
         knows all. Default the fastest that can.
-    background : float or int
-        Value outside the moving image; clipped to the range of integers.
+    background : float or int, optional
+        Value outside the moving image; clipped to the range of integers. None: what
+        `itkstream.background.background_of` tells from the image; 0 between labels.
     dtype : dtype, optional
         Voxel type of the result; default that of the moving image.
 
@@ -196,7 +198,7 @@ class WarpSettings:
 
     interpolator: str = "linear"
     engine: Engine | None = None
-    background: float = 0.0
+    background: float | None = 0.0
     dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
@@ -239,8 +241,26 @@ class WarpSettings:
         """
         found = _real(moving if self.dtype is None else self.dtype)
         _real(moving)
-        as_voxel(self.background, found)
+        as_voxel(self.background or 0, found)
         return found
+
+    def for_image(self, moving: Image) -> WarpSettings:
+        """The settings with a background, told from the image where none is given.
+
+        Parameters
+        ----------
+        moving : Image
+            The moving image.
+
+        Returns
+        -------
+        WarpSettings
+            The same ones where a background is given.
+        """
+        if self.background is not None:
+            return self
+        labels = self.interpolator in itk_bridge.CHOOSING
+        return replace(self, background=0.0 if labels else background_of(moving))
 
     @property
     def margin_vox(self) -> int:
@@ -507,7 +527,8 @@ def warp_mapped(
         The resampled voxels.
     """
     dtype = settings.voxel_type(moving.dtype)
-    background = as_voxel(settings.background, dtype)
+    settings = settings.for_image(moving)
+    background = as_voxel(settings.background or 0, dtype)
     chooses = settings.interpolator in itk_bridge.CHOOSING
     if not chooses:
         # Samples go through doubles; so that all blocks agree, what is beyond them does as well.

@@ -187,6 +187,9 @@ def config_from(options: dict[str, Any]) -> Any:
         "fixed_mask": options.get("fixed_mask"),
         "moving_mask": options.get("moving_mask"),
     }
+    background = options.get("background")
+    if background is not None:
+        config = replace(config, settings=replace(config.settings, background=background))
     return replace(config, **{name: file for name, file in files.items() if file is not None})
 
 
