@@ -122,9 +122,10 @@ def _check_scale(
     pair: tuple[Image, Image], lattice: Grid, reach: NDArray[np.float64], within: str
 ) -> None:
     """Refuse a moving image much larger, or smaller, than what the fixed one covers of it."""
-    gaps = np.maximum(np.asarray(lattice.shape) - 1, 1)
-    # By the voxels around the outermost points.
-    covered = np.maximum(reach * (1 + 1 / gaps), 1e-9)
+    # The lattice begins and ends within the fixed image.
+    steps = np.divide(lattice.spacing, pair[0].spacing)
+    held = np.maximum((np.asarray(lattice.shape) - 1) * steps, 1)
+    covered = np.maximum(reach / held * pair[0].shape, 1e-9)
     ratio = np.asarray(pair[1].shape) / covered
     larger = 1 if ratio.min() > _TOO_LARGE else 0
     if not larger and ratio.max() >= 1 / _TOO_LARGE:
@@ -137,7 +138,7 @@ def _check_scale(
         for name, image in zip(names, pair, strict=True)
     )
     raise InputError(
-        f"the {names[larger]} image is some {times:.3g} times as large as the {names[1 - larger]} "
+        f"the {names[larger]} image is some {times:,.0f} times as large as the {names[1 - larger]} "
         f"one{within}: {'; '.join(sizes)}. Check the spacing of both, and the unit it is in"
     )
 
@@ -172,14 +173,21 @@ def block_grid(
     BlockGrid
         Checked.
     """
-    sizes = tuple(int(b) for b in np.ravel(blocksize))
+    sizes = _whole_numbers("blocksize", blocksize, shape)
     if overlap is None:
-        halo = default_overlap(sizes)
-    else:
-        halo = tuple(int(v) for v in np.ravel(overlap)) * (
-            len(sizes) if np.ndim(overlap) == 0 else 1
+        return BlockGrid(shape, sizes, default_overlap(sizes))
+    halo = _whole_numbers("overlap", overlap, shape)
+    return BlockGrid(shape, sizes, halo * len(sizes) if np.ndim(overlap) == 0 else halo)
+
+
+def _whole_numbers(name: str, given: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    numbers = np.ravel(given)
+    if numbers.dtype.kind not in "iuf" or not np.array_equal(numbers, np.rint(numbers)):
+        raise InputError(
+            f"{name} needs whole numbers, one per axis of the fixed image of shape {shape}; got "
+            f"{given!r}"
         )
-    return BlockGrid(shape, sizes, halo)
+    return tuple(int(n) for n in numbers)
 
 
 def default_overlap(blocksize: Sequence[int]) -> tuple[int, ...]:
