@@ -60,7 +60,8 @@ def background_of(image: Image) -> float:
 
 def _looked_at(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Voxels of the corners, edges and faces, and of places inside."""
-    border, inside = [], []
+    border: list[NDArray[np.float64]] = []
+    inside: list[NDArray[np.float64]] = []
     for place in product((0.0, 0.5, 1.0), repeat=image.ndim):
         found = _part(image, place)
         (inside if set(place) == {0.5} else border).append(found)

@@ -612,10 +612,10 @@ def _find_discs(
 ) -> KeyPoints:
     """Blobs of the mean over the planes of an axis, in the middle of these."""
     others = [k for k in range(grid.ndim) if k != axis]
-    plane = Grid([grid.shape[k] for k in others], [grid.spacing[k] for k in others])
+    plane = Grid(tuple(grid.shape[k] for k in others), tuple(grid.spacing[k] for k in others))
     least, greatest = (r[others] for r in settings.radii(grid.ndim))
     flat = replace(settings, min_radius_um=tuple(least), max_radius_um=tuple(greatest))
-    mask = None if allowed is None else allowed.any(axis=axis)
+    mask = None if allowed is None else np.asarray(allowed.any(axis=axis))
     found = find_key_points(voxels.mean(axis=axis), plane, flat, mask)
     index = np.insert(plane.to_index(found.positions), axis, (grid.shape[axis] - 1) / 2, axis=1)
     return KeyPoints(grid.to_physical(index), found.strengths, found.radii_um)
