@@ -173,6 +173,7 @@ def test_a_textureless_block_continues_its_neighbours(
     caplog: pytest.LogCaptureFixture,
     coarse_voxels: float,
 ) -> None:
+    caplog.set_level("INFO")
     fixed = pair.fixed.read().copy()
     fixed[:44, :40, :36] = 100
     with caplog.at_level(logging.WARNING, "itkstream"):
