@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import dask.array as da
@@ -20,11 +21,11 @@ from itkstream.block_kernels import (
     intensity_block,
     warp_block,
 )
-from itkstream.doors import as_pair, block_grid
-from itkstream.errors import ItkstreamError, RegistrationError
+from itkstream.doors import as_pair, block_grid, check_start
+from itkstream.errors import InputError, ItkstreamError, RegistrationError
 from itkstream.features import Correspondences
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
-from itkstream.lazy import Result, map_blocks
+from itkstream.lazy import Result, judged, map_blocks
 from itkstream.masks import Mask
 from itkstream.numerics.consistency import (
     CONFIDENCE_COLUMNS,
@@ -138,6 +139,7 @@ def ransac_affine(
     """
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
+    check_start(fixed, moving, anywhere=True)
     step = RansacAffine(
         radii=((min_radius, max_radius),),
         match_threshold=match_threshold,
@@ -204,6 +206,7 @@ def intensity_affine(
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = settings or IntensityAffine().settings_for(fixed.spacing)
     start = np.eye(fixed.ndim + 1) if initial is None else np.asarray(initial, float)
+    check_start(fixed, moving, AffineTransform(start), anywhere=True)
     estimate = intensity_block(fixed, moving, start, settings)
     if not estimate:
         logger.warning("the initial affine is kept, as %s", estimate.reason)
@@ -271,6 +274,7 @@ def prepare_piecewise_ransac_affine(
     """
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
+    check_start(fixed, moving, anywhere=True)
     step = RansacAffine(
         radii=((min_radius, max_radius),),
         match_threshold=match_threshold,
@@ -297,6 +301,7 @@ def prepare_local_affines(
     overlap: Sequence[int] | int | None = None,
     fill: bool = True,
     skip_empty: bool = False,
+    smaller: Sequence[AffineSettings] = (),
 ) -> da.Array:
     """Prepare to find an affine in every block, before a transform that aligns them roughly.
 
@@ -320,6 +325,8 @@ def prepare_local_affines(
     skip_empty : bool
         Leave out blocks in which a coarse level of neither image shows more than background and
         its noise: they are not read, and count as blocks without matches.
+    smaller : sequence of AffineSettings
+        Those that a block tries which cannot show the blobs of any of the `settings`.
 
     Returns
     -------
@@ -330,6 +337,8 @@ def prepare_local_affines(
     blocks = block_grid(fixed.shape, blocksize, overlap)
     by_intensity = isinstance(settings, IntensitySettings)
     choices = (settings,) if isinstance(settings, (AffineSettings, IntensitySettings)) else settings
+    if not by_intensity:
+        _check_blobs([*choices, *smaller], blocks, fixed.grid)
     shared = {
         "grid": fixed.grid,
         "moving": moving,
@@ -337,6 +346,8 @@ def prepare_local_affines(
         "settings": settings if by_intensity else tuple(choices),
         "alone": len(blocks) == 1,
     }
+    if smaller:
+        shared["smaller"] = tuple(smaller)
     size = (fixed.ndim + 1) ** 2
     result = Result(np.float64, (size + evidence_size(fixed.ndim),), "block")
     keep = None
@@ -349,13 +360,33 @@ def prepare_local_affines(
     common = fill and len(blocks) > 1
     if common:
         found = found.rechunk(found.shape)
-    return found.map_blocks(
+    result = found.map_blocks(
         _common if common else _each,
         blocks=blocks,
         grid=fixed.grid,
         settings=ConsistencySettings(scale_um=_CONTRADICTION * _slack(choices, fixed.grid)),
         chunks=(*found.chunks[:-1], (size + len(CONFIDENCE_COLUMNS),)),
         meta=np.empty((0,) * found.ndim),
+    )
+    if common or len(blocks) == 1:
+        return result
+    return judged(result, found, _brought, _judge_blocks)
+
+
+def _check_blobs(choices: Sequence[Any], blocks: BlockGrid, grid: Grid) -> None:
+    """Refuse blocks none of which can show the blobs that are sought."""
+    per_axis = zip(blocks.chunks, blocks.overlap, strict=True)
+    lengths = [{n + 2 * halo for n in chunk} for chunk, halo in per_axis]
+    for sizes in product(*lengths):
+        shape = tuple(map(min, sizes, grid.shape))
+        here = replace(grid, shape=shape)
+        if any(settings.key_points.fit(here) for settings in choices):
+            return
+    greatest = min(settings.key_points.radii(grid.ndim)[1].max() for settings in choices)
+    extent = " x ".join(f"{n * h:.4g}" for n, h in zip(shape, grid.spacing, strict=True))
+    raise InputError(
+        f"blocks of {extent} {grid.unit}s with their overlap cannot show blobs of radius "
+        f"{greatest:.4g}: lower max_radius or use larger blocks"
     )
 
 
@@ -391,6 +422,7 @@ def _local_affine(
     initial: Transform | None,
     settings: tuple[AffineSettings, ...],
     alone: bool,
+    smaller: tuple[AffineSettings, ...] = (),
 ) -> NDArray[np.float64]:
     n = grid.ndim
     matrix, inliers = np.full((n + 1, n + 1), np.nan), np.empty((2, 0, n))
@@ -399,7 +431,8 @@ def _local_affine(
     here = Image(part, grid.crop(block.padded))
     try:
         near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
-        estimate, pairs, best = best_affine_block(here, near, settings)
+        choices = _holding(here.grid, settings) or _holding(here.grid, smaller) or settings
+        estimate, pairs, best = best_affine_block(here, near, choices)
         if not alone:
             estimate = _simpler(estimate, pairs, best.ransac)
         reason = estimate.reason
@@ -413,8 +446,13 @@ def _local_affine(
     if reason and alone:
         raise RegistrationError(f"no affine found: {reason}")
     if reason:
-        logger.warning("block %s has no affine of its own: %s", block.index, reason)
+        logger.info("block %s has no affine of its own: %s", block.index, reason)
     return _row(matrix, (inliers[0], inliers[1]), block, grid)
+
+
+def _holding(grid: Grid, choices: Sequence[AffineSettings]) -> list[AffineSettings]:
+    """The settings whose blobs a block can show."""
+    return [settings for settings in choices if settings.key_points.fit(grid)]
 
 
 def _local_refinement(
@@ -445,7 +483,7 @@ def _local_refinement(
             raise
         reason = str(error)
     if reason:
-        logger.warning("block %s keeps where it starts, as %s", block.index, reason)
+        logger.info("block %s keeps where it starts, as %s", block.index, reason)
     targets = points @ matrix[:n, :n].T + matrix[:n, n]
     return _row(matrix, (points, targets), block, grid)
 
@@ -510,12 +548,34 @@ def _each(
     return np.concatenate([rows[..., :size], own_confidence(evidence, settings)], axis=-1)
 
 
+def _brought(row: NDArray[np.float64]) -> int:
+    """Whether a block found an affine of its own."""
+    return int(np.isfinite(row[..., 0]).all())
+
+
+def _judge_blocks(brought: NDArray[np.intp]) -> None:
+    """Say how many blocks failed; raise where all did."""
+    failed = brought.size - np.count_nonzero(brought)
+    if failed == brought.size:
+        raise RegistrationError(
+            f"all {failed} blocks failed to find an affine: use larger blocks, a lower "
+            "match_threshold, or radii that fit the nuclei"
+        )
+    if failed:
+        logger.warning(
+            "%d of %d blocks have no affine of their own (the log at level info says why)",
+            failed,
+            brought.size,
+        )
+
+
 def _common(
     rows: NDArray[np.float64], blocks: BlockGrid, grid: Grid, settings: ConsistencySettings
 ) -> NDArray[np.float64]:
     """The affines of all blocks, found together, and their confidence."""
     size = (grid.ndim + 1) ** 2
     evidence = Evidence.unpacked(rows[..., size:], grid.ndim)
+    _judge_blocks(np.isfinite(rows[..., 0]).astype(np.intp))
     matrices, confidence = solve_consistent(evidence, blocks, grid, settings)
     flat = matrices.reshape((*rows.shape[:-1], size))
     return np.concatenate([flat, confidence], axis=-1)

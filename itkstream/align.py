@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.affine import prepare_local_affines, split_local_affines
 from itkstream.deform import COARSE_VOXELS, prepare_positions
-from itkstream.doors import as_pair, block_grid
+from itkstream.doors import as_pair, block_grid, check_start
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
@@ -105,16 +105,18 @@ def prepare_piecewise_align(
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     blocks = block_grid(fixed.shape, blocksize, overlap)
-    start: Start = _as_start(initial_transform)
+    start = _as_start(initial_transform)
+    check_start(fixed, moving, start, anywhere=start is None)
+    known: Start = start
     for step in steps:
         if isinstance(step, Deformable):
-            begin = AffineTransform(np.eye(fixed.ndim + 1)) if start is None else start
+            begin = AffineTransform(np.eye(fixed.ndim + 1)) if known is None else known
             settings = step.settings_for(fixed.spacing)
             return prepare_positions(
                 fixed, moving, begin, blocks.blocksize, settings, blocks.overlap, coarse_voxels
             )
-        start = _refined(fixed, moving, start, step, blocks)
-    shared = {"grid": fixed.grid, "initial": start}
+        known = _refined(fixed, moving, known, step, blocks)
+    shared = {"grid": fixed.grid, "initial": known}
     cores = block_grid(fixed.shape, blocksize, 0)
     return map_blocks(_positions, cores, None, shared, Result(np.float64, (fixed.ndim,)))
 
@@ -131,7 +133,7 @@ def _in_order(steps: Sequence[Step]) -> tuple[Step, ...]:
     return checked
 
 
-def _as_start(given: Transform | ArrayLike | None) -> Start:
+def _as_start(given: Transform | ArrayLike | None) -> Transform | None:
     if given is None or isinstance(given, Transform):
         return given
     return AffineTransform(np.asarray(given))

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream import itk_bridge
+from itkstream.background import background_of
 from itkstream.errors import InputError, RegistrationError
 from itkstream.features import (
     ContextWindow,
@@ -49,9 +50,10 @@ from itkstream.numerics.itk_settings import (
     IntensitySettings,
 )
 from itkstream.numerics.mapping import GridMap, map_on
-from itkstream.ransac import AffineEstimate, RansacSettings, fit_ransac
+from itkstream.ransac import AffineEstimate, RansacSettings, fit_in_planes, fit_ransac
 
 __all__ = [
+    "BARREN",
     "AffineSettings",
     "AnyTransform",
     "DeformEstimate",
@@ -88,14 +90,17 @@ _LEAST_CONFIDENCE = 0.01
 # Enough agreeing matches that no other settings need be tried.
 _PLENTY_OF_INLIERS = 200
 
-# Why a level of the descent had nothing to go by, and what that tells a user.
-_BARREN = {
+# Matches in so few planes may not tell how an affine acts across them.
+_FEW_PLANES = 12
+
+BARREN = {
     "no overlap": "it lies outside the moving image",
     "no texture": (
-        "no correlation window holds texture of both images: is one constant there, or smaller "
-        "than the window?"
+        "no correlation window holds texture of both images: is one constant there, left out by "
+        "its mask, or smaller than the window?"
     ),
 }
+"""Why a deformation had nothing to go by, and what that tells a user."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,9 @@ class WarpSettings:
     engine : {'fast', 'itk'}, optional
         'fast' (numba) knows linear and nearest; 'itk' resamples each block with SimpleITK and
         knows all. Default the fastest that can.
-    background : float or int
-        Value outside the moving image; clipped to the range of integers.
+    background : float or int, optional
+        Value outside the moving image; clipped to the range of integers. None: what
+        `itkstream.background.background_of` tells from the image; 0 between labels.
     dtype : dtype, optional
         Voxel type of the result; default that of the moving image.
 
@@ -192,7 +198,7 @@ class WarpSettings:
 
     interpolator: str = "linear"
     engine: Engine | None = None
-    background: float = 0.0
+    background: float | None = 0.0
     dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
@@ -235,8 +241,26 @@ class WarpSettings:
         """
         found = _real(moving if self.dtype is None else self.dtype)
         _real(moving)
-        as_voxel(self.background, found)
+        as_voxel(self.background or 0, found)
         return found
+
+    def for_image(self, moving: Image) -> WarpSettings:
+        """The settings with a background, told from the image where none is given.
+
+        Parameters
+        ----------
+        moving : Image
+            The moving image.
+
+        Returns
+        -------
+        WarpSettings
+            The same ones where a background is given.
+        """
+        if self.background is not None:
+            return self
+        labels = self.interpolator in itk_bridge.CHOOSING
+        return replace(self, background=0.0 if labels else background_of(moving))
 
     @property
     def margin_vox(self) -> int:
@@ -275,21 +299,57 @@ def affine_block(
     RegistrationError
         Where an image is constant or has no finite voxel.
     """
-    contexts = []
-    for image, own in zip((fixed, moving), points, strict=True):
+    sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
+    window = settings.window.within(fixed.grid, moving.grid)
+    contexts, found, doubts = [], [], []
+    for which, image, own in sides:
         voxels = image.read()
-        if own is None:
-            own = find_key_points(voxels, image.grid, settings.key_points).positions
-        contexts.append(sample_contexts(voxels, image.grid, own, settings.window))
+        try:
+            if own is None:
+                own = find_key_points(voxels, image.grid, settings.key_points).positions
+            contexts.append(sample_contexts(voxels, image.grid, own, window))
+        except (InputError, RegistrationError) as error:
+            raise type(error)(f"{which} image: {error}") from None
+        found.append(len(own))
+        doubts.append(_what_is_left_out(which, voxels))
     pairs = match(contexts[0], contexts[1], settings.matching)
-    estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings.ransac)
+    estimate = _fit(pairs, fixed.grid, settings.ransac)
     if estimate:
         return estimate, pairs
+    kept = [len(side) for side in contexts]
+    if kept != found:
+        doubts.append(
+            f"{kept[0]} and {kept[1]} of them have enough of the image around them: a smaller "
+            "cc_radius, the half width of the window, keeps more"
+        )
+    said = "; ".join(filter(None, doubts))
     reason = (
-        f"{len(contexts[0])} key points in the fixed and {len(contexts[1])} in the moving image "
-        f"gave {len(pairs)} matches above {settings.matching.threshold}: {estimate.reason}"
+        f"{found[0]} key points in the fixed and {found[1]} in the moving image"
+        f"{f' ({said})' if said else ''} gave {len(pairs)} matches above "
+        f"{settings.matching.threshold}: {estimate.reason}"
     )
     return replace(estimate, reason=reason), pairs
+
+
+def _what_is_left_out(which: str, voxels: NDArray[Any]) -> str:
+    """How much of an image counts; empty where all does."""
+    share = float(np.isfinite(voxels).mean()) if voxels.dtype.kind == "f" else 1.0
+    if share == 1:
+        return ""
+    return (
+        f"{share:.2g} of the {which} image counts, the rest is NaN, infinite or left out by the "
+        f"{which} mask"
+    )
+
+
+def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> AffineEstimate:
+    """The transform of matches; in a stack of a few planes one that keeps these, if need be."""
+    estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings)
+    axis = int(np.argmin(grid.shape))
+    if estimate or grid.ndim < 3 or grid.shape[axis] > _FEW_PLANES:
+        return estimate
+    normal = np.asarray(grid.direction)[:, axis]
+    return fit_in_planes(pairs.fixed_points, pairs.moving_points, normal, settings) or estimate
 
 
 def best_affine_block(
@@ -398,7 +458,7 @@ def deform_block(
     coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
     crop = mapping.crop_of(moving.grid, float(coarsest * max(fixed.grid.spacing)))
     if crop is None:
-        return DeformEstimate(None, mapping, (), "it lies outside the moving image")
+        return DeformEstimate(None, mapping, (), BARREN["no overlap"])
     part = moving[crop]
     frame = Frame(fixed.grid, part.grid, mapping.affine)
     try:
@@ -412,8 +472,8 @@ def deform_block(
         )
     except InputError as error:
         return DeformEstimate(None, mapping, (), str(error))
-    if all(level.stopped in _BARREN for level in descent.levels):
-        reason = _BARREN[descent.levels[-1].stopped]
+    if all(level.stopped in BARREN for level in descent.levels):
+        reason = BARREN[descent.levels[-1].stopped]
         return DeformEstimate(None, mapping, descent.levels, reason)
     return DeformEstimate(descent.displacement, mapping, descent.levels)
 
@@ -467,7 +527,8 @@ def warp_mapped(
         The resampled voxels.
     """
     dtype = settings.voxel_type(moving.dtype)
-    background = as_voxel(settings.background, dtype)
+    settings = settings.for_image(moving)
+    background = as_voxel(settings.background or 0, dtype)
     chooses = settings.interpolator in itk_bridge.CHOOSING
     if not chooses:
         # Samples go through doubles; so that all blocks agree, what is beyond them does as well.

@@ -74,6 +74,12 @@ for _name in cli_transforms.__all__:
     metavar="FILE",
     help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
 )
+@click.option(
+    "--background",
+    type=float,
+    help="Value of the aligned image outside MOVING. [default: as on its border if that is bright "
+    "or negative, else 0]",
+)
 @click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
 @click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
 @click.option(

@@ -367,6 +367,9 @@ def config_from(options: dict[str, Any]) -> Any:
     given = {name: file for name, file in files.items() if file is not None}
     for which in ("fixed", "moving"):
         given[which] = options_of(options, which, getattr(config, which))
+    background = options.get("background")
+    if background is not None:
+        given["settings"] = replace(config.settings, background=background)
     return replace(config, **given)
 
 

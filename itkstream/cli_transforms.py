@@ -37,7 +37,11 @@ _NOT_SOUND = 1
 @click.option(
     "--label-gaussian", is_flag=True, help="The same, with borders smoothed; takes longer."
 )
-@click.option("--background", type=Number(), default=0, show_default=True, help="Value outside.")
+@click.option(
+    "--background",
+    type=Number(),
+    help="Value outside. [default: as on MOVING's border if that is bright or negative, else 0]",
+)
 @click.option("--dtype", help="Type of the result, such as uint8. [default: that of MOVING]")
 @click.option("--channel", type=Which(), default=0, show_default=True, help="A number, or all.")
 @click.option("--time", type=Which(), default=0, show_default=True, help="A number, or all.")

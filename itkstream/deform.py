@@ -13,8 +13,8 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
-from itkstream.block_kernels import deform_block
-from itkstream.doors import as_pair, block_grid
+from itkstream.block_kernels import BARREN, deform_block
+from itkstream.doors import as_pair, block_grid, check_start
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -25,7 +25,7 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.lazy import Result, map_blocks, map_neighbours
+from itkstream.lazy import Result, judged, map_blocks, map_neighbours
 from itkstream.levels import Levels, prepare_levels
 from itkstream.masks import Mask
 from itkstream.numerics.blend import NodeLattice
@@ -57,6 +57,13 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Abcd = tuple[float, float, float, float]
+
+# What so many blocks bring may be held until the last is done. Where the whole image was solved
+# first, more need not be: that fails where nothing is to be found.
+_JUDGED_BLOCKS = 64
+
+# Why a block brings nothing, by number.
+_REASONS = ("it is empty", *BARREN.values(), "no voxel of an image counts there")
 
 # Blocks join along the first axis, then along the others.
 _FIRST = (0,)
@@ -138,6 +145,7 @@ def deformable_align(
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = _choose(method, settings, given, fixed.grid)
+    check_start(fixed, moving)
     estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
@@ -228,6 +236,8 @@ def prepare_piecewise_deformable_align(
     initial: Transform = AffineTransform(affine)
     if local_affines is not None:
         initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
+    alone = global_affine is None and local_affines is None
+    check_start(fixed, moving, initial, anywhere=alone)
     return prepare_positions(
         fixed, moving, initial, blocksize, settings, overlap, coarse_voxels, skip_empty
     )
@@ -489,7 +499,10 @@ def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:
     rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
     others = range(1, fixed.ndim)
     where["output"] = output
-    return map_neighbours(_join_block, blocks, rows, where, output.result, others)
+    joined = map_neighbours(_join_block, blocks, rows, where, output.result, others)
+    if plan and len(blocks) > _JUDGED_BLOCKS:
+        return joined
+    return judged(joined, found, _brought, _judge_blocks)
 
 
 def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
@@ -545,12 +558,37 @@ def _refine_block(
     refinement = estimate.refinement()
     if refinement is not None:
         return nodes.pack(block, refinement, estimate.confidence())
-    logger.warning(
+    logger.info(
         "block %s has no deformation of its own, as %s; it continues its neighbours",
         block.index,
         estimate.reason,
     )
-    return nodes.no_pack()
+    known = estimate.reason in _REASONS
+    return nodes.no_pack(_REASONS.index(estimate.reason) if known else len(_REASONS) - 1)
+
+
+def _brought(pack: NDArray[np.float32]) -> int:
+    """-1 for a deformation, else the number of the reason why there is none."""
+    return -1 if pack.size else len(pack)
+
+
+def _judge_blocks(brought: NDArray[np.intp]) -> None:
+    """Say how many blocks failed and mostly why; raise where all did."""
+    failed = brought[brought > 0]
+    if not failed.size and (brought < 0).any():
+        return
+    reason = _REASONS[np.bincount(failed).argmax()] if failed.size else _REASONS[0]
+    if (brought >= 0).all():
+        raise RegistrationError(
+            f"no deformation could be found in any of {brought.size} blocks; mostly, {reason}"
+        )
+    logger.warning(
+        "%d of %d blocks have no deformation of their own and continue their neighbours; mostly, "
+        "%s (the log at level info names each)",
+        failed.size,
+        brought.size,
+        reason,
+    )
 
 
 def _join_row(

@@ -6,13 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from itkstream.errors import InputError
-from itkstream.geometry import ArraySource, BlockGrid, Grid, Image, transposed
+from itkstream.errors import InputError, RegistrationError
+from itkstream.geometry import (
+    AffineTransform,
+    ArraySource,
+    BlockGrid,
+    Grid,
+    Image,
+    Transform,
+    transposed,
+)
 from itkstream.lazy import readable
 from itkstream.masks import Mask, masked
+from itkstream.numerics.mapping import map_on
 
-__all__ = ["as_pair", "block_grid", "default_overlap", "reversed_axes"]
+__all__ = ["as_pair", "block_grid", "check_start", "default_overlap", "reversed_axes"]
+
+# Points per axis of the fixed image that say where a transform leads.
+_POINTS = 24
+
+# An image that is so many times as large as the other along every axis has another unit.
+_TOO_LARGE = 50
 
 
 def as_pair(
@@ -62,6 +78,82 @@ def as_pair(
     return fixed, readable(moving.reorder(fixed.grid.axes))
 
 
+def check_start(
+    fixed: Image, moving: Image, start: Transform | None = None, *, anywhere: bool = False
+) -> None:
+    """Refuse images that cannot be registered from where a transform puts them.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        From `as_pair`; not read.
+    start : Transform, optional
+        From fixed to moving points; default identity.
+    anywhere : bool
+        Whether the images may lie apart, as where key points are matched.
+
+    Raises
+    ------
+    InputError
+        Where one is so much larger than the other that its unit must be wrong.
+    RegistrationError
+        Where the images do not overlap.
+    """
+    grid = fixed.grid.shrink([max(1, -(-n // _POINTS)) for n in fixed.shape])
+    mapping = map_on(start or AffineTransform(np.eye(fixed.ndim + 1)), grid)
+    points = grid.positions()
+    if mapping.displacement is not None:
+        points = points + mapping.displacement
+    index = moving.grid.to_index(AffineTransform(mapping.affine).apply(points))
+    index = index.reshape(-1, fixed.ndim)
+    within = "" if start is None else " through the transform to start from"
+    _check_scale((fixed, moving), grid, np.ptp(index, axis=0), within)
+    inside = (index >= -1) & (index <= np.asarray(moving.shape))
+    if not anywhere and not inside.all(axis=1).any():
+        raise RegistrationError(
+            f"the fixed image lies outside the moving image{within}: it comes to "
+            f"{_span(moving.grid.to_physical(index))} {moving.grid.unit}s, and the moving image "
+            f"lies at {_span(_corners(moving.grid))}. Check origins, directions and units, and "
+            "that a start maps fixed to moving points"
+        )
+
+
+def _check_scale(
+    pair: tuple[Image, Image], lattice: Grid, reach: NDArray[np.float64], within: str
+) -> None:
+    """Refuse a moving image much larger, or smaller, than what the fixed one covers of it."""
+    # The lattice begins and ends within the fixed image.
+    steps = np.divide(lattice.spacing, pair[0].spacing)
+    held = np.maximum((np.asarray(lattice.shape) - 1) * steps, 1)
+    covered = np.maximum(reach / held * pair[0].shape, 1e-9)
+    ratio = np.asarray(pair[1].shape) / covered
+    larger = 1 if ratio.min() > _TOO_LARGE else 0
+    if not larger and ratio.max() >= 1 / _TOO_LARGE:
+        return
+    times = float(np.median(ratio) if larger else 1 / np.median(ratio))
+    names = ("fixed", "moving")
+    sizes = (
+        f"the {name} one has {' x '.join(map(str, image.shape))} voxels of "
+        f"{' x '.join(f'{h:.4g}' for h in image.spacing)} {image.grid.unit}s"
+        for name, image in zip(names, pair, strict=True)
+    )
+    raise InputError(
+        f"the {names[larger]} image is some {times:,.0f} times as large as the {names[1 - larger]} "
+        f"one{within}: {'; '.join(sizes)}. Check the spacing of both, and the unit it is in"
+    )
+
+
+def _corners(grid: Grid) -> NDArray[np.float64]:
+    ends = np.meshgrid(*((0, n - 1) for n in grid.shape), indexing="ij")
+    return grid.to_physical(np.stack(ends, -1).reshape(-1, grid.ndim))
+
+
+def _span(points: NDArray[np.float64]) -> str:
+    """From where to where points lie, per axis."""
+    ends = zip(points.min(axis=0), points.max(axis=0), strict=True)
+    return " x ".join(f"({low:.4g} to {high:.4g})" for low, high in ends)
+
+
 def block_grid(
     shape: tuple[int, ...], blocksize: Sequence[int], overlap: Sequence[int] | int | None
 ) -> BlockGrid:
@@ -81,14 +173,21 @@ def block_grid(
     BlockGrid
         Checked.
     """
-    sizes = tuple(int(b) for b in np.ravel(blocksize))
+    sizes = _whole_numbers("blocksize", blocksize, shape)
     if overlap is None:
-        halo = default_overlap(sizes)
-    else:
-        halo = tuple(int(v) for v in np.ravel(overlap)) * (
-            len(sizes) if np.ndim(overlap) == 0 else 1
+        return BlockGrid(shape, sizes, default_overlap(sizes))
+    halo = _whole_numbers("overlap", overlap, shape)
+    return BlockGrid(shape, sizes, halo * len(sizes) if np.ndim(overlap) == 0 else halo)
+
+
+def _whole_numbers(name: str, given: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    numbers = np.ravel(given)
+    if numbers.dtype.kind not in "iuf" or not np.array_equal(numbers, np.rint(numbers)):
+        raise InputError(
+            f"{name} needs whole numbers, one per axis of the fixed image of shape {shape}; got "
+            f"{given!r}"
         )
-    return BlockGrid(shape, sizes, halo)
+    return tuple(int(n) for n in numbers)
 
 
 def default_overlap(blocksize: Sequence[int]) -> tuple[int, ...]:

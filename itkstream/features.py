@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ _LEAST_SCALE_RATIO = 1.35
 _SAMPLES_PER_SIDE = 4
 # Half-way between two lattice points a wave as short as the lattice can hold is halved by this.
 _BLUR_PER_STEP = float(np.sqrt(3.0) / 4)
+# An image of fewer planes along an axis has no blobs inside: they are sought in the mean of its
+# planes. So are blobs that are thicker than an image of few planes.
+_LEAST_PLANES = 5
+_FEW_PLANES = 12
 # Rows of the score matrix held at a time: 512 x 5000 scores take 10 MB.
 _ROWS = 512
 
@@ -149,6 +153,23 @@ class KeyPointSettings:
             raise InputError(f"blob radii must be one number or {ndim}, one per axis")
         return np.broadcast_to(both[0], ndim), np.broadcast_to(both[1], ndim)
 
+    def fit(self, grid: Grid) -> bool:
+        """Whether an image can show the largest blobs.
+
+        Parameters
+        ----------
+        grid : Grid
+            Of the image.
+
+        Returns
+        -------
+        bool
+            False where one is thicker than the image, unless that is a stack of a few planes.
+        """
+        greatest = self.radii(grid.ndim)[1]
+        extent = np.asarray(grid.shape) * grid.spacing
+        return _flat_axis(grid, greatest) is not None or bool((extent >= 2 * greatest).all())
+
 
 @dataclass(frozen=True, eq=False)
 class KeyPoints:
@@ -249,6 +270,32 @@ class ContextWindow:
     def step_um(self) -> Floats:
         """Distance of neighbouring samples per axis."""
         return np.asarray(self.half_width_um) / (self.samples // 2)
+
+    def within(self, *grids: Grid) -> ContextWindow:
+        """The window for images that may be thinner than it is.
+
+        Parameters
+        ----------
+        *grids : Grid
+            Of the images.
+
+        Returns
+        -------
+        ContextWindow
+            No wider along any axis than the thinnest of the images, so that a point on a face of a
+            few planes has half of it, as on a face of any image; the same one where all are
+            thicker.
+        """
+        width = np.asarray(self.half_width_um)
+        for grid in grids:
+            room = np.abs(grid.direction) @ (np.asarray(grid.spacing) * np.asarray(grid.shape))
+            # Of a single plane, its own thickness.
+            least = np.abs(grid.direction) @ np.asarray(grid.spacing) / 2
+            thin = room < 2 * np.asarray(self.half_width_um)
+            width = np.where(thin, np.minimum(width, np.maximum(room / 2 - least, least)), width)
+        if np.array_equal(width, self.half_width_um):
+            return self
+        return replace(self, half_width_um=tuple(width.tolist()))
 
     def offsets(self) -> Floats:
         """Positions of the samples relative to the centre.
@@ -359,7 +406,8 @@ def find_key_points(
     A blob of radius R is a maximum, over position and width, of the scale-normalised Laplacian of
     the image blurred by a Gaussian of standard deviation ``R / sqrt(n)``. Widths run from 0.8
     times the least radius to 1.2 times the greatest; a blob that is clearest at either end counts
-    as well. Positions are fitted between voxels.
+    as well. Positions are fitted between voxels. In a 3-D image of a few planes that are thinner
+    than the blobs together, blobs are discs: found in the mean of the planes, in their middle.
 
     Parameters
     ----------
@@ -388,8 +436,11 @@ def find_key_points(
     """
     voxels, allowed = _checked_image(image, grid, mask)
     least, greatest = settings.radii(grid.ndim)
+    flat = _flat_axis(grid, greatest)
+    if flat is not None:
+        return _find_discs(voxels, grid, settings, allowed, flat)
     extent = np.asarray(grid.shape) * grid.spacing
-    if (extent < 2 * greatest).any():
+    if not settings.fit(grid):
         raise InputError(
             f"an image of {extent.round(1).tolist()} µm cannot show blobs of radius "
             f"{greatest.round(1).tolist()} µm; lower max_radius or use larger blocks"
@@ -540,6 +591,36 @@ def _correspondences(
     )
 
 
+def _flat_axis(grid: Grid, greatest: Floats) -> int | None:
+    """The axis along which a 3-D image is no more than a few planes, thinner than its blobs."""
+    if grid.ndim < 3:
+        return None
+    shape = np.asarray(grid.shape)
+    thick = shape * grid.spacing >= 2 * greatest
+    axis = int(np.argmin(shape * grid.spacing))
+    if not np.delete(thick, axis).all() or shape[axis] > _FEW_PLANES:
+        return None
+    return axis if shape[axis] < _LEAST_PLANES or not thick[axis] else None
+
+
+def _find_discs(
+    voxels: NDArray[Any],
+    grid: Grid,
+    settings: KeyPointSettings,
+    allowed: NDArray[np.bool_] | None,
+    axis: int,
+) -> KeyPoints:
+    """Blobs of the mean over the planes of an axis, in the middle of these."""
+    others = [k for k in range(grid.ndim) if k != axis]
+    plane = Grid(tuple(grid.shape[k] for k in others), tuple(grid.spacing[k] for k in others))
+    least, greatest = (r[others] for r in settings.radii(grid.ndim))
+    flat = replace(settings, min_radius_um=tuple(least), max_radius_um=tuple(greatest))
+    mask = None if allowed is None else np.asarray(allowed.any(axis=axis))
+    found = find_key_points(voxels.mean(axis=axis), plane, flat, mask)
+    index = np.insert(plane.to_index(found.positions), axis, (grid.shape[axis] - 1) / 2, axis=1)
+    return KeyPoints(grid.to_physical(index), found.strengths, found.radii_um)
+
+
 def _widths(least: Floats, greatest: Floats, most: int) -> Floats:
     """Standard deviations (k, n) of the blurs, rising by one factor per axis."""
     first, last = _SCALE_MARGINS[0] * least, _SCALE_MARGINS[1] * greatest
@@ -561,7 +642,9 @@ def _checked_image(
     if voxels.dtype.kind == "f":
         finite = np.isfinite(voxels)
         if not finite.any():
-            raise RegistrationError("no voxel of the image is finite: it has no key points")
+            raise RegistrationError(
+                "no voxel of the image is finite, or the mask leaves none: it has no key points"
+            )
         if not finite.all():
             voxels = np.where(finite, voxels, voxels[finite].mean(dtype=np.float64))
             allowed = finite if allowed is None else allowed & finite
@@ -570,7 +653,7 @@ def _checked_image(
     if voxels.min() == voxels.max():
         raise RegistrationError(
             f"every voxel of the image is {voxels.flat[0]}: it has no key points; check the "
-            "dataset and the channel, or leave such blocks out with a mask"
+            "dataset, the channel and the mask"
         )
     return voxels, allowed
 

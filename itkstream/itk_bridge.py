@@ -8,7 +8,9 @@ the order of components changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
 
@@ -35,6 +37,7 @@ __all__ = [
     "from_itk_geometry",
     "from_itk_image",
     "from_itk_transform",
+    "quiet_itk",
     "resample",
     "sample_transform",
     "to_itk_image",
@@ -61,6 +64,30 @@ CHOOSING = ("nearest", "label-gaussian")
 
 # Levels of composites in composites beyond which a composite is taken to hold itself.
 _DEEPEST = 16
+
+
+_quiet = {"users": 0, "before": True}
+_quiet_lock = threading.Lock()
+
+
+@contextmanager
+def quiet_itk() -> Iterator[None]:
+    """Keep ITK from writing to the terminal; what it could not do it raises all the same.
+
+    The switch is one for the process: it is put back when the last thread is done.
+    """
+    with _quiet_lock:
+        if not _quiet["users"]:
+            _quiet["before"] = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        _quiet["users"] += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet["users"] -= 1
+            if not _quiet["users"]:
+                sitk.ProcessObject.SetGlobalWarningDisplay(bool(_quiet["before"]))
 
 
 def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:

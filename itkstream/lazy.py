@@ -23,7 +23,7 @@ import numpy as np
 
 # Tasks in dask's own form: tuples would be turned into them, twice, which takes four fifths of the
 # time that dask needs to prepare a run.
-from dask._task_spec import Task, TaskRef
+from dask._task_spec import Alias, List, Task, TaskRef
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.tokenize import TokenizationError, normalize_object, normalize_token, tokenize
@@ -37,6 +37,7 @@ __all__ = [
     "Halo",
     "NearFunction",
     "Result",
+    "judged",
     "map_blocks",
     "map_neighbours",
     "once",
@@ -380,6 +381,62 @@ def map_neighbours(
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[together, values])
     meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
     return da.Array(layers, name, result.chunks(blocks), meta=meta)
+
+
+def judged(
+    result: da.Array,
+    found: da.Array,
+    brought: Callable[[NDArray[Any]], int],
+    judge: Callable[[NDArray[np.intp]], None],
+) -> da.Array:
+    """A result whose last block waits for a judgement on what all blocks found.
+
+    No other block waits: where nothing was found, the computation still fails as a whole.
+
+    Parameters
+    ----------
+    result : dask.array.Array
+        What is made of it.
+    found : dask.array.Array
+        What `map_blocks` prepared.
+    brought : callable
+        Says of a block of it, in a number, what it holds; of a module.
+    judge : callable
+        Called with these numbers, an array of the shape of the block grid; raises where nothing
+        was found. Of a module.
+
+    Returns
+    -------
+    dask.array.Array
+        As `result`.
+    """
+    name = f"judged-{result.name}"
+    graph: dict[Any, Any] = {}
+    answers = []
+    for index in np.ndindex(found.numblocks):
+        answer = (f"brought-{name}", *index)
+        graph[answer] = Task(answer, brought, TaskRef((found.name, *index)))
+        answers.append(TaskRef(answer))
+    verdict = f"verdict-{name}"
+    graph[verdict] = Task(verdict, _judge, judge, found.numblocks, List(*answers))
+    last = tuple(n - 1 for n in result.numblocks)
+    for index in np.ndindex(result.numblocks):
+        key, block = (name, *index), (result.name, *index)
+        graph[key] = Alias(key, block)
+        if index == last:
+            graph[key] = Task(key, _after, TaskRef(block), TaskRef(verdict))
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[result, found])
+    return da.Array(layers, name, result.chunks, meta=result._meta)
+
+
+def _judge(
+    judge: Callable[[NDArray[np.intp]], None], numblocks: tuple[int, ...], answers: list[int]
+) -> None:
+    judge(np.array(answers, np.intp).reshape(numblocks))
+
+
+def _after(block: NDArray[Any], _verdict: None) -> NDArray[Any]:
+    return block
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ intensities, deformations and averages all leave out. It is read as the image is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
@@ -20,6 +21,19 @@ from itkstream.numerics.mapping import map_on
 
 __all__ = ["Mask", "MaskFunction", "masked"]
 
+logger = logging.getLogger(__name__)
+
+# Points per axis at which it is asked where a mask and its image lie.
+_POINTS = 33
+# Two grids are one where their corners lie no further apart, in voxels.
+_SAME_VOX = 0.5
+# Spacings of one image differ no more than this.
+_SAME_SPACING = 0.01
+# A mask that shares less of itself, and of its image, than this was not meant to lie there.
+_MOST = 0.98
+# Nor was one that is so much smaller than its image, or larger.
+_LEAST = 1e-3
+
 MaskFunction: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 
 Mask: TypeAlias = (
@@ -29,7 +43,8 @@ Mask: TypeAlias = (
 
 - An array or an `Image`: those where it is not 0 (nor NaN). An array may have another sampling
   than the image whose extent it covers; an `Image` lies where its grid says, and outside of it no
-  voxel counts.
+  voxel counts. One of the image's shape whose file says nothing of its place (spacing 1, origin 0)
+  is taken to lie on the image's voxels, and the log says so.
 - A list of intensities: those of other intensities.
 - Labels, an array or an `Image`, and a list of those that count.
 - A function: it is called with the voxels of each part of the image that is read, and returns an
@@ -108,10 +123,7 @@ class _Sampled:
             return np.zeros(grid.shape, bool)
         near = self.mask[crop]
         values = near.read()
-        if self.labels is None:
-            chosen = np.isfinite(values) & (values != 0)
-        else:
-            chosen = np.isin(values, self.labels)
+        chosen = _not_zero(values) if self.labels is None else np.isin(values, self.labels)
         return warp(
             chosen.astype(np.uint8),
             mapping.index_matrix(near.grid),
@@ -147,7 +159,12 @@ class _Judged:
                 f"a mask function must return an array of the shape of its argument, "
                 f"{voxels.shape}; got {counts.shape}"
             )
-        return counts.astype(bool)
+        return _not_zero(counts)
+
+
+def _not_zero(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where numbers are neither 0 nor NaN."""
+    return np.asarray(np.isfinite(values) & (values != 0))
 
 
 def _choice(image: Image, mask: Any, which: str) -> _Choice:
@@ -181,14 +198,98 @@ def _as_image(image: Image, mask: Any, which: str) -> Image:
                 f"the {which} mask has {mask.ndim} axes and the image {image.ndim}; "
                 "give one of the same axes"
             )
-        return mask.in_unit(image.grid.unit).reorder(image.grid.axes)
+        return _placed(mask, image.grid, which)
     shape = tuple(mask.shape)
     if len(shape) != image.ndim:
         raise InputError(
             f"the {which} mask has shape {shape} and the image {image.shape}: give an array that "
             "covers the image, or an Image"
         )
+    if shape != image.shape and sorted(shape) == sorted(image.shape):
+        raise InputError(
+            f"the {which} mask has shape {shape} and the image {image.shape}: transpose it, or "
+            "give it as an Image that names its axes"
+        )
     return Image(mask, _covering(image.grid, shape), f"{which} mask")
+
+
+def _placed(mask: Image, grid: Grid, which: str) -> Image:
+    """A mask where its grid says, in the unit and axes of the image; refused where it says wrong.
+
+    Editors of labels leave spacing 1 and origin 0: a mask of the image's shape is then the image's.
+    """
+    nameless = _says_nothing(mask.grid)
+    mask = mask.in_unit(grid.unit).reorder(grid.axes)
+    places = f"{_place(mask.grid)}; the image has {_place(grid)}"
+    if mask.shape == grid.shape:
+        if _apart_vox(mask.grid, grid) <= _SAME_VOX:
+            return mask
+        if nameless:
+            logger.warning(
+                "the %s mask has %s: as it has the image's shape and says nothing of its place, it "
+                "is taken to lie on the image's voxels",
+                which,
+                places,
+            )
+            return Image(mask.data, grid, mask.name)
+        if not np.allclose(mask.spacing, grid.spacing, rtol=_SAME_SPACING):
+            raise InputError(
+                f"the {which} mask has the image's shape and another spacing: {places}. Give it "
+                "the image's spacing, or pass it as an array"
+            )
+    _check_place(mask.grid, grid, f"the {which} mask", places)
+    return mask
+
+
+def _says_nothing(grid: Grid) -> bool:
+    """Whether a grid is what a file has that was written without one."""
+    along = np.isin(np.abs(grid.direction), (0.0, 1.0)).all()
+    return bool(along and set(grid.spacing) == {1.0} and not np.any(grid.origin))
+
+
+def _apart_vox(mask: Grid, grid: Grid) -> float:
+    """How far the corners of two grids of one shape lie apart, in voxels of the second."""
+    ends = np.meshgrid(*((0, n - 1) for n in grid.shape), indexing="ij")
+    corners = np.stack(ends, -1).reshape(-1, grid.ndim)
+    return float(np.abs(grid.to_index(mask.to_physical(corners)) - corners).max())
+
+
+def _check_place(mask: Grid, grid: Grid, what: str, places: str) -> None:
+    """Refuse a mask that lies beside its image, and warn of one that seems misplaced."""
+    covered, used = _share_inside(grid, mask), _share_inside(mask, grid)
+    if not covered and not used:
+        raise InputError(
+            f"{what} lies outside the image: it has {places}. Check its unit, origin and "
+            "direction, or pass it as an array of the image's voxels"
+        )
+    if max(covered, used) < _MOST or min(covered, used) < _LEAST:
+        logger.warning(
+            "%s covers %.2g %% of the image and has %.2g %% of itself on it: it has %s. Where "
+            "that is not meant, check its unit, origin and direction",
+            what,
+            100 * covered,
+            100 * used,
+            places,
+        )
+
+
+def _share_inside(grid: Grid, other: Grid) -> float:
+    """The share of a grid's extent that lies in another's."""
+    ends = (np.linspace(0, n - 1, min(n, _POINTS)) for n in grid.shape)
+    points = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, grid.ndim)
+    index = other.to_index(grid.to_physical(points))
+    # Voxels of either are as wide as their spacing.
+    inside = (index > -0.75) & (index < np.array(other.shape) - 0.25)
+    return float(inside.all(axis=1).mean())
+
+
+def _place(grid: Grid) -> str:
+    """A grid in words."""
+    numbers = (" x ".join(f"{v:.6g}" for v in values) for values in (grid.spacing, grid.origin))
+    spacing, origin = numbers
+    turned = "" if np.array_equal(grid.direction, np.eye(grid.ndim)) else ", turned axes"
+    shape = " x ".join(map(str, grid.shape))
+    return f"{shape} voxels of {spacing} {grid.unit}s from {origin}{turned}"
 
 
 def _covering(grid: Grid, shape: tuple[int, ...]) -> Grid:

@@ -45,7 +45,7 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
-from itkstream.doors import as_pair
+from itkstream.doors import as_pair, check_start
 from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import open_image
@@ -64,7 +64,7 @@ from itkstream.probing import measure_rates
 from itkstream.run import Run, run_keys
 from itkstream.run_folder import ALIGNED, REPORT, TRANSFORM, RunFolder
 from itkstream.run_scene import LogReporter, Reporter, Scene
-from itkstream.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
+from itkstream.steps import DEFAULT_STEPS, RansacAffine, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources, session
 
 __all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
@@ -201,6 +201,7 @@ def register(
     check_apart(out, pair)
     unit = itk_unit(opened[0].grid)
     initial = _as_initial(initial_transform, pair[0], unit)
+    check_start(*pair, initial, anywhere=initial is None and _matches_first(steps))
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
     steps, settings = planned.steps, planned.settings
@@ -286,6 +287,11 @@ def _planned(
     if resources.memory is not None:
         return made.fitted()
     return made if resources.threads_per_worker else made.fewer_threads()
+
+
+def _matches_first(steps: tuple[Step, ...]) -> bool:
+    """Whether key points bring the images together, wherever they lie."""
+    return bool(steps) and isinstance(steps[0], RansacAffine)
 
 
 def _as_initial(given: Any, fixed: Image, unit: str) -> Transform | None:

@@ -26,7 +26,7 @@ from scipy.special import pdtrc
 
 from itkstream.errors import InputError, RegistrationError
 
-__all__ = ["AffineEstimate", "Model", "RansacSettings", "fit_affine", "fit_ransac"]
+__all__ = ["AffineEstimate", "Model", "RansacSettings", "fit_affine", "fit_in_planes", "fit_ransac"]
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +167,44 @@ def fit_ransac(
     estimate = matches.estimate(matrix, settings.threshold_um)
     doubt = _doubt(estimate, matches, needed, settings)
     return matches.failed(doubt) if doubt else estimate
+
+
+def fit_in_planes(
+    fixed_points: ArrayLike, moving_points: ArrayLike, normal: ArrayLike, settings: RansacSettings
+) -> AffineEstimate:
+    """Fit a transform that keeps parallel planes apart as they are to matched points in 3-D.
+
+    Points of a few planes do not tell how a transform acts across these.
+
+    Parameters
+    ----------
+    fixed_points, moving_points : array_like, (m, 3)
+        Matched points in µm.
+    normal : array_like, (3,)
+        Unit vector across the planes.
+    settings : RansacSettings
+        Model, threshold and limits, in the planes.
+
+    Returns
+    -------
+    AffineEstimate
+        The transform in the planes, and the median shift across them of the matches that agree;
+        residuals are those in the planes. False where no trustworthy transform was found.
+    """
+    p, q = _paired(fixed_points, moving_points)
+    across = np.asarray(normal, np.float64)
+    # Columns: two directions in the planes, and the normal.
+    turn = np.concatenate([np.linalg.svd(across[None])[2][1:], across[None]]).T
+    p, q = p @ turn, q @ turn
+    estimate = fit_ransac(p[:, :2], q[:, :2], settings)
+    if estimate.matrix is None:
+        return estimate
+    lifted = np.eye(4)
+    lifted[:2, :2], lifted[:2, 3] = estimate.matrix[:2, :2], estimate.matrix[:2, 2]
+    lifted[2, 3] = np.median((q - p)[estimate.inliers, 2])
+    basis = np.eye(4)
+    basis[:3, :3] = turn
+    return AffineEstimate(basis @ lifted @ basis.T, estimate.inliers, estimate.residuals)
 
 
 def fit_affine(

@@ -44,8 +44,6 @@ Progress = Callable[[int, int], None]
 """Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
 
 _READERS = 8
-# Warned of as they fail; all are listed at the end.
-_WARNINGS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +171,7 @@ class Tally:
         self._progress = progress
         self.done = kept
         self._failures: list[BlockFailure] = []
+        self._lasting = 0
         self._error: BaseException | None = None
         progress(kept, len(blocks))
 
@@ -199,9 +198,9 @@ class Tally:
         if isinstance(failure.error, OutputError):
             raise failure.error
         noted = self._blocks.failure(number, failure.reason)
-        if len(self._failures) < _WARNINGS:
-            logger.warning("%s; the others go on", noted)
+        logger.info("%s; the others go on", noted)
         self._failures.append(noted)
+        self._lasting += failure.lasting
         self._error = self._error or failure.error
 
     @property
@@ -215,7 +214,7 @@ class Tally:
         Parameters
         ----------
         advice : str
-            What to do then.
+            What to do then, unless that would fail in the same way.
 
         Raises
         ------
@@ -223,6 +222,8 @@ class Tally:
             With all that failed.
         """
         if self.failures:
+            if self._lasting == len(self._failures):
+                advice = "a second run would fail alike: change the input or the parameters"
             raise BlockErrors(self.failures, len(self._blocks), advice) from self._error
 
 

@@ -9,12 +9,14 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from dask.tokenize import tokenize
 
+from itkstream.block_kernels import WarpSettings
 from itkstream.certificate import certify
 from itkstream.cluster import store
 from itkstream.coarsening import CoarseField
@@ -233,6 +235,7 @@ class Run:
             self._store_aligned(transform, path)
         else:
             with self._step(title) as facts:
+                facts["background"] = self._warp_settings.background
                 self._store_aligned(transform, path)
                 write_pyramid(path)
         # Blocks are noted of the finest level only; the others are as they were if all files are.
@@ -306,10 +309,16 @@ class Run:
             )
         return voxels
 
+    @cached_property
+    def _warp_settings(self) -> WarpSettings:
+        """How the aligned image is made, with the value outside the moving image."""
+        return WarpSettings(background=self.settings.background).for_image(self.moving)
+
     def _store_aligned(self, transform: Transform, path: Location) -> None:
         size = self.settings.blocksize
         blocksize = (size,) * self.fixed.ndim
-        lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize)
+        settings = self._warp_settings
+        lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize, settings)
         grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
         stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
         target = begun(stored, path, "0")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from itkstream.block_kernels import WarpSettings, warp_block
 from itkstream.cluster import compute
-from itkstream.errors import RegistrationError
+from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import DisplacementField, Grid, Image, Transform, compose, steps_of
 from itkstream.io.locations import Location
 from itkstream.kept_levels import make_level
@@ -124,8 +124,22 @@ class Scene:
 
     @cached_property
     def coarse(self) -> tuple[Image, Image]:
-        """The levels, in memory."""
+        """The levels, in memory; an `InputError` where no voxel of one counts."""
         fixed, moving = (Image(level.read(), level.grid, level.name) for level in self.levels)
+        for which, image in (("fixed", fixed), ("moving", moving)):
+            if image.dtype.kind == "f" and not np.isfinite(image.data).any():
+                raise InputError(
+                    f"no voxel of the {which} image {image.name} counts: all are left out by the "
+                    f"{which} mask, NaN or infinite. A mask must not be 0 where the tissue is"
+                )
+            infinite = np.isinf(image.data).sum() if image.dtype.kind == "f" else 0
+            if infinite:
+                logger.warning(
+                    "%d voxels of the %s image %s are infinite: they are left out, as NaN is",
+                    infinite,
+                    which,
+                    image.name,
+                )
         return fixed, moving
 
     @cached_property

@@ -116,8 +116,16 @@ def _find_local_affines(scene: Scene, state: State, step: LocalAffines) -> Findi
     blocksize = (step.blocksize,) * fixed.ndim
     try:
         settings = step.settings_for(fixed.spacing, _radii(scene, state, step))
+        # Small blocks may not hold the nuclei that the whole image is matched by.
+        others = () if step.radii else RansacAffine().radii
         lazy = prepare_local_affines(
-            fixed, moving, state.transform, blocksize, settings, overlap=step.overlap
+            fixed,
+            moving,
+            state.transform,
+            blocksize,
+            settings,
+            overlap=step.overlap,
+            smaller=[step.settings_for(fixed.spacing, radii) for radii in others],
         )
         packed = compute(lazy, progress=scene.reporter.blocks)
         local, confidence = split_local_affines(packed, fixed.ndim)

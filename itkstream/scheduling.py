@@ -11,6 +11,7 @@ import logging
 import pickle
 import queue
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +38,7 @@ from dask.threaded import get as threaded_get
 from dask.utils import ensure_dict
 from distributed import Client, as_completed
 
-from itkstream.errors import ItkstreamError, WorkersError
+from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.kept_chunks import keeping_chunks
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
@@ -90,6 +91,17 @@ class Failure:
         error.__cause__ = error.__context__ = None
         return cls(text, error.with_traceback(None))
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the same input fails in the same way again, as no disk and no worker is at fault.
+
+        Returns
+        -------
+        bool
+            True where the images or the parameters are to blame.
+        """
+        return isinstance(self.error, (InputError, RegistrationError))
+
     def __reduce__(self) -> tuple[Any, ...]:
         try:
             pickle.loads(pickle.dumps(self.error))
@@ -134,7 +146,7 @@ def block_graph(
     wanted = []
     for rank, (key, place) in enumerate(zip(keys, places, strict=True)):
         # dask sorts tasks that are alike by their names, and begins with the last.
-        end = (f"done-{key[0]}", f"{len(keys) - rank:09d}")
+        end = (f"done-{key[0]}", f"{len(keys) - rank:09d}", *key[1:])
         block = _taken(graph, key, used)
         graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), block)
         wanted.append(end)
@@ -307,18 +319,32 @@ def _guarded(graph: Graph) -> Graph:
             guarded[key] = node
             continue
         names = list(node.dependencies)
-        guarded[key] = Task(key, partial(_guard, node, names), List(*map(TaskRef, names)))
+        guard = partial(_guard, node, names, _label(key))
+        guarded[key] = Task(key, guard, List(*map(TaskRef, names)))
     return guarded
 
 
-def _guard(node: GraphNode, names: list[Any], values: list[Any]) -> Any:
+def _label(key: Any) -> str:
+    """What the log calls the task of a block; empty for what all blocks share."""
+    if not isinstance(key, tuple):
+        return ""
+    index = tuple(k for k in key[1:] if isinstance(k, int))
+    return f"{key[0].removeprefix('done-').rpartition('-')[0]} {index}" if index else ""
+
+
+def _guard(node: GraphNode, names: list[Any], label: str, values: list[Any]) -> Any:
     for value in values:
         if isinstance(value, Failure):
             return value
+    began = time.perf_counter()
     try:
-        return node(dict(zip(names, values, strict=True)))
+        result = node(dict(zip(names, values, strict=True)))
     except Exception as error:
-        return Failure.of(error)
+        result = Failure.of(error)
+    if label:
+        failed = f": {result.reason}" if isinstance(result, Failure) else ""
+        logger.info("%s took %.2f s%s", label, time.perf_counter() - began, failed)
+    return result
 
 
 class _Finished(Callback):

@@ -355,6 +355,9 @@ class RegisterSettings:
         How far the displacement that is handed out may be from the one that was computed, at any
         of its nodes, in the smallest fixed voxel spacing: it is stored at the coarsest spacing
         that keeps this. 0 keeps it as it was computed.
+    background : float, optional
+        Value of the aligned image outside the moving one; default what the moving image's border
+        tells: 0, unless that is bright or negative.
 
     Raises
     ------
@@ -365,6 +368,7 @@ class RegisterSettings:
     coarse_voxels: float = 20e6
     blocksize: int = 128
     field_tolerance_vox: float = 0.05
+    background: float | None = None
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
@@ -375,6 +379,8 @@ class RegisterSettings:
             raise InputError(
                 f"field_tolerance_vox must be a number >= 0; got {self.field_tolerance_vox!r}"
             )
+        if self.background is not None and not finite(self.background):
+            raise InputError(f"background must be a number or None; got {self.background!r}")
 
 
 def checked_steps(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import SimpleITK as sitk
+from dask.delayed import Delayed
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from itkstream.algebra import (
@@ -43,7 +44,7 @@ from itkstream.geometry import (
     compose,
 )
 from itkstream.inversion import apply_to_points, invert_transform, prepare_invert
-from itkstream.lazy import Halo, Result, map_blocks
+from itkstream.lazy import Halo, Result, map_blocks, once, readable
 from itkstream.numerics.fields import to_displacement
 from itkstream.numerics.mapping import GridMap, map_on
 
@@ -69,6 +70,9 @@ __all__ = [
     "sample_transform",
 ]
 
+# What the image tells of its background holds where nothing is asked for.
+_TOLD = WarpSettings(background=None)
+
 # A coarse field's chunk is cut at whole voxels: with two more on each side every position of the
 # block has its two neighbours.
 _COARSE_HALO_VOX = 2
@@ -84,7 +88,7 @@ def apply_global_affine(
     order: int = 1,
     interpolator: str | None = None,
     engine: str | None = None,
-    background: float = 0.0,
+    background: float | None = None,
     dtype: DTypeLike | None = None,
 ) -> NDArray[Any]:
     """Resample the moving image through one affine, in memory.
@@ -103,8 +107,9 @@ def apply_global_affine(
         An ITK interpolator by name, instead of `order`.
     engine : {'fast', 'itk'}, optional
         See `WarpSettings`.
-    background : float
-        Value outside the moving image.
+    background : float, optional
+        Value outside the moving image; default told from its border: that of bright fields and of
+        images with negative values, else 0.
     dtype : dtype, optional
         Voxel type of the result; default that of the moving image.
 
@@ -135,7 +140,8 @@ def apply_transform(
     transform : Transform or SimpleITK.Transform
         From fixed to moving points.
     settings : WarpSettings, optional
-        Interpolation, engine, background, type.
+        Interpolation, engine, background, type; default linear, with the background that the
+        image's border tells.
 
     Returns
     -------
@@ -143,7 +149,7 @@ def apply_transform(
         The moving image, aligned.
     """
     fixed, moving = as_pair(_wanted(fixed), moving, None, None)
-    return warp_block(moving, transform, fixed.grid, settings or WarpSettings())
+    return warp_block(moving, transform, fixed.grid, settings or _TOLD)
 
 
 def prepare_apply_transform(
@@ -174,13 +180,13 @@ def prepare_apply_transform(
         Lazy; one task a block.
     """
     fixed, moving = as_pair(_wanted(fixed), moving, None, None)
-    settings = settings or WarpSettings()
+    settings = settings or _TOLD
     blocks = block_grid(fixed.shape, blocksize, 0)
     shared = {
         "moving": moving,
         "transform": transform,
         "fixed_grid": fixed.grid,
-        "settings": settings,
+        "settings": _complete(settings, moving),
     }
     return map_blocks(_apply_block, blocks, None, shared, Result(settings.voxel_type(moving.dtype)))
 
@@ -225,9 +231,9 @@ def prepare_apply_to_series(
             "a series has at least one image, and all of its images have one grid and voxel type; "
             f"got {[(m.shape, str(m.dtype)) for _, m in pairs]}"
         )
-    grid, settings = pairs[0][0].grid, settings or WarpSettings()
+    grid, settings = pairs[0][0].grid, settings or _TOLD
     shared = {"series": tuple(moving for _, moving in pairs), "transform": transform}
-    shared |= {"fixed_grid": grid, "settings": settings}
+    shared |= {"fixed_grid": grid, "settings": _complete(settings, pairs[0][1])}
     result = Result(settings.voxel_type(pairs[0][1].dtype), (len(pairs),))
     blocks = block_grid(grid.shape, blocksize, 0)
     together = map_blocks(_apply_series_block, blocks, None, shared, result)
@@ -282,7 +288,7 @@ def prepare_apply_local_affines(
     order: int = 1,
     interpolator: str | None = None,
     engine: str | None = None,
-    background: float = 0.0,
+    background: float | None = None,
     dtype: DTypeLike | None = None,
 ) -> da.Array:
     """Prepare to resample the moving image through local affines and a global one.
@@ -337,7 +343,7 @@ def prepare_apply_position_field(
     order: int = 1,
     interpolator: str | None = None,
     engine: str | None = None,
-    background: float = 0.0,
+    background: float | None = None,
     dtype: DTypeLike | None = None,
 ) -> da.Array:
     """Prepare to resample the moving image through a field of positions.
@@ -385,7 +391,7 @@ def prepare_apply_position_field(
     shared = {
         "moving": moving,
         "cut": _FieldCut(blocks, fixed.grid, halo),
-        "settings": settings,
+        "settings": _complete(settings, moving),
         "flip": transpose[2],
     }
     result = Result(settings.voxel_type(moving.dtype))
@@ -483,13 +489,24 @@ def _settings(
     order: int,
     interpolator: str | None,
     engine: str | None,
-    background: float,
+    background: float | None,
     dtype: DTypeLike | None,
 ) -> WarpSettings:
     names = {0: "nearest", 1: "linear", 2: "quadratic-bspline", 3: "bspline"}
     if interpolator is None and order not in names:
         raise InputError(f"order must be one of {tuple(names)}; got {order}")
     return WarpSettings(interpolator or names[order], engine, background, dtype)  # type: ignore[arg-type]
+
+
+def _complete(settings: WarpSettings, moving: Image) -> WarpSettings | Delayed:
+    """The settings with a background, which may have to be told from the image: once, lazily."""
+    if settings.background is not None:
+        return settings
+    return once(_with_background, settings, readable(moving))
+
+
+def _with_background(settings: WarpSettings, moving: Image) -> WarpSettings:
+    return settings.for_image(moving)
 
 
 def _wanted(fixed: Image | Grid) -> Image:

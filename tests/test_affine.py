@@ -203,7 +203,7 @@ TINY = np.random.default_rng(0).integers(0, 99, (8, 8, 8))
         (
             {"mov": TINY, "min_radius": 1, "max_radius": 2, "cc_radius": 12},
             RegistrationError,
-            "no affine found: .* key points in the fixed and 0 in the moving",
+            "no affine found: .* key points in the fixed and 12 in the moving",
         ),
         ({"nspots": 6}, RegistrationError, "6 key points in the fixed and 6 in the moving"),
         ({"nspots": 0}, InputError, "nspots must be a whole number >= 1"),

@@ -175,7 +175,7 @@ def test_a_textureless_block_continues_its_neighbours(
 ) -> None:
     fixed = pair.fixed.read().copy()
     fixed[:44, :40, :36] = 100
-    with caplog.at_level(logging.WARNING, "itkstream"):
+    with caplog.at_level(logging.INFO, "itkstream"):
         lazy = prepare_piecewise_deformable_align(
             Image(fixed, pair.fixed.grid), pair.moving, None, None, SIZE, global_affine=affine,
             **LIGHT, overlap=OVERLAP, coarse_voxels=coarse_voxels,

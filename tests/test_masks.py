@@ -13,7 +13,7 @@ from itkstream.affine import intensity_affine, prepare_piecewise_ransac_affine, 
 from itkstream.align import prepare_piecewise_align
 from itkstream.cluster import compute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
-from itkstream.errors import InputError
+from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Grid, Image
 from itkstream.io import create_ome_zarr
 from itkstream.masks import masked
@@ -68,8 +68,77 @@ def test_an_image_lies_where_its_grid_says(image: Image) -> None:
     np.testing.assert_array_equal(counts(image, mask), expected)
     turned = mask.reorder(("z", "x", "y")).in_unit("nanometer")
     np.testing.assert_array_equal(counts(image, turned), expected)
-    away = replace(mask.grid, origin=(9e5, 0, 0))
-    assert not counts(image, Image(mask.data, away)).any()
+
+
+def placed(image: Image, **changes: Any) -> Image:
+    """A mask of the image's shape on its grid, but for some changes."""
+    return Image(half(image.shape), replace(image.grid, **changes))
+
+
+def test_a_mask_without_a_place_of_its_own_is_the_images(
+    image: Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    nameless = Image(half(SHAPE), Grid(SHAPE, (1, 1, 1), axes=image.grid.axes))
+    np.testing.assert_array_equal(counts(image, nameless), half(SHAPE))
+    (said,) = caplog.messages
+    assert "the image mask has 12 x 10 x 9 voxels of 1 x 1 x 1 micrometers" in said
+    caplog.clear()
+    in_mm = replace(nameless.grid, unit="millimeter")
+    np.testing.assert_array_equal(counts(image, Image(half(SHAPE), in_mm)), half(SHAPE))
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    nearly = tuple(v + 1e-4 for v in image.grid.origin)
+    np.testing.assert_array_equal(counts(image, placed(image, origin=nearly)), half(SHAPE))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.4, 2.5, 1e3])
+def test_a_mask_of_the_images_shape_and_another_spacing_is_refused(
+    image: Image, factor: float
+) -> None:
+    spacing = tuple(factor * h for h in image.spacing)
+    with pytest.raises(InputError, match="the fixed mask has the image's shape and another spac"):
+        masked(image, placed(image, spacing=spacing), "fixed")
+
+
+def test_a_mask_beside_its_image_is_refused(image: Image) -> None:
+    with pytest.raises(InputError, match="the moving mask lies outside the image: it has 12 x 10"):
+        masked(image, placed(image, origin=(9e5, 0.0, 0.0)), "moving")
+    small = image.grid.crop((slice(0, 4),) * 3)
+    away = Image(np.ones((4, 4, 4)), replace(small, origin=(-9e5, 0.0, 0.0)))
+    with pytest.raises(InputError, match="Check its unit, origin and direction"):
+        masked(image, away, "moving")
+    plane = Image(np.ones((40, 60)), Grid((40, 60), (1.0, 1.0)))
+    beside = Image(np.ones((40, 60)), Grid((40, 60), (1.0, 1.0), (0.0, -300.0)))
+    with pytest.raises(InputError, match="lies outside"):
+        masked(plane, beside)
+
+
+def test_a_mask_partly_on_its_image_is_warned_of(
+    image: Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    shifted = image.grid.to_physical((4, 0, 0))
+    mask = placed(image, origin=tuple(shifted.tolist()))
+    assert counts(image, mask).sum() == 6 * 90
+    assert "the image mask covers 67 % of the image and has 67 % of itself" in caplog.text
+    caplog.clear()
+    turned = placed(image, direction=-np.asarray(image.grid.direction))
+    masked(image, turned)
+    assert "check its unit, origin and direction" in caplog.text.lower()
+    caplog.clear()
+    tiny = replace(image.grid, shape=(6, 5, 4), spacing=tuple(h / 1e3 for h in image.spacing))
+    masked(image, Image(np.ones(tiny.shape), tiny))
+    assert "check its unit" in caplog.text.lower()
+
+
+def test_a_transposed_array_is_no_mask(image: Image) -> None:
+    with pytest.raises(InputError, match=r"the fixed mask has shape .*transpose it"):
+        masked(image, half(SHAPE).T, "fixed")
+
+
+def test_a_function_may_return_nan(image: Image) -> None:
+    found = counts(image, lambda v: np.where(v > 2, 1.0, np.nan))
+    np.testing.assert_array_equal(found, image.read() > 2)
 
 
 def test_labels_values_and_functions(image: Image) -> None:
@@ -208,6 +277,36 @@ def test_flags_turn_stored_masks_too(pair: PhantomPair) -> None:
         **BLOBS, blocksize=SIZE, overlap=6, transpose=(True, True), fix_mask=mask.T,
     )  # fmt: skip
     np.testing.assert_array_equal(compute(lazy), straight)
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+@pytest.mark.parametrize("kind", ["zeros", "intensities", "function", "image"])
+def test_a_mask_that_leaves_nothing_is_named(
+    pair: PhantomPair, tmp_path: Any, side: str, kind: str
+) -> None:
+    image = getattr(pair, side)
+    zeros = np.zeros(image.shape, np.uint8)
+    masks = {
+        "zeros": zeros,
+        "intensities": np.unique(image.read()).tolist(),
+        "function": lambda v: np.zeros(v.shape, bool),
+        "image": Image(zeros, image.grid),
+    }
+    with pytest.raises(InputError, match=f"no voxel of the {side} image .* by the {side} mask"):
+        register(pair.fixed, pair.moving, tmp_path / "out", **{f"{side}_mask": masks[kind]})
+    short = {"fixed": "fix", "moving": "mov"}[side]
+    for door in (_ransac, _intensity, _deform, _demons):
+        with pytest.raises((InputError, RegistrationError), match=f"{side}.* mask"):
+            door(pair.fixed, pair.moving, **{f"{short}_mask": masks[kind]})
+
+
+def test_a_mask_without_tissue_is_named(pair: PhantomPair, tmp_path: Any) -> None:
+    mask = np.zeros(pair.fixed.shape, np.uint8)
+    mask[:14, :14, :14] = 1
+    with pytest.raises(
+        RegistrationError, match=r"0\.\d+ of the fixed image counts.* left out by the fixed mask"
+    ):
+        register(pair.fixed, pair.moving, tmp_path / "out", fixed_mask=mask)
 
 
 def test_register_leaves_out_what_does_not_count(pair: PhantomPair, tmp_path: Any) -> None:

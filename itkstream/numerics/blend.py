@@ -173,16 +173,21 @@ class NodeLattice:
         packed[..., :-1] *= np.float32(confidence)
         return packed
 
-    def no_pack(self) -> NDArray[np.float32]:
+    def no_pack(self, why: int = 0) -> NDArray[np.float32]:
         """What a failed block brings.
+
+        Parameters
+        ----------
+        why : int
+            A number that stands for the reason.
 
         Returns
         -------
         ndarray, float32
-            Empty.
+            Empty; its first axis is as long as the number.
         """
         n = len(self.factors)
-        return np.empty((0,) * n + (n + 2,), np.float32)
+        return np.empty((why, *(0,) * (n - 1), n + 2), np.float32)
 
     def add(
         self,

@@ -20,6 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
+from itkstream.numerics.missing import without_infinities
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["ValueRange", "correlation_residual", "local_correlation", "mean_local_correlation"]
@@ -202,8 +203,9 @@ def _pair(
             "local correlation needs two 2-D or 3-D images of one shape; "
             f"got shapes {a.shape} and {b.shape}"
         )
-    first = np.ascontiguousarray(a, np.float64)
-    second = np.ascontiguousarray(b, np.float64)
+    first, second = (
+        without_infinities(np.ascontiguousarray(image, np.float64)) for image in (a, b)
+    )
     if mask is None:
         return first, second
     if np.shape(mask) != a.shape:

@@ -31,6 +31,7 @@ from itkstream.numerics.descent_settings import (
 from itkstream.numerics.fields import compose, resize_field, shrink_field
 from itkstream.numerics.force import collect_forces, solve_newton, warp_through_nodes
 from itkstream.numerics.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.missing import counting_voxels
 from itkstream.numerics.pyramid import shrink
 from itkstream.numerics.topology import repair_folds
 
@@ -279,9 +280,7 @@ def _image(
         raise InputError(f"the {name} image has shape {array.shape}; its grid has {grid.shape}")
     if array.dtype.kind not in "buif":
         raise InputError(f"the {name} image must hold real numbers; got dtype {array.dtype}")
-    image = np.ascontiguousarray(array, np.float32)
-    if np.isinf(image).any() or np.isnan(image).all():
-        raise InputError(f"the {name} image holds infinite values, or nothing but NaN")
+    image = counting_voxels(name, array)
     if mask is not None:
         if np.shape(mask) != grid.shape:
             raise InputError(f"the {name} mask has shape {np.shape(mask)}; wanted {grid.shape}")

@@ -24,6 +24,7 @@ from itkstream.numerics.interpolate import warp
 from itkstream.numerics.itk_methods import ItkLevel, ItkSide, even_out, what_itk_says
 from itkstream.numerics.itk_settings import BsplineSettings, IntensitySettings
 from itkstream.numerics.mapping import GridMap
+from itkstream.numerics.missing import counting_voxels
 from itkstream.numerics.pyramid import shrink
 from itkstream.numerics.topology import repair_folds
 
@@ -137,7 +138,7 @@ def _descend_level(
     try:
         found = sitk.BSplineTransform(level.search(start))
     except RuntimeError as error:
-        raise InputError(f"ITK could not compare the images: {what_itk_says(error)}") from error
+        raise InputError(f"the images could not be compared: {what_itk_says(error)}") from error
     after = _warped(pair.moving, pair.frame, pair.total(found))
     correlations.append(_correlation(pair.fixed, after, grid, factors, settings))
     better = correlations[1] > correlations[0]
@@ -162,10 +163,7 @@ def _image(name: str, array: NDArray[Any], grid: Grid) -> Floats:
             f"the {name} image must hold real numbers on its grid of {grid.shape} voxels; got "
             f"shape {array.shape} of {array.dtype}"
         )
-    image = np.ascontiguousarray(array, np.float32)
-    if np.isinf(image).any() or np.isnan(image).all():
-        raise InputError(f"the {name} image holds infinite values, or nothing but NaN")
-    return image
+    return counting_voxels(name, array)
 
 
 def _start(initial: DisplacementField | NDArray[np.floating[Any]] | None, grid: Grid) -> Floats:

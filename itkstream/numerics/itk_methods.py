@@ -23,7 +23,7 @@ from itkstream.geometry import (
     Grid,
     default_axes,
 )
-from itkstream.itk_bridge import from_itk_transform, to_itk_image, to_itk_transform
+from itkstream.itk_bridge import from_itk_transform, quiet_itk, to_itk_image, to_itk_transform
 from itkstream.numerics.descent import Descent, Frame, Progress, descend
 from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
 from itkstream.numerics.pyramid import shrink
@@ -41,6 +41,14 @@ __all__ = [
 
 Floats: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
+
+# What ITK says, and what that means to a user.
+_TOO_FEW = "too few voxels that count lie on each other in both images"
+_MEANINGS = {
+    "map outside moving image buffer": _TOO_FEW,
+    "No valid points": _TOO_FEW,
+    "number of pixels along direction": "one has fewer than 4 planes along an axis",
+}
 
 # Shortest step of the descents, as a share of the first one.
 _LAST_STEP = 1e-3
@@ -130,7 +138,7 @@ def fit_intensity_affine(
             change = level.search(change)
         before, after = level.measure(nothing), level.measure(change)
     except RuntimeError as error:
-        reason = f"ITK could not compare the images: {what_itk_says(error)}"
+        reason = f"the images could not be compared: {what_itk_says(error)}"
         return IntensityEstimate(frame.affine, np.nan, np.nan, reason)
     found = _after_change(change, small)
     found[:-1, -1] *= length
@@ -228,7 +236,8 @@ class ItkLevel:
             method.SetMetricSamplingPercentage(fraction, seed)
         _OPTIMIZERS[self.settings.optimizer](method, self)
         method.SetInitialTransform(sitk.Transform(start), inPlace=True)
-        return method.Execute(self.fixed.image, self.moving.image)
+        with quiet_itk():
+            return method.Execute(self.fixed.image, self.moving.image)
 
     def measure(self, change: sitk.Transform) -> float:
         """The metric over all voxels.
@@ -245,7 +254,8 @@ class ItkLevel:
         """
         method = self._method()
         method.SetInitialTransform(sitk.Transform(change))
-        return float(method.MetricEvaluate(self.fixed.image, self.moving.image))
+        with quiet_itk():
+            return float(method.MetricEvaluate(self.fixed.image, self.moving.image))
 
     def _method(self) -> sitk.ImageRegistrationMethod:
         method = sitk.ImageRegistrationMethod()
@@ -342,7 +352,10 @@ def _counting(name: str, array: NDArray[Any], grid: Grid, mask: Any) -> NDArray[
             raise InputError(f"the {name} mask has shape {np.shape(mask)}; wanted {grid.shape}")
         image[~np.asarray(mask, bool)] = np.nan
     if np.isnan(image).all():
-        raise InputError(f"no voxel of the {name} image counts: check its mask and its values")
+        raise InputError(
+            f"no voxel of the {name} image counts: all are NaN, infinite or left out by the "
+            f"{name} mask"
+        )
     return image
 
 
@@ -441,7 +454,7 @@ def _overlap(frame: Frame, matrix: Floats) -> float:
 
 
 def what_itk_says(error: RuntimeError) -> str:
-    """The message of an error of ITK without file, line and object.
+    """The message of an error of ITK in words of ours, or without file, line and object.
 
     Parameters
     ----------
@@ -453,7 +466,11 @@ def what_itk_says(error: RuntimeError) -> str:
     str
         One line.
     """
-    return str(error).strip().splitlines()[-1].split("): ")[-1]
+    said = str(error)
+    for sign, meaning in _MEANINGS.items():
+        if sign in said:
+            return meaning
+    return "ITK says: " + said.strip().splitlines()[-1].split("): ")[-1]
 
 
 def descend_demons(
@@ -550,7 +567,8 @@ def _burst(
     demons.SetSmoothDisplacementField(False)
     demons.SetSmoothUpdateField(False)
     demons.SetNumberOfWorkUnits(get_threads())
-    found = demons.Execute(*(to_itk_image(side, grid) for side in sides))
+    with quiet_itk():
+        found = demons.Execute(*(to_itk_image(side, grid) for side in sides))
     field = from_itk_transform(sitk.DisplacementFieldTransform(found), grid.axes)
     assert isinstance(field, DisplacementField)
     moves = np.zeros((*grid.shape, lattice.ndim), np.float32)

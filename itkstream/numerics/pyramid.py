@@ -28,8 +28,8 @@ def shrink(
 ) -> tuple[NDArray[np.float32], Grid]:
     """Smooth an image with a Gaussian and average its voxels in groups.
 
-    NaN voxels are left out of every average; a voxel is NaN in the result where more than half of
-    the weight around it was.
+    NaN and infinite voxels are left out of every average; a voxel is NaN in the result where more
+    than half of the weight around it was such.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def shrink(
     taps = [_taps(f, s / h) for f, s, h in zip(groups, deviations, grid.spacing, strict=True)]
     if all(len(t) == 1 for t in taps):
         return image, grid
-    holes = np.isnan(image)
+    holes = ~np.isfinite(image)
     if not holes.any():
         return _filter(image, groups, taps), grid.shrink(groups)
     present = _filter((~holes).astype(np.float32), groups, taps)
