@@ -23,6 +23,7 @@ __all__ = [
     "MissingDataError",
     "OutputError",
     "PlanError",
+    "RefusedInputError",
     "RegistrationError",
     "UnreadableDataError",
     "WorkersError",
@@ -38,6 +39,10 @@ class ItkstreamError(Exception):
 
 class InputError(ItkstreamError, ValueError):
     """An argument, an image or a file is not what the function can take."""
+
+
+class RefusedInputError(InputError):
+    """The voxels show that an input is not what was said of it; no block of it is computed."""
 
 
 class MissingDataError(ItkstreamError, FileNotFoundError):

@@ -27,6 +27,7 @@ from itkstream.errors import (
     ExistingOutputError,
     InterruptedRunError,
     OutputError,
+    RefusedInputError,
 )
 from itkstream.fingerprint import LEDGER_FOLDER
 from itkstream.io.chunk_files import ChunkFiles, Region, Sums, remove_partial_files, writing_to
@@ -192,10 +193,10 @@ class Tally:
 
         Raises
         ------
-        OutputError
-            Where the reason is not its own: nothing can be written.
+        OutputError, RefusedInputError
+            Where the reason is not its own: nothing can be written, or an input is refused.
         """
-        if isinstance(failure.error, OutputError):
+        if isinstance(failure.error, (OutputError, RefusedInputError)):
             raise failure.error
         noted = self._blocks.failure(number, failure.reason)
         if len(self._failures) < _WARNINGS:
@@ -329,6 +330,7 @@ def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
     blocks = Blocks(array)
     _check_place(ledger, output, fingerprint)
     with _locked(ledger) as lock:
+        _check_place(ledger, output, fingerprint)  # another run may have ended meanwhile
         with writing_to(output.location):
             wanted = Header(fingerprint, len(blocks), version=version("itkstream"))
             header = _prepared(ledger, output, wanted)
@@ -374,6 +376,8 @@ def _check_place(ledger: Ledger, output: Output, fingerprint: str) -> None:
         if set(output.location.names()) - {LEDGER_FOLDER} or not output.location.is_dir():
             check_store(output.location.address, output.overwrite)
     elif header.fingerprint != fingerprint and not output.overwrite:
+        if not header.finished and not ledger.done():
+            return  # begun and stopped before its first block: nothing is lost
         if header.finished:
             raise ExistingOutputError(
                 f"{output.location} is there already, of other inputs, parameters or code; choose "

@@ -13,15 +13,25 @@ from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
 
 if TYPE_CHECKING:
+    from itkstream.io.containers import open_container
     from itkstream.io.n5 import create_n5, write_n5
     from itkstream.io.ome_zarr_writer import create_ome_zarr, write_pyramid
 
-__all__ = ["create_n5", "create_ome_zarr", "open_image", "open_series", "write_n5", "write_pyramid"]
+__all__ = [
+    "create_n5",
+    "create_ome_zarr",
+    "open_container",
+    "open_image",
+    "open_series",
+    "write_n5",
+    "write_pyramid",
+]
 
 # Formats and their libraries are loaded when they are first used: importing all takes a second.
 _HOMES = {
     "create_n5": "itkstream.io.n5",
     "create_ome_zarr": "itkstream.io.ome_zarr_writer",
+    "open_container": "itkstream.io.containers",
     "write_n5": "itkstream.io.n5",
     "write_pyramid": "itkstream.io.ome_zarr_writer",
 }

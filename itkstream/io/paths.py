@@ -16,6 +16,7 @@ __all__ = [
     "ITK_SUFFIXES",
     "Dataset",
     "has_zarr_metadata",
+    "is_array",
     "list_datasets",
     "locate",
     "n5_attributes",
@@ -128,6 +129,27 @@ def has_zarr_metadata(folder: Location) -> bool:
     return any((folder / name).is_file() for name in _ZARR_FILES)
 
 
+def is_array(folder: Location) -> bool:
+    """Whether a folder is a dataset of N5 or an array of Zarr.
+
+    Parameters
+    ----------
+    folder : Location
+        Any folder.
+
+    Returns
+    -------
+    bool
+        From its metadata.
+    """
+    if (folder / ".zarray").is_file():
+        return True
+    node = folder / "zarr.json"
+    if node.is_file():
+        return bool(json.loads(node.read_bytes()).get("node_type") == "array")
+    return "dimensions" in n5_attributes(folder)
+
+
 def list_datasets(root: Location) -> list[str]:
     """The arrays inside a container, as paths relative to it.
 
@@ -203,21 +225,12 @@ def _lineage(folder: Location) -> Iterator[Location]:
 
 def _arrays(folder: Location) -> Iterator[Location]:
     """Arrays here and below, in the order of their names."""
-    if _is_array(folder):
+    if is_array(folder):
         yield folder  # what lies below an array is chunks, possibly millions
         return
     for name in folder.names():
         if (folder / name).is_dir():
             yield from _arrays(folder / name)
-
-
-def _is_array(folder: Location) -> bool:
-    if (folder / ".zarray").is_file():
-        return True
-    node = folder / "zarr.json"
-    if node.is_file():
-        return bool(json.loads(node.read_bytes()).get("node_type") == "array")
-    return "dimensions" in n5_attributes(folder)
 
 
 def _missing(full: Location) -> MissingDataError:
