@@ -171,7 +171,7 @@ def prepare_piecewise_deformable_align(
     mov_mask: Mask | None = None,
     mov_is: MovIs = "aligned",
 ) -> da.Array:
-    """Prepare to find the deformation block by block, and the positions after deformation and affines.
+    """Prepare to find the deformation block by block, and compose it with the affines before it.
 
     The deformation is found between the fixed image and the moving image as it is given. With
     `global_affine` or `local_affines`, which aligned it, the positions are composed with these, so

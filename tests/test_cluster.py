@@ -218,7 +218,8 @@ def test_worker_processes_give_the_same_bits(pair: PhantomPair, tmp_path: Path) 
         images.append(zarr.create_array(str(tmp_path / name), data=part, chunks=(16, 16, 16)))
     prepared = prepare_piecewise_deformable_align(
         *images, pair.fixed.spacing, pair.moving.spacing, (24, 24, 40),
-        global_affine=np.array(pair.truth.matrix), cc_radius=4, iterations=(6, 2), mov_is="original",
+        global_affine=np.array(pair.truth.matrix), cc_radius=4, iterations=(6, 2),
+        mov_is="original",
     )  # fmt: skip
     here = execute(prepared, threads_per_worker=1)
     seen: list[tuple[int, int]] = []

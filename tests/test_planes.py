@@ -84,7 +84,8 @@ def _piecewise_affine(pair: PhantomPair, start: AffineTransform) -> np.ndarray:
     assert compute(lazy).shape == pair.fixed.shape
     lazy = prepare_piecewise_deformable_align(
         pair.fixed, pair.moving, None, None, SIZE, global_affine=start.matrix,
-        local_affines=matrices, **{**LIGHT, "iterations": (0, 0)}, coarse_voxels=0, mov_is="original",
+        local_affines=matrices, **{**LIGHT, "iterations": (0, 0)}, coarse_voxels=0,
+        mov_is="original",
     )  # fmt: skip
     return compute(lazy)
 

@@ -258,7 +258,8 @@ def open_container(path: str | os.PathLike[str]) -> Container:
         above, name = found.root, place.relative_to(found.root)
         inside = "" if name == "." else f" open_container({str(above)!r})[{name!r}], or"
         raise InputError(
-            f"{place} is a dataset, not a container: use{inside} itkstream.open_image({str(place)!r})"
+            f"{place} is a dataset, not a container: use{inside} "
+            f"itkstream.open_image({str(place)!r})"
         )
     return Container(str(place), found.format)
 
