@@ -116,7 +116,7 @@ def _pack(value: Any, arrays: dict[Any, tuple[str, NDArray[Any]]]) -> tuple[byte
     return content.getvalue(), pickler.lends
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     """Leaves large arrays out."""
 
     def __init__(self, file: Any, arrays: dict[Any, tuple[str, NDArray[Any]]]) -> None:
