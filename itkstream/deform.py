@@ -24,12 +24,14 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
+    PiecewiseAffine,
     Transform,
+    steps_of,
 )
 from itkstream.lazy import Result, map_blocks, map_neighbours
 from itkstream.levels import Levels, prepare_levels
 from itkstream.masks import Mask
-from itkstream.numerics.blend import NodeLattice
+from itkstream.numerics.blend import NodeLattice, blend_points
 from itkstream.numerics.descent import node_factors
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import (
@@ -42,7 +44,7 @@ from itkstream.numerics.fields import (
 from itkstream.numerics.itk_settings import DeformSettings
 from itkstream.numerics.mapping import GridMap, map_on
 from itkstream.steps import Deformable, Method
-from itkstream.transform import piecewise_transform, prepare_map
+from itkstream.transform import piecewise_transform
 from itkstream.whole_image import plan_levels, prepare_content, prepare_start
 
 __all__ = [
@@ -256,8 +258,8 @@ def prepare_piecewise_deformable_align(
     levels = prepare_levels(fixed, moving, coarse_voxels or COARSE_VOXELS)
     start = prepare_start_of(levels, affines, mov_is)
     task = _Task(fixed, moving, start, settings, blocks, skip_empty, levels)
-    found = _prepare(task, _positions_of(fixed.grid), coarse_voxels)
-    return found if mov_is == "original" else prepare_map(found, affines, blocksize)
+    output = _positions_of(fixed.grid, affines if mov_is == "aligned" else None)
+    return _prepare(task, output, coarse_voxels)
 
 
 def prepare_positions(
@@ -465,11 +467,12 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Output:
-    """On which lattice the result is wanted, and in which form."""
+    """On which lattice the result is wanted, and in which form; positions, through what follows."""
 
     grid: Grid
     factors: tuple[int, ...]
     positions: bool = False
+    after: Transform | None = None
 
     @property
     def result(self) -> Result:
@@ -486,11 +489,17 @@ class _Output:
         """A displacement in front of the affine of a map, in the form that is wanted."""
         if not self.positions:
             return displacement
-        return to_positions(displacement, where.grid, where.affine)
+        points = to_positions(displacement, where.grid, where.affine)
+        for step in () if self.after is None else steps_of(self.after):
+            if isinstance(step, PiecewiseAffine):
+                points = blend_points(step, points)
+            else:
+                points = step.apply(points)
+        return points
 
 
-def _positions_of(grid: Grid) -> _Output:
-    return _Output(grid, (1,) * grid.ndim, positions=True)
+def _positions_of(grid: Grid, after: Transform | None = None) -> _Output:
+    return _Output(grid, (1,) * grid.ndim, True, after)
 
 
 def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:

@@ -41,11 +41,9 @@ from itkstream.geometry import (
     PiecewiseAffine,
     Transform,
     compose,
-    steps_of,
 )
 from itkstream.inversion import apply_to_points, invert_transform, prepare_invert
 from itkstream.lazy import Halo, Result, map_blocks
-from itkstream.numerics.blend import blend_points
 from itkstream.numerics.fields import to_displacement
 from itkstream.numerics.mapping import GridMap, map_on
 
@@ -67,7 +65,6 @@ __all__ = [
     "prepare_field",
     "prepare_invert",
     "prepare_jacobian",
-    "prepare_map",
     "prepare_sample",
     "sample_transform",
 ]
@@ -395,28 +392,6 @@ def prepare_apply_position_field(
     return map_blocks(_apply_field_block, blocks, field, shared, result, halo)
 
 
-def prepare_map(points: da.Array, transform: Transform, blocksize: Sequence[int]) -> da.Array:
-    """Prepare to map a lattice of points through a transform: what follows another is composed.
-
-    Parameters
-    ----------
-    points : dask.array.Array, shape + (n,)
-        In micrometers.
-    transform : Transform
-        Of the points.
-    blocksize : sequence of int
-        Points of a block per axis.
-
-    Returns
-    -------
-    dask.array.Array, shape + (n,), float64
-        Lazy. The mapped points.
-    """
-    blocks = block_grid(points.shape[:-1], blocksize, 0)
-    result = Result(np.float64, (points.shape[-1],))
-    return map_blocks(_map_block, blocks, points, {"transform": transform}, result)
-
-
 def prepare_field(transform: Transform, grid: Grid, blocksize: Sequence[int]) -> da.Array:
     """Prepare the displacement of a transform in front of its affine part.
 
@@ -460,14 +435,6 @@ def _field_block(
     here = grid.crop(block.core)
     moves = map_on(transform, here).displacement
     return np.zeros((*here.shape, here.ndim), np.float32) if moves is None else moves
-
-
-def _map_block(
-    part: NDArray[np.float64], _block: Block, *, transform: Transform
-) -> NDArray[np.float64]:
-    for step in steps_of(transform):
-        part = blend_points(step, part) if isinstance(step, PiecewiseAffine) else step.apply(part)
-    return part
 
 
 def _apply_block(
