@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         LandmarkSpline,
         PiecewiseAffine,
     )
-    from itkstream.io import ImageOptions, open_image
+    from itkstream.io import ImageOptions, open_container, open_image
     from itkstream.io.itk_transforms import read_itk_transform
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.pipelines import Plan, Registration, plan, register
@@ -69,6 +69,7 @@ __all__ = [
     "cluster",
     "deform",
     "execute",
+    "open_container",
     "open_image",
     "plan",
     "read_itk_transform",
@@ -98,6 +99,7 @@ _HOMES = {
     "Resources": "workers",
     "WarpSettings": "block_kernels",
     "execute": "cluster",
+    "open_container": "io.containers",
     "open_image": "io",
     "plan": "pipelines",
     "read_itk_transform": "io.itk_transforms",

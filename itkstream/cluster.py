@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -27,6 +28,8 @@ from itkstream.scheduling import Failure, block_graph, run_here, run_on
 from itkstream.workers import Resources, connected
 
 __all__ = ["Progress", "compute", "continues", "execute", "store"]
+
+logger = logging.getLogger(__name__)
 
 
 def execute(
@@ -68,14 +71,15 @@ def execute(
         Workers of this machine, see `itkstream.workers.Resources`; default threads of this
         process.
     cores, processes, min_workers, max_workers : int, optional
-        Jobs of a cluster and how many workers, see `itkstream.workers.Resources`.
+        Jobs of a cluster and how many workers, see `itkstream.workers.Resources`. On this machine
+        `max_workers`, or else `min_workers`, processes are started, which share `cores`.
     config : mapping, optional
         dask configuration values and options of the jobs, for this computation only; nothing is
         written to the user's own configuration.
     cluster : str, distributed.Client or cluster object
         Where the workers are: 'local', 'slurm', 'lsf' and others, a scheduler's address.
     memory, walltime, queue, project : optional
-        What each job asks for.
+        What each job asks for. Without jobs nobody is charged: `project` has no effect then.
     overwrite : bool
         Replace a Zarr array that is at `write_path`; nothing else is ever replaced. A complete one
         stays until the new one is, which is written beside it. An unfinished run of the same
@@ -108,6 +112,9 @@ def execute(
             f"execute runs what a prepare_ function returned, a dask array; "
             f"got {type(array).__name__}"
         )
+    if project is not None and cluster == "local":
+        logger.info("project %r is not charged: this runs without jobs", project)
+        project = None
     resources = Resources(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,

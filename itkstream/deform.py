@@ -13,6 +13,7 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
+from itkstream.already_aligned import MovIs, checked_mov_is, prepare_start_of
 from itkstream.block_kernels import BARREN, deform_block
 from itkstream.doors import as_pair, block_grid, check_start
 from itkstream.errors import InputError, RegistrationError
@@ -23,12 +24,14 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
+    PiecewiseAffine,
     Transform,
+    steps_of,
 )
 from itkstream.lazy import Result, judged, map_blocks, map_neighbours
 from itkstream.levels import Levels, prepare_levels
 from itkstream.masks import Mask
-from itkstream.numerics.blend import NodeLattice
+from itkstream.numerics.blend import NodeLattice, blend_points
 from itkstream.numerics.descent import node_factors
 from itkstream.numerics.descent_settings import DescentSettings
 from itkstream.numerics.fields import (
@@ -176,19 +179,26 @@ def prepare_piecewise_deformable_align(
     skip_empty: bool = False,
     fix_mask: Mask | None = None,
     mov_mask: Mask | None = None,
+    mov_is: MovIs = "aligned",
 ) -> da.Array:
-    """Prepare to find the deformation block by block, on top of affines.
+    """Prepare to find the deformation block by block, and compose it with the affines before it.
+
+    The deformation is found between the fixed image and the moving image as it is given. With
+    `global_affine` or `local_affines`, which aligned it, the positions are composed with these, so
+    they are the complete map to the original moving image. With ``mov_is="original"`` that image
+    itself is given, and each block samples it through affines and deformation at once: it is
+    interpolated once less, so a little more is found.
 
     The coarse levels are solved on the whole image, shrunk until it fits in memory; every block
-    starts from there and adds the levels that are left. It samples the original moving image
-    through the whole chain: nothing is resampled twice and nothing is added that should be
-    composed. Blocks are blended as a partition of unity over their overlaps. A block that fails
-    (no texture, no overlap) continues its neighbours, and says so in the log.
+    starts from there and adds the levels that are left. Blocks are blended as a partition of unity
+    over their overlaps. A block that fails (no texture, no overlap) continues its neighbours, and
+    says so in the log.
 
     Parameters
     ----------
     fix, mov : array or Image
-        Fixed and moving image.
+        Fixed image, and moving image resampled through the affines, if there are any; see
+        `mov_is`.
     fix_spacing, mov_spacing : sequence of float or None
         Micrometers per voxel, x first; None for an `Image`.
     blocksize : sequence of int
@@ -196,7 +206,7 @@ def prepare_piecewise_deformable_align(
     transpose : two bools
         Whether the stored axes of fix and mov are reversed (z, y, x).
     global_affine : array_like, (4, 4), optional
-        From fixed to moving points, in micrometers.
+        From fixed to original moving points, in micrometers.
     local_affines : array_like, block grid + (4, 4), optional
         Applied before the global one; for the same blocksize.
     cc_radius, gradient_smoothing, field_smoothing, iterations, shrink_factors, smooth_sigmas, step
@@ -214,11 +224,21 @@ def prepare_piecewise_deformable_align(
         its noise: they are not read, and continue their neighbours.
     fix_mask, mov_mask : Mask, optional
         As in `deformable_align`; a stored mask is read block by block.
+    mov_is : {'aligned', 'original'}
+        Whether `mov` was resampled through the affines already. When the result is computed, and
+        before any block is, a coarse level of both images is looked at: where their local
+        correlation is clearly higher the other way, the run ends with `RefusedInputError`; where
+        it is mildly higher, the log warns. Without affines both mean the same.
 
     Returns
     -------
     dask.array.Array, fixed shape + (3,), float64
-        Lazy. The moving position of every fixed voxel, in micrometers, x first.
+        Lazy. The original moving image's position of every fixed voxel, in micrometers, x first.
+
+    Raises
+    ------
+    InputError
+        For images, affines or parameters that cannot be used.
     """
     given = DescentSettings(
         cc_radius,
@@ -232,15 +252,25 @@ def prepare_piecewise_deformable_align(
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     settings = _choose(method, settings, given, fixed.grid)
-    affine = np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
-    initial: Transform = AffineTransform(affine)
-    if local_affines is not None:
-        initial = piecewise_transform(fixed.grid, local_affines, blocksize, affine, overlap)
-    alone = global_affine is None and local_affines is None
-    check_start(fixed, moving, initial, anywhere=alone)
-    return prepare_positions(
-        fixed, moving, initial, blocksize, settings, overlap, coarse_voxels, skip_empty
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    mov_is = checked_mov_is(mov_is)
+    if global_affine is None and local_affines is None:
+        start = AffineTransform(np.eye(fixed.ndim + 1))
+        check_start(fixed, moving, start, anywhere=True)
+        task = _Task(fixed, moving, start, settings, blocks, skip_empty)
+        return _prepare(task, _positions_of(fixed.grid), coarse_voxels)
+    affines: Transform = AffineTransform(
+        np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
     )
+    if local_affines is not None:
+        affines = piecewise_transform(fixed.grid, local_affines, blocksize, global_affine, overlap)
+    if mov_is == "original":
+        check_start(fixed, moving, affines)
+    levels = prepare_levels(fixed, moving, coarse_voxels or COARSE_VOXELS)
+    start = prepare_start_of(levels, affines, mov_is)
+    task = _Task(fixed, moving, start, settings, blocks, skip_empty, levels)
+    output = _positions_of(fixed.grid, affines if mov_is == "aligned" else None)
+    return _prepare(task, output, coarse_voxels)
 
 
 def prepare_positions(
@@ -278,9 +308,8 @@ def prepare_positions(
         Lazy. Moving positions in micrometers.
     """
     blocks = block_grid(fixed.shape, blocksize, overlap)
-    output = _Output(fixed.grid, (1,) * fixed.ndim, positions=True)
     task = _Task(fixed, moving, initial, settings, blocks, skip_empty)
-    return _prepare(task, output, coarse_voxels)
+    return _prepare(task, _positions_of(fixed.grid), coarse_voxels)
 
 
 def prepare_displacement(
@@ -449,11 +478,12 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Output:
-    """On which lattice the result is wanted, and in which form."""
+    """On which lattice the result is wanted, and in which form; positions, through what follows."""
 
     grid: Grid
     factors: tuple[int, ...]
     positions: bool = False
+    after: Transform | None = None
 
     @property
     def result(self) -> Result:
@@ -470,7 +500,17 @@ class _Output:
         """A displacement in front of the affine of a map, in the form that is wanted."""
         if not self.positions:
             return displacement
-        return to_positions(displacement, where.grid, where.affine)
+        points = to_positions(displacement, where.grid, where.affine)
+        for step in () if self.after is None else steps_of(self.after):
+            if isinstance(step, PiecewiseAffine):
+                points = blend_points(step, points)
+            else:
+                points = step.apply(points)
+        return points
+
+
+def _positions_of(grid: Grid, after: Transform | None = None) -> _Output:
+    return _Output(grid, (1,) * grid.ndim, True, after)
 
 
 def _prepare(task: _Task, output: _Output, coarse_voxels: float) -> da.Array:

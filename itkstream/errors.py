@@ -24,6 +24,7 @@ __all__ = [
     "NoSuchPartError",
     "OutputError",
     "PlanError",
+    "RefusedInputError",
     "RegistrationError",
     "UnreadableDataError",
     "WorkersError",
@@ -47,6 +48,10 @@ class UnknownSpacingError(InputError):
 
 class NoSuchPartError(InputError):
     """An image has no level, channel or time point of that number."""
+
+
+class RefusedInputError(InputError):
+    """The voxels show that an input is not what was said of it; no block of it is computed."""
 
 
 class MissingDataError(ItkstreamError, FileNotFoundError):

@@ -27,6 +27,7 @@ from itkstream.errors import (
     ExistingOutputError,
     InterruptedRunError,
     OutputError,
+    RefusedInputError,
 )
 from itkstream.fingerprint import LEDGER_FOLDER
 from itkstream.io.chunk_files import ChunkFiles, Region, Sums, remove_partial_files, writing_to
@@ -192,10 +193,10 @@ class Tally:
 
         Raises
         ------
-        OutputError
-            Where the reason is not its own: nothing can be written.
+        OutputError, RefusedInputError
+            Where the reason is not its own: nothing can be written, or an input is refused.
         """
-        if isinstance(failure.error, OutputError):
+        if isinstance(failure.error, (OutputError, RefusedInputError)):
             raise failure.error
         noted = self._blocks.failure(number, failure.reason)
         logger.info("%s; the others go on", noted)
@@ -337,6 +338,7 @@ def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
     fingerprint = output.fingerprint(array)
     _check_place(output, fingerprint)
     with _locked(Ledger(output.location)) as lock:
+        _check_place(output, fingerprint)  # another run may have ended meanwhile
         work = _workplace(output, fingerprint)
         _fill(Blocks(array), work, lock, run, progress)
         if work.location != output.location:
@@ -396,6 +398,8 @@ def _check_place(output: Output, fingerprint: str) -> None:
         if _holds_other(output.location) or not output.location.is_dir():
             check_store(output.location, output.overwrite)
     elif header.fingerprint != fingerprint and not output.overwrite:
+        if not header.finished and not ledger.done():
+            return  # begun and stopped before its first block: nothing is lost
         if header.finished:
             raise ExistingOutputError(
                 f"{output.location} is there already, of other inputs, parameters or code; choose "

@@ -40,6 +40,7 @@ from distributed import Client, as_completed
 
 from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.kept_chunks import keeping_chunks
+from itkstream.workers.lending import Parcel, lent
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
 
@@ -184,7 +185,8 @@ def run_on(client: Client, graph: Graph, wanted: Sequence[Any], done: Done) -> N
 
     The graph is handed over in windows of blocks, so that neither the scheduler's memory nor the
     results that wait to be fetched grow with the image. What blocks of several windows need is
-    computed once and held until the last of them has it.
+    computed once and held until the last of them has it. Large arrays in memory are lent to the
+    workers beside the graph.
 
     Parameters
     ----------
@@ -201,7 +203,22 @@ def run_on(client: Client, graph: Graph, wanted: Sequence[Any], done: Done) -> N
     ------
     WorkersError
         Where the scheduler is gone.
+    OutputError, InputError
+        Where an array cannot be lent.
     """
+    # What is asked for itself comes back as it is, also by another name.
+    kept = set(wanted) | {node.target for node in graph.values() if isinstance(node, Alias)}
+    values = {
+        key: node.value
+        for key, node in graph.items()
+        if isinstance(node, DataNode) and key not in kept
+    }
+    with lent(client, values) as parcels:
+        packed = {key: DataNode(key, parcel) for key, parcel in parcels.items()}
+        _run_windows(client, {**graph, **packed}, wanted, done)
+
+
+def _run_windows(client: Client, graph: Graph, wanted: Sequence[Any], done: Done) -> None:
     held: dict[Any, Any] = {}
     awaited: dict[Any, Any] = {}
     results = as_completed([], client.loop, with_results=True, raise_errors=False)
@@ -338,7 +355,8 @@ def _guard(node: GraphNode, names: list[Any], label: str, values: list[Any]) -> 
             return value
     began = time.perf_counter()
     try:
-        result = node(dict(zip(names, values, strict=True)))
+        given = [value.open() if isinstance(value, Parcel) else value for value in values]
+        result = node(dict(zip(names, given, strict=True)))
     except Exception as error:
         result = Failure.of(error)
     if label:

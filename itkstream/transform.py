@@ -299,7 +299,8 @@ def prepare_apply_local_affines(
     Parameters
     ----------
     fix, mov : array or Image
-        Fixed (only its shape counts) and moving image.
+        Fixed image (only its shape counts), and original moving image: one that the affines
+        aligned already would be moved twice.
     fix_spacing, mov_spacing : sequence of float or None
         Micrometers per voxel, x first; None for an `Image`.
     local_affines : array_like, block grid + (4, 4)

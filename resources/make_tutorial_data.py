@@ -59,7 +59,8 @@ def write_dataset(
     ).result()
     store.write(data).result()
     attributes = json.loads((path / "attributes.json").read_text())
-    attributes["pixelResolution"] = {"dimensions": spacing, "unit": "um"}
+    # Plain numbers, as EASI-FISH data have them: scripts multiply them by the factors.
+    attributes["pixelResolution"] = spacing
     attributes["downsamplingFactors"] = factors
     write_json(path / "attributes.json", attributes)
 

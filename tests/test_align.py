@@ -95,7 +95,7 @@ def test_a_deformation_alone_is_the_tutorials_function(
     found = positions(pair, [step], initial_transform=AffineTransform(affine))
     lazy = prepare_piecewise_deformable_align(
         pair.fixed, pair.moving, None, None, SIZE, global_affine=affine, overlap=OVERLAP,
-        settings=step.settings_for(pair.fixed.spacing),
+        settings=step.settings_for(pair.fixed.spacing), mov_is="original",
     )  # fmt: skip
     np.testing.assert_array_equal(found, compute(lazy))
 

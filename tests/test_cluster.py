@@ -113,6 +113,15 @@ def test_refuses(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_runs_the_tutorials_calls_without_a_cluster(tmp_path: Path) -> None:
+    none = dict.fromkeys(("n_workers", "threads_per_worker", "memory_limit"))
+    np.testing.assert_array_equal(execute(lazy(), **none, config={}), ARRAY)
+    written = execute(lazy(), write_path=tmp_path / "out.zarr", project="multifish")
+    np.testing.assert_array_equal(written[...], ARRAY)
+    found = execute(lazy(), cores=4, processes=1, min_workers=1, max_workers=2, config={})
+    np.testing.assert_array_equal(found, ARRAY)
+
+
 def test_refuses_what_is_not_lazy() -> None:
     with pytest.raises(InputError, match="prepare_ function returned, a dask array; got ndarray"):
         execute(ARRAY)
@@ -219,6 +228,7 @@ def test_worker_processes_give_the_same_bits(pair: PhantomPair, tmp_path: Path) 
     prepared = prepare_piecewise_deformable_align(
         *images, pair.fixed.spacing, pair.moving.spacing, (24, 24, 40),
         global_affine=np.array(pair.truth.matrix), cc_radius=4, iterations=(6, 2),
+        mov_is="original",
     )  # fmt: skip
     here = execute(prepared, threads_per_worker=1)
     seen: list[tuple[int, int]] = []

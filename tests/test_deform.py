@@ -57,8 +57,9 @@ def direct(pair: PhantomPair, aligned: Image) -> np.ndarray:
 def blocks(pair: PhantomPair, affine: np.ndarray) -> np.ndarray:
     """Positions of many blocks, on the original moving image."""
     lazy = prepare_piecewise_deformable_align(
-        pair.fixed, pair.moving, None, None, SIZE, global_affine=affine, **LIGHT, overlap=OVERLAP
-    )
+        pair.fixed, pair.moving, None, None, SIZE, global_affine=affine, **LIGHT, overlap=OVERLAP,
+        mov_is="original",
+    )  # fmt: skip
     assert (lazy.shape, lazy.dtype) == ((*pair.fixed.shape, 3), np.float64)
     return compute(lazy)
 
@@ -134,8 +135,9 @@ def test_many_blocks_agree_in_every_container(
     for kind in ("dask", "zarr"):
         fixed, moving = (stored(kind, im.read(), im.grid) for im in (pair.fixed, pair.moving))
         lazy = prepare_piecewise_deformable_align(
-            fixed, moving, spacing, spacing, SIZE, global_affine=affine, **LIGHT, overlap=OVERLAP
-        )
+            fixed, moving, spacing, spacing, SIZE, global_affine=affine, **LIGHT, overlap=OVERLAP,
+            mov_is="original",
+        )  # fmt: skip
         np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), blocks)
 
 
@@ -144,7 +146,7 @@ def test_flags_turn_stored_zyx_arrays(
 ) -> None:
     lazy = prepare_piecewise_deformable_align(
         pair.fixed.read().T, pair.moving.read().T, pair.fixed.spacing, pair.moving.spacing, SIZE,
-        (True, True), affine, **LIGHT, overlap=OVERLAP,
+        (True, True), affine, **LIGHT, overlap=OVERLAP, mov_is="original",
     )  # fmt: skip
     np.testing.assert_array_equal(lazy.compute(), blocks)
 
@@ -157,7 +159,7 @@ def test_local_affines_are_composed_not_added(pair: PhantomPair, affine: np.ndar
     rest = affine @ np.linalg.inv(turn)
     lazy = prepare_piecewise_deformable_align(
         pair.fixed, pair.moving, None, None, SIZE, global_affine=rest, local_affines=local,
-        **{**LIGHT, "iterations": (0, 0)}, overlap=OVERLAP, coarse_voxels=0,
+        **{**LIGHT, "iterations": (0, 0)}, overlap=OVERLAP, coarse_voxels=0, mov_is="original",
     )  # fmt: skip
     p = pair.fixed.grid.positions()
     # No iteration adds anything: blended equal affines are one; displacements of 40 in float32.
@@ -178,7 +180,7 @@ def test_a_textureless_block_continues_its_neighbours(
     with caplog.at_level(logging.INFO, "itkstream"):
         lazy = prepare_piecewise_deformable_align(
             Image(fixed, pair.fixed.grid), pair.moving, None, None, SIZE, global_affine=affine,
-            **LIGHT, overlap=OVERLAP, coarse_voxels=coarse_voxels,
+            **LIGHT, overlap=OVERLAP, coarse_voxels=coarse_voxels, mov_is="original",
         )  # fmt: skip
         found = lazy.compute()
     assert "block (0, 0, 0) has no deformation of its own" in caplog.text
@@ -319,6 +321,7 @@ def test_an_empty_overlap(pair: PhantomPair, size: tuple[int, ...]) -> None:
         ({"global_affine": np.full((4, 4), np.nan)}, "did its fit fail"),
         ({"local_affines": np.full((2, 2, 2, 4, 4), np.nan)}, "fill the failed blocks"),
         ({"local_affines": np.zeros((1, 2, 2, 4, 4))}, "another blocksize"),
+        ({"mov_is": "moving"}, "'aligned' .* or 'original'"),
         ({"coarse_voxels": -1}, "coarse_voxels"),
         ({"coarse_voxels": 0.5}, "coarse_voxels"),
     ],
@@ -340,8 +343,9 @@ def test_demons_align_in_one_block_and_in_many(pair: PhantomPair, affine: np.nda
     errors = []
     for size in (pair.fixed.shape, SIZE):
         lazy = prepare_piecewise_deformable_align(
-            pair.fixed, pair.moving, None, None, size, global_affine=affine, settings=DEMONS
-        )
+            pair.fixed, pair.moving, None, None, size, global_affine=affine, settings=DEMONS,
+            mov_is="original",
+        )  # fmt: skip
         errors.append(median_error(pair, compute(lazy)))
     before = median_error(pair, AffineTransform(affine).apply(p))
     assert errors[0] < 0.5 * before
@@ -364,8 +368,9 @@ def test_bsplines_align_in_one_block_and_in_many(pair: PhantomPair, affine: np.n
     errors = []
     for size in (pair.fixed.shape, SIZE):
         lazy = prepare_piecewise_deformable_align(
-            pair.fixed, pair.moving, None, None, size, global_affine=affine, settings=spline
-        )
+            pair.fixed, pair.moving, None, None, size, global_affine=affine, settings=spline,
+            mov_is="original",
+        )  # fmt: skip
         errors.append(median_error(pair, compute(lazy)))
     before = median_error(pair, AffineTransform(affine).apply(pair.fixed.grid.positions()))
     assert errors[0] < 0.7 * before

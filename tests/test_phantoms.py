@@ -320,10 +320,7 @@ class TestTutorialData:
                 attributes = json.loads((path / "attributes.json").read_text())
                 assert attributes["dimensions"] == [n // factor for n in grid.shape]
                 assert attributes["downsamplingFactors"] == [factor] * 3
-                assert attributes["pixelResolution"] == {
-                    "dimensions": list(grid.spacing),
-                    "unit": "um",
-                }
+                assert attributes["pixelResolution"] == list(grid.spacing)
 
     def test_truth_aligns_what_is_stored(self):
         truth = SyntheticTransform.from_json((RESOURCES / "truth.json").read_text())

@@ -85,6 +85,7 @@ def _piecewise_affine(pair: PhantomPair, start: AffineTransform) -> np.ndarray:
     lazy = prepare_piecewise_deformable_align(
         pair.fixed, pair.moving, None, None, SIZE, global_affine=start.matrix,
         local_affines=matrices, **{**LIGHT, "iterations": (0, 0)}, coarse_voxels=0,
+        mov_is="original",
     )  # fmt: skip
     return compute(lazy)
 
@@ -106,8 +107,9 @@ def _direct(method: str) -> Callable[[PhantomPair, AffineTransform], np.ndarray]
 
 def _piecewise_deformable(pair: PhantomPair, start: AffineTransform) -> np.ndarray:
     lazy = prepare_piecewise_deformable_align(
-        pair.fixed, pair.moving, None, None, SIZE, global_affine=start.matrix, **LIGHT
-    )
+        pair.fixed, pair.moving, None, None, SIZE, global_affine=start.matrix, **LIGHT,
+        mov_is="original",
+    )  # fmt: skip
     positions = compute(lazy)
     aligned = prepare_apply_position_field(pair.fixed, pair.moving, None, None, lazy, SIZE)
     assert compute(aligned).shape == pair.fixed.shape

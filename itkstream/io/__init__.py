@@ -14,6 +14,7 @@ from itkstream.io.paths import locate
 from itkstream.io.selection import Selection
 
 if TYPE_CHECKING:
+    from itkstream.io.containers import open_container
     from itkstream.io.image_options import ImageOptions
     from itkstream.io.n5 import create_n5, write_n5
     from itkstream.io.ome_zarr_writer import create_ome_zarr, write_pyramid
@@ -22,6 +23,7 @@ __all__ = [
     "ImageOptions",
     "create_n5",
     "create_ome_zarr",
+    "open_container",
     "open_image",
     "open_series",
     "write_n5",
@@ -33,6 +35,7 @@ _HOMES = {
     "ImageOptions": "itkstream.io.image_options",
     "create_n5": "itkstream.io.n5",
     "create_ome_zarr": "itkstream.io.ome_zarr_writer",
+    "open_container": "itkstream.io.containers",
     "write_n5": "itkstream.io.n5",
     "write_pyramid": "itkstream.io.ome_zarr_writer",
 }

@@ -16,6 +16,7 @@ __all__ = [
     "TIFF_SUFFIXES",
     "Dataset",
     "has_zarr_metadata",
+    "is_array",
     "is_zarr_array",
     "list_datasets",
     "locate",
@@ -179,6 +180,22 @@ def has_zarr_metadata(folder: Location) -> bool:
     return any((folder / name).is_file() for name in _ZARR_FILES)
 
 
+def is_array(folder: Location) -> bool:
+    """Whether a folder is a dataset of N5 or an array of Zarr.
+
+    Parameters
+    ----------
+    folder : Location
+        Any folder.
+
+    Returns
+    -------
+    bool
+        From its metadata.
+    """
+    return is_zarr_array(folder) or "dimensions" in n5_attributes(folder)
+
+
 def list_datasets(root: Location) -> list[str]:
     """The arrays inside a container, as paths relative to it.
 
@@ -254,16 +271,12 @@ def _lineage(folder: Location) -> Iterator[Location]:
 
 def _arrays(folder: Location) -> Iterator[Location]:
     """Arrays here and below, in the order of their names."""
-    if _is_array(folder):
+    if is_array(folder):
         yield folder  # what lies below an array is chunks, possibly millions
         return
     for name in folder.names():
         if (folder / name).is_dir():
             yield from _arrays(folder / name)
-
-
-def _is_array(folder: Location) -> bool:
-    return is_zarr_array(folder) or "dimensions" in n5_attributes(folder)
 
 
 def _followed(named: Location) -> Location:
@@ -274,9 +287,6 @@ def _followed(named: Location) -> Location:
         place = named
         known = (*ITK_SUFFIXES, *TIFF_SUFFIXES)
         while not place.name.lower().endswith(known) and place.path.is_symlink():
-            not place.name.lower().endswith((*ITK_SUFFIXES, *TIFF_SUFFIXES))
-            and place.path.is_symlink()
-        ):
             place = Location.named(str(place.path.parent / place.path.readlink()))
         return place
     target = Location.parse(named.address)

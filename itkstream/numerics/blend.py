@@ -13,7 +13,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["NodeLattice", "blend_affines"]
+__all__ = ["NodeLattice", "blend_affines", "blend_points"]
 
 
 def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
@@ -59,6 +59,37 @@ def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
     out = np.empty((*map(len, at), n), np.float32)
     over_slabs(lambda a, b: _blend(moves, lows, uppers, tuple(at), out, a, b), out.shape[1])
     return out.reshape((*grid.shape, n))
+
+
+def blend_points(local: PiecewiseAffine, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map any points through blended local affines, as `PiecewiseAffine.apply` does, but fast.
+
+    Parameters
+    ----------
+    local : PiecewiseAffine
+        The affines and their blocks.
+    points : ndarray, (..., n)
+        In the unit of its grid.
+
+    Returns
+    -------
+    ndarray, (..., n), float64
+        ``sum_b share_b(p) (matrix_b p)``.
+    """
+    n = local.ndim
+    flat = np.ascontiguousarray(points, np.float64).reshape(-1, n)
+    matrices = local.matrices.reshape(-1, n + 1, n + 1)
+    counts = np.asarray(local.blocks.numblocks)
+    out = np.zeros_like(flat)
+
+    def some(start: int, stop: int) -> None:
+        index = local.grid.to_index(flat[start:stop])
+        tables = [local.blocks.weights(axis, index[:, axis]) for axis in range(n)]
+        lows, uppers = (np.stack([table[k] for table in tables]) for k in (0, 1))
+        _blend_points(flat[start:stop], lows, uppers, counts, matrices, out[start:stop])
+
+    over_slabs(some, len(flat))
+    return out.reshape(points.shape)
 
 
 # Eight float32 shares that make up 1 may miss it by this.
@@ -350,3 +381,23 @@ def _blend(moves, low, upper, at, out, start, stop):  # type: ignore[no-untyped-
                         other = line[d + 1, c, 0] + line[d + 1, c, 1] * z
                         move += share * (other - move)
                     out[i, j, k, c] = move
+
+
+@njit(nogil=True, cache=True)
+def _blend_points(points, lows, uppers, counts, matrices, out):  # type: ignore[no-untyped-def]
+    """Add up what the blocks around each point make of it; those without a share are left out."""
+    n = points.shape[1]
+    for k in range(points.shape[0]):
+        for corner in range(2**n):
+            share, block = 1.0, 0
+            for a in range(n):
+                step = (corner >> a) & 1
+                share *= uppers[a, k] if step else 1.0 - uppers[a, k]
+                block = block * counts[a] + min(lows[a, k] + step, counts[a] - 1)
+            if share == 0.0:
+                continue
+            for i in range(n):
+                moved = matrices[block, i, n]
+                for j in range(n):
+                    moved += matrices[block, i, j] * points[k, j]
+                out[k, i] += share * moved
