@@ -27,9 +27,8 @@ from itkstream.io.displacement_images import (
     write_displacement_image,
 )
 from itkstream.io.elastix_transforms import is_elastix, read_elastix_transform
-from itkstream.io.itk_hdf5 import open_hdf5_transform, write_hdf5_transform
+from itkstream.io.itk_hdf5 import HDF5_ENDINGS, write_hdf5_transform
 from itkstream.io.itk_transforms import read_itk_transform, write_itk_transform
-from itkstream.io.landmark_transforms import read_landmark_text
 from itkstream.io.locations import Location
 from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.ngff_transforms import write_store
@@ -40,7 +39,6 @@ from itkstream.io.vectors import slabs, wanted_axes
 __all__ = ["read_transform", "write_transform"]
 
 _SMALL = (".tfm", ".txt", ".mat")
-_HDF5 = (".h5", ".hdf5")
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _STORES = (".zarr",)
 _STORE = "transform.ome.zarr"
@@ -154,7 +152,7 @@ def write_transform(
     with claim_file(target, overwrite) as partial:
         if kind in _SMALL:
             write_itk_transform(partial, compose(*steps), order)
-        elif kind in _HDF5:
+        elif kind in HDF5_ENDINGS:
             write_hdf5_transform(partial, steps, order)
         else:
             field, affine = _field_and_affine(steps)
@@ -197,7 +195,7 @@ def _axes(transform: Transform, axes: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _check_kind(target: Location, kind: str, steps: Sequence[Transform]) -> None:
-    if kind not in (*_SMALL, *_HDF5, *_IMAGES, *_STORES):
+    if kind not in (*_SMALL, *HDF5_ENDINGS, *_IMAGES, *_STORES):
         raise InputError(
             f"no transform format ends like {target.name}: affines and B-splines go to .tfm, .txt "
             "or .h5, affines to .mat too, fields to .h5, .ome.zarr, .nii.gz, .nii, .nrrd or .mha"
@@ -251,19 +249,15 @@ def _read_store(path: Path, axes: Sequence[str] | None) -> Transform:
     return read_scene(Location.parse(path), axes)
 
 
-def _read_hdf5(path: Path, axes: Sequence[str] | None) -> Transform:
-    return open_hdf5_transform(path, axes) or read_itk_transform(path, axes)
-
-
 def _read_text(path: Path, axes: Sequence[str] | None) -> Transform:
     if is_elastix(path):
         return read_elastix_transform(path, axes)
-    return read_landmark_text(path, axes) or read_itk_transform(path, axes)
+    return read_itk_transform(path, axes)
 
 
 _LAZY: dict[str, TransformReader] = {
     **dict.fromkeys(_IMAGES, read_displacement_image),
-    **dict.fromkeys(_HDF5, _read_hdf5),
+    **dict.fromkeys(HDF5_ENDINGS, read_itk_transform),
     **dict.fromkeys(_STORES, _read_store),
 }
 _READERS = {**_LAZY, ".txt": _read_text, ".tfm": _read_text}
@@ -272,7 +266,7 @@ _READERS = {**_LAZY, ".txt": _read_text, ".tfm": _read_text}
 def _reader_back(kind: str, transform: Transform) -> TransformReader | None:
     """What reads a written file without reading its fields whole; None where SimpleITK should."""
     numbers = max((grid.size * grid.ndim for grid in grids_of(transform)), default=0)
-    return None if kind in _HDF5 and numbers <= _LARGE else _LAZY.get(kind)
+    return None if kind in HDF5_ENDINGS and numbers <= _LARGE else _LAZY.get(kind)
 
 
 def _check_finite(transform: Transform, path: Path) -> None:

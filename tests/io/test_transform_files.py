@@ -119,7 +119,6 @@ def test_what_itk_wrote_is_read_alike(odd_grid, smooth_transform, tmp_path) -> N
         path = tmp_path / name
         chain = sitk.CompositeTransform([linear, to_itk_transform(field, grid.axes)])
         sitk.WriteTransform(chain, str(path))
-        # ITK's Euler angles are none of the lazy reader's kinds: read by ITK.
         wanted = by_itk(path, points, grid.axes)
         np.testing.assert_allclose(read_transform(path).apply(points), wanted, atol=1e-9)
 
