@@ -185,9 +185,7 @@ def _minc_entries(content: bytes) -> list[Entry]:
         return []
     body = " ".join(line for line in lines[1:] if not line.lstrip().startswith("%"))
     if _MINC.sub("", body).strip():
-        raise InputError(
-            "of MNI's transforms only linear ones, whole, are read: convert it to .tfm"
-        )
+        raise InputError("of MNI's transforms only linear ones are read: convert it to .tfm")
     rows = [_values(found, "the rows of its Linear_Transform") for found in _MINC.findall(body)]
     if any(values.size != 12 for values in rows):
         raise InputError("its Linear_Transform is not 3 rows of 4 numbers: is the file whole?")

@@ -64,7 +64,7 @@ def read_transform(
         The folder `register` wrote, a ``transform.ome.zarr`` or any other OME-Zarr 0.6 scene or
         image with coordinate transformations, by path or URL; or a file: an ITK transform
         (``.tfm``, ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``, ``.nii``,
-        ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``).
+        ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``, ``.toml``).
     axes : sequence of str, optional
         The wanted order of axes and components; default z, y, x, as arrays of images have them.
     name : str, optional
@@ -260,7 +260,7 @@ _LAZY: dict[str, TransformReader] = {
     **dict.fromkeys(HDF5_ENDINGS, read_itk_transform),
     **dict.fromkeys(_STORES, _read_store),
 }
-_READERS = {**_LAZY, ".txt": _read_text, ".tfm": _read_text}
+_READERS = {**_LAZY, **dict.fromkeys((".txt", ".tfm", ".toml"), _read_text)}
 
 
 def _reader_back(kind: str, transform: Transform) -> TransformReader | None:
