@@ -114,8 +114,8 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     other chain becomes one field, which can be checked, inverted and written.
     """
     from itkstream import exports
+    from itkstream.algebra import axes_of
     from itkstream.io import open_image
-    from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.transform import as_field
 
@@ -124,7 +124,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     found = read_transform(transform)
     if options["like"]:
         wanted = open_image(options["like"]).grid.in_unit("micrometer")
-        found = as_field(found, wanted.reorder(stored_axes(wanted)))
+        found = as_field(found, wanted.reorder(axes_of(found)))
     overwrite, tolerance = options["overwrite"], options["tolerance"]
     if out:
         thin, factors, error = (found, None, 0.0)
@@ -165,9 +165,9 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     inverse_error, and `itkstream export` makes other files of it. The exact inverse of an affine
     may be any file that holds affines.
     """
+    from itkstream.algebra import axes_of
     from itkstream.geometry import AffineTransform
     from itkstream.io import open_image
-    from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.results import write_inverse
     from itkstream.transform import compose, invert_transform
@@ -181,7 +181,7 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     worst = write_inverse(
         out,
         found,
-        grid.reorder(stored_axes(grid)).in_unit("micrometer"),
+        grid.reorder(axes_of(found)).in_unit("micrometer"),
         resources=resources_from(options),
         overwrite=options["overwrite"],
     )

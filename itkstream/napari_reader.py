@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from itkstream.algebra import axes_of
 from itkstream.errors import InputError, ItkstreamError
 from itkstream.geometry import Image, default_axes
 from itkstream.io import open_image
@@ -72,7 +73,8 @@ def read_layers(path: str | list[str]) -> list[LayerData]:
         fixed, moving = registered_images(folder)
     except ItkstreamError:
         return layers
-    back = affine_part(transform).inverse().matrix
+    affine = affine_part(transform)
+    back = affine.inverse().reorder(axes_of(transform), axes).matrix
     return [
         _layer(fixed.name, "fixed", axes),
         _layer(moving.name, "moving", axes, back),

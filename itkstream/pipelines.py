@@ -47,7 +47,15 @@ from numpy.typing import ArrayLike
 
 from itkstream.doors import as_pair
 from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    Image,
+    Transform,
+    array_axes,
+    default_axes,
+    named_axes,
+)
 from itkstream.io import open_image
 from itkstream.io.locations import Location
 from itkstream.io.outputs import write_text
@@ -161,7 +169,9 @@ def register(
         Where no affine was found.
     """
     steps = checked_steps(steps)
-    pair = as_pair(_opened(fixed), _opened(moving), None, None)
+    given = _opened(fixed), _opened(moving)
+    _check_axes(given)
+    pair = as_pair(*given, None, None)
     initial = _as_initial(initial_transform, pair[0])
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
@@ -253,13 +263,30 @@ def _as_initial(given: Any, fixed: Image) -> Transform | None:
         return None
     if isinstance(given, (str, os.PathLike)):
         given = read_transform(given, fixed.grid.axes)
-    transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given))
+    axes = fixed.grid.axes
+    transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given), axes)
     if transform.ndim != fixed.ndim:
         raise InputError(
             f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "
             f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
         )
+    if named_axes(transform) not in (None, axes):
+        raise InputError(
+            f"the initial transform has points with the axes {named_axes(transform)}, and the "
+            f"fixed image has {axes}: read it with axes={axes}, or give its path"
+        )
     return transform
+
+
+def _check_axes(pair: tuple[Image, Image]) -> None:
+    """All that is written names axes: a guess could turn every file over."""
+    for which, image in zip(("fixed", "moving"), pair, strict=True):
+        if not image.grid.axes_stated:
+            raise InputError(
+                f"nothing says which axis of the {which} image is x, so that what is written could "
+                f"be transposed: give its grid axes={array_axes(image.ndim)} if its array is "
+                f"indexed so, or axes={default_axes(image.ndim)}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

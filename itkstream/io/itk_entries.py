@@ -251,7 +251,7 @@ def _landmarks(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
         )
     order = list(axis_order(default_axes(n), axes))
     start, end = (numbers.reshape(-1, n)[:, order] for numbers in flat)
-    return LandmarkSpline(*((end, start) if inverse else (start, end)), kernel, inverse)
+    return LandmarkSpline(*((end, start) if inverse else (start, end)), kernel, inverse, axes)
 
 
 _MAKERS: dict[str, Callable[[Entry, _Kind, tuple[str, ...]], Transform]] = {

@@ -20,7 +20,10 @@ from itkstream.geometry import (
     Transform,
     array_axes,
     compose,
+    default_axes,
+    named_axes,
     steps_of,
+    with_axes,
 )
 from itkstream.io.displacement_images import (
     read_displacement_image,
@@ -66,7 +69,9 @@ def read_transform(
         (``.tfm``, ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``, ``.nii``,
         ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``, ``.toml``).
     axes : sequence of str, optional
-        The wanted order of axes and components; default z, y, x, as arrays of images have them.
+        The wanted order of axes and components; default the one in which this package wrote it
+        (that of the fixed image, for the folder of a registration), and z, y, x for files of
+        others, as arrays of images have them. `axes` of what is returned tells it.
     name : str, optional
         Which transformation, where an OME-Zarr lists several: its name, or its ends as
         ``fixed -> moving``; the other way round it is inverted, if it can be.
@@ -124,7 +129,8 @@ def write_transform(
     transform : Transform
         What to write.
     axes : sequence of str, optional
-        The axis order of its points; default that of its field or B-splines, else z, y, x.
+        What the coordinates of its points are called, first to last; needed where the transform
+        does not know it (its `axes` are None).
     overwrite : bool
         Replace an existing file.
 
@@ -136,17 +142,19 @@ def write_transform(
     Raises
     ------
     InputError
-        Where the format cannot hold this transform; the message says which can.
+        Where the format cannot hold this transform (the message says which can), or nothing says
+        what its axes are.
     ExistingOutputError
         Where the file exists.
     ItkstreamError
         Where what was written does not map points as it should; nothing is left behind.
     """
     target = Location.parse(path)
-    steps = _steps(transform)
-    order = _axes(transform, axes)
     kind = _ending(target)
-    _check_kind(target, kind, steps)
+    _check_kind(target, kind, _steps(transform))
+    order = _axes(transform, axes)
+    transform = with_axes(transform, order)
+    steps = _steps(transform)
     if kind in _STORES:
         claim_store(target, overwrite)
     with claim_file(target, overwrite) as partial:
@@ -183,15 +191,15 @@ def _steps(transform: Transform) -> tuple[Transform, ...]:
 
 
 def _axes(transform: Transform, axes: Sequence[str] | None) -> tuple[str, ...]:
-    grids = grids_of(transform)
-    order = tuple(axes or (grids[0].axes if grids else array_axes(transform.ndim)))
-    for grid in grids:
-        if grid.axes != order:
-            raise InputError(
-                f"the transform has points with the axes {grid.axes}, not {order}: leave axes out, "
-                "or read all its parts with the same axes"
-            )
-    return order
+    """What the coordinates of the points are called: a file in x, y, z needs to know."""
+    order = tuple(axes or named_axes(transform) or ())
+    if not order:
+        raise InputError(
+            "nothing says which coordinate of this transform's points is x, so that a file of it "
+            f"could be transposed: pass axes={array_axes(transform.ndim)} if arrays are indexed "
+            f"so, or axes={default_axes(transform.ndim)}; grids and affines take axes= as well"
+        )
+    return wanted_axes("this", transform.ndim, order)
 
 
 def _check_kind(target: Location, kind: str, steps: Sequence[Transform]) -> None:
