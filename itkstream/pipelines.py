@@ -158,7 +158,8 @@ def register(
     Raises
     ------
     InputError
-        For images, steps or an initial transform that cannot be used.
+        For images, steps or an initial transform that cannot be used, and images of whose axes
+        nothing says which is x.
     PlanError
         Where it needs more memory than there is.
     ExistingOutputError
@@ -169,9 +170,9 @@ def register(
         Where no affine was found.
     """
     steps = checked_steps(steps)
-    given = _opened(fixed), _opened(moving)
-    _check_axes(given)
-    pair = as_pair(*given, None, None)
+    opened = _opened(fixed), _opened(moving)
+    _check_axes(opened)
+    pair = as_pair(*opened, None, None)
     initial = _as_initial(initial_transform, pair[0])
     resources = resources or Resources()
     planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()

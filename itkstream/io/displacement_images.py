@@ -211,8 +211,7 @@ def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         _check_nifti(path)
-    words = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
-    way = words.get("displacement field type", "resampling").strip().lower()
+    way = _said(reader, "displacement field type", "resampling")
     if way == "modeling":
         raise InputError(
             f"{path} leads from moving to fixed points (3D Slicer's 'displacement field "
@@ -222,13 +221,17 @@ def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
         )
     if way != "resampling":
         raise InputError(f"{path} has the 'displacement field type' {way!r}; known is 'resampling'")
-    kind = words.get("NRRD_kinds[pixel]", "vector").lower()
+    kind = _said(reader, "NRRD_kinds[pixel]", "vector")
     if kind not in _VECTOR_KINDS:
         raise InputError(
             f"the components of a displacement are a vector; those of {path} are of the kind {kind}"
         )
     if name.endswith((".nrrd", ".nhdr")):
         _check_nrrd(path)
+
+
+def _said(reader: sitk.ImageFileReader, key: str, default: str) -> str:
+    return str(reader.GetMetaData(key)).strip().lower() if reader.HasMetaDataKey(key) else default
 
 
 def _check_nrrd(path: Path) -> None:

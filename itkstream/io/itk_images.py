@@ -183,9 +183,16 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
 
     Raises
     ------
+    InputError
+        Where nothing says what the image's axes are.
     ExistingOutputError
         Where the file exists.
     """
+    if not image.grid.axes_stated:
+        raise InputError(
+            f"nothing says which axis of this image is x, so that {path} could be transposed: give "
+            "its grid axes=('z', 'y', 'x') if its array is indexed so"
+        )
     with claim_file(path, overwrite) as partial:
         sitk.WriteImage(to_itk_image(image.read(), image.grid), str(partial))
 

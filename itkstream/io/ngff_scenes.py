@@ -72,8 +72,8 @@ def read_scene(
     """
     if not has_zarr_metadata(folder):
         raise MissingDataError(f"there is no transform store {folder}")
-    attributes = zarr_attributes(folder)
     with _naming(folder):
+        attributes = zarr_attributes(folder)
         noted = attributes.get(OWN_ATTRIBUTES, {})
         own = noted.get("grid")
         lattice = Grid(**own) if own else None

@@ -376,6 +376,7 @@ def test_refuses_to_write(odd_grid, smooth_transform, tmp_path) -> None:
     with pytest.raises(InputError, match="points with the axes"):
         write_transform(tmp_path / "t.h5", field, ("z", "y", "x"))
     assert not list(tmp_path.iterdir())
+    affine = AffineTransform(affine.matrix, ("x", "y", "z"))
     for name, what in (("t.tfm", affine), ("t.h5", transform)):
         write_transform(tmp_path / name, what)
         before = (tmp_path / name).read_bytes()
@@ -428,7 +429,7 @@ def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
     (tmp_path / "t.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="no transform that ITK can read"):
         read_transform(tmp_path / "t.h5")
-    write_transform(tmp_path / "plane.tfm", AffineTransform(np.eye(3)))
+    write_transform(tmp_path / "plane.tfm", AffineTransform(np.eye(3)), ("y", "x"))
     with pytest.raises(InputError, match="a 2-D transform; it cannot have the axes"):
         read_transform(tmp_path / "plane.tfm", ("z", "y", "x"))
     holes = np.array(field.data)
