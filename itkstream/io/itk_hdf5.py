@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, UnreadableDataError
 from itkstream.fingerprint import files_stamp
 from itkstream.geometry import (
     BSplineTransform,
@@ -98,7 +98,20 @@ class Hdf5Vectors(OrderedVectors):
         -------
         ndarray, box + (n,)
             Components x first.
+
+        Raises
+        ------
+        UnreadableDataError
+            Where the file is damaged.
         """
+        try:
+            return self._planes(box)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UnreadableDataError(
+                f"{self.path} cannot be read at {self.name}: it is damaged ({error})"
+            ) from error
+
+    def _planes(self, box: Slices) -> NDArray[np.float64]:
         n = len(box)
         along_x, y0, y1 = box[0], box[1].start, box[1].stop
         planes = range(box[2].start, box[2].stop) if n == 3 else range(1)
