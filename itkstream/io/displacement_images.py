@@ -97,6 +97,8 @@ def read_displacement_image(path: Path, axes: Sequence[str] | None = None) -> Di
         Where ITK cannot read the file, it holds no vectors of as many components as axes, or
         vectors that are no displacements from fixed to moving points in ITK's coordinates.
     """
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        _check_nifti(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -208,9 +210,6 @@ def _meta_header(grid: Grid) -> str:
 
 def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
     """Refuse vectors that are no displacements of ITK's points, as far as a file says so."""
-    name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
-        _check_nifti(path)
     way = _said(reader, "displacement field type", "resampling")
     if way == "modeling":
         raise InputError(
@@ -226,7 +225,7 @@ def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
         raise InputError(
             f"the components of a displacement are a vector; those of {path} are of the kind {kind}"
         )
-    if name.endswith((".nrrd", ".nhdr")):
+    if path.suffix.lower() == ".nrrd":
         _check_nrrd(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_marks_that_say_otherwise(tmp_path: Path, given: dict[str, str], message
     ("code", "name", "message"),
     [
         (1007, b"", None),
-        (0, b"", None),
+        (0, b"", "as many components as axes"),
         (1008, b"", "NIfTI intent 1008"),
         (1005, b"", "NIfTI intent 1005"),
         (2006, b"", "a field of FSL"),
@@ -98,8 +99,6 @@ def test_marks_that_say_otherwise(tmp_path: Path, given: dict[str, str], message
 def test_intents_of_nifti(
     tmp_path: Path, code: int, name: bytes, message: str | None, suffix: str
 ) -> None:
-    import gzip
-
     plain = tmp_path / "t.nii"
     sitk.WriteImage(sitk.GetImageFromArray(vectors(), isVector=True), str(plain))
     content = bytearray(plain.read_bytes())

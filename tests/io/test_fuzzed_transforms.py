@@ -99,8 +99,7 @@ def outcome(path: Path) -> str:
     try:
         transform = read_transform(path, ("z", "y", "x"))
         mapped = transform.apply(POINTS)
-    except ItkstreamError as error:
-        assert str(error)
+    except ItkstreamError:
         return "refused"
     # Numbers of 1e300 are numbers.
     assert mapped.shape == POINTS.shape
