@@ -147,7 +147,7 @@ def test_files_and_back(
 
 
 def test_a_run_and_its_folder_say_the_same(pair: PhantomPair, tmp_path: Path) -> None:
-    steps = (IntensityAffine("translation", iterations=(5,)),)
+    steps = (IntensityAffine("translation", iterations=(5, 5)),)
     matrix = np.asarray(pair.truth.matrix)
     points = pair.fixed.grid.to_physical([[20.0, 21.0, 22.0], [30.0, 25.0, 12.0]])
     for axes in (("x", "y", "z"), ZYX):
