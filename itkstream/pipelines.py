@@ -55,6 +55,7 @@ from itkstream.geometry import (
     array_axes,
     default_axes,
     named_axes,
+    with_axes,
 )
 from itkstream.io import open_image
 from itkstream.io.locations import Location
@@ -265,7 +266,7 @@ def _as_initial(given: Any, fixed: Image) -> Transform | None:
     if isinstance(given, (str, os.PathLike)):
         given = read_transform(given, fixed.grid.axes)
     axes = fixed.grid.axes
-    transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given), axes)
+    transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given))
     if transform.ndim != fixed.ndim:
         raise InputError(
             f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "
@@ -276,7 +277,7 @@ def _as_initial(given: Any, fixed: Image) -> Transform | None:
             f"the initial transform has points with the axes {named_axes(transform)}, and the "
             f"fixed image has {axes}: read it with axes={axes}, or give its path"
         )
-    return transform
+    return with_axes(transform, axes)
 
 
 def _check_axes(pair: tuple[Image, Image]) -> None:
