@@ -28,6 +28,7 @@ from itkstream.geometry import (
     Transform,
     compose,
     default_axes,
+    named_axes,
     steps_of,
 )
 from itkstream.lazy import Result, map_blocks, readable_source
@@ -158,8 +159,8 @@ def axes_of(transform: Transform, default: Sequence[str] = ()) -> tuple[str, ...
     transform : Transform
         Any.
     default : sequence of str
-        Taken where the transform does not begin with a displacement field, and so has no names;
-        default z, y, x, as `itkstream.read_transform` gives transforms.
+        Taken where the transform has no names; default z, y, x, as `itkstream.read_transform`
+        gives transforms of other programs.
 
     Returns
     -------
@@ -167,9 +168,10 @@ def axes_of(transform: Transform, default: Sequence[str] = ()) -> tuple[str, ...
         One name per axis.
     """
     first = steps_of(transform)[0]
-    if isinstance(first, DisplacementField):
+    known = named_axes(transform)
+    if known is None and isinstance(first, DisplacementField):
         return first.grid.axes
-    return tuple(default) or default_axes(transform.ndim)[::-1]
+    return known or tuple(default) or default_axes(transform.ndim)[::-1]
 
 
 def crop_transform(transform: Transform, region: Grid) -> Transform:

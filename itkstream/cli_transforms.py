@@ -139,7 +139,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     other chain becomes one field, which can be checked, inverted and written.
     """
     from itkstream import exports
-    from itkstream.io.ngff_transforms import stored_axes
+    from itkstream.algebra import axes_of
     from itkstream.io.transform_files import read_transform, write_transform
     from itkstream.io.units import itk_unit
     from itkstream.registered import registered_unit
@@ -152,7 +152,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     found = read_transform(transform, unit=unit)
     if like:
         wanted = like.in_unit("micrometer")
-        found = as_field(found, wanted.reorder(stored_axes(wanted)))
+        found = as_field(found, wanted.reorder(axes_of(found)))
     overwrite, tolerance = options["overwrite"], options["tolerance"]
     if out:
         thin, factors, error = (found, None, 0.0)
@@ -194,9 +194,9 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     inverse_error, and `itkstream export` makes other files of it. The exact inverse of an affine
     may be any file that holds affines.
     """
+    from itkstream.algebra import axes_of
     from itkstream.geometry import AffineTransform
     from itkstream.io.inputs import check_apart
-    from itkstream.io.ngff_transforms import stored_axes
     from itkstream.io.transform_files import (
         check_transform_output,
         read_transform,
@@ -220,7 +220,7 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     worst = write_inverse(
         out,
         found,
-        grid.reorder(stored_axes(grid)).in_unit("micrometer"),
+        grid.reorder(axes_of(found)).in_unit("micrometer"),
         resources=resources_from(options),
         overwrite=options["overwrite"],
     )

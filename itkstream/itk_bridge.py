@@ -37,6 +37,7 @@ __all__ = [
     "from_itk_geometry",
     "from_itk_image",
     "from_itk_transform",
+    "linear_matrix",
     "quiet_itk",
     "resample",
     "sample_transform",
@@ -268,7 +269,7 @@ def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = N
             "composite: sample it to a displacement field first "
             "(SimpleITK.TransformToDisplacementField)"
         )
-    return AffineTransform(_linear_matrix(transform)).reorder(default_axes(ndim), axes)
+    return AffineTransform(linear_matrix(transform)).reorder(default_axes(ndim), axes)
 
 
 def resample(
@@ -454,8 +455,19 @@ def _own_kind(transform: sitk.Transform) -> sitk.Transform:
         return transform
 
 
-def _linear_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
-    """The matrix as it is stored, x first; of kinds that store none, from where points go."""
+def linear_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
+    """The matrix of a linear transform, as it is stored or, where none is, from where points go.
+
+    Parameters
+    ----------
+    transform : SimpleITK.Transform
+        Any linear one.
+
+    Returns
+    -------
+    ndarray, (n + 1, n + 1)
+        Homogeneous, x first.
+    """
     n = transform.GetDimension()
     if hasattr(transform, "GetMatrix") and hasattr(transform, "GetTranslation"):
         linear = np.reshape(transform.GetMatrix(), (n, n))

@@ -10,6 +10,7 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
+from itkstream.algebra import axes_of
 from itkstream.errors import ItkstreamError, NoSuchPartError
 from itkstream.geometry import Image, default_axes
 from itkstream.io import open_image
@@ -73,7 +74,8 @@ def read_layers(path: str | list[str]) -> list[LayerData]:
         fixed, moving = registered_images(folder)
     except ItkstreamError:
         return layers
-    back = affine_part(transform).inverse().matrix
+    affine = affine_part(transform)
+    back = affine.inverse().reorder(axes_of(transform), axes).matrix
     return [
         _layer(fixed, "fixed", axes),
         _layer(moving, "moving", axes, back),

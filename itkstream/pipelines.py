@@ -47,7 +47,16 @@ from numpy.typing import ArrayLike
 
 from itkstream.doors import as_pair, check_start
 from itkstream.errors import InputError, UnknownSpacingError
-from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    Image,
+    Transform,
+    array_axes,
+    default_axes,
+    named_axes,
+    with_axes,
+)
 from itkstream.io import open_image
 from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
@@ -183,8 +192,9 @@ def register(
     Raises
     ------
     InputError
-        For images, steps or an initial transform that cannot be used, for an `out` that is, holds
-        or lies in one of them, or that has the ending of a file.
+        For images, steps or an initial transform that cannot be used, for images of whose axes
+        nothing says which is x, for an `out` that is, holds or lies in one of them, or that has the
+        ending of a file.
     PlanError
         Where it needs more memory than there is.
     ExistingOutputError
@@ -197,6 +207,7 @@ def register(
     steps = checked_steps(steps)
     check_apart(out, fixed, moving, initial_transform, fixed_mask, moving_mask)
     opened = _opened(fixed), _opened(moving)
+    _check_axes(opened)
     pair = as_pair(*opened, None, None)
     check_apart(out, pair)
     unit = itk_unit(opened[0].grid)
@@ -300,13 +311,30 @@ def _as_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
         return None
     if isinstance(given, (str, os.PathLike)):
         given = read_transform(given, fixed.grid.axes, unit=unit)
+    axes = fixed.grid.axes
     transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given))
     if transform.ndim != fixed.ndim:
         raise InputError(
             f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "
             f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
         )
-    return transform
+    if named_axes(transform) not in (None, axes):
+        raise InputError(
+            f"the initial transform has points with the axes {named_axes(transform)}, and the "
+            f"fixed image has {axes}: read it with axes={axes}, or give its path"
+        )
+    return with_axes(transform, axes)
+
+
+def _check_axes(pair: tuple[Image, Image]) -> None:
+    """All that is written names axes: a guess could turn every file over."""
+    for which, image in zip(("fixed", "moving"), pair, strict=True):
+        if not image.grid.axes_stated:
+            raise InputError(
+                f"nothing says which axis of the {which} image is x, so that what is written could "
+                f"be transposed: give its grid axes={array_axes(image.ndim)} if its array is "
+                f"indexed so, or axes={default_axes(image.ndim)}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

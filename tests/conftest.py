@@ -23,7 +23,13 @@ from hypothesis import settings
 from scipy.spatial.transform import Rotation
 
 from itkstream.cli import main
-from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    default_axes,
+)
 from itkstream.io import open_image, write_n5
 from itkstream.io.locations import Location
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
@@ -61,7 +67,7 @@ def odd_grid() -> Callable[..., Grid]:
             tuple(rng.uniform(0.4, 2.0, ndim)),
             tuple(rng.uniform(-200, 200, ndim)),
             tuple(map(tuple, turn)),
-            axes,
+            axes or default_axes(ndim),
         )
 
     return make

@@ -110,7 +110,7 @@ def test_a_file_says_what_is_done(containers, tmp_path):
     )
     matrix = np.eye(4)
     matrix[0, 3] = 2.0
-    write_transform(tmp_path / "start.tfm", AffineTransform(matrix))
+    write_transform(tmp_path / "start.tfm", AffineTransform(matrix), ("z", "y", "x"))
     pair = (containers / "fix.n5/s0", containers / "mov.n5/s0")
     done = run("register", *pair, "--config", config, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr

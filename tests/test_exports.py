@@ -197,7 +197,7 @@ def test_commands(run: Path, tmp_path: Path, command: Callable[..., Any]) -> Non
     done = command("invert", run, "j.h5", cwd=tmp_path)
     assert (done.returncode, "such as inverse.ome.zarr; got j.h5" in done.stderr) == (2, True)
     affine = make_transform().transforms[1]
-    write_transform(tmp_path / "a.mat", affine)
+    write_transform(tmp_path / "a.mat", affine, ("z", "y", "x"))
     assert command("invert", "a.mat", "b.tfm", cwd=tmp_path).returncode == 0
     inverse = read_transform(tmp_path / "b.tfm")
     np.testing.assert_allclose(inverse.matrix @ affine.matrix, np.eye(4), atol=1e-12)

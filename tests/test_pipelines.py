@@ -524,7 +524,8 @@ def not_a_number(image):
 
 
 def plane(image):
-    return Image(image.read()[:, :, 20], Grid(image.shape[:2], image.spacing[:2]))
+    grid = Grid(image.shape[:2], image.spacing[:2], axes=("x", "y"))
+    return Image(image.read()[:, :, 20], grid)
 
 
 @pytest.mark.parametrize(

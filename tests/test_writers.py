@@ -25,7 +25,7 @@ from itkstream.geometry import (
 from itkstream.io.transform_files import read_transform
 
 GRID = Grid((8, 8, 8), (1.0, 2.0, 1.5), axes=("z", "y", "x"))
-AFFINE = AffineTransform(np.diag([1.1, 0.9, 1.0, 1.0]))
+AFFINE = AffineTransform(np.diag([1.1, 0.9, 1.0, 1.0]), ("z", "y", "x"))
 FIELD = DisplacementField(np.full((8, 8, 8, 3), 0.5), GRID)
 CORNERS = np.array([[0.0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9], [5, 5, 5]])
 
@@ -40,7 +40,7 @@ CORNERS = np.array([[0.0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9], [5, 5, 5]])
 )
 def test_in_a_new_process(tmp_path: Path, lines: str) -> None:
     code = f"{lines}\nimport sys\nassert 'SimpleITK' not in sys.modules\n"
-    code += "kind([[2, 0, 3], [0, 1, 4], [0, 0, 1]]).write('t.tfm')"
+    code += "kind([[2, 0, 3], [0, 1, 4], [0, 0, 1]]).write('t.tfm', ('y', 'x'))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     found = sitk.ReadTransform(str(tmp_path / "t.tfm"))
     # Axes y, x here; x, y there.

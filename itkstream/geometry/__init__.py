@@ -1,7 +1,13 @@
 """Value types: grids, images, blocks and transforms. Frozen, without input or output."""
 
 from itkstream.geometry.blocks import Block, BlockGrid
-from itkstream.geometry.composites import CompositeTransform, compose, steps_of
+from itkstream.geometry.composites import (
+    CompositeTransform,
+    compose,
+    named_axes,
+    steps_of,
+    with_axes,
+)
 from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, default_axes
 from itkstream.geometry.image import Image
 from itkstream.geometry.landmarks import LandmarkSpline
@@ -34,6 +40,8 @@ __all__ = [
     "axis_order",
     "compose",
     "default_axes",
+    "named_axes",
     "steps_of",
     "transposed",
+    "with_axes",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -102,9 +102,12 @@ class Grid:
         Orthonormal matrix (n, n) whose column k is the direction of array axis k; default
         identity.
     axes : sequence of str, optional
-        Axis names, a permutation of ``x, y`` or ``x, y, z``; default `default_axes`.
+        Axis names, a permutation of ``x, y`` or ``x, y, z``. Without them `default_axes` are
+        assumed, and nothing that names axes (ITK's files) is written.
     unit : str
         Length unit of spacing and origin, one of `MICROMETERS_PER_UNIT`.
+    axes_stated : bool, optional
+        Whether the names were given rather than assumed; default whether `axes` are.
 
     Raises
     ------
@@ -118,6 +121,7 @@ class Grid:
     direction: tuple[tuple[float, ...], ...] = ()
     axes: tuple[str, ...] = ()
     unit: str = "micrometer"
+    axes_stated: bool | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
@@ -146,6 +150,7 @@ class Grid:
             "origin": origin,
             "direction": _rotation(self.direction, n),
             "axes": axes,
+            "axes_stated": bool(self.axes) if self.axes_stated is None else self.axes_stated,
         }
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
@@ -320,6 +325,21 @@ class Grid:
             direction=tuple(map(tuple, direction)),
             axes=tuple(axes),
         )
+
+    def named(self, axes: Sequence[str]) -> Grid:
+        """The same lattice, of whose array axes the names are stated.
+
+        Parameters
+        ----------
+        axes : sequence of str
+            What they are called, first to last.
+
+        Returns
+        -------
+        Grid
+            Nothing is moved: see `reorder` for that.
+        """
+        return replace(self, axes=tuple(axes), axes_stated=True)
 
     def axis_order(self, axes: Sequence[str]) -> tuple[int, ...]:
         """Where each of the wanted axes stands in this grid.

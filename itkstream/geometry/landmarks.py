@@ -12,7 +12,7 @@ from scipy.linalg import solve
 from scipy.spatial.distance import cdist
 
 from itkstream.errors import InputError, unknown_name
-from itkstream.geometry.transforms import Transform
+from itkstream.geometry.transforms import Transform, checked_axes
 
 __all__ = ["LandmarkSpline"]
 
@@ -45,6 +45,8 @@ class LandmarkSpline(Transform):
     inverse : bool
         The inverse of the spline from moving to fixed landmarks, found point by point, in place of
         the spline from fixed to moving ones: Slicer stores landmark registrations so.
+    axes : sequence of str, optional
+        What the coordinates of its points are called, first to last; None where nobody has said.
 
     Raises
     ------
@@ -62,6 +64,7 @@ class LandmarkSpline(Transform):
     moving_landmarks: NDArray[np.float64]
     kernel: str = "r"
     inverse: bool = False
+    axes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("fixed_landmarks", "moving_landmarks"):
@@ -78,6 +81,7 @@ class LandmarkSpline(Transform):
             raise InputError("landmarks must be finite; got NaN or infinity")
         if self.kernel not in _KERNELS:
             raise unknown_name("kernel", self.kernel, _KERNELS)
+        object.__setattr__(self, "axes", checked_axes(self.axes, self.ndim))
         start = moving if self.inverse else fixed
         if len(start) <= self.ndim or not _are_apart(start):
             raise InputError(

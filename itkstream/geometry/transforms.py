@@ -18,7 +18,7 @@ from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
 from itkstream.geometry.blocks import BlockGrid
-from itkstream.geometry.grid import Grid, axis_order
+from itkstream.geometry.grid import Grid, axis_order, default_axes
 from itkstream.geometry.lazy_array import ArraySource
 from itkstream.writers import transform_writer
 
@@ -28,6 +28,7 @@ __all__ = [
     "DisplacementField",
     "PiecewiseAffine",
     "Transform",
+    "checked_axes",
 ]
 
 # Ratio of an affine's greatest stretch to its least beyond which its inverse is rounding alone.
@@ -61,7 +62,8 @@ class Transform(Protocol):
         path : path
             Its ending chooses the format: see `itkstream.write_transform`.
         axes : sequence of str, optional
-            The axis order of the points; default that of the transform's grid, else z, y, x.
+            What the coordinates of its points are called, first to last; needed where the
+            transform does not know it (its `axes` are None).
         overwrite : bool
             Replace an existing file.
 
@@ -73,7 +75,8 @@ class Transform(Protocol):
         Raises
         ------
         InputError
-            Where the format cannot hold this transform; the message says which can.
+            Where the format cannot hold this transform (the message says which can), or nothing
+            says what its axes are.
         ExistingOutputError
             Where the file exists.
         ItkstreamError
@@ -90,14 +93,19 @@ class AffineTransform(Transform):
     ----------
     matrix : array_like, (n + 1, n + 1)
         Homogeneous and invertible; n is 2 or 3.
+    axes : sequence of str, optional
+        What the coordinates of its points are called, first to last: ``("z", "y", "x")``. None
+        where nobody has said.
 
     Raises
     ------
     InputError
-        Where the matrix is of another shape, not finite, not affine or singular.
+        Where the matrix is of another shape, not finite, not affine or singular, or the axes are
+        no permutation of x, y (, z).
     """
 
     matrix: NDArray[np.float64]
+    axes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         matrix = np.array(self.matrix, np.float64)
@@ -111,6 +119,7 @@ class AffineTransform(Transform):
             raise InputError("an affine must be invertible; its determinant is 0")
         matrix.flags.writeable = False
         object.__setattr__(self, "matrix", matrix)
+        object.__setattr__(self, "axes", checked_axes(self.axes, self.ndim))
 
     @property
     def ndim(self) -> int:
@@ -143,15 +152,17 @@ class AffineTransform(Transform):
         Returns
         -------
         AffineTransform
-            Rows and columns permuted, to the bit.
+            Rows and columns permuted, to the bit; its axes are the wanted ones.
 
         Raises
         ------
         InputError
-            Where these are not the same names.
+            Where these are not the same names, or the stored ones not those of the transform.
         """
+        if self.axes not in (None, tuple(stored)):
+            raise InputError(f"an affine of points {self.axes} has no points {tuple(stored)}")
         full = [*axis_order(stored, wanted), self.ndim]
-        return AffineTransform(self.matrix[np.ix_(full, full)])
+        return AffineTransform(self.matrix[np.ix_(full, full)], tuple(wanted))
 
     def inverse(self) -> AffineTransform:
         """The map back.
@@ -163,11 +174,27 @@ class AffineTransform(Transform):
         """
         inverse = np.asarray(np.linalg.inv(self.matrix), np.float64)
         inverse[-1] = np.eye(len(inverse))[-1]
-        return AffineTransform(inverse)
+        return AffineTransform(inverse, self.axes)
+
+
+class _OnGrid(Transform):
+    """A transform whose points are those of its grid."""
+
+    grid: Grid
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return self.grid.ndim
+
+    @property
+    def axes(self) -> tuple[str, ...] | None:
+        """What the coordinates of its points are called; None where its grid only assumes it."""
+        return self.grid.axes if self.grid.axes_stated else None
 
 
 @dataclass(frozen=True, eq=False)
-class PiecewiseAffine(Transform):
+class PiecewiseAffine(_OnGrid):
     """One affine a block, blended into one smooth map over the overlaps of the blocks.
 
     Parameters
@@ -200,11 +227,6 @@ class PiecewiseAffine(Transform):
         if not np.isfinite(matrices).all():
             raise InputError("local affines hold NaN: fill the failed blocks first")
         object.__setattr__(self, "matrices", matrices)
-
-    @property
-    def ndim(self) -> int:
-        """Dimensions of the space."""
-        return self.grid.ndim
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map points; outside the grid the nearest block's affine holds.
@@ -242,7 +264,7 @@ class PiecewiseAffine(Transform):
 
 
 @dataclass(frozen=True, eq=False)
-class DisplacementField(Transform):
+class DisplacementField(_OnGrid):
     """``p -> p + d(p)``, d sampled linearly on a grid of its own and constant beyond it.
 
     Parameters
@@ -268,11 +290,6 @@ class DisplacementField(Transform):
                 f"a displacement field on a grid of shape {self.grid.shape} has shape {wanted}; "
                 f"got {tuple(getattr(self.data, 'shape', ()))}"
             )
-
-    @property
-    def ndim(self) -> int:
-        """Dimensions of the space."""
-        return self.grid.ndim
 
     def crop_around(self, points: NDArray[np.float64]) -> DisplacementField:
         """The part of the field that `apply` needs for some points, read into memory.
@@ -330,7 +347,7 @@ class DisplacementField(Transform):
 
 
 @dataclass(frozen=True, eq=False)
-class BSplineTransform(Transform):
+class BSplineTransform(_OnGrid):
     """``p -> p + sum_k B(i(p) - k) c_k``, as ITK and elastix have it; p itself beyond the lattice.
 
     Parameters
@@ -374,11 +391,6 @@ class BSplineTransform(Transform):
             )
         coefficients.flags.writeable = False
         object.__setattr__(self, "coefficients", coefficients)
-
-    @property
-    def ndim(self) -> int:
-        """Dimensions of the space."""
-        return self.grid.ndim
 
     def reaches(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Which points all B-splines around them reach.
@@ -425,3 +437,30 @@ class BSplineTransform(Transform):
                 prefilter=False,
             )
         return out
+
+
+def checked_axes(axes: Sequence[str] | None, ndim: int) -> tuple[str, ...] | None:
+    """The names of coordinates, checked.
+
+    Parameters
+    ----------
+    axes : sequence of str, optional
+        The names, first to last.
+    ndim : int
+        Dimensions of the space.
+
+    Returns
+    -------
+    tuple of str or None
+        None where no names are given.
+
+    Raises
+    ------
+    InputError
+        Where these are no permutation of x, y (, z).
+    """
+    if axes is None:
+        return None
+    if sorted(axes) != list(default_axes(ndim)):
+        raise InputError(f"axes must be a permutation of {default_axes(ndim)}; got {tuple(axes)}")
+    return tuple(axes)

@@ -7,10 +7,12 @@ not grow with the field. NIfTI goes through memory whole.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,9 +29,22 @@ __all__ = ["read_displacement_image", "write_displacement_image"]
 
 # Numbers of a slab: some 64 MB with what is made on the way.
 _SLAB = 2**22
-_NIFTI_HEADER = 348
+_NRRD_HEADER = 65536
+_NIFTI_HEADER = 540
+# By the length of the header, of version 1 and 2: place and type of some of its numbers.
+_NIFTI_PLACES = {
+    348: {"intent": (68, "i2"), "type": (70, "i2"), "start": (108, "f4"), "name": (328, "")},
+    540: {"intent": (504, "i4"), "type": (12, "i2"), "start": (168, "i8"), "name": (508, "")},
+}
 # NIfTI's numbers of the types of floats, and their bytes.
 _NIFTI_FLOATS = {16: 4, 64: 8}
+# None, displacements (3D Slicer) and vectors (ITK, ANTs); warps and coefficients of FSL.
+_VECTOR_INTENTS = (0, 1006, 1007)
+_FSL_INTENTS = range(2001, 2018)
+# What NRRD calls axes of components that may be displacements, and ITK's space.
+_VECTOR_KINDS = ("vector", "2-vector", "3-vector", "covariant-vector", "list")
+_LPS = ("left-posterior-superior", "lps")
+_NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?")
 
 
 def write_displacement_image(
@@ -79,8 +94,11 @@ def read_displacement_image(path: Path, axes: Sequence[str] | None = None) -> Di
     Raises
     ------
     InputError
-        Where ITK cannot read the file, or it holds no vectors of as many components as axes.
+        Where ITK cannot read the file, it holds no vectors of as many components as axes, or
+        vectors that are no displacements from fixed to moving points in ITK's coordinates.
     """
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        _check_nifti(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -105,8 +123,7 @@ def read_displacement_image(path: Path, axes: Sequence[str] | None = None) -> Di
     wanted = tuple(axes or grid.axes)
     shape = (*reversed(reader.GetSize()), components)
     stored = ItkFile(str(path.resolve()), shape, types[reader.GetPixelID()], components)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_nifti(path)
+    _check_meaning(path, reader)
     vectors = _ImageVectors(stored, grid.axis_order(wanted))
     return DisplacementField(vectors, grid.reorder(wanted))
 
@@ -191,26 +208,121 @@ def _meta_header(grid: Grid) -> str:
     return "".join(f"{key} = {value}\n" for key, value in entries.items())
 
 
+def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Refuse vectors that are no displacements of ITK's points, as far as a file says so."""
+    way = _said(reader, "displacement field type", "resampling")
+    if way == "modeling":
+        raise InputError(
+            f"{path} leads from moving to fixed points (3D Slicer's 'displacement field "
+            "type:=modeling'), and the other way is wanted: in Slicer's module Transforms, Invert "
+            "it and save it; or take that line out of a copy, which then is the transform from "
+            "moving to fixed points, and let `itkstream invert` invert that"
+        )
+    if way != "resampling":
+        raise InputError(f"{path} has the 'displacement field type' {way!r}; known is 'resampling'")
+    kind = _said(reader, "NRRD_kinds[pixel]", "vector")
+    if kind not in _VECTOR_KINDS:
+        raise InputError(
+            f"the components of a displacement are a vector; those of {path} are of the kind {kind}"
+        )
+    if path.suffix.lower() == ".nrrd":
+        _check_nrrd(path)
+
+
+def _said(reader: sitk.ImageFileReader, key: str, default: str) -> str:
+    return str(reader.GetMetaData(key)).strip().lower() if reader.HasMetaDataKey(key) else default
+
+
+def _check_nrrd(path: Path) -> None:
+    """ITK turns the lattice of a NRRD file to its own space, and leaves the vectors as they are."""
+    with path.open("rb") as file:
+        lines = file.read(_NRRD_HEADER).partition(b"\n\n")[0].decode("latin-1").splitlines()
+    pairs = (line.partition(":") for line in lines if not line.startswith("#"))
+    fields = {key.strip().lower(): value.strip().lower() for key, _, value in pairs}
+    space = fields.get("space", _LPS[0])
+    if space not in _LPS:
+        raise InputError(
+            f"{path} is in the space {space}, and does not say whether its vectors are: store it "
+            "in left-posterior-superior, as ITK, ANTs and 3D Slicer do"
+        )
+    frame = np.array(_NUMBER.findall(fields.get("measurement frame", "")), float)
+    if frame.size and not np.array_equal(frame, np.eye(3).ravel()[: frame.size]):
+        raise InputError(
+            f"{path} measures its vectors in a frame of their own (measurement frame), which ITK "
+            "passes over: store it without one"
+        )
+
+
 def _check_nifti(path: Path) -> None:
     """ITK turns NaN in a NIfTI file to 0, which would pass for no displacement: look before it."""
     opener: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rb") as file:
         try:
             header = file.read(_NIFTI_HEADER)
-            order: Literal["<", ">"] = (
-                "<" if header[:4] == (_NIFTI_HEADER).to_bytes(4, "little") else ">"
-            )
-            kind = int(np.frombuffer(header, f"{order}i2", 1, 70)[0])
-            start = int(np.frombuffer(header, f"{order}f4", 1, 108)[0])
-            if kind not in _NIFTI_FLOATS:
+            layout = _NiftiLayout.of(header)
+            if layout is None:
+                raise InputError(f"{path} has no NIfTI header")
+            _check_intent(path, layout.intent(header), layout.intent_name(header))
+            dtype = layout.floats(header)
+            if dtype is None:
                 return
-            dtype = np.dtype(f"{order}f{_NIFTI_FLOATS[kind]}")
-            file.seek(start)
+            file.seek(layout.start(header))
             while data := file.read(_SLAB * dtype.itemsize):
                 whole = len(data) // dtype.itemsize
                 if not np.isfinite(np.frombuffer(data, dtype, whole)).all():
                     raise InputError(f"the displacement field in {path} holds NaN or infinity")
-        except (EOFError, OSError, ValueError) as error:
+        except (EOFError, OSError, ValueError, zlib.error) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is cut off") from error
+
+
+def _check_intent(path: Path, code: int, name: str) -> None:
+    """Some programs keep positions, or vectors on other axes, in files that look alike."""
+    program = {"nreg_trans": "NiftyReg", "mapping": "SPM"}.get(name.lower())
+    if code in _FSL_INTENTS:
+        program = "FSL"
+    if program:
+        raise InputError(
+            f"{path} is a field of {program}, whose vectors are no displacements in ITK's "
+            "coordinates: convert it to a displacement field of ITK first"
+        )
+    if code not in _VECTOR_INTENTS:
+        raise InputError(
+            f"{path} has the NIfTI intent {code}, no displacement; those have 1007 (ITK, ANTs) or "
+            "1006 (3D Slicer)"
+        )
+
+
+@dataclass(frozen=True)
+class _NiftiLayout:
+    """Where the header of a NIfTI file has what: version 1 or 2, of either byte order."""
+
+    order: str
+    places: Mapping[str, tuple[int, str]]
+
+    @classmethod
+    def of(cls, header: bytes) -> _NiftiLayout | None:
+        for order in "<>":
+            size = int(np.frombuffer(header, f"{order}i4", 1)[0])
+            if size in _NIFTI_PLACES and len(header) >= size:
+                return cls(order, _NIFTI_PLACES[size])
+        return None
+
+    def _number(self, header: bytes, what: str) -> int:
+        place, kind = self.places[what]
+        return int(np.frombuffer(header, self.order + kind, 1, place)[0])
+
+    def intent(self, header: bytes) -> int:
+        return self._number(header, "intent")
+
+    def intent_name(self, header: bytes) -> str:
+        place, _ = self.places["name"]
+        return header[place : place + 16].partition(b"\0")[0].decode("latin-1").strip()
+
+    def floats(self, header: bytes) -> np.dtype[Any] | None:
+        size = _NIFTI_FLOATS.get(self._number(header, "type"))
+        return np.dtype(f"{self.order}f{size}") if size else None
+
+    def start(self, header: bytes) -> int:
+        return self._number(header, "start")

@@ -1,54 +1,212 @@
-"""What stands in transform files: lists of numbers of a named kind, made into transforms."""
+"""What stands in ITK's transform files: numbers of a named kind, made into transforms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import (
-    AffineTransform,
+    ArraySource,
     BSplineTransform,
+    CompositeTransform,
+    DisplacementField,
     Grid,
     LandmarkSpline,
+    Transform,
     axis_order,
     default_axes,
 )
+from itkstream.io.itk_matrices import LINEAR_KINDS, linear_transform
 from itkstream.itk_bridge import from_itk_geometry
 
-__all__ = ["LANDMARK_KINDS", "affine_entry", "bspline_entry", "landmark_entry", "lattice"]
+__all__ = ["Entry", "bspline_entry", "is_composite", "transform_of"]
 
+_KIND = re.compile(r"([A-Za-z]\w*?)_(?:double|float)_(\d+)_(\d+)(?:_(\d+))?")
+_COMPOSITE = "CompositeTransform"
+# They differ in how an optimiser changes them; points they map alike.
+_FIELDS = (
+    "DisplacementFieldTransform",
+    "GaussianSmoothingOnUpdateDisplacementFieldTransform",
+    "BSplineSmoothingOnUpdateDisplacementFieldTransform",
+)
 # ITK's kernel, and whether the file holds the inverse of what is meant, as 3D Slicer has it.
-LANDMARK_KINDS = {
+_LANDMARKS = {
     "ThinPlateSplineKernelTransform": ("r", False),
     "ThinPlateR2LogRSplineKernelTransform": ("r2logr", False),
     "VolumeSplineKernelTransform": ("r3", False),
     "InverseThinPlateSplineKernelTransform": ("r", True),
 }
+# The order of B-splines that ITK does not write down.
+_CUBIC = 3
 
 
-def lattice(fixed: NDArray[np.float64]) -> Grid:
-    """The lattice of a displacement field or of B-splines.
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One transform as a file has it.
 
     Parameters
     ----------
-    fixed : ndarray
-        ITK's fixed parameters: size, origin, spacing, direction, x first.
+    kind : str
+        As in the file: ``AffineTransform_double_3_3``.
+    parameters : ndarray, (m,)
+        ITK's parameters.
+    fixed : ndarray, (k,)
+        ITK's fixed parameters.
+    """
+
+    kind: str
+    parameters: Any
+    fixed: NDArray[np.float64]
+
+    def vectors(self, grid: Grid, order: tuple[int, ...]) -> ArraySource:
+        """The vectors of a displacement field.
+
+        Parameters
+        ----------
+        grid : Grid
+            Its lattice, axes x first.
+        order : tuple of int
+            Which of these axes, and of the components, the wanted ones are.
+
+        Returns
+        -------
+        ArraySource, wanted shape + (n,)
+            In memory; a file that can be read in parts has an heir of this class.
+        """
+        n = grid.ndim
+        stored = np.asarray(self.parameters).reshape(*reversed(grid.shape), n)
+        turned = stored.transpose(*(n - 1 - k for k in order), n)[..., list(order)]
+        return np.ascontiguousarray(turned)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the name of a kind says: ``BSplineTransform_double_3_3_2``."""
+
+    name: str
+    ndim: int
+    order: int
+
+    @classmethod
+    def of(cls, text: str) -> _Kind:
+        found = _KIND.fullmatch(text.strip())
+        if found is None:
+            raise InputError(
+                f"{text.strip()[:80]!r} names no kind of transform; expected the likes of "
+                "AffineTransform_double_3_3"
+            )
+        if found[2] != found[3] or found[2] not in ("2", "3"):
+            raise InputError(f"transforms of 2-D or 3-D points are read; got a {text.strip()}")
+        return cls(found[1], int(found[2]), int(found[4] or _CUBIC))
+
+
+def is_composite(kind: str) -> bool:
+    """Whether an entry says that those after it act one after the other.
+
+    Parameters
+    ----------
+    kind : str
+        As in the file.
 
     Returns
     -------
-    Grid
-        Axes x, y (, z).
+    bool
+        True for ``CompositeTransform_double_3_3`` and the like.
     """
-    n = 2 if len(fixed) == 10 else 3
-    size, origin, spacing, direction = np.split(fixed, [n, 2 * n, 3 * n])
-    return from_itk_geometry(size.astype(int).tolist(), spacing, origin, direction)
+    return kind.strip().startswith(_COMPOSITE)
+
+
+def transform_of(entries: Sequence[Entry], axes: Sequence[str] | None) -> Transform:
+    """The transform that the entries of a file make together.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        As they stand in the file: one, or a composite and then its parts, of which ITK applies
+        the last first.
+    axes : sequence of str, optional
+        The wanted order of axes; default x first.
+
+    Returns
+    -------
+    Transform
+        Everything the file holds.
+
+    Raises
+    ------
+    InputError
+        For a list without a composite, a composite in a composite, and kinds or numbers that are
+        not understood.
+    """
+    kinds = [_Kind.of(entry.kind) for entry in entries]
+    names = [kind.name for kind in kinds]
+    if names[:1] == [_COMPOSITE]:
+        entries, kinds, names = entries[1:], kinds[1:], names[1:]
+        if not names:
+            raise InputError("its CompositeTransform has no parts: is the file whole?")
+    elif len(names) > 1:
+        raise InputError(
+            f"it lists {len(names)} transforms ({', '.join(names)}) and not in which order they "
+            "act, or whether they belong together: put each into a file of its own, or make one "
+            "CompositeTransform of them in ITK"
+        )
+    if _COMPOSITE in names:
+        raise InputError(
+            "it has a composite within a composite, whose parts ITK's files do not tell apart: "
+            "flatten it (itk.CompositeTransform.FlattenTransformQueue) and write it anew"
+        )
+    if len({kind.ndim for kind in kinds}) > 1:
+        raise InputError(f"it mixes dimensions: {', '.join(entry.kind for entry in entries)}")
+    steps = [_step(e, kind, axes) for e, kind in zip(entries, kinds, strict=True)]
+    return steps[0] if len(steps) == 1 else CompositeTransform(tuple(reversed(steps)))
+
+
+def _step(entry: Entry, kind: _Kind, axes: Sequence[str] | None) -> Transform:
+    wanted = tuple(axes or default_axes(kind.ndim))
+    if kind.name in _FIELDS:
+        grid = _lattice(entry, kind)
+        vectors = entry.vectors(grid, grid.axis_order(wanted))
+        return DisplacementField(vectors, grid.reorder(wanted))
+    make = _MAKERS.get(kind.name)
+    if make is None:
+        raise InputError(
+            f"it holds ITK's {kind.name}, which is not read: convert it to a displacement field "
+            "(in 3D Slicer's module Transforms, Convert) and store that as .h5 or .nrrd"
+        )
+    for what, values in (("parameters", entry.parameters), ("fixed parameters", entry.fixed)):
+        if not np.isfinite(values).all():
+            raise InputError(f"the {what} of its {kind.name} hold NaN or infinity")
+    return make(entry, kind, wanted)
+
+
+def _lattice(entry: Entry, kind: _Kind) -> Grid:
+    """Of a displacement field or of B-splines: size, origin, spacing and direction, x first."""
+    n = kind.ndim
+    if len(entry.fixed) != n * (n + 3):
+        raise InputError(
+            f"the lattice of a {kind.name} is {n * (n + 3)} fixed parameters; got "
+            f"{len(entry.fixed)}: is the file whole?"
+        )
+    size, origin, spacing, direction = np.split(entry.fixed, [n, 2 * n, 3 * n])
+    if not (np.isfinite(size).all() and (size >= 1).all() and (size == np.rint(size)).all()):
+        raise InputError(f"the size of a {kind.name} is whole numbers; got {size.tolist()}")
+    grid = from_itk_geometry([int(m) for m in size], spacing, origin, direction)
+    if len(entry.parameters) != grid.size * n:
+        raise InputError(
+            f"a {kind.name} of size {grid.shape} has {grid.size * n} parameters; got "
+            f"{len(entry.parameters)}: is the file whole?"
+        )
+    return grid
 
 
 def bspline_entry(
-    parameters: NDArray[np.float64], grid: Grid, order: int, axes: Sequence[str] | None
+    parameters: NDArray[np.float64], grid: Grid, order: int, axes: Sequence[str]
 ) -> BSplineTransform:
     """B-splines out of the numbers of a transform file.
 
@@ -60,8 +218,8 @@ def bspline_entry(
         The lattice of control points, axes x first.
     order : int
         Of the B-splines.
-    axes : sequence of str, optional
-        The wanted order of axes; default x first.
+    axes : sequence of str
+        The wanted order of axes.
 
     Returns
     -------
@@ -70,85 +228,34 @@ def bspline_entry(
     """
     n = grid.ndim
     stored = parameters.reshape(n, *reversed(grid.shape)).transpose(*reversed(range(n + 1)))
-    turn = list(grid.axis_order(axes or grid.axes))
-    turned = stored.transpose(*turn, n)[..., turn]
-    return BSplineTransform(turned, grid.reorder(axes or grid.axes), order)
+    turn = list(grid.axis_order(axes))
+    return BSplineTransform(stored.transpose(*turn, n)[..., turn], grid.reorder(axes), order)
 
 
-def affine_entry(
-    parameters: NDArray[np.float64], centre: NDArray[np.float64], axes: Sequence[str] | None
-) -> AffineTransform:
-    """An affine out of the numbers of a transform file.
+def _splines(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
+    grid = _lattice(entry, kind)
+    return bspline_entry(np.asarray(entry.parameters, np.float64), grid, kind.order, axes)
 
-    Parameters
-    ----------
-    parameters : ndarray, (n * n + n,)
-        Matrix row by row, then translation, x first.
-    centre : ndarray, (n,)
-        ITK turns about it: ``matrix (p - centre) + centre + translation``.
-    axes : sequence of str, optional
-        The wanted order of axes; default x first.
 
-    Returns
-    -------
-    AffineTransform
-        Maps the same points.
+def _matrix(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
+    return linear_transform(kind.name, np.asarray(entry.parameters), entry.fixed, kind.ndim, axes)
 
-    Raises
-    ------
-    InputError
-        Where there are more or fewer numbers, or the matrix is singular.
-    """
-    n = len(centre)
-    if n not in (2, 3) or len(parameters) != n * n + n:
+
+def _landmarks(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
+    kernel, inverse = _LANDMARKS[kind.name]
+    flat, n = (np.ravel(entry.parameters), entry.fixed), kind.ndim
+    if len(flat[0]) != len(flat[1]) or len(flat[0]) % n:
         raise InputError(
-            f"an affine has 6 numbers and a centre of 2, or 12 and a centre of 3; got "
-            f"{len(parameters)} and {n}: is the file whole?"
-        )
-    names = default_axes(n)
-    matrix = np.eye(n + 1)
-    matrix[:n, :n] = parameters[: n * n].reshape(n, n)
-    matrix[:n, n] = parameters[n * n :] + centre - matrix[:n, :n] @ centre
-    return AffineTransform(matrix).reorder(names, axes or names)
-
-
-def landmark_entry(
-    kind: str, parameters: ArrayLike, fixed: ArrayLike, axes: Sequence[str] | None
-) -> LandmarkSpline | None:
-    """A landmark spline out of the numbers of a transform file.
-
-    Parameters
-    ----------
-    kind : str
-        As in the file: ``ThinPlateSplineKernelTransform_double_3_3``.
-    parameters, fixed : array_like
-        Where landmarks are, and where they go, point by point, x first.
-    axes : sequence of str, optional
-        The wanted order of axes; default x first.
-
-    Returns
-    -------
-    LandmarkSpline or None
-        None for another kind of transform.
-
-    Raises
-    ------
-    InputError
-        Where the landmarks make no spline, or are of no 2-D or 3-D points.
-    """
-    name, _, size = kind.partition("_")
-    if name not in LANDMARK_KINDS:
-        return None
-    if not size.endswith(("_2_2", "_3_3")):
-        raise InputError(f"landmark splines of 2-D or 3-D points are read; got a {kind}")
-    kernel, inverse = LANDMARK_KINDS[name]
-    names = default_axes(int(size[-1]))
-    order = list(axis_order(names, axes or names))
-    flat = np.ravel(parameters), np.ravel(fixed)
-    if len(flat[0]) != len(flat[1]) or len(flat[0]) % len(names):
-        raise InputError(
-            f"a {name} has as many source as target landmarks; got {len(flat[0])} and "
+            f"a {kind.name} has as many source as target landmarks; got {len(flat[0])} and "
             f"{len(flat[1])} coordinates: is the file whole?"
         )
-    start, end = (numbers.reshape(-1, len(names))[:, order] for numbers in flat)
-    return LandmarkSpline(*((end, start) if inverse else (start, end)), kernel, inverse)
+    order = list(axis_order(default_axes(n), axes))
+    start, end = (numbers.reshape(-1, n)[:, order] for numbers in flat)
+    return LandmarkSpline(*((end, start) if inverse else (start, end)), kernel, inverse, axes)
+
+
+_MAKERS: dict[str, Callable[[Entry, _Kind, tuple[str, ...]], Transform]] = {
+    "BSplineTransform": _splines,
+    **dict.fromkeys(_LANDMARKS, _landmarks),
+    **dict.fromkeys(LINEAR_KINDS, _matrix),
+}

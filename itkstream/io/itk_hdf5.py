@@ -16,22 +16,25 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
+from itkstream.errors import InputError, UnreadableDataError
 from itkstream.fingerprint import files_stamp
 from itkstream.geometry import (
     BSplineTransform,
-    CompositeTransform,
     DisplacementField,
     Grid,
     Slices,
     Transform,
     default_axes,
 )
-from itkstream.io.itk_entries import affine_entry, bspline_entry, landmark_entry, lattice
+from itkstream.io.itk_entries import Entry, is_composite, transform_of
+from itkstream.io.itk_text import CANNOT_READ
 from itkstream.io.vectors import OrderedVectors, as_in_files, slabs
 from itkstream.itk_bridge import to_itk_transform
 
-__all__ = ["Hdf5Vectors", "open_hdf5_transform", "write_hdf5_transform"]
+__all__ = ["HDF5_ENDINGS", "Hdf5Vectors", "open_hdf5_transform", "write_hdf5_transform"]
+
+HDF5_ENDINGS = (".h5", ".hdf5")
+"""Names of the files that hold transforms as HDF5."""
 
 _ROOT = "TransformGroup"
 _PARAMETERS, _FIXED = "TransformParameters", "TransformFixedParameters"
@@ -95,7 +98,20 @@ class Hdf5Vectors(OrderedVectors):
         -------
         ndarray, box + (n,)
             Components x first.
+
+        Raises
+        ------
+        UnreadableDataError
+            Where the file is damaged.
         """
+        try:
+            return self._planes(box)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UnreadableDataError(
+                f"{self.path} cannot be read at {self.name}: it is damaged ({error})"
+            ) from error
+
+    def _planes(self, box: Slices) -> NDArray[np.float64]:
         n = len(box)
         along_x, y0, y1 = box[0], box[1].start, box[1].stop
         planes = range(box[2].start, box[2].stop) if n == 3 else range(1)
@@ -112,65 +128,68 @@ class Hdf5Vectors(OrderedVectors):
         return vectors.transpose(*reversed(range(n)), n)
 
 
-def open_hdf5_transform(
-    path: str | os.PathLike[str], axes: Sequence[str] | None = None
-) -> Transform | None:
-    """Open an HDF5 transform of fields, affines and splines without reading the fields.
+def open_hdf5_transform(path: Path, axes: Sequence[str] | None = None) -> Transform:
+    """Open an HDF5 transform without reading its fields.
 
     Parameters
     ----------
-    path : path
+    path : Path
         The file.
     axes : sequence of str, optional
         The wanted order of axes; default x first.
 
     Returns
     -------
-    Transform or None
-        None where the file holds anything else, or is damaged: ITK can tell.
+    Transform
+        Everything the file holds.
 
     Raises
     ------
     InputError
-        Where an affine is singular, or landmarks make no spline.
+        Where the file is damaged, no transform of ITK's, or holds a kind that is not read.
     """
     try:
         with h5py.File(path, "r") as file:
-            groups = [file[_ROOT][str(k)] for k in range(len(file[_ROOT]))]
-            steps = [_step(group, os.path.abspath(path), axes) for group in groups]
-            # ITK applies the transform added last first; the composite's own group holds nothing.
-            chain = [step for step in reversed(steps) if step is not None]
-            whole = len(chain) == len(groups) - (len(groups) > 1)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (OSError, KeyError, ValueError):
-        return None
-    if not chain or not whole:
-        return None
-    return chain[0] if len(chain) == 1 else CompositeTransform(tuple(chain))
+            groups = file[_ROOT]
+            if sorted(groups) != sorted(str(k) for k in range(len(groups))):
+                raise InputError(f"its transforms are called {sorted(groups)}, not 0, 1, ...")
+            entries = [_entry(groups[str(k)], path) for k in range(len(groups))]
+            if not entries:
+                raise InputError(CANNOT_READ)
+            return transform_of(entries, axes)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(CANNOT_READ) from error
 
 
-def _step(group: h5py.Group, path: str, axes: Sequence[str] | None) -> Transform | None:
-    kind = group["TransformType"][0].decode()
-    name, _, variant = kind.partition("_")
-    if name == "CompositeTransform":
-        return None
-    fixed, values = group[_FIXED], group[_PARAMETERS]
-    if name == "AffineTransform":
-        return affine_entry(values[:], fixed[:], axes)
-    if name not in ("BSplineTransform", "DisplacementFieldTransform"):
-        return landmark_entry(kind, values, fixed, axes)
-    grid = lattice(fixed[:])
-    if values.shape != (grid.size * grid.ndim,):
-        numbers = grid.size * grid.ndim
-        raise ValueError(f"{values.name} has {values.shape} numbers; {numbers} expected")
-    if name == "BSplineTransform":
-        # ``double_3_3``, and the order of the splines unless they are cubic.
-        order = int(next(iter(variant.split("_")[3:]), _CUBIC))
-        return bspline_entry(values[:], grid, order, axes)
-    turn = grid.axis_order(axes or grid.axes)
-    stored = Hdf5Vectors(path, values.name, grid.shape, turn)
-    return DisplacementField(stored, grid.reorder(axes or grid.axes))
+@dataclass(frozen=True, eq=False)
+class _StoredEntry(Entry):
+    """A displacement field whose numbers stay in the file: `parameters` is a data set of it."""
+
+    path: str
+
+    def vectors(self, grid: Grid, order: tuple[int, ...]) -> Hdf5Vectors:
+        return Hdf5Vectors(self.path, self.parameters.name, grid.shape, order)
+
+
+def _entry(group: h5py.Group, path: Path) -> Entry:
+    kind = group["TransformType"][0]
+    kind = kind.decode("latin-1") if isinstance(kind, bytes) else str(kind)
+    if is_composite(kind):
+        return Entry(kind, np.empty(0), np.empty(0))
+    values, fixed = (_numbers(group, name) for name in (_PARAMETERS, _FIXED))
+    if "DisplacementField" in kind:
+        return _StoredEntry(kind, values, fixed[...].astype(np.float64), os.path.abspath(path))
+    return Entry(kind, values[...].astype(np.float64), fixed[...].astype(np.float64))
+
+
+def _numbers(group: h5py.Group, name: str) -> h5py.Dataset:
+    # ITK 4 misspelt the names.
+    found = group[name] if name in group else group[name.replace("Transform", "Tranform")]
+    if not isinstance(found, h5py.Dataset) or found.ndim != 1 or found.dtype.kind not in "fiu":
+        raise InputError(f"{found.name} is no list of numbers")
+    return found
 
 
 def write_hdf5_transform(path: Path, steps: Sequence[Transform], axes: Sequence[str]) -> None:

@@ -183,7 +183,8 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     Raises
     ------
     InputError
-        For another ending, or where the image is read from that file.
+        For another ending, where the image is read from that file, or where nothing says what the
+        image's axes are.
     ExistingOutputError
         Where the file exists.
     OutputError
@@ -193,6 +194,11 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     if not name.lower().endswith(WRITTEN_SUFFIXES):
         raise InputError(f"images are written as {', '.join(WRITTEN_SUFFIXES)}; got {name}")
     check_apart(path, image)
+    if not image.grid.axes_stated:
+        raise InputError(
+            f"nothing says which axis of this image is x, so that {path} could be transposed: give "
+            "its grid axes=('z', 'y', 'x') if its array is indexed so"
+        )
     with claim_file(path, overwrite) as partial:
         wrapped = to_itk_image(image.read(), image.grid)
         try:

@@ -1,4 +1,4 @@
-"""Transforms to ITK's transform files, and back, through SimpleITK: in memory.
+"""Transforms from ITK's transform files of any kind, and small ones to them.
 
 Fields in HDF5 files, which may be larger than memory, are read and written by
 `itkstream.io.itk_hdf5`.
@@ -7,14 +7,12 @@ Fields in HDF5 files, which may be larger than memory, are read and written by
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import (
@@ -25,18 +23,17 @@ from itkstream.geometry import (
     axis_order,
     default_axes,
 )
-from itkstream.itk_bridge import from_itk_transform, to_itk_transform
+from itkstream.io.itk_entries import transform_of
+from itkstream.io.itk_hdf5 import HDF5_ENDINGS, open_hdf5_transform
+from itkstream.io.itk_text import read_entries
+from itkstream.itk_bridge import to_itk_transform
 
 __all__ = [
     "as_field_and_affine",
-    "check_whole",
     "largest_difference",
     "read_itk_transform",
     "write_itk_transform",
 ]
-
-# What ITK says of a kind of transform that it does not know.
-_UNKNOWN = re.compile(r'create an instance of "(\w+?)(_(?:double|float)_\d_\d)?"')
 
 
 def write_itk_transform(path: Path, transform: Transform, axes: Sequence[str]) -> None:
@@ -67,39 +64,34 @@ def read_itk_transform(
     Parameters
     ----------
     path : path
-        ``.tfm``, ``.txt``, ``.mat`` or ``.h5``.
+        ``.tfm``, ``.txt``, ``.mat``, ``.h5``, or an ``.xfm`` that ITK wrote.
     axes : sequence of str, optional
         The wanted axis order of points; default x first.
 
     Returns
     -------
     Transform
-        An affine, a displacement field, B-splines, or a composite of these, in memory.
+        Everything the file holds: an affine (every kind of matrix ITK has becomes one), a
+        displacement field, B-splines, a landmark spline, or a composite of these. Fields of
+        ``.h5`` stay on disk.
 
     Raises
     ------
     MissingDataError
         Where there is no such file.
     InputError
-        Where it is no transform file, is cut off, or holds another kind of transform.
+        Where it is no transform file, is cut off, holds another kind of transform, or lists
+        several without saying in which order they act.
     """
-    if not Path(path).is_file():
+    place = Path(path)
+    if not place.is_file():
         raise MissingDataError(f"there is no transform file {path}")
     try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        unknown = _UNKNOWN.search(str(error))
-        if unknown:
-            raise InputError(
-                f"{path} holds ITK's {unknown[1]}, which is not read: convert it to a displacement "
-                "field (in 3D Slicer's module Transforms, Convert) and store that as .h5 or .nrrd"
-            ) from error
-        raise InputError(
-            f"{path} is no transform that ITK can read: expected .tfm, .txt, .mat or .h5, whole "
-            "(ITK writes composites to .mat, but cannot read them)"
-        ) from error
-    check_whole(Path(path))
-    return from_itk_transform(transform, axes)
+        if place.suffix.lower() in HDF5_ENDINGS:
+            return open_hdf5_transform(place, axes)
+        return transform_of(read_entries(place), axes)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def largest_difference(
@@ -157,43 +149,3 @@ def as_field_and_affine(transform: Transform) -> tuple[DisplacementField, Affine
         if isinstance(field, DisplacementField) and isinstance(affine, AffineTransform):
             return field, affine
     raise InputError("expected a displacement field followed by an affine")
-
-
-def check_whole(path: Path) -> None:
-    """Refuse a file that is cut off: ITK takes what it lacks for 0, and says nothing.
-
-    Parameters
-    ----------
-    path : Path
-        A transform file that ITK reads; text and ``.mat`` are looked at, others are not.
-
-    Raises
-    ------
-    InputError
-        Where a transform lacks its parameters or fixed parameters.
-    """
-    kind = path.suffix.lower()
-    whole = True
-    if kind in (".tfm", ".txt"):
-        whole = _is_whole_text(path)
-    elif kind == ".mat":
-        try:
-            whole = "fixed" in loadmat(path)
-        except (ValueError, TypeError, OSError):
-            whole = False
-    if not whole:
-        raise InputError(f"{path} is cut off: it lacks the fixed parameters of a transform")
-
-
-def _is_whole_text(path: Path) -> bool:
-    needs: set[bytes] = set()
-    with path.open("rb") as file:
-        for line in file:
-            key, _, value = line.partition(b":")
-            if key.strip() == b"Transform":
-                if needs:
-                    return False
-                composite = value.strip().startswith(b"CompositeTransform")
-                needs = set() if composite else {b"Parameters", b"FixedParameters"}
-            needs.discard(key.strip())
-    return not needs

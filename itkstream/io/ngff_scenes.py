@@ -51,7 +51,8 @@ def read_scene(
     folder : Location
         The group of a scene or of an image.
     axes : sequence of str, optional
-        The wanted order of axes and components; default z, y, x.
+        The wanted order of axes and components; default the one in which this package wrote it,
+        else z, y, x.
     name : str, optional
         Which transformation, where there are several: its name, or its ends as ``fixed -> moving``;
         the other way round it is inverted, if it can be.
@@ -74,14 +75,15 @@ def read_scene(
         raise MissingDataError(f"there is no transform store {folder}")
     attributes = zarr_metadata(folder)
     with _naming(folder):
-        own = attributes.values.get(OWN_ATTRIBUTES, {}).get("grid")
+        noted = attributes.values.get(OWN_ATTRIBUTES, {})
+        own = noted.get("grid")
         lattice = Grid(**own) if own else None
         edge, inverse = _choose(_listed(attributes), name)
         ends = [_system(folder, attributes, end) for end in (edge.start, edge.end)]
         start, end = reversed(ends) if inverse else ends
         steps = StepReader(folder, lattice).steps(edge.node, len(start.names), inverse)
         space = _Space(start, end, lattice.unit if lattice else _GLOBAL_UNIT)
-    wanted = wanted_axes(folder, space.ndim, axes)
+    wanted = wanted_axes(folder, space.ndim, axes or noted.get("axes"))
     with _naming(folder):
         return space.transform(steps, wanted)
 
@@ -225,10 +227,10 @@ class _Space:
                 head = step @ head
                 continue
             if not _is_similar(head):
-                out.append(AffineTransform(head))
+                out.append(AffineTransform(head, tuple(wanted)))
                 head = np.eye(self.ndim + 1)
             out.append(_placed(step, head, wanted, self.unit))
-        last = AffineTransform(head)
+        last = AffineTransform(head, tuple(wanted))
         return CompositeTransform((*out, last)) if out else last
 
     def _check(self, steps: Sequence[Matrix | StoredField]) -> None:

@@ -89,7 +89,7 @@ def create_transform(
     order = grid.axis_order(stored_axes(grid))
     stored = grid.reorder(stored_axes(grid))
     matrix = affine.reorder(grid.axes, stored.axes).matrix
-    zarr.create_group(folder.store(), zarr_format=3, attributes=_scene(matrix, stored))
+    zarr.create_group(folder.store(), zarr_format=3, attributes=_scene(matrix, stored, grid.axes))
     group = zarr.create_group(
         folder.child(_FIELD).store(), zarr_format=3, attributes={"ome": _multiscale(stored)}
     )
@@ -155,9 +155,10 @@ def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     place = Location.parse(path) / _ERROR
     if not (place / "zarr.json").is_file():
         raise MissingDataError(f"{path} has no {_ERROR}: only stored inverses have one")
-    field = read_transform(path).transforms[0]
+    array = ZarrArray.open(place)
+    field = read_transform(path, array_axes(len(array.shape))).transforms[0]
     assert isinstance(field, DisplacementField)
-    image = Image(ArrayView.whole(ZarrArray.open(place)), field.grid, str(place))
+    image = Image(ArrayView.whole(array), field.grid, str(place))
     return image.reorder(axes or field.grid.axes)
 
 
@@ -235,7 +236,7 @@ def read_transform(
     path : path
         As given to `create_transform`.
     axes : sequence of str, optional
-        The wanted order of axes and components; default the stored one, z, y, x.
+        The wanted order of axes and components; default that of the grid it was made with.
 
     Returns
     -------
@@ -257,7 +258,8 @@ def read_transform(
     )
 
 
-def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
+def _scene(matrix: NDArray[np.float64], grid: Grid, axes: tuple[str, ...]) -> dict[str, Any]:
+    """Metadata of the root; `axes` are those of the points before they were stored."""
     systems = [{"name": name, "axes": space_axes(grid)} for name in ("fixed", "moving")]
     sequence = {
         "type": "sequence",
@@ -284,7 +286,8 @@ def _scene(matrix: NDArray[np.float64], grid: Grid) -> dict[str, Any]:
         },
         # NGFF has no word for a direction matrix on the field's own lattice; the whole grid
         # stands here, and its scale and translation in the field's metadata as well.
-        "itkstream": {"grid": own},
+        # The transform is handed out with the axes it came with, unless others are asked for.
+        "itkstream": {"grid": own, "axes": axes},
     }
 
 

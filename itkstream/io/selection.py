@@ -282,7 +282,7 @@ class Selection:
                 f"{name} does not say how far its voxels lie apart; pass voxel_spacing= "
                 f"(--spacing), one number per axis in the order {axes}"
             )
-        return Image(view, grid, name)
+        return Image(view, grid.named(axes), name)
 
     def _view(self, source: ArraySource, names: Sequence[str], name: str) -> ArrayView:
         picks: list[int | slice] = []

@@ -20,7 +20,10 @@ from itkstream.geometry import (
     Transform,
     array_axes,
     compose,
+    default_axes,
+    named_axes,
     steps_of,
+    with_axes,
 )
 from itkstream.io.displacement_images import (
     read_displacement_image,
@@ -28,9 +31,8 @@ from itkstream.io.displacement_images import (
 )
 from itkstream.io.elastix_transforms import is_elastix, read_elastix_transform
 from itkstream.io.inputs import check_apart
-from itkstream.io.itk_hdf5 import open_hdf5_transform, write_hdf5_transform
+from itkstream.io.itk_hdf5 import HDF5_ENDINGS, write_hdf5_transform
 from itkstream.io.itk_transforms import read_itk_transform, write_itk_transform
-from itkstream.io.landmark_transforms import read_landmark_text
 from itkstream.io.locations import Location
 from itkstream.io.ngff_scenes import read_scene
 from itkstream.io.ngff_transforms import write_store
@@ -42,7 +44,6 @@ from itkstream.io.vectors import slabs, wanted_axes
 __all__ = ["check_transform_output", "read_transform", "write_transform"]
 
 _SMALL = (".tfm", ".txt", ".mat")
-_HDF5 = (".h5", ".hdf5")
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _STORES = (".zarr",)
 _STORE = "transform.ome.zarr"
@@ -69,9 +70,11 @@ def read_transform(
         The folder `register` wrote, a ``transform.ome.zarr`` or any other OME-Zarr 0.6 scene or
         image with coordinate transformations, by path or URL; or a file: an ITK transform
         (``.tfm``, ``.txt``, ``.mat``, ``.h5``), a displacement image (``.nii.gz``, ``.nii``,
-        ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``).
+        ``.nrrd``, ``.mha``), or a transform parameter file of elastix (``.txt``, ``.toml``).
     axes : sequence of str, optional
-        The wanted order of axes and components; default z, y, x, as arrays of images have them.
+        The wanted order of axes and components; default the one in which this package wrote it
+        (that of the fixed image, for the folder of a registration), and z, y, x for files of
+        others, as arrays of images have them. `axes` of what is returned tells it.
     name : str, optional
         Which transformation, where an OME-Zarr lists several: its name, or its ends as
         ``fixed -> moving``; the other way round it is inverted, if it can be.
@@ -133,7 +136,8 @@ def write_transform(
     transform : Transform
         What to write.
     axes : sequence of str, optional
-        The axis order of its points; default that of its field or B-splines, else z, y, x.
+        What the coordinates of its points are called, first to last; needed where the transform
+        does not know it (its `axes` are None).
     unit : str
         Unit of the numbers in the file, which all files but OME-Zarr do not state: "millimeter"
         for images that ITK knows in millimeters, as NIfTI.
@@ -148,23 +152,24 @@ def write_transform(
     Raises
     ------
     InputError
-        Where the format cannot hold this transform; the message says which can.
+        Where the format cannot hold this transform (the message says which can), or nothing says
+        what its axes are.
     ExistingOutputError
         Where the file exists.
     ItkstreamError
         Where what was written does not map points as it should; nothing is left behind.
     """
     target = check_transform_output(path, overwrite, transform)
-    factor = 1.0 if _ending(target) in _STORES else micrometers(unit)
-    transform = rescaled(transform, 1 / factor)
-    steps = _steps(transform)
     order = _axes(transform, axes)
+    factor = 1.0 if _ending(target) in _STORES else micrometers(unit)
+    transform = rescaled(with_axes(transform, order), 1 / factor)
+    steps = _steps(transform)
     kind = _ending(target)
     claim = claim_whole_store if kind in _STORES else claim_file
     with claim(target, overwrite) as partial:
         if kind in _SMALL:
             write_itk_transform(partial, compose(*steps), order)
-        elif kind in _HDF5:
+        elif kind in HDF5_ENDINGS:
             write_hdf5_transform(partial, steps, order)
         else:
             field, affine = _field_and_affine(steps)
@@ -233,19 +238,19 @@ def _steps(transform: Transform) -> tuple[Transform, ...]:
 
 
 def _axes(transform: Transform, axes: Sequence[str] | None) -> tuple[str, ...]:
-    grids = grids_of(transform)
-    order = tuple(axes or (grids[0].axes if grids else array_axes(transform.ndim)))
-    for grid in grids:
-        if grid.axes != order:
-            raise InputError(
-                f"the transform has points with the axes {grid.axes}, not {order}: leave axes out, "
-                "or read all its parts with the same axes"
-            )
-    return order
+    """What the coordinates of the points are called: a file in x, y, z needs to know."""
+    order = tuple(axes or named_axes(transform) or ())
+    if not order:
+        raise InputError(
+            "nothing says which coordinate of this transform's points is x, so that a file of it "
+            f"could be transposed: pass axes={array_axes(transform.ndim)} if arrays are indexed "
+            f"so, or axes={default_axes(transform.ndim)}; grids and affines take axes= as well"
+        )
+    return wanted_axes("this", transform.ndim, order)
 
 
 def _check_ending(target: Location, kind: str) -> None:
-    if kind not in (*_SMALL, *_HDF5, *_IMAGES, *_STORES):
+    if kind not in (*_SMALL, *HDF5_ENDINGS, *_IMAGES, *_STORES):
         raise InputError(
             f"no transform format ends like {target.name}: affines and B-splines go to .tfm, .txt "
             "or .h5, affines to .mat too, fields to .h5, .ome.zarr, .nii.gz, .nii, .nrrd or .mha"
@@ -302,28 +307,24 @@ def _read_store(path: Path, axes: Sequence[str] | None) -> Transform:
     return read_scene(Location.parse(path), axes)
 
 
-def _read_hdf5(path: Path, axes: Sequence[str] | None) -> Transform:
-    return open_hdf5_transform(path, axes) or read_itk_transform(path, axes)
-
-
 def _read_text(path: Path, axes: Sequence[str] | None) -> Transform:
     if is_elastix(path):
         return read_elastix_transform(path, axes)
-    return read_landmark_text(path, axes) or read_itk_transform(path, axes)
+    return read_itk_transform(path, axes)
 
 
 _LAZY: dict[str, TransformReader] = {
     **dict.fromkeys(_IMAGES, read_displacement_image),
-    **dict.fromkeys(_HDF5, _read_hdf5),
+    **dict.fromkeys(HDF5_ENDINGS, read_itk_transform),
     **dict.fromkeys(_STORES, _read_store),
 }
-_READERS = {**_LAZY, ".txt": _read_text, ".tfm": _read_text}
+_READERS = {**_LAZY, **dict.fromkeys((".txt", ".tfm", ".toml"), _read_text)}
 
 
 def _reader_back(kind: str, transform: Transform) -> TransformReader | None:
     """What reads a written file without reading its fields whole; None where SimpleITK should."""
     numbers = max((grid.size * grid.ndim for grid in grids_of(transform)), default=0)
-    return None if kind in _HDF5 and numbers <= _LARGE else _LAZY.get(kind)
+    return None if kind in HDF5_ENDINGS and numbers <= _LARGE else _LAZY.get(kind)
 
 
 def _check_finite(transform: Transform, path: Path) -> None:

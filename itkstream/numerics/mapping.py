@@ -25,6 +25,7 @@ from itkstream.geometry import (
     PiecewiseAffine,
     Slices,
     Transform,
+    named_axes,
     steps_of,
 )
 from itkstream.numerics.blend import blend_affines
@@ -195,6 +196,7 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
     """
     if transform.ndim != grid.ndim:
         raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
+    _check_axes(transform, grid)
     result = GridMap(grid, np.eye(grid.ndim + 1))
     for step in steps_of(transform):
         result = _then(result, step)
@@ -218,7 +220,7 @@ def affine_part(transform: Transform) -> AffineTransform:
     for step in steps_of(transform):
         if isinstance(step, AffineTransform):
             matrix = step.matrix @ matrix
-    return AffineTransform(matrix)
+    return AffineTransform(matrix, named_axes(transform))
 
 
 def _then(before: GridMap, step: Transform) -> GridMap:
@@ -242,10 +244,21 @@ def _check_same_space(own: Grid, grid: Grid) -> None:
             f"a transform in {own.unit} cannot act on an image in {grid.unit}; convert the field "
             "and its grid first"
         )
-    if own.axes != grid.axes:
+    _check_order(own.axes, grid.axes)
+
+
+def _check_axes(transform: Transform, grid: Grid) -> None:
+    """Refuse an affine, or another transform without a grid, that is known to be of other axes."""
+    axes = named_axes(transform)
+    if axes and grid.axes_stated:
+        _check_order(axes, grid.axes)
+
+
+def _check_order(own: tuple[str, ...], axes: tuple[str, ...]) -> None:
+    if own != axes:
         raise InputError(
-            f"a transform of points {', '.join(own.axes)} cannot act on an image with the axes "
-            f"{', '.join(grid.axes)}: read it with axes={grid.axes}, or reorder the image"
+            f"a transform of points {', '.join(own)} cannot act on an image with the axes "
+            f"{', '.join(axes)}: read it with axes={axes}, or reorder the image"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from itkstream.errors import InputError
-from itkstream.geometry import Grid
+from itkstream.geometry import Grid, default_axes
 from itkstream.phantoms.lattice import extent_of
 
 __all__ = ["Motion", "PhantomSettings", "tutorial_settings"]
@@ -126,12 +126,13 @@ class PhantomSettings:
     @property
     def fixed_grid(self) -> Grid:
         """Grid of the fixed image."""
-        return Grid(self.shape, self.spacing)
+        return Grid(self.shape, self.spacing, axes=default_axes(len(self.shape)))
 
     @property
     def moving_grid(self) -> Grid:
         """Grid of the moving image."""
-        return Grid(self.moving_shape or self.shape, self.moving_spacing or self.spacing)
+        shape = self.moving_shape or self.shape
+        return Grid(shape, self.moving_spacing or self.spacing, axes=default_axes(len(shape)))
 
 
 def tutorial_settings() -> PhantomSettings:

@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from itkstream.errors import InputError, MissingDataError
-from itkstream.geometry import BSplineTransform, CompositeTransform
-from itkstream.io.transform_files import read_transform
+from itkstream.geometry import BSplineTransform, CompositeTransform, DisplacementField, Grid
+from itkstream.io.transform_files import read_transform, write_transform
 
 CENTRE = (10.0, -20.0, 5.0)
 SPLINE = (0.4, 0.3, 0.2)
@@ -177,3 +177,124 @@ def test_missing_parts(tmp_path: Path) -> None:
     path.write_text(named.replace("(InitialTransformParameterFileName", "(Other"))
     with pytest.raises(MissingDataError, match=r"starts from gone\.txt"):
         read_transform(path)
+
+
+EULER = {"CenterOfRotationPoint": text(CENTRE)}
+NUMBERS = (0.1, 0.2, 0.3, 4.0, 5.0, 6.0)
+
+
+def euler(path: Path, **others: str) -> Path:
+    path.write_text(lines("EulerTransform", 3, NUMBERS, **{**EULER, **others}))
+    return path
+
+
+@pytest.mark.parametrize("zyx", [False, True])
+def test_the_order_of_angles(tmp_path: Path, zyx: bool) -> None:
+    itk = sitk.Euler3DTransform(CENTRE, *NUMBERS[:3], NUMBERS[3:])
+    itk.SetComputeZYX(zyx)
+    path = euler(tmp_path / "t.txt", ComputeZYX=f'"{str(zyx).lower()}"')
+    points = np.random.default_rng(0).uniform(-50, 50, (20, 3))
+    found = read_transform(path, ("x", "y", "z")).apply(points)
+    np.testing.assert_allclose(found, by_itk(itk, points), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"UseDirectionCosines": '"false"'}, "UseDirectionCosines"),
+        ({"ComputeZYX": '"yes"'}, r"\(ComputeZYX ...\) is \"true\" or \"false\"; got 'yes'"),
+        ({"NumberOfParameters": "7"}, "NumberOfParameters 7.; expected 6"),
+        ({"TransformParameters": "0 0 nan 1 2 3"}, "NaN"),
+        ({"CenterOfRotationPoint": "1 2"}, "CenterOfRotationPoint .... has 2 numbers"),
+        ({"InitialTransformParametersFileName": '"other.txt"'}, "starts from two transforms"),
+        ({"Transform": '"WeightedCombinationTransform"'}, "WeightedCombinationTransform"),
+        ({"Transform": '"EulerStackTransform"'}, "EulerStackTransform"),
+        ({"Transform": '"AffineLogTransform"'}, "AffineLogTransform"),
+        ({"Transform": '"MultiBSplineTransformWithNormal"'}, "MultiBSplineTransformWithNormal"),
+        ({"Spacing": '"1 1'}, "Spacing .... is not understood"),
+    ],
+)
+def test_entries_that_change_the_meaning(
+    tmp_path: Path, change: dict[str, str], message: str
+) -> None:
+    path = euler(tmp_path / "t.txt", **change)
+    with pytest.raises(InputError, match=message):
+        read_transform(path)
+
+
+def test_lines_that_are_not_understood(tmp_path: Path) -> None:
+    path = euler(tmp_path / "t.txt")
+    whole = path.read_text()
+    for more, message in (
+        ('(ComputeZYX "true"', "not understood: is the file whole"),
+        ('(Transform "AffineTransform")\n', "twice"),
+    ):
+        path.write_text(whole + more)
+        with pytest.raises(InputError, match=message):
+            read_transform(path)
+    path.write_text(whole.replace("CenterOfRotationPoint", "CenterOfRotation"))
+    with pytest.raises(InputError, match=r"\(CenterOfRotation ...\) in voxels"):
+        read_transform(path)
+
+
+def test_how_transforms_are_combined_must_be_said(tmp_path: Path) -> None:
+    euler(tmp_path / "0.txt")
+    path = euler(tmp_path / "1.txt", InitialTransformParameterFileName='"0.txt"')
+    assert isinstance(read_transform(path), CompositeTransform)
+    path.write_text(path.read_text().replace("(HowToCombineTransforms", "(Other"))
+    with pytest.raises(InputError, match="HowToCombineTransforms"):
+        read_transform(path)
+
+
+def test_parameters_in_a_file_of_their_own(tmp_path: Path) -> None:
+    wanted = read_transform(euler(tmp_path / "t.txt")).matrix
+    np.array(NUMBERS, "<f8").tofile(tmp_path / "t.txt.dat")
+    path = euler(
+        tmp_path / "t.txt",
+        UseBinaryFormatForTransformationParameters='"true"',
+        TransformParameters='"/elsewhere/t.txt.dat"',
+    )
+    np.testing.assert_array_equal(read_transform(path).matrix, wanted)
+    np.array(NUMBERS[1:], "<f8").tofile(tmp_path / "t.txt.dat")
+    with pytest.raises(InputError, match="has 40 bytes; expected 6 doubles"):
+        read_transform(path)
+    (tmp_path / "t.txt.dat").unlink()
+    with pytest.raises(MissingDataError, match=r"t\.txt\.dat, which is neither"):
+        read_transform(path)
+
+
+def test_toml(tmp_path: Path) -> None:
+    wanted = read_transform(euler(tmp_path / "t.txt")).matrix
+    path = tmp_path / "t.toml"
+    path.write_text(
+        'Transform = "EulerTransform"\nNumberOfParameters = 6\nFixedImageDimension = 3\n'
+        f"MovingImageDimension = 3\nTransformParameters = {list(NUMBERS)}\nComputeZYX = false\n"
+        f"CenterOfRotationPoint = {list(CENTRE)}\nUseDirectionCosines = true\n"
+    )
+    np.testing.assert_array_equal(read_transform(path).matrix, wanted)
+    path.write_text(path.read_text() + "[")
+    with pytest.raises(InputError, match="no TOML"):
+        read_transform(path)
+
+
+def test_files_of_itk_and_fields(tmp_path: Path) -> None:
+    itk = similarity()
+    sitk.WriteTransform(itk, str(tmp_path / "itk.tfm"))
+    path = tmp_path / "t.txt"
+    path.write_text(lines("File", 3, (), TransformFileName='"itk.tfm"'))
+    points = np.random.default_rng(0).uniform(0, 9, (20, 3))
+    found = read_transform(path, ("x", "y", "z")).apply(points)
+    np.testing.assert_allclose(found, by_itk(itk, points), atol=1e-10)
+    vectors = np.random.default_rng(0).normal(size=(8, 9, 10, 3)).astype(np.float32)
+    field = DisplacementField(vectors, Grid((8, 9, 10), (2.0, 2.0, 2.0), axes=("x", "y", "z")))
+    write_transform(tmp_path / "field.mha", field)
+    named = {"DeformationFieldFileName": '"field.mha"'}
+    for order, readable in (("1", True), ("0", False), (None, False)):
+        entries = {**named, **({"DeformationFieldInterpolationOrder": order} if order else {})}
+        path.write_text(lines("DeformationFieldTransform", 3, (), **entries))
+        if readable:
+            found = read_transform(path, ("x", "y", "z")).apply(points)
+            np.testing.assert_allclose(found, field.apply(points), atol=1e-6)
+        else:
+            with pytest.raises(InputError, match="DeformationFieldInterpolationOrder 0"):
+                read_transform(path)

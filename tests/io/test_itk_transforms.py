@@ -161,7 +161,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         def __getitem__(self, key: Any) -> np.ndarray:
             raise OSError("disk")
 
-    field = DisplacementField(Broken(np.zeros((3, 3, 2))), Grid((3, 3), (1, 1)))
+    grid = Grid((3, 3), (1, 1), axes=("y", "x"))
+    field = DisplacementField(Broken(np.zeros((3, 3, 2))), grid)
     with pytest.raises(OSError, match="disk"):
         write_transform(tmp_path / "c.h5", field)
     assert not list(tmp_path.iterdir())

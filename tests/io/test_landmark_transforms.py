@@ -128,11 +128,12 @@ Spoil = Callable[[str], str]
                 text + "#Transform 1\nTransform: Euler3DTransform_double_3_3\n"
                 "Parameters: 0 0 0 1 1 1\nFixedParameters: 0 0 0 0\n"
             ),
-            "a Euler3DTransform beside a landmark spline",
+            "it lists 2 transforms",
         ),
         (
             lambda text: (
-                text + "#Transform 1\nTransform: AffineTransform_double_3_3\n"
+                text.replace("Transform: ", "Transform: CompositeTransform_double_3_3\nTransform: ")
+                + "#Transform 1\nTransform: AffineTransform_double_3_3\n"
                 "Parameters: 1 0 0\nFixedParameters: 0 0 0\n"
             ),
             "t.tfm: an affine has 6 numbers .* got 3 and 3: is the file whole",

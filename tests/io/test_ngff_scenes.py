@@ -463,7 +463,7 @@ def test_one_of_several(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_transform(path, name="twice").apply(point), 2 * point)
     np.testing.assert_allclose(read_transform(path, name="a -> c").apply(point), 3 * point)
     np.testing.assert_allclose(read_transform(path, name="c -> a").apply(point), point / 3)
-    write_transform(tmp_path / "t.tfm", AffineTransform(np.eye(4)))
+    write_transform(tmp_path / "t.tfm", AffineTransform(np.eye(4)), ("z", "y", "x"))
     with pytest.raises(InputError, match="is a file"):
         read_transform(tmp_path / "t.tfm", name="a -> b")
 
