@@ -268,4 +268,4 @@ def _attributes(folder: Location, kind: str) -> Attributes:
     if kind == "zarr":
         return Attributes(zarr_attributes(folder))
     found = n5_attributes(folder)
-    return Attributes({name: value for name, value in found.items() if name not in _N5_KEYS})
+    return Attributes({name: value for name, value in found.values.items() if name not in _N5_KEYS})
