@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError, OutputError
+from itkstream.errors import InputError, OutputError, UnknownSpacingError
 from itkstream.geometry import Grid, Image
 from itkstream.io.file_headers import FileHeader, check_streams
 from itkstream.io.inputs import check_apart
@@ -160,7 +160,7 @@ def open_itk(dataset: Dataset, selection: Selection) -> Image:
     stated = grid.spacing if header.spaced else None
     selection.choose_level([stated], grid.unit, name)
     if not header.spaced and selection.voxel_spacing is None:
-        raise InputError(
+        raise UnknownSpacingError(
             f"{name} does not say how far its voxels lie apart; pass voxel_spacing=, one number "
             f"per axis in the order {grid.axes}"
         )

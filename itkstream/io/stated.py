@@ -259,7 +259,7 @@ def common_unit(
     try:
         found = {axis: selection.unit_of(text or None) for axis, text in units.items()}
     except InputError as error:
-        raise InputError(f"{place}: {error}") from error
+        raise type(error)(f"{place}: {error}") from error
     unit = next(iter(found.values()))
     lengths = MICROMETERS_PER_UNIT
     return unit, {a: 1.0 if u == unit else lengths[u] / lengths[unit] for a, u in found.items()}

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from tifffile import TIFF, TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
-from itkstream.errors import InputError, ItkstreamError, MissingDataError, UnreadableDataError
+from itkstream.errors import (
+    InputError,
+    ItkstreamError,
+    MissingDataError,
+    UnknownSpacingError,
+    UnreadableDataError,
+)
 from itkstream.geometry import Grid, Image
 from itkstream.io.paths import Dataset
 from itkstream.io.selection import Selection
@@ -254,18 +260,18 @@ def _factor(fine: int, coarse: int) -> float:
     return float(whole) if whole and abs(fine / whole - coarse) < 1 else fine / coarse
 
 
-def _unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> InputError:
+def _unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> UnknownSpacingError:
     axes = tuple(a for a in shape if a in _SPACE)
     lacking = ", ".join(a for a in axes if a not in said.spacing)
     known = ", ".join(f"{a} {said.spacing[a]:g}" for a in axes if a in said.spacing)
     give = f"pass voxel_spacing=, one number per axis in the order {axes}"
     if not lacking:
-        return InputError(
+        return UnknownSpacingError(
             f"{path} says that its voxels lie {known} apart, and not in which unit of length: pass "
             f"unit=, or {give}"
         )
     found = f"it does say {known} {said.unit or 'of no unit'}; " if known else ""
-    return InputError(
+    return UnknownSpacingError(
         f"{path} does not say how far its voxels lie apart along {lacking}; {found}{give}"
     )
 
