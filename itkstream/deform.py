@@ -61,9 +61,9 @@ logger = logging.getLogger(__name__)
 
 Abcd = tuple[float, float, float, float]
 
-# What so many blocks bring may be held until the last is done. Where the whole image was solved
-# first, more need not be: that fails where nothing is to be found.
-_JUDGED_BLOCKS = 64
+# Where the whole image was solved first, many blocks need no verdict, which is a task more for each
+# and holds what they bring until the last is done: that fails where nothing is to be found.
+_JUDGED_BLOCKS = 27
 
 # Why a block brings nothing, by number.
 _REASONS = ("it is empty", *BARREN.values(), "no voxel of an image counts there")

@@ -33,6 +33,7 @@ from itkstream.fingerprint import code_version
 from itkstream.geometry import ArraySource, Block, BlockGrid, Image, LazyArray, Slices
 
 __all__ = [
+    "EARLY",
     "BlockFunction",
     "Halo",
     "NearFunction",
@@ -44,6 +45,9 @@ __all__ = [
     "readable",
     "readable_source",
 ]
+
+EARLY = "early-"
+"""How the names of small tasks begin that are computed before any block."""
 
 _KEEP = "which blocks are kept"
 
@@ -313,7 +317,7 @@ def map_blocks(
     return da.Array(layers, name, result.chunks(blocks), meta=meta)
 
 
-def once(function: Callable[..., Any], *arguments: Any) -> Delayed:
+def once(function: Callable[..., Any], *arguments: Any, early: bool = False) -> Delayed:
     """A value to be computed once, before the blocks that share it.
 
     Parameters
@@ -322,13 +326,16 @@ def once(function: Callable[..., Any], *arguments: Any) -> Delayed:
         Of a module.
     *arguments
         What it is called with; dask arrays and delayed values are computed first.
+    early : bool
+        A runner that walks through the blocks computes it before it begins, in its own process.
+        For what is small: blocks that wait for a task are begun in any order.
 
     Returns
     -------
     dask.delayed.Delayed
         Named by function and arguments.
     """
-    name = _fingerprint(function, *arguments)
+    name = f"{EARLY if early else ''}{_fingerprint(function, *arguments)}"
     given = [_awaited(value, f"{name}-{k}") for k, value in enumerate(arguments)]
     return dask.delayed(function)(*given, dask_key_name=name)
 
@@ -411,15 +418,14 @@ def judged(
         As `result`.
     """
     name = f"judged-{result.name}"
+    verdict, last = f"verdict-{name}", tuple(n - 1 for n in result.numblocks)
     graph: dict[Any, Any] = {}
     answers = []
     for index in np.ndindex(found.numblocks):
         answer = (f"brought-{name}", *index)
         graph[answer] = Task(answer, brought, TaskRef((found.name, *index)))
         answers.append(TaskRef(answer))
-    verdict = f"verdict-{name}"
     graph[verdict] = Task(verdict, _judge, judge, found.numblocks, List(*answers))
-    last = tuple(n - 1 for n in result.numblocks)
     for index in np.ndindex(result.numblocks):
         key, block = (name, *index), (result.name, *index)
         graph[key] = Alias(key, block)

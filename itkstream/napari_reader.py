@@ -69,7 +69,7 @@ def read_layers(path: str | list[str]) -> list[LayerData]:
     folder = Location.parse(path[0] if isinstance(path, list) else path)
     transform = read_transform(folder)
     axes = default_axes(transform.ndim)[::-1]
-    layers = [_layer(open_image(str(folder / ALIGNED)), "aligned", axes)]
+    layers = [_layer(open_image(str(folder / ALIGNED), axes=axes), "aligned", axes)]
     try:
         fixed, moving = registered_images(folder)
     except ItkstreamError:

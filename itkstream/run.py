@@ -242,7 +242,8 @@ class Run:
         if note is not None and note["files"] != path.fingerprint():
             write_pyramid(path)
         self._note(_ALIGNED, key, {"facts": facts, "files": path.fingerprint()})
-        return open_image(path).reorder(self.fixed.grid.axes)
+        grid = self.fixed.grid
+        return open_image(path, axes=stored_axes(grid)).reorder(grid.axes)
 
     def _certify(self, transform: CompositeTransform, key: str) -> dict[str, Any]:
         """Whether the transform is sound, and where it folds if it does."""

@@ -40,6 +40,7 @@ from distributed import Client, as_completed
 
 from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.kept_chunks import keeping_chunks
+from itkstream.lazy import EARLY
 from itkstream.workers.lending import Parcel, lent
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
@@ -137,6 +138,7 @@ def block_graph(
     """
     optimized = array.__dask_optimize__(array.__dask_graph__(), list(keys))
     graph: Graph = convert_legacy_graph(ensure_dict(optimized))
+    _settle_early(graph)
     for key, node in graph.items():
         if isinstance(node, DataNode):
             graph[key] = DataNode(key, keeping_chunks(node.value))
@@ -311,6 +313,18 @@ _LOST = (
     "the scheduler of the workers is gone, or forgot the blocks: see its log, then run the same "
     "again"
 )
+
+
+def _settle_early(graph: Graph) -> None:
+    """Compute what is small and shared now: of blocks that wait for it, dask begins any first."""
+    early = [key for key in graph if str(key).startswith(EARLY)]
+    shared = [key for key in graph if str(key).startswith("shared-")] if early else []
+    for key in (*early, *shared):
+        node = graph[key]
+        needed = {name: graph[name] for name in node.dependencies}
+        if all(isinstance(found, DataNode) for found in needed.values()):
+            given = {name: found.value for name, found in needed.items()}
+            graph[key] = DataNode(key, node(given))
 
 
 def _taken(graph: Graph, key: Any, used: Counter[Any]) -> GraphNode:

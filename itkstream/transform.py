@@ -503,7 +503,7 @@ def _complete(settings: WarpSettings, moving: Image) -> WarpSettings | Delayed:
     """The settings with a background, which may have to be told from the image: once, lazily."""
     if settings.background is not None:
         return settings
-    return once(_with_background, settings, readable(moving))
+    return once(_with_background, settings, readable(moving), early=True)
 
 
 def _with_background(settings: WarpSettings, moving: Image) -> WarpSettings:

@@ -110,7 +110,7 @@ def test_a_block_without_texture_continues_its_neighbours(
     fixed = pair.fixed.read().copy()
     fixed[:38, :34, :30] = 100
     arguments = (fixed, rough, pair.fixed.spacing, pair.fixed.spacing)
-    with caplog.at_level(logging.WARNING, "itkstream"):
+    with caplog.at_level(logging.INFO, "itkstream"):
         own, filled = dask.compute(
             *(
                 prepare_piecewise_ransac_affine(

@@ -116,7 +116,7 @@ def test_blocks_keep_where_they_start_and_say_why(
         "translation", optimizer="exhaustive", step=9.0, search_steps=1, iterations=(1,),
         shrink_factors=(1,), smooth_sigmas=(0.0,),
     )  # fmt: skip
-    with caplog.at_level(logging.WARNING, "itkstream"):
+    with caplog.at_level(logging.INFO, "itkstream"):
         found = positions(pair, [lattice], initial_transform=affine)
     assert "keeps where it starts, as the metric did not improve" in caplog.text
     wanted = AffineTransform(affine).apply(pair.fixed.grid.positions())

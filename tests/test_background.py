@@ -26,6 +26,7 @@ from itkstream.transform import (
     prepare_apply_transform,
 )
 
+AXES = ("x", "y", "z")
 SHAPE = (40, 36, 32)
 SHIFT = AffineTransform(np.array([[1.0, 0, 0, 12], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
 
@@ -61,13 +62,13 @@ def test_the_border_tells_the_background(kind: str) -> None:
     if kind == "inside a body":
         voxels = np.full(SHAPE, 40, np.int16)
         voxels[8:32, 8:28, 8:24] = -1000
-    assert background_of(Image(voxels, Grid(SHAPE, (1, 1, 1)))) == expected
+    assert background_of(Image(voxels, Grid(SHAPE, (1, 1, 1), axes=AXES))) == expected
 
 
 @pytest.mark.parametrize("kind", ["tomograph", "bright field", "camera"])
 def test_every_door_fills_with_it(kind: str) -> None:
     voxels, expected = kinds()[kind]
-    spacing, grid = (1, 1, 1), Grid(SHAPE, (1, 1, 1))
+    spacing, grid = (1, 1, 1), Grid(SHAPE, (1, 1, 1), axes=AXES)
     moving = Image(voxels, grid)
     whole = apply_global_affine(voxels, voxels, spacing, spacing, SHIFT.matrix)
     assert whole.dtype == voxels.dtype
@@ -99,16 +100,16 @@ def test_a_prepared_resampling_reads_nothing() -> None:
         def __getitem__(self, key: object) -> np.ndarray:
             raise AssertionError("read")
 
-    grid = Grid(SHAPE, (1, 1, 1))
+    grid = Grid(SHAPE, (1, 1, 1), axes=AXES)
     prepare_apply_transform(grid, Image(Unread(), grid), SHIFT, (16, 16, 16))
 
 
 def test_register_fills_with_it_and_says_so(tmp_path: Path) -> None:
     voxels, _ = kinds()["tomograph"]
-    grid = Grid(SHAPE, (1, 1, 1))
+    grid = Grid(SHAPE, (1, 1, 1), axes=AXES)
     fixed, moving = (
         Image(voxels, grid),
-        Image(voxels[12:], Grid((28, 36, 32), (1, 1, 1), (12,) * 1 + (0, 0))),
+        Image(voxels[12:], Grid((28, 36, 32), (1, 1, 1), (12, 0, 0), axes=AXES)),
     )
     steps = [IntensityAffine("translation", iterations=(2, 1))]
     told = register(fixed, moving, tmp_path / "a", steps)

@@ -35,7 +35,7 @@ from itkstream.transform import prepare_apply_transform
 
 GRID = Grid((12, 14, 16), (1.0, 1.0, 1.0), axes=("z", "y", "x"))
 VOXELS = np.random.default_rng(0).integers(1, 200, GRID.shape).astype(np.uint8)
-AFFINE = AffineTransform(np.eye(4))
+AFFINE = AffineTransform(np.eye(4), GRID.axes)
 FIELD = CompositeTransform((DisplacementField(np.zeros((*GRID.shape, 3), "f4"), GRID), AFFINE))
 
 
@@ -44,7 +44,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One input of every kind, and links to the folder."""
     there = tmp_path_factory.mktemp("inputs") / "there"
     there.mkdir()
-    turned = Grid(GRID.shape[::-1], (1.0, 1.0, 1.0))
+    turned = Grid(GRID.shape[::-1], (1.0, 1.0, 1.0), axes=("x", "y", "z"))
     write_n5(there / "fix.n5", "s0", VOXELS.transpose(), turned, chunks=(8, 8, 8))
     create_ome_zarr(there / "mov.ome.zarr", GRID, np.uint8, chunks=(8, 8, 8))[:] = VOXELS
     zarr.create_array(str(there / "a.zarr"), data=VOXELS, chunks=(8, 8, 8))

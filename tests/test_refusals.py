@@ -25,6 +25,8 @@ from itkstream.pipelines import plan, register
 from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
 from itkstream.workers.jobs import _exports
 
+AXES = ("x", "y", "z")
+
 FEW: dict[str, Any] = {
     "cc_radius": 3,
     "iterations": (2,),
@@ -41,7 +43,7 @@ def away(pair: PhantomPair, kind: str) -> Any:
     shift[0, 3] = 500
     if kind == "affine":
         return shift
-    grid = Grid((2, 2, 2), (60.0, 60.0, 60.0))
+    grid = Grid((2, 2, 2), (60.0, 60.0, 60.0), axes=AXES)
     field = DisplacementField(np.full((2, 2, 2, 3), 500, np.float32), grid)
     return field if kind == "field" else CompositeTransform((field, AffineTransform(np.eye(4))))
 
@@ -63,7 +65,9 @@ def test_a_start_outside_the_moving_image(pair: PhantomPair, tmp_path: Path, kin
 def test_a_start_outside_is_refused_by_every_door(pair: PhantomPair) -> None:
     images, start = (pair.fixed, pair.moving, None, None), away(pair, "affine")
     with pytest.raises(RegistrationError, match="outside the moving image"):
-        prepare_piecewise_deformable_align(*images, SIZE, global_affine=start, **FEW)
+        prepare_piecewise_deformable_align(
+            *images, SIZE, global_affine=start, mov_is="original", **FEW
+        )
     with pytest.raises(RegistrationError, match="outside the moving image"):
         prepare_piecewise_align(*images, [RansacAffine()], SIZE, initial_transform=start)
 
@@ -71,7 +75,7 @@ def test_a_start_outside_is_refused_by_every_door(pair: PhantomPair) -> None:
 def test_images_apart_are_brought_together_by_key_points_only(
     pair: PhantomPair, tmp_path: Path
 ) -> None:
-    grid = Grid(pair.moving.shape, pair.moving.spacing, (500.0, 0.0, 0.0))
+    grid = Grid(pair.moving.shape, pair.moving.spacing, (500.0, 0.0, 0.0), axes=AXES)
     apart = Image(pair.moving.data, grid)
     steps = [RansacAffine(radii=((2, 6),), match_threshold=0.5, cc_radius=6)]
     assert register(pair.fixed, apart, tmp_path / "a", steps).transform is not None
@@ -82,7 +86,7 @@ def test_images_apart_are_brought_together_by_key_points_only(
 @pytest.mark.parametrize("factor", [1e3, 1e-3])
 def test_another_unit_is_noticed(pair: PhantomPair, tmp_path: Path, factor: float) -> None:
     spacing = tuple(factor * h for h in pair.moving.spacing)
-    moving = Image(pair.moving.data, Grid(pair.moving.shape, spacing))
+    moving = Image(pair.moving.data, Grid(pair.moving.shape, spacing, axes=AXES))
     larger = (
         "moving image is some 1,000 times as large as the fixed"
         if factor > 1
@@ -106,11 +110,12 @@ def test_another_unit_is_noticed(pair: PhantomPair, tmp_path: Path, factor: floa
 
 def test_millimeters_that_are_stated_are_taken(pair: PhantomPair) -> None:
     spacing = tuple(h / 1000 for h in pair.moving.spacing)
-    grid = Grid(pair.moving.shape, spacing, unit="millimeter")
+    grid = Grid(pair.moving.shape, spacing, axes=AXES, unit="millimeter")
     images = pair.fixed, Image(pair.moving.data, grid)
     found = ransac_affine(*images, None, None, **BLOBS)
     expected = ransac_affine(
-        pair.fixed, Image(pair.moving.data, Grid(pair.moving.shape, pair.moving.spacing)),
+        pair.fixed,
+        Image(pair.moving.data, Grid(pair.moving.shape, pair.moving.spacing, axes=AXES)),
         None, None, **BLOBS,
     )  # fmt: skip
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -246,7 +251,7 @@ def test_only_what_may_go_better_is_to_be_run_again(tmp_path: Path) -> None:
 
 def test_the_log_has_a_line_a_block(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     array = da.zeros((8, 8), chunks=4).map_blocks(np.exp)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "itkstream"):
         execute(array, tmp_path / "out")
     lines = [m for m in caplog.messages if re.search(r"\((0|1), (0|1)\) took \d+\.\d\d s", m)]
     assert len(lines) == 4

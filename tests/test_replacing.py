@@ -48,7 +48,7 @@ from itkstream.steps import Deformable
 HERE = Path(__file__).parent
 GRID = Grid((16, 24, 20), (2.0, 1.0, 1.5), (5.0, -3.0, 2.0), axes=("z", "y", "x"))
 VOXELS = np.random.default_rng(0).integers(1, 60000, GRID.shape).astype(np.uint16)
-AFFINE = AffineTransform(np.eye(4))
+AFFINE = AffineTransform(np.eye(4), GRID.axes)
 
 
 def names(folder: Path) -> list[str]:

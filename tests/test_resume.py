@@ -87,7 +87,7 @@ def test_a_complete_run_is_not_computed_again(
 def test_blocks_that_failed_are_listed_and_computed_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "itkstream")
     error = fail(tmp_path / "a", (1, 1), (2, 0))
     assert [f.index for f in error.failures] == [(1, 1), (2, 0)]
     assert error.failures[0].region == ((8, 16), (6, 12))

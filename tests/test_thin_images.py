@@ -17,6 +17,8 @@ from itkstream.geometry import Grid, Image
 from itkstream.pipelines import register
 from itkstream.ransac import RansacSettings, fit_in_planes
 
+AXES = ("x", "y", "z")
+
 SHIFT = (5, -4)
 
 
@@ -34,10 +36,10 @@ def pair(planes: int, axis: int, spacing: float) -> tuple[Image, Image, np.ndarr
     thinned = zoom(volume, (1, 1, 1 / step), order=1) if step > 1 else volume
     moved = np.roll(thinned, SHIFT, (0, 1))
     crop = (slice(8, -8), slice(8, -8))
-    grid = Grid((84, 76, planes), (1.0, 1.0, spacing))
+    grid = Grid((84, 76, planes), (1.0, 1.0, spacing), axes=AXES)
     order = np.roll((0, 1, 2), axis + 1)
     shape, steps = (tuple(np.asarray(v)[order].tolist()) for v in (grid.shape, grid.spacing))
-    where = Grid(shape, steps)
+    where = Grid(shape, steps, axes=AXES)
     truth = np.array([*SHIFT, 0.0])[order]
     images = [np.ascontiguousarray(v[crop].transpose(order)) for v in (thinned, moved)]
     return Image(images[0], where), Image(images[1], where), truth
@@ -79,7 +81,7 @@ def test_narrow_planes_match(thin: int) -> None:
 )
 def test_a_window_is_as_it_was_or_fits(shape: list[int], spacing: list[float], radius: int) -> None:
     window = ContextWindow.from_voxels(radius, spacing)
-    grid = Grid(tuple(shape), tuple(spacing))
+    grid = Grid(tuple(shape), tuple(spacing), axes=AXES[: len(shape)])
     found = window.within(grid)
     for axis, n in enumerate(shape):
         if n >= 2 * radius:
@@ -94,7 +96,7 @@ def test_discs_lie_in_the_middle_of_few_planes() -> None:
     place = np.array([20.0, 33.0])
     x, y = np.meshgrid(np.arange(60), np.arange(70), indexing="ij")
     disc = np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / 18)
-    grid = Grid((60, 70, 3), (0.5, 0.5, 2.0), (10.0, 20.0, 30.0))
+    grid = Grid((60, 70, 3), (0.5, 0.5, 2.0), (10.0, 20.0, 30.0), axes=AXES)
     found = find_key_points(np.repeat(disc[..., None], 3, 2), grid, KeyPointSettings(1.0, 4.0))
     np.testing.assert_allclose(found.positions[0], (20.0, 36.5, 32.0), atol=0.05)
 

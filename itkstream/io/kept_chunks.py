@@ -196,7 +196,8 @@ def keeping_chunks(value: Any) -> Any:
         The same, where it holds none.
     """
     if isinstance(value, dict):
-        return {key: keeping_chunks(inner) for key, inner in value.items()}
+        kept = {key: keeping_chunks(inner) for key, inner in value.items()}
+        return value if all(kept[key] is value[key] for key in value) else kept
     if type(value) in (tuple, list):
         inside = type(value)(map(keeping_chunks, value))
         same = all(a is b for a, b in zip(inside, value, strict=True))

@@ -233,7 +233,7 @@ def _worker_arguments(resources: Resources, system: BatchSystem, cores: int) -> 
 def _exports(resources: Resources, threads: int) -> list[str]:
     variables = thread_variables(threads) | MEMORY_VARIABLES
     # A job's log has a line a block, with its seconds.
-    variables |= configuration_variables({"logging.itkstream": "info"})
+    variables["DASK_LOGGING__ITKSTREAM"] = "info"
     variables |= configuration_variables(resources.for_dask)
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 

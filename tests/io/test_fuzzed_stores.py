@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,9 +124,7 @@ def mutated(text: str, chance: random.Random) -> str:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_an_image_or_an_error_of_this_package(tmp_path, name, make):
-    path = make(tmp_path / f"{name}.n5")
-    if not name.startswith("n5"):
-        path = shutil.move(path, tmp_path / f"{name}.zarr")
+    path = make(tmp_path / f"{name}.{'n5' if name.startswith('n5') else 'zarr'}")
     assert open_image(path).shape
     names = ("attributes.json", ".zarray", ".zattrs", ".zgroup", "zarr.json")
     files = sorted(file for file in tmp_path.rglob("*") if file.name in names)
