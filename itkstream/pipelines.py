@@ -61,6 +61,7 @@ from itkstream.io import open_image
 from itkstream.io.inputs import check_apart
 from itkstream.io.locations import Location
 from itkstream.io.ngff_transforms import read_transform as read_field_and_affine
+from itkstream.io.ngff_transforms import stored_axes
 from itkstream.io.outputs import write_text
 from itkstream.io.paths import locate
 from itkstream.io.transform_files import read_transform
@@ -120,7 +121,9 @@ class Registration:
         """
         axes = self.aligned.grid.axes
         transform = read_field_and_affine(out / TRANSFORM, axes)
-        return Registration(out, transform, open_image(out / ALIGNED).reorder(axes), self.report)
+        stored = stored_axes(self.aligned.grid)
+        aligned = open_image(out / ALIGNED, axes=stored).reorder(axes)
+        return Registration(out, transform, aligned, self.report)
 
 
 def register(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from itkstream.block_kernels import WarpSettings, warp_block
 from itkstream.cluster import compute
-from itkstream.errors import InputError, RegistrationError
+from itkstream.errors import RegistrationError
 from itkstream.geometry import DisplacementField, Grid, Image, Transform, compose, steps_of
 from itkstream.io.locations import Location
 from itkstream.kept_levels import make_level
@@ -124,11 +124,11 @@ class Scene:
 
     @cached_property
     def coarse(self) -> tuple[Image, Image]:
-        """The levels, in memory; an `InputError` where no voxel of one counts."""
+        """The levels, in memory; a `RegistrationError` where no voxel of one counts."""
         fixed, moving = (Image(level.read(), level.grid, level.name) for level in self.levels)
         for which, image in (("fixed", fixed), ("moving", moving)):
             if image.dtype.kind == "f" and not np.isfinite(image.data).any():
-                raise InputError(
+                raise RegistrationError(
                     f"no voxel of the {which} image {image.name} counts: all are left out by the "
                     f"{which} mask, NaN or infinite. A mask must not be 0 where the tissue is"
                 )
