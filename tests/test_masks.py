@@ -292,7 +292,9 @@ def test_a_mask_that_leaves_nothing_is_named(
         "function": lambda v: np.zeros(v.shape, bool),
         "image": Image(zeros, image.grid),
     }
-    with pytest.raises(InputError, match=f"no voxel of the {side} image .* by the {side} mask"):
+    with pytest.raises(
+        RegistrationError, match=f"no voxel of the {side} image .* by the {side} mask"
+    ):
         register(pair.fixed, pair.moving, tmp_path / "out", **{f"{side}_mask": masks[kind]})
     short = {"fixed": "fix", "moving": "mov"}[side]
     for door in (_ransac, _intensity, _deform, _demons):
