@@ -237,7 +237,7 @@ def _placed(mask: Image, grid: Grid, which: str) -> Image:
                 f"the {which} mask has the image's shape and another spacing: {places}. Give it "
                 "the image's spacing, or pass it as an array"
             )
-    _check_place(mask.grid, grid, f"the {which} mask", places)
+    _check_place(mask.grid, grid, f"the {which} mask", places, nameless)
     return mask
 
 
@@ -254,15 +254,20 @@ def _apart_vox(mask: Grid, grid: Grid) -> float:
     return float(np.abs(grid.to_index(mask.to_physical(corners)) - corners).max())
 
 
-def _check_place(mask: Grid, grid: Grid, what: str, places: str) -> None:
-    """Refuse a mask that lies beside its image, and warn of one that seems misplaced."""
+def _check_place(mask: Grid, grid: Grid, what: str, places: str, nameless: bool) -> None:
+    """Refuse a mask that lies beside its image, and warn of one that seems misplaced.
+
+    A mask may be larger than its image, or smaller, unless its file says nothing of its place:
+    then another extent shows that it was made for other voxels.
+    """
     covered, used = _share_inside(grid, mask), _share_inside(mask, grid)
     if not covered and not used:
         raise InputError(
             f"{what} lies outside the image: it has {places}. Check its unit, origin and "
             "direction, or pass it as an array of the image's voxels"
         )
-    if max(covered, used) < _MOST or min(covered, used) < _LEAST:
+    likely = min(covered, used) if nameless else max(covered, used)
+    if likely < _MOST or min(covered, used) < _LEAST:
         logger.warning(
             "%s covers %.2g %% of the image and has %.2g %% of itself on it: it has %s. Where "
             "that is not meant, check its unit, origin and direction",

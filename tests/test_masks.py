@@ -131,6 +131,21 @@ def test_a_mask_partly_on_its_image_is_warned_of(
     assert "check its unit" in caplog.text.lower()
 
 
+def test_a_mask_of_another_shape_that_says_nothing_of_its_place_is_warned_of(
+    image: Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half as many voxels, written without their spacing: it reaches too far, or not far enough."""
+    grid = Grid(SHAPE, (0.4, 0.4, 0.4), axes=image.grid.axes)
+    fixed = Image(image.data, grid)
+    small = Image(np.ones((6, 5, 5)), Grid((6, 5, 5), (1.0, 1.0, 1.0), axes=grid.axes))
+    masked(fixed, small, "fixed")
+    assert "the fixed mask covers 1e+02 % of the image and has" in caplog.text
+    caplog.clear()
+    masked(fixed, Image(small.data, replace(small.grid, spacing=(0.8, 0.8, 0.8))))
+    masked(fixed, Image(np.ones((7, 6, 6)), Grid((7, 6, 6), (0.9, 0.9, 0.9), axes=grid.axes)))
+    assert not caplog.text
+
+
 def test_a_transposed_array_is_no_mask(image: Image) -> None:
     with pytest.raises(InputError, match=r"the fixed mask has shape .*transpose it"):
         masked(image, half(SHAPE).T, "fixed")

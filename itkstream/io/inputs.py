@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from itkstream.errors import InputError
-from itkstream.io.locations import Location
+from itkstream.io.locations import Location, path_as_written
 
 __all__ = ["check_apart"]
 
@@ -47,8 +47,9 @@ def check_apart(output: str | os.PathLike[str], *inputs: Any) -> None:
         for read in _places(given):
             if place.overlaps(read):
                 raise _touching(place, read)
-        if isinstance(given, (str, os.PathLike)) and "://" not in str(given):
-            for link in _links_on_the_way(Path(given).expanduser()):
+        written = path_as_written(str(given)) if isinstance(given, (str, os.PathLike)) else None
+        if written is not None:
+            for link in _links_on_the_way(written):
                 if Location(str(link.parent)).lies_in(place):
                     raise _touching(place, Location(str(link)))
 

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError, OutputError, UnknownSpacingError
+from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.geometry import Grid, Image
 from itkstream.io.file_headers import FileHeader, check_streams
 from itkstream.io.inputs import check_apart
@@ -188,7 +188,7 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     ExistingOutputError
         Where the file exists.
     OutputError
-        Where ITK cannot write it.
+        Where it cannot be written.
     """
     name = Location.parse(path).name
     if not name.lower().endswith(WRITTEN_SUFFIXES):
@@ -201,10 +201,7 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
         )
     with claim_file(path, overwrite) as partial:
         wrapped = to_itk_image(image.read(), image.grid)
-        try:
-            sitk.WriteImage(wrapped, str(partial), useCompression=partial.suffix == ".gz")
-        except RuntimeError as error:
-            raise OutputError(f"ITK cannot write {path}: {error}") from error
+        sitk.WriteImage(wrapped, str(partial), useCompression=partial.suffix == ".gz")
         if image.grid.unit != "millimeter" and ".nii" in partial.name.lower():
             state_no_unit(partial)
 

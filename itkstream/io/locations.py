@@ -26,11 +26,13 @@ from itkstream.io.swapping import left_behind, partial_name, swap_in
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["Location"]
+__all__ = ["Location", "path_as_written"]
 
 _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "memory"}
 _LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<key>.*)", re.DOTALL)
+# A path of this machine, however its URL is written; of more slashes than one, one is left.
+_FILE_URL = re.compile(r"(?i:file:(//(localhost)?)?)/*(?P<path>/.*)", re.DOTALL)
 _PATH_OF_URL = re.compile(rf"({'|'.join(_SCHEMES)}):/[^/]")
 # How the name of a file begins that is being written, and of a result that will replace another.
 _PARTIAL = ".partial-"
@@ -64,7 +66,7 @@ class Location:
         ----------
         given : str, PathLike or Location
             A path, absolute, relative or beginning with ``~``; or ``s3://bucket/key``,
-            ``gs://bucket/key``, ``file:///path``.
+            ``gs://bucket/key``, ``file:///path``, ``file:/path``.
 
         Returns
         -------
@@ -81,12 +83,12 @@ class Location:
         text = os.fspath(given)
         if not isinstance(given, str) and _PATH_OF_URL.match(text):
             raise InputError(f"{text} was a URL before Path took a slash from it: pass it as text")
+        written = path_as_written(text)
+        if written is not None:
+            return cls(str(written.resolve()))
         url = _URL.fullmatch(text)
-        if url is None:
-            return cls(str(Path(text).expanduser().resolve()))
+        assert url is not None
         scheme, key = url["scheme"].lower(), url["key"]
-        if scheme == "file":
-            return cls(str(Path(key).resolve()))
         if scheme not in _SCHEMES:
             raise InputError(
                 f"{text} is a kind of URL that is not read; known are s3://, gs:// and file://"
@@ -114,7 +116,7 @@ class Location:
             With an absolute address, in which no link is followed but those that ``..`` comes
             after.
         """
-        if isinstance(given, Location) or _URL.fullmatch(os.fspath(given)):
+        if isinstance(given, Location) or _is_url(os.fspath(given)):
             return cls.parse(given)
         cls.parse(given)  # refuses what is no path
         whole = Path.cwd() / Path(given).expanduser()
@@ -651,6 +653,32 @@ class Location:
             raise AccessError(
                 f"{self} cannot be reached or does not let us in: {error}. {_advice(self._scheme)}"
             ) from error
+
+
+def path_as_written(text: str) -> Path | None:
+    """The path on this machine that a text names, with its links.
+
+    Parameters
+    ----------
+    text : str
+        A path or a URL.
+
+    Returns
+    -------
+    Path or None
+        None for the URL of an object store.
+    """
+    of_file = _FILE_URL.fullmatch(text)
+    if of_file:
+        return Path(of_file["path"])
+    url = _URL.fullmatch(text)
+    if url is None:
+        return Path(text).expanduser()
+    return Path(url["key"]) if url["scheme"].lower() == "file" else None
+
+
+def _is_url(text: str) -> bool:
+    return bool(_URL.fullmatch(text) or _FILE_URL.fullmatch(text))
 
 
 def _advice(scheme: str) -> str:

@@ -12,9 +12,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from itkstream.errors import ExistingOutputError, InputError
+from itkstream.errors import (
+    AccessError,
+    ExistingOutputError,
+    InputError,
+    ItkstreamError,
+    OutputError,
+)
 from itkstream.io.locations import Location
 from itkstream.io.zarr_arrays import is_zarr_array, zarr_attributes
+from itkstream.numerics.itk_methods import what_itk_says
 
 __all__ = [
     "check_file",
@@ -120,6 +127,7 @@ def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
         Where the name does not end like that of a store.
     """
     place = Location.parse(folder)
+    _check_room(place)
     if place.is_vacant():
         return check_store_name(place)
     if not is_zarr_array(place) and not _OME_KEYS & zarr_attributes(place).keys():
@@ -184,6 +192,7 @@ def check_folder(folder: str | os.PathLike[str], proof: str, overwrite: bool) ->
         Where the name ends like that of a file.
     """
     target = Location.parse(folder)
+    _check_room(target)
     vacant = target.is_vacant()
     if not vacant and not target.child(proof).is_file():
         raise ExistingOutputError(
@@ -222,6 +231,7 @@ def check_file(target: str | os.PathLike[str], overwrite: bool) -> Location:
         Where the file is there and may not be replaced, or a folder that holds something.
     """
     place = Location.parse(target)
+    _check_room(place)
     if place.is_vacant():
         return place
     if not overwrite:
@@ -317,11 +327,39 @@ def claim_whole_store(
     return _appearing(check_store(folder, overwrite))
 
 
+def _check_room(place: Location) -> None:
+    """Refuse a place on a disk below a file, or in a folder where nothing may be made."""
+    if not place.is_local:
+        return
+    above = next(way for way in (*place.path.parents, place.path) if os.path.lexists(way))
+    if not above.is_dir():
+        raise InputError(
+            f"{above} is a file, so there is no room for {place} below it; choose another path"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise AccessError(
+            f"{place} cannot be written: nothing may be made in {above}. Change its permissions or "
+            "choose another path"
+        )
+
+
 @contextmanager
 def _appearing(place: Location) -> Iterator[Path]:
-    place.remove_left_behind()
-    with place.replacing() as partial:
-        yield partial
+    """Where to write what appears in a place; what the system or ITK refuses is an OutputError."""
+    try:
+        if place.is_local:
+            place.path.parent.mkdir(parents=True, exist_ok=True)
+        place.remove_left_behind()
+        with place.replacing() as partial:
+            yield partial
+    except ItkstreamError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{place} cannot be written: {error}") from error
+    except RuntimeError as error:
+        if "SimpleITK" not in str(error):
+            raise
+        raise OutputError(f"{place} cannot be written: {what_itk_says(error)}") from error
 
 
 @contextmanager
