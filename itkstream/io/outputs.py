@@ -124,7 +124,9 @@ def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
     ExistingOutputError
         Where something is there that may not be replaced.
     InputError
-        Where the name does not end like that of a store.
+        Where the name does not end like that of a store, or a file is in the way.
+    AccessError
+        Where nothing may be made.
     """
     place = Location.parse(folder)
     _check_room(place)
@@ -189,7 +191,9 @@ def check_folder(folder: str | os.PathLike[str], proof: str, overwrite: bool) ->
     ExistingOutputError
         Where the folder holds something that may not be replaced.
     InputError
-        Where the name ends like that of a file.
+        Where the name ends like that of a file, or a file is in the way.
+    AccessError
+        Where nothing may be made.
     """
     target = Location.parse(folder)
     _check_room(target)
@@ -229,6 +233,10 @@ def check_file(target: str | os.PathLike[str], overwrite: bool) -> Location:
     ------
     ExistingOutputError
         Where the file is there and may not be replaced, or a folder that holds something.
+    InputError
+        Where a file is in the way.
+    AccessError
+        Where nothing may be made.
     """
     place = Location.parse(target)
     _check_room(place)
@@ -352,8 +360,8 @@ def _appearing(place: Location) -> Iterator[Path]:
         place.remove_left_behind()
         with place.replacing() as partial:
             yield partial
-    except ItkstreamError:
-        raise
+    except (ItkstreamError, FileNotFoundError):
+        raise  # what is not found was to be read
     except OSError as error:
         raise OutputError(f"{place} cannot be written: {error}") from error
     except RuntimeError as error:
