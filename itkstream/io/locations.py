@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -85,7 +85,7 @@ class Location:
             raise InputError(f"{text} was a URL before Path took a slash from it: pass it as text")
         written = path_as_written(text)
         if written is not None:
-            return cls(str(written.resolve()))
+            return cls(_resolved(written))
         url = _URL.fullmatch(text)
         assert url is not None
         scheme, key = url["scheme"].lower(), url["key"]
@@ -675,6 +675,18 @@ def path_as_written(text: str) -> Path | None:
     if url is None:
         return Path(text).expanduser()
     return Path(url["key"]) if url["scheme"].lower() == "file" else None
+
+
+def _resolved(path: Path) -> str:
+    """A path without links, whether something is there or not."""
+    try:
+        resolved = path.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            resolved.lstat()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r} is no path that can be followed: {reason}") from error
+    return str(resolved)
 
 
 def _is_url(text: str) -> bool:

@@ -107,3 +107,10 @@ def test_a_link_on_the_way_of_a_url_is_an_input_too(tmp_path: Path) -> None:
     for text in ("{}", "file://{}", "file:{}", "file://localhost{}"):
         with pytest.raises(InputError, match="choose another output"):
             check_apart(tmp_path / "run", text.format(tmp_path / "run/image.nrrd"))
+
+
+def test_paths_that_the_system_cannot_follow(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("loop/a.nrrd", "o" * 300 + ".nrrd", "a\0.nrrd"):
+        with pytest.raises(InputError, match=r"nrrd' is no path that can be followed"):
+            Location.parse(tmp_path / name)
