@@ -59,9 +59,10 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     from itkstream.io.inputs import check_apart
     from itkstream.io.transform_files import read_transform
     from itkstream.io.units import itk_unit
+    from itkstream.registered import registered_places
     from itkstream.results import check_resampled_output, write_resampled
 
-    check_apart(out, transform, moving, like)
+    check_apart(out, transform, moving, like, *registered_places(transform))
     check_resampled_output(out, options["overwrite"])
     wanted = _opened(like, "like", options).grid if like else _registered_grid(transform, 0)
     labels = options["labels"] or options["label_gaussian"]
@@ -100,9 +101,10 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
     from itkstream.io.inputs import check_apart
     from itkstream.io.points import check_points_output, read_points, write_points
     from itkstream.io.transform_files import read_transform
+    from itkstream.registered import registered_places
     from itkstream.transform import apply_to_points
 
-    check_apart(out, transform, points)
+    check_apart(out, transform, points, *registered_places(transform))
     check_points_output(out, overwrite)
     stored = read_transform(transform)
     opened = read_transform(transform, default_axes(stored.ndim))
@@ -203,11 +205,11 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
         write_transform,
     )
     from itkstream.io.units import itk_unit
-    from itkstream.registered import registered_unit
+    from itkstream.registered import registered_places, registered_unit
     from itkstream.results import write_inverse
     from itkstream.transform import compose, invert_transform
 
-    check_apart(out, transform, like)
+    check_apart(out, transform, like, *registered_places(transform))
     check_transform_output(out, options["overwrite"])
     wanted = _opened(like, "like", options).grid if like else None
     unit = itk_unit(wanted) if wanted else registered_unit(transform)
@@ -280,9 +282,9 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
         read_transform,
         write_transform,
     )
-    from itkstream.registered import registered_unit
+    from itkstream.registered import registered_places, registered_unit
 
-    check_apart(out, transform)
+    check_apart(out, transform, *registered_places(transform))
     unit = registered_unit(transform)
     before = read_transform(transform, unit=unit)
     check_transform_output(out, overwrite, before)
@@ -296,6 +298,7 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
     from itkstream.exports import check_bundle_output
     from itkstream.io.inputs import check_apart
     from itkstream.io.transform_files import check_transform_output
+    from itkstream.registered import registered_places
 
     bundles = [options[name] for name in ("ants", "slicer") if options[name]]
     if not (out or bundles):
@@ -303,7 +306,7 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
     inputs = [transform, *(options[name] for name in ("like", "fixed", "moving"))]
     places = [*([out] if out else []), *bundles]
     for number, place in enumerate(places):
-        check_apart(place, *inputs, *places[:number])
+        check_apart(place, *inputs, *places[:number], *registered_places(transform))
     if out:
         check_transform_output(out, options["overwrite"])
     for place in bundles:

@@ -12,7 +12,7 @@ from itkstream.io import open_image
 from itkstream.io.locations import Location
 from itkstream.run_folder import REPORT
 
-__all__ = ["registered_grids", "registered_images", "registered_unit"]
+__all__ = ["registered_grids", "registered_images", "registered_places", "registered_unit"]
 
 
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
@@ -83,11 +83,34 @@ def registered_unit(folder: str | os.PathLike[str]) -> str:
     str
         "micrometer" for what is no registration folder.
     """
-    place = Location.parse(folder)
-    places = (place, *place.parents[:1])
-    reports = [p for p in places if (p / REPORT).is_file()]
-    steps = _report(str(reports[0])).get("steps", []) if reports else []
+    steps = _report_around(folder).get("steps", [])
     return str(next((step["unit"] for step in steps if "unit" in step), "micrometer"))
+
+
+def registered_places(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Where the two images of a registration lie, which nothing made of it may replace.
+
+    Parameters
+    ----------
+    folder : path
+        What `register` wrote, its ``transform.ome.zarr``, or any other transform.
+
+    Returns
+    -------
+    tuple of str
+        Paths or URLs; empty for what is no registration folder, and for images in memory.
+    """
+    report = _report_around(folder)
+    sides = (report.get(side, {}) for side in ("fixed", "moving"))
+    names = (side.get("opened", {}).get("path") or side.get("name") for side in sides)
+    return tuple(str(name) for name in names if name)
+
+
+def _report_around(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The report of a folder, or of the one around a transform; empty where there is none."""
+    place = Location.parse(folder)
+    reports = [p for p in (place, *place.parents[:1]) if (p / REPORT).is_file()]
+    return _report(str(reports[0])) if reports else {}
 
 
 def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:

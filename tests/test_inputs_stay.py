@@ -196,6 +196,16 @@ def test_images_that_a_folder_names(there: Path, command: Any) -> None:
     assert digest(there) == before
 
 
+def test_images_that_were_registered_stay(there: Path, tmp_path: Path, command: Any) -> None:
+    """Not even a command that only needs their lattice replaces them."""
+    before = digest(there)
+    calls = [f"apply run i.mhd {name}" for name in ("fix.n5/s0", "mov.ome.zarr")]
+    for words in map(str.split, [*calls, "invert run mov.ome.zarr", "export run mov.ome.zarr"]):
+        done = command(*words, "--overwrite", cwd=there)
+        assert (done.returncode, "choose another output" in done.stderr) == (2, True), done.stderr
+    assert digest(there) == before
+
+
 def test_outputs_of_one_command_are_apart(there: Path, tmp_path: Path, command: Any) -> None:
     for words in (
         ("x", "--ants", "x"),
