@@ -15,6 +15,7 @@ __all__ = [
     "Which",
     "config_from",
     "in_options",
+    "open_image_of",
     "options_of",
     "resources_from",
     "with_image_options",
@@ -288,23 +289,55 @@ class Which(click.ParamType):
         return int(click.IntRange(0).convert(value, param, ctx))
 
 
-def in_options(message: str) -> str:
+def open_image_of(which: str, said: Any, path: str) -> Any:
+    """Open one of the images of a command; its errors name the options for it alone.
+
+    Parameters
+    ----------
+    which : str
+        Prefix of its options, "fixed" for instance.
+    said : ImageOptions
+        What is said of it.
+    path : str
+        A file, or a dataset in a container.
+
+    Returns
+    -------
+    Image
+        Lazy.
+
+    Raises
+    ------
+    MissingDataError, InputError
+        As `itkstream.open_image`.
+    """
+    from itkstream.errors import ItkstreamError
+
+    try:
+        return said.open(path)
+    except ItkstreamError as error:
+        raise type(error)(in_options(str(error), f"{which}-")) from error
+
+
+def in_options(message: str, prefix: str = "") -> str:
     """An error of the library with the names that the command line has for its arguments.
 
     Parameters
     ----------
     message : str
         May say "pass voxel_spacing=" or "pass voxel_spacing= (--spacing)".
+    prefix : str
+        Before the names of options, "fixed-" for instance.
 
     Returns
     -------
     str
-        Says "pass --spacing".
+        Says "pass --spacing", or "pass --fixed-spacing".
     """
     names = "|".join(("voxel_spacing", *_IMAGE_OPTIONS))
     said = re.sub(
         rf"(?<![\w-])({names})=(?: \(--[a-z]+\))?(?=[\s,;:.)]|$)",
-        lambda found: f"--{found[1].removeprefix('voxel_')}",
+        lambda found: f"--{prefix}{found[1].removeprefix('voxel_')}",
         message,
     )
     return said.replace("voxel_spacing", "--spacing")

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import zarr
+from click.testing import CliRunner
 
 import itkstream
+from itkstream.cli import commands
 from itkstream.cli_options import (
     in_options,
     options_of,
@@ -297,6 +299,24 @@ def test_errors_speak_the_words_of_the_command_line():
     assert in_options("pass overwrite=True, cluster='slurm' or min_level=") == (
         "pass overwrite=True, cluster='slurm' or min_level="
     )
+
+
+def test_errors_name_the_option_for_their_image_alone(tmp_path):
+    """An option for all images would change those that state what they must."""
+    nothing, stated = str(tmp_path / "a.zarr"), str(tmp_path / "b.zarr")
+    zarr.create_array(nothing, data=np.ones((8, 8, 8), "u1"))
+    zarr.create_array(stated, data=np.ones((8, 8, 8), "u1"), attributes={"spacing": 2})
+    out = str(tmp_path / "out.tfm")
+    transform = str(tmp_path / "t.tfm")
+    write_transform(transform, AffineTransform(np.eye(4)), ("z", "y", "x"))
+    calls = {
+        "fixed": ("plan", nothing, stated),
+        "moving": ("plan", stated, nothing),
+        "like": ("export", transform, out, "--like", nothing),
+    }
+    for which, words in calls.items():
+        error = CliRunner().invoke(commands, words).exception
+        assert f"pass --{which}-spacing, one number" in str(error)
 
 
 def test_every_resource_has_its_option():
