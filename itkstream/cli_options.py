@@ -140,7 +140,37 @@ _IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
 
 
 class CommandOfImages(click.Command):
-    """A command whose help tells apart the options that say what image files do not."""
+    """A command whose help tells apart the options that say what image files do not.
+
+    An option for an image that may be left out, and is, is an error.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line.
+
+        Parameters
+        ----------
+        ctx, args : click.Context, list of str
+            As click gives them.
+
+        Returns
+        -------
+        list of str
+            What is left over.
+
+        Raises
+        ------
+        click.UsageError
+            Where an option speaks of an image that is not there.
+        """
+        left = super().parse_args(ctx, args)
+        for which in getattr(self.callback, "image_prefixes", ()):
+            said = [n for n in _IMAGE_OPTIONS if ctx.params.get(f"{which}_{n}") is not None]
+            if said and ctx.params.get(which, "") is None:
+                raise click.UsageError(
+                    f"--{which}-{said[0]} speaks of the image of --{which}, which is not given", ctx
+                )
+        return left
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options into the help text.

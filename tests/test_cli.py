@@ -15,6 +15,7 @@ import zarr
 from click.testing import CliRunner
 
 import itkstream
+from itkstream.block_kernels import WarpSettings
 from itkstream.cli import commands
 from itkstream.cli_options import (
     in_options,
@@ -29,6 +30,7 @@ from itkstream.io.transform_files import write_transform
 from itkstream.napari_reader import read_layers
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 from itkstream.registered import registered_images
+from itkstream.results import write_resampled
 from itkstream.workers import Resources
 
 PAIR = ("register", "fix.n5/s0", "mov.n5/s0")
@@ -317,6 +319,28 @@ def test_errors_name_the_option_for_their_image_alone(tmp_path):
     for which, words in calls.items():
         error = CliRunner().invoke(commands, words).exception
         assert f"pass --{which}-spacing, one number" in str(error)
+
+
+@pytest.mark.parametrize("words", ["apply t.tfm m o.zarr", "invert t.tfm o.zarr", "export t.tfm o"])
+def test_options_for_an_image_that_is_not_given_are_refused(words):
+    result = CliRunner().invoke(commands, [*words.split(), "--like-channel", "1"])
+    assert result.exit_code == 2
+    assert "--like-channel speaks of the image of --like, which is not given" in result.output
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "nrrd", "mha"])
+@pytest.mark.parametrize("unit", ["millimeter", "micrometer", "nanometer"])
+def test_resampled_files_lie_over_the_file_of_the_fixed_image(tmp_path, suffix, unit):
+    """Slicer and ITK-SNAP take numbers as they are: those of the file, where it has millimeters."""
+    grid = Grid((5, 6, 7), (1.0, 0.5, 0.5), (3.0, 4.0, 5.0), axes=("z", "y", "x"), unit=unit)
+    image = itkstream.Image(np.ones(grid.shape, np.uint8), grid)
+    out = tmp_path / f"a.{suffix}"
+    write_resampled(out, image, AffineTransform(np.eye(4)), grid, WarpSettings())
+    unit = "millimeter" if unit == "millimeter" else "micrometer"
+    wanted = grid.in_unit(unit)
+    there = sitk.ReadImage(str(out))
+    np.testing.assert_allclose(there.GetSpacing()[::-1], wanted.spacing)
+    np.testing.assert_allclose(there.GetOrigin()[::-1], wanted.origin)
 
 
 def test_every_resource_has_its_option():

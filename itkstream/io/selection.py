@@ -302,7 +302,7 @@ class Selection:
             if axis not in ("c", "t") and length != 1:
                 raise InputError(
                     f"{name} has an axis {axis!r} of {length} elements; only x, y, z, c and t "
-                    "are understood"
+                    "are understood: pass axes= (--axes), the names of all stored axes"
                 )
             _check_index(word, index, length, name)
             picks.append(index)
