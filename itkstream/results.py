@@ -28,8 +28,8 @@ from itkstream.io.ngff_transforms import (
     create_transform,
     stored_axes,
 )
-from itkstream.io.units import itk_unit
 from itkstream.io.outputs import check_file, check_store
+from itkstream.io.units import itk_unit
 from itkstream.numerics.mapping import affine_part
 from itkstream.run_fields import begun
 from itkstream.transform import (
@@ -191,8 +191,8 @@ def write_resampled(
     out : path
         The new OME-Zarr 0.5, ending in ``.zarr``, multiscale, its axes z, y, x after those of a
         series; or a file that ITK, 3D Slicer and ANTs read, ending in ``.nii.gz``, ``.nii``,
-        ``.nrrd`` or ``.mha``, for one image that fits in memory; in millimeters where `grid` is,
-        else in micrometers.
+        ``.nrrd`` or ``.mha``, for one image that fits in memory; in micrometers, but NIfTI in
+        millimeters where `grid` is.
     moving : Image or Series
         In moving space. For a series, the transform is evaluated once.
     transform : Transform
@@ -230,8 +230,10 @@ def write_resampled(
     stored = lazy.transpose(*range(first), *(first + k for k in order))
     if _is_file(place):
         _check_file_holds(stored, moving, place)
-        # Other programs lay it over the file of the fixed image, whose numbers it must have.
-        lattice = grid.reorder(wanted.axes).in_unit(itk_unit(grid))
+        # Other programs lay it over the file of the fixed image, whose numbers it must have; the
+        # other formats are written without a unit, which reads as micrometers.
+        unit = itk_unit(grid) if ".nii" in place.name.lower() else "micrometer"
+        lattice = grid.reorder(wanted.axes).in_unit(unit)
         write_itk(place, Image(compute(stored, resources), lattice), overwrite=overwrite)
         return
     chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
