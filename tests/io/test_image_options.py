@@ -159,3 +159,26 @@ def test_a_spacing_stated_for_nifti_is_in_its_own_unit(tmp_path: Path, code, uni
     image = open_image(path, voxel_spacing=(2, 0.5, 0.5))
     assert (image.spacing, image.grid.unit) == ((2, 0.5, 0.5), unit)
     np.testing.assert_allclose(image.grid.origin, (4, 0, 8))
+
+
+def test_a_scale_that_cannot_be_is_shown(tmp_path: Path) -> None:
+    path = ome_zarr(tmp_path)
+    about = json.loads((path / ".zattrs").read_text())
+    steps = [{"type": "scale", "scale": [2, -0.5, 0.5]}]
+    about["multiscales"][0]["datasets"][0]["coordinateTransformations"] = steps
+    (path / ".zattrs").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"scale must be positive numbers; got \[2.0, -0.5, 0.5\]"):
+        open_image(path)
+
+
+def test_an_axis_that_is_not_understood_can_be_named(path: Path) -> None:
+    zarr.create_array(
+        str(path.with_name("b.zarr")),
+        data=VOXELS[0],
+        dimension_names=(None, "z", "y", "x"),
+        attributes={"spacing": [2, 1, 1]},
+    )
+    with pytest.raises(InputError, match=r"only x, y, z, c and t are understood: pass axes="):
+        open_image(path.with_name("b.zarr"))
+    image = open_image(path.with_name("b.zarr"), axes="czyx", channel=1)
+    np.testing.assert_array_equal(image.read(), VOXELS[0, 1])
