@@ -16,6 +16,7 @@ from itkstream.cli_options import (
     CommandOfImages,
     config_from,
     in_options,
+    open_image_of,
     resources_from,
     with_image_options,
     with_overwrite,
@@ -106,8 +107,8 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
-            config.fixed.open(fixed),
-            config.moving.open(moving),
+            open_image_of("fixed", config.fixed, fixed),
+            open_image_of("moving", config.moving, moving),
             out,
             config.steps,
             config.settings,
@@ -142,8 +143,8 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
 
     config = config_from(options)
     made = make(
-        config.fixed.open(fixed),
-        config.moving.open(moving),
+        open_image_of("fixed", config.fixed, fixed),
+        open_image_of("moving", config.moving, moving),
         config.steps,
         config.settings,
         resources=resources_from(options),

@@ -15,6 +15,7 @@ __all__ = [
     "Which",
     "config_from",
     "in_options",
+    "open_image_of",
     "options_of",
     "resources_from",
     "with_image_options",
@@ -139,7 +140,37 @@ _IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
 
 
 class CommandOfImages(click.Command):
-    """A command whose help tells apart the options that say what image files do not."""
+    """A command whose help tells apart the options that say what image files do not.
+
+    An option for an image that may be left out, and is, is an error.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line.
+
+        Parameters
+        ----------
+        ctx, args : click.Context, list of str
+            As click gives them.
+
+        Returns
+        -------
+        list of str
+            What is left over.
+
+        Raises
+        ------
+        click.UsageError
+            Where an option speaks of an image that is not there.
+        """
+        left = super().parse_args(ctx, args)
+        for which in getattr(self.callback, "image_prefixes", ()):
+            said = [n for n in _IMAGE_OPTIONS if ctx.params.get(f"{which}_{n}") is not None]
+            if said and ctx.params.get(which, "") is None:
+                raise click.UsageError(
+                    f"--{which}-{said[0]} speaks of the image of --{which}, which is not given", ctx
+                )
+        return left
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options into the help text.
@@ -288,23 +319,55 @@ class Which(click.ParamType):
         return int(click.IntRange(0).convert(value, param, ctx))
 
 
-def in_options(message: str) -> str:
+def open_image_of(which: str, said: Any, path: str) -> Any:
+    """Open one of the images of a command; its errors name the options for it alone.
+
+    Parameters
+    ----------
+    which : str
+        Prefix of its options, "fixed" for instance.
+    said : ImageOptions
+        What is said of it.
+    path : str
+        A file, or a dataset in a container.
+
+    Returns
+    -------
+    Image
+        Lazy.
+
+    Raises
+    ------
+    MissingDataError, InputError
+        As `itkstream.open_image`.
+    """
+    from itkstream.errors import ItkstreamError
+
+    try:
+        return said.open(path)
+    except ItkstreamError as error:
+        raise type(error)(in_options(str(error), f"{which}-")) from error
+
+
+def in_options(message: str, prefix: str = "") -> str:
     """An error of the library with the names that the command line has for its arguments.
 
     Parameters
     ----------
     message : str
         May say "pass voxel_spacing=" or "pass voxel_spacing= (--spacing)".
+    prefix : str
+        Before the names of options, "fixed-" for instance.
 
     Returns
     -------
     str
-        Says "pass --spacing".
+        Says "pass --spacing", or "pass --fixed-spacing".
     """
     names = "|".join(("voxel_spacing", *_IMAGE_OPTIONS))
     said = re.sub(
         rf"(?<![\w-])({names})=(?: \(--[a-z]+\))?(?=[\s,;:.)]|$)",
-        lambda found: f"--{found[1].removeprefix('voxel_')}",
+        lambda found: f"--{prefix}{found[1].removeprefix('voxel_')}",
         message,
     )
     return said.replace("voxel_spacing", "--spacing")

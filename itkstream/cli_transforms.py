@@ -13,6 +13,7 @@ from itkstream.cli_options import (
     CommandOfImages,
     Number,
     Which,
+    open_image_of,
     options_of,
     resources_from,
     with_image_options,
@@ -314,7 +315,7 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
 
 
 def _opened(path: str, which: str, options: dict[str, Any]) -> Any:
-    return options_of(options, which, common=False).open(path)
+    return open_image_of(which, options_of(options, which, common=False), path)
 
 
 def _series(path: str, options: dict[str, Any]) -> Any:

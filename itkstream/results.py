@@ -29,6 +29,7 @@ from itkstream.io.ngff_transforms import (
     stored_axes,
 )
 from itkstream.io.outputs import check_file, check_store
+from itkstream.io.units import itk_unit
 from itkstream.numerics.mapping import affine_part
 from itkstream.run_fields import begun
 from itkstream.transform import (
@@ -190,7 +191,8 @@ def write_resampled(
     out : path
         The new OME-Zarr 0.5, ending in ``.zarr``, multiscale, its axes z, y, x after those of a
         series; or a file that ITK, 3D Slicer and ANTs read, ending in ``.nii.gz``, ``.nii``,
-        ``.nrrd`` or ``.mha``, for one image that fits in memory.
+        ``.nrrd`` or ``.mha``, for one image that fits in memory; in micrometers, but NIfTI in
+        millimeters where `grid` is.
     moving : Image or Series
         In moving space. For a series, the transform is evaluated once.
     transform : Transform
@@ -228,7 +230,11 @@ def write_resampled(
     stored = lazy.transpose(*range(first), *(first + k for k in order))
     if _is_file(place):
         _check_file_holds(stored, moving, place)
-        write_itk(place, Image(compute(stored, resources), wanted), overwrite=overwrite)
+        # Other programs lay it over the file of the fixed image, whose numbers it must have; the
+        # other formats are written without a unit, which reads as micrometers.
+        unit = itk_unit(grid) if ".nii" in place.name.lower() else "micrometer"
+        lattice = grid.reorder(wanted.axes).in_unit(unit)
+        write_itk(place, Image(compute(stored, resources), lattice), overwrite=overwrite)
         return
     chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
     series = dict(moving.axes) if isinstance(moving, Series) else {}

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import zarr
+from click.testing import CliRunner
 
 import itkstream
+from itkstream.block_kernels import WarpSettings
+from itkstream.cli import commands
 from itkstream.cli_options import (
     in_options,
     options_of,
@@ -22,11 +25,12 @@ from itkstream.cli_options import (
     with_resources,
 )
 from itkstream.geometry import AffineTransform, Grid
-from itkstream.io import ImageOptions, write_n5
+from itkstream.io import ImageOptions, open_image, write_n5
 from itkstream.io.transform_files import write_transform
 from itkstream.napari_reader import read_layers
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 from itkstream.registered import registered_images
+from itkstream.results import write_resampled
 from itkstream.workers import Resources
 
 PAIR = ("register", "fix.n5/s0", "mov.n5/s0")
@@ -173,7 +177,7 @@ def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
         ((*PAIR, "--out", "new", "--queue", "short"), "queue is for batch systems"),
         (
             (*BARE, "--out", "new"),
-            "--spacing, one number per axis in the order ('z', 'y', 'x')",
+            "pass --fixed-spacing, one number per axis in the order ('z', 'y', 'x')",
         ),
         ((*BARE, "--out", "new", "--fixed-spacing", "1"), "mov.zarr does not say"),
         ((*BARE, "--out", "new", "--spacing", "1,1"), "--spacing needs one number or 3"),
@@ -297,6 +301,47 @@ def test_errors_speak_the_words_of_the_command_line():
     assert in_options("pass overwrite=True, cluster='slurm' or min_level=") == (
         "pass overwrite=True, cluster='slurm' or min_level="
     )
+
+
+def test_errors_name_the_option_for_their_image_alone(tmp_path):
+    """An option for all images would change those that state what they must."""
+    nothing, stated = str(tmp_path / "a.zarr"), str(tmp_path / "b.zarr")
+    zarr.create_array(nothing, data=np.ones((8, 8, 8), "u1"))
+    zarr.create_array(stated, data=np.ones((8, 8, 8), "u1"), attributes={"spacing": 2})
+    out = str(tmp_path / "out.tfm")
+    transform = str(tmp_path / "t.tfm")
+    write_transform(transform, AffineTransform(np.eye(4)), ("z", "y", "x"))
+    calls = {
+        "fixed": ("plan", nothing, stated),
+        "moving": ("plan", stated, nothing),
+        "like": ("export", transform, out, "--like", nothing),
+    }
+    for which, words in calls.items():
+        error = CliRunner().invoke(commands, words).exception
+        assert f"pass --{which}-spacing, one number" in str(error)
+
+
+@pytest.mark.parametrize("words", ["apply t.tfm m o.zarr", "invert t.tfm o.zarr", "export t.tfm o"])
+def test_options_for_an_image_that_is_not_given_are_refused(words):
+    result = CliRunner().invoke(commands, [*words.split(), "--like-channel", "1"])
+    assert result.exit_code == 2
+    assert "--like-channel speaks of the image of --like, which is not given" in result.output
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "nrrd", "mha"])
+@pytest.mark.parametrize("unit", ["millimeter", "micrometer", "nanometer"])
+def test_resampled_files_lie_over_the_file_of_the_fixed_image(tmp_path, suffix, unit):
+    """Slicer and ITK-SNAP take numbers as they are: those of NIfTI, where it has millimeters."""
+    grid = Grid((5, 6, 7), (1.0, 0.5, 0.5), (3.0, 4.0, 5.0), axes=("z", "y", "x"), unit=unit)
+    image = itkstream.Image(np.ones(grid.shape, np.uint8), grid)
+    out = tmp_path / f"a.{suffix}"
+    write_resampled(out, image, AffineTransform(np.eye(4)), grid, WarpSettings())
+    in_mm = unit == "millimeter" and "nii" in suffix  # only NIfTI states its unit
+    wanted = grid.in_unit("millimeter" if in_mm else "micrometer")
+    assert open_image(out).grid.unit == wanted.unit
+    there = sitk.ReadImage(str(out))
+    np.testing.assert_allclose(there.GetSpacing()[::-1], wanted.spacing)
+    np.testing.assert_allclose(there.GetOrigin()[::-1], wanted.origin)
 
 
 def test_every_resource_has_its_option():

@@ -94,7 +94,8 @@ def open_image(
         Channel and time point, counted from 0.
     unit : str, optional
         Unit of length of the file's numbers, whatever it claims. Where it claims none, they count
-        as micrometers. NIfTI that claims any comes in millimeters, as ITK has it.
+        as micrometers. NIfTI that claims any comes in millimeters, as ITK has it, and in its own
+        unit where `voxel_spacing` is given.
     voxel_spacing : float or sequence of float, optional
         Voxel spacing per array axis of the opened image, in the unit of the file, whatever it
         claims; needed where it claims none for one of the axes. The resolution tags of TIFF count

@@ -33,6 +33,8 @@ class FileHeader:
         Unit of length of ITK's numbers; None where none is stated.
     itk_scale : float
         What ITK multiplies the file's numbers by.
+    own_unit : str, optional
+        Unit of the file's numbers, where ITK multiplies them; None where `unit` is theirs.
     spaced : bool
         Whether the file says how far its voxels lie apart.
     streams : bool
@@ -48,6 +50,7 @@ class FileHeader:
     files: tuple[Path, ...] = ()
     unit: str | None = None
     itk_scale: float = 1.0
+    own_unit: str | None = None
     spaced: bool = True
     streams: bool = False
     raw_offset: int | None = None

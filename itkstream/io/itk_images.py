@@ -214,8 +214,10 @@ def _grid(
     space = [k for k, axis in enumerate(names[: len(size)]) if axis in ("x", "y", "z")]
     kept = [len(size) - 1 - k for k in space]
     matrix = np.reshape(reader.GetDirection(), (len(size), len(size)))[np.ix_(kept, kept)]
-    # A stated unit is one of the file's own numbers, which ITK may have converted.
-    scale = header.itk_scale if selection.unit else 1.0
+    # What is stated by hand is in the file's own numbers, which ITK may have converted.
+    own = selection.unit is not None or selection.voxel_spacing is not None
+    scale = header.itk_scale if own else 1.0
+    unit = (header.own_unit if own else None) or header.unit
     try:
         return Grid(
             shape=tuple(size[k] for k in kept),
@@ -223,7 +225,7 @@ def _grid(
             origin=tuple(reader.GetOrigin()[k] / scale for k in kept),
             direction=tuple(map(tuple, matrix + 0.0)),  # NIfTI comes with negative zeros
             axes=tuple(names[k] for k in space),
-            unit=selection.unit_of(header.unit),
+            unit=selection.unit_of(unit),
         )
     except InputError as error:
         raise InputError(f"{reader.GetFileName()}: {error}") from error

@@ -26,8 +26,9 @@ _SIZE_OF_2 = 540
 # Bits per voxel of the data types that ITK reads.
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32}
 _BITS |= {1024: 64, 1280: 64, 1792: 128, 2304: 32}
-# ITK turns all lengths into millimeters: meters, millimeters, micrometers.
+# ITK turns all lengths into millimeters.
 _MILLIMETERS = {1: 1e3, 2: 1.0, 3: 1e-3}
+_OWN_UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
 _RGB = (128, 2304)
 _UNITS, _LENGTHS = 123, 0b111  # where xyzt_units is, and its bits for the unit of length
 
@@ -78,6 +79,7 @@ def read_nifti_header(path: Path) -> FileHeader:
         files=(head, data) if pair else (),
         unit="millimeter" if code in _MILLIMETERS else None,
         itk_scale=_MILLIMETERS.get(code, 1.0),
+        own_unit=_OWN_UNITS.get(code),
         packed=((data, 0),) if packed else (),
         needed=int(offset) + needed,
         # ITK 5.4 aborts the process where it reads a region of a NIfTI file of vectors.

@@ -213,5 +213,8 @@ def _unit(fields: Mapping[str, str], path: Path) -> str | None:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if len(units) > 1:
-        raise InputError(f"{path} states several units of length, {said}: pass unit=")
+        raise InputError(
+            f"{path} states several units of length, {said}: correct it, or pass unit= and "
+            "voxel_spacing="
+        )
     return units.pop()

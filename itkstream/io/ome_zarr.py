@@ -287,12 +287,13 @@ def _check_axes(names: Sequence[str], image: _Image) -> None:
 def _place(multiscale: Attributes, path: str, names: tuple[str, ...]) -> Stated | None:
     claimed = level_axes(multiscale, path)
     found = scale_and_shift(multiscale, path, len(names))
-    if found is None:
-        return None
     # Axes may be called otherwise than the metadata do: these are the names that count.
     axes = [replace(axis, name=name) for axis, name in zip(claimed, names, strict=False)]
     if len(axes) < len(names):
         raise multiscale.error("axes", f"{len(names)} axes", [axis.name for axis in claimed])
+    if found is None:
+        units = {axis.name: axis.unit for axis in axes if axis.name in SPACE}
+        return Stated({}, units, multiscale) if any(units.values()) else None
     scale, shift = (tuple(values) for values in found)
     return named_place(axes, (scale, shift), Layout(names), multiscale)
 

@@ -243,7 +243,12 @@ class Selection:
         return level
 
     def image(
-        self, source: ArraySource, names: Sequence[str], grid: Grid | None, name: str
+        self,
+        source: ArraySource,
+        names: Sequence[str],
+        grid: Grid | None,
+        name: str,
+        unit: str | None = None,
     ) -> Image:
         """The wanted channel and time point of a stored array as an image.
 
@@ -258,6 +263,8 @@ class Selection:
             Grid of the kept axes as the file states it; None where the file has no spacing.
         name : str
             How messages call the image.
+        unit : str, optional
+            What the file says, where it has no spacing and so no grid.
 
         Returns
         -------
@@ -275,7 +282,7 @@ class Selection:
         axes = tuple(a for a in names if a in ("x", "y", "z"))
         stated = self.stated_spacing(len(axes), name)
         if stated is not None:
-            base = grid or Grid(view.shape, stated, axes=axes, unit=self.unit_of(None))
+            base = grid or Grid(view.shape, stated, axes=axes, unit=self.unit_of(unit))
             grid = replace(base, spacing=stated)
         if grid is None:
             raise UnknownSpacingError(
@@ -295,7 +302,7 @@ class Selection:
             if axis not in ("c", "t") and length != 1:
                 raise InputError(
                     f"{name} has an axis {axis!r} of {length} elements; only x, y, z, c and t "
-                    "are understood"
+                    "are understood: pass axes= (--axes), the names of all stored axes"
                 )
             _check_index(word, index, length, name)
             picks.append(index)

@@ -146,7 +146,7 @@ class Stated:
     Parameters
     ----------
     spacing : mapping
-        In `units`; empty where only `shift` is known.
+        In `units`; empty where only `units` or `shift` are known.
     units : mapping
         As the file has them; "" where it does not say.
     source : Attributes
@@ -355,8 +355,12 @@ def stated_place(
             if made[0].differs(other):
                 raise _contradiction(made[0], other)
         return _moved(made[0], chain[: index + 1], layout)
+    # No spacing; but what is said of units and factors holds for one that is stated by hand.
+    bare = _with_units(Stated({}, {}, own), chain, layout)
     factors = scale.factors()
-    return _averaged(Stated({}, {}, own), factors) if factors else None
+    if factors:
+        return _averaged(bare, factors)
+    return bare if any(bare.units.values()) else None
 
 
 @dataclass(frozen=True)
@@ -516,7 +520,7 @@ def named_place(
         raise source.error("axes", f"names that include {', '.join(missing)}", list(scale))
     for name in layout.space:
         if scale[name] <= 0:
-            raise source.error("scale", "positive numbers")
+            raise source.error("scale", "positive numbers", list(scale.values()))
     units = {a.name: a.unit for a in axes}
     space = layout.space
     return Stated(

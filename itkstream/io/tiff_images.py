@@ -81,7 +81,7 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Image:
             raise _unknown_spacing(said, shapes[0], path)
         array = _array(path, chosen, levels[number])
         _check_planes(levels[number], names, selection, path)
-        return selection.image(array, names, grids[number], path)
+        return selection.image(array, names, grids[number], path, said.unit)
 
 
 @contextmanager
@@ -209,6 +209,10 @@ def _names(series: TiffPageSeries, selection: Selection, path: str) -> tuple[str
     letters = series.axes
     if selection.axes is not None:
         return tuple(letters.lower())
+    # Of several axes without a name, those of one element mean nothing.
+    if sum(a in _STACKED for a in letters) > 1:
+        pairs = zip(letters, series.shape, strict=True)
+        letters = "".join("_" if a in _STACKED and n == 1 else a for a, n in pairs)
     known = dict(_AXES)
     if "C" not in letters:
         known["S"] = "c"
@@ -221,7 +225,8 @@ def _names(series: TiffPageSeries, selection: Selection, path: str) -> tuple[str
             f"{path} has axes {tuple(letters)} of shape {series.shape}: colours (S) in each of "
             "several channels (C). Split its colours into channels, in ImageJ for instance"
         )
-    if unknown or len(set(letters)) < len(letters):
+    named = letters.replace("_", "")
+    if unknown or len(set(named)) < len(named):
         raise InputError(
             f"{path} has axes {tuple(letters)} of shape {series.shape}, and it is not clear what "
             f"{', '.join(map(repr, unknown or letters))} stand for: pass axes=, such as "

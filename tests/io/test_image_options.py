@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import tensorstore
+import tifffile
 import zarr
 
 from itkstream import ImageOptions, open_image
@@ -71,3 +74,111 @@ def test_spacings_are_positive_numbers(spacing: object) -> None:
 def test_places_are_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"{name} must be a whole number"):
         ImageOptions(**{name: value})  # type: ignore[arg-type]
+
+
+NM = {"PhysicalSizeX": 300, "PhysicalSizeY": 300} | {f"PhysicalSize{a}Unit": "nm" for a in "XY"}
+
+
+def ome_tiff(folder: Path) -> Path:
+    tifffile.imwrite(folder / "a.ome.tif", VOXELS[0, 0], metadata={"axes": "ZYX", **NM})
+    return folder / "a.ome.tif"
+
+
+def imagej(folder: Path) -> Path:
+    about = {"axes": "ZYX", "unit": "nm"}
+    ratio = (1 / 300, 1 / 300)
+    tifffile.imwrite(folder / "a.tif", VOXELS[0, 0], imagej=True, resolution=ratio, metadata=about)
+    return folder / "a.tif"
+
+
+def ome_zarr(folder: Path) -> Path:
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    about = {"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}
+    group = zarr.open_group(str(folder / "a.zarr"), mode="w", zarr_format=2)
+    group.create_array("0", data=VOXELS[0, 0])
+    group.attrs["multiscales"] = [about]
+    return folder / "a.zarr"
+
+
+def plain_zarr(folder: Path) -> Path:
+    about = {"units": ["nm"] * 3}
+    zarr.create_array(str(folder / "a.zarr"), data=VOXELS[0, 0], attributes=about)
+    return folder / "a.zarr"
+
+
+def n5(folder: Path) -> Path:
+    array = tensorstore.open(
+        {
+            "driver": "n5",
+            "kvstore": {"driver": "file", "path": str(folder / "a.n5/s0")},
+            "metadata": {
+                "dimensions": VOXELS.shape[:-4:-1],
+                "blockSize": [5, 6, 7],
+                "dataType": "uint8",
+                "compression": {"type": "gzip"},
+            },
+            "create": True,
+        }
+    ).result()
+    array[...].write(VOXELS[0, 0].T).result()
+    file = folder / "a.n5/s0/attributes.json"
+    axes = {"axes": ["x", "y", "z"], "units": ["nm"] * 3}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **axes}))
+    return folder / "a.n5/s0"
+
+
+def metaimage(folder: Path) -> Path:
+    keys = "NDims = 3", "DimSize = 5 6 7", "DistanceUnits = nm", "ElementType = MET_UCHAR"
+    head = "\n".join((*keys, "ElementDataFile = LOCAL\n")).encode()
+    (folder / "a.mha").write_bytes(head + VOXELS[0, 0].tobytes())
+    return folder / "a.mha"
+
+
+@pytest.mark.parametrize("write", [ome_tiff, imagej, ome_zarr, plain_zarr, n5, metaimage])
+def test_the_unit_of_a_file_is_that_of_a_spacing_stated_by_hand(tmp_path: Path, write) -> None:
+    """What lacks a spacing may state a unit all the same."""
+    path = write(tmp_path)
+    with pytest.raises(UnknownSpacingError):
+        open_image(path)
+    image = open_image(path, voxel_spacing=300)
+    assert (image.spacing, image.grid.unit) == ((300, 300, 300), "nanometer")
+    np.testing.assert_array_equal(image.reorder("zyx").read(), VOXELS[0, 0])
+    assert open_image(path, voxel_spacing=3, unit="um").grid.unit == "micrometer"
+
+
+@pytest.mark.parametrize(("code", "unit"), [(1, "meter"), (2, "millimeter"), (3, "micrometer")])
+def test_a_spacing_stated_for_nifti_is_in_its_own_unit(tmp_path: Path, code, unit) -> None:
+    """ITK converts the numbers of the file, and not those that are stated by hand."""
+    path = tmp_path / "a.nii"
+    written = sitk.GetImageFromArray(VOXELS[0, 0])
+    written.SetOrigin((8.0, 0.0, 4.0))
+    sitk.WriteImage(written, str(path))
+    raw = bytearray(path.read_bytes())
+    raw[123] = raw[123] & ~7 | code
+    path.write_bytes(raw)
+    image = open_image(path, voxel_spacing=(2, 0.5, 0.5))
+    assert (image.spacing, image.grid.unit) == ((2, 0.5, 0.5), unit)
+    np.testing.assert_allclose(image.grid.origin, (4, 0, 8))
+
+
+def test_a_scale_that_cannot_be_is_shown(tmp_path: Path) -> None:
+    path = ome_zarr(tmp_path)
+    about = json.loads((path / ".zattrs").read_text())
+    steps = [{"type": "scale", "scale": [2, -0.5, 0.5]}]
+    about["multiscales"][0]["datasets"][0]["coordinateTransformations"] = steps
+    (path / ".zattrs").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"scale must be positive numbers; got \[2.0, -0.5, 0.5\]"):
+        open_image(path)
+
+
+def test_an_axis_that_is_not_understood_can_be_named(path: Path) -> None:
+    zarr.create_array(
+        str(path.with_name("b.zarr")),
+        data=VOXELS[0],
+        dimension_names=(None, "z", "y", "x"),
+        attributes={"spacing": [2, 1, 1]},
+    )
+    with pytest.raises(InputError, match=r"only x, y, z, c and t are understood: pass axes="):
+        open_image(path.with_name("b.zarr"))
+    image = open_image(path.with_name("b.zarr"), axes="czyx", channel=1)
+    np.testing.assert_array_equal(image.read(), VOXELS[0, 1])

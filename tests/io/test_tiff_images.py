@@ -312,3 +312,15 @@ def test_ome_xml_that_means_the_impossible_is_refused(tmp_path):
         tifffile.tiffcomment(path, xml.replace(old, new, 1).encode())
         with pytest.raises(InputError, match=message):
             open_image(path, voxel_spacing=1)
+
+
+def test_axes_of_one_element_need_no_name(tmp_path):
+    for number, lead in enumerate([(1,), (1, 1), (1, 1, 1)]):
+        path = tmp_path / f"{number}.tif"
+        tifffile.imwrite(path, STACK.reshape(*lead, *STACK.shape), **GRAY)
+        image = open_image(path, voxel_spacing=(2, 1, 1))
+        assert (image.grid.axes, image.spacing) == (("z", "y", "x"), (2, 1, 1))
+        np.testing.assert_array_equal(image.read(), STACK)
+    tifffile.imwrite(path, SERIES[0], **GRAY)
+    with pytest.raises(InputError, match="what 'Q', 'Q' stand for"):
+        open_image(path, voxel_spacing=1)
