@@ -232,8 +232,7 @@ def write_resampled(
         _check_file_holds(stored, moving, place)
         # Other programs lay it over the file of the fixed image, whose numbers it must have; the
         # other formats are written without a unit, which reads as micrometers.
-        unit = itk_unit(grid) if ".nii" in place.name.lower() else "micrometer"
-        lattice = grid.reorder(wanted.axes).in_unit(unit)
+        lattice = grid.reorder(wanted.axes).in_unit(itk_unit(grid))
         write_itk(place, Image(compute(stored, resources), lattice), overwrite=overwrite)
         return
     chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])

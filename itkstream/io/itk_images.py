@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,6 +47,8 @@ _HEADERS = {
 }
 # Axes in numpy's order; NIfTI knows a fifth of components.
 _AXES = ("c", "t", "z", "y", "x")
+# Of files that ITK writes; its headers are shorter.
+_HEADER_BYTES = 4096
 _reading = Lock()  # threads that want the same file wait for one of them to read it
 
 
@@ -175,8 +178,8 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     path : path
         Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``; a path or a URL.
     image : Image
-        Read into memory. Numbers of its grid are kept as they are; NIfTI states their unit where
-        it is millimeter, and else none, since ITK multiplies by any other.
+        Read into memory. Numbers of its grid are kept as they are; the file states their unit where
+        it is millimeter, and else none, since ITK takes all numbers for millimeters.
     overwrite : bool
         Replace an existing file.
 
@@ -202,8 +205,24 @@ def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = F
     with claim_file(path, overwrite) as partial:
         wrapped = to_itk_image(image.read(), image.grid)
         sitk.WriteImage(wrapped, str(partial), useCompression=partial.suffix == ".gz")
-        if image.grid.unit != "millimeter" and ".nii" in partial.name.lower():
+        if ".nii" not in partial.name.lower():
+            if image.grid.unit == "millimeter":
+                _state_millimeters(partial, image.ndim)
+        elif image.grid.unit != "millimeter":
             state_no_unit(partial)
+
+
+def _state_millimeters(path: Path, ndim: int) -> None:
+    """Add the unit to the header of a file of ITK's, which writes none."""
+    before, line = b"\nspace directions:", "\nspace units:" + ' "mm"' * ndim
+    if path.suffix.lower() == ".mha":
+        before, line = b"\nElementDataFile", "\nDistanceUnits = mm"
+    longer = path.with_name(f"{path.name}.longer")
+    with path.open("rb") as file, longer.open("wb") as out:
+        head = file.read(_HEADER_BYTES)
+        out.write(head.replace(before, line.encode() + before, 1))
+        shutil.copyfileobj(file, out)
+    longer.replace(path)
 
 
 def _grid(

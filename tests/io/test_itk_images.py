@@ -473,3 +473,21 @@ def test_what_is_wrong_in_a_nifti_header_is_named(tmp_path, place, content, mess
     path.write_bytes(raw)
     with pytest.raises(ItkstreamError, match=rf"a\.nii.*{message}"):
         open_image(path)
+
+
+@pytest.mark.parametrize("unit", ["micrometer", "millimeter"])
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_what_is_written_states_its_unit_and_is_read_alike(tmp_path, ending, ndim, unit):
+    voxels = np.random.default_rng(0).integers(0, 999, (6, 8, 10)[-ndim:]).astype(np.uint16)
+    spacing, origin = (2.0, 0.5, 0.25)[-ndim:], (-3.0, 5.0, 7.0)[-ndim:]
+    grid = Grid(voxels.shape, spacing, origin, axes=("z", "y", "x")[-ndim:], unit=unit)
+    file = tmp_path / f"image{ending}"
+    itk_images.write_itk(file, Image(voxels, grid))
+    again, theirs = open_image(file), sitk.ReadImage(str(file))
+    assert again.grid.unit == unit
+    np.testing.assert_allclose(again.spacing, spacing)
+    np.testing.assert_array_equal(again.read(), voxels)
+    # Numbers are kept, in whatever unit.
+    np.testing.assert_allclose(theirs.GetSpacing()[::-1], spacing)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(theirs), voxels)
