@@ -230,8 +230,7 @@ def write_resampled(
     stored = lazy.transpose(*range(first), *(first + k for k in order))
     if _is_file(place):
         _check_file_holds(stored, moving, place)
-        # Other programs lay it over the file of the fixed image, whose numbers it must have; the
-        # other formats are written without a unit, which reads as micrometers.
+        # Other programs lay it over the file of the fixed image, whose numbers it must have.
         lattice = grid.reorder(wanted.axes).in_unit(itk_unit(grid))
         write_itk(place, Image(compute(stored, resources), lattice), overwrite=overwrite)
         return

@@ -331,13 +331,12 @@ def test_options_for_an_image_that_is_not_given_are_refused(words):
 @pytest.mark.parametrize("suffix", ["nii.gz", "nrrd", "mha"])
 @pytest.mark.parametrize("unit", ["millimeter", "micrometer", "nanometer"])
 def test_resampled_files_lie_over_the_file_of_the_fixed_image(tmp_path, suffix, unit):
-    """Slicer and ITK-SNAP take numbers as they are: those of NIfTI, where it has millimeters."""
+    """Slicer and ITK-SNAP take numbers as they are: those of the fixed image, if in millimeters."""
     grid = Grid((5, 6, 7), (1.0, 0.5, 0.5), (3.0, 4.0, 5.0), axes=("z", "y", "x"), unit=unit)
     image = itkstream.Image(np.ones(grid.shape, np.uint8), grid)
     out = tmp_path / f"a.{suffix}"
     write_resampled(out, image, AffineTransform(np.eye(4)), grid, WarpSettings())
-    in_mm = unit == "millimeter" and "nii" in suffix  # only NIfTI states its unit
-    wanted = grid.in_unit("millimeter" if in_mm else "micrometer")
+    wanted = grid.in_unit("millimeter" if unit == "millimeter" else "micrometer")
     assert open_image(out).grid.unit == wanted.unit
     there = sitk.ReadImage(str(out))
     np.testing.assert_allclose(there.GetSpacing()[::-1], wanted.spacing)
