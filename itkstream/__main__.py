@@ -1,6 +1,6 @@
 """``python -m itkstream``: the command line."""
 
-from itkstream.cli import main
+from itkstream.cli.app import main
 
 if __name__ == "__main__":
     main()

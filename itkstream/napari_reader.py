@@ -10,15 +10,15 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
-from itkstream.algebra import axes_of
+from itkstream.apply.fields import axes_of
 from itkstream.errors import ItkstreamError, NoSuchPartError
 from itkstream.geometry import Image, default_axes
 from itkstream.io import open_image
-from itkstream.io.locations import Location
-from itkstream.io.transform_files import read_transform
-from itkstream.numerics.mapping import affine_part
-from itkstream.registered import registered_images
-from itkstream.run_folder import ALIGNED, REPORT
+from itkstream.io.storage.locations import Location
+from itkstream.io.transforms.files import read_transform
+from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.registration.folder import ALIGNED, REPORT
+from itkstream.registration.report import registered_images
 
 __all__ = ["get_reader", "read_layers"]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry.grid import Grid
 from itkstream.geometry.lazy_array import ArraySource
-from itkstream.io.inputs import check_apart
-from itkstream.io.outputs import claim_file
+from itkstream.io.storage.inputs import check_apart
+from itkstream.io.storage.outputs import claim_file
 
 __all__ = ["OverlayStyle", "overlay_rgb", "save_overlay"]
 

@@ -1,10 +1,11 @@
 """Named end-to-end runs: images in, a registration folder out.
 
-`register` goes from coarse to fine. What spans blocks is solved on a level of both images that
-fits in memory: the affine by key points, piecewise affines from there, and the deformation with
-all large displacements. Blocks at full resolution start from that and add what only full
-resolution shows. A step that refines is kept only if it raises the local correlation of the images.
-`itkstream.run` does the steps in turn; `itkstream.run_steps` holds a function for each.
+`register` goes from coarse to fine. What spans blocks is solved on a level of both images that fits
+in memory: the affine by key points, piecewise affines from there, and the deformation with all
+large displacements. Blocks at full resolution start from that and add what only full resolution
+shows. A step that refines is kept only if it raises the local correlation of the images.
+`itkstream.registration.run` does the steps in turn; `itkstream.registration.find` holds a function
+for each.
 
 Why in this order: on the tutorial's phantom (8 million voxels, 4 % of the nuclei missing in the
 second round), warped by up to 5 and up to 10 micrometers, the error in voxels after all steps was,
@@ -25,10 +26,11 @@ the time and gains little; it stays because it needs no small displacement to st
 left out where it does not help (as in the fourth row). Coarse levels on the whole image lose
 nothing against a single block.
 
-A deformation is stored on the nodes on which it is computed (`itkstream.deform.field_factors`). On
-this phantom, single block, these are 172,032 vectors for 8.3 million voxels, and exact. The mean of
-every 8 voxels, 6 times as many vectors, was up to 0.48 voxel off where the field bends, at the 99th
-percentile 0.06; so a coarser field is measured against the nodes (`field_tolerance_vox`).
+A deformation is stored on the nodes on which it is computed
+(`itkstream.estimate.deformation.field_factors`). On this phantom, single block, these are 172,032
+vectors for 8.3 million voxels, and exact. The mean of every 8 voxels, 6 times as many vectors, was
+up to 0.48 voxel off where the field bends, at the 99th percentile 0.06; so a coarser field is
+measured against the nodes (`field_tolerance_vox`).
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
-from itkstream.doors import as_pair, check_start
+from itkstream.blocks.graph import readable
+from itkstream.blocks.inputs import as_pair, check_start
+from itkstream.blocks.masks import Mask, masked
 from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.geometry import (
     AffineTransform,
@@ -58,23 +62,27 @@ from itkstream.geometry import (
     with_axes,
 )
 from itkstream.io import open_image
-from itkstream.io.inputs import check_apart
-from itkstream.io.locations import Location
-from itkstream.io.ngff_transforms import read_transform as read_field_and_affine
-from itkstream.io.ngff_transforms import stored_axes
-from itkstream.io.outputs import write_text
-from itkstream.io.paths import locate
-from itkstream.io.transform_files import read_transform
-from itkstream.io.units import itk_unit
-from itkstream.kept_levels import LevelMaker
-from itkstream.lazy import readable
-from itkstream.masks import Mask, masked
-from itkstream.planning import Plan, plan_steps
-from itkstream.probing import measure_rates
-from itkstream.run import Run, run_keys
-from itkstream.run_folder import ALIGNED, REPORT, TRANSFORM, RunFolder
-from itkstream.run_scene import LogReporter, Reporter, Scene
-from itkstream.steps import DEFAULT_STEPS, RansacAffine, RegisterSettings, Step, checked_steps
+from itkstream.io.images.locate import locate
+from itkstream.io.images.units import itk_unit
+from itkstream.io.storage.inputs import check_apart
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.outputs import write_text
+from itkstream.io.transforms.files import read_transform
+from itkstream.io.transforms.ngff.store import read_transform as read_field_and_affine
+from itkstream.io.transforms.ngff.store import stored_axes
+from itkstream.registration.folder import ALIGNED, REPORT, TRANSFORM, RunFolder
+from itkstream.registration.levels import LevelMaker
+from itkstream.registration.plan import Plan, plan_steps
+from itkstream.registration.probing import measure_rates
+from itkstream.registration.run import Run, run_keys
+from itkstream.registration.scene import LogReporter, Reporter, Scene
+from itkstream.registration.steps import (
+    DEFAULT_STEPS,
+    RansacAffine,
+    RegisterSettings,
+    Step,
+    checked_steps,
+)
 from itkstream.workers import Resources, session
 
 __all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
@@ -145,7 +153,7 @@ def register(
     Writes into `out`:
 
     - ``registration.json``: parameters, versions, timings, quality before and after each step, and
-      the transform's certificate (`itkstream.certificate.certify`);
+      the transform's certificate (`itkstream.apply.certificate.certify`);
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene), the field as
       coarse as `RegisterSettings.field_tolerance_vox` lets it; all else is made with this one;
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
@@ -164,9 +172,10 @@ def register(
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
-        What is done, see `itkstream.steps`; default `itkstream.steps.DEFAULT_STEPS`. Each refines
-        what the ones before have found, and is left out where that lowers the local correlation.
-        A deformation is always kept, and so is the first affine.
+        What is done, see `itkstream.registration.steps`; default
+        `itkstream.registration.steps.DEFAULT_STEPS`. Each refines what the ones before have found,
+        and is left out where that lowers the local correlation. A deformation is always kept, and
+        so is the first affine.
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
@@ -175,8 +184,8 @@ def register(
         whose numbers are millimeters where the fixed image is in millimeters, as NIfTI.
         Every step refines it, key points too: they are sought in the images it aligns.
     fixed_mask, moving_mask : Mask or path, optional
-        Which voxels count, see `itkstream.masks.Mask`, or the path of an image. A function is
-        called once, with the coarse level. A file that does not state its spacing covers the
+        Which voxels count, see `itkstream.blocks.masks.Mask`, or the path of an image. A function
+        is called once, with the coarse level. A file that does not state its spacing covers the
         image. The aligned image shows all voxels.
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see

@@ -22,7 +22,7 @@ import zarr
 from hypothesis import settings
 from scipy.spatial.transform import Rotation
 
-from itkstream.cli import main
+from itkstream.cli.app import main
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
@@ -31,7 +31,7 @@ from itkstream.geometry import (
     default_axes,
 )
 from itkstream.io import open_image, write_n5
-from itkstream.io.locations import Location
+from itkstream.io.storage.locations import Location
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
 # The machine is shared: a slow example says nothing about the code.

@@ -13,7 +13,7 @@ import time
 import dask.array as da
 import numpy as np
 
-from itkstream.cluster import execute
+from itkstream.compute.execute import execute
 from itkstream.errors import ItkstreamError
 
 VALUES = np.arange(16**3, dtype=np.int32).reshape(16, 16, 16)
@@ -39,7 +39,7 @@ def main(out: str, workers: int, seconds: float) -> None:
         slow, seconds=seconds, dtype=np.int32, name="slow"
     )
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("itkstream.resume").setLevel(logging.INFO)
+    logging.getLogger("itkstream.compute.fill").setLevel(logging.INFO)
     try:
         execute(array, out, n_workers=workers or None, progress=progress)
     except (ItkstreamError, KeyboardInterrupt) as error:

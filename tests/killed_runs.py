@@ -17,9 +17,9 @@ import dask.array as da
 import numpy as np
 import zarr
 
-from itkstream.cluster import execute
-from itkstream.io.locations import Location
-from itkstream.io.zarr_arrays import ZarrArray
+from itkstream.compute.execute import execute
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.zarr_arrays import ZarrArray
 
 BLOCKS = (8, 8, 8)
 

@@ -12,13 +12,14 @@ import pytest
 from scipy.ndimage import affine_transform
 
 from itkstream.affine import intensity_affine, prepare_piecewise_ransac_affine, ransac_affine
+from itkstream.apply.resampling import piecewise_transform
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.numerics.itk_settings import IntensitySettings
+from itkstream.numerics.itk.settings import IntensitySettings
+from itkstream.numerics.matching.ransac import RansacSettings
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import PhantomPair
-from itkstream.ransac import RansacSettings
-from itkstream.transform import apply_global_affine, piecewise_transform
+from itkstream.transform import apply_global_affine
 
 BLOBS: dict[str, Any] = {"min_radius": 2, "max_radius": 6, "match_threshold": 0.5, "cc_radius": 6}
 SIZE = (32, 28, 24)

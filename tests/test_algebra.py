@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from itkstream.algebra import (
+from itkstream.apply.fields import (
     as_field,
     crop_transform,
     fold_affine,
@@ -32,8 +32,8 @@ from itkstream.geometry import (
     Transform,
     compose,
 )
-from itkstream.io.ngff_transforms import write_store
-from itkstream.io.transform_files import read_transform
+from itkstream.io.transforms.files import read_transform
+from itkstream.io.transforms.ngff.store import write_store
 from itkstream.transform import apply_to_points, invert_transform
 
 MakeGrid = Callable[..., Grid]

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import zarr
 
-from itkstream.cluster import compute, execute
+from itkstream.apply.resampling import apply_transform, piecewise_transform
+from itkstream.blocks.inputs import block_grid
+from itkstream.compute.execute import compute, execute
 from itkstream.deform import prepare_piecewise_deformable_align
-from itkstream.doors import block_grid
 from itkstream.errors import ExistingOutputError, RefusedInputError
 from itkstream.geometry import AffineTransform, Grid, Image, Transform
-from itkstream.numerics.blend import blend_points
+from itkstream.numerics.sampling.blend import blend_points
 from itkstream.phantoms import PhantomPair
-from itkstream.transform import apply_transform, piecewise_transform, prepare_apply_local_affines
+from itkstream.transform import prepare_apply_local_affines
 
 SIZE = (32, 28, 24)
 LIGHT: dict[str, Any] = {

@@ -12,22 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from itkstream.block_kernels import WarpSettings
-from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
-from itkstream.io import create_ome_zarr, open_image
-from itkstream.io.itk_images import write_itk
-from itkstream.io.transform_files import write_transform
-from itkstream.itk_bridge import to_itk_image, to_itk_transform
-from itkstream.numerics.mapping import GridMap, map_on
-from itkstream.results import Series
-from itkstream.transform import (
-    apply_global_affine,
+from itkstream.apply.products import Series
+from itkstream.apply.resampling import (
     apply_transform,
-    invert_transform,
     prepare_apply_to_series,
     prepare_apply_transform,
 )
+from itkstream.errors import InputError
+from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
+from itkstream.geometry.itk_bridge import to_itk_image, to_itk_transform
+from itkstream.io import create_ome_zarr, open_image
+from itkstream.io.images.files.itk_images import write_itk
+from itkstream.io.transforms.files import write_transform
+from itkstream.numerics.sampling.mapping import GridMap, map_on
+from itkstream.numerics.sampling.warping import WarpSettings
+from itkstream.transform import apply_global_affine, invert_transform
 
 MakeGrid = Callable[..., Grid]
 Make = Callable[..., CompositeTransform]

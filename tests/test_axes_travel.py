@@ -25,11 +25,11 @@ from itkstream.geometry import (
     compose,
     with_axes,
 )
-from itkstream.io.itk_images import write_itk
-from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.numerics.mapping import affine_part, map_on
+from itkstream.io.images.files.itk_images import write_itk
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.numerics.sampling.mapping import affine_part, map_on
 from itkstream.phantoms import PhantomPair
-from itkstream.steps import IntensityAffine
+from itkstream.registration.steps import IntensityAffine
 
 ORDERS = list(permutations("xyz"))
 ZYX = ("z", "y", "x")

@@ -11,20 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from itkstream.background import background_of
-from itkstream.block_kernels import WarpSettings
-from itkstream.cluster import compute
-from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.pipelines import register
-from itkstream.steps import IntensityAffine, RegisterSettings
-from itkstream.transform import (
-    apply_global_affine,
+from itkstream.apply.resampling import (
     apply_transform,
-    prepare_apply_position_field,
     prepare_apply_to_series,
     prepare_apply_transform,
 )
+from itkstream.compute.execute import compute
+from itkstream.errors import InputError
+from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.numerics.sampling.background import background_of
+from itkstream.numerics.sampling.warping import WarpSettings
+from itkstream.pipelines import register
+from itkstream.registration.steps import IntensityAffine, RegisterSettings
+from itkstream.transform import apply_global_affine, prepare_apply_position_field
 
 AXES = ("x", "y", "z")
 SHAPE = (40, 36, 32)

@@ -12,15 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itkstream.block_kernels import (
-    AffineSettings,
-    WarpSettings,
-    affine_block,
-    deform_block,
-    warp_block,
-)
+from itkstream.blocks.masks import masked
 from itkstream.errors import InputError, RegistrationError
-from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
@@ -30,11 +23,19 @@ from itkstream.geometry import (
     Transform,
     default_axes,
 )
-from itkstream.io.itk_hdf5 import write_hdf5_transform
-from itkstream.io.itk_transforms import write_itk_transform
-from itkstream.itk_bridge import INTERPOLATORS, from_itk_image, to_itk_image, to_itk_transform
-from itkstream.masks import masked
-from itkstream.numerics.descent_settings import DescentSettings
+from itkstream.geometry.itk_bridge import (
+    INTERPOLATORS,
+    from_itk_image,
+    to_itk_image,
+    to_itk_transform,
+)
+from itkstream.io.transforms.itk.hdf5 import write_hdf5_transform
+from itkstream.io.transforms.itk.transforms import write_itk_transform
+from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.engines import deform_block
+from itkstream.numerics.matching.affine import AffineSettings, affine_block
+from itkstream.numerics.matching.keypoints import ContextWindow, KeyPointSettings, MatchSettings
+from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.phantoms import PhantomPair
 
 MakeGrid = Callable[..., Grid]

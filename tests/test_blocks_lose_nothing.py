@@ -5,10 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from itkstream.cluster import compute
-from itkstream.deform import prepare_displacement
+from itkstream.compute.execute import compute
+from itkstream.estimate.deformation import prepare_displacement
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Image
-from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 
 BLOCKS = (64, 56, 48)

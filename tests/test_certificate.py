@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itkstream import certificate
-from itkstream.certificate import certify, check_transform, repair_transform
+from itkstream.apply import certificate
+from itkstream.apply.certificate import certify, check_transform, repair_transform
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.io.ngff_transforms import as_stored, create_transform
-from itkstream.io.transform_files import write_transform
-from itkstream.numerics.fields import jacobian_determinant
+from itkstream.io.transforms.files import write_transform
+from itkstream.io.transforms.ngff.store import as_stored, create_transform
+from itkstream.numerics.sampling.fields import jacobian_determinant
 
 GRID = Grid((20, 22, 40), (2.0, 1.0, 0.5), (5.0, -7.0, 3.0), axes=("z", "y", "x"))
 

@@ -15,9 +15,9 @@ import zarr
 from click.testing import CliRunner
 
 import itkstream
-from itkstream.block_kernels import WarpSettings
-from itkstream.cli import commands
-from itkstream.cli_options import (
+from itkstream.apply.products import write_resampled
+from itkstream.cli.app import commands
+from itkstream.cli.options import (
     in_options,
     options_of,
     resources_from,
@@ -26,11 +26,11 @@ from itkstream.cli_options import (
 )
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import ImageOptions, open_image, write_n5
-from itkstream.io.transform_files import write_transform
+from itkstream.io.transforms.files import write_transform
 from itkstream.napari_reader import read_layers
+from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.registered import registered_images
-from itkstream.results import write_resampled
+from itkstream.registration.report import registered_images
 from itkstream.workers import Resources
 
 PAIR = ("register", "fix.n5/s0", "mov.n5/s0")

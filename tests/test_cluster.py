@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import zarr
 
-from itkstream.cluster import compute, execute, store
+from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.compute.execute import compute, execute, store
 from itkstream.deform import prepare_piecewise_deformable_align
 from itkstream.errors import BlockErrors, ExistingOutputError, InputError
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.io import kept_chunks
+from itkstream.io.storage import kept_chunks
 from itkstream.numerics.threads import get_threads
 from itkstream.phantoms import PhantomPair
-from itkstream.transform import prepare_apply_transform
 from itkstream.workers import Resources
 
 ARRAY = np.arange(20 * 18).reshape(20, 18)

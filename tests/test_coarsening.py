@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from itkstream.algebra import sample_transform
-from itkstream.coarsening import coarsen_field, prepare_decimation
+from itkstream.apply.coarsening import coarsen_field, prepare_decimation
+from itkstream.apply.fields import sample_transform
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from itkstream.config import Config, read_config, to_yaml
 from itkstream.errors import InputError, MissingDataError
 from itkstream.io import ImageOptions
-from itkstream.steps import (
+from itkstream.registration.config import Config, read_config, to_yaml
+from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,
     LocalAffines,

@@ -12,20 +12,16 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from itkstream.cluster import compute
-from itkstream.deform import (
-    deformable_align,
-    field_factors,
-    prepare_displacement,
-    prepare_fold_count,
-    prepare_piecewise_deformable_align,
-)
-from itkstream.doors import block_grid
+from itkstream.apply.folds import prepare_fold_count
+from itkstream.blocks.inputs import block_grid
+from itkstream.compute.execute import compute
+from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
 from itkstream.errors import InputError, RegistrationError
+from itkstream.estimate.deformation import field_factors, prepare_displacement
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
-from itkstream.numerics.descent_settings import DescentSettings
-from itkstream.numerics.fields import jacobian_determinant, resize_field, shrink_field
-from itkstream.numerics.itk_settings import BsplineSettings, DemonsSettings
+from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.itk.settings import BsplineSettings, DemonsSettings
+from itkstream.numerics.sampling.fields import jacobian_determinant, resize_field, shrink_field
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import PhantomPair
 from itkstream.transform import apply_global_affine

@@ -16,7 +16,7 @@ def public_names():
     """Dotted names of all public classes, functions and methods."""
     for module in pkgutil.walk_packages(itkstream.__path__, "itkstream."):
         # The docstrings of commands are their help texts.
-        if module.name in ("itkstream.cli", "itkstream.cli_transforms"):
+        if module.name in ("itkstream.cli.app", "itkstream.cli.transforms"):
             continue
         home = import_module(module.name)
         for name in getattr(home, "__all__", ()):

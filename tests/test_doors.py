@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from itkstream.doors import as_pair, block_grid, default_overlap, reversed_axes
+from itkstream.blocks.inputs import as_pair, block_grid, default_overlap, reversed_axes
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid, Image
 from itkstream.io import open_image

@@ -16,16 +16,16 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
+from itkstream.apply.bundles import coarsened, export_ants, export_slicer
+from itkstream.apply.products import write_inverse
+from itkstream.apply.resampling import apply_transform
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
-from itkstream.exports import coarsened, export_ants, export_slicer
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, write_pyramid
-from itkstream.io.ngff_transforms import read_error_map
-from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.io.transforms.ngff.store import read_error_map
 from itkstream.napari_reader import get_reader, read_layers
-from itkstream.registered import registered_images
-from itkstream.results import write_inverse
-from itkstream.transform import apply_transform
+from itkstream.registration.report import registered_images
 
 FIXED = Grid((48, 64, 80), (2.0, 1.0, 1.0), (5.0, -7.0, 3.0), axes=("z", "y", "x"))
 MOVING = Grid((50, 70, 82), (2.0, 1.0, 1.0), (4.0, -9.0, 2.0), axes=("z", "y", "x"))

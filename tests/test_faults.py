@@ -24,16 +24,16 @@ from numcodecs import Blosc
 from scipy.ndimage import uniform_filter
 from zarr.codecs import BloscCodec
 
-from itkstream.block_kernels import WarpSettings
-from itkstream.cluster import compute, execute
+from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.compute.execute import compute, execute
+from itkstream.compute.records import Ledger
 from itkstream.errors import BlockErrors, OutputError
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.io.locations import Location
-from itkstream.io.n5 import N5Array
-from itkstream.io.stored import StoredArray
-from itkstream.io.zarr_arrays import ZarrArray
-from itkstream.ledger import Ledger
-from itkstream.transform import prepare_apply_transform
+from itkstream.io.images.stores.n5 import N5Array
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.stored import StoredArray
+from itkstream.io.storage.zarr_arrays import ZarrArray
+from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.workers import Resources, session
 
 HERE = Path(__file__).parent

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from itkstream.errors import InputError, RegistrationError
-from itkstream.features import (
+from itkstream.geometry import Grid
+from itkstream.numerics.matching.keypoints import (
     Contexts,
     ContextWindow,
     KeyPoints,
@@ -16,10 +17,9 @@ from itkstream.features import (
     match,
     sample_contexts,
 )
-from itkstream.geometry import Grid
-from itkstream.numerics.scale_space import Level, blur
+from itkstream.numerics.matching.ransac import fit_ransac
+from itkstream.numerics.matching.scale_space import Level, blur
 from itkstream.numerics.threads import using_threads
-from itkstream.ransac import fit_ransac
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "easifish"
 TRUTH = np.array([[1.02, 0.03, -0.02], [-0.04, 0.98, 0.01], [0.02, -0.01, 1.01]])

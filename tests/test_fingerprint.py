@@ -17,14 +17,14 @@ import pytest
 import SimpleITK as sitk
 import zarr
 
-from itkstream import fingerprint, lazy
 from itkstream.affine import prepare_piecewise_ransac_affine
-from itkstream.block_kernels import WarpSettings
-from itkstream.deform import (
-    prepare_displacement,
-    prepare_fold_count,
-    prepare_piecewise_deformable_align,
-)
+from itkstream.apply.folds import prepare_fold_count
+from itkstream.apply.resampling import piecewise_transform, prepare_apply_transform
+from itkstream.blocks import fingerprint
+from itkstream.blocks import graph as lazy
+from itkstream.blocks.graph import Result, map_blocks
+from itkstream.deform import prepare_piecewise_deformable_align
+from itkstream.estimate.deformation import prepare_displacement
 from itkstream.geometry import (
     AffineTransform,
     BlockGrid,
@@ -34,13 +34,11 @@ from itkstream.geometry import (
     Image,
 )
 from itkstream.io import open_image, write_n5
-from itkstream.lazy import Result, map_blocks
-from itkstream.numerics.descent_settings import DescentSettings
+from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.transform import (
-    piecewise_transform,
     prepare_apply_local_affines,
     prepare_apply_position_field,
-    prepare_apply_transform,
     prepare_invert,
 )
 

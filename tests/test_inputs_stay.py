@@ -18,20 +18,20 @@ import pytest
 import SimpleITK as sitk
 import zarr
 
-from itkstream.block_kernels import WarpSettings
-from itkstream.cli import commands
-from itkstream.cluster import execute, store
+from itkstream.apply.bundles import export_ants, export_slicer
+from itkstream.apply.products import Series, write_inverse, write_resampled
+from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.cli.app import commands
+from itkstream.compute.execute import execute, store
 from itkstream.errors import InputError
-from itkstream.exports import export_ants, export_slicer
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, open_image, write_n5
-from itkstream.io.inputs import check_apart
-from itkstream.io.itk_images import write_itk
-from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.io.images.files.itk_images import write_itk
+from itkstream.io.storage.inputs import check_apart
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.overlay import save_overlay
 from itkstream.pipelines import register
-from itkstream.results import Series, write_inverse, write_resampled
-from itkstream.transform import prepare_apply_transform
 
 GRID = Grid((12, 14, 16), (1.0, 1.0, 1.0), axes=("z", "y", "x"))
 VOXELS = np.random.default_rng(0).integers(1, 200, GRID.shape).astype(np.uint8)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-import itkstream.inversion as inversion
+import itkstream.apply.inversion as inversion
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,

@@ -21,7 +21,7 @@ from itkstream.geometry import (
     PiecewiseAffine,
     default_axes,
 )
-from itkstream.itk_bridge import (
+from itkstream.geometry.itk_bridge import (
     INTERPOLATORS,
     from_itk_image,
     from_itk_transform,

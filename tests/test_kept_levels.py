@@ -12,26 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from itkstream.block_kernels import WarpSettings, warp_block
-from itkstream.doors import block_grid
+from itkstream.blocks.inputs import block_grid
+from itkstream.blocks.levels import factors_to_fit, read_coarse
+from itkstream.blocks.masks import masked
 from itkstream.errors import ExistingOutputError
-from itkstream.geometry import (
-    AffineTransform,
-    CompositeTransform,
-    DisplacementField,
-    Grid,
-    Image,
-)
+from itkstream.estimate.content import prepare_content
+from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, open_image
-from itkstream.io.locations import Location
-from itkstream.kept_levels import make_level
-from itkstream.levels import factors_to_fit, read_coarse
-from itkstream.masks import masked
+from itkstream.io.storage.locations import Location
+from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
-from itkstream.run_scene import Scene
-from itkstream.steps import Deformable, RegisterSettings
-from itkstream.whole_image import prepare_content
+from itkstream.registration.levels import make_level
+from itkstream.registration.scene import Scene
+from itkstream.registration.steps import Deformable, RegisterSettings
 from itkstream.workers import Resources
 
 CHUNK = 16
@@ -215,7 +209,7 @@ def test_workers_and_threads_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Many blocks: the real limits need gigabytes.
-    monkeypatch.setattr("itkstream.levels._BLOCK_VOXELS", 20_000)
+    monkeypatch.setattr("itkstream.blocks.levels._BLOCK_VOXELS", 20_000)
     image = stored(tmp_path / "a.zarr", 20)
     expected = read_coarse(image, factors_to_fit(image.grid, 10_000)).read()
     for number, how in enumerate(
@@ -268,7 +262,7 @@ def test_a_field_larger_than_the_level_is_judged_by_the_workers(
     pair: PhantomPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Block by block, as well as at once: the calling process would read all of the field."""
-    monkeypatch.setattr("itkstream.run_scene._JUDGED_BLOCK", 8)
+    monkeypatch.setattr("itkstream.registration.scene._JUDGED_BLOCK", 8)
     phases = Phases()
     scene = Scene(pair.fixed, pair.moving, pair.fixed.grid.size / 64, Resources(), phases)
     rng = np.random.default_rng(0)

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itkstream.geometry import Block, BlockGrid, Grid, Image
-from itkstream.lazy import (
+from itkstream.blocks.graph import (
     DaskSource,
     Halo,
     Result,
@@ -22,6 +21,7 @@ from itkstream.lazy import (
     once,
     readable,
 )
+from itkstream.geometry import Block, BlockGrid, Grid, Image
 
 Stored = Callable[[str, np.ndarray, Grid], Any]
 

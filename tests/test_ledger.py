@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from itkstream.compute.lock import Lock, still_held
+from itkstream.compute.records import Header, Ledger
 from itkstream.errors import BlockFailure, BusyOutputError
-from itkstream.io.locations import Location
-from itkstream.ledger import Header, Ledger, Lock, still_held
+from itkstream.io.storage.locations import Location
 
 FAILURE = BlockFailure((0, 2), ((0, 8), (16, 20)), "ValueError: no")
 
@@ -55,7 +56,8 @@ def test_one_run_at_a_time(ledger: Ledger) -> None:
 
 def test_a_lock_dies_with_its_process(ledger: Ledger) -> None:
     take = (
-        "from itkstream.ledger import *; from itkstream.io.locations import Location; import sys\n"
+        "from itkstream.compute.lock import Lock; from itkstream.compute.records import Ledger\n"
+        "from itkstream.io.storage.locations import Location; import sys\n"
         "ledger = Ledger(Location(sys.argv[1])); Lock(ledger.lock_place, ledger.array)"
     )
     subprocess.run([sys.executable, "-c", take, ledger.array.address], check=True)
@@ -167,7 +169,7 @@ def test_notes_are_kept_after_an_error(ledger: Ledger) -> None:
 
 
 def test_a_run_that_lost_its_lock_stops(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("itkstream.ledger.records.BEAT_SECONDS", 0.0)
+    monkeypatch.setattr("itkstream.compute.records.BEAT_SECONDS", 0.0)
 
     def run() -> None:
         with ledger.recording(locked(ledger), {}) as records:

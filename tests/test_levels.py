@@ -11,15 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itkstream import levels
+from itkstream.blocks import levels
+from itkstream.blocks.graph import readable
+from itkstream.blocks.levels import coarse_blocks, factors_to_fit, read_coarse
+from itkstream.blocks.masks import masked
 from itkstream.geometry import Grid, Image
-from itkstream.lazy import readable
-from itkstream.levels import (
-    coarse_blocks,
-    factors_to_fit,
-    read_coarse,
-)
-from itkstream.masks import masked
 
 
 @given(st.data())

@@ -10,16 +10,13 @@ import dask
 import numpy as np
 import pytest
 
-from itkstream.affine import (
-    prepare_local_affines,
-    prepare_piecewise_ransac_affine,
-    split_local_affines,
-)
-from itkstream.block_kernels import AffineSettings
+from itkstream.affine import prepare_piecewise_ransac_affine
 from itkstream.errors import RegistrationError
-from itkstream.features import ContextWindow, KeyPointSettings, MatchSettings
+from itkstream.estimate.affines import prepare_local_affines, split_local_affines
 from itkstream.geometry import AffineTransform, BlockGrid, Image, PiecewiseAffine
-from itkstream.numerics.consistency import CONFIDENCE_COLUMNS
+from itkstream.numerics.matching.affine import AffineSettings
+from itkstream.numerics.matching.consistency import CONFIDENCE_COLUMNS
+from itkstream.numerics.matching.keypoints import ContextWindow, KeyPointSettings, MatchSettings
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
 SPACING = (1.0, 1.0, 1.0)

@@ -16,27 +16,21 @@ import SimpleITK as sitk
 import zarr
 
 import itkstream
-from itkstream.coarsening import prepare_decimation
+from itkstream.apply.coarsening import prepare_decimation
+from itkstream.blocks.masks import masked
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
-from itkstream.geometry import (
-    AffineTransform,
-    CompositeTransform,
-    DisplacementField,
-    Grid,
-    Image,
-)
+from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr
-from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.masks import masked
-from itkstream.numerics.fields import jacobian_determinant
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 from itkstream.pipelines import _opened_mask, register
-from itkstream.run import Run
-from itkstream.run_folder import RunFolder
-from itkstream.run_notes import next_from, note_of
-from itkstream.run_scene import LogReporter, Scene, next_state
-from itkstream.run_steps import run_step
-from itkstream.steps import (
+from itkstream.registration.find import run_step
+from itkstream.registration.folder import RunFolder
+from itkstream.registration.notes import next_from, note_of
+from itkstream.registration.run import Run
+from itkstream.registration.scene import LogReporter, Scene, next_state
+from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,
     LocalAffines,
@@ -191,7 +185,7 @@ def test_all_that_is_handed_out_is_made_with_one_field(rounds, smooth):
     # ITK's doubles hold every float32.
     np.testing.assert_array_equal(np.asarray(exported.data), vectors_of(stored))
     assert coarse.report["certificate"]["voxels"] == field.grid.size
-    expected = itkstream.transform.apply_transform(rounds.fixed, rounds.moving, stored)
+    expected = itkstream.apply.resampling.apply_transform(rounds.fixed, rounds.moving, stored)
     apart = np.abs(coarse.aligned.read().astype(int) - expected.astype(int))
     # Positions agree to 1e-12 voxel: a tie may be rounded to the other side.
     assert apart.max() <= 1
@@ -218,7 +212,9 @@ def test_another_tolerance_changes_what_is_handed_out_and_no_step(rounds, smooth
     assert watch.notes.count("done by an earlier run") == 3  # reading and both steps
     assert field_step(again.report)["tolerance_vox"] == 0.3
     assert again.transform.transforms[0].grid.size < smooth[0].transform.transforms[0].grid.size
-    expected = itkstream.transform.apply_transform(rounds.fixed, rounds.moving, again.transform)
+    expected = itkstream.apply.resampling.apply_transform(
+        rounds.fixed, rounds.moving, again.transform
+    )
     apart = np.abs(again.aligned.read().astype(int) - expected.astype(int))
     assert (apart > 0).mean() < 1e-3
 
@@ -239,7 +235,7 @@ def test_a_chunk_of_the_field_that_rots_is_written_again(rounds, smooth, tmp_pat
 
 
 def test_aligned_image_is_the_moving_image_through_the_transform(rounds, registered):
-    expected = itkstream.transform.apply_transform(
+    expected = itkstream.apply.resampling.apply_transform(
         rounds.fixed, rounds.moving, registered.transform
     )
     # Blocks number their voxels from their own corner: positions agree to 1e-12 voxel, so a
@@ -412,7 +408,7 @@ def test_files_that_are_cut_short_are_written_again(
     rounds, registered, tmp_path, monkeypatch, name
 ):
     """Truth: what the files held before. Of images as small as these no levels are made."""
-    monkeypatch.setattr("itkstream.io.ome_zarr_writer._SMALLEST", 64)
+    monkeypatch.setattr("itkstream.io.images.stores.ome_zarr_writer._SMALLEST", 64)
     out = tmp_path / "out"
     shutil.copytree(registered.out, out)
     (out / "steps" / "aligned.json").unlink()

@@ -14,8 +14,8 @@ from itkstream.geometry import Grid, Image
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import plan
-from itkstream.pricing import PROCESS_BYTES
-from itkstream.steps import Deformable, RansacAffine, RegisterSettings
+from itkstream.registration.prices import PROCESS_BYTES
+from itkstream.registration.steps import Deformable, RansacAffine, RegisterSettings
 from itkstream.workers import Resources
 
 
@@ -133,7 +133,7 @@ def test_probes_tell_the_time():
 
 ERROR_BLOCK = """
 import sys
-from itkstream.cli import main
+from itkstream.cli.app import main
 try:
     main()
 except SystemExit as end:

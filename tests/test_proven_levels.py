@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import zarr
 
+from itkstream.blocks.levels import read_coarse
+from itkstream.blocks.proven_levels import finest_needed
 from itkstream.geometry import Grid, Image
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
-from itkstream.io.zarr_arrays import ZarrArray
-from itkstream.kept_levels import make_level
-from itkstream.levels import read_coarse
-from itkstream.proven_levels import finest_needed
+from itkstream.io.storage.zarr_arrays import ZarrArray
+from itkstream.registration.levels import make_level
 from itkstream.workers import Resources
 
 SHAPE = (264, 136, 144)  # of one level below: no axis of more than 256 voxels is left
@@ -34,7 +34,7 @@ def noisy() -> np.ndarray:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks as small for these images as the real ones are for large images."""
-    monkeypatch.setattr("itkstream.proven_levels._COMPARED", 32)
+    monkeypatch.setattr("itkstream.blocks.proven_levels._COMPARED", 32)
 
 
 def pyramid(path: Path, voxels: np.ndarray, **how: Any) -> Image:
@@ -176,7 +176,7 @@ def test_a_file_may_be_missing_where_the_image_has_none(
 ) -> None:
     """Two channels, one of them half empty; the level of the other lacks a file."""
     # All that is compared lies inside one file each, where all is as it should be.
-    monkeypatch.setattr("itkstream.proven_levels._COMPARED", 8)
+    monkeypatch.setattr("itkstream.blocks.proven_levels._COMPARED", 8)
     path, voxels = tmp_path / "a.zarr", np.zeros((2, *SHAPE), np.uint16)
     voxels[0] = np.random.default_rng(0).integers(100, 5000, SHAPE)
     voxels[1, 128:] = voxels[0, 128:]

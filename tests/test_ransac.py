@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from itkstream.errors import InputError, RegistrationError
-from itkstream.ransac import RansacSettings, fit_affine, fit_ransac
+from itkstream.numerics.matching.ransac import RansacSettings, fit_affine, fit_ransac
 
 EXTENT = np.array([800.0, 440.0, 250.0])
 MODELS = ("translation", "rigid", "similarity", "affine")

@@ -13,16 +13,16 @@ import pytest
 import SimpleITK as sitk
 
 from itkstream.affine import intensity_affine, prepare_piecewise_ransac_affine, ransac_affine
-from itkstream.align import prepare_piecewise_align
-from itkstream.cluster import compute, execute
+from itkstream.compute.execute import compute, execute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
 from itkstream.errors import BlockErrors, InputError, RegistrationError, UnreadableDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
-from itkstream.itk_bridge import quiet_itk
-from itkstream.numerics.itk_methods import what_itk_says
+from itkstream.geometry.itk_bridge import quiet_itk
+from itkstream.numerics.itk.levels import what_itk_says
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import plan, register
-from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
+from itkstream.registration.blockwise import prepare_piecewise_align
+from itkstream.registration.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
 from itkstream.workers.jobs import _exports
 
 AXES = ("x", "y", "z")

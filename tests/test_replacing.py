@@ -17,9 +17,12 @@ import pytest
 import SimpleITK as sitk
 import zarr
 
-from itkstream.block_kernels import WarpSettings
-from itkstream.cluster import execute
-from itkstream.demo import run_demo
+from itkstream.apply.bundles import export_ants, export_slicer
+from itkstream.apply.products import Series, write_inverse, write_resampled
+from itkstream.cli.demo import run_demo
+from itkstream.compute.execute import execute
+from itkstream.compute.lock import Lock
+from itkstream.compute.records import Ledger
 from itkstream.errors import (
     BlockErrors,
     BusyOutputError,
@@ -28,22 +31,20 @@ from itkstream.errors import (
     ItkstreamError,
     PlanError,
 )
-from itkstream.exports import export_ants, export_slicer
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, open_image
-from itkstream.io.inputs import check_apart
-from itkstream.io.itk_images import write_itk
-from itkstream.io.locations import Location
-from itkstream.io.outputs import claim_file
-from itkstream.io.swapping import partial_name, swap_in
-from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.ledger import Ledger, Lock
+from itkstream.io.images.files.itk_images import write_itk
+from itkstream.io.storage.inputs import check_apart
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.outputs import claim_file
+from itkstream.io.storage.swapping import partial_name, swap_in
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import register
-from itkstream.results import Series, write_inverse, write_resampled
-from itkstream.run_folder import REPORT, RunFolder
-from itkstream.steps import Deformable
+from itkstream.registration.folder import REPORT, RunFolder
+from itkstream.registration.steps import Deformable
 
 HERE = Path(__file__).parent
 GRID = Grid((16, 24, 20), (2.0, 1.0, 1.5), (5.0, -3.0, 2.0), axes=("z", "y", "x"))
@@ -365,7 +366,7 @@ def test_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
 
 WRITER = """
 import os, signal, sys
-from itkstream.io.outputs import claim_file
+from itkstream.io.storage.outputs import claim_file
 with claim_file(sys.argv[1], True) as partial:
     partial.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -388,7 +389,7 @@ def test_folders_change_places_without_an_exchange(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on disks that cannot, such as NFS: and what was left of older ones goes too."""
-    monkeypatch.setattr("itkstream.io.swapping._exchange", lambda one, other: False)
+    monkeypatch.setattr("itkstream.io.storage.swapping._exchange", lambda one, other: False)
     for name in ("old", "new", f".replaced-{'0' * 32}-old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
@@ -441,7 +442,7 @@ def test_what_a_file_of_itk_does_not_hold(tmp_path: Path, monkeypatch: pytest.Mo
     series = Series((image, image), (("c", 2),))
     with pytest.raises(InputError, match="would hold one image, and 2 channels or times"):
         write_resampled(tmp_path / "o.nrrd", series, AFFINE, GRID, warp)
-    monkeypatch.setattr("itkstream.results.free_memory", lambda: 10_000)
+    monkeypatch.setattr("itkstream.apply.products.free_memory", lambda: 10_000)
     with pytest.raises(PlanError, match=r"o.nrrd takes 45.00 kiB .* 9.77 kiB are free"):
         write_resampled(tmp_path / "o.nrrd", image, AFFINE, GRID, warp)
     assert not names(tmp_path)

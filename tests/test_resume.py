@@ -15,12 +15,13 @@ import pytest
 import tensorstore
 import zarr
 
-from itkstream.cluster import compute, continues, execute, store
+from itkstream.compute.execute import compute, continues, execute, store
+from itkstream.compute.lock import Lock
+from itkstream.compute.records import Ledger
 from itkstream.errors import BlockErrors, BusyOutputError, ExistingOutputError
 from itkstream.geometry import Grid
 from itkstream.io import create_ome_zarr, open_image
-from itkstream.io.locations import Location
-from itkstream.ledger import Ledger, Lock
+from itkstream.io.storage.locations import Location
 
 VALUES = np.arange(20 * 18).reshape(20, 18)
 EXPECTED = VALUES * 2 + 1
@@ -276,9 +277,9 @@ def test_two_runs_do_not_write_to_one_place(tmp_path: Path) -> None:
 
 def test_a_block_of_a_run_that_ended_is_not_written(tmp_path: Path) -> None:
     # As a worker that outlives its run would write it, over the result of the next.
+    from itkstream.compute.fill import BlockSink
     from itkstream.errors import OutputError
-    from itkstream.io.chunk_files import ChunkFiles
-    from itkstream.resume import BlockSink
+    from itkstream.io.storage.chunk_files import ChunkFiles
 
     run(tmp_path / "a")
     ledger = Ledger(Location.parse(tmp_path / "a"))

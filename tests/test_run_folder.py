@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from itkstream.errors import BusyOutputError, ExistingOutputError
-from itkstream.run_folder import REPORT, RunFolder
+from itkstream.registration.folder import REPORT, RunFolder
 
 # A registration that says when it deforms, and then waits to be let go on.
 REGISTERING = """
 import sys, time
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import register
-from itkstream.steps import Deformable, IntensityAffine
+from itkstream.registration.steps import Deformable, IntensityAffine
 
 class Waiting:
     def step(self, title):
@@ -148,7 +148,7 @@ def test_a_lock_is_signed_from_time_to_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes of other hosts count as dead when they have not signed for two minutes."""
-    monkeypatch.setattr("itkstream.ledger.lock.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("itkstream.compute.lock.BEAT_SECONDS", 0.05)
     lock = tmp_path / "out/.itkstream/run.json"
     with folder(tmp_path / "out").locked():
         before, deadline = json.loads(lock.read_text())["signed"], time.monotonic() + 20

@@ -12,9 +12,15 @@ import pytest
 from itkstream.geometry import AffineTransform
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import register
-from itkstream.run_scene import Finding, LogReporter, Scene, State
-from itkstream.run_steps import run_step
-from itkstream.steps import Deformable, LocalAffines, RansacAffine, RegisterSettings, Step
+from itkstream.registration.find import run_step
+from itkstream.registration.scene import Finding, LogReporter, Scene, State
+from itkstream.registration.steps import (
+    Deformable,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+    Step,
+)
 from itkstream.workers import Resources
 
 MATCHING: dict[str, Any] = {"match_threshold": 0.5, "cc_radius": 6}

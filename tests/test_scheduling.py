@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from distributed import Client, Future, LocalCluster
 
+from itkstream.compute.schedule import Failure, block_graph, run_here, run_on
 from itkstream.errors import InputError, WorkersError
-from itkstream.scheduling import Failure, block_graph, run_here, run_on
 
 SIDE = 12
 
@@ -34,7 +34,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("itkstream.scheduling._WINDOW", 20)
+    monkeypatch.setattr("itkstream.compute.schedule._WINDOW", 20)
 
 
 class Counted:

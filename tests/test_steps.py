@@ -6,9 +6,9 @@ import pickle
 import pytest
 
 from itkstream.errors import InputError
-from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS
-from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
-from itkstream.steps import (
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.itk.settings import DemonsSettings, IntensitySettings
+from itkstream.registration.steps import (
     DEFAULT_STEPS,
     Deformable,
     IntensityAffine,

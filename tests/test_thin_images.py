@@ -12,10 +12,10 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from itkstream.affine import ransac_affine
 from itkstream.errors import RegistrationError
-from itkstream.features import ContextWindow, KeyPointSettings, find_key_points
 from itkstream.geometry import Grid, Image
+from itkstream.numerics.matching.keypoints import ContextWindow, KeyPointSettings, find_key_points
+from itkstream.numerics.matching.ransac import RansacSettings, fit_in_planes
 from itkstream.pipelines import register
-from itkstream.ransac import RansacSettings, fit_in_planes
 
 AXES = ("x", "y", "z")
 

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itkstream.block_kernels import WarpSettings, warp_mapped
+from itkstream.apply.resampling import apply_transform, piecewise_transform, prepare_apply_transform
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
@@ -23,18 +23,16 @@ from itkstream.geometry import (
     Image,
     PiecewiseAffine,
 )
-from itkstream.numerics.fields import shrink_field, to_positions
-from itkstream.numerics.interpolate import warp
-from itkstream.numerics.mapping import GridMap, map_on
+from itkstream.numerics.sampling.fields import shrink_field, to_positions
+from itkstream.numerics.sampling.interpolate import warp
+from itkstream.numerics.sampling.mapping import GridMap, map_on
+from itkstream.numerics.sampling.warping import WarpSettings, warp_mapped
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import PhantomPair
 from itkstream.transform import (
     apply_global_affine,
-    apply_transform,
-    piecewise_transform,
     prepare_apply_local_affines,
     prepare_apply_position_field,
-    prepare_apply_transform,
 )
 
 SPACING = (1.0, 1.2, 0.9)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from itkstream.errors import InputError, RegistrationError
+from itkstream.estimate.coarse import after_coarse, plan_levels, solve_coarse
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.numerics.descent_settings import DescentSettings
+from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.phantoms import PhantomPair
-from itkstream.whole_image import after_coarse, plan_levels, solve_coarse
 
 SETTINGS = DescentSettings(
     cc_radius=4, iterations=(20, 10, 5), shrink_factors=(4, 2, 1), smooth_sigmas=(2, 1, 0.5)

@@ -22,7 +22,7 @@ from itkstream.geometry import (
     PiecewiseAffine,
     Transform,
 )
-from itkstream.io.transform_files import read_transform
+from itkstream.io.transforms.files import read_transform
 
 GRID = Grid((8, 8, 8), (1.0, 2.0, 1.5), axes=("z", "y", "x"))
 AFFINE = AffineTransform(np.diag([1.1, 0.9, 1.0, 1.0]), ("z", "y", "x"))

@@ -1,17 +1,11 @@
 """Value types: grids, images, blocks and transforms. Frozen, without input or output."""
 
 from itkstream.geometry.blocks import Block, BlockGrid
-from itkstream.geometry.composites import (
-    CompositeTransform,
-    compose,
-    named_axes,
-    steps_of,
-    with_axes,
-)
+from itkstream.geometry.chains import CompositeTransform, compose, named_axes, steps_of, with_axes
 from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, default_axes
 from itkstream.geometry.image import Image
-from itkstream.geometry.landmarks import LandmarkSpline
 from itkstream.geometry.lazy_array import ArraySource, ArrayView, LazyArray, transposed
+from itkstream.geometry.splines import LandmarkSpline
 from itkstream.geometry.transforms import (
     AffineTransform,
     BSplineTransform,

@@ -1,7 +1,7 @@
 """Transforms: frozen values that map points of the fixed image to points of the moving image.
 
 Points and matrices are in array-axis order of the fixed grid and in its unit, as everywhere in
-this package; `itkstream.itk_bridge` turns them to ITK's x, y, z.
+this package; `itkstream.geometry.itk_bridge` turns them to ITK's x, y, z.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from itkstream.errors import InputError
 from itkstream.geometry.blocks import BlockGrid
 from itkstream.geometry.grid import Grid, axis_order, default_axes
 from itkstream.geometry.lazy_array import ArraySource
-from itkstream.writers import transform_writer
 
 __all__ = [
     "AffineTransform",
@@ -82,7 +81,10 @@ class Transform(Protocol):
         ItkstreamError
             Where what was written does not map points as it should; nothing is left behind.
         """
-        return transform_writer()(path, self, axes, overwrite=overwrite)
+        # The package's own door: file formats lie floors above, and are loaded when one is written.
+        from itkstream import write_transform
+
+        return write_transform(path, self, axes, overwrite=overwrite)
 
 
 @dataclass(frozen=True, eq=False)

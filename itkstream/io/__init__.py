@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from itkstream.errors import InputError, NoSuchPartError
 from itkstream.geometry import Image
-from itkstream.io.paths import locate
-from itkstream.io.selection import Selection
+from itkstream.io.images.locate import locate
+from itkstream.io.images.selection import Selection
 
 if TYPE_CHECKING:
-    from itkstream.io.containers import open_container
-    from itkstream.io.image_options import ImageOptions
-    from itkstream.io.n5 import create_n5, write_n5
-    from itkstream.io.ome_zarr_writer import create_ome_zarr, write_pyramid
+    from itkstream.io.images.options import ImageOptions
+    from itkstream.io.images.stores.containers import open_container
+    from itkstream.io.images.stores.n5 import create_n5, write_n5
+    from itkstream.io.images.stores.ome_zarr_writer import create_ome_zarr, write_pyramid
 
 __all__ = [
     "ImageOptions",
@@ -32,18 +32,18 @@ __all__ = [
 
 # Formats and their libraries are loaded when they are first used: importing all takes a second.
 _HOMES = {
-    "ImageOptions": "itkstream.io.image_options",
-    "create_n5": "itkstream.io.n5",
-    "create_ome_zarr": "itkstream.io.ome_zarr_writer",
-    "open_container": "itkstream.io.containers",
-    "write_n5": "itkstream.io.n5",
-    "write_pyramid": "itkstream.io.ome_zarr_writer",
+    "ImageOptions": "itkstream.io.images.options",
+    "create_n5": "itkstream.io.images.stores.n5",
+    "create_ome_zarr": "itkstream.io.images.stores.ome_zarr_writer",
+    "open_container": "itkstream.io.images.stores.containers",
+    "write_n5": "itkstream.io.images.stores.n5",
+    "write_pyramid": "itkstream.io.images.stores.ome_zarr_writer",
 }
 _READERS = {
-    "itk": ("itkstream.io.itk_images", "open_itk"),
-    "n5": ("itkstream.io.n5", "open_n5"),
-    "tiff": ("itkstream.io.tiff_images", "open_tiff"),
-    "zarr": ("itkstream.io.ome_zarr", "open_zarr"),
+    "itk": ("itkstream.io.images.files.itk_images", "open_itk"),
+    "n5": ("itkstream.io.images.stores.n5", "open_n5"),
+    "tiff": ("itkstream.io.images.files.tiff_images", "open_tiff"),
+    "zarr": ("itkstream.io.images.stores.ome_zarr", "open_zarr"),
 }
 
 

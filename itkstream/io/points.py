@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import default_axes
-from itkstream.io.locations import Location
-from itkstream.io.outputs import check_file, claim_file
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.outputs import check_file, claim_file
 
 __all__ = ["PointTable", "check_points_output", "read_points", "write_points"]
 

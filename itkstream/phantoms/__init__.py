@@ -6,12 +6,7 @@ the exact inverse of the true map, so neither is an interpolation of the other. 
 through a microscope of their own: blur, uneven light, background and noise.
 """
 
-from itkstream.phantoms.pair import (
-    PhantomPair,
-    TargetError,
-    make_pair,
-    target_registration_error,
-)
+from itkstream.phantoms.pair import PhantomPair, TargetError, make_pair, target_registration_error
 from itkstream.phantoms.settings import Motion, PhantomSettings, tutorial_settings
 from itkstream.phantoms.truth import SyntheticTransform
 

@@ -12,10 +12,10 @@ import sys
 import numpy as np
 import processes
 
-from itkstream.block_kernels import deform_block
 from itkstream.geometry import DisplacementField, Grid, Image
+from itkstream.numerics.engines import deform_block
 from itkstream.numerics.threads import using_threads
-from itkstream.steps import Deformable
+from itkstream.registration.steps import Deformable
 
 
 def deform(method: str, shape: tuple[int, ...]) -> None:

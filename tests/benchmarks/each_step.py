@@ -22,10 +22,16 @@ import processes
 from numpy.typing import NDArray
 
 from itkstream.geometry import Image
-from itkstream.numerics.fields import jacobian_determinant
+from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 from itkstream.pipelines import register
-from itkstream.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine, Step
+from itkstream.registration.steps import (
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    Step,
+)
 
 __all__ = ["ROWS", "SIZES", "run_each_step"]
 

@@ -56,7 +56,7 @@ class Engine:
 
 def _itkstream(fixed: Floats, moving: Floats, spacing: Sequence[float], tutorial: bool) -> Any:
     from itkstream.deform import deformable_align
-    from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS
+    from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 
     if tutorial:
         return deformable_align(fixed, moving, spacing, spacing, cc_radius=12, iterations=(20, 10))

@@ -35,10 +35,10 @@ from processes import machine
 from rich.console import Console
 from scipy import ndimage
 
-from itkstream.cluster import execute
+from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.compute.execute import execute
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import open_image
-from itkstream.transform import prepare_apply_transform
 
 Row = dict[str, Any]
 

@@ -27,12 +27,15 @@ from distributed import Client, LocalCluster
 from numpy.typing import NDArray
 
 from itkstream.affine import prepare_piecewise_ransac_affine
-from itkstream.deform import (
-    prepare_displacement,
-    prepare_fold_count,
-    prepare_piecewise_deformable_align,
-    prepare_positions,
+from itkstream.apply.folds import prepare_fold_count
+from itkstream.apply.resampling import (
+    prepare_apply_to_series,
+    prepare_apply_transform,
+    prepare_field,
 )
+from itkstream.blocks.graph import Result, map_blocks
+from itkstream.deform import prepare_piecewise_deformable_align
+from itkstream.estimate.deformation import prepare_displacement, prepare_positions
 from itkstream.geometry import (
     AffineTransform,
     Block,
@@ -42,14 +45,10 @@ from itkstream.geometry import (
     Grid,
     Image,
 )
-from itkstream.lazy import Result, map_blocks
-from itkstream.numerics.descent_settings import DescentSettings
+from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.transform import (
     prepare_apply_local_affines,
     prepare_apply_position_field,
-    prepare_apply_to_series,
-    prepare_apply_transform,
-    prepare_field,
     prepare_invert,
     prepare_jacobian,
     prepare_sample,

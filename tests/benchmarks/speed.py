@@ -28,12 +28,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream.affine import ransac_affine
-from itkstream.block_kernels import WarpSettings, warp_mapped
-from itkstream.cluster import execute
+from itkstream.apply.resampling import apply_transform, prepare_apply_transform
+from itkstream.blocks.inputs import block_grid
+from itkstream.compute.execute import execute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
-from itkstream.doors import block_grid
 from itkstream.errors import ItkstreamError
-from itkstream.features import (
+from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
+from itkstream.geometry.itk_bridge import to_itk_image, to_itk_transform
+from itkstream.io import open_image
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, DescentSettings
+from itkstream.numerics.matching.keypoints import (
     ContextWindow,
     KeyPointSettings,
     MatchSettings,
@@ -41,19 +45,12 @@ from itkstream.features import (
     match,
     sample_contexts,
 )
-from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
-from itkstream.io import open_image
-from itkstream.itk_bridge import to_itk_image, to_itk_transform
-from itkstream.numerics.descent_settings import PIPELINE_DEFAULTS, DescentSettings
-from itkstream.numerics.fields import jacobian_determinant
-from itkstream.numerics.inverse import invert_displacement
-from itkstream.numerics.mapping import GridMap
+from itkstream.numerics.sampling.fields import jacobian_determinant
+from itkstream.numerics.sampling.inverse import invert_displacement
+from itkstream.numerics.sampling.mapping import GridMap
+from itkstream.numerics.sampling.warping import WarpSettings, warp_mapped
 from itkstream.numerics.threads import using_threads
-from itkstream.transform import (
-    apply_transform,
-    prepare_apply_local_affines,
-    prepare_apply_transform,
-)
+from itkstream.transform import prepare_apply_local_affines
 
 __all__ = ["ROUNDS", "SIZES", "TASKS", "Sizes", "run_speed"]
 

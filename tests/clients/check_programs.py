@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from programs import WRITERS
 
-from itkstream.io.transform_files import read_transform
+from itkstream.io.transforms.files import read_transform
 
 HERE = Path(__file__).parent
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from itkstream.apply.resampling import apply_transform
 from itkstream.geometry import (
     AffineTransform,
     BSplineTransform,
@@ -27,9 +28,8 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
-from itkstream.io.transform_files import write_transform
-from itkstream.itk_bridge import to_itk_image
-from itkstream.transform import apply_transform
+from itkstream.geometry.itk_bridge import to_itk_image
+from itkstream.io.transforms.files import write_transform
 
 __all__ = ["Geometry", "geometries", "write_cases"]
 

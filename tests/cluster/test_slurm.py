@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import zarr
 
-from itkstream.cluster import execute
+from itkstream.compute.execute import execute
 from itkstream.errors import InputError, WorkersError
 from itkstream.io import write_n5
 from itkstream.phantoms import Motion, PhantomSettings, make_pair

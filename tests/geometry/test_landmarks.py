@@ -11,7 +11,7 @@ import pytest
 
 from itkstream.errors import InputError
 from itkstream.geometry import LandmarkSpline
-from itkstream.geometry.landmarks import _radial, _slope
+from itkstream.geometry.splines import _radial, _slope
 
 ITK = {
     "r": "ThinPlateSplineKernelTransform",

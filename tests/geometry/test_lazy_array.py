@@ -16,7 +16,10 @@ from dask.base import tokenize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itkstream import algebra, certificate, kept_levels, lazy, masks
+from itkstream.apply import certificate
+from itkstream.apply import fields as algebra
+from itkstream.blocks import graph as lazy
+from itkstream.blocks import masks
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
@@ -30,11 +33,12 @@ from itkstream.geometry import (
     steps_of,
 )
 from itkstream.io import open_image, write_n5
-from itkstream.io.itk_images import write_itk
-from itkstream.io.kept_chunks import KeptChunks
-from itkstream.io.stored import StoredArray
-from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.io.vectors import OrderedVectors
+from itkstream.io.images.files.itk_images import write_itk
+from itkstream.io.storage.kept_chunks import KeptChunks
+from itkstream.io.storage.stored import StoredArray
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.io.transforms.vectors import OrderedVectors
+from itkstream.registration import levels as kept_levels
 
 SHAPE = (7, 9, 8)
 GRID = Grid(SHAPE, (1.5, 2.0, 0.7), (3.0, -2.0, 10.0), axes=("z", "y", "x"))

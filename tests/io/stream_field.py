@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from itkstream.geometry import DisplacementField, Grid
-from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.io.transforms.files import read_transform, write_transform
 
 
 class Waves:

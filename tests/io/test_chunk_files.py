@@ -12,9 +12,14 @@ import zarr
 from zarr.storage import MemoryStore
 
 from itkstream.errors import InputError, OutputError
-from itkstream.io.chunk_files import ChunkFiles, location_of, remove_partial_files, writing_to
-from itkstream.io.locations import Location
-from itkstream.io.zarr_arrays import written_codecs
+from itkstream.io.storage.chunk_files import (
+    ChunkFiles,
+    location_of,
+    remove_partial_files,
+    writing_to,
+)
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.zarr_arrays import written_codecs
 
 BLOCK = np.arange(8 * 6, dtype=np.uint16).reshape(8, 6) + 1
 REGION = (slice(8, 16), slice(6, 12))

@@ -16,8 +16,12 @@ import zarr
 from click.testing import CliRunner
 
 import itkstream
-from itkstream.cli import commands
-from itkstream.cluster import execute
+from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.cli.app import commands
+from itkstream.compute.execute import execute
+from itkstream.compute.fill import BlockSink
+from itkstream.compute.lock import Lock
+from itkstream.compute.records import Ledger
 from itkstream.errors import (
     BusyOutputError,
     ExistingOutputError,
@@ -25,19 +29,16 @@ from itkstream.errors import (
     MissingDataError,
     OutputError,
 )
-from itkstream.fingerprint import LEDGER_FOLDER
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import create_ome_zarr, open_image, write_n5, write_pyramid
-from itkstream.io.chunk_files import ChunkFiles, location_of
-from itkstream.io.locations import Location
-from itkstream.io.n5 import key_value_store
-from itkstream.io.outputs import claim_file, claim_folder, claim_store
-from itkstream.io.transform_files import write_transform
-from itkstream.ledger import Ledger, Lock
+from itkstream.io.images.stores.n5 import key_value_store
+from itkstream.io.storage.chunk_files import ChunkFiles, location_of
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.outputs import claim_file, claim_folder, claim_store
+from itkstream.io.storage.stamps import LEDGER_FOLDER
+from itkstream.io.transforms.files import write_transform
 from itkstream.pipelines import register
-from itkstream.resume import BlockSink
-from itkstream.steps import Deformable, RansacAffine, RegisterSettings
-from itkstream.transform import prepare_apply_transform
+from itkstream.registration.steps import Deformable, RansacAffine, RegisterSettings
 from itkstream.workers import Resources
 
 GRID = Grid((20, 15, 12), (1.0, 1.5, 2.0), (3.0, -2.0, 1.0), axes=("z", "y", "x"))
@@ -214,11 +215,11 @@ def test_a_bucket_that_is_not_there_is_not_written_to(s3_server):
 _SLOW_RUN = """
 import sys, time
 import dask.array as da
-from itkstream.cli import commands
+from itkstream.cli.app import commands
 from itkstream.cluster import execute
-from itkstream.io.chunk_files import ChunkFiles, location_of
-from itkstream.io.locations import Location
-from itkstream.io.zarr_arrays import ZarrArray
+from itkstream.io.storage.chunk_files import ChunkFiles, location_of
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.zarr_arrays import ZarrArray
 
 def slow(block):
     time.sleep(0.05)

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import itkstream
-from itkstream.cluster import execute
+from itkstream.compute.execute import execute
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import ArraySource, Grid
 from itkstream.io import write_n5
-from itkstream.io.containers import Container, ContainerArray, open_container
+from itkstream.io.images.stores.containers import Container, ContainerArray, open_container
 from itkstream.transform import apply_global_affine, prepare_apply_local_affines
 
 SHAPE = (9, 8, 7)

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from itkstream.errors import InputError
-from itkstream.io.transform_files import read_transform
+from itkstream.io.transforms.files import read_transform
 
 SIZES, LPS = (10, 8, 6), "left-posterior-superior"
 FIRST = {"sizes": "3 10 8 6", "space directions": "none (2,0,0) (0,2,0) (0,0,2)"}

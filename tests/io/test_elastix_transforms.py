@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import BSplineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.io.transforms.files import read_transform, write_transform
 
 CENTRE = (10.0, -20.0, 5.0)
 SPLINE = (0.4, 0.3, 0.2)

@@ -14,7 +14,7 @@ import pytest
 
 from itkstream.errors import ItkstreamError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.io.transforms.files import read_transform, write_transform
 
 COUNT = 200
 GRID = Grid((4, 5, 6), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), axes=("z", "y", "x"))

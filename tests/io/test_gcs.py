@@ -13,11 +13,11 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from itkstream.cluster import execute
+from itkstream.compute.execute import execute
 from itkstream.errors import MissingDataError
 from itkstream.geometry import Grid
 from itkstream.io import create_ome_zarr, open_image, write_n5, write_pyramid
-from itkstream.io.locations import Location
+from itkstream.io.storage.locations import Location
 
 pytestmark = pytest.mark.skipif(
     find_spec("gcsfs") is None or find_spec("gcp_storage_emulator") is None,

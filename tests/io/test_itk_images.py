@@ -16,7 +16,8 @@ from dask.tokenize import tokenize
 
 from itkstream.errors import InputError, ItkstreamError, MissingDataError, UnreadableDataError
 from itkstream.geometry import Grid, Image
-from itkstream.io import itk_images, open_image
+from itkstream.io import open_image
+from itkstream.io.images.files import itk_images
 
 SPACING = (0.5, 0.75, 2.0)  # x, y, z; binary fractions survive NIfTI's float32
 ORIGIN = (10.0, -20.0, 30.5)

@@ -14,16 +14,16 @@ import SimpleITK as sitk
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.io import itk_hdf5
-from itkstream.io.itk_hdf5 import write_hdf5_transform
-from itkstream.io.itk_transforms import (
+from itkstream.geometry.itk_bridge import to_itk_transform
+from itkstream.io.transforms.files import write_transform
+from itkstream.io.transforms.itk import hdf5 as itk_hdf5
+from itkstream.io.transforms.itk.hdf5 import write_hdf5_transform
+from itkstream.io.transforms.itk.transforms import (
     as_field_and_affine,
     largest_difference,
     read_itk_transform,
     write_itk_transform,
 )
-from itkstream.io.transform_files import write_transform
-from itkstream.itk_bridge import to_itk_transform
 
 MakeGrid = Callable[..., Grid]
 Make = Callable[..., CompositeTransform]

@@ -13,16 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itkstream.errors import UnreadableDataError
-from itkstream.geometry import (
-    AffineTransform,
-    CompositeTransform,
-    DisplacementField,
-    Grid,
-    Image,
-)
-from itkstream.io import kept_chunks, open_image, write_n5
-from itkstream.io.kept_chunks import KeptChunks, keeping_chunks
-from itkstream.io.zarr_arrays import ZarrArray
+from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
+from itkstream.io import open_image, write_n5
+from itkstream.io.storage import kept_chunks
+from itkstream.io.storage.kept_chunks import KeptChunks, keeping_chunks
+from itkstream.io.storage.zarr_arrays import ZarrArray
 
 SHAPE, CHUNKS = (23, 17, 11), (8, 5, 4)
 VOXELS = np.random.default_rng(0).integers(0, 60000, SHAPE).astype(np.uint16)

@@ -13,8 +13,8 @@ import pytest
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, LandmarkSpline
-from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.numerics.mapping import map_on
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.numerics.sampling.mapping import map_on
 
 KINDS = {
     "ThinPlateSplineKernelTransform": "r",

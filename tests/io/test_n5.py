@@ -13,7 +13,7 @@ import pytest
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import Grid
 from itkstream.io import create_n5, open_image, write_n5
-from itkstream.io.stored import tiles
+from itkstream.io.storage.stored import tiles
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "easifish"
 

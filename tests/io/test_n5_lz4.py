@@ -13,8 +13,8 @@ from numcodecs import lz4
 
 from itkstream.errors import InputError, UnreadableDataError
 from itkstream.io import open_image
-from itkstream.io.n5_lz4 import decompressed
-from itkstream.io.stored import tiles
+from itkstream.io.images.stores.n5_lz4 import decompressed
+from itkstream.io.storage.stored import tiles
 
 SEED = 0x9747B28C
 

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField
-from itkstream.io.transform_files import read_transform, write_transform
+from itkstream.io.transforms.files import read_transform, write_transform
 
 MATRIX = np.array([[1.1, 0.1, 0.0, 3.0], [0.0, 0.9, -0.2, -4.0], [0.05, 0.0, 1.0, 5.0]])
 ZYX = ("z", "y", "x")

@@ -19,10 +19,15 @@ from scipy.interpolate import RegularGridInterpolator
 
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.io.itk_hdf5 import write_hdf5_transform
-from itkstream.io.ngff_transforms import as_stored, create_transform, read_transform, stored_axes
-from itkstream.itk_bridge import to_itk_transform
-from itkstream.numerics.mapping import map_on
+from itkstream.geometry.itk_bridge import to_itk_transform
+from itkstream.io.transforms.itk.hdf5 import write_hdf5_transform
+from itkstream.io.transforms.ngff.store import (
+    as_stored,
+    create_transform,
+    read_transform,
+    stored_axes,
+)
+from itkstream.numerics.sampling.mapping import map_on
 
 MakeGrid = Callable[..., Grid]
 Make = Callable[..., CompositeTransform]

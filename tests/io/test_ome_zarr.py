@@ -13,7 +13,7 @@ import zarr
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid
 from itkstream.io import open_image
-from itkstream.io.ome_zarr import coarser_levels
+from itkstream.io.images.stores.ome_zarr import coarser_levels
 
 AXES = [
     {"name": "t", "type": "time", "unit": "second"},

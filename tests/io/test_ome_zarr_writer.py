@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import Grid
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
-from itkstream.io.ome_zarr_writer import pyramid_factors
+from itkstream.io.images.stores.ome_zarr_writer import pyramid_factors
 
 TURN = ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
 LAYOUTS = [("0.5", None), ("0.5", (64, 64, 32)), ("0.4", None)]

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from itkstream.errors import ExistingOutputError
-from itkstream.io.outputs import claim_file, claim_folder, claim_store, write_text
+from itkstream.io.storage.outputs import claim_file, claim_folder, claim_store, write_text
 
 
 def make(folder: Path, kind: str) -> None:

@@ -13,9 +13,9 @@ import zarr
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.io import open_image, write_n5
-from itkstream.io.locations import Location
-from itkstream.io.paths import list_datasets, locate
-from itkstream.io.selection import parse_unit
+from itkstream.io.images.locate import list_datasets, locate
+from itkstream.io.images.selection import parse_unit
+from itkstream.io.storage.locations import Location
 
 
 def dataset(folder: Path) -> None:

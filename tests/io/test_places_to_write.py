@@ -14,15 +14,11 @@ import SimpleITK as sitk
 from itkstream.errors import AccessError, InputError, OutputError
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
 from itkstream.io import open_image
-from itkstream.io.inputs import check_apart
-from itkstream.io.itk_images import write_itk
-from itkstream.io.locations import Location
-from itkstream.io.outputs import claim_file, claim_folder, claim_store, claim_whole_store
-from itkstream.io.transform_files import (
-    check_transform_output,
-    read_transform,
-    write_transform,
-)
+from itkstream.io.images.files.itk_images import write_itk
+from itkstream.io.storage.inputs import check_apart
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.outputs import claim_file, claim_folder, claim_store, claim_whole_store
+from itkstream.io.transforms.files import check_transform_output, read_transform, write_transform
 
 AXES = ("z", "y", "x")
 GRID = Grid((6, 5, 4), (1.0, 1.0, 1.0), axes=AXES)

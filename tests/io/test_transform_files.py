@@ -25,11 +25,13 @@ from itkstream.geometry import (
     PiecewiseAffine,
 )
 from itkstream.geometry.blocks import BlockGrid
-from itkstream.io import displacement_images, ngff_transforms, transform_files
-from itkstream.io.itk_hdf5 import Hdf5Vectors, write_hdf5_transform
-from itkstream.io.ngff_transforms import as_stored, create_transform
-from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.itk_bridge import to_itk_image, to_itk_transform
+from itkstream.geometry.itk_bridge import to_itk_image, to_itk_transform
+from itkstream.io.transforms import displacement_images
+from itkstream.io.transforms import files as transform_files
+from itkstream.io.transforms.files import read_transform, write_transform
+from itkstream.io.transforms.itk.hdf5 import Hdf5Vectors, write_hdf5_transform
+from itkstream.io.transforms.ngff import store as ngff_transforms
+from itkstream.io.transforms.ngff.store import as_stored, create_transform
 
 AXES = [("x", "y", "z"), ("z", "y", "x"), ("x", "y"), ("y", "x")]
 IMAGES = [".nii.gz", ".nii", ".nrrd", ".mha"]

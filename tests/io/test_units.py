@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from itkstream.cli import commands
+from itkstream.cli.app import commands
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
@@ -20,11 +20,11 @@ from itkstream.geometry import (
     Grid,
 )
 from itkstream.io import open_image
-from itkstream.io.transform_files import read_transform, write_transform
-from itkstream.io.units import itk_unit, rescaled
+from itkstream.io.images.units import itk_unit, rescaled
+from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.pipelines import register
-from itkstream.registered import registered_unit
-from itkstream.steps import IntensityAffine
+from itkstream.registration.report import registered_unit
+from itkstream.registration.steps import IntensityAffine
 
 LATTICE = Grid((7, 8, 9), (20.0, 30.0, 40.0), (5.0, -6.0, 7.0), axes=("z", "y", "x"))
 RNG = np.random.default_rng(5)

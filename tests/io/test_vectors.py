@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from itkstream import DisplacementField, Grid, read_transform, write_transform
 from itkstream.geometry import array_axes, steps_of
-from itkstream.io.vectors import OrderedVectors, as_in_files, slabs, wanted_axes
+from itkstream.io.transforms.vectors import OrderedVectors, as_in_files, slabs, wanted_axes
 
 ORDERS = [("z", "y", "x"), ("x", "y", "z"), ("y", "z", "x"), ("y", "x"), ("x", "y")]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from itkstream.errors import InputError
 from itkstream.geometry import BlockGrid, Grid, PiecewiseAffine
-from itkstream.numerics.blend import NodeLattice, blend_affines
-from itkstream.numerics.fields import resize_field
+from itkstream.numerics.sampling.blend import NodeLattice, blend_affines
+from itkstream.numerics.sampling.fields import resize_field
 
 MakeGrid = Callable[..., Grid]
 

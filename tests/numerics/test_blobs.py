@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter
 
 from itkstream.geometry import Grid
-from itkstream.numerics.blobs import find_blobs, find_maxima, fit_peaks
+from itkstream.numerics.matching.blobs import find_blobs, find_maxima, fit_peaks
 from itkstream.numerics.threads import using_threads
 
 WIDTHS = np.geomspace(2.0, 8.0, 9)

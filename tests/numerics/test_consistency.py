@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine
-from itkstream.numerics.consistency import (
+from itkstream.numerics.matching.consistency import (
     CONFIDENCE_COLUMNS,
     ConsistencySettings,
     Evidence,
@@ -401,7 +401,7 @@ def test_origin_and_order_of_axes_do_not_matter(seed: int, ndim: int, shift: flo
 SOLVE = """
 import sys, hashlib, numpy as np
 from itkstream.geometry import BlockGrid, Grid
-from itkstream.numerics.consistency import Evidence, solve_consistent
+from itkstream.numerics.matching.consistency import Evidence, solve_consistent
 rows = np.load(sys.argv[1])
 grid = Grid((1200, 1200, 1000), (1.0, 1.0, 1.0))
 results = solve_consistent(Evidence.unpacked(rows, 3), BlockGrid(grid.shape, (100, 100, 100)), grid)

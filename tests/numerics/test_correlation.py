@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itkstream.errors import InputError
-from itkstream.numerics.correlation import (
+from itkstream.numerics.deformation.correlation import (
     ValueRange,
     correlation_residual,
     local_correlation,

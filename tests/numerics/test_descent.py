@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid
-from itkstream.numerics.correlation import mean_local_correlation
-from itkstream.numerics.descent import (
+from itkstream.numerics.deformation.correlation import mean_local_correlation
+from itkstream.numerics.deformation.descent import (
     PIPELINE_DEFAULTS,
     DescentSettings,
     Frame,
     descend,
     node_factors,
 )
-from itkstream.numerics.fields import jacobian_determinant, node_vectors, resize_field
+from itkstream.numerics.sampling.fields import jacobian_determinant, node_vectors, resize_field
 from itkstream.numerics.threads import using_threads
 
 SHAPE = (48, 40, 44)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
-from itkstream.numerics.fields import (
+from itkstream.numerics.sampling.fields import (
     affine_to_displacement,
     compose,
     jacobian_determinant,

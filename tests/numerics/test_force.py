@@ -3,9 +3,9 @@
 import numpy as np
 
 from itkstream.geometry import Grid
-from itkstream.numerics.fields import resize_field
-from itkstream.numerics.force import collect_forces, solve_newton, warp_through_nodes
-from itkstream.numerics.interpolate import warp
+from itkstream.numerics.deformation.force import collect_forces, solve_newton, warp_through_nodes
+from itkstream.numerics.sampling.fields import resize_field
+from itkstream.numerics.sampling.interpolate import warp
 
 
 def test_newton_steps_solve_their_equations():

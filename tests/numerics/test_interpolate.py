@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
-from itkstream.numerics.interpolate import Part, as_voxel, round_to, sample_field, warp
+from itkstream.numerics.sampling.interpolate import Part, as_voxel, round_to, sample_field, warp
 from itkstream.numerics.threads import using_threads
 
 

@@ -11,11 +11,11 @@ import SimpleITK as sitk
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid
-from itkstream.itk_bridge import sample_transform, to_itk_image
-from itkstream.numerics.descent import Descent, Frame
-from itkstream.numerics.fields import jacobian_determinant, shrink_field
-from itkstream.numerics.itk_bspline import _on_lattice, descend_bspline
-from itkstream.numerics.itk_settings import BsplineSettings
+from itkstream.geometry.itk_bridge import sample_transform, to_itk_image
+from itkstream.numerics.deformation.descent import Descent, Frame
+from itkstream.numerics.itk.bspline import _on_lattice, descend_bspline
+from itkstream.numerics.itk.settings import BsplineSettings
+from itkstream.numerics.sampling.fields import jacobian_determinant, shrink_field
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 

@@ -7,10 +7,11 @@ import pytest
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.descent import Frame
-from itkstream.numerics.fields import jacobian_determinant
-from itkstream.numerics.itk_methods import descend_demons, fit_intensity_affine
-from itkstream.numerics.itk_settings import DemonsSettings, IntensitySettings
+from itkstream.numerics.deformation.descent import Frame
+from itkstream.numerics.itk.affine import fit_intensity_affine
+from itkstream.numerics.itk.demons import descend_demons
+from itkstream.numerics.itk.settings import DemonsSettings, IntensitySettings
+from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 

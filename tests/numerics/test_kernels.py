@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itkstream.errors import InputError
-from itkstream.numerics.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.threads import using_threads
 
 

@@ -17,8 +17,8 @@ from itkstream.geometry import (
     Grid,
     PiecewiseAffine,
 )
-from itkstream.numerics.fields import to_positions
-from itkstream.numerics.mapping import GridMap, affine_part, map_on
+from itkstream.numerics.sampling.fields import to_positions
+from itkstream.numerics.sampling.mapping import GridMap, affine_part, map_on
 
 Make = Callable[..., CompositeTransform]
 MakeGrid = Callable[..., Grid]
@@ -169,7 +169,7 @@ def test_a_coarse_grid_on_a_large_field_is_read_in_parts(
     transform = CompositeTransform((*before, large, affine))
     whole = map_on(transform, coarse)
     assert len(recorded.reads) == 1
-    monkeypatch.setattr("itkstream.numerics.mapping._FIELD_VECTORS", 4000)
+    monkeypatch.setattr("itkstream.numerics.sampling.mapping._FIELD_VECTORS", 4000)
     recorded.reads.clear()
     parts = map_on(transform, coarse)
     assert len(recorded.reads) > 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from itkstream.numerics.neighbourhoods import correlate, sample_around
+from itkstream.numerics.matching.contexts import correlate, sample_around
 from itkstream.numerics.threads import using_threads
 
 

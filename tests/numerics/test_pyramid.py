@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.pyramid import shrink
+from itkstream.numerics.sampling.pyramid import shrink
 from itkstream.numerics.threads import using_threads
 
 

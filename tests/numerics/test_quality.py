@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from itkstream.numerics.quality import content_mask, local_correlation_in_tissue, tissue_mask
+from itkstream.numerics.deformation.quality import (
+    content_mask,
+    local_correlation_in_tissue,
+    tissue_mask,
+)
 
 
 def half_tissue(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,14 @@ import pytest
 from scipy.ndimage import gaussian_filter, gaussian_laplace, map_coordinates
 
 from itkstream.geometry import Grid
-from itkstream.numerics.scale_space import Level, blur, halve, halvings, laplacian, shrink_for
+from itkstream.numerics.matching.scale_space import (
+    Level,
+    blur,
+    halve,
+    halvings,
+    laplacian,
+    shrink_for,
+)
 from itkstream.numerics.threads import using_threads
 
 INNER = (slice(4, -4),) * 3

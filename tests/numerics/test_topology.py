@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.fields import jacobian_determinant
-from itkstream.numerics.topology import repair_folds
+from itkstream.numerics.sampling.fields import jacobian_determinant
+from itkstream.numerics.sampling.folds import repair_folds
 
 GRID = Grid((32, 28, 30), (1.84, 1.84, 1.68))
 

@@ -20,7 +20,7 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.deploy.subprocess import SubprocessCluster
 
-from itkstream.cluster import compute, execute
+from itkstream.compute.execute import compute, execute
 from itkstream.errors import InputError
 from itkstream.numerics.threads import get_threads, processors
 from itkstream.workers import Resources, connected, session

@@ -17,15 +17,12 @@ import pytest
 from distributed import Client
 from distributed.deploy.subprocess import SubprocessCluster
 
-from itkstream.cluster import execute
+from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.blocks.graph import Result, map_blocks
+from itkstream.compute.execute import execute
+from itkstream.compute.lending import LENT_BYTES, Parcel, _Held, lent
 from itkstream.geometry import Block, BlockGrid, DisplacementField, Grid, Image
-from itkstream.lazy import Result, map_blocks
-from itkstream.transform import (
-    prepare_apply_local_affines,
-    prepare_apply_position_field,
-    prepare_apply_transform,
-)
-from itkstream.workers.lending import LENT_BYTES, Parcel, _Held, lent
+from itkstream.transform import prepare_apply_local_affines, prepare_apply_position_field
 
 SHAPE = (160, 128, 128)
 GRID = Grid(SHAPE, (1.0, 1.0, 1.0))

@@ -9,7 +9,7 @@ import dask
 import numpy as np
 import pytest
 
-from itkstream.cluster import execute
+from itkstream.compute.execute import execute
 from itkstream.errors import InputError
 from itkstream.workers import Resources
 from itkstream.workers.presets import presets_path

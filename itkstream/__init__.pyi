@@ -1,0 +1,97 @@
+from . import affine as affine
+from . import align as align
+from . import cluster as cluster
+from . import deform as deform
+from . import errors as errors
+from . import features as features
+from . import geometry as geometry
+from . import io as io
+from . import overlay as overlay
+from . import phantoms as phantoms
+from . import pipelines as pipelines
+from . import transform as transform
+from . import workers as workers
+from .apply.bundles import Bundle, coarsened, export_ants, export_slicer
+from .apply.certificate import Certificate, certify, check_transform, repair_transform
+from .apply.products import Series, write_inverse, write_resampled
+from .blocks.masks import Mask
+from .cluster import execute
+from .geometry import (
+    AffineTransform,
+    BSplineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    LandmarkSpline,
+    PiecewiseAffine,
+)
+from .io import ImageOptions, open_container, open_image
+from .io.transforms.files import read_transform, write_transform
+from .io.transforms.itk.transforms import read_itk_transform
+from .numerics.sampling.warping import WarpSettings
+from .pipelines import Plan, Registration, plan, register
+from .registration.steps import (
+    Deformable,
+    IntensityAffine,
+    LocalAffines,
+    RansacAffine,
+    RegisterSettings,
+)
+from .workers import Resources
+
+__version__: str
+
+__all__ = [
+    "AffineTransform",
+    "BSplineTransform",
+    "Bundle",
+    "Certificate",
+    "CompositeTransform",
+    "Deformable",
+    "DisplacementField",
+    "Grid",
+    "Image",
+    "ImageOptions",
+    "IntensityAffine",
+    "LandmarkSpline",
+    "LocalAffines",
+    "Mask",
+    "PiecewiseAffine",
+    "Plan",
+    "RansacAffine",
+    "RegisterSettings",
+    "Registration",
+    "Resources",
+    "Series",
+    "WarpSettings",
+    "affine",
+    "align",
+    "certify",
+    "check_transform",
+    "cluster",
+    "coarsened",
+    "deform",
+    "errors",
+    "execute",
+    "export_ants",
+    "export_slicer",
+    "features",
+    "geometry",
+    "io",
+    "open_container",
+    "open_image",
+    "overlay",
+    "phantoms",
+    "pipelines",
+    "plan",
+    "read_itk_transform",
+    "read_transform",
+    "register",
+    "repair_transform",
+    "transform",
+    "workers",
+    "write_inverse",
+    "write_resampled",
+    "write_transform",
+]

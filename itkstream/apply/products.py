@@ -1,0 +1,275 @@
+"""What a transform makes of images, and its inverse: block by block into OME-Zarr stores.
+
+An image that fits in memory may become a file of ITK's as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import dask.array as da
+from dask.utils import format_bytes
+
+from itkstream.apply.fields import axes_of
+from itkstream.apply.inversion import prepare_invert
+from itkstream.apply.resampling import prepare_apply_to_series, prepare_apply_transform
+from itkstream.compute.drafts import drafted
+from itkstream.compute.execute import begun, compute, store
+from itkstream.errors import InputError, PlanError
+from itkstream.geometry import Grid, Image, Transform
+from itkstream.io import create_ome_zarr, write_pyramid
+from itkstream.io.images.files.itk_images import WRITTEN_SUFFIXES, write_itk
+from itkstream.io.images.units import itk_unit
+from itkstream.io.storage.inputs import check_apart
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.outputs import check_file, check_store
+from itkstream.io.transforms.ngff.store import (
+    as_stored,
+    create_error_map,
+    create_transform,
+    stored_axes,
+)
+from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.numerics.sampling.warping import WarpSettings
+from itkstream.workers import Resources, connected, free_memory
+
+__all__ = ["Series", "check_resampled_output", "write_inverse", "write_resampled"]
+
+# How often a file's voxels are in memory while it is written: ours, and ITK's on its way.
+_COPIES = 3
+# Voxels per axis of the chunks of an inverse.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Series:
+    """Images of one lattice: the channels of an image, its time points, or both.
+
+    Parameters
+    ----------
+    images : tuple of Image
+        All of them, the last axis fastest.
+    axes : tuple of (str, int)
+        ``t`` or ``c`` or both, and how many there are.
+
+    Raises
+    ------
+    InputError
+        Where the numbers do not agree.
+    """
+
+    images: tuple[Image, ...]
+    axes: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != math.prod(n for _, n in self.axes):
+            raise InputError(
+                f"a series along {dict(self.axes)} has as many images; got {len(self.images)}"
+            )
+
+
+def write_inverse(
+    out: str | os.PathLike[str],
+    transform: Transform,
+    grid: Grid,
+    *,
+    blocksize: int = 128,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+) -> float:
+    """Invert a transform block by block into a store, with an error for every voxel.
+
+    Parameters
+    ----------
+    out : path
+        The new store, an OME-Zarr 0.6 scene; its array ``inverse_error`` has the estimated error
+        of each voxel in voxels (float32, axes as the field's).
+    transform : Transform
+        A displacement field, or one followed by affines; it may be stored.
+    grid : Grid
+        Where the inverse is wanted: the moving image's lattice, or a coarser one.
+    blocksize : int
+        Voxels of a block per axis, a multiple of 64.
+    resources : Resources, optional
+        Workers and threads.
+    overwrite : bool
+        Replace a store that is there.
+
+    Returns
+    -------
+    float
+        The largest error, in the smallest voxel spacing of `grid`.
+
+    Raises
+    ------
+    InputError
+        For another kind of transform, another ending or blocksize, or a grid of other axes or
+        unit.
+    ExistingOutputError
+        Where something is there.
+    """
+    if not Location.parse(out).name.endswith(".zarr"):
+        raise InputError(
+            f"the inverse of a field goes to a store, such as inverse.ome.zarr; got {out}: make "
+            "other files of the store by `itkstream export`"
+        )
+    check_apart(out, transform)
+    place = check_store(out, overwrite)
+    if blocksize < _CHUNK or blocksize % _CHUNK:
+        raise InputError(f"blocksize must be a multiple of {_CHUNK}; got {blocksize}")
+    packed = prepare_invert(transform, grid, (blocksize,) * grid.ndim)
+    chunks = tuple(min(_CHUNK, n) for n in grid.shape)
+    affine = affine_part(transform).inverse()
+    lazy = as_stored(packed, grid)
+    with drafted(place, keep=False) as draft:
+        draft.remove()
+        target = create_transform(draft, affine, grid, chunks=chunks)
+        errors = create_error_map(draft, grid, chunks=chunks)
+        with connected(resources or Resources()):
+            da.store([lazy[:-1], lazy[-1]], [target, errors], lock=False)
+        return float(da.from_array(errors, chunks=errors.chunks).max().compute())
+
+
+def check_resampled_output(out: str | os.PathLike[str], overwrite: bool) -> Location:
+    """See whether a resampled image can be written to a place, before any work is done for it.
+
+    Parameters
+    ----------
+    out : path
+        As for `write_resampled`.
+    overwrite : bool
+        Whether what is there may be replaced.
+
+    Returns
+    -------
+    Location
+        The place.
+
+    Raises
+    ------
+    InputError
+        For an ending that is not written.
+    ExistingOutputError
+        Where something is there that may not be replaced.
+    """
+    place = Location.parse(out)
+    if _is_file(place):
+        return check_file(place, overwrite)
+    if place.suffix.lower() != ".zarr":
+        raise InputError(
+            f"images are written as OME-Zarr (.ome.zarr, .zarr) and, where they fit in memory, as "
+            f"{', '.join(WRITTEN_SUFFIXES)}; got {place.name}: choose one of these endings"
+        )
+    return check_store(place, overwrite)
+
+
+def write_resampled(
+    out: str | os.PathLike[str],
+    moving: Image | Series,
+    transform: Transform,
+    grid: Grid,
+    settings: WarpSettings,
+    *,
+    labels: bool = False,
+    blocksize: int = 128,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Resample an image, or a series of them, through a transform into an OME-Zarr or a file.
+
+    The result is written beside its place and gets it when it is complete. If the run fails or is
+    killed, the same call goes on with the blocks of a store that are done.
+
+    Parameters
+    ----------
+    out : path
+        The new OME-Zarr 0.5, ending in ``.zarr``, multiscale, its axes z, y, x after those of a
+        series; or a file that ITK, 3D Slicer and ANTs read, ending in ``.nii.gz``, ``.nii``,
+        ``.nrrd`` or ``.mha``, for one image that fits in memory; in micrometers, but NIfTI in
+        millimeters where `grid` is.
+    moving : Image or Series
+        In moving space. For a series, the transform is evaluated once.
+    transform : Transform
+        From fixed to moving points; without a displacement field, its axes are z, y, x.
+    grid : Grid
+        The wanted lattice, in fixed space: the fixed image's, or any other.
+    settings : WarpSettings
+        Interpolation, background, type.
+    labels : bool
+        Coarser levels keep every second voxel instead of averaging.
+    blocksize : int
+        Voxels of a block and chunk per axis.
+    resources : Resources, optional
+        Workers and threads.
+    overwrite : bool
+        Replace a store that is there.
+
+    Raises
+    ------
+    InputError
+        Where dimensions or units of transform and images differ, for another ending, or where
+        `out` touches what is read.
+    PlanError
+        Where the image does not fit in memory and a file was asked for.
+    ExistingOutputError
+        Where something is there.
+    """
+    check_apart(out, moving, transform)
+    place = check_resampled_output(out, overwrite)
+    wanted = grid.reorder(stored_axes(grid)).in_unit("micrometer")
+    axes = axes_of(transform)
+    lazy = _resampled(moving, transform, wanted.reorder(axes), settings, blocksize)
+    first = lazy.ndim - grid.ndim
+    order = wanted.reorder(axes).axis_order(wanted.axes)
+    stored = lazy.transpose(*range(first), *(first + k for k in order))
+    if _is_file(place):
+        _check_file_holds(stored, moving, place)
+        # Other programs lay it over the file of the fixed image, whose numbers it must have.
+        lattice = grid.reorder(wanted.axes).in_unit(itk_unit(grid))
+        write_itk(place, Image(compute(stored, resources), lattice), overwrite=overwrite)
+        return
+    chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
+    series = dict(moving.axes) if isinstance(moving, Series) else {}
+    with drafted(place) as draft:
+        target = begun(stored, draft, "0")
+        if target is None:
+            target = create_ome_zarr(draft, wanted, stored.dtype, chunks=chunks, series=series)
+        store(stored, target, resources)
+        write_pyramid(draft, labels=labels)
+
+
+def _is_file(place: Location) -> bool:
+    return place.name.lower().endswith(WRITTEN_SUFFIXES)
+
+
+def _check_file_holds(stored: da.Array, moving: Image | Series, place: Location) -> None:
+    """Refuse what a file of ITK's cannot hold, before anything is computed."""
+    if isinstance(moving, Series):
+        raise InputError(
+            f"{place.name} would hold one image, and {len(moving.images)} channels or times are to "
+            "be written: choose one, or write an .ome.zarr"
+        )
+    needed, free = _COPIES * stored.nbytes, free_memory()
+    if needed > free:
+        raise PlanError(
+            f"writing {place.name} takes {format_bytes(needed)} of memory, {_COPIES} times the "
+            f"image, and {format_bytes(int(free))} are free: write an .ome.zarr, which is written "
+            "block by block"
+        )
+
+
+def _resampled(
+    moving: Image | Series,
+    transform: Transform,
+    grid: Grid,
+    settings: WarpSettings,
+    blocksize: int,
+) -> da.Array:
+    """Axes of a series, then those of the grid."""
+    size = (blocksize,) * grid.ndim
+    if isinstance(moving, Image):
+        return prepare_apply_transform(grid, moving, transform, size, settings)
+    lazy = prepare_apply_to_series(grid, moving.images, transform, size, settings)
+    return lazy.reshape(*(n for _, n in moving.axes), *grid.shape)

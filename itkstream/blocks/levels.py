@@ -1,0 +1,196 @@
+"""Levels of an image: means of groups of voxels, few enough to fit in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+from numpy.typing import NDArray
+
+from itkstream.blocks.graph import Result, map_blocks, once, readable
+from itkstream.geometry import Block, BlockGrid, Grid, Image
+from itkstream.numerics.sampling.pyramid import shrink
+
+__all__ = [
+    "Levels",
+    "coarse_blocks",
+    "factors_to_fit",
+    "prepare_coarse",
+    "prepare_level",
+    "prepare_levels",
+    "read_coarse",
+]
+
+Levels = tuple[Image | Delayed, Image | Delayed]
+"""The levels of the fixed and the moving image that fit in memory; they may have to be computed."""
+
+# An image is averaged in blocks of about so many voxels, 128 MB of float32 while they are; or more,
+# up to the second number, where its chunks would else be read by several blocks.
+_BLOCK_VOXELS = 2**24
+_WHOLE_CHUNKS_VOXELS = 2**26
+
+
+def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
+    """By how much to shrink an image so that it has at most so many voxels.
+
+    The axis of finest spacing is halved first, so voxels become as near to cubes as they can.
+
+    Parameters
+    ----------
+    grid : Grid
+        The image's lattice.
+    voxels : float
+        Wanted voxels, at most.
+
+    Returns
+    -------
+    tuple of int
+        A power of 2 per axis; 1 for a small image.
+    """
+    factors = [1] * grid.ndim
+    while np.prod(grid.shrink(factors).shape, dtype=float) > voxels:
+        coarse = grid.shrink(factors)
+        long = [axis for axis in range(grid.ndim) if coarse.shape[axis] > 1]
+        finest = min(long, key=lambda axis: (coarse.spacing[axis], -coarse.shape[axis]))
+        factors[finest] *= 2
+    return tuple(factors)
+
+
+def coarse_blocks(
+    shape: Sequence[int], chunks: Sequence[int] | None, factors: Sequence[int]
+) -> BlockGrid:
+    """In which blocks an image is read to be averaged.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels of the image per axis.
+    chunks : sequence of int or None
+        Of its store.
+    factors : sequence of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    BlockGrid
+        No group, and if that is possible no chunk, lies in two blocks.
+    """
+    groups = [min(f, n) for f, n in zip(factors, shape, strict=True)]
+    steps = [math.lcm(f, c) for f, c in zip(groups, chunks or groups, strict=True)]
+    if math.prod(map(min, steps, shape)) > _WHOLE_CHUNKS_VOXELS:
+        steps = groups
+    size = [min(step, n) for step, n in zip(steps, shape, strict=True)]
+    while growing := [k for k, n in enumerate(shape) if size[k] < n]:
+        axis = min(growing, key=lambda k: size[k])
+        larger = [min(2 * n, shape[k]) if k == axis else n for k, n in enumerate(size)]
+        if math.prod(larger) > _BLOCK_VOXELS:
+            break
+        size = larger
+    return BlockGrid(tuple(shape), tuple(size), (0,) * len(size))
+
+
+def prepare_coarse(image: Image, factors: Sequence[int]) -> da.Array:
+    """Prepare an image averaged in groups of voxels, block by block.
+
+    Parameters
+    ----------
+    image : Image
+        Numpy, stored or dask.
+    factors : sequence of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    dask.array.Array, ceil(shape / factors), float32
+        Lazy; its lattice is ``image.grid.shrink(factors)``.
+    """
+    blocks = coarse_blocks(image.shape, image.together, factors)
+    groups = tuple(min(f, n) for f, n in zip(factors, image.shape, strict=True))
+    result = Result(np.float32, factors=groups)
+    return map_blocks(_average_block, blocks, image.data, {"factors": groups}, result)
+
+
+def read_coarse(image: Image, factors: Sequence[int]) -> Image:
+    """Read an image into memory, averaged in groups of voxels, block by block.
+
+    Parameters
+    ----------
+    image : Image
+        Numpy, stored or dask.
+    factors : sequence of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    Image
+        In memory, float32 where it was averaged; never more than one block at full resolution was
+        held beside it.
+    """
+    image = readable(image)
+    if max(factors) == 1:
+        return Image(image.read(), image.grid, image.name)
+    groups = tuple(min(f, n) for f, n in zip(factors, image.shape, strict=True))
+    grid = image.grid.shrink(factors)
+    out = np.empty(grid.shape, np.float32)
+    for block in coarse_blocks(image.shape, image.together, factors):
+        spans = zip(block.core, groups, strict=True)
+        region = tuple(slice(s.start // f, -(-s.stop // f)) for s, f in spans)
+        out[region] = _average_block(image[block.core].read(), block, factors=groups)
+    return Image(out, grid, image.name)
+
+
+def prepare_levels(fixed: Image, moving: Image, voxels: float) -> Levels:
+    """Prepare the level of both images that fits in memory.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Numpy, stored or dask.
+    voxels : float
+        Most voxels of each level.
+
+    Returns
+    -------
+    Levels
+        Each the image itself where it is small enough, else to be computed: once, whatever needs
+        it.
+    """
+    first, second = (prepare_level(i, factors_to_fit(i.grid, voxels)) for i in (fixed, moving))
+    return first, second
+
+
+def prepare_level(image: Image, factors: Sequence[int]) -> Image | Delayed:
+    """Prepare one level of an image.
+
+    Parameters
+    ----------
+    image : Image
+        Numpy, stored or dask.
+    factors : sequence of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    Image or Delayed
+        The image itself for factors of 1, else to be computed.
+    """
+    image = readable(image)
+    if max(factors) == 1:
+        return image
+    return once(_as_image, prepare_coarse(image, factors), image.grid.shrink(factors), image.name)
+
+
+def _as_image(voxels: NDArray[Any], grid: Grid, name: str) -> Image:
+    return Image(voxels, grid, name)
+
+
+def _average_block(part: NDArray[Any], block: Block, *, factors: Sequence[int]) -> NDArray[Any]:
+    """Means of the groups of a block; a group that sticks out repeats the last voxel."""
+    room = [(0, -n % f) for n, f in zip(part.shape, factors, strict=True)]
+    if np.any(room):
+        part = np.pad(part, room, mode="edge")
+    return shrink(part, Grid(part.shape, (1.0,) * part.ndim), factors)[0]

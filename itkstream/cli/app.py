@@ -1,0 +1,227 @@
+"""The command line: parse, call one pipeline, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+from itkstream.cli import transforms as cli_transforms
+from itkstream.cli.console import ConsoleReporter, plan_table
+from itkstream.cli.options import (
+    CommandOfImages,
+    config_from,
+    in_options,
+    open_image_of,
+    resources_from,
+    with_image_options,
+    with_overwrite,
+    with_resources,
+)
+from itkstream.errors import (
+    BlockErrors,
+    InterruptedRunError,
+    ItkstreamError,
+    OutputError,
+    WorkersError,
+)
+
+__all__ = ["main"]
+
+_FAILED = 1
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="itkstream")
+@click.option("-v", "--verbose", count=True, help="Log more; twice for everything.")
+def commands(verbose: int) -> None:
+    """Register 3-D images too large for memory."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("itkstream").setLevel(level)
+
+
+for _name in cli_transforms.__all__:
+    commands.add_command(getattr(cli_transforms, _name))
+
+
+@commands.command(cls=CommandOfImages)
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--out", required=True, help="Folder to write.")
+@click.option(
+    "--radii",
+    type=(float, float),
+    metavar="MIN MAX",
+    help="Radii of the nuclei, in voxels of the coarse level. [default: several are tried]",
+)
+@click.option("--match-threshold", type=float, help="Least correlation of a match. [default: 0.7]")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option(
+    "--local-block",
+    type=int,
+    help="Voxels of the coarse level per block of the piecewise affine; 0: none. [default: 128]",
+)
+@click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
+@click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+@click.option(
+    "--background",
+    type=float,
+    help="Value of the aligned image outside MOVING. [default: as on its border if that is bright "
+    "or negative, else 0]",
+)
+@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
+@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+)
+@with_resources
+@with_overwrite
+@with_image_options("fixed", "moving")
+def register(fixed: str, moving: str, out: str, **options: Any) -> None:
+    """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
+
+    FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
+    TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
+    report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
+    """
+    from itkstream.io.storage.inputs import check_apart
+    from itkstream.pipelines import register as run
+
+    check_apart(out, fixed, moving, options["config_file"])
+    config = config_from(options)
+    console = Console()
+    with ConsoleReporter(console) as reporter:
+        result = run(
+            open_image_of("fixed", config.fixed, fixed),
+            open_image_of("moving", config.moving, moving),
+            out,
+            config.steps,
+            config.settings,
+            initial_transform=config.initial_transform,
+            fixed_mask=config.fixed_mask,
+            moving_mask=config.moving_mask,
+            resources=resources_from(options),
+            overwrite=options["overwrite"],
+            reporter=reporter,
+        )
+    console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
+
+
+@commands.command(cls=CommandOfImages)
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option("--local-block", type=int, help="As in `register`.")
+@click.option(
+    "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
+)
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
+@with_resources
+@with_image_options("fixed", "moving")
+def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
+    """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
+
+    Nothing is written. With --memory, blocks and threads are chosen to fit it; `register` with the
+    same options chooses the same. The exit code is 2 where the memory is too small.
+    """
+    from itkstream.pipelines import plan as make
+
+    config = config_from(options)
+    made = make(
+        open_image_of("fixed", config.fixed, fixed),
+        open_image_of("moving", config.moving, moving),
+        config.steps,
+        config.settings,
+        resources=resources_from(options),
+        probe=probe,
+    )
+    console = Console()
+    console.print(plan_table(made))
+    processes = f"{made.workers} worker processes" if made.workers else "this process"
+    console.print(f"{processes}, {made.threads} blocks at a time each", highlight=False)
+    console.print(made.choices(), highlight=False, soft_wrap=True)
+    made.require_fit()
+
+
+@commands.command()
+@click.option("--defaults", is_flag=True, help="Print the default steps and settings.")
+@click.argument("file", required=False)
+def config(defaults: bool, file: str | None) -> None:
+    """Print the steps and settings of FILE, checked and in full, or the defaults, as YAML."""
+    from itkstream.registration.config import Config, read_config, to_yaml
+
+    if defaults == (file is not None):
+        raise click.UsageError("give either --defaults or a FILE")
+    click.echo(to_yaml(Config() if file is None else read_config(file)), nl=False)
+
+
+@commands.command()
+@click.option("--out", required=True, help="Folder to write.")
+@with_resources
+@with_overwrite
+def demo(out: str, **options: Any) -> None:
+    """Register a synthetic pair of rounds and print the error against the truth."""
+    from itkstream.cli.demo import run_demo
+
+    console = Console()
+    with ConsoleReporter(console) as reporter:
+        result = run_demo(
+            out,
+            resources=resources_from(options),
+            overwrite=options["overwrite"],
+            reporter=reporter,
+        )
+    for name, error in (("before", result.before), ("after", result.after)):
+        summary = error.summary()
+        console.print(
+            f"target registration error {name}: median {summary['median_vox']:.2f}, "
+            f"95th percentile {summary['p95_vox']:.2f} voxels",
+            highlight=False,
+        )
+    console.print(f"voxels folded: {result.folds}", highlight=False)
+    console.print(f"picture: {result.overlay}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line, without tracebacks for what it knows.
+
+    Exit code 1: a result is missing or not sound; 2: the input is at fault; 130: it was stopped.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C does
+    try:
+        commands.main(prog_name="itkstream", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(_how_far(error), err=True)
+        sys.stdout.flush()
+        # Everything is put away; threads still in compiled code would abort a slower end.
+        os._exit(_INTERRUPTED)
+    except (BlockErrors, OutputError, WorkersError) as error:
+        click.echo(f"itkstream: {error}", err=True)
+        sys.exit(_FAILED)
+    except ItkstreamError as error:
+        click.echo(f"itkstream: {in_options(str(error))}", err=True)
+        sys.exit(_BAD_INPUT)
+
+
+def _how_far(error: BaseException) -> str:
+    """What a run said when it was stopped; click puts its own exception around it."""
+    run = error.__cause__ if isinstance(error, click.Abort) else error
+    return str(run) if isinstance(run, InterruptedRunError) else "stopped"

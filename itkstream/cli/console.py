@@ -1,0 +1,142 @@
+"""Progress and results on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dask.utils import format_bytes, format_time
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from itkstream.registration.plan import Plan
+
+__all__ = ["ConsoleReporter", "plan_table"]
+
+
+class ConsoleReporter:
+    """Draws the steps of a run: what is done, how many blocks, how long it will take.
+
+    Use it in a ``with`` block, which ends the drawing. Where the output is no terminal, only the
+    results are printed, a line each.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ConsoleReporter:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self._finish()
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def step(self, title: str) -> None:
+        """A step begins; the one before is done.
+
+        Parameters
+        ----------
+        title : str
+            What it does.
+        """
+        self._finish()
+        if not self._console.is_terminal:
+            self._console.print(title)
+        self._task = self._progress.add_task(title, total=None)
+
+    def blocks(self, done: int, total: int) -> None:
+        """Blocks of the step that are done.
+
+        Parameters
+        ----------
+        done, total : int
+            Blocks, and blocks in all.
+        """
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """Print a result.
+
+        Parameters
+        ----------
+        text : str
+            One line.
+        """
+        self._console.print(f"  {text}", highlight=False)
+
+    def _finish(self) -> None:
+        if self._task is None:
+            return
+        task = self._progress.tasks[self._task]
+        total = task.total or 1
+        self._progress.update(self._task, completed=total, total=total)
+
+
+def plan_table(plan: Plan) -> Table:
+    """A plan as a table, a step a row and the sums below.
+
+    Parameters
+    ----------
+    plan : Plan
+        From `itkstream.plan`.
+
+    Returns
+    -------
+    rich.table.Table
+        Blocks, their size, tasks, memory of a process, disk before compression, time.
+    """
+    columns = ("blocks", "voxels a block", "tasks", "memory", "disk", "time")
+    table = Table("step", *columns, show_footer=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for price in plan.prices:
+        size = " x ".join(map(str, price.blocksize))
+        memory, seconds = plan.memory_of(price), plan.seconds_of(price)
+        sums = _sums(price.tasks, memory, price.disk, seconds)
+        table.add_row(price.name, str(price.blocks), size, *sums)
+    table.add_section()
+    sums = _sums(plan.tasks, plan.peak_memory, plan.disk, plan.seconds)
+    table.add_row("in all", "", "", *sums)
+    return table
+
+
+def _sums(tasks: int, memory: float, disk: float, seconds: float | None) -> Sequence[str]:
+    return (
+        str(tasks),
+        format_bytes(int(memory)),
+        format_bytes(int(disk)) if disk else "",
+        "" if seconds is None else format_time(seconds),
+    )

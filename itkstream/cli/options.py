@@ -1,0 +1,460 @@
+"""Options that several commands share, and the values they stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import click
+
+__all__ = [
+    "Number",
+    "PerAxis",
+    "Which",
+    "config_from",
+    "in_options",
+    "open_image_of",
+    "options_of",
+    "resources_from",
+    "with_image_options",
+    "with_overwrite",
+    "with_resources",
+]
+
+
+def _resource_options() -> list[Callable[..., Any]]:
+    """In the order of the help text, from its end."""
+    count = click.IntRange(1)
+    options = (
+        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
+        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
+        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
+        (
+            "--cluster",
+            str,
+            "cluster",
+            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
+            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
+        ),
+        ("--cores", count, "cores", "Cores per job."),
+        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
+        ("--memory", str, "memory", "Memory per job, such as 16GB."),
+        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
+        ("--queue", str, "queue", "Where jobs wait."),
+        ("--project", str, "project", "Which project is charged for the jobs."),
+        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
+        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
+    )
+    return [
+        click.option(flag, name, type=kind, help=text)
+        for flag, kind, name, text in reversed(options)
+    ]
+
+
+def with_resources(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what it may use; `resources_from` reads them.
+
+    Parameters
+    ----------
+    command : callable
+        Takes them among its keywords.
+
+    Returns
+    -------
+    callable
+        The same command.
+    """
+    for option in _resource_options():
+        command = option(command)
+    return command
+
+
+def with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option to replace what it wrote before.
+
+    Parameters
+    ----------
+    command : callable
+        Takes ``overwrite`` among its keywords.
+
+    Returns
+    -------
+    callable
+        The same command.
+    """
+    text = "Replace an earlier result."
+    return click.option("--overwrite", is_flag=True, help=text)(command)
+
+
+class PerAxis(click.ParamType):
+    """A number, or one per axis with commas in between."""
+
+    name = "number,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | tuple[float, ...]:
+        """Read the text of an option.
+
+        Parameters
+        ----------
+        value : str, or number or tuple
+            The text, or the default.
+        param, ctx : click.Parameter, click.Context
+            For messages.
+
+        Returns
+        -------
+        float or tuple of float
+            The numbers.
+        """
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(map(float, value.split(",")))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(0 < n < float("inf") for n in numbers):
+            self.fail(
+                f"{value!r} is not a positive number, nor one per axis with commas in between, "
+                "such as 2,0.5,0.5",
+                param,
+                ctx,
+            )
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
+_WHOLE = click.IntRange(0)
+_IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
+    "spacing": (
+        PerAxis(),
+        "N[,N,N]",
+        "Distance of voxels: a number, or one per axis of the image, such as 2,0.5,0.5 for z,y,x.",
+    ),
+    "unit": (str, "NAME", "Unit of these numbers and of the file's, such as micrometer."),
+    "axes": (str, "LETTERS", "Stored axes, slowest first, such as zyx or tczyx."),
+    "channel": (_WHOLE, "N", "Channel, counted from 0. [default: 0]"),
+    "time": (_WHOLE, "N", "Time point, counted from 0. [default: 0]"),
+    "level": (_WHOLE, "N", "Resolution level, 0 the finest. [default: 0]"),
+}
+
+
+class CommandOfImages(click.Command):
+    """A command whose help tells apart the options that say what image files do not.
+
+    An option for an image that may be left out, and is, is an error.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line.
+
+        Parameters
+        ----------
+        ctx, args : click.Context, list of str
+            As click gives them.
+
+        Returns
+        -------
+        list of str
+            What is left over.
+
+        Raises
+        ------
+        click.UsageError
+            Where an option speaks of an image that is not there.
+        """
+        left = super().parse_args(ctx, args)
+        for which in getattr(self.callback, "image_prefixes", ()):
+            said = [n for n in _IMAGE_OPTIONS if ctx.params.get(f"{which}_{n}") is not None]
+            if said and ctx.params.get(which, "") is None:
+                raise click.UsageError(
+                    f"--{which}-{said[0]} speaks of the image of --{which}, which is not given", ctx
+                )
+        return left
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options into the help text.
+
+        Parameters
+        ----------
+        ctx, formatter : click.Context, click.HelpFormatter
+            As click gives them.
+        """
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        records = [(p.name, p.get_help_record(ctx)) for p in options]
+        shown = [(name, record) for name, record in records if record is not None]
+        with formatter.section("Options"):
+            formatter.write_dl([record for name, record in shown if name not in _IMAGE_OPTIONS])
+        with formatter.section("Options for what an image file does not state"):
+            common = [record for name, record in shown if name in _IMAGE_OPTIONS]
+            if common:
+                formatter.write_dl(common)
+            formatter.write_text(_prefixes_text(getattr(self.callback, "image_prefixes", ())))
+
+
+def _prefixes_text(prefixes: Sequence[str]) -> str:
+    flags = [f"--{prefixes[0]}-{name}" for name in _IMAGE_OPTIONS]
+    others = "".join(f", and the same with --{prefix}-" for prefix in prefixes[1:])
+    return f"For one image alone: {', '.join(flags)}{others}. See `itkstream register --help`."
+
+
+def with_image_options(
+    *which: str, common: bool = True, own: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that say what image files do not; `options_of` reads them.
+
+    Parameters
+    ----------
+    *which : str
+        The images that have options of their own: "fixed" makes ``--fixed-spacing`` and others.
+    common : bool
+        Whether there are options without such a prefix.
+    own : sequence of str
+        Those of the latter that the command defines for itself.
+
+    Returns
+    -------
+    callable
+        A decorator of a command of the class `CommandOfImages`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        command.image_prefixes = which  # type: ignore[attr-defined]
+        for prefix in (*which[::-1], *([""] if common else [])):
+            for name, (kind, metavar, text) in reversed(_IMAGE_OPTIONS.items()):
+                if prefix or name not in own:
+                    command = click.option(
+                        f"--{prefix}-{name}" if prefix else f"--{name}",
+                        type=kind,
+                        metavar=metavar,
+                        help=text,
+                        hidden=bool(prefix),
+                    )(command)
+        return command
+
+    return decorate
+
+
+def options_of(
+    options: dict[str, Any], which: str = "", start: Any = None, common: bool = True
+) -> Any:
+    """What was said of one image.
+
+    Parameters
+    ----------
+    options : dict
+        Of a command `with_image_options`.
+    which : str
+        Its prefix; options with it come before those without.
+    start : ImageOptions, optional
+        What holds where nothing was said.
+    common : bool
+        Whether options without a prefix are said of it too.
+
+    Returns
+    -------
+    ImageOptions
+        All of it.
+    """
+    from itkstream.io import ImageOptions
+
+    said: dict[str, Any] = {}
+    for name in _IMAGE_OPTIONS:
+        value = options.get(f"{which}_{name}") if which else None
+        if value is None and common:
+            value = options.get(name)
+        if value is not None:
+            said[name] = value
+    return replace(start or ImageOptions(), **said)
+
+
+class Number(click.ParamType):
+    """A number; whole ones keep every digit."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Read the text of an option.
+
+        Parameters
+        ----------
+        value : str or number
+            The text, or the default.
+        param, ctx : click.Parameter, click.Context
+            For messages.
+
+        Returns
+        -------
+        int or float
+            The number.
+        """
+        try:
+            return int(value)
+        except (ValueError, OverflowError):
+            return float(click.FLOAT.convert(value, param, ctx))
+
+
+class Which(click.ParamType):
+    """A place counted from 0, or all of them, which is None."""
+
+    name = "number|all"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        """Read the text of an option.
+
+        Parameters
+        ----------
+        value : str or int
+            The text, or the default.
+        param, ctx : click.Parameter, click.Context
+            For messages.
+
+        Returns
+        -------
+        int or None
+            The place; None for all.
+        """
+        if value == "all":
+            return None
+        return int(click.IntRange(0).convert(value, param, ctx))
+
+
+def open_image_of(which: str, said: Any, path: str) -> Any:
+    """Open one of the images of a command; its errors name the options for it alone.
+
+    Parameters
+    ----------
+    which : str
+        Prefix of its options, "fixed" for instance.
+    said : ImageOptions
+        What is said of it.
+    path : str
+        A file, or a dataset in a container.
+
+    Returns
+    -------
+    Image
+        Lazy.
+
+    Raises
+    ------
+    MissingDataError, InputError
+        As `itkstream.open_image`.
+    """
+    from itkstream.errors import ItkstreamError
+
+    try:
+        return said.open(path)
+    except ItkstreamError as error:
+        raise type(error)(in_options(str(error), f"{which}-")) from error
+
+
+def in_options(message: str, prefix: str = "") -> str:
+    """An error of the library with the names that the command line has for its arguments.
+
+    Parameters
+    ----------
+    message : str
+        May say "pass voxel_spacing=" or "pass voxel_spacing= (--spacing)".
+    prefix : str
+        Before the names of options, "fixed-" for instance.
+
+    Returns
+    -------
+    str
+        Says "pass --spacing", or "pass --fixed-spacing".
+    """
+    names = "|".join(("voxel_spacing", *_IMAGE_OPTIONS))
+    said = re.sub(
+        rf"(?<![\w-])({names})=(?: \(--[a-z]+\))?(?=[\s,;:.)]|$)",
+        lambda found: f"--{prefix}{found[1].removeprefix('voxel_')}",
+        message,
+    )
+    return said.replace("voxel_spacing", "--spacing")
+
+
+def resources_from(options: dict[str, Any]) -> Any:
+    """What a command may use.
+
+    Parameters
+    ----------
+    options : dict
+        Of a command `with_resources`; others are left alone.
+
+    Returns
+    -------
+    Resources
+        The defaults where nothing was said.
+    """
+    from itkstream.workers import Resources
+
+    names = {field.name for field in fields(Resources)}
+    given = {name: value for name, value in options.items() if name in names}
+    return Resources(**{name: value for name, value in given.items() if value is not None})
+
+
+def config_from(options: dict[str, Any]) -> Any:
+    """What a file says, or the options that change steps; files named by options come first.
+
+    Parameters
+    ----------
+    options : dict
+        Of `register` or `plan`.
+
+    Returns
+    -------
+    Config
+        Steps, settings, initial transform, masks, and what is said of the images.
+
+    Raises
+    ------
+    click.UsageError
+        Where both a file and options say what the steps are.
+    """
+    from itkstream.registration.config import Config, read_config
+
+    changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
+    if options["config_file"] is None:
+        config = Config(tuple(_steps(options)))
+    elif changing:
+        raise click.UsageError(
+            f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
+        )
+    else:
+        config = read_config(options["config_file"])
+    files = {
+        "initial_transform": options.get("initial"),
+        "fixed_mask": options.get("fixed_mask"),
+        "moving_mask": options.get("moving_mask"),
+    }
+    given = {name: file for name, file in files.items() if file is not None}
+    for which in ("fixed", "moving"):
+        given[which] = options_of(options, which, getattr(config, which))
+    background = options.get("background")
+    if background is not None:
+        given["settings"] = replace(config.settings, background=background)
+    return replace(config, **given)
+
+
+_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
+
+
+def _steps(options: dict[str, Any]) -> list[Any]:
+    """The default steps, with what the options change."""
+    from itkstream.registration.steps import DEFAULT_STEPS, step_from, step_name, step_parameters
+
+    # `plan` has only those that change what a run costs.
+    matching = {name: options.get(name) for name in ("match_threshold", "seed")}
+    radii = options.get("radii")
+    changes = {
+        "ransac-affine": {**matching, "radii": None if radii is None else (radii,)},
+        "local-affines": {**matching, "blocksize": options["local_block"]},
+        "deformable": {"blocksize": options["block"]},
+    }
+    steps = []
+    for step in DEFAULT_STEPS:
+        name = step_name(step)
+        given = {k: v for k, v in changes.get(name, {}).items() if v is not None}
+        if name != "local-affines" or options["local_block"] != 0:
+            steps.append(step_from(name, {**step_parameters(step), **given}))
+    return steps

@@ -1,0 +1,368 @@
+"""The commands that take a transform: apply it, write it elsewhere, invert, check and repair it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from itkstream.cli.options import (
+    CommandOfImages,
+    Number,
+    Which,
+    open_image_of,
+    options_of,
+    resources_from,
+    with_image_options,
+    with_overwrite,
+    with_resources,
+)
+from itkstream.errors import MissingDataError
+
+__all__ = ["apply", "check", "export", "invert", "points", "repair"]
+
+_REGIONS_SHOWN = 10
+_NOT_SOUND = 1
+
+
+@click.command(cls=CommandOfImages)
+@click.argument("transform", type=click.Path())
+@click.argument("moving")
+@click.argument("out")
+@click.option("--like", help="Image on whose voxels it is wanted. [default: the fixed image]")
+@click.option("--order", type=click.IntRange(0, 3), default=1, show_default=True)
+@click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
+@click.option(
+    "--label-gaussian", is_flag=True, help="The same, with borders smoothed; takes longer."
+)
+@click.option(
+    "--background",
+    type=Number(),
+    help="Value outside. [default: as on MOVING's border if that is bright or negative, else 0]",
+)
+@click.option("--dtype", help="Type of the result, such as uint8. [default: that of MOVING]")
+@click.option("--channel", type=Which(), default=0, show_default=True, help="A number, or all.")
+@click.option("--time", type=Which(), default=0, show_default=True, help="A number, or all.")
+@with_overwrite
+@with_resources
+@with_image_options("like", own=("channel", "time"))
+def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
+    """Resample the image MOVING through TRANSFORM into OUT.
+
+    OUT ends in .ome.zarr or .zarr or, for one image that fits in memory, in .nii.gz, .nii, .nrrd or
+    .mha. Integers are rounded and clipped. With --labels, voxels take the nearest label.
+    --spacing, --unit, --axes, --channel, --time and --level speak of MOVING.
+    """
+    from itkstream.apply.products import check_resampled_output, write_resampled
+    from itkstream.io.images.units import itk_unit
+    from itkstream.io.storage.inputs import check_apart
+    from itkstream.io.transforms.files import read_transform
+    from itkstream.numerics.sampling.warping import WarpSettings
+    from itkstream.registration.report import registered_places
+
+    check_apart(out, transform, moving, like, *registered_places(transform))
+    check_resampled_output(out, options["overwrite"])
+    wanted = _opened(like, "like", options).grid if like else _registered_grid(transform, 0)
+    labels = options["labels"] or options["label_gaussian"]
+    names = ("nearest", "linear", "quadratic-bspline", "bspline")
+    interpolator = names[0 if labels else options["order"]]
+    if options["label_gaussian"]:
+        interpolator = "label-gaussian"
+    write_resampled(
+        out,
+        _series(moving, options),
+        read_transform(transform, unit=itk_unit(wanted)),
+        wanted,
+        WarpSettings(interpolator, None, options["background"], options["dtype"]),
+        labels=labels,
+        resources=resources_from(options),
+        overwrite=options["overwrite"],
+    )
+    click.echo(f"written: {out}")
+
+
+@click.command()
+@click.argument("transform", type=click.Path())
+@click.argument("points", type=click.Path())
+@click.option("--out", type=click.Path(), required=True, help="File to write.")
+@click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
+    """Map the POINTS of a file through TRANSFORM, from fixed to moving.
+
+    POINTS is a CSV or Parquet file with columns x, y, z (others are kept), or a numpy array
+    (m, 3) in this order; in micrometers. TRANSFORM is a registration folder, a
+    transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
+    column `outside`: 1 where the transform says nothing about a point.
+    """
+    from itkstream.geometry import default_axes
+    from itkstream.io.points import check_points_output, read_points, write_points
+    from itkstream.io.storage.inputs import check_apart
+    from itkstream.io.transforms.files import read_transform
+    from itkstream.registration.report import registered_places
+    from itkstream.transform import apply_to_points
+
+    check_apart(out, transform, points, *registered_places(transform))
+    check_points_output(out, overwrite)
+    stored = read_transform(transform)
+    opened = read_transform(transform, default_axes(stored.ndim))
+    table = read_points(points, opened.ndim)
+    mapped = apply_to_points(opened, table.points, inverse=inverse)
+    write_points(out, table, mapped.points, mapped.outside, overwrite=overwrite)
+    click.echo(f"{len(mapped.points)} points mapped, {int(mapped.outside.sum())} outside: {out}")
+
+
+@click.command(cls=CommandOfImages)
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path(), required=False)
+@click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
+@click.option("--ants", metavar="DIR", help="Folder to write: files for ANTs, and the call.")
+@click.option(
+    "--like", metavar="IMAGE", help="Make it a field on the voxels of IMAGE, whatever it is."
+)
+@click.option("--fixed", help="Fixed image of the bundle. [default: the one registered]")
+@click.option("--moving", help="Moving image of the bundle. [default: the one registered]")
+@click.option("--limit-mb", type=float, default=300.0, show_default=True, help="Of the bundle.")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Thin the field out by this error, in its voxels. [default: 0.05 in bundles, else none]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
+@with_image_options("like", "fixed", "moving", common=False)
+def export(transform: str, out: str | None, **options: Any) -> None:
+    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
+
+    The ending of OUT decides: .tfm or .txt for affines and B-splines, .mat for affines; .h5 for
+    any; .nii.gz, .nrrd or .mha for a displacement image with the affine folded in; .ome.zarr for an
+    OME-Zarr 0.6 scene. The file is read back and compared before it gets its name. With --like, any
+    other chain becomes one field, which can be checked, inverted and written.
+    """
+    from itkstream.apply import bundles as exports
+    from itkstream.apply.fields import axes_of
+    from itkstream.io.images.units import itk_unit
+    from itkstream.io.transforms.files import read_transform, write_transform
+    from itkstream.registration.report import registered_unit
+    from itkstream.transform import as_field
+
+    _check_exports(transform, out, options)
+    unit = registered_unit(transform)
+    like = _opened(options["like"], "like", options).grid if options["like"] else None
+    unit = itk_unit(like) if like else unit
+    found = read_transform(transform, unit=unit)
+    if like:
+        wanted = like.in_unit("micrometer")
+        found = as_field(found, wanted.reorder(axes_of(found)))
+    overwrite, tolerance = options["overwrite"], options["tolerance"]
+    if out:
+        thin, factors, error = (found, None, 0.0)
+        if tolerance:
+            thin, factors, error = exports.coarsened(found, tolerance)
+            click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
+        same = write_transform(out, thin, unit=unit, overwrite=overwrite)
+        click.echo(f"written, and the same to {same:.1e}: {out}")
+    tolerance = tolerance or 0.05
+    if options["ants"]:
+        _say(
+            exports.export_ants(
+                options["ants"], found, tolerance_vox=tolerance, unit=unit, overwrite=overwrite
+            )
+        )
+    if options["slicer"]:
+        bundle = exports.export_slicer(
+            options["slicer"],
+            found,
+            _images(transform, options),
+            limit_mb=options["limit_mb"],
+            tolerance_vox=tolerance,
+            overwrite=overwrite,
+        )
+        _say(bundle)
+
+
+@click.command(cls=CommandOfImages)
+@click.argument("transform", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
+@with_overwrite
+@with_resources
+@with_image_options("like", common=False)
+def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
+    """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
+
+    OUT ends in .ome.zarr; with the displacement goes the error of every voxel, in the array
+    inverse_error, and `itkstream export` makes other files of it. The exact inverse of an affine
+    may be any file that holds affines.
+    """
+    from itkstream.apply.fields import axes_of
+    from itkstream.apply.products import write_inverse
+    from itkstream.geometry import AffineTransform
+    from itkstream.io.images.units import itk_unit
+    from itkstream.io.storage.inputs import check_apart
+    from itkstream.io.transforms.files import (
+        check_transform_output,
+        read_transform,
+        write_transform,
+    )
+    from itkstream.registration.report import registered_places, registered_unit
+    from itkstream.transform import compose, invert_transform
+
+    check_apart(out, transform, like, *registered_places(transform))
+    check_transform_output(out, options["overwrite"])
+    wanted = _opened(like, "like", options).grid if like else None
+    unit = itk_unit(wanted) if wanted else registered_unit(transform)
+    found = compose(read_transform(transform, unit=unit))
+    if isinstance(found, AffineTransform):
+        write_transform(out, invert_transform(found), unit=unit, overwrite=options["overwrite"])
+        click.echo(f"inverted: {out}")
+        return
+    grid = wanted or _registered_grid(transform, 1)
+    worst = write_inverse(
+        out,
+        found,
+        grid.reorder(axes_of(found)).in_unit("micrometer"),
+        resources=resources_from(options),
+        overwrite=options["overwrite"],
+    )
+    click.echo(f"inverted, {worst:.2g} voxels off at most: {out}")
+
+
+@click.command()
+@click.argument("transform")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
+def check(transform: str, as_json: bool) -> None:
+    """Check TRANSFORM: no folds, and an inverse that leads back.
+
+    The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
+    """
+    from itkstream.apply.certificate import certify
+    from itkstream.io.transforms.files import read_transform
+
+    found = certify(read_transform(transform), name=transform)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        sys.exit(0 if found["passed"] else _NOT_SOUND)
+    click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
+    click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
+    for region in found["regions"][:_REGIONS_SHOWN]:
+        spans = zip(region["first"], region["stop"], strict=True)
+        box = ", ".join(f"{first}:{stop}" for first, stop in spans)
+        click.echo(f"  [{box}]: {region['voxels']} voxels, least {region['least_jacobian']:.3g}")
+    hidden = len(found["regions"]) - _REGIONS_SHOWN
+    if hidden > 0:
+        click.echo(f"  and {hidden} more regions (--json lists them)")
+    click.echo(
+        f"inverse error: median {found['median_inverse_error_vox']:.2g}, largest "
+        f"{found['largest_inverse_error_vox']:.2g} voxels"
+    )
+    for reason in found["failures"]:
+        click.echo(f"failed: {reason}")
+    if found["repair"]:
+        click.echo(f"to smooth the folds alone: {found['repair']}")
+    if not found["passed"]:
+        sys.exit(_NOT_SOUND)
+    click.echo("passed")
+
+
+@click.command()
+@click.argument("transform")
+@click.argument("out")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def repair(transform: str, out: str, overwrite: bool) -> None:
+    """Smooth TRANSFORM where it folds, and nowhere else, and write it as the file OUT.
+
+    The ending of OUT decides the format, as for `export`.
+    """
+    from itkstream.apply.certificate import check_transform, repair_transform
+    from itkstream.io.storage.inputs import check_apart
+    from itkstream.io.transforms.files import (
+        check_transform_output,
+        read_transform,
+        write_transform,
+    )
+    from itkstream.registration.report import registered_places, registered_unit
+
+    check_apart(out, transform, *registered_places(transform))
+    unit = registered_unit(transform)
+    before = read_transform(transform, unit=unit)
+    check_transform_output(out, overwrite, before)
+    repaired = repair_transform(before)
+    write_transform(out, repaired, unit=unit, overwrite=overwrite)
+    click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
+
+
+def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> None:
+    """Refuse places that are inputs, one another's, or not written, before anything is read."""
+    from itkstream.apply.bundles import check_bundle_output
+    from itkstream.io.storage.inputs import check_apart
+    from itkstream.io.transforms.files import check_transform_output
+    from itkstream.registration.report import registered_places
+
+    bundles = [options[name] for name in ("ants", "slicer") if options[name]]
+    if not (out or bundles):
+        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
+    inputs = [transform, *(options[name] for name in ("like", "fixed", "moving"))]
+    places = [*([out] if out else []), *bundles]
+    for number, place in enumerate(places):
+        check_apart(place, *inputs, *places[:number], *registered_places(transform))
+    if out:
+        check_transform_output(out, options["overwrite"])
+    for place in bundles:
+        check_bundle_output(place, options["overwrite"])
+
+
+def _opened(path: str, which: str, options: dict[str, Any]) -> Any:
+    return open_image_of(which, options_of(options, which, common=False), path)
+
+
+def _series(path: str, options: dict[str, Any]) -> Any:
+    """An image, or all channels, all time points, or both."""
+    from itkstream.apply.products import Series
+    from itkstream.io import open_series
+
+    channel, time = options["channel"], options["time"]
+    said = options_of(options)
+    if channel is not None and time is not None:
+        return said.open(path)
+    times = [time or 0]
+    if time is None:
+        times = list(range(len(open_series(path, "time", **said.arguments))))
+    channels = [channel or 0]
+    if channel is None:
+        first = replace(said, time=times[0])
+        channels = list(range(len(open_series(path, "channel", **first.arguments))))
+    images = tuple(replace(said, channel=c, time=t).open(path) for t in times for c in channels)
+    axes = (("t", len(times), time), ("c", len(channels), channel))
+    return Series(images, tuple((name, n) for name, n, chosen in axes if chosen is None))
+
+
+def _registered_grid(transform: str, side: int) -> Any:
+    """The lattice of the fixed or the moving image that were registered."""
+    from itkstream.registration.report import registered_grids
+
+    try:
+        return registered_grids(transform)[side]
+    except MissingDataError as error:
+        raise MissingDataError(
+            f"{error}: say --like IMAGE, on whose voxels it is wanted"
+        ) from error
+
+
+def _images(transform: str, options: dict[str, Any]) -> Any:
+    from itkstream.registration.report import registered_images
+
+    said = [_opened(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
+    if None in said:
+        registered = registered_images(transform)
+        said = [image or found for image, found in zip(said, registered, strict=True)]
+    return tuple(said)
+
+
+def _say(bundle: Any) -> None:
+    click.echo(
+        f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
+        f"{', '.join(bundle.files)}"
+    )

@@ -1,0 +1,55 @@
+"""Results that are written beside their place and get it when they are complete.
+
+Whatever was there stays as it is until then. A run that fails or is killed leaves its draft, named
+``.draft-`` and the name of the result; the next one goes on with it, or removes it if it was of
+another computation. Until the new result is complete, both take their space on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from itkstream.compute.lock import holding
+from itkstream.io.storage.chunk_files import writing_to
+from itkstream.io.storage.locations import Location
+
+__all__ = ["drafted"]
+
+
+@contextmanager
+def drafted(place: Location, *, keep: bool = True) -> Iterator[Location]:
+    """A draft for a with block to fill, or to finish, and then put in its place.
+
+    Parameters
+    ----------
+    place : Location
+        Of the result.
+    keep : bool
+        Whether the next run can go on with a draft: whether it stays after an error.
+
+    Yields
+    ------
+    Location
+        The draft; an earlier run may have left one.
+
+    Raises
+    ------
+    BusyOutputError
+        Where another process is writing it.
+    InputError
+        Where nothing can be put in this place.
+    """
+    draft = place.draft
+    lock = draft.parents[0] / f"{draft.name}.lock"
+    with ExitStack() as stack:
+        with writing_to(place):
+            stack.enter_context(holding(lock, place))
+        try:
+            yield draft
+        except BaseException:
+            if not keep:
+                draft.remove()
+            raise
+        with writing_to(place):
+            place.take(draft)

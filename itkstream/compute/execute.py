@@ -1,0 +1,392 @@
+"""Running a prepared computation: progress, and where the result goes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from distributed import Client
+from numpy.typing import NDArray
+
+from itkstream.compute.fill import Blocks, Output, Progress, Tally, belongs, fill
+from itkstream.compute.schedule import Failure, block_graph, run_here, run_on
+from itkstream.errors import InputError, InterruptedRunError
+from itkstream.io.storage.attributes import is_zarr_array
+from itkstream.io.storage.chunk_files import Region, location_of
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.zarr_arrays import written_codecs
+from itkstream.numerics.threads import using_threads
+from itkstream.workers import Resources, connected
+
+__all__ = ["begun", "compute", "continues", "execute", "store"]
+
+
+logger = logging.getLogger(__name__)
+
+
+def execute(
+    array: da.Array,
+    write_path: str | os.PathLike[str] | None = None,
+    n_workers: int | None = None,
+    threads_per_worker: int | None = None,
+    memory_limit: str | int | float | None = None,
+    cores: int | None = None,
+    processes: int | None = None,
+    min_workers: int | None = None,
+    max_workers: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    cluster: Any = "local",
+    memory: str | int | float | None = None,
+    walltime: str | None = None,
+    queue: str | None = None,
+    project: str | None = None,
+    overwrite: bool = False,
+    chunks: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> NDArray[Any] | zarr.Array:
+    """Compute what a ``prepare_`` function prepared.
+
+    A run with a `write_path` that was killed or stopped continues when the same is run again:
+    blocks that are there, and as they were written, are kept. When it is complete, the same call
+    checks it and returns it.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The prepared computation.
+    write_path : path, optional
+        A new Zarr array to write, block by block, at a path or a URL such as
+        ``s3://bucket/name``; then nothing is held in memory. Default the result comes back as a
+        numpy array.
+    n_workers, threads_per_worker, memory_limit : optional
+        Workers of this machine, see `itkstream.workers.Resources`; default threads of this
+        process.
+    cores, processes, min_workers, max_workers : int, optional
+        Jobs of a cluster and how many workers, see `itkstream.workers.Resources`. On this machine
+        `max_workers`, or else `min_workers`, processes are started, which share `cores`.
+    config : mapping, optional
+        dask configuration values and options of the jobs, for this computation only; nothing is
+        written to the user's own configuration.
+    cluster : str, distributed.Client or cluster object
+        Where the workers are: 'local', 'slurm', 'lsf' and others, a scheduler's address.
+    memory, walltime, queue, project : optional
+        What each job asks for. Without jobs nobody is charged: `project` has no effect then.
+    overwrite : bool
+        Replace a Zarr array that is at `write_path`; nothing else is ever replaced. A complete one
+        stays until the new one is, which is written beside it. An unfinished run of the same
+        computation is continued all the same.
+    chunks : sequence of int, optional
+        Chunk shape of the written array, at most a block; default one chunk a block.
+    progress : callable, optional
+        Told the blocks done and the blocks in all.
+
+    Returns
+    -------
+    numpy.ndarray or zarr.Array
+        The values, or the written array, opened for reading.
+
+    Raises
+    ------
+    InputError
+        Where `array` is no dask array, a count is below 1, two blocks would share a chunk, or
+        `write_path` is, holds or lies in an array that is read, or ends in another format's ending.
+    ExistingOutputError
+        Where `write_path` holds anything but this computation's result and `overwrite` is not
+        set, or another process is writing there; nothing is computed or changed.
+    OutputError
+        Where nothing can be written, as on a full disk.
+    BlockErrors
+        Where blocks failed; all others are done, and the same call computes only those again.
+    """
+    if not isinstance(array, da.Array):
+        raise InputError(
+            f"execute runs what a prepare_ function returned, a dask array; "
+            f"got {type(array).__name__}"
+        )
+    if project is not None and cluster == "local":
+        logger.info("project %r is not charged: this runs without jobs", project)
+        project = None
+    resources = Resources(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit=memory_limit,
+        config=config or {},
+        cluster=cluster,
+        cores=cores,
+        processes=processes,
+        memory=memory,
+        walltime=walltime,
+        queue=queue,
+        project=project,
+        min_workers=min_workers,
+        max_workers=max_workers,
+    )
+    if write_path is None:
+        return compute(array, resources, progress)
+    return _write(array, Location.parse(write_path), chunks, overwrite, resources, progress)
+
+
+def compute(
+    array: da.Array,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+    keep: str | os.PathLike[str] | None = None,
+) -> NDArray[Any]:
+    """Compute an array into memory.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        What to compute.
+    resources : Resources, optional
+        Workers and threads; default this process.
+    progress : callable, optional
+        Told the blocks done and the blocks in all.
+    keep : path, optional
+        A Zarr array to write first, which may be continued if the run is killed.
+
+    Returns
+    -------
+    ndarray
+        Its values.
+
+    Raises
+    ------
+    BlockErrors
+        Where blocks failed; all others were computed.
+    ExistingOutputError
+        Where something else is at `keep`.
+    """
+    resources = resources or Resources()
+    if keep is not None:
+        written = _write(array, Location.parse(keep), None, False, resources, progress)
+        return np.asarray(written[...])
+    result = np.empty(array.shape, array.dtype)
+    _gather(array, result, resources, progress or _silent)
+    return result
+
+
+def store(
+    array: da.Array,
+    target: Any,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Compute an array block by block into something that takes slices.
+
+    A Zarr array whose last run of the same computation was killed or stopped is continued. Values
+    of any other computation are replaced.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        What to compute.
+    target : numpy.ndarray or zarr.Array
+        Of the same shape; no two blocks may share a chunk (or shard) of it.
+    resources : Resources, optional
+        Workers and threads; default this process.
+    progress : callable, optional
+        Told the blocks done and the blocks in all.
+
+    Raises
+    ------
+    InputError
+        Where two blocks would write to one chunk, or `target` is read.
+    BlockErrors
+        Where blocks failed; all others are done.
+    """
+    resources = resources or Resources()
+    if isinstance(target, np.ndarray):
+        _gather(array, target, resources, progress or _silent)
+        return
+    _check_chunks(array, target.shards or target.chunks)
+    output = Output(location_of(target), target.chunks, target.shards)
+    with _terminable():
+        fill(array, output, partial(_run, resources), progress or _silent)
+
+
+def continues(array: da.Array, path: str | os.PathLike[str]) -> bool:
+    """Whether the Zarr array at a path was made or begun by the same computation.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The computation.
+    path : path
+        An array that `store` filled, wholly or in part, or a place where nothing is.
+
+    Returns
+    -------
+    bool
+        Then `store` keeps the blocks that are there.
+    """
+    place = Location.parse(path)
+    if not is_zarr_array(place):
+        return False
+    found = zarr.open_array(place.store(), mode="r")
+    return belongs(array, Output(place, found.chunks, found.shards))
+
+
+def _write(
+    array: da.Array,
+    place: Location,
+    chunks: Sequence[int] | None,
+    overwrite: bool,
+    resources: Resources,
+    progress: Progress | None,
+) -> zarr.Array[Any]:
+    """Compute an array into a new Zarr array, or finish one that was begun."""
+    size = tuple(chunks or (c[0] for c in array.chunks))
+    _check_chunks(array, size)
+    create = partial(_create, shape=array.shape, dtype=array.dtype, chunks=size)
+    output = Output(place, size, None, create, overwrite)
+    with _terminable():
+        fill(array, output, partial(_run, resources), progress or _silent)
+    return zarr.open_array(place.store(), mode="r")
+
+
+def _create(place: Location, **layout: Any) -> None:
+    zarr.create_array(place.store(), compressors=written_codecs(), **layout)
+
+
+def _check_chunks(array: da.Array, chunks: Sequence[int]) -> None:
+    """Two blocks that write to one chunk at the same time would lose voxels."""
+    if len(chunks) != array.ndim or min(chunks, default=1) < 1:
+        raise InputError(
+            f"chunks needs {array.ndim} numbers >= 1, one per axis of an array of shape "
+            f"{array.shape}; got {tuple(chunks)}"
+        )
+    for axis, (size, lengths) in enumerate(zip(chunks, array.chunks, strict=True)):
+        if any(border % size for border in np.cumsum(lengths)[:-1]):
+            raise InputError(
+                f"chunks of {size} on axis {axis} do not divide the blocks of {lengths[0]}, so "
+                f"two blocks would write to one chunk; use a divisor of {lengths[0]}"
+            )
+
+
+def _gather(array: da.Array, out: NDArray[Any], resources: Resources, progress: Progress) -> None:
+    """Compute an array into memory; a block that fails does not stop the others."""
+    blocks = Blocks(array)
+    tally = Tally(blocks, progress)
+    with _terminable(), connected(resources) as client:
+        sink = _Memory(out) if client is None else None
+
+        def done(number: int, value: Any) -> None:
+            if isinstance(value, Failure):
+                tally.failed(number, value)
+                return
+            if sink is None:
+                out[blocks.region(number)] = value
+            tally.succeeded()
+
+        try:
+            _compute(client, resources, blocks, range(len(blocks)), sink, done)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"stopped: {tally.done} of {len(blocks)} blocks were done"
+            ) from None
+    tally.conclude("")
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """Puts blocks into an array of this process."""
+
+    out: NDArray[Any]
+
+    def __call__(self, region: Region, block: NDArray[Any]) -> None:
+        self.out[region] = block
+
+
+def _run(
+    resources: Resources,
+    blocks: Blocks,
+    numbers: Sequence[int],
+    sink: Callable[..., Any],
+    done: Callable[[int, Any], None],
+) -> None:
+    with connected(resources) as client:
+        _compute(client, resources, blocks, numbers, sink, done)
+
+
+def _compute(
+    client: Client | None,
+    resources: Resources,
+    blocks: Blocks,
+    numbers: Sequence[int],
+    sink: Callable[..., Any] | None,
+    done: Callable[[int, Any], None],
+) -> None:
+    """Compute blocks with workers, or here."""
+    numbers = blocks.by_columns(numbers)
+    keys = [blocks.key(number) for number in numbers]
+    graph, wanted = block_graph(blocks.array, keys, sink, map(blocks.region, numbers))
+    number_of = dict(zip(wanted, numbers, strict=True))
+
+    def tell(key: Any, value: Any) -> None:
+        done(number_of[key], value)
+
+    if client is not None:
+        run_on(client, graph, wanted, tell)
+        return
+    at_once, threads = resources.threads_here(len(keys))
+    with using_threads(threads):
+        run_here(graph, wanted, at_once, tell)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Stop on SIGTERM as on Ctrl-C, unless the program has its own way."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+def begun(lazy: da.Array, store: Location, name: str) -> zarr.Array[Any] | None:
+    """The array that an earlier run of the same computation left, complete or not.
+
+    Parameters
+    ----------
+    lazy : dask.array.Array
+        The computation.
+    store : Location
+        The OME-Zarr store of its result; one of any other computation is removed.
+    name : str
+        Of the array in the store.
+
+    Returns
+    -------
+    zarr.Array or None
+        To be continued; None where it must be made.
+    """
+    array = store / name
+    if continues(lazy, array):
+        return zarr.open_array(array.store(), mode="r+")
+    if not store.is_vacant():
+        store.remove()
+    return None

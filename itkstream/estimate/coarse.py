@@ -1,0 +1,221 @@
+"""Coarse sees everything: what is solved on a level of the whole image that fits in memory.
+
+Blocks alone fail where the displacement exceeds their overlap or where they hold no texture. The
+coarse levels of a deformation are therefore solved on the whole image, and the blocks start from
+that with the levels that are left; which blocks show anything at all is seen there too.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+from dask.delayed import Delayed
+
+from itkstream.blocks.graph import once
+from itkstream.blocks.levels import Levels, factors_to_fit, prepare_level, read_coarse
+from itkstream.errors import InputError, RegistrationError
+from itkstream.geometry import CompositeTransform, DisplacementField, Grid, Image, Transform
+from itkstream.numerics.engines import deform_block
+from itkstream.numerics.itk.settings import DeformSettings
+from itkstream.numerics.sampling.fields import shrink_field
+from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.numerics.threads import processors, using_threads
+
+__all__ = ["LevelPlan", "after_coarse", "plan_levels", "prepare_start", "solve_coarse"]
+
+
+logger = logging.getLogger(__name__)
+
+
+# A level is as good as one that is wanted where its voxels are not so many times longer.
+_TOO_COARSE = 2.0
+
+
+# Where the moving image is much larger than the fixed one, a level as fine may be so much larger.
+_LARGER_LEVEL = 8
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """Which levels of a deformation see the whole image.
+
+    Parameters
+    ----------
+    factors : tuple of int
+        By how much the whole image is shrunk, per axis.
+    coarse : DeformSettings
+        The levels solved on it, relative to it.
+    fine : DeformSettings
+        The levels left to the blocks; the finest one at least.
+    """
+
+    factors: tuple[int, ...]
+    coarse: DeformSettings
+    fine: DeformSettings
+
+
+def plan_levels(grid: Grid, settings: DeformSettings, voxels: float) -> LevelPlan:
+    """Share the levels of a deformation between the whole image and its blocks.
+
+    The whole image takes the levels on which it has at most so many voxels, but never the finest:
+    that is for the blocks, side by side. Where no level fits, it gets one of its own, shrunk until
+    it does, and the blocks get all.
+
+    Parameters
+    ----------
+    grid : Grid
+        The fixed image's lattice.
+    settings : DeformSettings
+        All levels.
+    voxels : float
+        Most voxels of the level the whole image is shrunk to.
+
+    Returns
+    -------
+    LevelPlan
+        Levels for both.
+
+    Raises
+    ------
+    InputError
+        For less than one voxel.
+    """
+    if not voxels >= 1:
+        raise InputError(
+            f"coarse_voxels must be at least 1, or 0 for blocks that start alone; got {voxels}"
+        )
+    shrinks = [int(f) for f in np.ravel(settings.shrink_factors)]
+    fitting = [f for f in shrinks[:-1] if _shrunk(grid, f, settings).size <= voxels]
+    if fitting:
+        count, factor = len(fitting), fitting[-1]
+        coarse = _relative(settings.select(slice(count)), factor)
+        fine = settings.select(slice(count, None))
+        return LevelPlan(_per_axis(grid, factor, settings), coarse, fine)
+    factor = 2 * shrinks[0]
+    while _shrunk(grid, factor, settings).size > voxels:
+        factor *= 2
+    first = _relative(settings.select(slice(1)), shrinks[0])
+    coarse = first.scaled(factor / shrinks[0])
+    return LevelPlan(_per_axis(grid, factor, settings), coarse, settings)
+
+
+def solve_coarse(
+    fixed: Image, moving: Image, initial: Transform, plan: LevelPlan
+) -> DisplacementField:
+    """Solve the coarse levels of a deformation on the whole image.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Numpy or stored; read once, shrunk.
+    initial : Transform
+        Where to start.
+    plan : LevelPlan
+        From `plan_levels`.
+
+    Returns
+    -------
+    DisplacementField
+        In front of the initial transform's affine, on half the coarse level's resolution.
+
+    Raises
+    ------
+    RegistrationError
+        Where the images do not overlap or hold no texture.
+    """
+    with using_threads(processors()):
+        small = read_coarse(fixed, plan.factors)
+        other = read_coarse(moving, _moving_factors(fixed, moving, plan))
+        estimate = deform_block(small, other, initial, plan.coarse)
+    if estimate.displacement is None:
+        raise RegistrationError(f"no deformation could be found: {estimate.reason}")
+    logger.info("coarse levels on %s voxels: %s", small.shape, estimate.levels)
+    halved = (2,) * fixed.ndim
+    return DisplacementField(shrink_field(estimate.displacement, halved), small.grid.shrink(halved))
+
+
+def prepare_start(
+    images: tuple[Image, Image],
+    initial: Transform | Delayed,
+    plan: LevelPlan,
+    voxels: float,
+    levels: Levels,
+) -> Delayed:
+    """Prepare where the blocks of a deformation start: what the whole image shows.
+
+    Parameters
+    ----------
+    images : (Image, Image)
+        Fixed and moving; averaged only where the levels are too coarse for the plan.
+    initial : Transform or Delayed
+        From fixed to moving points.
+    plan : LevelPlan
+        From `plan_levels`.
+    voxels : float
+        Most voxels of each level.
+    levels : Levels
+        Of the images, from `prepare_levels` with so many voxels.
+
+    Returns
+    -------
+    Delayed
+        A `Transform` from fixed to moving points.
+    """
+    wanted = plan.factors, _moving_factors(*images, plan)
+    sources: list[Image | Delayed] = []
+    rest: list[tuple[int, ...]] = []
+    for image, level, factors in zip(images, levels, wanted, strict=True):
+        there = factors_to_fit(image.grid, voxels)
+        fine = all(b < _TOO_COARSE * f for b, f in zip(there, factors, strict=True))
+        fine = fine or image.grid.shrink(factors).size > _LARGER_LEVEL * voxels
+        sources.append(level if fine else prepare_level(image, factors))
+        known = there if fine else factors
+        rest.append(tuple(max(1, round(f / b)) for f, b in zip(factors, known, strict=True)))
+    return once(_start, *sources, initial, replace(plan, factors=rest[0]))
+
+
+def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
+    """Where blocks start: the coarse displacement, then the initial transform's affine part.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        From `solve_coarse`.
+    initial : Transform
+        What it was solved on.
+
+    Returns
+    -------
+    Transform
+        From fixed to moving points.
+    """
+    return CompositeTransform((field, affine_part(initial)))
+
+
+def _start(fixed: Image, moving: Image, initial: Transform, plan: LevelPlan) -> Transform:
+    return after_coarse(solve_coarse(fixed, moving, initial, plan), initial)
+
+
+def _per_axis(grid: Grid, factor: int, settings: DeformSettings) -> tuple[int, ...]:
+    if not settings.isotropic:
+        return (factor,) * grid.ndim
+    finest = min(grid.spacing)
+    return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+
+
+def _shrunk(grid: Grid, factor: int, settings: DeformSettings) -> Grid:
+    return grid.shrink(_per_axis(grid, factor, settings))
+
+
+def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, ...]:
+    """Moving voxels as long as the coarse voxels of the fixed image, axis by axis."""
+    coarse = [h * f for h, f in zip(fixed.spacing, plan.factors, strict=True)]
+    return tuple(max(1, round(c / h)) for c, h in zip(coarse, moving.spacing, strict=True))
+
+
+def _relative(settings: DeformSettings, factor: int) -> DeformSettings:
+    """The levels as an image that is shrunk by `factor` already has them."""
+    shrinks = np.ravel(settings.shrink_factors)
+    return replace(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))

@@ -1,0 +1,397 @@
+"""A deformation found block by block, from a coarse solution of the whole image."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+from numpy.typing import NDArray
+
+from itkstream.blocks.graph import Result, judged, map_blocks, map_neighbours
+from itkstream.blocks.inputs import as_pair, block_grid
+from itkstream.blocks.levels import Levels, prepare_levels
+from itkstream.errors import InputError, RegistrationError
+from itkstream.estimate.coarse import plan_levels, prepare_start
+from itkstream.estimate.content import prepare_content
+from itkstream.geometry import Block, BlockGrid, Grid, Image, PiecewiseAffine, Transform, steps_of
+from itkstream.numerics.deformation.descent import node_factors
+from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.engines import BARREN, deform_block
+from itkstream.numerics.itk.settings import DeformSettings
+from itkstream.numerics.sampling.blend import NodeLattice, blend_points
+from itkstream.numerics.sampling.fields import (
+    node_vectors,
+    resize_field,
+    shrink_field,
+    to_positions,
+)
+from itkstream.numerics.sampling.mapping import GridMap, map_on
+
+__all__ = ["deform_blocks", "field_factors", "prepare_displacement", "prepare_positions"]
+
+
+logger = logging.getLogger(__name__)
+
+# Where the whole image was solved first, many blocks need no verdict, which is a task more for each
+# and holds what they bring until the last is done: that fails where nothing is to be found.
+_JUDGED_BLOCKS = 27
+
+# Why a block brings nothing, by number.
+_REASONS = ("it is empty", *BARREN.values(), "no voxel of an image counts there")
+
+# Blocks join along the first axis, then along the others.
+_FIRST = (0,)
+
+COARSE_VOXELS = 20e6
+"""Voxels of the level that is solved as a whole: some 1.5 GB while it is."""
+
+
+def prepare_positions(
+    fixed: Image,
+    moving: Image,
+    initial: Transform | Delayed,
+    blocksize: Sequence[int],
+    settings: DeformSettings,
+    overlap: Sequence[int] | int | None = None,
+    coarse_voxels: float = COARSE_VOXELS,
+    skip_empty: bool = False,
+) -> da.Array:
+    """Prepare where every fixed voxel lies after a deformation on top of an initial transform.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images, with the same axes.
+    initial : Transform or Delayed
+        Where the blocks start; it may still have to be computed.
+    blocksize : sequence of int
+        Voxels of a block per axis, without its overlap.
+    settings : DeformSettings
+        Parameters of the deformation; their kind decides the engine.
+    overlap : int or sequence of int, optional
+        Voxels per side; default an eighth of the block.
+    coarse_voxels : float
+        Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    skip_empty : bool
+        As in `prepare_piecewise_deformable_align`.
+
+    Returns
+    -------
+    dask.array.Array, fixed shape + (n,), float64
+        Lazy. Moving positions in micrometers.
+    """
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    task = Task(fixed, moving, initial, settings, blocks, skip_empty)
+    return prepare_deformation(task, positions_of(fixed.grid), coarse_voxels)
+
+
+def prepare_displacement(
+    fixed: Image,
+    moving: Image,
+    initial: Transform,
+    blocksize: Sequence[int],
+    settings: DeformSettings,
+    overlap: Sequence[int] | int | None = None,
+    coarse_voxels: float = COARSE_VOXELS,
+    factors: Sequence[int] | None = None,
+    skip_empty: bool = False,
+    levels: Levels | None = None,
+) -> da.Array:
+    """Prepare the deformation in front of the affine of an initial transform.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images, with the same axes.
+    initial : Transform
+        Where the blocks start: an affine, or local affines or a field followed by one.
+    blocksize : sequence of int
+        Voxels of a block per axis, without its overlap.
+    settings : DeformSettings
+        Parameters of the deformation; their kind decides the engine.
+    overlap : int or sequence of int, optional
+        Voxels per side; default an eighth of the block.
+    coarse_voxels : float
+        Most voxels of the level on which the whole image is solved; 0 leaves the blocks alone.
+    factors : sequence of int, optional
+        Voxels per vector and axis, default 1: `field_factors` says how many lose nothing. A single
+        block gives the vectors of the engine's own nodes for these, and means for others.
+    skip_empty : bool
+        As in `prepare_piecewise_deformable_align`.
+    levels : Levels, optional
+        Both images with at most `coarse_voxels` voxels, where they are known: as
+        `itkstream.blocks.levels.prepare_levels` makes them by default.
+
+    Returns
+    -------
+    dask.array.Array, ceil(fixed shape / factors) + (n,), float32
+        Lazy. u in ``T(p) = affine(p + u(p))``, in micrometers, the initial displacement included;
+        its lattice is ``fixed.grid.shrink(factors)``.
+
+    Raises
+    ------
+    InputError
+        Where a group of voxels would span two blocks.
+    """
+    fixed, moving = as_pair(fixed, moving, None, None)
+    blocks = block_grid(fixed.shape, blocksize, overlap)
+    by = tuple(int(f) for f in factors or (1,) * fixed.ndim)
+    for axis, (lengths, factor) in enumerate(zip(blocks.chunks, by, strict=True)):
+        if any(n % factor for n in lengths[:-1]):
+            raise InputError(
+                f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
+                f"{factor}; use a blocksize that is a multiple of {factor}"
+            )
+    task = Task(fixed, moving, initial, settings, blocks, skip_empty, levels)
+    return prepare_deformation(task, Output(fixed.grid, by), coarse_voxels)
+
+
+def deform_blocks(
+    grid: Grid, blocksize: int, overlap: int | None, coarse_voxels: float
+) -> BlockGrid:
+    """The blocks of a deformation: one for an image that fits in memory.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the fixed image.
+    blocksize : int
+        Voxels of a block per axis, without its overlap.
+    overlap : int, optional
+        Voxels per side; default an eighth of the block.
+    coarse_voxels : float
+        Most voxels of a level that is solved as a whole.
+
+    Returns
+    -------
+    BlockGrid
+        With their overlaps.
+    """
+    size = grid.shape if grid.size <= coarse_voxels else (blocksize,) * grid.ndim
+    return block_grid(grid.shape, size, overlap)
+
+
+def field_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
+    """How coarse the lattice is that holds what a deformation finds.
+
+    Parameters
+    ----------
+    settings : DeformSettings
+        Parameters of the deformation.
+    grid : Grid
+        Of the fixed image.
+    blocks : BlockGrid
+        Its blocks.
+
+    Returns
+    -------
+    tuple of int
+        For the `factors` of `prepare_displacement`: voxels per node on which the field is
+        computed, or on which blocks join; 2 per axis where that is unknown or finer.
+    """
+    half = (2,) * grid.ndim
+    if len(blocks) > 1:
+        nodes = _joining_factors(settings, grid, blocks)
+    elif isinstance(settings, DescentSettings):
+        nodes = node_factors(grid, settings)
+    else:
+        return half
+    return max(nodes, half, key=math.prod)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A deformation to be found block by block."""
+
+    fixed: Image
+    moving: Image
+    initial: Transform | Delayed
+    settings: DeformSettings
+    blocks: BlockGrid
+    skip_empty: bool
+    levels: Levels | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """On which lattice the result is wanted, and in which form; positions, through what follows."""
+
+    grid: Grid
+    factors: tuple[int, ...]
+    positions: bool = False
+    after: Transform | None = None
+
+    @property
+    def result(self) -> Result:
+        dtype = np.float64 if self.positions else np.float32
+        return Result(dtype, (self.grid.ndim,), factors=self.factors)
+
+    def cut(self, block: Block) -> Grid:
+        """Where the vectors of a block are wanted."""
+        spans = zip(block.core, self.factors, strict=True)
+        region = tuple(slice(s.start // f, -(-s.stop // f)) for s, f in spans)
+        return self.grid.shrink(self.factors).crop(region)
+
+    def form(self, displacement: NDArray[np.float32], where: GridMap) -> NDArray[Any]:
+        """A displacement in front of the affine of a map, in the form that is wanted."""
+        if not self.positions:
+            return displacement
+        points = to_positions(displacement, where.grid, where.affine)
+        for step in () if self.after is None else steps_of(self.after):
+            if isinstance(step, PiecewiseAffine):
+                points = blend_points(step, points)
+            else:
+                points = step.apply(points)
+        return points
+
+
+def positions_of(grid: Grid, after: Transform | None = None) -> Output:
+    return Output(grid, (1,) * grid.ndim, True, after)
+
+
+def prepare_deformation(task: Task, output: Output, coarse_voxels: float) -> da.Array:
+    """One block is the direct call; several add to where they start, and join on nodes."""
+    settings, start = task.settings, task.initial
+    fixed, blocks = task.fixed, task.blocks
+    shared: dict[str, Any] = {"moving": task.moving, "output": output}
+    if len(blocks) == 1:
+        shared |= {"initial": start, "settings": settings}
+        return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
+    images, keep = (fixed, task.moving), None
+    voxels, levels = coarse_voxels or COARSE_VOXELS, task.levels
+    plan = plan_levels(fixed.grid, settings, coarse_voxels) if coarse_voxels else None
+    if levels is None and (plan or task.skip_empty):
+        levels = prepare_levels(*images, voxels)
+    if plan and levels:
+        settings = plan.fine
+        start = prepare_start(images, task.initial, plan, voxels, levels)
+    nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
+    where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
+    shared = {**where, "moving": task.moving, "settings": settings}
+    packed = Result(np.float32, (fixed.ndim + 2,), "block")
+    if task.skip_empty:
+        keep = prepare_content(images, start, blocks, voxels, levels)
+    found = map_blocks(_refine_block, blocks, fixed.data, shared, packed, keep=keep)
+    rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
+    others = range(1, fixed.ndim)
+    where["output"] = output
+    joined = map_neighbours(_join_block, blocks, rows, where, output.result, others)
+    if plan and len(blocks) > _JUDGED_BLOCKS:
+        return joined
+    return judged(joined, found, _brought, _judge_blocks)
+
+
+def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
+    """Voxels per node on which blocks join: as the engine's, where these are the same for all.
+
+    Elsewhere nodes of two voxels lose little.
+    """
+    # A B-spline's control points lie further apart than any nodes here.
+    strides = np.ravel(getattr(settings, "node_stride", 2))
+    stride = int(strides[-1]) * int(np.ravel(settings.shrink_factors)[-1])
+    factors = []
+    for h, size, halo in zip(grid.spacing, blocks.blocksize, blocks.overlap, strict=True):
+        factor = max(1, round(stride * min(grid.spacing) / h))
+        if 8 * factor > size or size % factor or halo % factor:
+            factor = min(factor, 2)
+        factors.append(factor if 8 * factor <= size else 1)
+    return tuple(factors)
+
+
+def _only_block(
+    part: NDArray[Any],
+    block: Block,
+    *,
+    moving: Image,
+    output: Output,
+    initial: Transform,
+    settings: DeformSettings,
+) -> NDArray[Any]:
+    estimate = deform_block(Image(part, output.grid), moving, initial, settings)
+    if estimate.displacement is None:
+        raise RegistrationError(f"no deformation could be found: {estimate.reason}")
+    on_nodes = isinstance(settings, DescentSettings) and output.factors == node_factors(
+        output.grid, settings
+    )
+    coarse = (node_vectors if on_nodes else shrink_field)(estimate.displacement, output.factors)
+    return output.form(coarse, estimate.initial)
+
+
+def _refine_block(
+    part: NDArray[Any] | None,
+    block: Block,
+    *,
+    grid: Grid,
+    initial: Transform,
+    nodes: NodeLattice,
+    moving: Image,
+    settings: DeformSettings,
+) -> NDArray[np.float32]:
+    if part is None:
+        logger.debug("block %s is empty", block.index)
+        return nodes.no_pack()
+    estimate = deform_block(Image(part, grid.crop(block.padded)), moving, initial, settings)
+    refinement = estimate.refinement()
+    if refinement is not None:
+        return nodes.pack(block, refinement, estimate.confidence())
+    logger.info(
+        "block %s has no deformation of its own, as %s; it continues its neighbours",
+        block.index,
+        estimate.reason,
+    )
+    known = estimate.reason in _REASONS
+    return nodes.no_pack(_REASONS.index(estimate.reason) if known else len(_REASONS) - 1)
+
+
+def _brought(pack: NDArray[np.float32]) -> int:
+    """-1 for a deformation, else the number of the reason why there is none."""
+    return -1 if pack.size else len(pack)
+
+
+def _judge_blocks(brought: NDArray[np.intp]) -> None:
+    """Say how many blocks failed and mostly why; raise where all did."""
+    failed = brought[brought > 0]
+    if not failed.size and (brought < 0).any():
+        return
+    reason = _REASONS[np.bincount(failed).argmax()] if failed.size else _REASONS[0]
+    if (brought >= 0).all():
+        raise RegistrationError(
+            f"no deformation could be found in any of {brought.size} blocks; mostly, {reason}"
+        )
+    logger.warning(
+        "%d of %d blocks have no deformation of their own and continue their neighbours; mostly, "
+        "%s (the log at level info names each)",
+        failed.size,
+        brought.size,
+        reason,
+    )
+
+
+def _join_row(
+    near: list[tuple[Block, NDArray[np.float32]]], block: Block, *, nodes: NodeLattice
+) -> NDArray[np.float32]:
+    return nodes.add(block, near, _FIRST)
+
+
+def _join_block(
+    near: list[tuple[Block, NDArray[np.float32]]],
+    block: Block,
+    *,
+    grid: Grid,
+    initial: Transform,
+    nodes: NodeLattice,
+    output: Output,
+) -> NDArray[Any]:
+    added = nodes.finish(block, nodes.add(block, near, range(1, grid.ndim)))
+    on_nodes = grid.shrink(nodes.factors).crop(nodes.wanted(block))
+    start = map_on(initial, output.cut(block))
+    total = resize_field(added, on_nodes, start.grid)
+    if start.displacement is not None:
+        total += start.displacement
+    return output.form(total, start)

@@ -1,0 +1,231 @@
+"""What a TIFF file says of its voxels: how far they lie apart, in which unit, from where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree
+
+from tifffile import TiffFile, TiffPageSeries
+
+from itkstream.errors import InputError
+from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+from itkstream.io.images.selection import parse_unit
+
+__all__ = ["Statement", "ome_pixels", "statement"]
+
+# Printers, cameras and most programs write a resolution that means nothing: 72, 300, 1200 dots an
+# inch. What is finer than this was measured.
+_FINEST_PRINT_UM = 10.0
+_MICROMETERS_PER_TAG = {2: 25400.0, 3: 10000.0}
+_LONGEST = 2**31
+_MANY_PLANES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a file says; empty where it says nothing.
+
+    Parameters
+    ----------
+    spacing : mapping of str to float
+        Distance of neighbouring voxels by axis name.
+    unit : str, optional
+        Unit of all numbers, as the file spells it; None where it names none.
+    origin : mapping of str to float
+        Position of the first voxel by axis name.
+    """
+
+    spacing: Mapping[str, float] = field(default_factory=dict)
+    unit: str | None = None
+    origin: Mapping[str, float] = field(default_factory=dict)
+
+
+def statement(tif: TiffFile, series: TiffPageSeries) -> Statement:
+    """What a file says of the voxels of a series.
+
+    OME-XML, ImageJ's, Zeiss LSM's, MetaMorph's and Micro-Manager's metadata count, in this order.
+    The resolution of the TIFF tags counts where it is finer than any printer's (10 µm), since
+    most programs write one that means nothing.
+
+    Parameters
+    ----------
+    tif : TiffFile
+        Open.
+    series : TiffPageSeries
+        One of its series, the finest level.
+
+    Returns
+    -------
+    Statement
+        Empty where it says nothing.
+    """
+    makers = {"ome": _ome, "imagej": _imagej, "lsm": _lsm, "stk": _stk, "mmstack": _micro_manager}
+    found = Statement()
+    if series.kind in makers:
+        found = makers[series.kind](tif, series)
+    if not found.spacing and series.kind != "ome" and tif.is_ome:
+        found = _ome(tif, series)
+    return found if found.spacing else _resolution(series)
+
+
+def ome_pixels(tif: TiffFile) -> list[tuple[str | None, dict[str, str]]]:
+    """Name of each image of the OME-XML of a file, and the attributes of its pixels.
+
+    Parameters
+    ----------
+    tif : TiffFile
+        Open.
+
+    Returns
+    -------
+    list of (str or None, dict)
+        Empty for a file without OME-XML.
+
+    Raises
+    ------
+    InputError
+        Where the OME-XML is malformed, or means more planes than a file has.
+    """
+    text = tif.ome_metadata
+    if text is None:
+        return []
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise InputError(
+            f"the OME-XML in ImageDescription of {tif.filehandle.path} is malformed ({error}): "
+            "repair it, with tiffcomment for instance"
+        ) from error
+    found = []
+    for image in (e for e in root if e.tag.endswith("Image")):
+        for pixels in (e for e in image if e.tag.endswith("Pixels")):
+            _check_planes(pixels, tif.filehandle.path)
+            found.append((image.attrib.get("Name"), dict(pixels.attrib)))
+    return found
+
+
+def _check_planes(pixels: ElementTree.Element, name: str) -> None:
+    """tifffile makes a list of the planes that are meant, however many."""
+    numbers = {f"Size{a}": pixels.attrib.get(f"Size{a}", "") for a in "XYZCT"}
+    for data in (e for e in pixels if e.tag.endswith("TiffData")):
+        numbers |= {f"TiffData {k}": v for k, v in data.attrib.items()}
+    for key, text in numbers.items():
+        if not text.isdigit() or int(text) > _LONGEST or (key[:4] == "Size" and int(text) < 1):
+            raise InputError(f"the OME-XML of {name} has {key}={text!r}: a whole number is meant")
+    planes = math.prod(int(numbers[f"Size{a}"]) for a in "ZCT")
+    most = max(planes, *(int(v) for k, v in numbers.items() if k[:4] != "Size"), 0)
+    if most > _MANY_PLANES:
+        raise InputError(
+            f"the OME-XML of {name} means {most} planes; at most {_MANY_PLANES} are read. Check "
+            "SizeZ, SizeC, SizeT and TiffData"
+        )
+
+
+def _ome(tif: TiffFile, series: TiffPageSeries) -> Statement:
+    images = ome_pixels(tif)
+    named = [attributes for name, attributes in images if name == series.name]
+    if len(images) == len(tif.series):
+        attributes = images[series._index][1]
+    elif len(named) == 1 or len(images) == 1:
+        attributes = (named or [images[0][1]])[0]
+    else:
+        return Statement()
+    lengths = {}
+    for axis in "xyz":
+        size = _positive(attributes.get(f"PhysicalSize{axis.upper()}"))
+        unit, scale = _unit(attributes.get(f"PhysicalSize{axis.upper()}Unit", "µm"))
+        if size is not None and unit is not None:
+            lengths[axis] = (size * scale, unit)
+    units = {unit for _, unit in lengths.values()}
+    if len(units) == 1:
+        return Statement({a: size for a, (size, _) in lengths.items()}, units.pop())
+    scaled = {a: size * MICROMETERS_PER_UNIT[unit] for a, (size, unit) in lengths.items()}
+    return Statement(scaled, "micrometer")
+
+
+def _imagej(tif: TiffFile, series: TiffPageSeries) -> Statement:
+    meta = tif.imagej_metadata or {}
+    text = str(meta.get("unit", "")).strip()
+    if "\\u" in text:  # as ImageJ writes what is not ASCII
+        text = text.encode("latin-1", "replace").decode("unicode_escape", "ignore")
+    unit, scale = _unit(text or {2: "inch", 3: "cm"}.get(_tag(series, 296), ""))
+    lengths = {"x": _inverse(_tag(series, 282)), "y": _inverse(_tag(series, 283))}
+    lengths["z"] = _positive(abs(_number(meta.get("spacing")) or 0.0))
+    spacing = {a: v * scale for a, v in lengths.items() if v is not None}
+    first = {a: _number(meta.get(f"{a}origin")) for a in spacing}
+    origin = {a: -v * spacing[a] for a, v in first.items() if v}
+    return Statement(spacing, unit, origin)
+
+
+def _lsm(tif: TiffFile, series: TiffPageSeries) -> Statement:
+    meta = tif.lsm_metadata or {}
+    sizes = {a: _positive(meta.get(f"VoxelSize{a.upper()}")) for a in "xyz"}
+    return Statement({a: v * 1e6 for a, v in sizes.items() if v}, "micrometer")
+
+
+def _stk(tif: TiffFile, series: TiffPageSeries) -> Statement:
+    meta = tif.stk_metadata or {}
+    unit, scale = _unit(str(meta.get("CalibrationUnits", "")))
+    if not meta.get("SpatialCalibration", True) or unit is None:
+        return Statement()
+    steps = {abs(float(v)) for v in meta.get("ZDistance", ())}
+    lengths = {"x": _positive(meta.get("XCalibration")), "y": _positive(meta.get("YCalibration"))}
+    lengths["z"] = _positive(steps.pop()) if len(steps) == 1 else None
+    return Statement({a: v * scale for a, v in lengths.items() if v}, unit)
+
+
+def _micro_manager(tif: TiffFile, series: TiffPageSeries) -> Statement:
+    if tif.is_ome:
+        return _ome(tif, series)
+    summary = (tif.micromanager_metadata or {}).get("Summary", {})
+    pixel, step = _positive(summary.get("PixelSizeUm")), _number(summary.get("z-step_um"))
+    lengths = {"x": pixel, "y": pixel, "z": _positive(abs(step or 0.0))}
+    return Statement({a: v for a, v in lengths.items() if v}, "micrometer")
+
+
+def _resolution(series: TiffPageSeries) -> Statement:
+    scale = _MICROMETERS_PER_TAG.get(_tag(series, 296))
+    lengths = {"x": _inverse(_tag(series, 282)), "y": _inverse(_tag(series, 283))}
+    if scale is None:
+        return Statement()
+    spacing = {a: v * scale for a, v in lengths.items() if v and v * scale < _FINEST_PRINT_UM}
+    return Statement(spacing, "micrometer") if len(spacing) == 2 else Statement()
+
+
+def _tag(series: TiffPageSeries, code: int) -> Any:
+    return series.keyframe.tags.valueof(code)
+
+
+def _inverse(ratio: Any) -> float | None:
+    """The size of a pixel of a resolution, which tags hold as a fraction."""
+    try:
+        numerator, denominator = ratio
+        return _positive(denominator / numerator)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _positive(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and number > 0 else None
+
+
+def _unit(text: str) -> tuple[str | None, float]:
+    """A unit of length, and what to multiply by for it; None for "pixel" and what is no length."""
+    if text.strip().lower() in ("inch", "inches", "in"):
+        return "micrometer", _MICROMETERS_PER_TAG[2]
+    try:
+        return parse_unit(text), 1.0
+    except InputError:
+        return None, 1.0

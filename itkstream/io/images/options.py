@@ -1,0 +1,122 @@
+"""What a user says of an image file: what it does not state, and which part of it is meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from itkstream.errors import InputError
+from itkstream.geometry import Image
+from itkstream.io.images.selection import Selection
+
+__all__ = ["ImageOptions"]
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What is said of an image by hand, on the command line, in YAML, or in Python.
+
+    Parameters
+    ----------
+    spacing : float or sequence of float, optional
+        Distance of neighbouring voxels, one number or one per axis of the opened image, whatever
+        the file states; `open_image` calls it ``voxel_spacing``.
+    unit : str, optional
+        Unit of the numbers of the file and of `spacing`, whatever the file states.
+    axes : str or sequence of str, optional
+        Names of the stored axes, slowest first, whatever the file states: "zyx", "tczyx".
+    channel, time : int
+        Channel and time point, counted from 0.
+    level : int, optional
+        Resolution level; 0, the finest, where it is not said.
+
+    Raises
+    ------
+    InputError
+        For a value that cannot be.
+
+    Examples
+    --------
+    >>> ImageOptions(spacing=(2, 0.5, 0.5), channel=1).open("round1.tif")  # doctest: +SKIP
+    """
+
+    spacing: float | Sequence[float] | None = None
+    unit: str | None = None
+    axes: str | Sequence[str] | None = None
+    channel: int = 0
+    time: int = 0
+    level: int | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {"channel": self.channel, "time": self.time, "level": self.level or 0}
+        for name, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, Integral) or number < 0:
+                raise InputError(f"{name} must be a whole number, counted from 0; got {number!r}")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(number))
+        for name in ("unit", "axes"):
+            object.__setattr__(self, name, _text(name, getattr(self, name)))
+        object.__setattr__(self, "spacing", _numbers(self.spacing))
+        Selection(unit=self.unit, axes=self.axes)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it is as keywords of `itkstream.open_image`."""
+        return {
+            "level": self.level,
+            "channel": self.channel,
+            "time": self.time,
+            "unit": self.unit,
+            "voxel_spacing": self.spacing,
+            "axes": self.axes,
+        }
+
+    def open(self, path: str | os.PathLike[str]) -> Image:
+        """Open an image, as `itkstream.open_image` does.
+
+        Parameters
+        ----------
+        path : path
+            A file, or a dataset in a container.
+
+        Returns
+        -------
+        Image
+            Lazy.
+
+        Raises
+        ------
+        MissingDataError, InputError
+            As `itkstream.open_image`.
+        """
+        from itkstream.io import open_image
+
+        return open_image(path, **self.arguments)
+
+
+def _text(name: str, given: Any) -> str | None:
+    if isinstance(given, (list, tuple)) and all(isinstance(part, str) for part in given):
+        given = "".join(given)
+    if given is not None and not isinstance(given, str):
+        raise InputError(f"{name} must be a word; got {given!r}")
+    return given
+
+
+def _numbers(given: Any) -> float | tuple[float, ...] | None:
+    if given is None:
+        return None
+    try:
+        numbers = np.asarray(given)
+    except ValueError:
+        numbers = np.array(None)
+    real = numbers.dtype.kind in "iuf" and numbers.ndim < 2 and numbers.size
+    if not real or not (np.isfinite(numbers) & (numbers > 0)).all():
+        raise InputError(
+            f"spacing must be a positive number, or one per axis of the image; got {given!r}"
+        )
+    return tuple(map(float, numbers)) if numbers.ndim else float(numbers)

@@ -1,0 +1,173 @@
+"""Opening one of the levels of an image in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from itkstream.errors import InputError
+from itkstream.geometry import Grid, Image
+from itkstream.io.images.selection import Selection
+from itkstream.io.images.stores.stated import SPACE, Stated
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.stored import StoredArray
+
+__all__ = ["Level", "Opener", "attempt", "finest_first", "names_without_plane", "open_level"]
+
+Opener = Callable[[Location], StoredArray]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of an image, whose voxels have not been looked at.
+
+    Parameters
+    ----------
+    folder : Location
+        Its array.
+    names : tuple of str
+        Of the stored axes.
+    place : Stated, InputError or None
+        Where its voxels lie; why that cannot be said; or None where nothing is said.
+    turned : callable, optional
+        Turns the lattice, where its axes are not those of the space.
+    """
+
+    folder: Location
+    names: tuple[str, ...]
+    place: Stated | InputError | None
+    turned: Callable[[Grid], Grid] | None = None
+
+
+def attempt(read: Callable[[], Stated | None]) -> Stated | InputError | None:
+    """What is stated of a level, or the error: nobody may ask for this level.
+
+    Parameters
+    ----------
+    read : callable
+        Reads it.
+
+    Returns
+    -------
+    Stated, InputError or None
+        For a `Level`.
+    """
+    try:
+        return read()
+    except InputError as error:
+        return error
+
+
+def names_without_plane(
+    names: tuple[str, ...], finest: Location, selection: Selection, opener: Opener
+) -> tuple[str, ...]:
+    """The names of the axes of an image, where a single plane has no axis z.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of the stored axes.
+    finest : Location
+        The finest level: coarser ones of a stack may have one plane too.
+    selection : Selection
+        See `Selection.planar`.
+    opener : callable
+        Opens an array.
+
+    Returns
+    -------
+    tuple of str
+        For a `Level`.
+    """
+    if "z" not in names:
+        return names
+    try:
+        return selection.planar(names, opener(finest).shape)
+    except InputError:
+        # It is not there, or cannot be read; another level may be.
+        return names
+
+
+def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, name: str) -> Image:
+    """Open the level that is asked for.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        Of one image, in any order; with spacings, 0 is the finest.
+    selection : Selection
+        Which level, channel and time, and what to believe instead of the metadata.
+    opener : callable
+        Opens an array.
+    name : str
+        How messages call the image.
+
+    Returns
+    -------
+    Image
+        Lazy.
+
+    Raises
+    ------
+    InputError
+        Where the level does not exist, or its place cannot be said.
+    """
+    ordered = finest_first(levels, selection)
+    spacings = [_micrometers(level, selection) for level in ordered]
+    chosen = ordered[selection.choose_level(spacings, "micrometer", name)]
+    source = opener(chosen.folder)
+    if len(chosen.names) != source.ndim:
+        raise InputError(
+            f"{chosen.folder} has {source.ndim} axes, its metadata name {chosen.names}: correct "
+            "them or pass axes= (--axes)"
+        )
+    grid = _grid(chosen, source, selection)
+    return selection.image(source, chosen.names, grid, str(chosen.folder))
+
+
+def finest_first(levels: Sequence[Level], selection: Selection) -> list[Level]:
+    """Levels in the order of their voxels' size.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        Of one image.
+    selection : Selection
+        It may know units better.
+
+    Returns
+    -------
+    list of Level
+        As given, where the spacing of one is not known.
+    """
+    spacings = [_micrometers(level, selection) for level in levels]
+    sizes = [prod(spacing) for spacing in spacings if spacing is not None]
+    if len(sizes) < len(levels):
+        return list(levels)
+    return [levels[k] for k in sorted(range(len(levels)), key=sizes.__getitem__)]
+
+
+def _grid(level: Level, source: StoredArray, selection: Selection) -> Grid | None:
+    place = level.place
+    if isinstance(place, InputError) and selection.voxel_spacing is None:
+        raise place
+    if not isinstance(place, Stated):
+        return None
+    kept = [k for k, axis in enumerate(level.names) if axis in SPACE]
+    axes = tuple(level.names[k] for k in kept)
+    grid = place.grid([source.shape[k] for k in kept], axes, selection)
+    return grid if grid is None or level.turned is None else level.turned(grid)
+
+
+def _micrometers(level: Level, selection: Selection) -> tuple[float, ...] | None:
+    """Spacing of a level to choose by; None where it is not known."""
+    plain = replace(selection, voxel_spacing=None)
+    axes = tuple(axis for axis in level.names if axis in SPACE)
+    if not isinstance(level.place, Stated):
+        return None
+    try:
+        grid = level.place.grid((1,) * len(axes), axes, plain)
+    except InputError:
+        return None
+    return None if grid is None else grid.in_unit("micrometer").spacing

@@ -1,0 +1,279 @@
+"""The metadata of OME-Zarr images, 0.1 to 0.6, checked as they are taken.
+
+References
+----------
+https://ngff.openmicroscopy.org/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.io.storage.attributes import Attributes
+
+__all__ = [
+    "NgffAxis",
+    "axes_listed",
+    "level_axes",
+    "level_paths",
+    "multiscales_of",
+    "placement",
+    "scale_and_shift",
+]
+
+_OLD_AXES = ("t", "c", "z", "y", "x")
+_KEPT = ("scale", "translation")
+
+
+@dataclass(frozen=True)
+class NgffAxis:
+    """An axis as metadata have it.
+
+    Parameters
+    ----------
+    name : str
+        In small letters.
+    type, unit : str
+        "" where they do not say.
+    """
+
+    name: str
+    type: str = ""
+    unit: str = ""
+
+
+def multiscales_of(attributes: Attributes) -> list[Attributes]:
+    """The multiscale images that the attributes of a group describe.
+
+    Parameters
+    ----------
+    attributes : Attributes
+        Of a Zarr group.
+
+    Returns
+    -------
+    list of Attributes
+        Their metadata; empty where there are none.
+
+    Raises
+    ------
+    InputError
+        Where they are malformed.
+    """
+    return (attributes.below("ome") or attributes).listed("multiscales")
+
+
+def level_paths(multiscale: Attributes) -> list[str]:
+    """Where the levels of a multiscale image are, in the order of the metadata.
+
+    Parameters
+    ----------
+    multiscale : Attributes
+        Of the image.
+
+    Returns
+    -------
+    list of str
+        Relative to its group.
+
+    Raises
+    ------
+    InputError
+        Where a path is missing or leads out of the group.
+    """
+    multiscale.need("datasets", "a list of levels")
+    found = []
+    for dataset in multiscale.listed("datasets"):
+        path = dataset.text("path")
+        parts = [part for part in (path or "").split("/") if part not in ("", ".")]
+        if not parts or ".." in parts or (path or "").startswith("/"):
+            raise dataset.error("path", "the way to an array below the group")
+        found.append("/".join(parts))
+    if not found:
+        raise multiscale.error("datasets", "a list of levels")
+    return found
+
+
+def level_axes(multiscale: Attributes, path: str | None = None) -> list[NgffAxis]:
+    """The axes of a level of a multiscale image, one for each axis of its array.
+
+    Parameters
+    ----------
+    multiscale : Attributes
+        Of the image.
+    path : str, optional
+        The level, one of `level_paths`; default the first.
+
+    Returns
+    -------
+    list of NgffAxis
+        With names; types and units where they are known.
+
+    Raises
+    ------
+    InputError
+        Where they are malformed.
+    """
+    if "coordinateSystems" not in multiscale:
+        return axes_listed(multiscale, "axes") or [NgffAxis(name) for name in _OLD_AXES]
+    # 0.6: the datasets say which system they map to.
+    systems = multiscale.listed("coordinateSystems")
+    if not systems:
+        raise multiscale.error("coordinateSystems", "a list of coordinate systems")
+    wanted = _end(_dataset(multiscale, path), "output")
+    chosen = next((s for s in systems if wanted and s.text("name") == wanted), systems[0])
+    chosen.need("axes", "a list of axes")
+    return axes_listed(chosen, "axes")
+
+
+def axes_listed(attributes: Attributes, key: str) -> list[NgffAxis]:
+    """A list of axes, as objects or, in OME-Zarr 0.3, as names.
+
+    Parameters
+    ----------
+    attributes : Attributes
+        That hold it.
+    key : str
+        Its key.
+
+    Returns
+    -------
+    list of NgffAxis
+        Empty where there is no such key.
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
+    given = attributes.values.get(key)
+    if isinstance(given, list) and any(isinstance(axis, str) for axis in given):
+        return [NgffAxis(name.strip().lower()) for name in attributes.texts(key) or ()]
+    found = []
+    for axis in attributes.listed(key):
+        name = axis.text("name") or axis.text("label")
+        if not name:
+            raise axis.error("name", "the name of an axis")
+        kind, unit = (axis.text(k) or "" for k in ("type", "unit"))
+        found.append(NgffAxis(name.strip().lower(), kind, unit))
+    return found
+
+
+def scale_and_shift(
+    multiscale: Attributes, path: str, ndim: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """What leads from element index to physical position.
+
+    Parameters
+    ----------
+    multiscale : Attributes
+        Of the image.
+    path : str
+        One of `level_paths`.
+    ndim : int
+        Axes of its array.
+
+    Returns
+    -------
+    scale, shift : ndarray, (ndim,)
+        None before OME-Zarr 0.4, which does not say.
+
+    Raises
+    ------
+    InputError
+        Where the metadata give anything but scales and translations.
+    """
+    steps = _dataset(multiscale, path).listed("coordinateTransformations")
+    if not steps:
+        return None
+    if "coordinateSystems" not in multiscale:
+        # In 0.6 those of the whole image lead to other coordinate systems than the image's own.
+        steps = steps + multiscale.listed("coordinateTransformations")
+    flat = list(_flatten(steps))
+    scale, shift = np.ones(ndim), np.zeros(ndim)
+    for step in flat:
+        kind = step.text("type")
+        if kind == "identity":
+            continue
+        if kind not in _KEPT:
+            raise step.error("type", "'scale' or 'translation' for a level of an image")
+        values = step.numbers(kind)
+        if values is None or len(values) != ndim:
+            raise step.error(kind, f"{ndim} numbers")
+        if kind == "scale":
+            scale, shift = scale * values, shift * values
+        else:
+            shift = shift + values
+    stated = any(step.text("type") != "translation" for step in flat)
+    return (scale, shift) if stated else None
+
+
+def placement(multiscale: Attributes, system: str, ndim: int) -> NDArray[np.float64] | None:
+    """The affine from the coordinate system of the levels to another one of a 0.6 image.
+
+    Parameters
+    ----------
+    multiscale : Attributes
+        Of the image.
+    system : str
+        Name of the other coordinate system.
+    ndim : int
+        Axes of the image.
+
+    Returns
+    -------
+    ndarray, (ndim, ndim + 1)
+        None where no affine leads there.
+
+    Raises
+    ------
+    InputError
+        Where it is malformed.
+    """
+    own = _end(_dataset(multiscale, None), "output")
+    for step in multiscale.listed("coordinateTransformations"):
+        if (_end_of(step, "input"), _end_of(step, "output")) != (own, system):
+            continue
+        found = step.rows("affine", ndim + 1)
+        if found is None or len(found) != ndim:
+            raise step.error("affine", f"{ndim} rows of {ndim + 1} numbers")
+        return np.array(found)
+    return None
+
+
+def _dataset(multiscale: Attributes, path: str | None) -> Attributes:
+    paths = level_paths(multiscale)
+    datasets = multiscale.listed("datasets")
+    return datasets[paths.index(path)] if path in paths else datasets[0]
+
+
+def _end(dataset: Attributes, which: str) -> str | None:
+    steps = dataset.listed("coordinateTransformations")
+    return _end_of(steps[0], which) if steps else None
+
+
+def _end_of(step: Attributes, which: str) -> str | None:
+    """The coordinate system at an end of a transformation, by name."""
+    given = step.values.get(which)
+    if isinstance(given, Mapping):
+        below = step.below(which)
+        return below.text("name") if below else None
+    return step.text(which)
+
+
+def _flatten(steps: Sequence[Attributes], deep: int = 0) -> Iterator[Attributes]:
+    for step in steps:
+        kind = step.text("type")
+        if kind is None:
+            raise step.error("type", "the kind of a coordinate transformation")
+        if kind != "sequence":
+            yield step
+        elif deep > len(_OLD_AXES):
+            raise InputError(f"{step.file}: sequences of transformations within each other")
+        else:
+            yield from _flatten(step.listed("transformations"), deep + 1)

@@ -1,0 +1,324 @@
+"""OME-Zarr 0.1 to 0.6: open images lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError, MissingDataError
+from itkstream.geometry import ArrayView, Grid, Image
+from itkstream.io.images.locate import Dataset, no_dataset
+from itkstream.io.images.selection import Selection
+from itkstream.io.images.stores.leveled import Level, attempt, names_without_plane, open_level
+from itkstream.io.images.stores.ngff_metadata import (
+    NgffAxis,
+    level_axes,
+    level_paths,
+    multiscales_of,
+    placement,
+    scale_and_shift,
+)
+from itkstream.io.images.stores.plain_zarr import open_plain_zarr
+from itkstream.io.images.stores.stated import SPACE, Layout, Stated, named_place
+from itkstream.io.storage.attributes import Attributes, is_zarr_array, zarr_metadata
+from itkstream.io.storage.locations import Location
+from itkstream.io.storage.zarr_arrays import ZarrArray
+
+__all__ = [
+    "OWN_ATTRIBUTES",
+    "StoredLevel",
+    "coarser_levels",
+    "images_inside",
+    "open_zarr",
+    "space_axes",
+]
+
+OWN_ATTRIBUTES = "itkstream"  # group attribute for what NGFF has no word for: the direction
+
+_LETTERS = {"channel": "c", "time": "t"}
+_LISTED = 20
+_SERIES_MOST = 10_000
+
+
+def open_zarr(dataset: Dataset, selection: Selection) -> Image:
+    """Open an OME-Zarr image, one of its levels, or a plain Zarr array.
+
+    The scales and translations of the dataset and of the multiscale are composed. Axes without a
+    unit count as micrometers. A group of images (bioformats2raw, plates, wells, labels) is opened
+    where it holds one image. For plain arrays see `open_plain_zarr`.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Array or multiscale group.
+    selection : Selection
+        Level, channel, time, and what to believe instead of the metadata.
+
+    Returns
+    -------
+    Image
+        Lazy, with the spatial axes in stored order; a single plane has no axis z.
+
+    Raises
+    ------
+    MissingDataError
+        Where there is no image, or several; the message lists those that are there.
+    InputError
+        Where the metadata cannot be understood or the selection does not fit.
+    """
+    folder = dataset.location
+    for group in dataset.lineage:
+        attributes = zarr_metadata(group)
+        inside = folder.relative_to(group)
+        for multiscale in multiscales_of(attributes):
+            levels = level_paths(multiscale)
+            if folder == group or inside in levels:
+                wanted = levels if folder == group else [inside]
+                return _open_level(_Image(group, multiscale, attributes), wanted, selection)
+    if is_zarr_array(folder):
+        return open_plain_zarr(folder, selection)
+    images = images_inside(folder)
+    if len(images) == 1:
+        return open_zarr(replace(dataset, location=folder / images[0]), selection)
+    if images:
+        raise MissingDataError(
+            f"{folder} holds {len(images)} images: {', '.join(images[:_LISTED])}"
+            f"{', ...' if len(images) > _LISTED else ''}. Name one of them in the path or with "
+            "dataset="
+        )
+    raise no_dataset(folder, dataset.root, "an OME-Zarr image or a Zarr array")
+
+
+def images_inside(folder: Location) -> list[str]:
+    """The images of a group of images: series of bioformats2raw, a plate, a well, labels.
+
+    Parameters
+    ----------
+    folder : Location
+        Any folder.
+
+    Returns
+    -------
+    list of str
+        Relative to it; empty for any other group.
+
+    Raises
+    ------
+    InputError
+        Where its metadata are malformed.
+    """
+    attributes = zarr_metadata(folder)
+    found = attributes.below("ome") or attributes
+    if "plate" in found:
+        plate = found.below("plate")
+        wells = [well.text("path") or "" for well in plate.listed("wells")] if plate else []
+        return [f"{well}/{image}" for well in wells for image in images_inside(folder / well)]
+    if "well" in found:
+        well = found.below("well")
+        listed = [image.text("path") or "" for image in well.listed("images")] if well else []
+    elif "bioformats2raw.layout" in found:
+        ome = zarr_metadata(folder / "OME")
+        listed = list((ome.below("ome") or ome).texts("series") or map(str, range(_SERIES_MOST)))
+    else:
+        listed = list(found.texts("labels") or ())
+    known = (name.strip("/") for name in listed if name.strip("/") and ".." not in name)
+    # Series are numbered without a gap: the first that is not there ends them.
+    return list(takewhile(lambda name: bool(multiscales_of(zarr_metadata(folder / name))), known))
+
+
+def space_axes(grid: Grid) -> list[dict[str, str]]:
+    """The axes of a grid as NGFF metadata have them.
+
+    Parameters
+    ----------
+    grid : Grid
+        Its axes and unit count.
+
+    Returns
+    -------
+    list of dict
+        Name, type and unit of each.
+    """
+    return [{"name": name, "type": "space", "unit": grid.unit} for name in grid.axes]
+
+
+@dataclass(frozen=True)
+class StoredLevel:
+    """A coarser level of an image, as the metadata of the file have it.
+
+    Parameters
+    ----------
+    view : ArrayView
+        Its voxels, with the axes of the image.
+    factors : tuple of int
+        Voxels of the image per voxel of the level and axis.
+    fine_shape : tuple of int
+        Of the image.
+    steps : int
+        How many levels it is below the image.
+    """
+
+    view: ArrayView
+    factors: tuple[int, ...]
+    fine_shape: tuple[int, ...]
+    steps: int
+
+
+def coarser_levels(view: ArrayView) -> list[StoredLevel]:
+    """The levels below a whole image of an OME-Zarr file, for what their metadata are worth.
+
+    Parameters
+    ----------
+    view : ArrayView
+        The voxels of an image that `open_zarr` opened.
+
+    Returns
+    -------
+    list of StoredLevel
+        Those whose factors are whole numbers by scale and by shape; empty for any other array.
+    """
+    if not isinstance(view.source, ZarrArray):
+        return []
+    folder = Location(view.source.path)
+    for group in folder.parents:
+        for multiscale in multiscales_of(zarr_metadata(group)):
+            levels, inside = level_paths(multiscale), folder.relative_to(group)
+            if inside in levels:
+                below = levels[levels.index(inside) + 1 :]
+                found = (
+                    _below(view, multiscale, group, (inside, path), steps)
+                    for steps, path in enumerate(below, 1)
+                )
+                return [level for level in found if level is not None]
+    return []
+
+
+def _below(
+    view: ArrayView,
+    multiscale: Attributes,
+    group: Location,
+    paths: tuple[str, str],
+    steps: int,
+) -> StoredLevel | None:
+    """A coarser level; None where it is not made of whole groups of voxels."""
+    if not is_zarr_array(group / paths[1]):
+        return None
+    source, fine = ZarrArray.open(group / paths[1]), view.source.shape
+    if source.ndim != len(fine) or source.dtype != view.dtype:
+        return None
+    try:
+        first, second = (scale_and_shift(multiscale, path, len(fine)) for path in paths)
+    except InputError:
+        # Nobody asked for this level.
+        return None
+    if first is None or second is None:
+        return None
+    ratios = second[0] / first[0]
+    factors = [max(1, round(float(r))) for r in ratios]
+    whole = [-(-n // f) for n, f in zip(fine, factors, strict=True)]
+    kept = [not isinstance(pick, slice) for pick in view.picks]
+    uncut = all(k or p == slice(0, n) for k, p, n in zip(kept, view.picks, fine, strict=True))
+    alike = all(not k or f == 1 for k, f in zip(kept, factors, strict=True))
+    if not (uncut and alike and tuple(whole) == source.shape):
+        return None
+    if not np.allclose(ratios, factors, rtol=1e-3) or max(factors) == 1:
+        return None
+    if any(f > n for f, n in zip(factors, fine, strict=True)):
+        return None
+    picks = tuple(
+        pick if k else slice(0, n)
+        for pick, k, n in zip(view.picks, kept, source.shape, strict=True)
+    )
+    spatial = [f for f, k in zip(factors, kept, strict=True) if not k]
+    by = tuple(spatial[axis] for axis in view.order)
+    return StoredLevel(ArrayView(source, picks, view.order), by, view.shape, steps)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A multiscale image of a group."""
+
+    group: Location
+    multiscale: Attributes
+    attributes: Attributes
+
+
+def _open_level(image: _Image, wanted: Sequence[str], selection: Selection) -> Image:
+    group, multiscale = image.group, image.multiscale
+    finest = group / level_paths(multiscale)[0]
+    names = selection.axes_of(_axis_names(level_axes(multiscale)), str(group))
+    names = names_without_plane(names, finest, selection, ZarrArray.open)
+    _check_axes(names, image)
+    levels = [
+        Level(
+            group / path,
+            names,
+            attempt(partial(_place, multiscale, path, names)),
+            _turning(image, names),
+        )
+        for path in wanted
+    ]
+    return open_level(levels, selection, partial(_array, group), str(group))
+
+
+def _array(group: Location, folder: Location) -> ZarrArray:
+    if not is_zarr_array(folder):
+        raise no_dataset(folder, group, "there, though the metadata of the image list it")
+    return ZarrArray.open(folder)
+
+
+def _axis_names(axes: Sequence[NgffAxis]) -> tuple[str, ...]:
+    return tuple(_LETTERS.get(axis.type, axis.name) for axis in axes)
+
+
+def _check_axes(names: Sequence[str], image: _Image) -> None:
+    space = sorted(name for name in names if name in SPACE)
+    if space not in (["x", "y"], ["x", "y", "z"]) or len(set(names)) < len(names):
+        raise InputError(
+            f"{image.multiscale.file}: an image needs axes x, y and perhaps z, and no name twice; "
+            f"the metadata name {tuple(names)}. Correct them or pass axes= (--axes)"
+        )
+
+
+def _place(multiscale: Attributes, path: str, names: tuple[str, ...]) -> Stated | None:
+    claimed = level_axes(multiscale, path)
+    found = scale_and_shift(multiscale, path, len(names))
+    # Axes may be called otherwise than the metadata do: these are the names that count.
+    axes = [replace(axis, name=name) for axis, name in zip(claimed, names, strict=False)]
+    if len(axes) < len(names):
+        raise multiscale.error("axes", f"{len(names)} axes", [axis.name for axis in claimed])
+    if found is None:
+        units = {axis.name: axis.unit for axis in axes if axis.name in SPACE}
+        return Stated({}, units, multiscale) if any(units.values()) else None
+    scale, shift = (tuple(values) for values in found)
+    return named_place(axes, (scale, shift), Layout(names), multiscale)
+
+
+def _turning(image: _Image, names: Sequence[str]) -> Callable[[Grid], Grid] | None:
+    """What turns the lattices of an image that this package wrote with a direction."""
+    own = image.attributes.below(OWN_ATTRIBUTES)
+    if own is None:
+        return None
+    kept = [k for k, name in enumerate(names) if name in SPACE]
+    system = own.text("system")
+    if system is None:
+        direction = own.rows("direction", len(kept))
+        return None if direction is None else partial(_turned, direction=direction)
+    affine = placement(image.multiscale, system, len(names))
+    if affine is None:
+        raise own.error("system", "a coordinate system that an affine of the image leads to")
+    return partial(_moved, linear=affine[np.ix_(kept, kept)], shift=affine[kept, -1])
+
+
+def _turned(grid: Grid, direction: tuple[tuple[float, ...], ...]) -> Grid:
+    return replace(grid, direction=direction)
+
+
+def _moved(grid: Grid, linear: NDArray[np.float64], shift: NDArray[np.float64]) -> Grid:
+    origin = linear @ grid.origin + shift
+    return replace(grid, origin=tuple(origin), direction=tuple(map(tuple, linear)))

@@ -1,0 +1,706 @@
+"""Where data lie: a path on this machine's disks, or a URL of an object store.
+
+Paths go through pathlib, URLs through fsspec. Endpoints, credentials and other options of an
+object store come from where its users keep them: the environment (``AWS_ENDPOINT_URL``,
+``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, ...), ``~/.aws``, and fsspec's own
+configuration (``FSSPEC_S3_ENDPOINT_URL``, ``FSSPEC_S3_ANON``, ``~/.config/fsspec``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from itkstream.errors import AccessError, InputError, MissingDataError
+from itkstream.io.storage.stamps import LEDGER_FOLDER, files_stamp
+from itkstream.io.storage.swapping import left_behind, partial_name, swap_in
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+__all__ = ["Location", "path_as_written"]
+
+_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "memory"}
+_LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<key>.*)", re.DOTALL)
+# A path of this machine, however its URL is written; of more slashes than one, one is left.
+_FILE_URL = re.compile(r"(?i:file:(//(localhost)?)?)/*(?P<path>/.*)", re.DOTALL)
+_PATH_OF_URL = re.compile(rf"({'|'.join(_SCHEMES)}):/[^/]")
+# How the name of a file begins that is being written, and of a result that will replace another.
+_PARTIAL = ".partial-"
+_DRAFT = ".draft-"
+# Packages whose exceptions mean that a store did not let us in or was not there to ask.
+_CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
+# In which field each kind of store says that an object was written anew.
+_STAMPS = ("ETag", "etag", "generation", "mtime", "LastModified", "modified", "created")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file, a folder, or a place where one may be; it pickles as its address.
+
+    Object stores know no folders: there a folder is what the names of objects begin with, and it
+    is there as long as an object below it is.
+
+    Parameters
+    ----------
+    address : str
+        Absolute path, or URL without a slash at its end. `parse` makes it from what users write.
+    """
+
+    address: str
+
+    @classmethod
+    def parse(cls, given: str | os.PathLike[str] | Location) -> Location:
+        """Understand a path or URL.
+
+        Parameters
+        ----------
+        given : str, PathLike or Location
+            A path, absolute, relative or beginning with ``~``; or ``s3://bucket/key``,
+            ``gs://bucket/key``, ``file:///path``, ``file:/path``.
+
+        Returns
+        -------
+        Location
+            With an absolute address.
+
+        Raises
+        ------
+        InputError
+            Where it names no place that is known.
+        """
+        if isinstance(given, Location):
+            return given
+        text = os.fspath(given)
+        if not isinstance(given, str) and _PATH_OF_URL.match(text):
+            raise InputError(f"{text} was a URL before Path took a slash from it: pass it as text")
+        written = path_as_written(text)
+        if written is not None:
+            return cls(_resolved(written))
+        url = _URL.fullmatch(text)
+        assert url is not None
+        scheme, key = url["scheme"].lower(), url["key"]
+        if scheme not in _SCHEMES:
+            raise InputError(
+                f"{text} is a kind of URL that is not read; known are s3://, gs:// and file://"
+            )
+        parts = [part for part in key.split("/") if part]
+        if not parts or {".", ".."} & set(parts):
+            raise InputError(f"expected {scheme}://bucket/name without . and .. in it; got {text}")
+        return cls(f"{_SCHEMES[scheme]}://{'/'.join(parts)}")
+
+    @classmethod
+    def named(cls, given: str | os.PathLike[str] | Location) -> Location:
+        """Understand a path or URL, and keep the names of links on its way.
+
+        Stores of contents (git-annex, DVC) hold files under their digests: what a file is called,
+        and so its format, is known from the link alone.
+
+        Parameters
+        ----------
+        given : str, PathLike or Location
+            As for `parse`.
+
+        Returns
+        -------
+        Location
+            With an absolute address, in which no link is followed but those that ``..`` comes
+            after.
+        """
+        if isinstance(given, Location) or _is_url(os.fspath(given)):
+            return cls.parse(given)
+        cls.parse(given)  # refuses what is no path
+        whole = Path.cwd() / Path(given).expanduser()
+        found = Path(whole.anchor)
+        for part in whole.parts[1:]:
+            found = found.resolve().parent if part == ".." else found / part
+        return cls(str(found))
+
+    @classmethod
+    def of_store(cls, store: Any) -> Location | None:
+        """Where a store of Zarr's lies.
+
+        Parameters
+        ----------
+        store : zarr.abc.store.Store
+            Any.
+
+        Returns
+        -------
+        Location or None
+            None for a place that this class does not know: memory, a ZIP file...
+        """
+        from zarr.storage import FsspecStore, LocalStore
+
+        if isinstance(store, LocalStore):
+            return cls(str(Path(store.root).absolute()))
+        if not isinstance(store, FsspecStore):
+            return None
+        # Zarr wraps what is not asynchronous, as files are when dask opens them.
+        named = getattr(store.fs, "sync_fs", store.fs).protocol
+        schemes = [named] if isinstance(named, str) else list(named)
+        if "file" in schemes:
+            return cls(str(Path(store.path).absolute()))
+        known = next((_SCHEMES[scheme] for scheme in schemes if scheme in _SCHEMES), None)
+        return None if known is None else cls(f"{known}://{store.path.strip('/')}")
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Location:
+        return self.child(name)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a disk of this machine."""
+        return "://" not in self.address
+
+    @property
+    def path(self) -> Path:
+        """The path on this machine.
+
+        Raises
+        ------
+        InputError
+            Where it is in an object store.
+        """
+        if not self.is_local:
+            raise InputError(f"{self} must be on this machine; copy it to a local disk first")
+        return Path(self.address)
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self._pure.name
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name, with its dot."""
+        return self._pure.suffix
+
+    @property
+    def parents(self) -> tuple[Location, ...]:
+        """The folders around it, the nearest first; in an object store up to the bucket."""
+        above = self._pure.parents if self.is_local else list(self._pure.parents)[:-1]
+        return tuple(self._at(folder) for folder in above)
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether something else can be put in this place: it is no whole bucket or disk."""
+        return bool(self.parents) and not (self.is_local and os.path.ismount(self.address))
+
+    @property
+    def draft(self) -> Location:
+        """Where a new result is written while the one that it will replace is still here.
+
+        Raises
+        ------
+        InputError
+            Where nothing can be put in this place: it is a whole bucket or disk.
+        """
+        if not self.is_replaceable:
+            raise InputError(
+                f"{self} is a whole bucket or disk, which cannot be replaced: choose a name in it"
+            )
+        return self.parents[0] / f"{_DRAFT}{self.name}"
+
+    @property
+    def settled(self) -> Location:
+        """The place that a draft, or what lies in one, will have when it is complete."""
+        return self._at(type(self._pure)(*(p.removeprefix(_DRAFT) for p in self._pure.parts)))
+
+    def child(self, *names: str) -> Location:
+        """A place below this one.
+
+        Parameters
+        ----------
+        *names : str
+            Names, or paths relative to this place.
+
+        Returns
+        -------
+        Location
+            It need not exist.
+        """
+        return self._at(self._pure.joinpath(*(name.strip("/") for name in names)))
+
+    def is_below(self, above: Location) -> bool:
+        """Whether it lies in a folder or is that folder.
+
+        Parameters
+        ----------
+        above : Location
+            The folder.
+
+        Returns
+        -------
+        bool
+            From the addresses alone.
+        """
+        same = self._scheme == above._scheme
+        return same and self._pure.is_relative_to(above._pure)
+
+    def lies_in(self, above: Location) -> bool:
+        """Whether it is a folder or file, or lies in it, by whatever path either is named.
+
+        Parameters
+        ----------
+        above : Location
+            The folder or file.
+
+        Returns
+        -------
+        bool
+            On disks links are followed, and files and folders known by what they are and not by
+            their names: hard links, mounts and names that differ in case are the same.
+        """
+        if not (self.is_local and above.is_local):
+            return self.is_below(above)
+        inner, outer = Path(self.address).resolve(), Path(above.address).resolve()
+        if inner.is_relative_to(outer):
+            return True
+        return outer.exists() and any(
+            folder.exists() and folder.samefile(outer) for folder in (inner, *inner.parents)
+        )
+
+    def overlaps(self, other: Location) -> bool:
+        """Whether two places are one, or one lies in the other.
+
+        Parameters
+        ----------
+        other : Location
+            The other place.
+
+        Returns
+        -------
+        bool
+            As `lies_in` finds it, both ways.
+        """
+        return self.lies_in(other) or other.lies_in(self)
+
+    def relative_to(self, above: Location) -> str:
+        """The way to it from a folder around it.
+
+        Parameters
+        ----------
+        above : Location
+            The folder.
+
+        Returns
+        -------
+        str
+            Names joined by slashes, "." for the folder itself.
+        """
+        return self._pure.relative_to(above._pure).as_posix()
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there.
+
+        Returns
+        -------
+        bool
+            False too in a bucket that is not there.
+        """
+        if self.is_local:
+            return Path(self.address).exists()
+        with self._reaching() as store:
+            return bool(store.exists(self._key))
+
+    def is_file(self) -> bool:
+        """Whether a file is there.
+
+        Returns
+        -------
+        bool
+            False for a folder.
+        """
+        if self.is_local:
+            return Path(self.address).is_file()
+        with self._reaching() as store:
+            return bool(store.isfile(self._key))
+
+    def is_dir(self) -> bool:
+        """Whether a folder is there.
+
+        Returns
+        -------
+        bool
+            False for a file; in object stores True where an object lies below it.
+        """
+        if self.is_local:
+            return Path(self.address).is_dir()
+        with self._reaching() as store:
+            return bool(store.isdir(self._key))
+
+    def is_vacant(self) -> bool:
+        """Whether nothing is there but perhaps an empty folder, and something may be made there.
+
+        Returns
+        -------
+        bool
+            False for a file, and for a folder that holds something.
+
+        Raises
+        ------
+        MissingDataError
+            Where it would be in a bucket that does not exist.
+        """
+        if not self.is_local:
+            self._check_bucket()
+        return not self.exists() or (self.is_dir() and not self.names())
+
+    def names(self) -> list[str]:
+        """What a folder holds, by name.
+
+        Returns
+        -------
+        list of str
+            Sorted; empty where there is no folder.
+        """
+        if self.is_local:
+            return sorted(os.listdir(self.address)) if self.is_dir() else []
+        with self._reaching() as store:
+            try:
+                found = store.ls(self._key, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        here = PurePosixPath(self._key)
+        # Some tools put an empty object in the place of a folder, and a file lists itself.
+        return sorted(p.name for p in map(self._pure_of, found) if p.parent == here)
+
+    def read_bytes(self) -> bytes:
+        """The content of a file.
+
+        Returns
+        -------
+        bytes
+            All of it.
+
+        Raises
+        ------
+        MissingDataError
+            Where there is no such file.
+        """
+        with self._reaching() as store:
+            if store is None:
+                return Path(self.address).read_bytes()
+            return bytes(store.cat_file(self._key))
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write a file at once: it is complete or not there. Folders on the way are made.
+
+        Parameters
+        ----------
+        content : bytes
+            Replaces what the file held.
+        """
+        if self.is_local:
+            Path(self.address).parent.mkdir(parents=True, exist_ok=True)
+            with self.replacing() as partial:
+                partial.write_bytes(content)
+            return
+        with self._reaching() as store:
+            store.pipe_file(self._key, content)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Path]:
+        """A file or folder for somebody else to write, which appears here when it is complete.
+
+        Yields
+        ------
+        Path
+            Where to write it on this machine: beside its place, or for an object store in a
+            temporary folder. Removed after an error.
+        """
+        if self.is_local:
+            target = Path(self.address)
+            # Threads of one process, and processes of several hosts, may write the same file.
+            partial = target.with_name(f"{_PARTIAL}{partial_name(target.name)}")
+            try:
+                yield partial
+                swap_in(partial, target)
+            finally:
+                if partial.is_dir():
+                    shutil.rmtree(partial)
+                partial.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="itkstream-") as folder:
+            partial = Path(folder) / self.name
+            yield partial
+            with self._reaching() as store:
+                if not partial.is_dir():
+                    store.put(str(partial), self._key)
+                    return
+                self.draft.remove()
+                # With the slash what is in a folder is put, not the folder below the key.
+                store.put(f"{partial}/", self.draft._key, recursive=True)
+            self.take(self.draft)
+
+    def take(self, new: Location) -> None:
+        """Put a complete folder in this place, instead of what is here.
+
+        On disks this is one step, so that there always is a whole folder here. Object stores
+        cannot rename: objects are copied one by one, and those of `new` removed when all are here.
+        Whoever is killed meanwhile leaves `new` complete, to be taken again.
+
+        Parameters
+        ----------
+        new : Location
+            Of the same disk or bucket; nothing is there afterwards.
+        """
+        if self.is_local:
+            swap_in(Path(new.address), Path(self.address))
+            return
+        with self._reaching() as store:
+            names, old = new._objects(store), self._objects(store)
+            given = [f"{new._key}/{name}" for name in names]
+            store.copy(given, [f"{self._key}/{name}" for name in names])
+            stale = [f"{self._key}/{name}" for name in set(old) - set(names)]
+            if stale:
+                store.rm(stale)
+            store.rm(new._key, recursive=True)
+
+    def _objects(self, store: Any) -> list[str]:
+        """The objects below this place of an object store, relative to it."""
+        here = PurePosixPath(self._key.lstrip("/"))
+        found = (PurePosixPath(key.lstrip("/")) for key in store.find(self._key))
+        return sorted(str(key.relative_to(here)) for key in found if here in key.parents)
+
+    def remove_left_behind(self) -> None:
+        """Remove what processes that are dead did not finish to write to this file or folder."""
+        if self.is_local:
+            target = Path(self.address)
+            for left in left_behind(target.parent, _PARTIAL, target.name):
+                Location(str(left)).remove()
+
+    def remove_partial_files(self, *names: str) -> None:
+        """Remove from a folder what was left by writers that were killed.
+
+        Parameters
+        ----------
+        *names : str
+            Of files that nobody is writing now; default all of the folder.
+        """
+        if not self.is_local:
+            return
+        for found in self.names():
+            if found.startswith(_PARTIAL) and found.endswith(tuple(f"-{n}" for n in names) or ""):
+                self.child(found).remove()
+
+    def make_folder(self) -> None:
+        """Make a folder and those around it; in object stores there is nothing to make."""
+        if self.is_local:
+            Path(self.address).mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove a file, or a folder with all it holds; nothing happens where nothing is.
+
+        Raises
+        ------
+        InputError
+            For a whole bucket or disk, which is never removed.
+        """
+        if not self.parents:
+            raise InputError(f"{self} is a whole bucket or disk, which is never removed")
+        if self.is_local:
+            if self.is_dir():
+                shutil.rmtree(self.address)
+            else:
+                Path(self.address).unlink(missing_ok=True)
+        elif self.exists():
+            with self._reaching() as store:
+                store.rm(self._key, recursive=True)
+
+    def fingerprint(self) -> str:
+        """A digest that changes when a file here or below is written anew, added or removed.
+
+        Of names, sizes and times (in object stores ETags); no content is read. What runs note in
+        a `LEDGER_FOLDER` does not count.
+
+        Returns
+        -------
+        str
+            32 hexadecimal digits.
+
+        Raises
+        ------
+        MissingDataError
+            Where nothing is.
+        """
+        with self._reaching() as store:
+            if store is None:
+                return files_stamp(self.address)
+            found = store.find(self._key, detail=True)
+        if not found:
+            raise MissingDataError(f"there is no {self}; check the name")
+        digest = blake2b(digest_size=16)
+        for entry in sorted(self._stamps(found)):
+            digest.update(repr(entry).encode())
+        return digest.hexdigest()
+
+    def store(self) -> Any:
+        """What `zarr.open` and its relatives take for this place.
+
+        Returns
+        -------
+        str or zarr.storage.FsspecStore
+            The path, or the object store below this place.
+        """
+        if self.is_local:
+            return self.address
+        from zarr.storage import FsspecStore
+
+        with self._reaching():
+            return FsspecStore.from_url(self.address, self._options)
+
+    @property
+    def filesystem(self) -> AbstractFileSystem:
+        """The object store through fsspec, with the options of its users.
+
+        Raises
+        ------
+        InputError
+            Where the library for it is not installed.
+        """
+        import fsspec
+
+        try:
+            return fsspec.filesystem(self._scheme, **self._options)
+        except ImportError as error:
+            library = _LIBRARIES.get(self._scheme, "fsspec")
+            raise InputError(
+                f"{self} needs {library}, which is not installed: pip install 'itkstream[cloud]'"
+            ) from error
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # Other processes write to the same store, so a listing is stale as soon as it is made.
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if self._scheme == "s3":
+            # Else every chunk is asked for its size first, lest it be read in several parts.
+            options["max_concurrency"] = 1
+        return options
+
+    @property
+    def _scheme(self) -> str:
+        return "" if self.is_local else self.address.partition("://")[0]
+
+    @property
+    def _key(self) -> str:
+        """What the object store calls it: the bucket and the name in it."""
+        key = self.address.partition("://")[2]
+        return f"/{key}" if self._scheme == "memory" else key
+
+    @property
+    def _pure(self) -> PurePosixPath:
+        return PurePosixPath(self.address if self.is_local else self.address.partition("://")[2])
+
+    def _at(self, pure: PurePosixPath) -> Location:
+        return Location(str(pure) if self.is_local else f"{self._scheme}://{pure}")
+
+    @staticmethod
+    def _pure_of(key: str) -> PurePosixPath:
+        return PurePosixPath(key.rstrip("/"))
+
+    def _check_bucket(self) -> None:
+        bucket = self._key.strip("/").partition("/")[0]
+        with self._reaching() as store:
+            # Asked so, a bucket is not there either if nobody may ask for it: then a listing tells.
+            if self._scheme == "memory" or store.exists(bucket):
+                return
+            try:
+                store.ls(bucket)
+            except FileNotFoundError as error:
+                raise MissingDataError(
+                    f"{self} cannot be written: there is no bucket {bucket}; make it or correct "
+                    "the name"
+                ) from error
+
+    def _stamps(self, found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]:
+        """Relative name, size and ETag or time of every object here and below."""
+        for key, facts in found.items():
+            name = self._pure_of(key).relative_to(self._key)
+            if LEDGER_FOLDER not in name.parts:
+                stamp = next((str(facts[k]) for k in _STAMPS if facts.get(k)), "")
+                yield str(name), int(facts.get("size") or 0), stamp
+
+    @contextmanager
+    def _reaching(self) -> Iterator[Any]:
+        """The object store (None on disk), whose many errors become this package's."""
+        try:
+            yield None if self.is_local else self.filesystem
+        except (InputError, MissingDataError):
+            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            what = "" if self.is_local else ", or no bucket of that name"
+            raise MissingDataError(f"there is no {self}{what}; check the name") from error
+        except Exception as error:
+            client = type(error).__module__.partition(".")[0] in _CLIENTS
+            if self.is_local or not (client or isinstance(error, OSError)):
+                raise
+            raise AccessError(
+                f"{self} cannot be reached or does not let us in: {error}. {_advice(self._scheme)}"
+            ) from error
+
+
+def path_as_written(text: str) -> Path | None:
+    """The path on this machine that a text names, with its links.
+
+    Parameters
+    ----------
+    text : str
+        A path or a URL.
+
+    Returns
+    -------
+    Path or None
+        None for the URL of an object store.
+    """
+    of_file = _FILE_URL.fullmatch(text)
+    if of_file:
+        return Path(of_file["path"])
+    url = _URL.fullmatch(text)
+    if url is None:
+        return Path(text).expanduser()
+    return Path(url["key"]) if url["scheme"].lower() == "file" else None
+
+
+def _resolved(path: Path) -> str:
+    """A path without links, whether something is there or not."""
+    try:
+        resolved = path.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            resolved.lstat()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r} is no path that can be followed: {reason}") from error
+    return str(resolved)
+
+
+def _is_url(text: str) -> bool:
+    return bool(_URL.fullmatch(text) or _FILE_URL.fullmatch(text))
+
+
+def _advice(scheme: str) -> str:
+    if scheme == "gs":
+        return (
+            "Check the bucket and your credentials (gcloud auth application-default login, or "
+            "GOOGLE_APPLICATION_CREDENTIALS); for a public bucket set FSSPEC_GS_TOKEN=anon"
+        )
+    return (
+        "Check the bucket, your credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        "AWS_PROFILE) and the endpoint (AWS_ENDPOINT_URL); for a public bucket set "
+        "FSSPEC_S3_ANON=true"
+    )

@@ -1,0 +1,563 @@
+"""Deformable registration in memory: coarse to fine, by local correlation.
+
+The transform is ``T(p) = affine(p + u(p))``, fixed points to moving points. Each iteration samples
+the moving image once, from its own voxels, through the affine and the current u; takes the force
+of squared local correlation; smooths it; composes the small step with u (u acts after the step, so
+maps are chained, never added); and smooths u. The iterate of highest correlation is kept.
+
+u lives on nodes, the centres of groups of voxels: both smoothings pass little above half the
+Nyquist frequency, so every second voxel holds what they leave, at an eighth of time and memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import DisplacementField, Grid
+from itkstream.numerics.checks import counting_voxels
+from itkstream.numerics.deformation.correlation import ValueRange, correlation_residual
+from itkstream.numerics.deformation.force import collect_forces, solve_newton, warp_through_nodes
+from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.deformation.settings import (
+    PIPELINE_DEFAULTS,
+    DescentSettings,
+    LevelSettings,
+)
+from itkstream.numerics.sampling.fields import compose, resize_field, shrink_field
+from itkstream.numerics.sampling.folds import repair_folds
+from itkstream.numerics.sampling.pyramid import shrink
+
+__all__ = [
+    "PIPELINE_DEFAULTS",
+    "Descent",
+    "DescentSettings",
+    "Frame",
+    "LevelReport",
+    "LevelSettings",
+    "descend",
+    "node_factors",
+]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, float], None]
+
+Proposal = Callable[[NDArray[np.float32], NDArray[np.float32], Grid], NDArray[np.float32]]
+"""From fixed image, warped image and their lattice to the small step in front of the warp."""
+
+WINDOWS = {"gradient": 5, "newton": 2}
+"""Iterations per window of the convergence test.
+
+With field smoothing, gradient steps overshoot and come back within a few iterations before they
+settle: shorter windows take that for the end.
+"""
+
+SMALLEST_SHARE = 1 / 8
+"""Share of the first step below which it is not shortened any further."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The lattices of two images and the affine between them.
+
+    Parameters
+    ----------
+    fixed_grid, moving_grid : Grid
+        Where the voxels of the images lie.
+    affine : ndarray, (n + 1, n + 1)
+        Fixed physical points to moving physical points.
+
+    Raises
+    ------
+    InputError
+        Where dimensions differ or the affine is not finite and invertible.
+    """
+
+    fixed_grid: Grid
+    moving_grid: Grid
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        n = self.fixed_grid.ndim
+        if self.moving_grid.ndim != n:
+            raise InputError(
+                f"both images need the same number of axes; got {n} and {self.moving_grid.ndim}"
+            )
+        matrix = np.array(self.affine, np.float64)
+        if matrix.shape != (n + 1, n + 1) or not np.isfinite(matrix).all():
+            raise InputError(
+                f"the affine must be a finite matrix of shape {(n + 1, n + 1)}; got {matrix!r}"
+            )
+        if abs(np.linalg.det(matrix[:n, :n])) < 1e-12:
+            raise InputError(f"the affine must be invertible; got {matrix.tolist()}")
+        object.__setattr__(self, "affine", matrix)
+
+
+@dataclass(frozen=True)
+class LevelReport:
+    """What one level of the descent did.
+
+    Parameters
+    ----------
+    shrink_factor : int
+        Of the level.
+    before, after : float
+        Mean squared local correlation at its start and of its best iterate.
+    iterations : int
+        Steps taken.
+    stopped : str
+        Why it ended: ``"iterations"``, ``"converged"``, ``"no overlap"`` or ``"no texture"``.
+    """
+
+    shrink_factor: int
+    before: float
+    after: float
+    iterations: int
+    stopped: str
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """A displacement field and how it came about.
+
+    Parameters
+    ----------
+    displacement : ndarray, fixed shape + (n,), float32
+        u in ``T(p) = affine(p + u(p))``, micrometres.
+    levels : tuple of LevelReport
+        Coarse to fine.
+    folds : int
+        Voxels that had to be repaired.
+    """
+
+    displacement: NDArray[np.float32]
+    levels: tuple[LevelReport, ...]
+    folds: int
+
+
+def descend(
+    fixed: NDArray[Any],
+    moving: NDArray[Any],
+    frame: Frame,
+    settings: DescentSettings,
+    *,
+    initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
+    fixed_mask: NDArray[np.bool_] | None = None,
+    moving_mask: NDArray[np.bool_] | None = None,
+    progress: Progress | None = None,
+    propose: Proposal | None = None,
+) -> Descent:
+    """Find the displacement that registers two images after an affine.
+
+    Parameters
+    ----------
+    fixed, moving : ndarray
+        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
+    frame : Frame
+        Grids, and the affine the displacement is followed by.
+    settings : DescentSettings
+        Parameters.
+    initial : DisplacementField or ndarray, fixed shape + (n,), optional
+        Where to start: a coarser solution on its own grid, or one on the fixed grid.
+    fixed_mask, moving_mask : ndarray of bool, optional
+        Voxels that count; default all.
+    progress : callable, optional
+        Called with level, iteration and squared correlation after each evaluation.
+    propose : callable, optional
+        Takes fixed image, warped image and their lattice (3-D, NaN where voxels do not count) and
+        returns the vectors of a small step, instead of the force of local correlation.
+
+    Returns
+    -------
+    Descent
+        The displacement, whose map has a positive Jacobian determinant at every voxel, and a
+        report per level.
+
+    Raises
+    ------
+    InputError
+        Where arrays do not fit their grids or hold no numbers.
+
+    References
+    ----------
+    Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
+    diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
+    Gauss-Newton step with matrices averaged over a neighbourhood.
+    """
+    pair = _pair(fixed, moving, frame, fixed_mask, moving_mask)
+    u, nodes = _initial(initial, frame)
+    reports = []
+    for number in range(len(settings.shrink_factors)):
+        level = replace(_prepare(pair, settings, number), propose=propose)
+        u = resize_field(u, nodes, level.nodes)
+        nodes = level.nodes
+        watch = None if progress is None else _watcher(progress, number)
+        u, report = _descend_level(level, u, watch)
+        logger.debug("level %d: %s", number, report)
+        reports.append(report)
+        del level
+    return _finish(u, nodes, frame, settings, tuple(reports))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Both images as 3-D arrays on axis-aligned lattices, and the map between these."""
+
+    fixed: NDArray[np.float32]
+    moving: NDArray[np.float32]
+    lattice: Grid
+    moving_lattice: Grid
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """All an iteration needs to know."""
+
+    fixed: NDArray[np.float32]
+    moving: NDArray[np.float32]
+    ranges: tuple[ValueRange, ValueRange]
+    index: NDArray[np.float64]
+    vector: NDArray[np.float64]
+    lattice: Grid
+    stride: tuple[int, ...]
+    radius: tuple[int, ...]
+    gradient_kernel: SmoothingKernel
+    field_kernel: SmoothingKernel
+    iterations: int
+    step: float
+    factor: int
+    settings: DescentSettings
+    propose: Proposal | None = None
+
+    @property
+    def nodes(self) -> Grid:
+        return self.lattice.shrink(self.stride)
+
+
+@dataclass(frozen=True, eq=False)
+class _Workspace:
+    """Arrays an iteration overwrites."""
+
+    warped: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
+def _pair(
+    fixed: NDArray[Any],
+    moving: NDArray[Any],
+    frame: Frame,
+    fixed_mask: NDArray[np.bool_] | None,
+    moving_mask: NDArray[np.bool_] | None,
+) -> _Pair:
+    affine = (
+        np.linalg.inv(_placement(frame.moving_grid))
+        @ _embed(frame.affine)
+        @ _placement(frame.fixed_grid)
+    )
+    return _Pair(
+        _image("fixed", fixed, frame.fixed_grid, fixed_mask),
+        _image("moving", moving, frame.moving_grid, moving_mask),
+        _lattice(frame.fixed_grid),
+        _lattice(frame.moving_grid),
+        affine,
+    )
+
+
+def _image(
+    name: str, array: NDArray[Any], grid: Grid, mask: NDArray[np.bool_] | None
+) -> NDArray[np.float32]:
+    if array.shape != grid.shape:
+        raise InputError(f"the {name} image has shape {array.shape}; its grid has {grid.shape}")
+    if array.dtype.kind not in "buif":
+        raise InputError(f"the {name} image must hold real numbers; got dtype {array.dtype}")
+    image = counting_voxels(name, array)
+    if mask is not None:
+        if np.shape(mask) != grid.shape:
+            raise InputError(f"the {name} mask has shape {np.shape(mask)}; wanted {grid.shape}")
+        image = np.where(mask, image, np.float32(np.nan))
+    return image.reshape(_three(grid.shape, 1))
+
+
+def _three(values: Sequence[Any], fill: Any) -> tuple[Any, ...]:
+    """Lift a tuple of a 2-D image to 3-D: axis 0 has one plane."""
+    return (fill,) * (3 - len(values)) + tuple(values)
+
+
+def _embed(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    lifted = np.eye(4)
+    k = 4 - len(matrix)
+    lifted[k:, k:] = matrix
+    return lifted
+
+
+def _lattice(grid: Grid) -> Grid:
+    """The grid in coordinates along its own axes."""
+    return Grid(_three(grid.shape, 1), _three(grid.spacing, min(grid.spacing)), unit=grid.unit)
+
+
+def _finest(grid: Grid) -> float:
+    """Smallest spacing among the axes that have neighbours at all."""
+    return min((h for h, n in zip(grid.spacing, grid.shape, strict=True) if n > 1), default=1.0)
+
+
+def _placement(grid: Grid) -> NDArray[np.float64]:
+    """From coordinates along the axes of a grid to physical positions."""
+    matrix = np.eye(grid.ndim + 1)
+    matrix[:-1, :-1] = grid.direction
+    matrix[:-1, -1] = grid.origin
+    return _embed(matrix)
+
+
+def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
+    s = settings.level(number)
+    factors = _factors(s.shrink_factor, pair.lattice, settings.isotropic)
+    fixed, lattice = shrink(pair.fixed, pair.lattice, factors, s.smooth_sigma)
+    moving, moving_lattice = shrink(
+        pair.moving, pair.moving_lattice, _moving_factors(pair, factors), s.smooth_sigma
+    )
+    matrix = moving_lattice.inverse_matrix @ pair.affine
+    step = (settings.step or _finest(pair.lattice)) * s.shrink_factor
+    return _Level(
+        fixed=fixed,
+        moving=moving,
+        ranges=(ValueRange.of(fixed), ValueRange.of(moving)),
+        index=np.ascontiguousarray((matrix @ lattice.matrix)[:3]),
+        vector=np.ascontiguousarray(matrix[:3, :3]),
+        lattice=lattice,
+        stride=_factors(s.node_stride, lattice, True),
+        radius=_window(s.cc_radius, lattice) if settings.isotropic else (s.cc_radius,) * 3,
+        gradient_kernel=s.gradient_smoothing,
+        field_kernel=s.field_smoothing,
+        iterations=s.iterations,
+        step=step,
+        factor=s.shrink_factor,
+        settings=settings,
+    )
+
+
+def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
+    """The factor on every axis, or as many voxels as span the same length."""
+    if not even:
+        return (factor,) * grid.ndim
+    finest = _finest(grid)
+    return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+
+
+def node_factors(grid: Grid, settings: DescentSettings) -> tuple[int, ...]:
+    """How coarse the lattice is that holds what `descend` finds.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the fixed image.
+    settings : DescentSettings
+        Parameters.
+
+    Returns
+    -------
+    tuple of int
+        Voxels per node of the finest level, per axis: the displacement is linear between the
+        nodes of ``grid.shrink(factors)``, but where folds had to be repaired.
+    """
+    level = settings.level(len(settings.shrink_factors) - 1)
+    shrinks = _factors(level.shrink_factor, grid, settings.isotropic)
+    strides = _factors(level.node_stride, grid.shrink(shrinks), True)
+    return tuple(a * b for a, b in zip(shrinks, strides, strict=True))
+
+
+def _window(radius: int, grid: Grid) -> tuple[int, ...]:
+    """Radii of the widest window, near to a cube, with no more voxels than cubic voxels give it."""
+    most = (2 * radius + 1) ** grid.ndim
+    while math.prod(2 * r + 1 for r in _factors(radius + 1, grid, True)) <= most:
+        radius += 1
+    return _factors(radius, grid, True)
+
+
+def _moving_factors(pair: _Pair, factors: tuple[int, ...]) -> tuple[int, ...]:
+    """Moving voxels that a fixed voxel of the level spans along each moving axis."""
+    steps = (pair.moving_lattice.inverse_matrix @ pair.affine @ pair.lattice.matrix)[:3, :3]
+    spans = np.abs(steps * factors).max(axis=1)
+    return tuple(max(1, round(float(span))) for span in spans)
+
+
+def _initial(
+    initial: DisplacementField | NDArray[np.floating[Any]] | None, frame: Frame
+) -> tuple[NDArray[np.float32], Grid]:
+    """The start in coordinates along the fixed axes, with the grid it is on relative to these."""
+    if initial is None:
+        return np.zeros((1, 1, 1, 3), np.float32), Grid((1, 1, 1), (1.0, 1.0, 1.0))
+    if not isinstance(initial, DisplacementField):
+        initial = DisplacementField(np.asarray(initial), frame.fixed_grid)
+    field, grid, n = np.asarray(initial.data, np.float32), initial.grid, frame.fixed_grid.ndim
+    if grid.ndim != n or not np.isfinite(field).all():
+        raise InputError(f"the initial displacement must be finite and {n}-D, as the images are")
+    direction = np.asarray(frame.fixed_grid.direction)
+    vectors = np.zeros((*_three(grid.shape, 1), 3), np.float32)
+    vectors[..., 3 - n :] = (field @ direction.astype(np.float32)).reshape((*vectors.shape[:3], n))
+    relative = (np.linalg.inv(_placement(frame.fixed_grid)) @ _placement(grid))[:3]
+    lifted = Grid(
+        _three(grid.shape, 1),
+        _three(grid.spacing, min(grid.spacing)),
+        origin=tuple(relative[:, 3]),
+        direction=tuple(map(tuple, relative[:, :3])),
+        unit=grid.unit,
+    )
+    return vectors, lifted
+
+
+def _watcher(progress: Progress, number: int) -> Callable[[int, float], None]:
+    return lambda iteration, correlation: progress(number, iteration, correlation)
+
+
+def _descend_level(
+    level: _Level, u: NDArray[np.float32], watch: Callable[[int, float], None] | None
+) -> tuple[NDArray[np.float32], LevelReport]:
+    work = _Workspace(*(np.empty(level.lattice.shape, np.float32) for _ in range(3)))
+    history: list[float] = []
+    best, share, since, stopped = u, 1.0, 0, ""
+    while not stopped:
+        history.append(_evaluate(level, u, work))
+        if watch is not None:
+            watch(len(history) - 1, history[-1])
+        if history[-1] >= max(history):
+            best = u
+        trend = _trend(history[since:], level)
+        if trend < 0 and share > SMALLEST_SHARE:
+            share, since = share / 2, len(history)
+        stopped = _reason(history, trend, level, work)
+        if not stopped:
+            u = _advance(level, u, work, share)
+    return best, LevelReport(level.factor, history[0], max(history), len(history) - 1, stopped)
+
+
+def _evaluate(level: _Level, u: NDArray[np.float32], work: _Workspace) -> float:
+    warp_through_nodes(level.moving, level.index, level.vector, u, level.stride, work.warped)
+    return correlation_residual(
+        (level.fixed, work.warped), level.ranges, level.radius, work.residual, work.weight
+    )
+
+
+def _trend(history: list[float], level: _Level) -> float:
+    """Gain of correlation per iteration, between two windows; infinite before there are two."""
+    window = WINDOWS[level.settings.update]
+    if len(history) < 2 * window:
+        return math.inf
+    return (sum(history[-window:]) - sum(history[-2 * window : -window])) / window**2
+
+
+def _reason(history: list[float], trend: float, level: _Level, work: _Workspace) -> str:
+    """Why to stop here; empty to go on."""
+    if history[-1] == 0:
+        return "no texture" if np.isfinite(work.warped).any() else "no overlap"
+    if len(history) > level.iterations:
+        return "iterations"
+    newton = level.settings.update == "newton"
+    settled = trend < level.settings.tolerance if newton else 0 <= trend < level.settings.tolerance
+    return "converged" if settled else ""
+
+
+def _advance(
+    level: _Level, u: NDArray[np.float32], work: _Workspace, share: float
+) -> NDArray[np.float32]:
+    """One step: the small field acts first, then u; then u is smoothed.
+
+    A share of a step comes with the same share of smoothing: the balance of both is kept.
+    """
+    nodes, lattice = level.nodes, level.lattice.spacing
+    small = _small_step(level, work, share)
+    u = compose(small, u, nodes)
+    trend = _affine_part(u)
+    u -= trend
+    kernel = replace(level.field_kernel, d=level.field_kernel.d * share)
+    u = smooth_field(u, nodes.spacing, kernel, lattice)
+    u += trend
+    return u
+
+
+def _small_step(level: _Level, work: _Workspace, share: float) -> NDArray[np.float32]:
+    """The smoothed field by which an iteration goes ahead, at the nodes."""
+    nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
+    newton = level.settings.update == "newton"
+    if level.propose is not None:
+        moves = shrink_field(level.propose(level.fixed, work.warped, level.lattice), level.stride)
+        moves *= np.float32(share)
+        return _bounded(smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice), step)
+    force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
+    collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
+    force = _smooth_force(force, level)
+    return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
+
+
+def _smooth_force(force: NDArray[np.float32], level: _Level) -> NDArray[np.float32]:
+    kernel, spacings = level.gradient_kernel, (level.nodes.spacing, level.lattice.spacing)
+    if kernel.b == 0 or force.shape[-1] == 3:
+        return smooth_field(force, spacings[0], kernel, spacings[1])
+    # The grad-div term couples the components of a vector; a matrix's elements have none.
+    apart = smooth_field(force[..., 3:], spacings[0], replace(kernel, b=0.0), spacings[1])
+    vector = smooth_field(force[..., :3], spacings[0], kernel, spacings[1])
+    return np.concatenate([vector, apart], axis=-1)
+
+
+def _affine_part(u: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The affine field nearest to u.
+
+    Smoothing by reflection flattens a field towards the borders; an affine needs no smoothing.
+    """
+    trend = np.zeros(u.shape, np.float32)
+    trend += u.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
+    for axis in range(3):
+        x = np.arange(u.shape[axis]) - (u.shape[axis] - 1) / 2
+        profile = u.mean(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64)
+        slope = x @ profile / max(x @ x, 1.0)
+        trend += np.expand_dims(np.outer(x, slope), tuple({0, 1, 2} - {axis})).astype(np.float32)
+    return trend
+
+
+def _scaled_gradient(force: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    longest = math.sqrt(float(np.einsum("...c,...c->...", force, force).max()))
+    force *= np.float32(step / longest if longest > 0 else 0.0)
+    return force
+
+
+def _bounded_newton(level: _Level, normal: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    finest = _finest(level.lattice)
+    small = np.empty((*normal.shape[:-1], 3), np.float32)
+    solve_newton(normal, level.settings.damping / finest**2, small)
+    return _bounded(small, step)
+
+
+def _bounded(small: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    """Vectors longer than the step, cut to its length, in place."""
+    length = np.sqrt(np.einsum("...c,...c->...", small, small))
+    small *= (step / np.maximum(length, step))[..., None]
+    return small
+
+
+def _finish(
+    u: NDArray[np.float32],
+    nodes: Grid,
+    frame: Frame,
+    settings: DescentSettings,
+    reports: tuple[LevelReport, ...],
+) -> Descent:
+    """To the fixed grid and its physical axes, without folds."""
+    n = frame.fixed_grid.ndim
+    field = resize_field(u, nodes, _lattice(frame.fixed_grid))
+    field = field.reshape((*frame.fixed_grid.shape, 3))[..., 3 - n :]
+    direction = np.asarray(frame.fixed_grid.direction, np.float32)
+    if not np.array_equal(direction, np.eye(n)):
+        field = field @ direction.T
+    repair = repair_folds(np.ascontiguousarray(field), frame.fixed_grid, settings.minimum_jacobian)
+    if repair.folded_after:
+        logger.warning("%d voxels stay folded after repair", repair.folded_after)
+    return Descent(repair.displacement, reports, repair.folded_before)

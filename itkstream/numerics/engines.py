@@ -1,0 +1,142 @@
+"""One block at a time: pure functions from arrays and grids to arrays.
+
+The public doors map these over many blocks, or call them once with the whole image as the one
+block; there is no other implementation of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import Image, Transform
+from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport, descend
+from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.itk.bspline import descend_bspline
+from itkstream.numerics.itk.demons import descend_demons
+from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings
+from itkstream.numerics.sampling.mapping import GridMap, map_on
+
+__all__ = ["BARREN", "DeformEstimate", "deform_block"]
+
+
+# The settings say which engine they are for.
+_ENGINES: dict[type[DeformSettings], Callable[..., Descent]] = {
+    DescentSettings: descend,
+    DemonsSettings: descend_demons,
+    BsplineSettings: descend_bspline,
+}
+
+_LEAST_CONFIDENCE = 0.01
+
+BARREN = {
+    "no overlap": "it lies outside the moving image",
+    "no texture": (
+        "no correlation window holds texture of both images: is one constant there, left out by "
+        "its mask, or smaller than the window?"
+    ),
+}
+"""Why a deformation had nothing to go by, and what that tells a user."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeformEstimate:
+    """The deformation of one block, or why there is none; true in a condition when there is one.
+
+    Parameters
+    ----------
+    displacement : ndarray, block shape + (n,), float32, or None
+        u in ``T(p) = affine(p + u(p))``, physical units.
+    initial : GridMap
+        The initial transform on the block.
+    levels : tuple of LevelReport
+        What each level did.
+    reason : str
+        Why there is no displacement; empty where there is.
+    """
+
+    displacement: NDArray[np.float32] | None
+    initial: GridMap
+    levels: tuple[LevelReport, ...] = ()
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.displacement is not None
+
+    def confidence(self) -> float:
+        """How far the block can be trusted beside its neighbours.
+
+        Returns
+        -------
+        float
+            Mean squared local correlation at its finest level, at least 0.01.
+        """
+        return max(_LEAST_CONFIDENCE, self.levels[-1].after) if self.levels else 1.0
+
+    def refinement(self) -> NDArray[np.float32] | None:
+        """What the deformation adds to the initial displacement.
+
+        Returns
+        -------
+        ndarray, block shape + (n,), float32, or None
+            Physical vectors; None where there is no deformation.
+        """
+        if self.displacement is None or self.initial.displacement is None:
+            return self.displacement
+        return self.displacement - self.initial.displacement
+
+
+def deform_block(
+    fixed: Image,
+    moving: Image,
+    initial: Transform,
+    settings: DeformSettings,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> DeformEstimate:
+    """Refine a transform by a deformation, in one block.
+
+    Parameters
+    ----------
+    fixed : Image
+        The block, in memory.
+    moving : Image
+        The whole moving image; only the part that the block can reach is read.
+    initial : Transform
+        Where to start, from fixed to moving points.
+    settings : DeformSettings
+        Parameters of the deformation; their kind decides the engine.
+    progress : callable, optional
+        Called with level, iteration and squared correlation.
+
+    Returns
+    -------
+    DeformEstimate
+        With the whole displacement in front of the initial transform's affine.
+    """
+    mapping = map_on(initial, fixed.grid)
+    # The coarsest correlation window is as far as a block looks beyond where it starts.
+    coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
+    crop = mapping.crop_of(moving.grid, float(coarsest * max(fixed.grid.spacing)))
+    if crop is None:
+        return DeformEstimate(None, mapping, (), BARREN["no overlap"])
+    part = moving[crop]
+    frame = Frame(fixed.grid, part.grid, mapping.affine)
+    try:
+        descent = _ENGINES[type(settings)](
+            fixed.read(),
+            part.read(),
+            frame,
+            settings,
+            initial=mapping.displacement,
+            progress=progress,
+        )
+    except InputError as error:
+        return DeformEstimate(None, mapping, (), str(error))
+    if all(level.stopped in BARREN for level in descent.levels):
+        reason = BARREN[descent.levels[-1].stopped]
+        return DeformEstimate(None, mapping, descent.levels, reason)
+    return DeformEstimate(descent.displacement, mapping, descent.levels)

@@ -1,0 +1,193 @@
+"""An affine between two images in memory, from their key points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError, RegistrationError
+from itkstream.geometry import Grid, Image
+from itkstream.numerics.matching.keypoints import (
+    ContextWindow,
+    Correspondences,
+    KeyPointSettings,
+    MatchSettings,
+    find_key_points,
+    match,
+    sample_contexts,
+)
+from itkstream.numerics.matching.ransac import (
+    AffineEstimate,
+    RansacSettings,
+    fit_in_planes,
+    fit_ransac,
+)
+
+__all__ = ["ALIGN_THRESHOLD_VOX", "AffineSettings", "affine_block", "best_affine_block"]
+
+ALIGN_THRESHOLD_VOX = 1.5
+"""A match may be so many voxels, of the median spacing, from its affine."""
+
+
+T = TypeVar("T")
+Both: TypeAlias = tuple[T | None, T | None]
+"""Something of the fixed and of the moving image, or nothing."""
+
+# Enough agreeing matches that no other settings need be tried.
+_PLENTY_OF_INLIERS = 200
+
+# Matches in so few planes may not tell how an affine acts across them.
+_FEW_PLANES = 12
+
+
+@dataclass(frozen=True)
+class AffineSettings:
+    """How an affine is found from key points.
+
+    Parameters
+    ----------
+    key_points : KeyPointSettings
+        Which blobs are key points.
+    window : ContextWindow
+        The neighbourhoods that are compared.
+    matching : MatchSettings
+        Which pairs correspond.
+    ransac : RansacSettings
+        How the transform is fitted to them.
+    """
+
+    key_points: KeyPointSettings
+    window: ContextWindow
+    matching: MatchSettings = field(default_factory=MatchSettings)
+    ransac: RansacSettings = field(default_factory=RansacSettings)
+
+
+def affine_block(
+    fixed: Image,
+    moving: Image,
+    settings: AffineSettings,
+    points: Both[NDArray[np.float64]] = (None, None),
+) -> tuple[AffineEstimate, Correspondences]:
+    """Find the affine between two images in memory from their key points.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        In memory, with the same axes; voxels that are NaN do not count.
+    settings : AffineSettings
+        Parameters of every step.
+    points : (ndarray or None, ndarray or None)
+        Key points of one's own, (m, n) in physical units, instead of blobs.
+
+    Returns
+    -------
+    estimate : AffineEstimate
+        False in a condition, with the reason, where no trustworthy affine was found.
+    pairs : Correspondences
+        The matches; `estimate.inliers` tells those that agree.
+
+    Raises
+    ------
+    InputError
+        Where an image is thinner than the blobs.
+    RegistrationError
+        Where an image is constant or has no finite voxel.
+    """
+    sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
+    window = settings.window.within(fixed.grid, moving.grid)
+    contexts, found, doubts = [], [], []
+    for which, image, own in sides:
+        voxels = image.read()
+        try:
+            if own is None:
+                own = find_key_points(voxels, image.grid, settings.key_points).positions
+            contexts.append(sample_contexts(voxels, image.grid, own, window))
+        except (InputError, RegistrationError) as error:
+            raise type(error)(f"{which} image: {error}") from None
+        found.append(len(own))
+        doubts.append(_what_is_left_out(which, voxels))
+    pairs = match(contexts[0], contexts[1], settings.matching)
+    estimate = _fit(pairs, fixed.grid, settings.ransac)
+    if estimate:
+        return estimate, pairs
+    kept = [len(side) for side in contexts]
+    if kept != found:
+        doubts.append(
+            f"{kept[0]} and {kept[1]} of them have enough of the image around them: a smaller "
+            "cc_radius, the half width of the window, keeps more"
+        )
+    said = "; ".join(filter(None, doubts))
+    reason = (
+        f"{found[0]} key points in the fixed and {found[1]} in the moving image"
+        f"{f' ({said})' if said else ''} gave {len(pairs)} matches above "
+        f"{settings.matching.threshold}: {estimate.reason}"
+    )
+    return replace(estimate, reason=reason), pairs
+
+
+def _what_is_left_out(which: str, voxels: NDArray[Any]) -> str:
+    """How much of an image counts; empty where all does."""
+    share = float(np.isfinite(voxels).mean()) if voxels.dtype.kind == "f" else 1.0
+    if share == 1:
+        return ""
+    return (
+        f"{share:.2g} of the {which} image counts, the rest is NaN, infinite or left out by the "
+        f"{which} mask"
+    )
+
+
+def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> AffineEstimate:
+    """The transform of matches; in a stack of a few planes one that keeps these, if need be."""
+    estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings)
+    axis = int(np.argmin(grid.shape))
+    if estimate or grid.ndim < 3 or grid.shape[axis] > _FEW_PLANES:
+        return estimate
+    normal = np.asarray(grid.direction)[:, axis]
+    return fit_in_planes(pairs.fixed_points, pairs.moving_points, normal, settings) or estimate
+
+
+def best_affine_block(
+    fixed: Image, moving: Image, choices: Sequence[AffineSettings]
+) -> tuple[AffineEstimate, Correspondences, AffineSettings]:
+    """Find the affine between two images in memory with the settings that find most matches.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        In memory, with the same axes.
+    choices : sequence of AffineSettings
+        Tried one after the other until matches abound.
+
+    Returns
+    -------
+    estimate : AffineEstimate
+        Of the best settings; false in a condition where none gave a trustworthy affine.
+    pairs : Correspondences
+        Their matches.
+    settings : AffineSettings
+        The best ones.
+
+    Raises
+    ------
+    InputError, RegistrationError
+        Where all fail, the error of the first: see `affine_block`.
+    """
+    best: tuple[AffineEstimate, Correspondences, AffineSettings] | None = None
+    failure: InputError | RegistrationError | None = None
+    for settings in choices:
+        try:
+            found = (*affine_block(fixed, moving, settings), settings)
+        except (InputError, RegistrationError) as error:
+            failure = failure or error
+            continue
+        if best is None or found[0].inliers.sum() > best[0].inliers.sum():
+            best = found
+        if best[0].inliers.sum() >= _PLENTY_OF_INLIERS:
+            break
+    if best is None:
+        raise failure or InputError("choices needs at least one AffineSettings; got none")
+    return best

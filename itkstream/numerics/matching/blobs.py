@@ -1,0 +1,227 @@
+"""Bright blobs: maxima over position and scale of the scale-normalised Laplacian of Gaussian.
+
+References
+----------
+.. [1] T. Lindeberg, "Feature detection with automatic scale selection", International Journal of
+   Computer Vision 30 (1998) 79-116, :doi:`10.1023/A:1008045108935`.
+.. [2] M. Brown and D. Lowe, "Invariant features from interest point groups", British Machine
+   Vision Conference 2002, :doi:`10.5244/C.16.23` (the quadratic fit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from itkstream.geometry import Grid
+from itkstream.numerics.matching.scale_space import Level, blur, halvings, laplacian, shrink_for
+from itkstream.numerics.threads import over_slabs
+
+__all__ = ["Blobs", "find_blobs", "find_maxima", "fit_peaks"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Blobs:
+    """Blobs in an image.
+
+    Parameters
+    ----------
+    positions : ndarray, (m, n)
+        Centres in physical units.
+    scales : ndarray, (m,)
+        Which of the scales, counted from 0.
+    strengths : ndarray, (m,)
+        Contrast of the blob against its surroundings, in the image's intensity unit.
+    """
+
+    positions: Floats
+    scales: NDArray[np.intp]
+    strengths: Floats
+
+    def select(self, which: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Blobs:
+        """Some of the blobs.
+
+        Parameters
+        ----------
+        which : ndarray or slice
+            An index into the arrays.
+
+        Returns
+        -------
+        Blobs
+            Those, in that order.
+        """
+        return Blobs(self.positions[which], self.scales[which], self.strengths[which])
+
+
+def find_blobs(data: NDArray[np.generic], grid: Grid, sigmas: Floats) -> Blobs:
+    """Find bright blobs of several sizes.
+
+    A blob is a voxel whose scale-normalised Laplacian exceeds that of its neighbours in space and
+    in scale; its position is then fitted between voxels. Large scales are computed on a halved
+    image.
+
+    Parameters
+    ----------
+    data : ndarray
+        Image of finite voxels.
+    grid : Grid
+        Where they lie.
+    sigmas : ndarray, (k, n)
+        Widths of the blobs per scale and axis, rising, in grid units. Blobs clearest at the first
+        or the last count as well.
+
+    Returns
+    -------
+    Blobs
+        By falling strength, then rising position.
+    """
+    found: list[tuple[Floats, NDArray[np.intp], Floats]] = []
+    level = Level(data, grid)
+    for first, last in _same_grid(grid, sigmas):
+        level = shrink_for(level, sigmas[first])
+        found.extend(_blobs_on(level, sigmas, first, last))
+    positions, scales, strengths = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.lexsort((*positions.T[::-1], -strengths))
+    blobs = Blobs(positions, scales, strengths).select(order)
+    return blobs.select(_first_of_their_place(blobs, grid, sigmas))
+
+
+def find_maxima(
+    below: NDArray[np.float32], here: NDArray[np.float32], above: NDArray[np.float32]
+) -> NDArray[np.intp]:
+    """Positive voxels larger than all their neighbours in space and scale.
+
+    Of equal neighbours the first in index order counts, so that a peak between two voxels is
+    found, and once.
+
+    Parameters
+    ----------
+    below, here, above : ndarray
+        Three neighbouring scales on one grid.
+
+    Returns
+    -------
+    ndarray, (m, n)
+        Voxel indices in `here`, in index order; never on the outermost voxels.
+    """
+    n = here.ndim
+    if min(here.shape) < 3:
+        return np.empty((0, n), np.intp)
+    index = _face_maxima(here)
+    for offset in product((-1, 0, 1), repeat=n):
+        values = here[tuple(index.T)]
+        near = tuple((index + offset).T)
+        keep = (values > below[near]) & (values >= above[near])
+        if any(offset):
+            keep &= values > here[near] if offset < (0,) * n else values >= here[near]
+        index = index[keep]
+    return index
+
+
+def fit_peaks(values: NDArray[np.float32], index: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """Fit a quadratic to the neighbourhood of each maximum.
+
+    Parameters
+    ----------
+    values : ndarray
+        The image.
+    index : ndarray, (m, n)
+        Voxel indices of maxima, not on the outermost voxels.
+
+    Returns
+    -------
+    position : ndarray, (m, n)
+        Fractional voxel indices; at most 0.5 voxels from `index` per axis.
+    height : ndarray, (m,)
+        Value of the quadratic there.
+    """
+    m, n = index.shape
+    unit = np.eye(n, dtype=np.intp)
+
+    def at(offset: NDArray[np.intp]) -> Floats:
+        return values[tuple((index + offset).T)].astype(np.float64)
+
+    centre = at(np.zeros(n, np.intp))
+    gradient, hessian = np.empty((m, n)), np.empty((m, n, n))
+    for a in range(n):
+        plus, minus = at(unit[a]), at(-unit[a])
+        gradient[:, a] = (plus - minus) / 2
+        hessian[:, a, a] = plus + minus - 2 * centre
+        for b in range(a):
+            mixed = at(unit[a] + unit[b]) + at(-unit[a] - unit[b])
+            mixed -= at(unit[a] - unit[b]) + at(unit[b] - unit[a])
+            hessian[:, a, b] = hessian[:, b, a] = mixed / 4
+    # A saddle or a ridge has no peak to fit: such a point stays on its voxel.
+    curved = np.linalg.eigvalsh(hessian)
+    sharp = curved[:, -1] < 1e-3 * curved[:, 0]
+    hessian[~sharp], gradient[~sharp] = -np.eye(n), 0
+    shift = -np.linalg.solve(hessian, gradient[..., None])[..., 0]
+    shift = np.clip(shift, -0.5, 0.5)
+    height = centre + 0.5 * np.einsum("ma,ma->m", gradient, shift)
+    return index + shift, height
+
+
+def _same_grid(grid: Grid, sigmas: Floats) -> Iterator[tuple[int, int]]:
+    """First and last scale of each run of scales that share a grid."""
+    for _, run in groupby(range(len(sigmas)), key=lambda k: halvings(grid, sigmas[k])):
+        members = list(run)
+        yield members[0], members[-1]
+
+
+def _blobs_on(
+    level: Level, sigmas: Floats, first: int, last: int
+) -> Iterator[tuple[Floats, NDArray[np.intp], Floats]]:
+    """Positions, scales and strengths of the blobs of scales `first` to `last`, scale by scale."""
+    least = np.full(level.grid.shape, -np.inf, np.float32)
+    stack = [least]
+    for k in range(first, last + 2):
+        if k <= last:
+            level = blur(level, sigmas[k])
+        stack.append(laplacian(level) if k <= last else least)
+        if len(stack) == 3:
+            index = find_maxima(*stack)
+            position, strength = fit_peaks(stack[1], index)
+            yield level.grid.to_physical(position), np.full(len(index), k - 1), strength
+            stack.pop(0)
+
+
+def _first_of_their_place(blobs: Blobs, grid: Grid, sigmas: Floats) -> NDArray[np.bool_]:
+    """Which blobs, the strongest first, have none kept before them within half their radius."""
+    kept = np.ones(len(blobs.scales), bool)
+    if not kept.size:
+        return kept
+    # Blobs are round in units of their width along each array axis.
+    places = grid.to_index(blobs.positions) * grid.spacing / sigmas[0]
+    sizes = np.exp(np.log(sigmas / sigmas[0]).mean(axis=1))
+    reach = 0.5 * np.sqrt(grid.ndim) * sizes[blobs.scales]
+    for k, near in enumerate(KDTree(places).query_ball_point(places, reach)):
+        kept[k] = not any(j < k and kept[j] for j in near)
+    return kept
+
+
+def _face_maxima(here: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Indices of positive voxels that no face neighbour exceeds: few, and cheap to find."""
+    inside = (slice(1, -1),) * (here.ndim - 1)
+    keep = np.zeros(tuple(n - 2 for n in here.shape), bool)
+
+    def slab(start: int, stop: int) -> None:
+        planes = (slice(start + 1, stop + 1), *inside)
+        centre, kept = here[planes], keep[start:stop]
+        np.greater(centre, 0, out=kept)
+        for axis in range(here.ndim):
+            at = planes[axis]
+            length = at.stop if axis == 0 else here.shape[axis] - 1
+            for step, larger in ((-1, np.greater), (1, np.greater_equal)):
+                near = slice(at.start + step, length + step)
+                kept &= larger(centre, here[(*planes[:axis], near, *planes[axis + 1 :])])
+
+    over_slabs(slab, keep.shape[0])
+    return np.argwhere(keep) + 1

@@ -1,0 +1,277 @@
+"""Displacement fields in memory: change of lattice, composition, positions, Jacobian.
+
+A displacement field holds, for each voxel of its grid, the vector from the voxel's physical
+position to its image, in physical units and array-axis order. Displacements are float32, absolute
+positions float64: far from the origin float32 positions lose sub-voxel precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from itkstream.geometry import Grid
+from itkstream.numerics.sampling.interpolate import sample_field
+from itkstream.numerics.threads import over_slabs
+
+__all__ = [
+    "affine_to_displacement",
+    "compose",
+    "jacobian_determinant",
+    "node_vectors",
+    "resize_field",
+    "shrink_field",
+    "to_displacement",
+    "to_positions",
+]
+
+Field = NDArray[np.floating[Any]]
+
+
+def resize_field(field: Field, from_grid: Grid, to_grid: Grid) -> NDArray[np.float32]:
+    """Sample a field on another lattice in the same space.
+
+    Parameters
+    ----------
+    field : ndarray, from_grid.shape + (n,)
+        Vectors in physical units.
+    from_grid, to_grid : Grid
+        Where the vectors are, and where they are wanted.
+
+    Returns
+    -------
+    ndarray, to_grid.shape + (n,), float32
+        Linear inside, the edge value outside.
+    """
+    index = (from_grid.inverse_matrix @ to_grid.matrix)[:-1]
+    return sample_field(field, index, to_grid.shape)
+
+
+def shrink_field(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
+    """Average the vectors of a field in groups of voxels.
+
+    A group that sticks out at the end is completed by linear extrapolation, so that its mean is
+    the vector at the group's centre.
+
+    Parameters
+    ----------
+    field : ndarray, shape + (n,)
+        Vectors.
+    factors : tuple of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    ndarray, ceil(shape / factors) + (n,), float32
+        The field on ``grid.shrink(factors)``.
+    """
+    means = np.asarray(field, np.float32)
+    for axis, factor in enumerate(factors):
+        lack = -means.shape[axis] % factor
+        if lack:
+            long = means.shape[axis] > lack
+            mode = {"mode": "reflect", "reflect_type": "odd"} if long else {"mode": "edge"}
+            width = [(0, lack if k == axis else 0) for k in range(means.ndim)]
+            means = np.pad(means, width, **mode)  # type: ignore[call-overload]
+        groups = (*means.shape[:axis], -1, factor, *means.shape[axis + 1 :])
+        means = means.reshape(groups).mean(axis=axis + 1, dtype=np.float32)
+    return means
+
+
+def node_vectors(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
+    """Find the nodes between which a field is linear again.
+
+    Parameters
+    ----------
+    field : ndarray, shape + (n,)
+        Vectors that `resize_field` made of those at the centres of groups of voxels, or nearly so.
+    factors : tuple of int
+        Voxels per group and axis.
+
+    Returns
+    -------
+    ndarray, ceil(shape / factors) + (n,), float32
+        On ``grid.shrink(factors)``: lines through the two voxels before each node and through the
+        two behind it, on the average. The mean of a group, or of the two voxels nearest to its
+        centre, is not the vector there, as the field bends at every node.
+    """
+    found = np.asarray(field, np.float32)
+    for axis, factor in enumerate(factors):
+        if factor == 1:
+            continue
+        last = found.shape[axis] - 1
+        places = np.arange(-(-(last + 1) // factor)) * factor + (factor - 1) / 2
+        below = np.minimum(np.floor(places).astype(np.intp), last)
+        above = np.minimum(np.ceil(places).astype(np.intp), last)
+        before = _extended(found, axis, (np.maximum(below - 1, 0), below), places - below)
+        behind = _extended(found, axis, (np.minimum(above + 1, last), above), above - places)
+        # A group that sticks out at the end may have its centre there too.
+        inside = (places <= last).reshape((-1,) + (1,) * (found.ndim - axis - 1))
+        found = np.where(inside, (before + behind) / 2, before)
+    return found
+
+
+def _extended(
+    values: NDArray[np.float32],
+    axis: int,
+    ends: tuple[NDArray[np.intp], NDArray[np.intp]],
+    beyond: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Lines through two places each, so far beyond the second of them."""
+    first, second = (values.take(end, axis) for end in ends)
+    share = beyond.astype(np.float32).reshape((-1,) + (1,) * (values.ndim - axis - 1))
+    return np.asarray(second + share * (second - first), np.float32)
+
+
+def compose(first: Field, second: Field, grid: Grid) -> NDArray[np.float32]:
+    """The displacement of `first` followed by `second`, both on one grid.
+
+    Parameters
+    ----------
+    first : ndarray, grid.shape + (n,)
+        The field that acts first.
+    second : ndarray, grid.shape + (n,)
+        The field that acts on its result.
+    grid : Grid
+        Their lattice.
+
+    Returns
+    -------
+    ndarray, grid.shape + (n,), float32
+        ``first(p) + second(p + first(p))``.
+    """
+    n = grid.ndim
+    to_voxels = grid.inverse_matrix[:-1, :-1]
+    moved = sample_field(second, np.eye(n, n + 1), grid.shape, first, to_voxels)
+    moved += first
+    return moved
+
+
+def to_positions(
+    displacement: Field, grid: Grid, affine: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Positions a field maps the voxels of its grid to, through an affine if one follows.
+
+    Parameters
+    ----------
+    displacement : ndarray, grid.shape + (n,)
+        Vectors in physical units.
+    grid : Grid
+        Their lattice.
+    affine : ndarray, (n + 1, n + 1), optional
+        Applied after the displacement.
+
+    Returns
+    -------
+    ndarray, grid.shape + (n,), float64
+        ``affine(p + displacement(p))``.
+    """
+    positions = grid.positions()
+    positions += displacement
+    if affine is None:
+        return positions
+    return np.asarray(positions @ affine[:-1, :-1].T + affine[:-1, -1])
+
+
+def to_displacement(positions: NDArray[np.float64], grid: Grid) -> NDArray[np.float32]:
+    """The vectors from the voxels of a grid to given positions.
+
+    Parameters
+    ----------
+    positions : ndarray, grid.shape + (n,)
+        Physical positions.
+    grid : Grid
+        Where they start.
+
+    Returns
+    -------
+    ndarray, grid.shape + (n,), float32
+        ``positions - grid.positions()``, subtracted in float64.
+    """
+    return (positions - grid.positions()).astype(np.float32)
+
+
+def affine_to_displacement(affine: NDArray[np.float64], grid: Grid) -> NDArray[np.float32]:
+    """The displacement field of an affine.
+
+    Parameters
+    ----------
+    affine : ndarray, (n + 1, n + 1)
+        Physical to physical.
+    grid : Grid
+        Where the vectors are wanted.
+
+    Returns
+    -------
+    ndarray, grid.shape + (n,), float32
+        ``affine(p) - p``.
+    """
+    matrix = (affine - np.eye(grid.ndim + 1)) @ grid.matrix
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
+    return np.asarray(index @ matrix[:-1, :-1].T + matrix[:-1, -1], np.float32)
+
+
+def jacobian_determinant(displacement: Field, grid: Grid) -> NDArray[np.float32]:
+    """How much the map ``p + displacement(p)`` stretches volume at each voxel.
+
+    Central differences inside and one-sided ones at the border, in physical units, so
+    anisotropic voxels and rotated grids count right. Values <= 0 are folds.
+
+    Parameters
+    ----------
+    displacement : ndarray, grid.shape + (n,)
+        Vectors in physical units.
+    grid : Grid
+        Their lattice.
+
+    Returns
+    -------
+    ndarray, grid.shape, float32
+        The determinant; 1 where the map keeps volume.
+    """
+    n = grid.ndim
+    shape = (1,) * (3 - n) + grid.shape
+    vectors = np.zeros((*shape, 3), np.float32)
+    vectors[..., 3 - n :] = displacement.reshape((*shape, n))
+    to_index = np.eye(3)
+    to_index[3 - n :, 3 - n :] = grid.inverse_matrix[:-1, :-1]
+    out = np.empty(shape, np.float32)
+    over_slabs(lambda a, b: _determinants(vectors, to_index, out, a, b), shape[1])
+    return out.reshape(grid.shape)
+
+
+@njit(nogil=True, cache=True)
+def _determinants(vectors, to_index, out, start, stop):  # type: ignore[no-untyped-def]
+    shape = vectors.shape
+    slope = np.zeros((3, 3))
+    jacobian = np.zeros((3, 3))
+    for i in range(shape[0]):
+        for j in range(start, stop):
+            for k in range(shape[2]):
+                low = (max(i - 1, 0), max(j - 1, 0), max(k - 1, 0))
+                high = (
+                    min(i + 1, shape[0] - 1),
+                    min(j + 1, shape[1] - 1),
+                    min(k + 1, shape[2] - 1),
+                )
+                for c in range(3):
+                    slope[c, 0] = vectors[high[0], j, k, c] - vectors[low[0], j, k, c]
+                    slope[c, 1] = vectors[i, high[1], k, c] - vectors[i, low[1], k, c]
+                    slope[c, 2] = vectors[i, j, high[2], c] - vectors[i, j, low[2], c]
+                    for a in range(3):
+                        slope[c, a] /= max(high[a] - low[a], 1)
+                for c in range(3):
+                    for a in range(3):
+                        total = 1.0 if c == a else 0.0
+                        for b in range(3):
+                            total += slope[c, b] * to_index[b, a]
+                        jacobian[c, a] = total
+                m = jacobian
+                out[i, j, k] = (
+                    m[0, 0] * (m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1])
+                    - m[0, 1] * (m[1, 0] * m[2, 2] - m[1, 2] * m[2, 0])
+                    + m[0, 2] * (m[1, 0] * m[2, 1] - m[1, 1] * m[2, 0])
+                )

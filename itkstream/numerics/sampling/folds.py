@@ -1,0 +1,130 @@
+"""Folds of a displacement field: where they are, and their repair by local smoothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from itkstream.errors import InputError
+from itkstream.geometry import Grid, Slices
+from itkstream.numerics.sampling.fields import jacobian_determinant
+
+__all__ = ["MINIMUM_JACOBIAN", "FoldRepair", "repair_folds"]
+
+MINIMUM_JACOBIAN = 0.02
+"""Least local volume ratio that counts as unfolded; 0 would not survive rounding."""
+
+MARGIN = 3
+"""Voxels around a fold that are smoothed with it in the first round."""
+
+GROWTH = 1.25
+"""Factor on the smoothing width from one round to the next."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoldRepair:
+    """A field after its repair.
+
+    Parameters
+    ----------
+    displacement : ndarray, grid.shape + (n,), float32
+        The field; the one given where nothing was folded.
+    iterations : int
+        Rounds of smoothing that were needed.
+    folded_before, folded_after : int
+        Voxels at or below the least determinant.
+    """
+
+    displacement: NDArray[np.float32]
+    iterations: int
+    folded_before: int
+    folded_after: int
+
+
+def repair_folds(
+    displacement: NDArray[np.floating[Any]],
+    grid: Grid,
+    minimum: float = MINIMUM_JACOBIAN,
+    max_iterations: int = 40,
+) -> FoldRepair:
+    """Smooth a displacement field where its map folds, until no voxel does.
+
+    Each round replaces the folded voxels and those around them, with soft edges, by a Gaussian
+    mean. Width and margin grow from round to round, so that a deep fold ends as a gentle one;
+    elsewhere the field keeps its bits.
+
+    Parameters
+    ----------
+    displacement : ndarray, grid.shape + (n,)
+        Vectors in physical units; not changed.
+    grid : Grid
+        Their lattice.
+    minimum : float
+        Voxels whose Jacobian determinant (`fields.jacobian_determinant`) is at or below this
+        count as folded; at least 0 and below 1.
+    max_iterations : int
+        Bound on the rounds; the width ends at a quarter of the longest axis.
+
+    Returns
+    -------
+    FoldRepair
+        The repaired field and what it took.
+
+    Raises
+    ------
+    InputError
+        For a minimum outside [0, 1) or a field that is not finite or does not fit its grid.
+    """
+    if not 0 <= minimum < 1:
+        raise InputError(f"the least Jacobian determinant must be in [0, 1); got {minimum}")
+    if displacement.shape != (*grid.shape, grid.ndim):
+        raise InputError(
+            f"the field has shape {displacement.shape}; its grid needs {(*grid.shape, grid.ndim)}"
+        )
+    determinant = jacobian_determinant(displacement, grid)
+    if not np.isfinite(determinant).all():
+        raise InputError("a field with NaN or infinite vectors cannot be repaired; fill it first")
+    folded = determinant <= minimum
+    before = after = int(folded.sum())
+    field = np.array(displacement, np.float32) if before else np.asarray(displacement, np.float32)
+    rounds = 0
+    while after and rounds < max_iterations:
+        sigma = min(GROWTH**rounds, max(grid.shape) / 4)
+        for box in _boxes(folded, sigma):
+            _smooth_box(field, folded, box, sigma)
+        folded = jacobian_determinant(field, grid) <= minimum
+        after = int(folded.sum())
+        rounds += 1
+    return FoldRepair(field, rounds, before, after)
+
+
+def _reach(sigma: float) -> int:
+    return MARGIN + round(2 * sigma)
+
+
+def _boxes(folded: NDArray[np.bool_], sigma: float) -> list[Slices]:
+    """Boxes that hold whole groups of folds and all that smoothing them may change."""
+    reach = _reach(sigma)
+    wide = ndimage.maximum_filter(folded, 2 * reach + 1)
+    labels, _ = ndimage.label(wide, np.ones((3,) * folded.ndim))
+    return [
+        tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in box)
+        for box in ndimage.find_objects(labels)
+    ]
+
+
+def _smooth_box(
+    field: NDArray[np.float32], folded: NDArray[np.bool_], box: Slices, sigma: float
+) -> None:
+    core = ndimage.maximum_filter(folded[box], 2 * MARGIN + 1).astype(np.float32)
+    # Full weight on the folds themselves, falling to 0 within the margin of the box.
+    weight = ndimage.uniform_filter(core, 2 * (_reach(sigma) // 2) + 1, mode="nearest")
+    weight = np.minimum(1.0, weight * 2)
+    for c in range(field.shape[-1]):
+        values = field[..., c][box]
+        mean = ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3.0)
+        values += weight * (mean - values)

@@ -1,0 +1,243 @@
+"""Resampling of the part of an image that a grid needs, through any transform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import DTypeLike, NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+    itk_bridge,
+)
+from itkstream.numerics.sampling.background import background_of
+from itkstream.numerics.sampling.interpolate import Part, as_voxel, round_to, warp
+from itkstream.numerics.sampling.mapping import GridMap, map_on
+
+__all__ = ["AnyTransform", "WarpSettings", "warp_block", "warp_mapped"]
+
+
+AnyTransform: TypeAlias = Transform | sitk.Transform
+
+Engine = Literal["fast", "itk"]
+
+# B-splines and windowed sincs reach further than their neighbours: the poles of a cubic B-spline
+# have decayed below single precision after 12 voxels.
+_WIDE_MARGIN_VOX = 12
+
+
+@dataclass(frozen=True)
+class WarpSettings:
+    """How an image is resampled.
+
+    Parameters
+    ----------
+    interpolator : str
+        'linear', 'nearest', or another of `itkstream.geometry.itk_bridge.INTERPOLATORS`.
+    engine : {'fast', 'itk'}, optional
+        'fast' (numba) knows linear and nearest; 'itk' resamples each block with SimpleITK and
+        knows all. Default the fastest that can.
+    background : float or int, optional
+        Value outside the moving image; clipped to the range of integers. None: what
+        `itkstream.numerics.sampling.background.background_of` tells from the image; 0 between
+        labels.
+    dtype : dtype, optional
+        Voxel type of the result; default that of the moving image.
+
+    Raises
+    ------
+    InputError
+        For an unknown engine or interpolator, or a pair that does not go together; for a `dtype`
+        that is none of real numbers.
+    """
+
+    interpolator: str = "linear"
+    engine: Engine | None = None
+    background: float | None = 0.0
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.interpolator not in itk_bridge.INTERPOLATORS:
+            raise InputError(
+                f"unknown interpolator {self.interpolator!r}; "
+                f"known: {', '.join(itk_bridge.INTERPOLATORS)}"
+            )
+        quick = self.interpolator in ("linear", "nearest")
+        engine = self.engine or ("fast" if quick else "itk")
+        if engine not in get_args(Engine):
+            raise InputError(f"engine must be one of {get_args(Engine)}; got {engine!r}")
+        if engine == "fast" and not quick:
+            raise InputError(
+                f"engine 'fast' interpolates linear or nearest; use engine='itk' for "
+                f"{self.interpolator!r}"
+            )
+        object.__setattr__(self, "engine", engine)
+        if self.dtype is not None:
+            self.voxel_type(self.dtype)
+
+    def voxel_type(self, moving: DTypeLike) -> np.dtype[Any]:
+        """The voxel type of what becomes of an image.
+
+        Parameters
+        ----------
+        moving : dtype
+            Voxel type of the moving image.
+
+        Returns
+        -------
+        dtype
+            Of the result.
+
+        Raises
+        ------
+        InputError
+            Where one of the two does not hold truth values, integers or floats of at most 64 bits,
+            or the result cannot hold the background.
+        """
+        found = _real(moving if self.dtype is None else self.dtype)
+        _real(moving)
+        as_voxel(self.background or 0, found)
+        return found
+
+    def for_image(self, moving: Image) -> WarpSettings:
+        """The settings with a background, told from the image where none is given.
+
+        Parameters
+        ----------
+        moving : Image
+            The moving image.
+
+        Returns
+        -------
+        WarpSettings
+            The same ones where a background is given.
+        """
+        if self.background is not None:
+            return self
+        labels = self.interpolator in itk_bridge.CHOOSING
+        return replace(self, background=0.0 if labels else background_of(moving))
+
+    @property
+    def margin_vox(self) -> int:
+        """Moving voxels read around the sampled positions."""
+        return 0 if self.interpolator in ("linear", "nearest") else _WIDE_MARGIN_VOX
+
+
+def warp_block(
+    moving: Image, transform: AnyTransform, grid: Grid, settings: WarpSettings
+) -> NDArray[Any]:
+    """Resample the moving image on the voxels of a grid, reading only what that needs.
+
+    Parameters
+    ----------
+    moving : Image
+        In memory or stored, with the axes of `grid`.
+    transform : Transform or SimpleITK.Transform
+        From fixed to moving points.
+    grid : Grid
+        The voxels wanted, in fixed space.
+    settings : WarpSettings
+        Interpolation, engine, background, type.
+
+    Returns
+    -------
+    ndarray, grid.shape
+        The resampled voxels.
+    """
+    if isinstance(transform, sitk.Transform):
+        moves = itk_bridge.sample_transform(transform, grid)
+        return warp_mapped(moving, GridMap(grid, np.eye(grid.ndim + 1), moves), settings, transform)
+    return warp_mapped(moving, map_on(transform, grid), settings)
+
+
+def warp_mapped(
+    moving: Image, mapping: GridMap, settings: WarpSettings, itk: sitk.Transform | None = None
+) -> NDArray[Any]:
+    """Resample the moving image through a map that is already evaluated on the wanted voxels.
+
+    Parameters
+    ----------
+    moving : Image
+        In memory or stored.
+    mapping : GridMap
+        Where each wanted voxel lies in the moving image.
+    settings : WarpSettings
+        Interpolation, engine, background, type.
+    itk : SimpleITK.Transform, optional
+        The ITK transform `mapping` was sampled from; the ITK engine then uses the original.
+
+    Returns
+    -------
+    ndarray, mapping.grid.shape
+        The resampled voxels.
+    """
+    dtype = settings.voxel_type(moving.dtype)
+    settings = settings.for_image(moving)
+    background = as_voxel(settings.background or 0, dtype)
+    chooses = settings.interpolator in itk_bridge.CHOOSING
+    if not chooses:
+        # Samples go through doubles; so that all blocks agree, what is beyond them does as well.
+        background = round_to(np.array([background], np.float64), dtype)[0]
+    grid = mapping.grid
+    crop = mapping.crop_of(moving.grid, settings.margin_vox * max(moving.spacing))
+    if crop is None:
+        return np.full(grid.shape, background, dtype)
+    part = Image(moving[crop].read(), moving.grid.crop(crop))
+    if background == 0 and _is_blank(part.data):
+        return np.zeros(grid.shape, dtype)
+    if settings.engine == "fast":
+        return warp(
+            Part(part.data, tuple(s.start for s in crop), moving.shape),
+            mapping.index_matrix(moving.grid),
+            grid.shape,
+            mapping.displacement,
+            mapping.vector_matrix(moving.grid),
+            order=1 if settings.interpolator == "linear" else 0,
+            background=background,
+            dtype=dtype,
+        )
+    if chooses:
+        # Values that are not mixed may take their last type first: labels keep all their bits.
+        part = Image(round_to(part.data, dtype), part.grid)
+    resampled = itk_bridge.resample(
+        part,
+        itk or itk_bridge.to_itk_transform(_as_transform(mapping), grid.axes),
+        grid,
+        interpolator=settings.interpolator,
+        background=background,
+    )
+    return round_to(resampled, dtype)
+
+
+def _is_blank(voxels: NDArray[Any]) -> bool:
+    """Whether all are 0, of which every interpolator makes 0; -0.0 is left to it."""
+    return not voxels.any() and not (voxels.dtype.kind == "f" and np.signbit(voxels).any())
+
+
+def _real(dtype: DTypeLike) -> np.dtype[Any]:
+    try:
+        found = np.dtype(dtype)
+    except TypeError as error:
+        raise InputError(f"{dtype!r} is no voxel type: {error}") from error
+    if found.kind not in "biuf" or found.itemsize > 8:
+        raise InputError(
+            "images that are resampled hold truth values, integers or floats of up to 64 bits; got "
+            f"{found}: take the real and the imaginary part one by one, or cast to float64"
+        )
+    return found
+
+
+def _as_transform(mapping: GridMap) -> Transform:
+    affine = AffineTransform(mapping.affine)
+    if mapping.displacement is None:
+        return affine
+    return CompositeTransform((DisplacementField(mapping.displacement, mapping.grid), affine))
