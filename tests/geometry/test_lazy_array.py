@@ -139,7 +139,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 
 def test_every_lazy_array_is_tried_here(cases: dict[str, Case]) -> None:
-    # Formats are tried in tests/io/test_stored.py.
+    # Formats are tried in tests/io/storage/test_stored.py.
     formats = set(heirs(StoredArray)) - {KeptChunks}
     abstract = {StoredArray, OrderedVectors}
     tried = {type(case.lazy) for case in cases.values()}

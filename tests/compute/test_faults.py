@@ -198,7 +198,7 @@ def four_workers() -> Iterator[Resources]:
 
 
 def test_processes_give_the_same_bits(tmp_path: Path, four_workers: Resources) -> None:
-    # One process and two, with the kernels of a registration: tests/test_cluster.py.
+    # One process and two, with the kernels of a registration: tests/compute/test_execute.py.
     stored = da.from_array(source(tmp_path, "zarr3 zstd"), chunks=16, name="stored")
     smooth = stored.astype(np.float32).map_overlap(uniform_filter, depth=3, size=5)
     found = execute(smooth, tmp_path / "a", cluster=four_workers.cluster)

@@ -21,7 +21,7 @@ from itkstream.numerics.matching.ransac import fit_ransac
 from itkstream.numerics.matching.scale_space import Level, blur
 from itkstream.numerics.threads import using_threads
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "easifish"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "easifish"
 TRUTH = np.array([[1.02, 0.03, -0.02], [-0.04, 0.98, 0.01], [0.02, -0.01, 1.01]])
 SHIFT = np.array([12.0, -7.0, 5.0])
 SETTINGS = KeyPointSettings(3.0, 8.0, nspots=400)

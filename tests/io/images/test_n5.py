@@ -15,7 +15,7 @@ from itkstream.geometry import Grid
 from itkstream.io import create_n5, open_image, write_n5
 from itkstream.io.storage.stored import tiles
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "easifish"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "easifish"
 
 
 def write_by_hand(folder: Path, array: np.ndarray, chunks: tuple[int, ...], **attributes) -> None:

@@ -168,7 +168,7 @@ def test_the_memory_told_is_the_memory_used(tmp_path):
     assert written < made.disk
 
 
-BLOCK_MEMORY = Path(__file__).parent / "benchmarks" / "block_memory.py"
+BLOCK_MEMORY = Path(__file__).parents[1] / "benchmarks" / "block_memory.py"
 
 
 @pytest.mark.skipif(
