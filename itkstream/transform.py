@@ -42,7 +42,6 @@ from itkstream.geometry import AffineTransform, ArraySource, Transform, compose
 from itkstream.numerics.sampling.warping import WarpSettings
 
 __all__ = [
-    "PositionLattice",
     "apply_global_affine",
     "apply_to_points",
     "apply_transform",
@@ -53,10 +52,8 @@ __all__ = [
     "fold_affine",
     "invert_transform",
     "piecewise_transform",
-    "position_factors",
     "prepare_apply_local_affines",
     "prepare_apply_position_field",
-    "prepare_apply_positions",
     "prepare_apply_to_series",
     "prepare_apply_transform",
     "prepare_field",

@@ -192,7 +192,7 @@ def test_a_series_is_mapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluated.append(grid.size)
         return map_on(mapped, grid)
 
-    monkeypatch.setattr("itkstream.transform.map_on", counted)
+    monkeypatch.setattr("itkstream.apply.resampling.map_on", counted)
     rng = np.random.default_rng(0)
     series = [Image(rng.integers(0, 9999, GRID.shape).astype(np.uint16), GRID) for _ in range(4)]
     lazy = prepare_apply_to_series(GRID, series, transform, (13, 12, 22))

@@ -339,6 +339,7 @@ def _wanted(fixed: Image | Grid) -> Image:
 def position_factors(
     field: tuple[int, ...], fixed: tuple[int, ...], given: Sequence[int] | None
 ) -> tuple[int, ...]:
+    """Fixed voxels per node of a field of positions, from both shapes."""
     fitting = [
         {f for f in range(-(-n // m), n + 1) if -(-n // f) == m}
         for n, m in zip(fixed, field[:-1], strict=True)

@@ -190,11 +190,11 @@ def test_the_code_counts(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_a_change_of_a_source_is_another_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "fingerprint.py"))
+    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "blocks" / "fingerprint.py"))
     seen = set()
     for text in ("a = 1\n", "a = 2\n"):
-        (tmp_path / "deeper").mkdir(exist_ok=True)
-        (tmp_path / "deeper" / "module.py").write_text(text)
+        (tmp_path / "io" / "deeper").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "io" / "deeper" / "module.py").write_text(text)
         fingerprint.code_version.cache_clear()
         seen.add(fingerprint.code_version())
     fingerprint.code_version.cache_clear()

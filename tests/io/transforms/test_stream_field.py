@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parent / "stream_field.py"
 
 
 # 64 MB of vectors are 128 MB as doubles, and as much again in ITK; the libraries need 200 MB.
-# `python tests/io/transforms/stream_field.py FILE 2048 512` takes minutes: 2 GB, with 512 MB of memory.
+# `python tests/io/transforms/stream_field.py FILE 2048 512` takes minutes: 2 GB within 512 MB.
 @pytest.mark.parametrize("name", ["t.h5", "t.nrrd", "t.ome.zarr"])
 def test_a_field_streams(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
