@@ -184,14 +184,16 @@ def _slab(array: ArraySource, grid: Grid, axes: tuple[int, int], thickness: floa
 
 
 def _stretch(picture: NDArray[Any], contrast: tuple[float, float]) -> NDArray[np.float32]:
+    from skimage.exposure import rescale_intensity
+
     values = np.asarray(picture, np.float32)
     # Resampling fills with 0 what lies outside the moving image: not a part of its range.
     seen = np.isfinite(values) & (values != 0)
     if not seen.any():
         return np.zeros_like(values)
     low, high = np.percentile(values[seen], contrast)
-    span = high - low if high > low else 1.0
-    scaled = np.clip((np.where(seen, values, low) - low) / span, 0, 1)
+    shown = (low, high if high > low else low + 1.0)
+    scaled = rescale_intensity(np.where(seen, values, low), shown, (0.0, 1.0))
     # The square root opens the dim nuclei that a linear scale hides beside the bright ones.
     return np.sqrt(scaled).astype(np.float32)
 

@@ -309,15 +309,14 @@ def _regions(field: DisplacementField, counts: NDArray[np.float64]) -> list[Fold
 
 
 def _in_block(determinant: NDArray[np.float32], corner: list[int]) -> Iterator[FoldedRegion]:
-    folded = ~(determinant > 0)
-    labels, _ = ndimage.label(folded, np.ones((3,) * folded.ndim))
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        own = labels[box] == number
+    from skimage.measure import label, regionprops
+
+    for region in regionprops(label(~(determinant > 0)), determinant):
         yield FoldedRegion(
-            tuple(c + s.start for c, s in zip(corner, box, strict=True)),
-            tuple(c + s.stop for c, s in zip(corner, box, strict=True)),
-            int(own.sum()),
-            float(determinant[box][own].min()),
+            tuple(c + s.start for c, s in zip(corner, region.slice, strict=True)),
+            tuple(c + s.stop for c, s in zip(corner, region.slice, strict=True)),
+            int(region.num_pixels),
+            float(region.intensity_min),
         )
 
 
