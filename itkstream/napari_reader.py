@@ -11,9 +11,9 @@ from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
 from itkstream.apply.fields import axes_of
-from itkstream.errors import ItkstreamError, NoSuchPartError
+from itkstream.errors import ItkstreamError
 from itkstream.geometry import Image, default_axes
-from itkstream.io import open_image
+from itkstream.io import open_image, open_series
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import read_transform
 from itkstream.numerics.sampling.mapping import affine_part
@@ -111,10 +111,7 @@ def _layer(
 
 def _levels(image: Image) -> list[Image]:
     """An image and its coarser levels; only of the first one the lattice counts."""
-    levels, finest = [image], image.recipe.get("level") or 0
-    while True:
-        try:
-            levels.append(open_image(**{**image.recipe, "level": finest + len(levels)}))
-        except NoSuchPartError:
-            # Only this ends them: anything else is wrong with the file.
-            return levels
+    recipe = {key: said for key, said in image.recipe.items() if key not in ("level", "spacing")}
+    levels = open_series(recipe.pop("path"), "level", **recipe)
+    shapes = [level.shape for level in levels]
+    return [image, *levels[shapes.index(image.shape) + 1 :]]

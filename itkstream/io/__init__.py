@@ -8,10 +8,10 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from itkstream.errors import InputError, NoSuchPartError
+from itkstream.errors import InputError
 from itkstream.geometry import Image
 from itkstream.io.images.locate import locate
-from itkstream.io.images.selection import Selection
+from itkstream.io.images.selection import Opened, Selection
 
 if TYPE_CHECKING:
     from itkstream.io.images.options import ImageOptions
@@ -45,6 +45,7 @@ _READERS = {
     "tiff": ("itkstream.io.images.files.tiff_images", "open_tiff"),
     "zarr": ("itkstream.io.images.stores.ome_zarr", "open_zarr"),
 }
+_SERIES = ("channel", "time", "level")
 
 
 def __getattr__(name: str) -> Any:
@@ -124,28 +125,19 @@ def open_image(
     (1.84, 1.84, 1.68)
     """
     selection = Selection(level, spacing, channel, time, unit, voxel_spacing, axes)
-    found = locate(path, dataset)
-    home, reader = _READERS[found.format]
-    try:
-        image: Image = getattr(import_module(home), reader)(found, selection)
-    except InputError as error:
-        if str(found.location) in str(error):
-            raise
-        # What does not know whose numbers it looked at, as the lattice does not.
-        raise type(error)(f"{found.location}: {error}") from error
-    return replace(image, recipe={"path": str(found.location), **selection.stated()})
+    return _open(path, dataset, selection).image
 
 
 def open_series(
-    path: str | os.PathLike[str], axis: Literal["channel", "time"], **selection: Any
+    path: str | os.PathLike[str], axis: Literal["channel", "time", "level"], **selection: Any
 ) -> list[Image]:
-    """Open all channels, or all time points, of an image.
+    """Open all channels, all time points, or all resolution levels of an image.
 
     Parameters
     ----------
     path : str or PathLike
         As for `open_image`.
-    axis : {'channel', 'time'}
+    axis : {'channel', 'time', 'level'}
         What there is one image of.
     **selection
         Further arguments of `open_image`.
@@ -153,21 +145,33 @@ def open_series(
     Returns
     -------
     list of Image
-        In order; one for an image without such an axis.
+        In order, levels from fine to coarse; one for an image without such an axis.
 
     Raises
     ------
     MissingDataError
-        As `open_image`.
+        As `open_image`; also where one of those that the metadata state is not there.
     InputError
         As `open_image`, or for another axis.
     """
-    if axis not in ("channel", "time"):
-        raise InputError(f"axis must be 'channel' or 'time'; got {axis!r}")
-    series = [open_image(path, **{**selection, axis: 0})]
-    while True:
-        try:
-            series.append(open_image(path, **{**selection, axis: len(series)}))
-        except NoSuchPartError:
-            # Only this ends a series: anything else is wrong with the file.
-            return series
+    if axis not in _SERIES:
+        raise InputError(f"axis must be 'channel', 'time' or 'level'; got {axis!r}")
+    dataset = selection.pop("dataset", None)
+    first = _open(path, dataset, Selection(**{**selection, axis: 0}))
+    rest = [Selection(**{**selection, axis: k}) for k in range(1, getattr(first, axis))]
+    return [first.image, *(_open(path, dataset, wanted).image for wanted in rest)]
+
+
+def _open(path: str | os.PathLike[str], dataset: str | None, selection: Selection) -> Opened:
+    """Open an image with the reader of its format."""
+    found = locate(path, dataset)
+    home, reader = _READERS[found.format]
+    try:
+        opened: Opened = getattr(import_module(home), reader)(found, selection)
+    except InputError as error:
+        if str(found.location) in str(error):
+            raise
+        # What does not know whose numbers it looked at, as the lattice does not.
+        raise type(error)(f"{found.location}: {error}") from error
+    recipe = {"path": str(found.location), **selection.stated()}
+    return replace(opened, image=replace(opened.image, recipe=recipe))

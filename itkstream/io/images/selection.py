@@ -13,7 +13,7 @@ from itkstream.errors import InputError, NoSuchPartError, UnknownSpacingError
 from itkstream.geometry import ArraySource, ArrayView, Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
 
-__all__ = ["Selection", "parse_unit"]
+__all__ = ["Opened", "Selection", "parse_unit"]
 
 _SPELLINGS = {
     "angstrom": ("å", "angstroms", "ångström"),
@@ -54,6 +54,16 @@ def parse_unit(text: str) -> str:
             f"{', '.join(MICROMETERS_PER_UNIT)}"
         )
     return unit
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image of a file, and how many levels, channels and time points its metadata state."""
+
+    image: Image
+    level: int
+    channel: int
+    time: int
 
 
 @dataclass(frozen=True)
@@ -249,7 +259,8 @@ class Selection:
         grid: Grid | None,
         name: str,
         unit: str | None = None,
-    ) -> Image:
+        levels: int = 1,
+    ) -> Opened:
         """The wanted channel and time point of a stored array as an image.
 
         Parameters
@@ -265,10 +276,12 @@ class Selection:
             How messages call the image.
         unit : str, optional
             What the file says, where it has no spacing and so no grid.
+        levels : int
+            Resolution levels of the image.
 
         Returns
         -------
-        Image
+        Opened
             Lazy.
 
         Raises
@@ -289,7 +302,9 @@ class Selection:
                 f"{name} does not say how far its voxels lie apart; pass voxel_spacing= "
                 f"(--spacing), one number per axis in the order {axes}"
             )
-        return Image(view, grid.named(axes), name)
+        lengths = dict(zip(names, source.shape, strict=True))
+        image = Image(view, grid.named(axes), name)
+        return Opened(image, levels, lengths.get("c", 1), lengths.get("t", 1))
 
     def _view(self, source: ArraySource, names: Sequence[str], name: str) -> ArrayView:
         picks: list[int | slice] = []

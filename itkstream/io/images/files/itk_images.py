@@ -23,7 +23,7 @@ from itkstream.io.images.files.meta_headers import read_meta_header
 from itkstream.io.images.files.nifti_headers import read_nifti_header, state_no_unit
 from itkstream.io.images.files.nrrd_headers import read_nrrd_header
 from itkstream.io.images.locate import Dataset
-from itkstream.io.images.selection import Selection
+from itkstream.io.images.selection import Opened, Selection
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import claim_file
@@ -115,7 +115,7 @@ class ItkFile(StoredArray):
         return tuple(dict.fromkeys((self.path, *beside)))
 
 
-def open_itk(dataset: Dataset, selection: Selection) -> Image:
+def open_itk(dataset: Dataset, selection: Selection) -> Opened:
     """Open an image file that ITK reads.
 
     Direction and origin are kept, and the unit that the file states: NIfTI's comes as millimeters,
@@ -131,7 +131,7 @@ def open_itk(dataset: Dataset, selection: Selection) -> Image:
 
     Returns
     -------
-    Image
+    Opened
         Lazy, with axes z, y, x.
 
     Raises

@@ -19,11 +19,11 @@ from itkstream.errors import (
     UnknownSpacingError,
     UnreadableDataError,
 )
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import Grid
 from itkstream.io.images.files.tiff_metadata import Statement, ome_pixels, statement
 from itkstream.io.images.files.tiff_pages import TiffArray, segment_grid
 from itkstream.io.images.locate import Dataset
-from itkstream.io.images.selection import Selection
+from itkstream.io.images.selection import Opened, Selection
 
 __all__ = ["open_tiff"]
 
@@ -35,7 +35,7 @@ _STACKED = ("I", "Q")  # tifffile's letters for pages of which nothing is said
 _UNPACKED_PER_BYTE = 100_000  # no codec packs constant voxels more tightly
 
 
-def open_tiff(dataset: Dataset, selection: Selection) -> Image:
+def open_tiff(dataset: Dataset, selection: Selection) -> Opened:
     """Open a TIFF file that tifffile understands.
 
     Voxels are as stored, samples (RGB) are channels, pages of which nothing is said lie along z.
@@ -51,7 +51,7 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Image:
 
     Returns
     -------
-    Image
+    Opened
         Lazy, with the axes of the file in numpy's order.
 
     Raises
@@ -81,7 +81,7 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Image:
             raise _unknown_spacing(said, shapes[0], path)
         array = _array(path, chosen, levels[number])
         _check_planes(levels[number], names, selection, path)
-        return selection.image(array, names, grids[number], path, said.unit)
+        return selection.image(array, names, grids[number], path, said.unit, len(levels))
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from itkstream.errors import InputError
-from itkstream.geometry import Grid, Image
-from itkstream.io.images.selection import Selection
+from itkstream.geometry import Grid
+from itkstream.io.images.selection import Opened, Selection
 from itkstream.io.images.stores.stated import SPACE, Stated
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.stored import StoredArray
@@ -89,7 +89,7 @@ def names_without_plane(
         return names
 
 
-def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, name: str) -> Image:
+def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, name: str) -> Opened:
     """Open the level that is asked for.
 
     Parameters
@@ -105,7 +105,7 @@ def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, na
 
     Returns
     -------
-    Image
+    Opened
         Lazy.
 
     Raises
@@ -123,7 +123,8 @@ def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, na
             "them or pass axes= (--axes)"
         )
     grid = _grid(chosen, source, selection)
-    return selection.image(source, chosen.names, grid, str(chosen.folder))
+    place = str(chosen.folder)
+    return selection.image(source, chosen.names, grid, place, levels=len(levels))
 
 
 def finest_first(levels: Sequence[Level], selection: Selection) -> list[Level]:

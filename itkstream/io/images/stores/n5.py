@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.geometry import ArraySource, Grid, Image, default_axes
 from itkstream.io.images.locate import Dataset, no_dataset
-from itkstream.io.images.selection import Selection
+from itkstream.io.images.selection import Opened, Selection
 from itkstream.io.images.stores.leveled import Level, attempt, open_level
 from itkstream.io.images.stores.n5_lz4 import Lz4Array
 from itkstream.io.images.stores.ngff_metadata import level_paths
@@ -153,7 +153,7 @@ class N5Array(StoredArray):
         self.store[_box(start, stop)].write(values.astype(self.dtype, copy=False)).result()
 
 
-def open_n5(dataset: Dataset, selection: Selection) -> Image:
+def open_n5(dataset: Dataset, selection: Selection) -> Opened:
     """Open an N5 dataset, or one level of an N5 group.
 
     What attributes of the dataset and of the groups around it state of axes, spacing, origin and
@@ -169,7 +169,7 @@ def open_n5(dataset: Dataset, selection: Selection) -> Image:
 
     Returns
     -------
-    Image
+    Opened
         Lazy, with the spatial axes in stored order: x, y, z unless the attributes say otherwise.
 
     Raises
@@ -181,7 +181,13 @@ def open_n5(dataset: Dataset, selection: Selection) -> Image:
     """
     folders = _Folders()
     levels = [_level(f, dataset, folders, selection) for f in _levels(dataset, folders)]
-    return open_level(levels, selection, N5Array.open, str(dataset.location))
+
+    def opener(folder: Location) -> N5Array | Lz4Array:
+        if not folders.is_dataset(folder):
+            raise no_dataset(folder, dataset.root, "an N5 dataset, as those beside it are")
+        return N5Array.open(folder)
+
+    return open_level(levels, selection, opener, str(dataset.location))
 
 
 def key_value_store(location: Location) -> dict[str, Any]:
@@ -393,9 +399,9 @@ def _levels(dataset: Dataset, folders: _Folders) -> list[Location]:
     numbered = {}
     for name in folder.names():
         match = _LEVEL_NAME.fullmatch(name)
-        if match and folders.is_dataset(folder / name):
+        if match and (folder / name).is_dir():
             numbered[int(match[1])] = folder / name
-    if numbered:
+    if any(map(folders.is_dataset, numbered.values())):
         return [numbered[k] for k in sorted(numbered)]
     if "painteraData" in folders[folder] and (folder / "data").is_dir():
         return _levels(replace(dataset, location=folder / "data"), folders)
@@ -403,6 +409,9 @@ def _levels(dataset: Dataset, folders: _Folders) -> list[Location]:
 
 
 def _level(folder: Location, dataset: Dataset, folders: _Folders, selection: Selection) -> Level:
+    if not folders.is_dataset(folder):
+        # A damaged level keeps its number, and is an error for whoever asks for it.
+        return Level(folder, (), None)
     lineage = Dataset(folder, dataset.root, "n5").lineage
     chain = [Around(folders[around], folder.relative_to(around)) for around in lineage]
     shape = n5_shape(folders[folder])

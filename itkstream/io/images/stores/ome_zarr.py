@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
-from itkstream.geometry import ArrayView, Grid, Image
+from itkstream.geometry import ArrayView, Grid
 from itkstream.io.images.locate import Dataset, no_dataset
-from itkstream.io.images.selection import Selection
+from itkstream.io.images.selection import Opened, Selection
 from itkstream.io.images.stores.leveled import Level, attempt, names_without_plane, open_level
 from itkstream.io.images.stores.ngff_metadata import (
     NgffAxis,
@@ -45,7 +45,7 @@ _LISTED = 20
 _SERIES_MOST = 10_000
 
 
-def open_zarr(dataset: Dataset, selection: Selection) -> Image:
+def open_zarr(dataset: Dataset, selection: Selection) -> Opened:
     """Open an OME-Zarr image, one of its levels, or a plain Zarr array.
 
     The scales and translations of the dataset and of the multiscale are composed. Axes without a
@@ -61,7 +61,7 @@ def open_zarr(dataset: Dataset, selection: Selection) -> Image:
 
     Returns
     -------
-    Image
+    Opened
         Lazy, with the spatial axes in stored order; a single plane has no axis z.
 
     Raises
@@ -248,7 +248,7 @@ class _Image:
     attributes: Attributes
 
 
-def _open_level(image: _Image, wanted: Sequence[str], selection: Selection) -> Image:
+def _open_level(image: _Image, wanted: Sequence[str], selection: Selection) -> Opened:
     group, multiscale = image.group, image.multiscale
     finest = group / level_paths(multiscale)[0]
     names = selection.axes_of(_axis_names(level_axes(multiscale)), str(group))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from itkstream.errors import InputError
-from itkstream.geometry import Image
-from itkstream.io.images.selection import Selection
+from itkstream.io.images.selection import Opened, Selection
 from itkstream.io.images.stores.leveled import Level, attempt, open_level
 from itkstream.io.images.stores.stated import Around, Layout, stated_axes, stated_place
 from itkstream.io.storage.attributes import (
@@ -17,7 +16,7 @@ from itkstream.io.storage.zarr_arrays import ZarrArray
 __all__ = ["open_plain_zarr"]
 
 
-def open_plain_zarr(folder: Location, selection: Selection) -> Image:
+def open_plain_zarr(folder: Location, selection: Selection) -> Opened:
     """Open a Zarr array that no OME metadata describe.
 
     Its axes, spacing, origin and units come from its attributes, see
@@ -33,7 +32,7 @@ def open_plain_zarr(folder: Location, selection: Selection) -> Image:
 
     Returns
     -------
-    Image
+    Opened
         Lazy, with the spatial axes in stored order.
 
     Raises
