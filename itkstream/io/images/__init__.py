@@ -1,1 +1,1 @@
-"""images"""
+"""Images in stores and files: found, understood, opened lazily, written."""

@@ -1,1 +1,1 @@
-"""storage"""
+"""Files, folders, object stores, and the arrays and metadata in them."""

@@ -31,16 +31,9 @@ _SHOWN = 80
 
 @dataclass(frozen=True)
 class Attributes:
-    """A JSON object of a file.
+    """A JSON object of a file; getters check types and raise `InputError` with file and key.
 
-    Parameters
-    ----------
-    values : mapping
-        As the file has them; empty where there is no file.
-    file : str
-        Path or URL of the file.
-    way : str
-        How messages call the object in the file: "multiscales[0]", "" for the whole.
+    `way` is its path inside: "multiscales[0]", "" for the whole.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -51,22 +44,7 @@ class Attributes:
         return self.values.get(key) is not None
 
     def error(self, key: str, expected: str, given: Any = None) -> InputError:
-        """What to raise where a value cannot be used.
-
-        Parameters
-        ----------
-        key : str
-            The value's.
-        expected : str
-            What would do, "a list of 3 numbers" for instance.
-        given : object, optional
-            What was found; default the value itself.
-
-        Returns
-        -------
-        InputError
-            It names file and key.
-        """
+        """Make the error for a value that cannot be used; `expected` completes "must be ..."."""
         found = self.values.get(key) if given is None else given
         shown = repr(found) if found is not None else "nothing"
         if len(shown) > _SHOWN:
@@ -76,41 +54,12 @@ class Attributes:
         )
 
     def need(self, key: str, expected: str) -> None:
-        """Refuse an object without a key.
-
-        Parameters
-        ----------
-        key : str
-            The key.
-        expected : str
-            What should be there.
-
-        Raises
-        ------
-        InputError
-            Where it is not there.
-        """
+        """Refuse an object without a key."""
         if key not in self:
             raise self.error(key, expected)
 
     def numbers(self, key: str) -> tuple[float, ...] | None:
-        """A list of numbers; one number counts as a list of one.
-
-        Parameters
-        ----------
-        key : str
-            The key.
-
-        Returns
-        -------
-        tuple of float or None
-            None where there is no such key.
-
-        Raises
-        ------
-        InputError
-            For anything else.
-        """
+        """Return a list of numbers (one number is a list of one), None without the key."""
         given = self.values.get(key)
         if given is None:
             return None
@@ -120,25 +69,7 @@ class Attributes:
         return tuple(map(float, found))
 
     def rows(self, key: str, columns: int) -> tuple[tuple[float, ...], ...] | None:
-        """A matrix.
-
-        Parameters
-        ----------
-        key : str
-            The key.
-        columns : int
-            Numbers per row.
-
-        Returns
-        -------
-        tuple of tuple of float or None
-            None where there is no such key.
-
-        Raises
-        ------
-        InputError
-            For anything else.
-        """
+        """Return a matrix of so many columns, None without the key."""
         given = self.values.get(key)
         if given is None:
             return None
@@ -151,46 +82,14 @@ class Attributes:
         return tuple(tuple(map(float, row)) for row in given)
 
     def text(self, key: str) -> str | None:
-        """A text.
-
-        Parameters
-        ----------
-        key : str
-            The key.
-
-        Returns
-        -------
-        str or None
-            None where there is no such key.
-
-        Raises
-        ------
-        InputError
-            For anything else.
-        """
+        """Return a text, None without the key."""
         given = self.values.get(key)
         if given is None or isinstance(given, str):
             return given
         raise self.error(key, "text")
 
     def texts(self, key: str) -> tuple[str, ...] | None:
-        """A list of texts; one text counts as a list of one.
-
-        Parameters
-        ----------
-        key : str
-            The key.
-
-        Returns
-        -------
-        tuple of str or None
-            None where there is no such key; "" stands for what is null in the list.
-
-        Raises
-        ------
-        InputError
-            For anything else.
-        """
+        """Return a list of texts (one text is a list of one, null is ""), None without the key."""
         given = self.values.get(key)
         if given is None:
             return None
@@ -200,23 +99,7 @@ class Attributes:
         return tuple(value or "" for value in found)
 
     def below(self, key: str) -> Attributes | None:
-        """An object inside this one.
-
-        Parameters
-        ----------
-        key : str
-            The key.
-
-        Returns
-        -------
-        Attributes or None
-            None where there is no such key.
-
-        Raises
-        ------
-        InputError
-            Where something else is there.
-        """
+        """Return an object inside this one, None without the key."""
         given = self.values.get(key)
         if given is None:
             return None
@@ -225,23 +108,7 @@ class Attributes:
         return Attributes(given, self.file, self._key(key))
 
     def listed(self, key: str) -> list[Attributes]:
-        """A list of objects.
-
-        Parameters
-        ----------
-        key : str
-            The key.
-
-        Returns
-        -------
-        list of Attributes
-            Empty where there is no such key.
-
-        Raises
-        ------
-        InputError
-            For anything else.
-        """
+        """Return a list of objects, empty without the key."""
         given = self.values.get(key)
         if given is None:
             return []
@@ -255,25 +122,7 @@ class Attributes:
 
 
 def read_attributes(file: Location) -> Attributes:
-    """Read a JSON file that holds an object.
-
-    Parameters
-    ----------
-    file : Location
-        The file.
-
-    Returns
-    -------
-    Attributes
-        Empty where there is no such file.
-
-    Raises
-    ------
-    InputError
-        Where it is no JSON, or no object.
-    AccessError
-        Where it is there and may not be read.
-    """
+    """Read a JSON file that holds an object; empty where there is no such file."""
     try:
         found = json.loads(file.read_bytes())
     except MissingDataError:
@@ -305,18 +154,7 @@ def _is_number(value: Any) -> bool:
 
 
 def zarr_attributes(folder: Location) -> dict[str, Any]:
-    """The attributes of a Zarr array or group, unchecked.
-
-    Parameters
-    ----------
-    folder : Location
-        Any folder.
-
-    Returns
-    -------
-    dict
-        Empty where the folder is neither.
-    """
+    """Read the attributes of a Zarr array or group, unchecked; empty for other folders."""
     return dict(zarr_metadata(folder).values)
 
 
@@ -324,45 +162,14 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
 
 
 def n5_attributes(folder: Location) -> Attributes:
-    """The attributes of an N5 dataset or group.
-
-    Parameters
-    ----------
-    folder : Location
-        The dataset or group.
-
-    Returns
-    -------
-    Attributes
-        The content of its ``attributes.json``; empty where it has none.
-
-    Raises
-    ------
-    InputError
-        Where the file is no JSON object.
-    """
+    """Read the attributes of an N5 dataset or group; empty for other folders."""
     return read_attributes(folder / "attributes.json")
 
 
 def zarr_metadata(folder: Location) -> Attributes:
-    """The attributes of a Zarr array or group.
+    """Read the attributes of a Zarr array or group from its own file; empty for other folders.
 
-    Of its own file: what a consolidated copy in a group above says of it may be out of date.
-
-    Parameters
-    ----------
-    folder : Location
-        Any folder.
-
-    Returns
-    -------
-    Attributes
-        Empty where the folder is neither.
-
-    Raises
-    ------
-    InputError
-        Where the file is no JSON object.
+    A consolidated copy in a group above may be out of date.
     """
     node = folder / "zarr.json"
     if node.is_file():
@@ -372,23 +179,7 @@ def zarr_metadata(folder: Location) -> Attributes:
 
 
 def is_zarr_array(folder: Location) -> bool:
-    """Whether a folder is a Zarr array, not a group or something else.
-
-    Parameters
-    ----------
-    folder : Location
-        Any folder.
-
-    Returns
-    -------
-    bool
-        True for an array of version 2 or 3.
-
-    Raises
-    ------
-    InputError
-        Where its metadata are no JSON object.
-    """
+    """Whether a folder is a Zarr array, version 2 or 3."""
     node = folder / "zarr.json"
     if node.is_file():
         return read_attributes(node).text("node_type") == "array"
@@ -396,32 +187,10 @@ def is_zarr_array(folder: Location) -> bool:
 
 
 def has_zarr_metadata(folder: Location) -> bool:
-    """Whether a folder is the root of a Zarr array or group.
-
-    Parameters
-    ----------
-    folder : Location
-        Any folder.
-
-    Returns
-    -------
-    bool
-        True for Zarr versions 2 and 3.
-    """
+    """Whether a folder is a Zarr array or group, version 2 or 3."""
     return any((folder / name).is_file() for name in _ZARR_FILES)
 
 
 def is_array(folder: Location) -> bool:
-    """Whether a folder is a dataset of N5 or an array of Zarr.
-
-    Parameters
-    ----------
-    folder : Location
-        Any folder.
-
-    Returns
-    -------
-    bool
-        From its metadata.
-    """
+    """Whether a folder is a dataset of N5 or an array of Zarr."""
     return is_zarr_array(folder) or "dimensions" in n5_attributes(folder)

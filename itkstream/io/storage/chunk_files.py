@@ -30,21 +30,14 @@ Sums = list[str | None]
 
 @dataclass(frozen=True)
 class ChunkFiles:
-    """The files of a Zarr array, for writers of whole chunks (or shards).
-
-    It pickles as its address; every process opens the array for itself.
-
-    Parameters
-    ----------
-    location : Location
-        The array.
-    """
+    """The files of a Zarr array, for writers of whole chunks (or shards); it pickles as its
+    address."""
 
     location: Location
 
     @cached_property
     def _stored(self) -> dict[str, str | None]:
-        """What was stored or left out, by name, until the writer of the block fetches it."""
+        """Checksums by name of what was stored (None: left out), until `write` fetches them."""
         return {}
 
     @cached_property
@@ -55,69 +48,23 @@ class ChunkFiles:
         return zarr.open_array(_Recording(store, self._stored), mode="r+")
 
     def write(self, region: Region, block: NDArray[Any]) -> Sums:
-        """Write a block that owns its files.
-
-        Parameters
-        ----------
-        region : tuple of slice
-            Where; its borders are borders of chunks (or shards).
-        block : ndarray
-            The values.
-
-        Returns
-        -------
-        list of str or None
-            Size and checksum of its files.
-
-        Raises
-        ------
-        OutputError
-            Where they cannot be written.
-        """
+        """Write a block that owns its chunks (or shards); return its files' checksums."""
         names = self.names(region)
         with writing_to(self.location):
             self.array[region] = block
         return [self._stored.pop(name) for name in names]
 
     def found(self, region: Region) -> Sums:
-        """Size and checksum of the files of a block as they are.
-
-        Parameters
-        ----------
-        region : tuple of slice
-            The block.
-
-        Returns
-        -------
-        list of str or None
-            None for a file that is not there.
-        """
+        """Compute the checksums of the files of a block as they are; None for a missing file."""
         return [self._sum_of(name) for name in self.names(region)]
 
     def remove(self, region: Region) -> None:
-        """Remove the files of a block, so that nothing of them can be taken for a result.
-
-        Parameters
-        ----------
-        region : tuple of slice
-            The block.
-        """
+        """Remove the files of a block, so that nothing of them can be taken for a result."""
         for name in self.names(region):
             self.location.child(name).remove()
 
     def names(self, region: Region) -> list[str]:
-        """Names of the files of a block, relative to the array.
-
-        Parameters
-        ----------
-        region : tuple of slice
-            The block.
-
-        Returns
-        -------
-        list of str
-            In index order.
-        """
+        """List the files of a block, relative to the array, in index order."""
         size = self.array.shards or self.array.chunks
         spans = (
             range(span.start // n, -(-span.stop // n)) for span, n in zip(region, size, strict=True)
@@ -154,23 +101,7 @@ class _Recording(WrapperStore[Any]):
 
 
 def location_of(array: zarr.Array[Any]) -> Location:
-    """Where one of Zarr's own arrays lies.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        On a local disk or in an object store.
-
-    Returns
-    -------
-    Location
-        The array itself.
-
-    Raises
-    ------
-    InputError
-        Where it is in no such place, as in memory.
-    """
+    """Find where an open Zarr array lies; `InputError` for one in memory or a ZIP file."""
     store: Any = array.store
     if isinstance(store, LocalStore):
         root = Location.parse(Path(store.root))
@@ -184,13 +115,7 @@ def location_of(array: zarr.Array[Any]) -> Location:
 
 
 def remove_partial_files(location: Location) -> None:
-    """Remove what writers that were killed left behind; in object stores nothing is left.
-
-    Parameters
-    ----------
-    location : Location
-        An array nobody writes to now.
-    """
+    """Remove what killed writers of an array left behind; in object stores nothing is left."""
     if not location.is_local:
         return
     for partial in Path(location.address).rglob("*.partial"):
@@ -200,23 +125,7 @@ def remove_partial_files(location: Location) -> None:
 
 @contextmanager
 def writing_to(location: Location) -> Iterator[None]:
-    """Say what to do where the system refuses to write.
-
-    Parameters
-    ----------
-    location : Location
-        What is written to in the with block.
-
-    Yields
-    ------
-    None
-        Nothing.
-
-    Raises
-    ------
-    OutputError
-        In place of any other `OSError`.
-    """
+    """Turn any `OSError` of the with block into an `OutputError` that says what to do."""
     try:
         yield
     except OutputError:

@@ -27,20 +27,10 @@ _MOST_LINKS = 40
 
 
 def check_apart(output: str | os.PathLike[str], *inputs: Any) -> None:
-    """Refuse an output that is, holds or lies in something the same command reads.
+    """Refuse an output that is, holds or lies in an input of the same command.
 
-    Parameters
-    ----------
-    output : path
-        Where something will be written: a path or a URL.
-    *inputs : object
-        Paths, URLs, or values whose data are stored: images, transforms, lazy arrays with all
-        that their graphs hold, and tuples, lists and dicts of these. None is nothing.
-
-    Raises
-    ------
-    InputError
-        With both paths. Nothing was read but headers, and nothing written.
+    Inputs are paths, URLs, or values whose data are stored: images, transforms, lazy arrays with
+    all that their graphs hold, and tuples, lists and dicts of these. Only headers are read.
     """
     place = Location.parse(output)
     for given in inputs:
@@ -65,7 +55,7 @@ def _touching(output: Location, read: Location) -> InputError:
 
 
 def _places(given: Any) -> Iterator[Location]:
-    """The files and folders behind a path or a value."""
+    """Yield the files and folders behind a path or a value."""
     if given is None:
         return
     if not isinstance(given, (str, os.PathLike)):
@@ -82,7 +72,7 @@ def _places(given: Any) -> Iterator[Location]:
 
 
 def _data_files(header: Path) -> Iterator[Path]:
-    """The files that an image's header names: lines of it, what is after their = or :, words."""
+    """Yield the files that an image's header names: lines, what is after their = or :, words."""
     if header.suffix.lower() not in _HEADERS or not os.access(header, os.R_OK):
         return
     if not header.is_file():
@@ -99,7 +89,7 @@ def _data_files(header: Path) -> Iterator[Path]:
 
 
 def _links_on_the_way(path: Path) -> Iterator[Path]:
-    """The links that lead to a file, each by the true path of the folder that holds it."""
+    """Yield the links that lead to a file, each by the true path of the folder that holds it."""
     todo = Path(os.path.abspath(path))
     for _ in range(_MOST_LINKS):
         ways = (*reversed(todo.parents), todo)
@@ -112,7 +102,7 @@ def _links_on_the_way(path: Path) -> Iterator[Path]:
 
 
 def _links_inside(folder: Path) -> Iterator[Path]:
-    """Links near the top of a folder: whole arrays that lie elsewhere."""
+    """Yield links near the top of a folder: whole arrays that lie elsewhere."""
     folders, left, here = [folder], _SEARCHED, folder.resolve()
     for at in folders:
         # What may not be looked into is refused where it is read.
@@ -131,7 +121,7 @@ def _links_inside(folder: Path) -> Iterator[Path]:
 
 
 def _stored(value: Any, seen: set[int]) -> Iterator[str | Location]:
-    """Where the data of a value lie, as far as it and what it holds say so."""
+    """Yield where the data of a value lie, as far as it and what it holds say so."""
     if value is None or isinstance(value, (str, bytes, int, float, complex, np.generic, type)):
         return
     if isinstance(value, (tuple, list)):
@@ -147,7 +137,7 @@ def _stored(value: Any, seen: set[int]) -> Iterator[str | Location]:
 
 
 def _own_files(value: Any) -> Iterator[str | Location]:
-    """The files of a lazy array of this package, of Zarr, HDF5 or numpy."""
+    """Yield the files of a lazy array of this package, of Zarr, HDF5 or numpy."""
     kind = type(value).__module__.partition(".")[0]
     if isinstance(value, np.ndarray):
         if isinstance(value, np.memmap) and value.filename is not None:
@@ -167,7 +157,7 @@ def _own_files(value: Any) -> Iterator[str | Location]:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """What a value holds that may be stored."""
+    """Yield what a value holds that may be stored."""
     if hasattr(value, "__dask_graph__"):
         yield from _nodes(value.__dask_graph__() or {})
     elif isinstance(value, Mapping):
@@ -187,7 +177,7 @@ def _held(value: Any) -> Iterator[Any]:
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
-    """What stands in the nodes of a graph of dask's, without making those of every block."""
+    """Yield what the nodes of a dask graph hold, without making those of every block."""
     for layer in getattr(graph, "layers", {0: graph}).values():
         if hasattr(layer, "indices"):
             yield from (layer.task, [given for given, _ in layer.indices], layer.io_deps)
@@ -200,7 +190,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def _captured(function: FunctionType) -> Iterator[Any]:
-    """The values that a function has from around it: those it encloses, and names of its module."""
+    """Yield a function's closure and the globals that it names."""
     for cell in function.__closure__ or ():
         # A cell may be empty still.
         with suppress(ValueError):

@@ -56,7 +56,7 @@ class _Recent:
     threads: set[int] = field(default_factory=set)
 
     def widen(self, touched: int) -> bool:
-        """Make room for boxes of so many chunks; false where that is too much."""
+        """Make room for boxes of so many chunks; False where that is too much."""
         with self.lock:
             self.threads.add(get_ident())
             times = kept_times(len(self.threads))
@@ -76,24 +76,10 @@ class _Recent:
 
 @dataclass(frozen=True, eq=False)
 class KeptChunks(StoredArray):
-    """A stored array that keeps the chunks it decoded last.
+    """A stored array that keeps the chunks it decoded last; it pickles without them.
 
-    For one computation: what is written to the array meanwhile may not be seen.
-
-    Parameters
-    ----------
-    path : str
-        Path or URL, for messages.
-    shape : tuple of int
-        Elements per axis.
-    dtype : numpy.dtype
-        Element type.
-    source : ArraySource
-        The array; it pickles without its chunks.
-    chunk : tuple of int
-        Elements of a chunk per axis.
-    far : bool
-        Whether it lies in an object store.
+    For one computation: what is written to the array meanwhile may not be seen. An array that is
+    `far`, in an object store, has several chunks fetched at a time.
     """
 
     source: ArraySource
@@ -102,20 +88,7 @@ class KeptChunks(StoredArray):
 
     @classmethod
     def of(cls, source: ArraySource, chunks: tuple[int, ...]) -> KeptChunks:
-        """Wrap a stored array.
-
-        Parameters
-        ----------
-        source : ArraySource
-            A `StoredArray`, or one of Zarr's own.
-        chunks : tuple of int
-            Its chunks.
-
-        Returns
-        -------
-        KeptChunks
-            Nothing is read yet.
-        """
+        """Wrap a `StoredArray` or an open Zarr array with its chunks; read nothing."""
         place = Location.of_store(getattr(source, "store", None))
         if isinstance(source, StoredArray):
             place = Location(source.path)
@@ -124,18 +97,7 @@ class KeptChunks(StoredArray):
         return cls(str(place or source), shape, np.dtype(source.dtype), source, chunks, far)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
+        """Read a box."""
         spans = zip(start, stop, self.chunk, strict=True)
         touched = list(product(*(range(a // c, -(-b // c)) for a, b, c in spans)))
         if self._is_whole(start, stop) or not self._recent.widen(len(touched)):
@@ -171,7 +133,7 @@ class KeptChunks(StoredArray):
             return slot.values
 
     def _fetch(self, touched: Iterable[tuple[int, ...]]) -> None:
-        """Of what is far away, fetch several chunks at a time."""
+        """Fetch several chunks at a time of what is far away."""
         if not self.far:
             return
         with ThreadPoolExecutor(_FETCHED) as pool:
@@ -183,18 +145,7 @@ class KeptChunks(StoredArray):
 
 
 def keeping_chunks(value: Any) -> Any:
-    """What a block function is given, with all stored arrays in it keeping their chunks.
-
-    Parameters
-    ----------
-    value : object
-        A stored array; a tuple, list, dict or dataclass that may hold some; or anything else.
-
-    Returns
-    -------
-    object
-        The same, where it holds none.
-    """
+    """Wrap all stored arrays in an argument; return the same object where it holds none."""
     if isinstance(value, dict):
         kept = {key: keeping_chunks(inner) for key, inner in value.items()}
         return value if all(kept[key] is value[key] for key in value) else kept
@@ -216,21 +167,10 @@ def keeping_chunks(value: Any) -> Any:
 
 
 def kept_times(threads: int) -> float:
-    """How many times `KEPT_BYTES` a process with so many threads may keep.
-
-    Parameters
-    ----------
-    threads : int
-        Blocks at a time.
-
-    Returns
-    -------
-    float
-        1 for up to four, which work on one layer of a column of blocks.
-    """
+    """Multiple of `KEPT_BYTES` that a process with so many threads may keep of an array."""
     return (1 + max(1.0, threads / _COLUMN)) / 2
 
 
 def _is_regular(chunks: Any) -> TypeGuard[tuple[int, ...]]:
-    """Whether these are what stores have: one length per axis, where dask has one per chunk."""
+    """Whether chunks are one length per axis, as stores have; dask has a length per chunk."""
     return isinstance(chunks, tuple) and all(isinstance(n, int) for n in chunks)

@@ -45,39 +45,17 @@ _STAMPS = ("ETag", "etag", "generation", "mtime", "LastModified", "modified", "c
 
 @dataclass(frozen=True)
 class Location:
-    """A file, a folder, or a place where one may be; it pickles as its address.
+    """A file, a folder, or a place where one may be: an absolute path or a URL.
 
-    Object stores know no folders: there a folder is what the names of objects begin with, and it
-    is there as long as an object below it is.
-
-    Parameters
-    ----------
-    address : str
-        Absolute path, or URL without a slash at its end. `parse` makes it from what users write.
+    Object stores know no folders: there a folder is what the names of objects begin with, and it is
+    there as long as an object below it is.
     """
 
     address: str
 
     @classmethod
     def parse(cls, given: str | os.PathLike[str] | Location) -> Location:
-        """Understand a path or URL.
-
-        Parameters
-        ----------
-        given : str, PathLike or Location
-            A path, absolute, relative or beginning with ``~``; or ``s3://bucket/key``,
-            ``gs://bucket/key``, ``file:///path``, ``file:/path``.
-
-        Returns
-        -------
-        Location
-            With an absolute address.
-
-        Raises
-        ------
-        InputError
-            Where it names no place that is known.
-        """
+        """Understand a path (also with ``~``) or a URL (``s3://``, ``gs://``, ``file:``)."""
         if isinstance(given, Location):
             return given
         text = os.fspath(given)
@@ -100,21 +78,10 @@ class Location:
 
     @classmethod
     def named(cls, given: str | os.PathLike[str] | Location) -> Location:
-        """Understand a path or URL, and keep the names of links on its way.
+        """Understand a path or URL, following links only before a ``..``.
 
         Stores of contents (git-annex, DVC) hold files under their digests: what a file is called,
         and so its format, is known from the link alone.
-
-        Parameters
-        ----------
-        given : str, PathLike or Location
-            As for `parse`.
-
-        Returns
-        -------
-        Location
-            With an absolute address, in which no link is followed but those that ``..`` comes
-            after.
         """
         if isinstance(given, Location) or _is_url(os.fspath(given)):
             return cls.parse(given)
@@ -127,18 +94,7 @@ class Location:
 
     @classmethod
     def of_store(cls, store: Any) -> Location | None:
-        """Where a store of Zarr's lies.
-
-        Parameters
-        ----------
-        store : zarr.abc.store.Store
-            Any.
-
-        Returns
-        -------
-        Location or None
-            None for a place that this class does not know: memory, a ZIP file...
-        """
+        """Find where a store of Zarr's lies; None for memory, a ZIP file..."""
         from zarr.storage import FsspecStore, LocalStore
 
         if isinstance(store, LocalStore):
@@ -169,13 +125,7 @@ class Location:
 
     @property
     def path(self) -> Path:
-        """The path on this machine.
-
-        Raises
-        ------
-        InputError
-            Where it is in an object store.
-        """
+        """The path on this machine; `InputError` in an object store."""
         if not self.is_local:
             raise InputError(f"{self} must be on this machine; copy it to a local disk first")
         return Path(self.address)
@@ -198,18 +148,12 @@ class Location:
 
     @property
     def is_replaceable(self) -> bool:
-        """Whether something else can be put in this place: it is no whole bucket or disk."""
+        """Whether it is no whole bucket or disk, so that something else can be put in its place."""
         return bool(self.parents) and not (self.is_local and os.path.ismount(self.address))
 
     @property
     def draft(self) -> Location:
-        """Where a new result is written while the one that it will replace is still here.
-
-        Raises
-        ------
-        InputError
-            Where nothing can be put in this place: it is a whole bucket or disk.
-        """
+        """The place beside it for its replacement; `InputError` for a whole bucket or disk."""
         if not self.is_replaceable:
             raise InputError(
                 f"{self} is a whole bucket or disk, which cannot be replaced: choose a name in it"
@@ -222,49 +166,19 @@ class Location:
         return self._at(type(self._pure)(*(p.removeprefix(_DRAFT) for p in self._pure.parts)))
 
     def child(self, *names: str) -> Location:
-        """A place below this one.
-
-        Parameters
-        ----------
-        *names : str
-            Names, or paths relative to this place.
-
-        Returns
-        -------
-        Location
-            It need not exist.
-        """
+        """Join names or relative paths to this place."""
         return self._at(self._pure.joinpath(*(name.strip("/") for name in names)))
 
     def is_below(self, above: Location) -> bool:
-        """Whether it lies in a folder or is that folder.
-
-        Parameters
-        ----------
-        above : Location
-            The folder.
-
-        Returns
-        -------
-        bool
-            From the addresses alone.
-        """
+        """Whether it is a folder or lies in it, by the addresses alone."""
         same = self._scheme == above._scheme
         return same and self._pure.is_relative_to(above._pure)
 
     def lies_in(self, above: Location) -> bool:
-        """Whether it is a folder or file, or lies in it, by whatever path either is named.
+        """Whether it is a file or folder or lies in it, by whatever path either is named.
 
-        Parameters
-        ----------
-        above : Location
-            The folder or file.
-
-        Returns
-        -------
-        bool
-            On disks links are followed, and files and folders known by what they are and not by
-            their names: hard links, mounts and names that differ in case are the same.
+        On disks links are followed, and files are known by what they are and not by their names:
+        hard links, mounts and names that differ in case are the same.
         """
         if not (self.is_local and above.is_local):
             return self.is_below(above)
@@ -276,99 +190,42 @@ class Location:
         )
 
     def overlaps(self, other: Location) -> bool:
-        """Whether two places are one, or one lies in the other.
-
-        Parameters
-        ----------
-        other : Location
-            The other place.
-
-        Returns
-        -------
-        bool
-            As `lies_in` finds it, both ways.
-        """
+        """Whether two places are one, or one lies in the other, as `lies_in` finds it."""
         return self.lies_in(other) or other.lies_in(self)
 
     def relative_to(self, above: Location) -> str:
-        """The way to it from a folder around it.
-
-        Parameters
-        ----------
-        above : Location
-            The folder.
-
-        Returns
-        -------
-        str
-            Names joined by slashes, "." for the folder itself.
-        """
+        """Join the names from a folder around it by slashes, "." for the folder itself."""
         return self._pure.relative_to(above._pure).as_posix()
 
     def exists(self) -> bool:
-        """Whether a file or folder is there.
-
-        Returns
-        -------
-        bool
-            False too in a bucket that is not there.
-        """
+        """Whether a file or folder is there; False in a missing bucket."""
         if self.is_local:
             return Path(self.address).exists()
         with self._reaching() as store:
             return bool(store.exists(self._key))
 
     def is_file(self) -> bool:
-        """Whether a file is there.
-
-        Returns
-        -------
-        bool
-            False for a folder.
-        """
+        """Whether a file is there, not a folder."""
         if self.is_local:
             return Path(self.address).is_file()
         with self._reaching() as store:
             return bool(store.isfile(self._key))
 
     def is_dir(self) -> bool:
-        """Whether a folder is there.
-
-        Returns
-        -------
-        bool
-            False for a file; in object stores True where an object lies below it.
-        """
+        """Whether a folder is there; in object stores, whether an object lies below."""
         if self.is_local:
             return Path(self.address).is_dir()
         with self._reaching() as store:
             return bool(store.isdir(self._key))
 
     def is_vacant(self) -> bool:
-        """Whether nothing is there but perhaps an empty folder, and something may be made there.
-
-        Returns
-        -------
-        bool
-            False for a file, and for a folder that holds something.
-
-        Raises
-        ------
-        MissingDataError
-            Where it would be in a bucket that does not exist.
-        """
+        """Whether nothing is there, or an empty folder; `MissingDataError` without bucket."""
         if not self.is_local:
             self._check_bucket()
         return not self.exists() or (self.is_dir() and not self.names())
 
     def names(self) -> list[str]:
-        """What a folder holds, by name.
-
-        Returns
-        -------
-        list of str
-            Sorted; empty where there is no folder.
-        """
+        """List what a folder holds, sorted; empty where there is no folder."""
         if self.is_local:
             return sorted(os.listdir(self.address)) if self.is_dir() else []
         with self._reaching() as store:
@@ -381,31 +238,14 @@ class Location:
         return sorted(p.name for p in map(self._pure_of, found) if p.parent == here)
 
     def read_bytes(self) -> bytes:
-        """The content of a file.
-
-        Returns
-        -------
-        bytes
-            All of it.
-
-        Raises
-        ------
-        MissingDataError
-            Where there is no such file.
-        """
+        """Read a file; `MissingDataError` where there is none."""
         with self._reaching() as store:
             if store is None:
                 return Path(self.address).read_bytes()
             return bytes(store.cat_file(self._key))
 
     def write_bytes(self, content: bytes) -> None:
-        """Write a file at once: it is complete or not there. Folders on the way are made.
-
-        Parameters
-        ----------
-        content : bytes
-            Replaces what the file held.
-        """
+        """Write a file at once, complete or not there; make the folders on the way."""
         if self.is_local:
             Path(self.address).parent.mkdir(parents=True, exist_ok=True)
             with self.replacing() as partial:
@@ -416,13 +256,10 @@ class Location:
 
     @contextmanager
     def replacing(self) -> Iterator[Path]:
-        """A file or folder for somebody else to write, which appears here when it is complete.
+        """Yield a path for somebody else to write, which appears here when it is complete.
 
-        Yields
-        ------
-        Path
-            Where to write it on this machine: beside its place, or for an object store in a
-            temporary folder. Removed after an error.
+        It is beside its place, or in a temporary folder for an object store; removed after an
+        error.
         """
         if self.is_local:
             target = Path(self.address)
@@ -451,14 +288,9 @@ class Location:
     def take(self, new: Location) -> None:
         """Put a complete folder in this place, instead of what is here.
 
-        On disks this is one step, so that there always is a whole folder here. Object stores
-        cannot rename: objects are copied one by one, and those of `new` removed when all are here.
-        Whoever is killed meanwhile leaves `new` complete, to be taken again.
-
-        Parameters
-        ----------
-        new : Location
-            Of the same disk or bucket; nothing is there afterwards.
+        On disks this is one step, so that there always is a whole folder here. Object stores cannot
+        rename: objects are copied one by one, and those of `new` removed when all are here. Whoever
+        is killed meanwhile leaves `new` complete, to be taken again.
         """
         if self.is_local:
             swap_in(Path(new.address), Path(self.address))
@@ -473,26 +305,20 @@ class Location:
             store.rm(new._key, recursive=True)
 
     def _objects(self, store: Any) -> list[str]:
-        """The objects below this place of an object store, relative to it."""
+        """Map the objects below this place of an object store, by relative name."""
         here = PurePosixPath(self._key.lstrip("/"))
         found = (PurePosixPath(key.lstrip("/")) for key in store.find(self._key))
         return sorted(str(key.relative_to(here)) for key in found if here in key.parents)
 
     def remove_left_behind(self) -> None:
-        """Remove what processes that are dead did not finish to write to this file or folder."""
+        """Remove what dead processes did not finish to write to this file or folder."""
         if self.is_local:
             target = Path(self.address)
             for left in left_behind(target.parent, _PARTIAL, target.name):
                 Location(str(left)).remove()
 
     def remove_partial_files(self, *names: str) -> None:
-        """Remove from a folder what was left by writers that were killed.
-
-        Parameters
-        ----------
-        *names : str
-            Of files that nobody is writing now; default all of the folder.
-        """
+        """Remove from a folder what killed writers left."""
         if not self.is_local:
             return
         for found in self.names():
@@ -500,18 +326,12 @@ class Location:
                 self.child(found).remove()
 
     def make_folder(self) -> None:
-        """Make a folder and those around it; in object stores there is nothing to make."""
+        """Make a folder and those around it; nothing in object stores."""
         if self.is_local:
             Path(self.address).mkdir(parents=True, exist_ok=True)
 
     def remove(self) -> None:
-        """Remove a file, or a folder with all it holds; nothing happens where nothing is.
-
-        Raises
-        ------
-        InputError
-            For a whole bucket or disk, which is never removed.
-        """
+        """Remove a file or a whole folder, if there is one; `InputError` for a bucket or disk."""
         if not self.parents:
             raise InputError(f"{self} is a whole bucket or disk, which is never removed")
         if self.is_local:
@@ -524,21 +344,7 @@ class Location:
                 store.rm(self._key, recursive=True)
 
     def fingerprint(self) -> str:
-        """A digest that changes when a file here or below is written anew, added or removed.
-
-        Of names, sizes and times (in object stores ETags); no content is read. What runs note in
-        a `LEDGER_FOLDER` does not count.
-
-        Returns
-        -------
-        str
-            32 hexadecimal digits.
-
-        Raises
-        ------
-        MissingDataError
-            Where nothing is.
-        """
+        """Digest names, sizes and times (ETags) here and below, without `LEDGER_FOLDER`s."""
         with self._reaching() as store:
             if store is None:
                 return files_stamp(self.address)
@@ -551,13 +357,7 @@ class Location:
         return digest.hexdigest()
 
     def store(self) -> Any:
-        """What `zarr.open` and its relatives take for this place.
-
-        Returns
-        -------
-        str or zarr.storage.FsspecStore
-            The path, or the object store below this place.
-        """
+        """Return what `zarr.open` takes for this place: a path or an `FsspecStore`."""
         if self.is_local:
             return self.address
         from zarr.storage import FsspecStore
@@ -567,13 +367,8 @@ class Location:
 
     @property
     def filesystem(self) -> AbstractFileSystem:
-        """The object store through fsspec, with the options of its users.
-
-        Raises
-        ------
-        InputError
-            Where the library for it is not installed.
-        """
+        """The object store through fsspec, with its users' options; `InputError` without its
+        library."""
         import fsspec
 
         try:
@@ -599,7 +394,7 @@ class Location:
 
     @property
     def _key(self) -> str:
-        """What the object store calls it: the bucket and the name in it."""
+        """The name in the object store: bucket and key."""
         key = self.address.partition("://")[2]
         return f"/{key}" if self._scheme == "memory" else key
 
@@ -629,7 +424,7 @@ class Location:
                 ) from error
 
     def _stamps(self, found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]:
-        """Relative name, size and ETag or time of every object here and below."""
+        """Yield relative name, size and ETag or time of every object here and below."""
         for key, facts in found.items():
             name = self._pure_of(key).relative_to(self._key)
             if LEDGER_FOLDER not in name.parts:
@@ -638,7 +433,7 @@ class Location:
 
     @contextmanager
     def _reaching(self) -> Iterator[Any]:
-        """The object store (None on disk), whose many errors become this package's."""
+        """Yield the object store (None on disk) and turn its errors into this package's."""
         try:
             yield None if self.is_local else self.filesystem
         except (InputError, MissingDataError):
@@ -656,18 +451,7 @@ class Location:
 
 
 def path_as_written(text: str) -> Path | None:
-    """The path on this machine that a text names, with its links.
-
-    Parameters
-    ----------
-    text : str
-        A path or a URL.
-
-    Returns
-    -------
-    Path or None
-        None for the URL of an object store.
-    """
+    """Return the local path that a text names, links kept; None for a URL of an object store."""
     of_file = _FILE_URL.fullmatch(text)
     if of_file:
         return Path(of_file["path"])
@@ -678,7 +462,7 @@ def path_as_written(text: str) -> Path | None:
 
 
 def _resolved(path: Path) -> str:
-    """A path without links, whether something is there or not."""
+    """Resolve a path, whether something is there or not."""
     try:
         resolved = path.resolve()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):

@@ -47,24 +47,9 @@ _OF_FILES = (
 
 
 def check_store_name(folder: str | os.PathLike[str], what: str = "a Zarr store") -> Location:
-    """Refuse a name for a Zarr store that promises something else.
+    """Refuse a name for a Zarr store (`what` in the message) with the ending of another format.
 
-    Parameters
-    ----------
-    folder : path
-        Where the store will be: a path or a URL.
-    what : str
-        What will be written, for the message.
-
-    Returns
-    -------
-    Location
-        The place.
-
-    Raises
-    ------
-    InputError
-        Where the name ends otherwise than in ``.zarr``; none is an ending that begins with a digit.
+    An ending that begins with a digit is none.
     """
     place = Location.parse(folder)
     ending = place.settled.suffix
@@ -76,23 +61,7 @@ def check_store_name(folder: str | os.PathLike[str], what: str = "a Zarr store")
 
 
 def check_folder_name(folder: str | os.PathLike[str]) -> Location:
-    """Refuse a name for a folder of results that promises a file or a store.
-
-    Parameters
-    ----------
-    folder : path
-        Where the folder will be: a path or a URL.
-
-    Returns
-    -------
-    Location
-        The place.
-
-    Raises
-    ------
-    InputError
-        Where the name ends like that of an image, a table, an archive...
-    """
+    """Refuse a name for a folder of results that ends like an image's, a table's, a store's..."""
     place = Location.parse(folder)
     if place.suffix.lower() in _OF_FILES:
         raise InputError(
@@ -105,28 +74,8 @@ def check_folder_name(folder: str | os.PathLike[str]) -> Location:
 def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
     """See whether a new Zarr store may take a place; change nothing.
 
-    A plain Zarr group may hold many images, so it is never replaced.
-
-    Parameters
-    ----------
-    folder : path
-        Where the store will be: a path or a URL.
-    overwrite : bool
-        Whether an array or OME-Zarr group that is there may be replaced.
-
-    Returns
-    -------
-    Location
-        The place.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where something is there that may not be replaced.
-    InputError
-        Where the name does not end like that of a store, or a file is in the way.
-    AccessError
-        Where nothing may be made.
+    `overwrite` replaces an array or OME-Zarr image. A plain group may hold many images, so it is
+    never replaced.
     """
     place = Location.parse(folder)
     _check_room(place)
@@ -145,25 +94,7 @@ def check_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
 
 
 def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
-    """Clear the place of a new Zarr store; only an array or an OME-Zarr group is ever removed.
-
-    Parameters
-    ----------
-    folder : path
-        Where the store will be: a path or a URL.
-    overwrite : bool
-        Whether an array or OME-Zarr group that is there may be replaced.
-
-    Returns
-    -------
-    Location
-        The place, with nothing there.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where something is there that may not be replaced.
-    """
+    """Clear the place of a new Zarr store, as `check_store` allows."""
     place = check_store(folder, overwrite)
     place.remove()
     return place
@@ -172,28 +103,7 @@ def claim_store(folder: str | os.PathLike[str], overwrite: bool) -> Location:
 def check_folder(folder: str | os.PathLike[str], proof: str, overwrite: bool) -> Location:
     """See whether a folder may take the results of one run; change nothing.
 
-    Parameters
-    ----------
-    folder : path
-        New, or empty; a path or a URL.
-    proof : str
-        A file that shows an earlier run of the same kind, whose results may be replaced.
-    overwrite : bool
-        Whether to replace them.
-
-    Returns
-    -------
-    Location
-        The folder.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where the folder holds something that may not be replaced.
-    InputError
-        Where the name ends like that of a file, or a file is in the way.
-    AccessError
-        Where nothing may be made.
+    `proof` is a file that shows an earlier run of the same kind, which `overwrite` replaces.
     """
     target = Location.parse(folder)
     _check_room(target)
@@ -215,29 +125,7 @@ def check_folder(folder: str | os.PathLike[str], proof: str, overwrite: bool) ->
 
 
 def check_file(target: str | os.PathLike[str], overwrite: bool) -> Location:
-    """See whether a new file may take a place; change nothing.
-
-    Parameters
-    ----------
-    target : path
-        The file's name: a path or a URL.
-    overwrite : bool
-        Whether a file that is there may be replaced.
-
-    Returns
-    -------
-    Location
-        The place.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where the file is there and may not be replaced, or a folder that holds something.
-    InputError
-        Where a file is in the way.
-    AccessError
-        Where nothing may be made.
-    """
+    """See whether a new file may take a place; change nothing."""
     place = Location.parse(target)
     _check_room(place)
     if place.is_vacant():
@@ -256,82 +144,19 @@ def check_file(target: str | os.PathLike[str], overwrite: bool) -> Location:
 def claim_folder(
     folder: str | os.PathLike[str], proof: str, overwrite: bool
 ) -> AbstractContextManager[Path]:
-    """A folder for the results of one run, which appears under its name when it is complete.
-
-    Parameters
-    ----------
-    folder : path
-        New, or empty; a path or a URL.
-    proof : str
-        A file that shows an earlier run of the same kind, whose results may be replaced.
-    overwrite : bool
-        Whether to replace them.
-
-    Returns
-    -------
-    context manager of Path
-        An empty folder on this machine, moved or uploaded to its name at the end, removed after an
-        error.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where the folder holds something that may not be replaced.
-    InputError
-        Where the name ends like that of a file.
-    """
+    """Yield an empty folder for results, which appears under its name when complete."""
     return _folder_appearing(check_folder(folder, proof, overwrite))
 
 
 def claim_file(target: str | os.PathLike[str], overwrite: bool) -> AbstractContextManager[Path]:
-    """A file that appears under its name only when it is complete.
-
-    Parameters
-    ----------
-    target : path
-        The file's name: a path or a URL.
-    overwrite : bool
-        Whether a file that is there may be replaced.
-
-    Returns
-    -------
-    context manager of Path
-        Where to write it on this machine; moved or uploaded to its name at the end, removed after
-        an error.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where the file is there and may not be replaced, or a folder that holds something.
-    """
+    """Yield a path for a file, which appears under its name when complete."""
     return _appearing(check_file(target, overwrite))
 
 
 def claim_whole_store(
     folder: str | os.PathLike[str], overwrite: bool
 ) -> AbstractContextManager[Path]:
-    """A Zarr store that appears under its name only when it is complete.
-
-    Parameters
-    ----------
-    folder : path
-        The store's name: a path or a URL.
-    overwrite : bool
-        Whether an array or OME-Zarr group that is there may be replaced.
-
-    Returns
-    -------
-    context manager of Path
-        Where to write it on this machine, a new folder; moved or uploaded to its name at the end,
-        removed after an error.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where something is there that may not be replaced.
-    InputError
-        Where the name does not end like that of a store.
-    """
+    """Yield a path for a Zarr store, which appears under its name when complete."""
     return _appearing(check_store(folder, overwrite))
 
 
@@ -353,7 +178,7 @@ def _check_room(place: Location) -> None:
 
 @contextmanager
 def _appearing(place: Location) -> Iterator[Path]:
-    """Where to write what appears in a place; what the system or ITK refuses is an OutputError."""
+    """Yield where to write; what the system or ITK refuses becomes an `OutputError`."""
     try:
         if place.is_local:
             place.path.parent.mkdir(parents=True, exist_ok=True)
@@ -378,13 +203,5 @@ def _folder_appearing(place: Location) -> Iterator[Path]:
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
-    """Write a text file at once: it is complete or not there.
-
-    Parameters
-    ----------
-    target : path
-        The file, a path or a URL; replaced if it is there.
-    text : str
-        Its contents.
-    """
+    """Write a text file at once: it is complete or not there."""
     Location.parse(target).write_bytes(text.encode())

@@ -18,31 +18,14 @@ _DIGEST_BYTES = 16
 
 
 def this_host() -> str:
-    """What tells processes of the same number apart.
-
-    Returns
-    -------
-    str
-        This machine and, in a container, which of its process tables.
-    """
+    """Name this machine and its process table (of a container), which process numbers belong to."""
     with suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return f"{socket.gethostname()} -"
 
 
 def files_stamp(*paths: str | os.PathLike[str]) -> str:
-    """A digest of the names, sizes and times of change of files.
-
-    Parameters
-    ----------
-    *paths : path
-        Files, or folders with all that is in them but a `LEDGER_FOLDER`; nothing is opened.
-
-    Returns
-    -------
-    str
-        Another one after any of the files was written, added or removed.
-    """
+    """Digest names, sizes and times of files, or of all in folders but a `LEDGER_FOLDER`."""
     digest = blake2b(digest_size=_DIGEST_BYTES)
     for path in paths:
         for name, status in _files(os.fspath(path), ""):

@@ -19,18 +19,9 @@ __all__ = ["StoredArray", "tiles"]
 
 @dataclass(frozen=True)
 class StoredArray(LazyArray):
-    """A lazy array in a store or file; a subclass has `read`, which reads a box.
+    """A lazy array in a store or file, at an absolute path or URL; an heir has `read`.
 
-    It pickles as its path or URL; every process opens the store for itself when it first reads.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path or URL of the dataset or file.
-    shape : tuple of int
-        Elements per axis.
-    dtype : numpy.dtype
-        Element type, in native byte order.
+    It pickles as its path; every process opens the store for itself when it first reads.
     """
 
     path: str
@@ -43,13 +34,7 @@ class StoredArray(LazyArray):
         return None
 
     def files(self) -> tuple[str, ...]:
-        """The files and folders that hold the elements.
-
-        Returns
-        -------
-        tuple of str
-            The path or URL itself, unless a subclass knows of more.
-        """
+        """Return the files and folders that hold the elements."""
         return (self.path,)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
@@ -79,20 +64,7 @@ class StoredArray(LazyArray):
 
 
 def tiles(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Cut an array into boxes that start at multiples of a size, as chunks do.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Elements of the array per axis.
-    size : sequence of int
-        Elements of a box per axis; the last ones are smaller where they stick out.
-
-    Yields
-    ------
-    tuple of slice
-        The next box, in index order.
-    """
+    """Cut an array into boxes at multiples of a size, in index order, smaller at the ends."""
     per_axis = (
         [slice(a, min(a + step, n)) for a in range(0, n, step)]
         for n, step in zip(shape, size, strict=True)

@@ -26,39 +26,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def partial_name(name: str) -> str:
-    """A name for what is being written, which says by whom.
-
-    Parameters
-    ----------
-    name : str
-        The name that it will get; its ending is kept, in small letters, as libraries go by it.
-
-    Returns
-    -------
-    str
-        Unlike any other.
-    """
+    """Make a unique name for what is being written, which says by whom and keeps the ending."""
     stem, ending = re.fullmatch(r"(.*?)((?:\.\w+){0,2})", name, re.DOTALL).groups()  # type: ignore[union-attr]
     return f"{_host()}.{os.getpid()}.{uuid4().hex[:8]}-{stem}{ending.lower()}"
 
 
 def left_behind(folder: Path, prefix: str, name: str) -> Iterator[Path]:
-    """What processes of this machine that are dead did not finish to write.
-
-    Parameters
-    ----------
-    folder : Path
-        Where they wrote.
-    prefix : str
-        How the names of what is being written begin.
-    name : str
-        The name that it would have got.
-
-    Yields
-    ------
-    Path
-        A file or folder that nobody is writing.
-    """
+    """Yield what dead processes of this machine did not finish to write under a name."""
     ending = partial_name(name).partition("-")[2]
     for found in folder.glob(f"{prefix}*") if folder.is_dir() else ():
         owned = _OWNED.match(found.name, len(prefix))
@@ -71,13 +45,7 @@ def left_behind(folder: Path, prefix: str, name: str) -> Iterator[Path]:
 def swap_in(new: Path, place: Path) -> None:
     """Give a complete file or folder its name; what had the name is removed.
 
-    Parameters
-    ----------
-    new : Path
-        What is complete, on the same disk; nothing is there afterwards.
-    place : Path
-        The name. Where the system cannot exchange two folders at once, there is none of that name
-        for a moment.
+    Where the system cannot exchange two folders at once, there is none of that name for a moment.
     """
     if place.is_dir() and any(place.iterdir()):
         old = place.with_name(f"{_REPLACED}{uuid4().hex}-{place.name}")

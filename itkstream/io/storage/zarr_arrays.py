@@ -31,37 +31,11 @@ _BLOSC_HEADER = struct.Struct("<12xI")
 
 @dataclass(frozen=True)
 class ZarrArray(StoredArray):
-    """A lazy Zarr array of version 2 or 3.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path or URL of the array.
-    shape : tuple of int
-        Elements per axis.
-    dtype : numpy.dtype
-        Element type, in native byte order.
-    """
+    """A lazy Zarr array of version 2 or 3, of numbers in native byte order."""
 
     @classmethod
     def open(cls, folder: Location) -> ZarrArray:
-        """Read the metadata of an array.
-
-        Parameters
-        ----------
-        folder : Location
-            The array.
-
-        Returns
-        -------
-        ZarrArray
-            Lazy.
-
-        Raises
-        ------
-        InputError
-            Where its metadata, codecs or type of elements cannot be read.
-        """
+        """Read the metadata of an array; `InputError` where they or its codecs cannot be read."""
         file = folder / ("zarr.json" if (folder / "zarr.json").is_file() else ".zarray")
         read_attributes(file)  # that it is JSON is said better here
         try:
@@ -96,18 +70,7 @@ class ZarrArray(StoredArray):
         return tuple(self.store.chunks)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
+        """Read a box."""
         return np.asarray(self.store[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))])
 
 
@@ -149,31 +112,18 @@ def _is_blosc(array: zarr.Array[Any]) -> bool:
 
 
 def written_codecs() -> tuple[BloscCodec, Crc32cCodec]:
-    """How the chunks of new arrays (Zarr 3) are compressed, with a checksum for their readers.
+    """Return the codecs of new arrays (Zarr 3), with a checksum for their readers.
 
-    On 128³ voxels (uint16, tissue-like) this took half the time of Zarr's own default and 7 %
-    less space; the checksum adds 1 % to the time.
-
-    Returns
-    -------
-    tuple of codec
-        For `zarr.create_array`.
+    On 128³ voxels (uint16, tissue-like) this took half the time of Zarr's own default and 7 % less
+    space; the checksum adds 1 % to the time.
     """
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()
 
 
 def zarr_token(array: zarr.Array[Any]) -> tuple[str, ...]:
-    """What tells one of Zarr's own arrays from another, contents included.
+    """Return what tells an open Zarr array from another, contents included.
 
-    Parameters
-    ----------
-    array : zarr.Array
-        On a local disk, in an object store, or anywhere else.
-
-    Returns
-    -------
-    tuple of str
-        With a fingerprint of its files; another one at every call where it lies anywhere else.
+    Another one at every call where it lies neither on a disk nor in an object store.
     """
     place = Location.of_store(array.store)
     if place is None:
