@@ -27,18 +27,9 @@ _OUTSIDE = "outside"
 
 @dataclass(frozen=True, eq=False)
 class PointTable:
-    """Points and whatever else their file says of them.
+    """Points, (m, n) float64 in the order x, y, z, and the other columns of their file.
 
-    Parameters
-    ----------
-    points : ndarray, (m, n), float64
-        Coordinates in the order x, y, z.
-    header : tuple of str
-        Names of all columns of a CSV or Parquet file; empty for numpy files.
-    rows : tuple of tuple of str
-        The cells of a CSV file.
-    columns : pyarrow.Table, optional
-        The columns of a Parquet file, with their types.
+    `rows` are the cells of a CSV file, `columns` a pyarrow.Table of a Parquet file.
     """
 
     points: NDArray[np.float64]
@@ -48,28 +39,10 @@ class PointTable:
 
 
 def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
-    """Read points from a ``.csv``, ``.parquet`` or ``.npy`` file.
+    """Read points of 2 or 3 coordinates from a ``.csv``, ``.parquet`` or ``.npy`` file.
 
-    Parameters
-    ----------
-    path : path
-        A path or a URL. CSV with a header, or Parquet, that names columns x, y and z, in any order
-        and case, among others; or a numpy array (m, n), its columns in the order x, y, z.
-    ndim : int
-        How many coordinates a point has: 2 (x, y) or 3.
-
-    Returns
-    -------
-    PointTable
-        The points, and the other columns.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no such file.
-    InputError
-        Where a column lacks, a cell is no number, or the ending is another; for Parquet, where
-        pyarrow is not installed.
+    CSV with a header, or Parquet, that names columns x, y and z, in any order and case, among
+    others; or a numpy array (m, n), its columns in the order x, y, z.
     """
     place = Location.parse(path)
     if not place.is_file():
@@ -88,7 +61,7 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
 
 @contextmanager
 def _on_disk(place: Location) -> Iterator[Path]:
-    """The file on this machine: itself, or a copy for the time being."""
+    """Yield the file on this machine: itself, or a copy for the time being."""
     if place.is_local:
         yield place.path
         return
@@ -108,27 +81,9 @@ def write_points(
 ) -> None:
     """Write mapped points, in the format the file's ending names.
 
-    Parameters
-    ----------
-    path : path
-        ``.csv`` or ``.parquet``: the columns of `table`, coordinates replaced, and a column
-        ``outside`` of 0 and 1 (Parquet: of truth values); ``.npy``: the coordinates only, in the
-        order x, y, z.
-    table : PointTable
-        What was read.
-    points : ndarray, (m, n)
-        The new coordinates, in the order x, y, z.
-    outside : ndarray, (m,), bool
-        Points the transform says nothing about.
-    overwrite : bool
-        Replace an existing file.
-
-    Raises
-    ------
-    InputError
-        For another ending, or Parquet without pyarrow.
-    ExistingOutputError
-        Where the file exists.
+    ``.csv`` or ``.parquet``: the columns of `table`, coordinates (m, n) replaced, and a column
+    ``outside`` of 0 and 1 (Parquet: of truth values) for points that the transform says nothing
+    about; ``.npy``: the coordinates only, in the order x, y, z.
     """
     target = check_points_output(path, overwrite)
     kind = target.suffix.lower()
@@ -145,27 +100,7 @@ def write_points(
 
 
 def check_points_output(path: str | os.PathLike[str], overwrite: bool) -> Location:
-    """See whether points can be written to a file, before they are read and mapped.
-
-    Parameters
-    ----------
-    path : path
-        As for `write_points`.
-    overwrite : bool
-        Whether an existing file may be replaced.
-
-    Returns
-    -------
-    Location
-        The place.
-
-    Raises
-    ------
-    InputError
-        For another ending, or Parquet without pyarrow.
-    ExistingOutputError
-        Where the file exists.
-    """
+    """See whether points can be written to a file, before they are read and mapped."""
     target = Location.parse(path)
     kind = target.suffix.lower()
     if kind not in (".csv", ".npy", ".parquet"):
@@ -203,7 +138,7 @@ def _cell(value: Any) -> str:
 
 
 def _typed(table: PointTable, points: NDArray[np.float64], outside: NDArray[np.bool_]) -> Any:
-    """The table as pyarrow has it; columns of a CSV file other than coordinates are text."""
+    """Make a pyarrow table; columns of a CSV file other than coordinates are text."""
     arrow = _pyarrow()
     names = default_axes(points.shape[1])
     header = list(table.header or names)

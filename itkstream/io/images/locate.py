@@ -25,16 +25,9 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class Dataset:
-    """An image file, or an array or group inside a container.
+    """An image file, or an array or group inside a container: "n5", "zarr", "tiff" or "itk".
 
-    Parameters
-    ----------
-    location : Location
-        The file, array or group itself.
-    root : Location
-        The container it belongs to; the file itself where there is none.
-    format : str
-        ``"n5"``, ``"zarr"``, ``"tiff"`` or ``"itk"``.
+    `root` is the container around `location`; the file itself where there is none.
     """
 
     location: Location
@@ -49,27 +42,7 @@ class Dataset:
 
 
 def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
-    """Find an image and tell its format; reads no voxels.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        A file, a container, or a dataset inside a container; a path or a URL.
-    dataset : str, optional
-        The dataset, relative to `path`.
-
-    Returns
-    -------
-    Dataset
-        What is there.
-
-    Raises
-    ------
-    MissingDataError
-        Where nothing is; the message lists the datasets that the container does hold.
-    InputError
-        Where the format is unknown, or ITK would have to read from an object store.
-    """
+    """Find an image and tell its format; read no voxels."""
     named = Location.named(path)
     named = Location.named(str(named.child(dataset))) if dataset else named
     if not named.exists():
@@ -85,38 +58,15 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
 
 
 def list_datasets(root: Location) -> list[str]:
-    """The arrays inside a container, as paths relative to it.
-
-    Parameters
-    ----------
-    root : Location
-        An N5 or Zarr container.
-
-    Returns
-    -------
-    list of str
-        Sorted; the first 20 at most.
-    """
+    """List the arrays inside a container, relative to it, sorted; the first 20 at most."""
     below = (array for array in _arrays(root) if array != root)
     return sorted(array.relative_to(root) for array in islice(below, _LISTED))
 
 
 def no_dataset(folder: Location, root: Location, wanted: str) -> MissingDataError:
-    """The error for a container that does not hold what was asked for.
+    """Make the error for a container without what was asked for; it lists what is there.
 
-    Parameters
-    ----------
-    folder : Location
-        What was asked for.
-    root : Location
-        Its container.
-    wanted : str
-        What `folder` is not, "an N5 dataset" for instance.
-
-    Returns
-    -------
-    MissingDataError
-        With the datasets that the container does hold in its message.
+    `wanted` is what `folder` is not, "an N5 dataset" for instance.
     """
     there = list_datasets(root)
     listing = ", ".join(there) if there else "none"
@@ -158,7 +108,7 @@ def _lineage(folder: Location) -> Iterator[Location]:
 
 
 def _arrays(folder: Location) -> Iterator[Location]:
-    """Arrays here and below, in the order of their names."""
+    """Yield the arrays here and below, in the order of their names."""
     if is_array(folder):
         yield folder  # what lies below an array is chunks, possibly millions
         return
@@ -168,7 +118,7 @@ def _arrays(folder: Location) -> Iterator[Location]:
 
 
 def _followed(named: Location) -> Location:
-    """What a link leads to, unless the link's own name or place tells what that is."""
+    """Follow a link, unless its own name or place tells what it leads to."""
     if not named.is_local:
         return named
     if named.is_file():
@@ -194,7 +144,7 @@ def _image_file(full: Location) -> Dataset:
 
 
 def _series_of_tiff(full: Location) -> Dataset:
-    """A series inside a TIFF file; what else is not there is an error."""
+    """Find a series inside a TIFF file; whatever else is not there is an error."""
     for above in full.parents:
         if above.name.lower().endswith(TIFF_SUFFIXES) and above.is_file():
             return Dataset(Location.parse(full.path), Location.parse(above.path), "tiff")

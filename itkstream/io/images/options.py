@@ -66,7 +66,7 @@ class ImageOptions:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What it is as keywords of `itkstream.open_image`."""
+        """The same as keywords of `itkstream.open_image`."""
         return {
             "level": self.level,
             "channel": self.channel,

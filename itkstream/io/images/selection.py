@@ -30,23 +30,7 @@ _UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *w
 
 
 def parse_unit(text: str) -> str:
-    """The unit of length that a file means.
-
-    Parameters
-    ----------
-    text : str
-        As the file spells it: "um", "µm", "micron", "micrometre"...
-
-    Returns
-    -------
-    str
-        As `Grid` spells it.
-
-    Raises
-    ------
-    InputError
-        Where it is no known unit of length.
-    """
+    """Parse a unit of length as files spell it ("um", "micron"...) to `Grid`'s spelling."""
     unit = _UNITS.get(str(text).strip().lower())
     if unit is None:
         raise UnknownSpacingError(
@@ -68,27 +52,9 @@ class Opened:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of a file to open, and what to believe instead of its metadata.
+    """The part of a file to open, and what to believe instead of its metadata.
 
-    Parameters
-    ----------
-    level : int, optional
-        Resolution level, 0 the finest.
-    spacing : float or sequence of float, optional
-        Choose the level whose voxel spacing is nearest to this one, in micrometers.
-    channel, time : int
-        Channel and time point.
-    unit : str, optional
-        Unit of the file's numbers, whatever it claims.
-    voxel_spacing : float or sequence of float, optional
-        Voxel spacing of the opened image per array axis, whatever the file claims.
-    axes : str or sequence of str, optional
-        Names of the stored axes, whatever the file claims: "zyx", ``("c", "z", "y", "x")``.
-
-    Raises
-    ------
-    InputError
-        Where both `level` and `spacing` are given, or a value cannot be.
+    The fields are arguments of `itkstream.open_image`; `spacing` is in micrometers.
     """
 
     level: int | None = None
@@ -112,13 +78,7 @@ class Selection:
             object.__setattr__(self, "axes", _axes(self.axes))
 
     def stated(self) -> dict[str, Any]:
-        """What was said, as plain values.
-
-        Returns
-        -------
-        dict
-            Without what was left at its default.
-        """
+        """Return what is not left at its default, as plain values."""
         said = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("spacing", "voxel_spacing"):
             if said[name] is not None:
@@ -127,25 +87,7 @@ class Selection:
         return {name: value for name, value in said.items() if value != known[name]}
 
     def axes_of(self, claimed: Sequence[str], name: str) -> tuple[str, ...]:
-        """The names of the stored axes.
-
-        Parameters
-        ----------
-        claimed : sequence of str
-            What the file says, or what is usual where it says nothing.
-        name : str
-            How messages call the image.
-
-        Returns
-        -------
-        tuple of str
-            The stated names, else the claimed ones.
-
-        Raises
-        ------
-        InputError
-            Where the stated names are not as many as there are axes.
-        """
+        """Return the stated names of the stored axes, else the claimed ones."""
         if self.axes is None:
             return tuple(claimed)
         if len(self.axes) != len(claimed):
@@ -156,22 +98,10 @@ class Selection:
         return tuple(self.axes)
 
     def planar(self, names: Sequence[str], shape: Sequence[int]) -> tuple[str, ...]:
-        """The names of the stored axes, where a single plane has no axis z.
+        """Name a z of one voxel (of the finest level's shape) "plane", which `image` drops.
 
         Images of one plane come with a z of one voxel from many tools; they are 2-D unless their
         axes are stated.
-
-        Parameters
-        ----------
-        names : sequence of str
-            Of the stored axes.
-        shape : sequence of int
-            Of the finest level.
-
-        Returns
-        -------
-        tuple of str
-            With "plane" in the place of a z of one voxel, which `image` drops.
         """
         flat = self.axes is None and len(names) == len(shape)
         return tuple(
@@ -180,68 +110,17 @@ class Selection:
         )
 
     def stated_spacing(self, ndim: int, name: str) -> tuple[float, ...] | None:
-        """The voxel spacing that was stated by hand.
-
-        Parameters
-        ----------
-        ndim : int
-            Spatial axes.
-        name : str
-            How messages call the image.
-
-        Returns
-        -------
-        tuple of float or None
-            One per axis.
-
-        Raises
-        ------
-        InputError
-            Where there are more or fewer.
-        """
+        """Return the voxel spacing stated by hand, one per spatial axis, or None."""
         if self.voxel_spacing is None:
             return None
         return tuple(map(float, _per_axis("voxel_spacing", self.voxel_spacing, ndim, name)))
 
     def unit_of(self, claimed: str | None) -> str:
-        """The unit of the file's numbers.
-
-        Parameters
-        ----------
-        claimed : str, optional
-            What the file says.
-
-        Returns
-        -------
-        str
-            The stated unit, else the claimed one, else micrometer.
-        """
+        """Return the stated unit of the file's numbers, else the claimed one, else micrometer."""
         return self.unit or parse_unit(claimed or "micrometer")
 
     def choose_level(self, spacings: Sequence[Sequence[float] | None], unit: str, name: str) -> int:
-        """Choose one of the levels of an image.
-
-        Parameters
-        ----------
-        spacings : sequence of (sequence of float or None)
-            Voxel spacing of each level; None where the file does not state it.
-        unit : str
-            Its unit.
-        name : str
-            How messages call the image.
-
-        Returns
-        -------
-        int
-            Position in `spacings`.
-
-        Raises
-        ------
-        NoSuchPartError
-            Where the level does not exist.
-        InputError
-            Where a level cannot be chosen by spacing.
-        """
+        """Choose a level by number, or by the spacings of all levels (None: unknown) in `unit`."""
         if self.spacing is not None:
             return _nearest(self.spacing, spacings, unit, name)
         level = self.level or 0
@@ -261,35 +140,11 @@ class Selection:
         unit: str | None = None,
         levels: int = 1,
     ) -> Opened:
-        """The wanted channel and time point of a stored array as an image.
+        """Cut the wanted channel and time point out of a stored array with these axes.
 
-        Parameters
-        ----------
-        source : ArraySource
-            The stored array.
-        names : sequence of str
-            Name of each of its axes; ``x, y, z`` are kept, ``c`` and ``t`` are picked, axes of
-            one element with any other name are dropped.
-        grid : Grid, optional
-            Grid of the kept axes as the file states it; None where the file has no spacing.
-        name : str
-            How messages call the image.
-        unit : str, optional
-            What the file says, where it has no spacing and so no grid.
-        levels : int
-            Resolution levels of the image.
-
-        Returns
-        -------
-        Opened
-            Lazy.
-
-        Raises
-        ------
-        NoSuchPartError
-            Where channel or time do not exist.
-        InputError
-            Where no spacing is known, or an axis is not understood.
+        ``x, y, z`` are kept, ``c`` and ``t`` are picked, axes of one element with any other name
+        are dropped. `grid` is the file's, None where it has no spacing; then `unit` is what it
+        says. `name` is what messages call the image.
         """
         view = self._view(source, names, name)
         axes = tuple(a for a in names if a in ("x", "y", "z"))

@@ -27,40 +27,14 @@ __all__ = ["itk_unit", "micrometers", "rescaled"]
 
 
 def itk_unit(grid: Grid) -> str:
-    """The unit of files that ITK's programs use together with an image.
-
-    Parameters
-    ----------
-    grid : Grid
-        The image's, as it was opened.
-
-    Returns
-    -------
-    str
-        ``"millimeter"`` where the image is in millimeters, as NIfTI is, else ``"micrometer"``.
-    """
+    """Return the unit of ITK files for an image: millimeter if it has that, else micrometer."""
     return grid.unit if grid.unit == "millimeter" else "micrometer"
 
 
 def rescaled(transform: Transform, factor: float) -> Transform:
-    """The same transform of points whose numbers are multiplied by a factor; reads no field.
+    """Rescale the points of a transform by a factor: ``p -> f * transform(p / f)``; read no field.
 
-    Parameters
-    ----------
-    transform : Transform
-        Affine, displacement field, B-splines, or a chain of these.
-    factor : float
-        Such as 0.001 from micrometers to millimeters. Grids keep the name of their unit.
-
-    Returns
-    -------
-    Transform
-        ``p -> factor * transform(p / factor)``.
-
-    Raises
-    ------
-    InputError
-        For another kind of transform.
+    From micrometers to millimeters the factor is 0.001. Grids keep the name of their unit.
     """
     if factor == 1.0:
         return transform
@@ -112,23 +86,7 @@ class _Scaled:
 
 
 def micrometers(unit: str) -> float:
-    """How many micrometers a unit has.
-
-    Parameters
-    ----------
-    unit : str
-        As `Grid` spells it.
-
-    Returns
-    -------
-    float
-        Such as 1000 for millimeters.
-
-    Raises
-    ------
-    InputError
-        Where it is no unit of length.
-    """
+    """Convert a unit, as `Grid` spells it, to micrometers."""
     if unit not in MICROMETERS_PER_UNIT:
         raise InputError(f"unknown length unit {unit!r}; known: {', '.join(MICROMETERS_PER_UNIT)}")
     return MICROMETERS_PER_UNIT[unit]

@@ -1,4 +1,4 @@
-"""Zarr arrays, version 2 and 3, read lazily; and plain ones, without OME metadata, as images."""
+"""Zarr arrays, version 2 and 3, read lazily; the codecs of new ones."""
 
 from __future__ import annotations
 

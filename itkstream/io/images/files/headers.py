@@ -23,63 +23,21 @@ _GZIP_OR_ZLIB = 47
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What a header says.
+    """The facts of a header that decide how a file is read."""
 
-    Parameters
-    ----------
-    files : tuple of Path
-        Other files that hold the voxels; empty where the file itself does.
-    unit : str, optional
-        Unit of length of ITK's numbers; None where none is stated.
-    itk_scale : float
-        What ITK multiplies the file's numbers by.
-    own_unit : str, optional
-        Unit of the file's numbers, where ITK multiplies them; None where `unit` is theirs.
-    spaced : bool
-        Whether the file says how far its voxels lie apart.
-    streams : bool
-        Whether ITK reads a region of it without reading all.
-    raw_offset : int, optional
-        Where the voxels begin that lie as numpy has them: little-endian, in one piece.
-    packed : tuple of (Path, int)
-        Files that are compressed by gzip or zlib, and where in them the stream begins.
-    needed : int
-        Bytes that the streams unpack to at least.
-    """
-
-    files: tuple[Path, ...] = ()
-    unit: str | None = None
-    itk_scale: float = 1.0
-    own_unit: str | None = None
-    spaced: bool = True
-    streams: bool = False
-    raw_offset: int | None = None
-    packed: tuple[tuple[Path, int], ...] = ()
-    needed: int = 0
+    files: tuple[Path, ...] = ()  # that hold the voxels; empty where the file itself does
+    unit: str | None = None  # of ITK's numbers; None where none is stated
+    itk_scale: float = 1.0  # what ITK multiplies the file's numbers by
+    own_unit: str | None = None  # of the file's numbers, where ITK multiplies them
+    spaced: bool = True  # whether the file says how far its voxels lie apart
+    streams: bool = False  # whether ITK reads a region of it without reading all
+    raw_offset: int | None = None  # of voxels as numpy has them: little-endian, in one piece
+    packed: tuple[tuple[Path, int], ...] = ()  # files with a gzip or zlib stream, and its start
+    needed: int = 0  # bytes that the streams unpack to at least
 
 
 def whole_numbers(words: Sequence[str], what: str, path: Path) -> tuple[int, ...]:
-    """Sizes of axes, as a header spells them.
-
-    Parameters
-    ----------
-    words : sequence of str
-        One per axis.
-    what : str
-        The key of the header.
-    path : Path
-        The file.
-
-    Returns
-    -------
-    tuple of int
-        All of them 1 at least.
-
-    Raises
-    ------
-    InputError
-        Where a word is no size.
-    """
+    """Parse the sizes of axes, as a header spells them under the key `what`."""
     bad = [w for w in words if not w.isdecimal() or not 0 < int(w) < _LARGEST_SIZE]
     if bad or not words:
         raise InputError(
@@ -89,22 +47,7 @@ def whole_numbers(words: Sequence[str], what: str, path: Path) -> tuple[int, ...
 
 
 def check_length(path: Path, needed: int, there: int, *, packed: bool = False) -> None:
-    """Compare what a header means with what there is.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    needed, there : int
-        Bytes that are meant, and bytes that are there.
-    packed : bool
-        Whether the bytes are compressed by gzip or zlib.
-
-    Raises
-    ------
-    UnreadableDataError
-        Where there are too few.
-    """
+    """Refuse a file with fewer bytes than its header means; `packed` by gzip or zlib."""
     if needed > there * (_DEFLATED if packed else 1):
         raise UnreadableDataError(
             f"{path} is cut short, or its header is damaged: it means {needed} bytes of voxels, "
@@ -113,22 +56,7 @@ def check_length(path: Path, needed: int, there: int, *, packed: bool = False) -
 
 
 def require_files(path: Path, files: Sequence[Path], key: str) -> None:
-    """The files that a header names must be there.
-
-    Parameters
-    ----------
-    path : Path
-        The header.
-    files : sequence of Path
-        What it names.
-    key : str
-        Where it names them.
-
-    Raises
-    ------
-    MissingDataError
-        Where one is not.
-    """
+    """Require the files that a header names under a key."""
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise MissingDataError(
@@ -141,16 +69,6 @@ def check_streams(header: FileHeader) -> None:
     """Unpack compressed files once, and compare their lengths and checksums.
 
     ITK fills what is missing of a stream with zeros, and takes one with a wrong checksum as it is.
-
-    Parameters
-    ----------
-    header : FileHeader
-        What the header says.
-
-    Raises
-    ------
-    UnreadableDataError
-        Where a stream is cut short or damaged.
     """
     length = sum(_unpacked_length(path, start) for path, start in header.packed)
     if header.packed and length < header.needed:

@@ -58,34 +58,12 @@ class ItkFile(StoredArray):
 
     Uncompressed NIfTI (of scalars), MetaImage and NRRD files are read region by region. ITK can
     read the others only whole: a process that slices one keeps it in memory, two files at most.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path of the file.
-    shape : tuple of int
-        Elements per axis, components last where there are several.
-    dtype : numpy.dtype
-        Element type.
-    components : int
-        Components per voxel.
     """
 
     components: int = 1
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
+        """Read a box."""
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         header = _header(self.path)
         if header.raw_offset is not None:
@@ -104,40 +82,17 @@ class ItkFile(StoredArray):
         return np.asarray(box[..., cut[-1]] if self.components > 1 else box)
 
     def files(self) -> tuple[str, ...]:
-        """The file, and the files that a header of its own names.
-
-        Returns
-        -------
-        tuple of str
-            Absolute paths.
-        """
+        """Return the file, and the files that its header names."""
         beside = (str(file) for file in _header(self.path).files)
         return tuple(dict.fromkeys((self.path, *beside)))
 
 
 def open_itk(dataset: Dataset, selection: Selection) -> Opened:
-    """Open an image file that ITK reads.
+    """Open an image file that ITK reads, with axes z, y, x.
 
     Direction and origin are kept, and the unit that the file states: NIfTI's comes as millimeters,
     into which ITK converts; NRRD's ``space units`` and MetaImage's ``DistanceUnits`` as they are.
     Where none is stated, numbers count as micrometers.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        The file.
-    selection : Selection
-        Channel, time, and what to believe instead of the metadata.
-
-    Returns
-    -------
-    Opened
-        Lazy, with axes z, y, x.
-
-    Raises
-    ------
-    InputError
-        Where ITK cannot read the file or the selection does not fit.
     """
     name = str(dataset.location)
     header = _read_header(name)
@@ -171,27 +126,10 @@ def open_itk(dataset: Dataset, selection: Selection) -> Opened:
 
 
 def write_itk(path: str | os.PathLike[str], image: Image, *, overwrite: bool = False) -> None:
-    """Write an image as a file that ITK, 3D Slicer and ANTs read.
+    """Write an image as ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``; it is read into memory.
 
-    Parameters
-    ----------
-    path : path
-        Ending in ``.nrrd``, ``.mha``, ``.nii`` or ``.nii.gz``; a path or a URL.
-    image : Image
-        Read into memory. Numbers of its grid are kept as they are; the file states their unit where
-        it is millimeter, and else none, since ITK takes all numbers for millimeters.
-    overwrite : bool
-        Replace an existing file.
-
-    Raises
-    ------
-    InputError
-        For another ending, where the image is read from that file, or where nothing says what the
-        image's axes are.
-    ExistingOutputError
-        Where the file exists.
-    OutputError
-        Where it cannot be written.
+    Numbers of its grid are kept as they are; the file states their unit where it is millimeter, and
+    else none, since ITK takes all numbers for millimeters.
     """
     name = Location.parse(path).name
     if not name.lower().endswith(WRITTEN_SUFFIXES):
@@ -228,7 +166,7 @@ def _state_millimeters(path: Path, ndim: int) -> None:
 def _grid(
     reader: sitk.ImageFileReader, header: FileHeader, names: Sequence[str], selection: Selection
 ) -> Grid:
-    """The grid as ITK has it, in the unit that the file or the caller states."""
+    """Make the grid as ITK has it, in the unit that the file or the caller states."""
     size = reader.GetSize()
     space = [k for k, axis in enumerate(names[: len(size)]) if axis in ("x", "y", "z")]
     kept = [len(size) - 1 - k for k in space]
@@ -256,7 +194,7 @@ def _read_header(path: str) -> FileHeader:
 
 
 def _header(path: str) -> FileHeader:
-    """A header that was read before; that its files are there was checked then."""
+    """Read a header again from the cache; that its files are there was checked before."""
     stamp = os.stat(path)
     return _known_header(path, stamp.st_mtime_ns, stamp.st_size)
 

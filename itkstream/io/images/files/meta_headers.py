@@ -24,27 +24,7 @@ _TRUE = ("true", "t", "1", "yes", "y")
 
 
 def read_meta_header(path: Path) -> FileHeader:
-    """Read and check the header of a MetaImage file.
-
-    Parameters
-    ----------
-    path : Path
-        ``.mha``, or ``.mhd`` with its data beside it.
-
-    Returns
-    -------
-    FileHeader
-        With the unit of ``DistanceUnits``.
-
-    Raises
-    ------
-    InputError
-        Where the header is damaged, or of a kind that ITK does not read.
-    MissingDataError
-        Where a data file is not there.
-    UnreadableDataError
-        Where the data are shorter than the header says.
-    """
+    """Read and check the header of a MetaImage file, ``.mha`` or ``.mhd`` with data beside it."""
     fields, names, length = _fields(path)
     sizes = whole_numbers(fields.get("DimSize", "").split(), "DimSize", path)
     if str(len(sizes)) != fields.get("NDims"):
@@ -68,7 +48,7 @@ def read_meta_header(path: Path) -> FileHeader:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], list[str], int]:
-    """Fields by key, lines after ``ElementDataFile = LIST``, bytes of the header."""
+    """Split into fields by key, lines after ``ElementDataFile = LIST``, bytes of the header."""
     with path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
     last = re.search(rb"(?m)^\s*ElementDataFile\s*[=:][^\n]*\n?", start)
@@ -142,7 +122,7 @@ def _data_files(
 
 
 def _numbered(words: Sequence[str], path: Path) -> list[str]:
-    """The files of a pattern such as ``slice%03d.raw 1 10 1``."""
+    """List the files of a pattern such as ``slice%03d.raw 1 10 1``."""
     pattern, *numbers = words
     if not re.fullmatch(r"[^%]*%0?\d{0,2}d[^%]*", pattern) or not all(
         re.fullmatch(r"\d{1,6}", n) for n in numbers

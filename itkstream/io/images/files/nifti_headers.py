@@ -34,24 +34,9 @@ _UNITS, _LENGTHS = 123, 0b111  # where xyzt_units is, and its bits for the unit 
 
 
 def read_nifti_header(path: Path) -> FileHeader:
-    """Read and check the header of a NIfTI file.
+    """Read and check the header of a NIfTI file, or of a pair of ``.hdr`` and ``.img``.
 
-    Parameters
-    ----------
-    path : Path
-        ``.nii``, ``.nii.gz``, or ``.hdr`` or ``.img`` of a pair.
-
-    Returns
-    -------
-    FileHeader
-        Its unit is millimeter where the file states any, since ITK converts; else None.
-
-    Raises
-    ------
-    InputError
-        Where it is of another version or its header is damaged.
-    UnreadableDataError
-        Where the file is shorter than its header says.
+    Its unit is millimeter where the file states any, since ITK converts.
     """
     pair = path.suffix.lower() in (".hdr", ".img")
     head = path.with_suffix(_as_written(path, ".hdr")) if pair else path
@@ -88,13 +73,7 @@ def read_nifti_header(path: Path) -> FileHeader:
 
 
 def state_no_unit(path: Path) -> None:
-    """Take the claim of millimeters, which ITK always makes, from a NIfTI file it has written.
-
-    Parameters
-    ----------
-    path : Path
-        ``.nii`` or ``.nii.gz``; changed in place.
-    """
+    """Take the claim of millimeters, which ITK always makes, from a NIfTI file it has written."""
     if path.name.lower().endswith(".gz"):
         plain = path.with_name(f"{path.name}.unpacked")
         with gzip.open(path, "rb") as packed, plain.open("wb") as file:
@@ -155,7 +134,7 @@ def _check_scaling(raw: bytes, order: str, path: Path) -> None:
 
 
 def _components(raw: bytes, order: str) -> int:
-    """Components of a voxel: colours, or the fifth axis."""
+    """Count the components of a voxel: colours, or the fifth axis."""
     if struct.unpack(order + "h", raw[70:72])[0] in _RGB:
         return 3
     axes, fifth = (struct.unpack(order + "h", raw[k : k + 2])[0] for k in (40, 50))
@@ -163,7 +142,7 @@ def _components(raw: bytes, order: str) -> int:
 
 
 def _compare_geometries(raw: bytes, order: str, path: Path) -> None:
-    """Readers differ on which of the two matrices counts, so say where these differ."""
+    """Warn where the two matrices differ: readers differ on which of them counts."""
     qform_code, sform_code = struct.unpack(order + "2h", raw[252:256])
     sizes = np.array(struct.unpack(order + "8h", raw[40:56])[1:4])
     if qform_code < 1 or sform_code < 1:

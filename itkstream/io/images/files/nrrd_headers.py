@@ -33,27 +33,7 @@ _DOMAINS = ("domain", "space", "time")
 
 
 def read_nrrd_header(path: Path) -> FileHeader:
-    """Read and check the header of a NRRD file.
-
-    Parameters
-    ----------
-    path : Path
-        ``.nrrd``, or ``.nhdr`` with its data beside it.
-
-    Returns
-    -------
-    FileHeader
-        With the unit of ``space units`` or ``units``.
-
-    Raises
-    ------
-    InputError
-        Where the header is damaged, or of a kind that ITK does not read.
-    MissingDataError
-        Where a data file is not there.
-    UnreadableDataError
-        Where the data are shorter than the header says.
-    """
+    """Read and check the header of a NRRD file, ``.nrrd`` or ``.nhdr`` with its data beside it."""
     fields, names, length = _fields(path)
     sizes = whole_numbers(fields.get("sizes", "").split(), "sizes", path)
     if str(len(sizes)) != fields.get("dimension"):
@@ -87,7 +67,7 @@ def read_nrrd_header(path: Path) -> FileHeader:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], list[str], int]:
-    """Fields by their lower-case key, lines after ``data file: LIST``, bytes of the header."""
+    """Split into fields by lower-case key, lines after ``data file: LIST``, bytes of the header."""
     with path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
     if not re.match(rb"NRRD000[1-6]\r?\n", start):
@@ -126,7 +106,7 @@ def _voxel_type(fields: Mapping[str, str], path: Path) -> tuple[int, str]:
 
 
 def _ranges(fields: Mapping[str, str]) -> list[bool]:
-    """Which axes hold components of a voxel instead of places."""
+    """Find which axes hold components of a voxel instead of places."""
     kinds = fields.get("kinds", "").lower().split()
     return [kind not in (*_DOMAINS, "???", "none") for kind in kinds]
 
@@ -166,7 +146,7 @@ def _data_files(path: Path, fields: Mapping[str, str], names: Sequence[str]) -> 
 
 
 def _numbered(words: Sequence[str], path: Path) -> list[str]:
-    """The files of a pattern such as ``slice%03d.raw 1 10 1``."""
+    """List the files of a pattern such as ``slice%03d.raw 1 10 1``."""
     pattern, *numbers = words
     if not re.fullmatch(r"[^%]*%0?\d{0,2}d[^%]*", pattern) or not all(
         re.fullmatch(r"-?\d{1,9}", n) for n in numbers

@@ -36,30 +36,11 @@ _UNPACKED_PER_BYTE = 100_000  # no codec packs constant voxels more tightly
 
 
 def open_tiff(dataset: Dataset, selection: Selection) -> Opened:
-    """Open a TIFF file that tifffile understands.
+    """Open a TIFF file that tifffile understands, with the spatial axes in stored order.
 
     Voxels are as stored, samples (RGB) are channels, pages of which nothing is said lie along z.
     Spacing and unit are those of OME-XML, ImageJ, LSM, MetaMorph and Micro-Manager, see
     `itkstream.io.images.files.tiff_metadata.statement`. Levels of a pyramid cover the same space.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        The file; below it the number or name of a series, where it has several.
-    selection : Selection
-        Level, channel, time, and what to believe instead of the metadata.
-
-    Returns
-    -------
-    Opened
-        Lazy, with the axes of the file in numpy's order.
-
-    Raises
-    ------
-    InputError
-        Where the file cannot be read, or does not say what it must and the selection neither.
-    UnreadableDataError
-        Where it is cut short.
     """
     path = str(dataset.root)
     with _explained(path), TiffFile(path) as tif:
@@ -86,7 +67,7 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Opened:
 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """What tifffile raises over a broken file says which file it is."""
+    """Name the file in whatever tifffile raises over a broken one."""
     try:
         yield
     except (ItkstreamError, MemoryError):
@@ -99,7 +80,7 @@ def _explained(path: str) -> Iterator[None]:
 
 
 def _check_chain(tif: TiffFile) -> None:
-    """A chain of pages that ends beyond the end of the file means that pages are gone."""
+    """Refuse a chain of pages that ends beyond the end of the file: pages are gone."""
     count, following = len(tif.pages), 0
     if count and not tif.pages[count - 1].is_virtual:
         following = tif.pages[count - 1].aspage()._nextifd()
@@ -111,7 +92,7 @@ def _check_chain(tif: TiffFile) -> None:
 
 
 def _series(tif: TiffFile, dataset: Dataset) -> TiffPageSeries:
-    """The series that is meant: the named one, or the only one that is no thumbnail."""
+    """Choose the series that is meant: the named one, or the only one that is no thumbnail."""
     path = str(dataset.root)
     everything = list(tif.series)
     wanted = dataset.location.relative_to(dataset.root) if dataset.location != dataset.root else ""
@@ -157,7 +138,7 @@ def _check_kind(series: TiffPageSeries, path: str) -> None:
 
 
 def _check_pages(series: TiffPageSeries, path: str) -> None:
-    """Nothing that a header says may go beyond what the files can hold."""
+    """Refuse a header that goes beyond what the files can hold."""
     key = series.keyframe
     if key.compression != 1 and key.compression not in TIFF.DECOMPRESSORS:
         raise InputError(
@@ -205,7 +186,7 @@ def _check_length(path: str, needed: int, size: int) -> None:
 
 
 def _names(series: TiffPageSeries, selection: Selection, path: str) -> tuple[str, ...]:
-    """Names of the axes of a series; those without a name of their own where it is plain."""
+    """Name the axes of a series; those without a name of their own where it is plain."""
     letters = series.axes
     if selection.axes is not None:
         return tuple(letters.lower())
@@ -236,14 +217,14 @@ def _names(series: TiffPageSeries, selection: Selection, path: str) -> tuple[str
 
 
 def _believed(stated: Statement, selection: Selection) -> Statement:
-    """The statement in the unit that counts; nothing where numbers have no unit."""
+    """Put a statement into the unit that counts; nothing where numbers have no unit."""
     if not stated.spacing or (stated.unit is None and selection.unit is None):
         return Statement()
     return replace(stated, unit=selection.unit_of(stated.unit))
 
 
 def _grid(stated: Statement, finest: dict[str, int], shape: dict[str, int]) -> Grid | None:
-    """The grid of a level that covers the space of the finest one."""
+    """Make the grid of a level that covers the space of the finest one."""
     axes = tuple(a for a in shape if a in _SPACE)
     if any(a not in stated.spacing for a in axes) or stated.unit is None:
         return None
@@ -260,7 +241,7 @@ def _grid(stated: Statement, finest: dict[str, int], shape: dict[str, int]) -> G
 
 
 def _factor(fine: int, coarse: int) -> float:
-    """How many fine voxels a coarse one stands for: a whole number where that fits."""
+    """Count the fine voxels that a coarse one stands for: a whole number where that fits."""
     whole = round(fine / coarse)
     return float(whole) if whole and abs(fine / whole - coarse) < 1 else fine / coarse
 
@@ -291,7 +272,7 @@ def _array(path: str, base: TiffPageSeries, series: TiffPageSeries) -> TiffArray
 
 
 def _tile(series: TiffPageSeries) -> tuple[int, ...] | None:
-    """Elements per axis of the series that a strip or tile holds."""
+    """Find the elements per axis of the series that a strip or tile holds."""
     key = series.keyframe
     size, _ = segment_grid(key)
     long = [(n, min(k, n)) for n, k in zip(key.shaped, size, strict=True) if n > 1]
@@ -305,7 +286,7 @@ def _tile(series: TiffPageSeries) -> tuple[int, ...] | None:
 def _check_planes(
     series: TiffPageSeries, names: Sequence[str], selection: Selection, path: str
 ) -> None:
-    """The planes of the chosen channel and time must all be there."""
+    """Refuse a channel and time with missing planes."""
     if all(page is not None for page in series._pages):
         return
     shape, size = series.shape, series.keyframe.size

@@ -26,17 +26,7 @@ _MANY_PLANES = 2_000_000
 
 @dataclass(frozen=True)
 class Statement:
-    """What a file says; empty where it says nothing.
-
-    Parameters
-    ----------
-    spacing : mapping of str to float
-        Distance of neighbouring voxels by axis name.
-    unit : str, optional
-        Unit of all numbers, as the file spells it; None where it names none.
-    origin : mapping of str to float
-        Position of the first voxel by axis name.
-    """
+    """Spacing, unit and origin by axis name, as a file spells them; empty where it says nothing."""
 
     spacing: Mapping[str, float] = field(default_factory=dict)
     unit: str | None = None
@@ -44,23 +34,11 @@ class Statement:
 
 
 def statement(tif: TiffFile, series: TiffPageSeries) -> Statement:
-    """What a file says of the voxels of a series.
+    """Read what a file says of the voxels of a series, the finest level.
 
     OME-XML, ImageJ's, Zeiss LSM's, MetaMorph's and Micro-Manager's metadata count, in this order.
-    The resolution of the TIFF tags counts where it is finer than any printer's (10 µm), since
-    most programs write one that means nothing.
-
-    Parameters
-    ----------
-    tif : TiffFile
-        Open.
-    series : TiffPageSeries
-        One of its series, the finest level.
-
-    Returns
-    -------
-    Statement
-        Empty where it says nothing.
+    The resolution of the TIFF tags counts where it is finer than any printer's (10 µm), since most
+    programs write one that means nothing.
     """
     makers = {"ome": _ome, "imagej": _imagej, "lsm": _lsm, "stk": _stk, "mmstack": _micro_manager}
     found = Statement()
@@ -72,23 +50,7 @@ def statement(tif: TiffFile, series: TiffPageSeries) -> Statement:
 
 
 def ome_pixels(tif: TiffFile) -> list[tuple[str | None, dict[str, str]]]:
-    """Name of each image of the OME-XML of a file, and the attributes of its pixels.
-
-    Parameters
-    ----------
-    tif : TiffFile
-        Open.
-
-    Returns
-    -------
-    list of (str or None, dict)
-        Empty for a file without OME-XML.
-
-    Raises
-    ------
-    InputError
-        Where the OME-XML is malformed, or means more planes than a file has.
-    """
+    """Read name and pixel attributes of each image of the OME-XML of a file; empty without it."""
     text = tif.ome_metadata
     if text is None:
         return []
@@ -108,7 +70,7 @@ def ome_pixels(tif: TiffFile) -> list[tuple[str | None, dict[str, str]]]:
 
 
 def _check_planes(pixels: ElementTree.Element, name: str) -> None:
-    """tifffile makes a list of the planes that are meant, however many."""
+    """Refuse nonsense numbers: tifffile makes a list of the planes that are meant, however many."""
     numbers = {f"Size{a}": pixels.attrib.get(f"Size{a}", "") for a in "XYZCT"}
     for data in (e for e in pixels if e.tag.endswith("TiffData")):
         numbers |= {f"TiffData {k}": v for k, v in data.attrib.items()}
@@ -200,7 +162,7 @@ def _tag(series: TiffPageSeries, code: int) -> Any:
 
 
 def _inverse(ratio: Any) -> float | None:
-    """The size of a pixel of a resolution, which tags hold as a fraction."""
+    """Invert a resolution, which tags hold as a fraction, to the size of a pixel."""
     try:
         numerator, denominator = ratio
         return _positive(denominator / numerator)
@@ -222,7 +184,7 @@ def _positive(value: Any) -> float | None:
 
 
 def _unit(text: str) -> tuple[str | None, float]:
-    """A unit of length, and what to multiply by for it; None for "pixel" and what is no length."""
+    """Find a unit of length and the factor to it; None for "pixel" and what is no length."""
     if text.strip().lower() in ("inch", "inches", "in"):
         return "micrometer", _MICROMETERS_PER_TAG[2]
     try:

@@ -34,24 +34,8 @@ class TiffArray(StoredArray):
     """A lazy series of TIFF pages, axes as tifffile has them.
 
     Where the voxels lie in one piece and as numpy has them, a box is copied from the mapped file;
-    elsewhere the strips and tiles that it touches are decoded, one after the other.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path of the file.
-    shape : tuple of int
-        Elements per axis.
-    dtype : numpy.dtype
-        Element type.
-    series : int
-        Which series of the file, counted from 0.
-    level : int
-        Which level of its pyramid, 0 the finest.
-    tile : tuple of int, optional
-        Elements per axis that are decoded together; None where any box costs its own size.
-    parts : tuple of str
-        Absolute paths of the files, where the series is spread over several.
+    elsewhere the strips and tiles that it touches are decoded, one after the other. `tile` are the
+    elements per axis of these, `parts` the files, where the series is spread over several.
     """
 
     series: int = 0
@@ -65,35 +49,11 @@ class TiffArray(StoredArray):
         return self.tile
 
     def files(self) -> tuple[str, ...]:
-        """The file, and those that it shares the series with.
-
-        Returns
-        -------
-        tuple of str
-            Absolute paths.
-        """
+        """Return the file, and those that it shares the series with."""
         return tuple(dict.fromkeys((self.path, *self.parts)))
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-
-        Raises
-        ------
-        UnreadableDataError
-            Where a plane of the box is in none of the files.
-        InputError
-            Where the compression cannot be read here.
-        """
+        """Read a box; `UnreadableDataError` where a plane of it is in none of the files."""
         with _opening:
             series = self._opened().series[self.series].levels[self.level]
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
@@ -116,19 +76,9 @@ class TiffArray(StoredArray):
 
 
 def segment_grid(page: TiffPage) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How a page is cut into strips or tiles.
+    """Return the size of a page's strips or tiles, and how many there are.
 
-    Parameters
-    ----------
-    page : TiffPage
-        Any.
-
-    Returns
-    -------
-    size : tuple of int
-        Planes, depth, rows, columns and samples of a strip or tile.
-    count : tuple of int
-        How many there are along each of these.
+    Both by planes, depth, rows, columns and samples.
     """
     planes, depth, rows, columns, samples = page.shaped
     size = (1, 1, min(page.rowsperstrip, rows), columns, samples)
@@ -151,7 +101,7 @@ def _mapped(series: TiffPageSeries) -> NDArray[Any]:
 
 
 def _decoded(series: TiffPageSeries, cut: tuple[slice, ...], name: str) -> NDArray[Any]:
-    """A box of a series, page by page: the first axes count pages, the others lie in one."""
+    """Decode a box of a series, page by page: the first axes count pages, the others lie in one."""
     shape, key = series.shape, series.keyframe
     first = next(k for k in range(len(shape) + 1) if math.prod(shape[k:]) == key.size)
     within = _within(shape[first:], key.shaped, cut[first:])
@@ -179,7 +129,7 @@ def _whole(shaped: Sequence[int]) -> tuple[slice, ...]:
 def _within(
     shape: Sequence[int], shaped: Sequence[int], cut: Sequence[slice]
 ) -> tuple[slice, ...] | None:
-    """A cut of a page's axes as one of planes, depth, rows, columns and samples, if it is one."""
+    """Turn a cut of a page's axes into one of planes, depth, rows, columns, samples, or None."""
     long = [c for n, c in zip(shape, cut, strict=True) if n > 1]
     if [n for n in shape if n > 1] != [n for n in shaped if n > 1]:
         return None
@@ -192,7 +142,7 @@ def _page_box(
     cut: tuple[slice, ...],
     fetch: Callable[[str, int, int], bytes],
 ) -> NDArray[Any]:
-    """A box of one page, by planes, depth, rows, columns and samples."""
+    """Decode a box of one page, by planes, depth, rows, columns and samples."""
     key = page.keyframe
     out = np.full([c.stop - c.start for c in cut], key.nodata, key.dtype)
     tables = {}
@@ -229,7 +179,7 @@ def _place(
 
 
 def _fetcher(stack: ExitStack) -> Callable[[str, int, int], bytes]:
-    """Reads bytes of files that stay open as long as the stack."""
+    """Make a reader of bytes of files that stay open as long as the stack."""
     files: dict[str, BinaryIO] = {}
 
     def fetch(path: str, offset: int, count: int) -> bytes:

@@ -1,1 +1,1 @@
-"""stores"""
+"""Chunked stores, N5 and Zarr: read and written."""

@@ -29,13 +29,7 @@ _N5_KEYS = frozenset({"n5", "dimensions", "blockSize", "dataType", "compression"
 
 
 class Attributes(Mapping[str, Any]):
-    """The attributes of a group or dataset, as its file has them.
-
-    Parameters
-    ----------
-    values : mapping
-        By name.
-    """
+    """The attributes of a group or dataset, as its file has them."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = dict(values)
@@ -53,13 +47,7 @@ class Attributes(Mapping[str, Any]):
         return f"Attributes({self._values})"
 
     def asdict(self) -> dict[str, Any]:
-        """All of them.
-
-        Returns
-        -------
-        dict
-            A copy.
-        """
+        """Copy them into a dict."""
         return dict(self._values)
 
 
@@ -67,36 +55,14 @@ class Attributes(Mapping[str, Any]):
 class ContainerArray(StoredArray):
     """A dataset of a container: sliced like numpy, read when it is sliced.
 
-    Parameters
-    ----------
-    path : str
-        Absolute path or URL of the dataset.
-    shape : tuple of int
-        Elements per axis: z, y, x of N5, as stored of Zarr.
-    dtype : numpy.dtype
-        Element type.
-    source : StoredArray
-        The stored array.
+    Axes are z, y, x of N5, as stored of Zarr.
     """
 
     source: StoredArray
 
     @classmethod
     def open(cls, folder: Location, kind: str) -> ContainerArray:
-        """Read the metadata of a dataset.
-
-        Parameters
-        ----------
-        folder : Location
-            The dataset.
-        kind : str
-            "n5" or "zarr".
-
-        Returns
-        -------
-        ContainerArray
-            Lazy.
-        """
+        """Read the metadata of a dataset of an "n5" or "zarr" container."""
         source = N5Array.open(folder) if kind == "n5" else ZarrArray.open(folder)
         shape = source.shape[::-1] if kind == "n5" else source.shape
         return cls(source.path, shape, source.dtype, source)
@@ -112,18 +78,7 @@ class ContainerArray(StoredArray):
         return _attributes(Location(self.path), self._kind)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
+        """Read a box."""
         values = self.source.read(self._turned(start), self._turned(stop))
         return values.T if self._kind == "n5" else values
 
@@ -137,17 +92,10 @@ class ContainerArray(StoredArray):
 
 @dataclass(frozen=True)
 class Container(Mapping[str, "Container | ContainerArray"]):
-    """A group of an N5 or Zarr container: a mapping from names to groups and datasets.
+    """A group of an "n5" or "zarr" container: a mapping from names to groups and datasets.
 
     Names may be paths, with or without a slash before them: ``container["/round1/lowres"]``.
     Iteration gives the names of this group alone. It pickles as its path.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path or URL of the group.
-    kind : str
-        "n5" or "zarr".
     """
 
     path: str
@@ -177,31 +125,19 @@ class Container(Mapping[str, "Container | ContainerArray"]):
         return _attributes(Location(self.path), self.kind)
 
     def arrays(self) -> Iterator[tuple[str, ContainerArray]]:
-        """The datasets of this group.
-
-        Yields
-        ------
-        tuple of (str, ContainerArray)
-            Name and dataset, in the order of names.
-        """
+        """Yield the datasets of this group with their names, in the order of these."""
         for name, value in self.items():
             if isinstance(value, ContainerArray):
                 yield name, value
 
     def groups(self) -> Iterator[tuple[str, Container]]:
-        """The groups in this group.
-
-        Yields
-        ------
-        tuple of (str, Container)
-            Name and group, in the order of names.
-        """
+        """Yield the groups in this group with their names, in the order of these."""
         for name, value in self.items():
             if isinstance(value, Container):
                 yield name, value
 
     def _place(self, name: str) -> Location | None:
-        """Where something of that name would be; None where that is not in this group."""
+        """Place of something of that name; None where that is not in this group."""
         parts = [part for part in name.split("/") if part]
         here = Location(self.path)
         steps = [here.child(*parts[:k]) for k in range(len(parts))]

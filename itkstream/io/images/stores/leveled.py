@@ -20,39 +20,18 @@ Opener = Callable[[Location], StoredArray]
 
 @dataclass(frozen=True)
 class Level:
-    """One level of an image, whose voxels have not been looked at.
-
-    Parameters
-    ----------
-    folder : Location
-        Its array.
-    names : tuple of str
-        Of the stored axes.
-    place : Stated, InputError or None
-        Where its voxels lie; why that cannot be said; or None where nothing is said.
-    turned : callable, optional
-        Turns the lattice, where its axes are not those of the space.
-    """
+    """A level of an image whose array has not been opened, with the names of its stored axes."""
 
     folder: Location
     names: tuple[str, ...]
+    # Of its voxels; why it cannot be said; or None where nothing is stated.
     place: Stated | InputError | None
+    # Turns the lattice, where its axes are not those of the space.
     turned: Callable[[Grid], Grid] | None = None
 
 
 def attempt(read: Callable[[], Stated | None]) -> Stated | InputError | None:
-    """What is stated of a level, or the error: nobody may ask for this level.
-
-    Parameters
-    ----------
-    read : callable
-        Reads it.
-
-    Returns
-    -------
-    Stated, InputError or None
-        For a `Level`.
-    """
+    """Read the place of a level, or return the error: nobody may ask for this level."""
     try:
         return read()
     except InputError as error:
@@ -62,23 +41,9 @@ def attempt(read: Callable[[], Stated | None]) -> Stated | InputError | None:
 def names_without_plane(
     names: tuple[str, ...], finest: Location, selection: Selection, opener: Opener
 ) -> tuple[str, ...]:
-    """The names of the axes of an image, where a single plane has no axis z.
+    """Name the axes of an image, see `Selection.planar`.
 
-    Parameters
-    ----------
-    names : tuple of str
-        Of the stored axes.
-    finest : Location
-        The finest level: coarser ones of a stack may have one plane too.
-    selection : Selection
-        See `Selection.planar`.
-    opener : callable
-        Opens an array.
-
-    Returns
-    -------
-    tuple of str
-        For a `Level`.
+    The finest level decides: coarser ones of a stack may have one plane too.
     """
     if "z" not in names:
         return names
@@ -90,29 +55,7 @@ def names_without_plane(
 
 
 def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, name: str) -> Opened:
-    """Open the level that is asked for.
-
-    Parameters
-    ----------
-    levels : sequence of Level
-        Of one image, in any order; with spacings, 0 is the finest.
-    selection : Selection
-        Which level, channel and time, and what to believe instead of the metadata.
-    opener : callable
-        Opens an array.
-    name : str
-        How messages call the image.
-
-    Returns
-    -------
-    Opened
-        Lazy.
-
-    Raises
-    ------
-    InputError
-        Where the level does not exist, or its place cannot be said.
-    """
+    """Open the wanted one of the levels of an image, in any order, 0 the finest."""
     ordered = finest_first(levels, selection)
     spacings = [_micrometers(level, selection) for level in ordered]
     chosen = ordered[selection.choose_level(spacings, "micrometer", name)]
@@ -128,20 +71,7 @@ def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, na
 
 
 def finest_first(levels: Sequence[Level], selection: Selection) -> list[Level]:
-    """Levels in the order of their voxels' size.
-
-    Parameters
-    ----------
-    levels : sequence of Level
-        Of one image.
-    selection : Selection
-        It may know units better.
-
-    Returns
-    -------
-    list of Level
-        As given, where the spacing of one is not known.
-    """
+    """Sort levels by the size of their voxels; as given where the spacing of one is not known."""
     spacings = [_micrometers(level, selection) for level in levels]
     sizes = [prod(spacing) for spacing in spacings if spacing is not None]
     if len(sizes) < len(levels):

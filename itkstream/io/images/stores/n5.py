@@ -41,37 +41,11 @@ _LEVEL_NAME = re.compile(r"s(\d+)")
 
 @dataclass(frozen=True)
 class N5Array(StoredArray):
-    """A lazy N5 dataset.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path or URL of the dataset.
-    shape : tuple of int
-        Elements per axis, x first.
-    dtype : numpy.dtype
-        Element type.
-    """
+    """A lazy N5 dataset, x first."""
 
     @classmethod
     def open(cls, folder: Location) -> N5Array | Lz4Array:
-        """Read the metadata of a dataset and check that it can be read.
-
-        Parameters
-        ----------
-        folder : Location
-            The dataset.
-
-        Returns
-        -------
-        N5Array or Lz4Array
-            Lazy.
-
-        Raises
-        ------
-        InputError
-            Where its type or compression is unknown.
-        """
+        """Read the metadata of a dataset; `InputError` for an unknown type or compression."""
         attributes = n5_attributes(folder)
         kind = attributes.values.get("dataType")
         if kind not in _TYPES:
@@ -121,18 +95,7 @@ class N5Array(StoredArray):
         return tuple(self.store.chunk_layout.read_chunk.shape)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
+        """Read a box."""
         values = np.asarray(self.store[_box(start, stop)].read().result())
         # A block that is not there holds zeros; an array that is gone must not.
         if not (Location(self.path) / "attributes.json").is_file():
@@ -140,44 +103,17 @@ class N5Array(StoredArray):
         return values
 
     def write(self, start: Sequence[int], values: NDArray[Any]) -> None:
-        """Write a box; boxes written at the same time must not share a chunk.
-
-        Parameters
-        ----------
-        start : sequence of int
-            First element per axis.
-        values : ndarray
-            The elements.
-        """
+        """Write a box; boxes written at the same time must not share a chunk."""
         stop = tuple(a + n for a, n in zip(start, values.shape, strict=True))
         self.store[_box(start, stop)].write(values.astype(self.dtype, copy=False)).result()
 
 
 def open_n5(dataset: Dataset, selection: Selection) -> Opened:
-    """Open an N5 dataset, or one level of an N5 group.
+    """Open an N5 dataset, or one level of an N5 group, with the spatial axes in stored order.
 
     What attributes of the dataset and of the groups around it state of axes, spacing, origin and
     units is understood as `itkstream.io.images.stores.stated` says. The levels of a group are those
     of its ``multiscales``, else ``s0, s1, ...``.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Array or group.
-    selection : Selection
-        Level, channel, time, and what to believe instead of the metadata.
-
-    Returns
-    -------
-    Opened
-        Lazy, with the spatial axes in stored order: x, y, z unless the attributes say otherwise.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no dataset.
-    InputError
-        Where the spacing is unknown or the selection does not fit.
     """
     folders = _Folders()
     levels = [_level(f, dataset, folders, selection) for f in _levels(dataset, folders)]
@@ -191,23 +127,7 @@ def open_n5(dataset: Dataset, selection: Selection) -> Opened:
 
 
 def key_value_store(location: Location) -> dict[str, Any]:
-    """What tensorstore calls a place: a folder on disk or in an object store.
-
-    Parameters
-    ----------
-    location : Location
-        On this machine, in S3 or in GCS.
-
-    Returns
-    -------
-    dict
-        A ``kvstore`` specification, with the endpoint and the anonymity that fsspec uses too.
-
-    Raises
-    ------
-    InputError
-        Where tensorstore has no access to that kind of store.
-    """
+    """Specify a folder for tensorstore (``kvstore``), with fsspec's endpoint and anonymity."""
     if location.is_local:
         return {"driver": "file", "path": location.address}
     scheme, _, key = location.address.partition("://")
@@ -351,23 +271,7 @@ def write_n5(
 
 
 def n5_shape(attributes: Attributes) -> tuple[int, ...]:
-    """Elements per axis of a dataset.
-
-    Parameters
-    ----------
-    attributes : Attributes
-        Of the dataset.
-
-    Returns
-    -------
-    tuple of int
-        In stored order.
-
-    Raises
-    ------
-    InputError
-        Where they are no whole numbers.
-    """
+    """Read the elements per axis of a dataset, in stored order."""
     shape = attributes.numbers("dimensions")
     if shape is None or any(n < 1 or n != int(n) or n > _LONGEST for n in shape):
         raise attributes.error("dimensions", "a list of positive whole numbers")
@@ -444,7 +348,7 @@ def _names(
 
 
 def _compression(attributes: Attributes) -> Attributes:
-    """How blocks are compressed; before N5 2.0 it was a word of its own."""
+    """Read how blocks are compressed; before N5 2.0 it was a word of its own."""
     found = attributes.below("compression")
     if found is None and "compressionType" in attributes:
         found = Attributes({"type": attributes.text("compressionType")}, attributes.file)
@@ -454,7 +358,7 @@ def _compression(attributes: Attributes) -> Attributes:
 
 
 def _describe(grid: Grid, factors: tuple[int, ...]) -> dict[str, Any]:
-    """The attributes that tell N5 readers spacing and origin."""
+    """Describe spacing and origin by attributes for N5 readers."""
     if grid.axes != default_axes(grid.ndim):
         raise InputError(
             f"N5 images have axes {default_axes(grid.ndim)}; got {grid.axes}. Reorder the image"

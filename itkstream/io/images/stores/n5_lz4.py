@@ -39,17 +39,7 @@ _CHECKED_BITS = 0x0FFFFFFF  # Java keeps 28 of the 32
 
 @dataclass(frozen=True)
 class Lz4Array(StoredArray):
-    """A lazy N5 dataset whose blocks are compressed with LZ4; it is read and not written.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path or URL of the dataset.
-    shape : tuple of int
-        Elements per axis, in stored order.
-    dtype : numpy.dtype
-        Element type.
-    """
+    """A lazy N5 dataset whose blocks are compressed with LZ4; it is read and not written."""
 
     @cached_property
     def chunks(self) -> tuple[int, ...]:
@@ -61,18 +51,7 @@ class Lz4Array(StoredArray):
         return tuple(map(int, sizes))
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements; 0 where a block was never written.
-        """
+        """Read a box; 0 where a block was never written."""
         out = np.zeros([b - a for a, b in zip(start, stop, strict=True)], self.dtype)
         spans = zip(start, stop, self.chunks, strict=True)
         for index in product(*(range(a // c, -(-b // c)) for a, b, c in spans)):
@@ -104,23 +83,7 @@ class Lz4Array(StoredArray):
 
 
 def decompressed(stream: bytes) -> bytes:
-    """What a stream of Java's LZ4 blocks holds.
-
-    Parameters
-    ----------
-    stream : bytes
-        All of it; what stands behind its end mark does not count.
-
-    Returns
-    -------
-    bytes
-        Their contents, one after the other.
-
-    Raises
-    ------
-    OSError
-        Where it is cut short or not what was written.
-    """
+    """Decompress a stream of Java's LZ4 blocks to its end mark; `OSError` for a damaged one."""
     parts, at = [], 0
     while at < len(stream):
         if len(stream) - at < _HEADER.size:

@@ -32,15 +32,7 @@ _KEPT = ("scale", "translation")
 
 @dataclass(frozen=True)
 class NgffAxis:
-    """An axis as metadata have it.
-
-    Parameters
-    ----------
-    name : str
-        In small letters.
-    type, unit : str
-        "" where they do not say.
-    """
+    """An axis as metadata have it; type and unit are "" where they do not say."""
 
     name: str
     type: str = ""
@@ -48,44 +40,12 @@ class NgffAxis:
 
 
 def multiscales_of(attributes: Attributes) -> list[Attributes]:
-    """The multiscale images that the attributes of a group describe.
-
-    Parameters
-    ----------
-    attributes : Attributes
-        Of a Zarr group.
-
-    Returns
-    -------
-    list of Attributes
-        Their metadata; empty where there are none.
-
-    Raises
-    ------
-    InputError
-        Where they are malformed.
-    """
+    """List the multiscale images that the attributes of a group describe."""
     return (attributes.below("ome") or attributes).listed("multiscales")
 
 
 def level_paths(multiscale: Attributes) -> list[str]:
-    """Where the levels of a multiscale image are, in the order of the metadata.
-
-    Parameters
-    ----------
-    multiscale : Attributes
-        Of the image.
-
-    Returns
-    -------
-    list of str
-        Relative to its group.
-
-    Raises
-    ------
-    InputError
-        Where a path is missing or leads out of the group.
-    """
+    """List the paths of the levels of a multiscale image, in the order of the metadata."""
     multiscale.need("datasets", "a list of levels")
     found = []
     for dataset in multiscale.listed("datasets"):
@@ -100,25 +60,7 @@ def level_paths(multiscale: Attributes) -> list[str]:
 
 
 def level_axes(multiscale: Attributes, path: str | None = None) -> list[NgffAxis]:
-    """The axes of a level of a multiscale image, one for each axis of its array.
-
-    Parameters
-    ----------
-    multiscale : Attributes
-        Of the image.
-    path : str, optional
-        The level, one of `level_paths`; default the first.
-
-    Returns
-    -------
-    list of NgffAxis
-        With names; types and units where they are known.
-
-    Raises
-    ------
-    InputError
-        Where they are malformed.
-    """
+    """List the axes of a level (default the first), one for each axis of its array."""
     if "coordinateSystems" not in multiscale:
         return axes_listed(multiscale, "axes") or [NgffAxis(name) for name in _OLD_AXES]
     # 0.6: the datasets say which system they map to.
@@ -132,25 +74,7 @@ def level_axes(multiscale: Attributes, path: str | None = None) -> list[NgffAxis
 
 
 def axes_listed(attributes: Attributes, key: str) -> list[NgffAxis]:
-    """A list of axes, as objects or, in OME-Zarr 0.3, as names.
-
-    Parameters
-    ----------
-    attributes : Attributes
-        That hold it.
-    key : str
-        Its key.
-
-    Returns
-    -------
-    list of NgffAxis
-        Empty where there is no such key.
-
-    Raises
-    ------
-    InputError
-        For anything else.
-    """
+    """Read a list of axes, as objects or, in OME-Zarr 0.3, as names; empty without the key."""
     given = attributes.values.get(key)
     if isinstance(given, list) and any(isinstance(axis, str) for axis in given):
         return [NgffAxis(name.strip().lower()) for name in attributes.texts(key) or ()]
@@ -167,27 +91,7 @@ def axes_listed(attributes: Attributes, key: str) -> list[NgffAxis]:
 def scale_and_shift(
     multiscale: Attributes, path: str, ndim: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """What leads from element index to physical position.
-
-    Parameters
-    ----------
-    multiscale : Attributes
-        Of the image.
-    path : str
-        One of `level_paths`.
-    ndim : int
-        Axes of its array.
-
-    Returns
-    -------
-    scale, shift : ndarray, (ndim,)
-        None before OME-Zarr 0.4, which does not say.
-
-    Raises
-    ------
-    InputError
-        Where the metadata give anything but scales and translations.
-    """
+    """Compose the scale and translation of a level, (ndim,) each; None before OME-Zarr 0.4."""
     steps = _dataset(multiscale, path).listed("coordinateTransformations")
     if not steps:
         return None
@@ -214,27 +118,7 @@ def scale_and_shift(
 
 
 def placement(multiscale: Attributes, system: str, ndim: int) -> NDArray[np.float64] | None:
-    """The affine from the coordinate system of the levels to another one of a 0.6 image.
-
-    Parameters
-    ----------
-    multiscale : Attributes
-        Of the image.
-    system : str
-        Name of the other coordinate system.
-    ndim : int
-        Axes of the image.
-
-    Returns
-    -------
-    ndarray, (ndim, ndim + 1)
-        None where no affine leads there.
-
-    Raises
-    ------
-    InputError
-        Where it is malformed.
-    """
+    """Read the affine, (ndim, ndim + 1), from levels to another system of a 0.6 image."""
     own = _end(_dataset(multiscale, None), "output")
     for step in multiscale.listed("coordinateTransformations"):
         if (_end_of(step, "input"), _end_of(step, "output")) != (own, system):
@@ -258,7 +142,7 @@ def _end(dataset: Attributes, which: str) -> str | None:
 
 
 def _end_of(step: Attributes, which: str) -> str | None:
-    """The coordinate system at an end of a transformation, by name."""
+    """Name of the coordinate system at an end of a transformation."""
     given = step.values.get(which)
     if isinstance(given, Mapping):
         below = step.below(which)

@@ -46,30 +46,11 @@ _SERIES_MOST = 10_000
 
 
 def open_zarr(dataset: Dataset, selection: Selection) -> Opened:
-    """Open an OME-Zarr image, one of its levels, or a plain Zarr array.
+    """Open an OME-Zarr image, one of its levels, or a plain Zarr array, in stored axis order.
 
     The scales and translations of the dataset and of the multiscale are composed. Axes without a
-    unit count as micrometers. A group of images (bioformats2raw, plates, wells, labels) is opened
-    where it holds one image. For plain arrays see `open_plain_zarr`.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Array or multiscale group.
-    selection : Selection
-        Level, channel, time, and what to believe instead of the metadata.
-
-    Returns
-    -------
-    Opened
-        Lazy, with the spatial axes in stored order; a single plane has no axis z.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no image, or several; the message lists those that are there.
-    InputError
-        Where the metadata cannot be understood or the selection does not fit.
+    unit count as micrometers. A single plane has no axis z. A group of images (bioformats2raw,
+    plates, wells, labels) is opened where it holds one image, and else an error lists them.
     """
     folder = dataset.location
     for group in dataset.lineage:
@@ -95,23 +76,7 @@ def open_zarr(dataset: Dataset, selection: Selection) -> Opened:
 
 
 def images_inside(folder: Location) -> list[str]:
-    """The images of a group of images: series of bioformats2raw, a plate, a well, labels.
-
-    Parameters
-    ----------
-    folder : Location
-        Any folder.
-
-    Returns
-    -------
-    list of str
-        Relative to it; empty for any other group.
-
-    Raises
-    ------
-    InputError
-        Where its metadata are malformed.
-    """
+    """List the images of a group: series of bioformats2raw, a plate, a well, labels."""
     attributes = zarr_metadata(folder)
     found = attributes.below("ome") or attributes
     if "plate" in found:
@@ -132,55 +97,24 @@ def images_inside(folder: Location) -> list[str]:
 
 
 def space_axes(grid: Grid) -> list[dict[str, str]]:
-    """The axes of a grid as NGFF metadata have them.
-
-    Parameters
-    ----------
-    grid : Grid
-        Its axes and unit count.
-
-    Returns
-    -------
-    list of dict
-        Name, type and unit of each.
-    """
+    """Describe the axes of a grid in NGFF: name, type and unit of each."""
     return [{"name": name, "type": "space", "unit": grid.unit} for name in grid.axes]
 
 
 @dataclass(frozen=True)
 class StoredLevel:
-    """A coarser level of an image, as the metadata of the file have it.
+    """A coarser level of an image in the same file, by the metadata's word."""
 
-    Parameters
-    ----------
-    view : ArrayView
-        Its voxels, with the axes of the image.
-    factors : tuple of int
-        Voxels of the image per voxel of the level and axis.
-    fine_shape : tuple of int
-        Of the image.
-    steps : int
-        How many levels it is below the image.
-    """
-
-    view: ArrayView
-    factors: tuple[int, ...]
-    fine_shape: tuple[int, ...]
-    steps: int
+    view: ArrayView  # with the axes of the image
+    factors: tuple[int, ...]  # voxels of the image per voxel of the level and axis
+    fine_shape: tuple[int, ...]  # of the image
+    steps: int  # levels below the image
 
 
 def coarser_levels(view: ArrayView) -> list[StoredLevel]:
-    """The levels below a whole image of an OME-Zarr file, for what their metadata are worth.
+    """List the levels below a whole OME-Zarr image; empty for any other array.
 
-    Parameters
-    ----------
-    view : ArrayView
-        The voxels of an image that `open_zarr` opened.
-
-    Returns
-    -------
-    list of StoredLevel
-        Those whose factors are whole numbers by scale and by shape; empty for any other array.
+    Those whose factors are whole numbers by scale and by shape, for what the metadata are worth.
     """
     if not isinstance(view.source, ZarrArray):
         return []
@@ -300,7 +234,7 @@ def _place(multiscale: Attributes, path: str, names: tuple[str, ...]) -> Stated 
 
 
 def _turning(image: _Image, names: Sequence[str]) -> Callable[[Grid], Grid] | None:
-    """What turns the lattices of an image that this package wrote with a direction."""
+    """Make what turns the lattices of an image that this package wrote with a direction."""
     own = image.attributes.below(OWN_ATTRIBUTES)
     if own is None:
         return None

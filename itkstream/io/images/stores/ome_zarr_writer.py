@@ -169,20 +169,10 @@ def write_pyramid(
 
 
 def pyramid_factors(grid: Grid) -> tuple[int, ...]:
-    """By how much each axis shrinks from one level of a pyramid to the next.
+    """Choose by how much, 1 or 2, each axis shrinks from a level of a pyramid to the next.
 
     Axes within a factor of the square root of 2 of the finest shrink, which is what brings the
     spacings closest to each other. Axes of one voxel have nothing to average.
-
-    Parameters
-    ----------
-    grid : Grid
-        The finer level.
-
-    Returns
-    -------
-    tuple of int
-        1 or 2 per axis.
     """
     long = [n > 1 for n in grid.shape]
     finest = min((s for s, n in zip(grid.spacing, grid.shape, strict=True) if n > 1), default=0.0)
@@ -194,7 +184,7 @@ def pyramid_factors(grid: Grid) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the arrays of an image are cut into files, and their axes before the spatial ones."""
+    """The cut of an image's arrays into files, and their axes before the spatial ones."""
 
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
@@ -203,7 +193,7 @@ class _Layout:
 
     @classmethod
     def of(cls, finest: zarr.Array[Any], names: Sequence[str], version: str) -> _Layout:
-        """What an image was made with."""
+        """Find what an image was made with."""
         axes = [name for name in names if name in _SERIES]
         first = len(axes)
         shards = finest.shards and finest.shards[first:]
@@ -243,7 +233,7 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Job:
-    """Making one level of an image from the level before it."""
+    """The making of one level of an image from the level before it."""
 
     folder: Location
     level: int
@@ -311,7 +301,7 @@ def _is_turned(grid: Grid) -> bool:
 
 
 def _own_word(grid: Grid, version: str, folder: Location) -> dict[str, Any]:
-    """What this package has to know of a turned image beside what NGFF says, told to the user."""
+    """Return what NGFF does not say of a turned image, for this package; tell the user."""
     if version == "0.6":
         _LOG.info(
             "%s is turned or flipped: it is OME-Zarr 0.6 with an affine to its coordinate system "
@@ -328,7 +318,7 @@ def _own_word(grid: Grid, version: str, folder: Location) -> dict[str, Any]:
 
 
 def _ngff(grids: Sequence[Grid], layout: _Layout, folder: Location) -> dict[str, Any]:
-    """The group attributes that describe an image with these levels."""
+    """Describe an image with these levels by group attributes."""
     further = [{"name": name, "type": _SERIES[name]} for name, _ in layout.series]
     axes = further + space_axes(grids[0])
     name = folder.settled.name.removesuffix(".zarr").removesuffix(".ome")
@@ -357,7 +347,7 @@ def _steps(grid: Grid, origin: Sequence[float], layout: _Layout) -> list[dict[st
 def _systems(
     grids: Sequence[Grid], layout: _Layout, axes: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
-    """Levels, coordinate systems and what leads between them, in the words of 0.6."""
+    """Describe levels, coordinate systems and what leads between them in the words of 0.6."""
     first = grids[0]
     direction, turned = np.asarray(first.direction), _is_turned(first)
     start = np.asarray(first.origin) if turned else np.zeros(first.ndim)

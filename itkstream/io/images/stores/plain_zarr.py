@@ -1,4 +1,4 @@
-"""io.images.stores.plain_zarr."""
+"""Plain Zarr arrays, without OME metadata, as images."""
 
 from __future__ import annotations
 
@@ -22,23 +22,6 @@ def open_plain_zarr(folder: Location, selection: Selection) -> Opened:
     Its axes, spacing, origin and units come from its attributes, see
     `itkstream.io.images.stores.stated`, and from its dimension names; without names its axes are z,
     y, x.
-
-    Parameters
-    ----------
-    folder : Location
-        The array.
-    selection : Selection
-        Channel, time, and what to believe instead of the metadata.
-
-    Returns
-    -------
-    Opened
-        Lazy, with the spatial axes in stored order.
-
-    Raises
-    ------
-    InputError
-        Where the spacing is unknown, the axes cannot be named, or the selection does not fit.
     """
     source = ZarrArray.open(folder)
     attributes = zarr_metadata(folder)

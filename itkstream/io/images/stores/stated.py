@@ -69,15 +69,7 @@ ByAxis = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of a stored array.
-
-    Parameters
-    ----------
-    names : tuple of str
-        In stored order.
-    zarr : bool
-        N5's keys go the other way round, as N5's axes do.
-    """
+    """The axes of a stored array; in Zarr, N5's keys go the other way round, as N5's axes do."""
 
     names: tuple[str, ...]
     zarr: bool = False
@@ -90,28 +82,9 @@ class Layout:
     def spread(
         self, attributes: Attributes, key: str, values: Sequence[Any], listed: bool = True
     ) -> dict[str, Any]:
-        """Which spatial axis each value of a list is for.
+        """Map a list of one value per axis, or per spatial axis, to the names of the spatial axes.
 
-        Parameters
-        ----------
-        attributes : Attributes
-            That hold the list.
-        key : str
-            Its key.
-        values : sequence
-            One per axis, or per spatial axis.
-        listed : bool
-            Whether it was a list; one value alone holds for all axes.
-
-        Returns
-        -------
-        dict
-            By the names of the spatial axes.
-
-        Raises
-        ------
-        InputError
-            Where there are more or fewer.
+        One value that was no list holds for all axes.
         """
         if not listed:
             return dict.fromkeys(self.space, values[0])
@@ -130,15 +103,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Around:
-    """An array or a group around it.
-
-    Parameters
-    ----------
-    attributes : Attributes
-        Its own.
-    inside : str
-        The way from it to the array, "." for the array itself.
-    """
+    """An array or a group around it, and the way to the array ("." for the array itself)."""
 
     attributes: Attributes
     inside: str = "."
@@ -146,53 +111,17 @@ class Around:
 
 @dataclass(frozen=True)
 class Stated:
-    """Where voxels lie, by the names of the spatial axes.
+    """Place of voxels by the names of the spatial axes, as attributes state it."""
 
-    Parameters
-    ----------
-    spacing : mapping
-        In `units`; empty where only `units` or `shift` are known.
-    units : mapping
-        As the file has them; "" where it does not say.
-    source : Attributes
-        Which say so.
-    key : str
-        Under which key.
-    origin : mapping
-        In `units`; 0 where an axis is not there.
-    shift : mapping
-        To be added to the origin, in voxels: averaging moved the first one by so much.
-    """
-
-    spacing: ByAxis
-    units: Mapping[str, str]
-    source: Attributes
+    spacing: ByAxis  # in `units`; empty where only `units` or `shift` are known
+    units: Mapping[str, str]  # as the file spells them; "" where it does not say
+    source: Attributes  # which state it, under `key`
     key: str = ""
-    origin: ByAxis = field(default_factory=dict)
-    shift: ByAxis = field(default_factory=dict)
+    origin: ByAxis = field(default_factory=dict)  # in `units`; 0 where an axis is not there
+    shift: ByAxis = field(default_factory=dict)  # by averaging, in voxels, on top of the origin
 
     def grid(self, shape: Sequence[int], axes: Sequence[str], selection: Selection) -> Grid | None:
-        """The lattice, in one unit.
-
-        Parameters
-        ----------
-        shape : sequence of int
-            Voxels per spatial axis.
-        axes : sequence of str
-            Their names, in stored order.
-        selection : Selection
-            It may know unit and spacing better.
-
-        Returns
-        -------
-        Grid or None
-            In the unit of the first axis; None where the spacing is not known.
-
-        Raises
-        ------
-        InputError
-            Where a unit is no length.
-        """
+        """Make the lattice in the unit of the first axis; None where the spacing is not known."""
         units = {axis: self.units.get(axis, "") for axis in axes}
         unit, factors = common_unit(units, selection, self.source.file)
         spacing = selection.stated_spacing(len(axes), self.source.file)
@@ -207,18 +136,7 @@ class Stated:
         return Grid(tuple(shape), spacing, origin, axes=tuple(axes), unit=unit)
 
     def differs(self, other: Stated) -> bool:
-        """Whether two statements of the same spacing contradict each other.
-
-        Parameters
-        ----------
-        other : Stated
-            Of the same axes.
-
-        Returns
-        -------
-        bool
-            Of spacings alone, in whatever units they are.
-        """
+        """Whether two statements of the same spacing contradict each other, units considered."""
         # One that has no unit may be in that of the other.
         units = [s.units if any(s.units.values()) else {} for s in (self, other)]
         units = [units[0] or units[1], units[1] or units[0]]
@@ -232,29 +150,7 @@ class Stated:
 def common_unit(
     units: Mapping[str, str], selection: Selection, place: str
 ) -> tuple[str, dict[str, float]]:
-    """One unit for all axes.
-
-    Parameters
-    ----------
-    units : mapping
-        Unit of each axis as a file has it; "" where it does not say.
-    selection : Selection
-        It may know better.
-    place : str
-        How messages call the file.
-
-    Returns
-    -------
-    unit : str
-        Of the first axis.
-    factors : dict
-        From the unit of each axis to that one.
-
-    Raises
-    ------
-    InputError
-        Where a unit is no length, or only some axes have one.
-    """
+    """Find one unit for all axes ("" where a file does not say), and the factors to it."""
     stated = {axis: text for axis, text in units.items() if text}
     if stated and len(stated) < len(units) and selection.unit is None:
         raise InputError(
@@ -271,26 +167,9 @@ def common_unit(
 
 
 def stated_axes(chain: Sequence[Around], ndim: int, reverse: bool) -> tuple[str, ...] | None:
-    """What attributes call the axes of an array.
+    """Read the names of the axes of an array, in stored order; None where nothing is said.
 
-    Parameters
-    ----------
-    chain : sequence of Around
-        The array, then the groups around it.
-    ndim : int
-        Axes of the array.
-    reverse : bool
-        Names in numpy's order go against the stored one, as in N5.
-
-    Returns
-    -------
-    tuple of str or None
-        In stored order; None where nothing is said.
-
-    Raises
-    ------
-    InputError
-        Where two keys of one folder contradict each other, or ``axes`` cannot be axes.
+    `reverse` is for N5, where names in numpy's order go against the stored one.
     """
     for around in chain:
         found: dict[str, tuple[str, ...]] = {}
@@ -317,28 +196,9 @@ def stated_axes(chain: Sequence[Around], ndim: int, reverse: bool) -> tuple[str,
 def stated_place(
     chain: Sequence[Around], layout: Layout, level: int | None = None, first: Around | None = None
 ) -> Stated | None:
-    """Where the voxels of an array lie.
+    """Read the place of the voxels of an array; None where nothing is said.
 
-    Parameters
-    ----------
-    chain : sequence of Around
-        The array, then the groups around it.
-    layout : Layout
-        Its axes.
-    level : int, optional
-        Which level it is by its name.
-    first : Around, optional
-        Level 0 beside it, where it is a coarser one.
-
-    Returns
-    -------
-    Stated or None
-        None where nothing is said.
-
-    Raises
-    ------
-    InputError
-        Where the attributes are malformed or contradict each other.
+    `level` is its number by its name, `first` is level 0 beside a coarser one.
     """
     own = chain[0].attributes
     complete = _complete(chain, layout)
@@ -370,7 +230,7 @@ def stated_place(
 
 @dataclass(frozen=True)
 class _Scale:
-    """By how much the voxels of a level are larger than those that a resolution is of."""
+    """Ratio of the voxels of a level to those that a resolution is of."""
 
     chain: Sequence[Around]
     layout: Layout
@@ -378,7 +238,7 @@ class _Scale:
     first: Around | None
 
     def apply(self, raw: Stated, own_level: bool) -> Stated:
-        """Spacing of the level, and the half voxels by which averaging moves it."""
+        """Scale a resolution to the level, and add the half voxels by which averaging moves it."""
         own = _own_factors(self.chain[0].attributes, self.layout)
         factors, base = self.factors(), self._base(raw)
         if factors is None:
@@ -399,12 +259,12 @@ class _Scale:
         return self._decided(raw, factors, already or base is None, same)
 
     def factors(self) -> ByAxis | None:
-        """Of the array itself, else what a group states for its level."""
+        """Read the factors of the array itself, else what a group states for its level."""
         own = _own_factors(self.chain[0].attributes, self.layout)
         return own if own is not None else self._of_group()
 
     def _decided(self, raw: Stated, factors: ByAxis, is_own: bool, is_fine: bool) -> Stated:
-        """A resolution beside factors: the level's own, or that of the finest level."""
+        """Decide on a resolution beside factors: the level's own, or that of the finest level."""
         if is_own:
             return _averaged(raw, factors)
         if is_fine:
@@ -416,7 +276,7 @@ class _Scale:
         )
 
     def _base(self, raw: Stated) -> ByAxis | None:
-        """Resolution of level 0 by the same key; None where it is not known."""
+        """Read the resolution of level 0 by the same key; None where it is not known."""
         for around in ([self.first] if self.first else []) + list(self.chain[1:]):
             for found in _resolutions(around.attributes, self.layout):
                 if found.key == raw.key:
@@ -447,7 +307,7 @@ class _Scale:
 
 
 def _complete(chain: Sequence[Around], layout: Layout) -> Stated | None:
-    """Scale and translation that are stated for this very array."""
+    """Read scale and translation that are stated for this very array."""
     found = []
     transform = chain[0].attributes.below("transform")
     if transform is not None and "scale" in transform:
@@ -476,7 +336,7 @@ def _of_entry(multiscale: Attributes, inside: str, layout: Layout) -> list[State
 
 
 def _of_transform(transform: Attributes, layout: Layout) -> Stated:
-    """COSEM's own: lists by the names of its axes."""
+    """Read COSEM's ``transform``: lists by the names of its axes."""
     names = transform.texts("axes")
     scale = transform.numbers("scale")
     if names is None or scale is None or len(names) != len(scale):
@@ -496,29 +356,7 @@ def named_place(
     layout: Layout,
     source: Attributes,
 ) -> Stated:
-    """What lists of scales and translations say, by the names of the axes.
-
-    Parameters
-    ----------
-    axes : sequence of NgffAxis
-        One per number.
-    place : tuple of (sequence of float, sequence of float)
-        Scales and translations.
-    layout : Layout
-        The axes of the array.
-    source : Attributes
-        Which say so.
-
-    Returns
-    -------
-    Stated
-        Of the spatial axes.
-
-    Raises
-    ------
-    InputError
-        Where one of them is not named, or its scale is not positive.
-    """
+    """Place an array by scales and translations, one per axis; each spatial axis needs one."""
     scale, shift = (dict(zip([a.name for a in axes], map(float, v), strict=True)) for v in place)
     missing = [name for name in layout.space if name not in scale]
     if missing:
@@ -537,7 +375,7 @@ def named_place(
 
 
 def _resolutions(attributes: Attributes, layout: Layout) -> list[Stated]:
-    """Every resolution that one folder states, without factors."""
+    """Read every resolution that one folder states, without factors."""
     found = []
     for key in _RESOLUTIONS:
         if key not in attributes:
@@ -573,7 +411,7 @@ def _units(attributes: Attributes, layout: Layout) -> dict[str, str]:
 
 
 def _with_units(stated: Stated, chain: Sequence[Around], layout: Layout) -> Stated:
-    """The units of the folders around where the nearest one has none."""
+    """Take the units of the folders around where the nearest one has none."""
     for around in chain:
         if any(stated.units.values()):
             break
@@ -613,7 +451,7 @@ def _positive(factors: ByAxis, attributes: Attributes, key: str) -> ByAxis:
 
 
 def _moved(stated: Stated, chain: Sequence[Around], layout: Layout) -> Stated:
-    """With the nearest offset, up to the folder whose resolution it is."""
+    """Add the nearest offset, up to the folder whose resolution it is."""
     for around in chain:
         values = around.attributes.numbers("offset")
         if values is not None:
@@ -630,7 +468,7 @@ def _times(stated: Stated, factors: ByAxis | None) -> Stated:
 
 
 def _averaged(stated: Stated, factors: ByAxis) -> Stated:
-    """The centre of the first group of voxels lies so far from that of the first voxel."""
+    """Shift by averaging: the first group's centre lies so far from its first voxel's."""
     return replace(stated, shift={a: (f - 1) / 2 / f for a, f in factors.items()})
 
 
@@ -654,7 +492,7 @@ def _differ(first: str, second: str) -> bool:
 
 
 def _micrometers(unit: str) -> float:
-    """Of a unit, for comparisons; what is no unit of length is refused when it is used."""
+    """Convert a unit for comparisons; what is no length is refused when it is used."""
     try:
         return MICROMETERS_PER_UNIT[Selection().unit_of(unit or None)]
     except InputError:
