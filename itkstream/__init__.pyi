@@ -29,7 +29,7 @@ from .geometry import (
 )
 from .io import ImageOptions, open_container, open_image
 from .io.transforms.files import read_transform, write_transform
-from .io.transforms.itk.transforms import read_itk_transform
+from .io.transforms.itk.transform_files import read_itk_transform
 from .numerics.sampling.warping import WarpSettings
 from .pipelines import Plan, Registration, plan, register
 from .registration.steps import (

@@ -95,7 +95,11 @@ class FieldChain:
     affine: AffineTransform
 
     @classmethod
-    def of(cls, transform: Transform, refusal: str) -> FieldChain:
+    def of(
+        cls,
+        transform: Transform,
+        refusal: str = "expected a displacement field followed by an affine; got {kinds}",
+    ) -> FieldChain:
         """Take a field, or one followed by affines, apart.
 
         Anything else raises an `InputError` with the text `refusal`, in which ``{kinds}`` stands

@@ -26,6 +26,7 @@ from itkstream.geometry import (
     Image,
     array_axes,
 )
+from itkstream.geometry.chains import FieldChain
 from itkstream.io.images.stores.ome_zarr import space_axes
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import claim_store
@@ -162,28 +163,12 @@ def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     return image.reorder(axes or field.grid.axes)
 
 
-def write_store(
-    path: str | os.PathLike[str], field: DisplacementField, affine: AffineTransform
-) -> None:
-    """Write a displacement field and the affine after it as a store, chunk by chunk.
-
-    Parameters
-    ----------
-    path : Path
-        The new store.
-    field : DisplacementField
-        Acts first; it may be stored and larger than memory. Kept as float32.
-    affine : AffineTransform
-        Acts on what the field gives.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where something is there.
-    """
+def write_store(path: str | os.PathLike[str], chain: FieldChain) -> None:
+    """Write a field, as float32, and the affine after it as a new store, chunk by chunk."""
+    field = chain.field
     grid = field.grid
     chunks = tuple(min(_CHUNK, n) for n in grid.shape)
-    target = create_transform(path, affine, grid, chunks=chunks)
+    target = create_transform(path, chain.affine, grid, chunks=chunks)
     order = grid.axis_order(stored_axes(grid))
     for box in tiles(grid.shape, chunks):
         part = np.asarray(field.data[(*box, slice(None))])
