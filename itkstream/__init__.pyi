@@ -12,8 +12,9 @@ from . import pipelines as pipelines
 from . import transform as transform
 from . import workers as workers
 from .apply.bundles import Bundle, coarsened, export_ants, export_slicer
-from .apply.certificate import Certificate, certify, check_transform, repair_transform
+from .apply.certificate import Certificate, certify, check_transform
 from .apply.products import Series, write_inverse, write_resampled
+from .apply.repair import repair_transform
 from .blocks.masks import Mask
 from .cluster import execute
 from .geometry import (
@@ -28,7 +29,7 @@ from .geometry import (
 )
 from .io import ImageOptions, open_container, open_image
 from .io.transforms.files import read_transform, write_transform
-from .io.transforms.itk.transforms import read_itk_transform
+from .io.transforms.itk.transform_files import read_itk_transform
 from .numerics.sampling.warping import WarpSettings
 from .pipelines import Plan, Registration, plan, register
 from .registration.steps import (

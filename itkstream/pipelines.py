@@ -324,7 +324,7 @@ def _as_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
     if isinstance(given, (str, os.PathLike)):
         given = read_transform(given, fixed.grid.axes, unit=unit)
     axes = fixed.grid.axes
-    transform = given if hasattr(given, "apply") else AffineTransform(np.asarray(given))
+    transform = given if isinstance(given, Transform) else AffineTransform(np.asarray(given))
     if transform.ndim != fixed.ndim:
         raise InputError(
             f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "

@@ -25,7 +25,8 @@ from itkstream.apply.fields import (
     prepare_sample,
     sample_transform,
 )
-from itkstream.apply.inversion import apply_to_points, invert_transform, prepare_invert
+from itkstream.apply.inversion import invert_transform, prepare_invert
+from itkstream.apply.points import apply_to_points
 from itkstream.apply.resampling import (
     PositionLattice,
     apply_transform,

@@ -29,12 +29,17 @@ def _named(name):
 
 
 def _methods(kind):
-    """Public methods the class itself defines; properties have neither parameters nor returns."""
+    """Public methods the class itself defines; properties have neither parameters nor returns.
+
+    What a method of a base class says is not said again where it is overridden.
+    """
     callables = (classmethod, staticmethod, type(_methods))
     return [
         name
         for name, value in vars(kind).items()
-        if not name.startswith("_") and isinstance(value, callables)
+        if not name.startswith("_")
+        and isinstance(value, callables)
+        and not any(name in vars(base) for base in kind.__mro__[1:])
     ]
 
 

@@ -1,4 +1,4 @@
-"""Calculating with transforms: fold affines into fields, sample, crop, local volume.
+"""Fields made of transforms: affines folded in, sampled, cropped; and local volume.
 
 A displacement field may be stored and larger than memory: then what is made of it is lazy, a dask
 array in a `DisplacementField`. `itkstream.geometry.compose` puts transforms one after the other,
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from itkstream.blocks.graph import Result, map_blocks, readable_source
 from itkstream.blocks.inputs import block_grid
-from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
     ArrayView,
@@ -27,11 +26,11 @@ from itkstream.geometry import (
     Grid,
     LazyArray,
     Transform,
+    array_axes,
     compose,
-    default_axes,
-    named_axes,
     steps_of,
 )
+from itkstream.geometry.chains import FieldChain
 from itkstream.numerics.sampling.fields import (
     affine_to_displacement,
     jacobian_determinant,
@@ -52,7 +51,10 @@ __all__ = [
 
 # Voxels of a field per axis of a block that one task folds.
 _PART = 96
-_AS_FIELD = "make it a field first, by sample_transform in memory or by as_field"
+_A_FIELD = (
+    "a displacement field, or one followed by affines; got {kinds}: make it a field first, by "
+    "sample_transform in memory or by as_field"
+)
 
 
 def fold_affine(transform: Transform) -> DisplacementField:
@@ -76,8 +78,9 @@ def fold_affine(transform: Transform) -> DisplacementField:
     InputError
         For other transforms.
     """
-    field, affine = _field_and_affine(transform, "an affine can be folded into")
-    if affine is None:
+    chain = FieldChain.of(transform, f"an affine can be folded into {_A_FIELD}")
+    field, affine = chain.field, chain.affine
+    if affine.is_identity:
         return field
     data = field.data
     if isinstance(data, np.ndarray):
@@ -152,26 +155,15 @@ def as_field(transform: Transform, grid: Grid) -> DisplacementField:
 
 
 def axes_of(transform: Transform, default: Sequence[str] = ()) -> tuple[str, ...]:
-    """Name the axes of the points that a transform takes.
+    """The axes of a transform, of its first field's grid, the default, or z, y, x: what is known.
 
-    Parameters
-    ----------
-    transform : Transform
-        Any.
-    default : sequence of str
-        Taken where the transform has no names; default z, y, x, as `itkstream.read_transform`
-        gives transforms of other programs.
-
-    Returns
-    -------
-    tuple of str
-        One name per axis.
+    `itkstream.read_transform` gives transforms of other programs in the order z, y, x.
     """
     first = steps_of(transform)[0]
-    known = named_axes(transform)
+    known = transform.axes
     if known is None and isinstance(first, DisplacementField):
         return first.grid.axes
-    return known or tuple(default) or default_axes(transform.ndim)[::-1]
+    return known or tuple(default) or array_axes(transform.ndim)
 
 
 def crop_transform(transform: Transform, region: Grid) -> Transform:
@@ -228,8 +220,8 @@ def prepare_jacobian(transform: Transform, blocksize: Sequence[int]) -> da.Array
     InputError
         For other transforms.
     """
-    field, affine = _field_and_affine(transform, "local volume is known of")
-    ratio = 1.0 if affine is None else float(np.linalg.det(affine.matrix))
+    chain = FieldChain.of(transform, f"local volume is known of {_A_FIELD}")
+    field, ratio = chain.field, float(np.linalg.det(chain.affine.matrix))
     shared = {"grid": field.grid, "ratio": ratio}
     blocks = block_grid(field.grid.shape, blocksize, 1)
     return map_blocks(_jacobian_block, blocks, field.data, shared, Result(np.float32))
@@ -284,20 +276,3 @@ def _jacobian_block(
 ) -> NDArray[np.float32]:
     determinant = jacobian_determinant(part, grid.crop(block.padded))[block.core_in_padded]
     return (determinant * ratio).astype(np.float32)
-
-
-def _field_and_affine(
-    transform: Transform, purpose: str
-) -> tuple[DisplacementField, AffineTransform | None]:
-    steps = steps_of(compose(transform))
-    field, affine = steps[0], steps[1] if len(steps) == 2 else None
-    if (
-        not isinstance(field, DisplacementField)
-        or len(steps) > 2
-        or not (affine is None or isinstance(affine, AffineTransform))
-    ):
-        kinds = ", ".join(type(step).__name__ for step in steps)
-        raise InputError(
-            f"{purpose} a displacement field, or one followed by affines; got {kinds}: {_AS_FIELD}"
-        )
-    return field, affine

@@ -1,4 +1,4 @@
-"""Transforms back from moving to fixed points: as fields, block by block, and at single points.
+"""Inverses of transforms, from moving to fixed points: in memory, and block by block.
 
 An inverse has the form of what it inverts: a displacement on a grid of the moving image, then the
 inverse affine. It is stored, exported and applied as any other transform.
@@ -6,14 +6,12 @@ inverse affine. It is stored, exported and applied as any other transform.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from itkstream.blocks.graph import Result, map_blocks, once, readable_source
 from itkstream.blocks.inputs import block_grid
@@ -21,40 +19,22 @@ from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
     Block,
-    BSplineTransform,
     DisplacementField,
     Grid,
-    PiecewiseAffine,
     Transform,
     compose,
-    steps_of,
 )
+from itkstream.geometry.chains import FieldChain, kinds_of, links_of
 from itkstream.numerics.sampling.inverse import InverseProblem, Inversion, displacement_bounds
 
-__all__ = ["MappedPoints", "apply_to_points", "invert_transform", "prepare_invert"]
+__all__ = ["invert_transform", "invertible_links", "prepare_bounds", "prepare_invert"]
 
-_Link: TypeAlias = AffineTransform | tuple[DisplacementField, AffineTransform]
-
-# Voxels per block and axis where a field is read part by part.
+_NOT_BLOCK_BY_BLOCK = (
+    "a displacement field, or one followed by affines, can be inverted block by block; got "
+    "{kinds}: use invert_transform, or make it one field by itkstream.transform.as_field"
+)
+# Voxels per block and axis where the bounds of a field are found.
 _PART = 128
-
-
-@dataclass(frozen=True, eq=False)
-class MappedPoints:
-    """Points, mapped, and which of them the transform says nothing about.
-
-    Parameters
-    ----------
-    points : ndarray, (m, n), float64
-        Where they lead to.
-    outside : ndarray, (m,), bool
-        Points that some transform of the chain says nothing about: beyond a displacement field,
-        where its edge value was taken, beyond the lattice of B-splines or of piecewise affines;
-        and, of an inverse, points no solution was found for.
-    """
-
-    points: NDArray[np.float64]
-    outside: NDArray[np.bool_]
 
 
 def prepare_invert(
@@ -94,11 +74,13 @@ def prepare_invert(
     InputError
         For another kind of transform, or a grid of other axes or unit.
     """
-    field, affine = _field_then_affine(transform)
-    problem = InverseProblem(field.grid, grid, affine.matrix, tolerance_vox, max_iterations)
+    invertible_links(transform)
+    chain = FieldChain.of(transform, _NOT_BLOCK_BY_BLOCK)
+    field = chain.field
+    problem = InverseProblem(field.grid, grid, chain.affine.matrix, tolerance_vox, max_iterations)
     blocks = block_grid(grid.shape, blocksize, 0)
     source = readable_source(field.data)
-    shared = {"problem": problem, "source": source, "bounds": _delayed_bounds(field)}
+    shared = {"problem": problem, "source": source, "bounds": prepare_bounds(field)}
     result = Result(np.float32, (grid.ndim + 1,))
     return map_blocks(_invert_block, blocks, None, shared, result)
 
@@ -135,188 +117,51 @@ def invert_transform(
     InputError
         For another kind of transform, or a field without `grid`.
     """
-    links = _links(transform)
-    lattices = [link[0].grid for link in links if isinstance(link, tuple)][1:]
-    if grid is None and any(isinstance(link, tuple) for link in links):
-        raise InputError("the inverse of a displacement field needs a grid to be sampled on")
-    inverses: list[Transform] = []
-    for link in links:
-        if isinstance(link, AffineTransform):
-            inverses.insert(0, link.inverse())
-        else:
-            on = lattices.pop(0) if lattices else grid
-            assert on is not None
-            inverses.insert(0, _inverse_of_link(*link, on, tolerance_vox, max_iterations))
-    return compose(*inverses) if inverses else transform
-
-
-def _inverse_of_link(
-    field: DisplacementField,
-    affine: AffineTransform,
-    grid: Grid,
-    tolerance_vox: float,
-    max_iterations: int,
-) -> Transform:
-    problem = InverseProblem(field.grid, grid, affine.matrix, tolerance_vox, max_iterations)
-    whole = tuple(slice(0, m) for m in grid.shape)
-    data = np.asarray(field.data)
-    everywhere = tuple(slice(0, m) for m in field.grid.shape)
-    found = problem.solve(data, everywhere, whole, displacement_bounds(data, field.grid))
-    return compose(DisplacementField(found.displacement, grid), affine.inverse())
-
-
-def apply_to_points(
-    transform: Transform, points: ArrayLike, *, inverse: bool = False
-) -> MappedPoints:
-    """Map points, forward or back; stored fields are read part by part.
-
-    Parameters
-    ----------
-    transform : Transform
-        Fixed to moving points. Back go affines, displacement fields, and chains of these.
-    points : array_like, (m, n)
-        Fixed points; moving ones for the inverse.
-    inverse : bool
-        Find the fixed points that map to these.
-
-    Returns
-    -------
-    MappedPoints
-        The mapped points, in the order given.
-
-    Raises
-    ------
-    InputError
-        Where the points have another dimension or are not finite.
-    """
-    p = np.asarray(points, float)
-    if p.ndim != 2 or p.shape[1] != transform.ndim:
-        raise InputError(
-            f"a {transform.ndim}-D transform maps points of shape (m, {transform.ndim}); got "
-            f"{p.shape}"
-        )
-    if not np.isfinite(p).all():
-        raise InputError(f"points must be finite; {int((~np.isfinite(p)).any(1).sum())} are not")
-    matrix = _as_matrix(transform)
-    if matrix is not None:
-        affine = AffineTransform(matrix)
-        return MappedPoints(
-            (affine.inverse() if inverse else affine).apply(p), np.zeros(len(p), bool)
-        )
-    return _back(transform, p) if inverse else _forth(transform, p)
-
-
-def _forth(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
-    lost = np.zeros(len(p), bool)
-    for step in steps_of(compose(transform)):
-        if isinstance(step, BSplineTransform):
-            lost |= ~step.reaches(p)
-        elif isinstance(step, DisplacementField | PiecewiseAffine):
-            lost |= _outside(step.grid, p)
-        if isinstance(step, DisplacementField):
-            mapped = np.empty_like(p)
-            for some in _groups(step.grid, p):
-                mapped[some] = step.apply(p[some])
-            p = mapped
-        else:
-            p = step.apply(p)
-    return MappedPoints(p, lost)
-
-
-def _back(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
-    lost = np.zeros(len(p), bool)
-    for link in reversed(_links(transform)):
-        if isinstance(link, AffineTransform):
-            p = link.inverse().apply(p)
-        else:
-            before = _back_through(*link, p)
-            p, lost = before.points, lost | before.outside
-    return MappedPoints(p, lost)
-
-
-def _back_through(
-    field: DisplacementField, affine: AffineTransform, p: NDArray[np.float64]
-) -> MappedPoints:
-    problem = InverseProblem(field.grid, field.grid, affine.matrix)
-    bounds = dask.compute(_delayed_bounds(field))[0]
-    origins, lost = np.empty_like(p), np.zeros(len(p), bool)
-    for some in _groups(field.grid, affine.inverse().apply(p)):
-        region = problem.reach_points(p[some], bounds)
-        part = np.asarray(field.data[(*region, slice(None))])
-        origins[some], error = problem.solve_points(part, region, p[some], bounds)
-        lost[some] = error > 10 * problem.tolerance_vox
-    return MappedPoints(origins, lost | _outside(field.grid, origins))
-
-
-def _groups(grid: Grid, points: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
-    """Points that lie together, so that each group reads a small part of a field."""
-    if not len(points):
-        return
-    top = np.asarray(grid.shape) - 1
-    cells = np.clip(grid.to_index(points), 0, top).astype(np.int64) // _PART
-    _, which = np.unique(cells, axis=0, return_inverse=True)
-    order = np.argsort(which.ravel(), kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(which.ravel()[order])) + 1)
-
-
-def _outside(grid: Grid, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    index = grid.to_index(points)
-    inside = (index >= -0.5) & (index < np.asarray(grid.shape) - 0.5)
-    return np.asarray(~inside.all(axis=1))
-
-
-def _as_matrix(transform: Transform) -> NDArray[np.float64] | None:
-    """The matrix of an affine or of several in turn; None where anything else is in the chain."""
     simple = compose(transform)
-    return simple.matrix if isinstance(simple, AffineTransform) else None
+    if isinstance(simple, AffineTransform):
+        return simple.inverse()
+    links = invertible_links(simple)
+    if grid is None:
+        raise InputError("the inverse of a displacement field needs a grid to be sampled on")
+    fields = [link.field for link in links if isinstance(link, FieldChain)]
+    lattices = iter([*(field.grid for field in fields[1:]), grid])
+    inverses = [
+        _invert_chain(link, next(lattices), tolerance_vox, max_iterations)
+        if isinstance(link, FieldChain)
+        else link.inverse()
+        for link in links
+    ]
+    return compose(*reversed(inverses))
 
 
-def _field_then_affine(transform: Transform) -> tuple[DisplacementField, AffineTransform]:
-    links = _links(transform)
-    if len(links) != 1 or isinstance(links[0], AffineTransform):
+def _invert_chain(
+    chain: FieldChain, grid: Grid, tolerance_vox: float, max_iterations: int
+) -> Transform:
+    field = chain.field
+    problem = InverseProblem(field.grid, grid, chain.affine.matrix, tolerance_vox, max_iterations)
+    whole, everywhere = (tuple(slice(0, m) for m in g.shape) for g in (grid, field.grid))
+    data = np.asarray(field.data)
+    found = problem.solve(data, everywhere, whole, displacement_bounds(data, field.grid))
+    return compose(DisplacementField(found.displacement, grid), chain.affine.inverse())
+
+
+def invertible_links(transform: Transform) -> list[AffineTransform | FieldChain]:
+    """The links of a chain of affines and fields, each of which can be inverted for itself."""
+    links = links_of(transform)
+    invertible = [link for link in links if isinstance(link, AffineTransform | FieldChain)]
+    if len(invertible) < len(links):
         raise InputError(
-            "a displacement field, or one followed by affines, can be inverted block by block; got "
-            f"{_kinds(transform)}: use invert_transform, or make it one field by "
-            "itkstream.transform.as_field"
+            f"affines and displacement fields can be inverted; got {kinds_of(transform)}: make "
+            "it a field first, by itkstream.transform.as_field or `itkstream export --like`"
         )
-    return links[0]
+    return invertible
 
 
-def _links(transform: Transform) -> list[_Link]:
-    """The links of a chain that can be inverted one by one: a field takes the affine after it."""
-    steps = steps_of(compose(transform))
-    links: list[_Link] = []
-    for k, step in enumerate(steps):
-        if isinstance(step, DisplacementField):
-            after = steps[k + 1] if k + 1 < len(steps) else None
-            identity = AffineTransform(np.eye(step.ndim + 1))
-            links.append((step, after if isinstance(after, AffineTransform) else identity))
-        elif not isinstance(step, AffineTransform):
-            raise InputError(
-                f"affines and displacement fields can be inverted; got {_kinds(transform)}: make "
-                "it a field first, by itkstream.transform.as_field or `itkstream export --like`"
-            )
-        elif not links:
-            links.append(step)
-    return links
-
-
-def _kinds(transform: Transform) -> str:
-    return ", ".join(type(step).__name__ for step in steps_of(compose(transform)))
-
-
-def _delayed_bounds(field: DisplacementField) -> Any:
-    """Least and greatest displacement of the whole field, in voxels: a lazy pass over it."""
+def prepare_bounds(field: DisplacementField) -> Any:
+    """Prepare the least and greatest displacement of a whole field, in voxels: (2, n)."""
     blocks = block_grid(field.grid.shape, (_PART,) * field.ndim, 0)
-    n = field.ndim
-    each = map_blocks(
-        _bounds_block,
-        blocks,
-        field.data,
-        {"grid": field.grid},
-        Result(np.float64, (2, n), "block"),
-    )
-    return once(_overall, each)
+    shared, result = {"grid": field.grid}, Result(np.float64, (2, field.ndim), "block")
+    return once(_overall, map_blocks(_bounds_block, blocks, field.data, shared, result))
 
 
 def _bounds_block(part: NDArray[Any], block: Block, *, grid: Grid) -> NDArray[np.float64]:

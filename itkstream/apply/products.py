@@ -1,4 +1,4 @@
-"""What a transform makes of images, and its inverse: block by block into OME-Zarr stores.
+"""Resampled images and inverses, written block by block into OME-Zarr stores.
 
 An image that fits in memory may become a file of ITK's as well.
 """
@@ -25,19 +25,16 @@ from itkstream.io.images.units import itk_unit
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file, check_store
-from itkstream.io.transforms.ngff.store import (
-    as_stored,
-    create_error_map,
-    create_transform,
-    stored_axes,
-)
+from itkstream.io.storage.zarr_arrays import ZarrArray
+from itkstream.io.transforms.ngff.inverses import SOLUTION, create_inverse, inverse_parts
+from itkstream.io.transforms.ngff.store import as_stored, stored_axes
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
-from itkstream.workers import Resources, connected, free_memory
+from itkstream.workers import Resources, free_memory
 
 __all__ = ["Series", "check_resampled_output", "write_inverse", "write_resampled"]
 
-# How often a file's voxels are in memory while it is written: ours, and ITK's on its way.
+# Copies of a file's voxels in memory while it is written: ours, and ITK's on its way.
 _COPIES = 3
 # Voxels per axis of the chunks of an inverse.
 _CHUNK = 64
@@ -81,6 +78,10 @@ def write_inverse(
 ) -> float:
     """Invert a transform block by block into a store, with an error for every voxel.
 
+    The store is written beside its place and gets it when it is complete. If the run fails or is
+    killed, the same call goes on with the blocks that are done. Until then vectors and errors take
+    their space on the disk twice.
+
     Parameters
     ----------
     out : path
@@ -119,40 +120,26 @@ def write_inverse(
     place = check_store(out, overwrite)
     if blocksize < _CHUNK or blocksize % _CHUNK:
         raise InputError(f"blocksize must be a multiple of {_CHUNK}; got {blocksize}")
-    packed = prepare_invert(transform, grid, (blocksize,) * grid.ndim)
     chunks = tuple(min(_CHUNK, n) for n in grid.shape)
-    affine = affine_part(transform).inverse()
-    lazy = as_stored(packed, grid)
-    with drafted(place, keep=False) as draft:
-        draft.remove()
-        target = create_transform(draft, affine, grid, chunks=chunks)
-        errors = create_error_map(draft, grid, chunks=chunks)
-        with connected(resources or Resources()):
-            da.store([lazy[:-1], lazy[-1]], [target, errors], lock=False)
-        return float(da.from_array(errors, chunks=errors.chunks).max().compute())
+    lazy = as_stored(prepare_invert(transform, grid, (blocksize,) * grid.ndim), grid)
+    with drafted(place) as draft:
+        target = begun(lazy, draft, SOLUTION)
+        if target is None:
+            target = create_inverse(draft, affine_part(transform).inverse(), grid, chunks)
+        store(lazy, target, resources)
+        solution = da.from_array(ZarrArray.open(draft / SOLUTION), chunks=lazy.chunks)
+        field, errors = inverse_parts(draft)
+        store(solution[:-1], field, resources)
+        store(solution[-1], errors, resources)
+        worst = compute(solution[-1].max(keepdims=True), resources)
+        (draft / SOLUTION).remove()
+    return float(worst.item())
 
 
 def check_resampled_output(out: str | os.PathLike[str], overwrite: bool) -> Location:
-    """See whether a resampled image can be written to a place, before any work is done for it.
+    """Refuse a place that a resampled image cannot be written to, before any work is done for it.
 
-    Parameters
-    ----------
-    out : path
-        As for `write_resampled`.
-    overwrite : bool
-        Whether what is there may be replaced.
-
-    Returns
-    -------
-    Location
-        The place.
-
-    Raises
-    ------
-    InputError
-        For an ending that is not written.
-    ExistingOutputError
-        Where something is there that may not be replaced.
+    Gives the place.
     """
     place = Location.parse(out)
     if _is_file(place):
@@ -218,58 +205,84 @@ def write_resampled(
     """
     check_apart(out, moving, transform)
     place = check_resampled_output(out, overwrite)
-    wanted = grid.reorder(stored_axes(grid)).in_unit("micrometer")
-    axes = axes_of(transform)
-    lazy = _resampled(moving, transform, wanted.reorder(axes), settings, blocksize)
-    first = lazy.ndim - grid.ndim
-    order = wanted.reorder(axes).axis_order(wanted.axes)
-    stored = lazy.transpose(*range(first), *(first + k for k in order))
+    resampling = _Resampling(moving, transform, grid, settings, blocksize)
     if _is_file(place):
-        _check_file_holds(stored, moving, place)
-        # Other programs lay it over the file of the fixed image, whose numbers it must have.
-        lattice = grid.reorder(wanted.axes).in_unit(itk_unit(grid))
-        write_itk(place, Image(compute(stored, resources), lattice), overwrite=overwrite)
-        return
-    chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
-    series = dict(moving.axes) if isinstance(moving, Series) else {}
-    with drafted(place) as draft:
-        target = begun(stored, draft, "0")
-        if target is None:
-            target = create_ome_zarr(draft, wanted, stored.dtype, chunks=chunks, series=series)
-        store(stored, target, resources)
-        write_pyramid(draft, labels=labels)
+        _write_file(place, resampling, resources, overwrite)
+    else:
+        _write_store(place, resampling, labels, resources)
 
 
 def _is_file(place: Location) -> bool:
     return place.name.lower().endswith(WRITTEN_SUFFIXES)
 
 
-def _check_file_holds(stored: da.Array, moving: Image | Series, place: Location) -> None:
-    """Refuse what a file of ITK's cannot hold, before anything is computed."""
+@dataclass(frozen=True)
+class _Resampling:
+    """An image or a series, resampled through a transform on the voxels of a grid."""
+
+    moving: Image | Series
+    transform: Transform
+    grid: Grid
+    settings: WarpSettings
+    blocksize: int
+
+    @property
+    def stored_grid(self) -> Grid:
+        """The grid as it is stored: axes z, y, x, in micrometers."""
+        return self.grid.reorder(stored_axes(self.grid)).in_unit("micrometer")
+
+    @property
+    def series_axes(self) -> dict[str, int]:
+        """Names and lengths of the axes before those of the grid."""
+        return dict(self.moving.axes) if isinstance(self.moving, Series) else {}
+
+    def prepare(self) -> da.Array:
+        """Prepare the voxels, axes as they are stored, those of a series first."""
+        wanted, axes = self.stored_grid, axes_of(self.transform)
+        lazy = self._prepare_on(wanted.reorder(axes))
+        first = len(self.series_axes)
+        order = wanted.reorder(axes).axis_order(wanted.axes)
+        return lazy.transpose(*range(first), *(first + k for k in order))
+
+    def _prepare_on(self, grid: Grid) -> da.Array:
+        moving, size = self.moving, (self.blocksize,) * grid.ndim
+        if isinstance(moving, Image):
+            return prepare_apply_transform(grid, moving, self.transform, size, self.settings)
+        lazy = prepare_apply_to_series(grid, moving.images, self.transform, size, self.settings)
+        return lazy.reshape(*self.series_axes.values(), *grid.shape)
+
+
+def _write_store(
+    place: Location, resampling: _Resampling, labels: bool, resources: Resources | None
+) -> None:
+    lazy, grid = resampling.prepare(), resampling.stored_grid
+    series = resampling.series_axes
+    chunks = tuple(min(c[0], resampling.blocksize) for c in lazy.chunks[len(series) :])
+    with drafted(place) as draft:
+        target = begun(lazy, draft, "0")
+        if target is None:
+            target = create_ome_zarr(draft, grid, lazy.dtype, chunks=chunks, series=series)
+        store(lazy, target, resources)
+        write_pyramid(draft, labels=labels)
+
+
+def _write_file(
+    place: Location, resampling: _Resampling, resources: Resources | None, overwrite: bool
+) -> None:
+    moving, lazy = resampling.moving, resampling.prepare()
     if isinstance(moving, Series):
         raise InputError(
             f"{place.name} would hold one image, and {len(moving.images)} channels or times are to "
             "be written: choose one, or write an .ome.zarr"
         )
-    needed, free = _COPIES * stored.nbytes, free_memory()
+    needed, free = _COPIES * lazy.nbytes, free_memory()
     if needed > free:
         raise PlanError(
             f"writing {place.name} takes {format_bytes(needed)} of memory, {_COPIES} times the "
             f"image, and {format_bytes(int(free))} are free: write an .ome.zarr, which is written "
             "block by block"
         )
-
-
-def _resampled(
-    moving: Image | Series,
-    transform: Transform,
-    grid: Grid,
-    settings: WarpSettings,
-    blocksize: int,
-) -> da.Array:
-    """Axes of a series, then those of the grid."""
-    size = (blocksize,) * grid.ndim
-    if isinstance(moving, Image):
-        return prepare_apply_transform(grid, moving, transform, size, settings)
-    lazy = prepare_apply_to_series(grid, moving.images, transform, size, settings)
-    return lazy.reshape(*(n for _, n in moving.axes), *grid.shape)
+    # Other programs lay it over the file of the fixed image, whose numbers it must have.
+    grid = resampling.grid
+    lattice = grid.reorder(stored_axes(grid)).in_unit(itk_unit(grid))
+    write_itk(place, Image(compute(lazy, resources), lattice), overwrite=overwrite)

@@ -5,10 +5,9 @@ from itkstream.geometry.chains import CompositeTransform, compose, named_axes, s
 from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, default_axes
 from itkstream.geometry.image import Image
 from itkstream.geometry.lazy_array import ArraySource, ArrayView, LazyArray, transposed
-from itkstream.geometry.splines import LandmarkSpline
+from itkstream.geometry.splines import BSplineTransform, LandmarkSpline
 from itkstream.geometry.transforms import (
     AffineTransform,
-    BSplineTransform,
     DisplacementField,
     PiecewiseAffine,
     Transform,

@@ -12,13 +12,21 @@ from itkstream.errors import InputError
 from itkstream.geometry.splines import LandmarkSpline
 from itkstream.geometry.transforms import (
     AffineTransform,
-    BSplineTransform,
     DisplacementField,
-    PiecewiseAffine,
+    GridTransform,
     Transform,
 )
 
-__all__ = ["CompositeTransform", "compose", "named_axes", "steps_of", "with_axes"]
+__all__ = [
+    "CompositeTransform",
+    "FieldChain",
+    "compose",
+    "kinds_of",
+    "links_of",
+    "named_axes",
+    "steps_of",
+    "with_axes",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +49,7 @@ class CompositeTransform(Transform):
     def __post_init__(self) -> None:
         steps = tuple(self.transforms)
         for step in steps:
-            if not hasattr(step, "apply"):
+            if not isinstance(step, Transform):
                 raise InputError(
                     f"a composite is made of transforms; got {type(step).__name__}: give a matrix "
                     "as AffineTransform(matrix)"
@@ -53,7 +61,7 @@ class CompositeTransform(Transform):
                 f"transforms of different dimension cannot follow each other; "
                 f"got {[t.ndim for t in steps]}"
             )
-        orders = {axes for axes in map(named_axes, steps) if axes}
+        orders = {step.axes for step in steps if step.axes}
         if len(orders) > 1:
             raise InputError(
                 f"transforms with the axes {' and '.join(map(str, sorted(orders)))} cannot follow "
@@ -68,26 +76,39 @@ class CompositeTransform(Transform):
 
     @property
     def axes(self) -> tuple[str, ...] | None:
-        """What the coordinates of its points are called; None where no step knows."""
-        return next((axes for axes in map(named_axes, self.transforms) if axes), None)
+        """Names of the coordinates of its points; None where no step knows them."""
+        return next((step.axes for step in self.transforms if step.axes), None)
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points through every transform in turn.
-
-        Parameters
-        ----------
-        points : array_like, (..., n)
-            Fixed positions.
-
-        Returns
-        -------
-        ndarray, (..., n)
-            Moving positions.
-        """
+        """Map points through every transform in turn."""
         mapped = np.asarray(points, float)
         for transform in self.transforms:
             mapped = transform.apply(mapped)
         return mapped
+
+
+@dataclass(frozen=True, eq=False)
+class FieldChain:
+    """A displacement field and the affine after it; the identity where none follows."""
+
+    field: DisplacementField
+    affine: AffineTransform
+
+    @classmethod
+    def of(
+        cls,
+        transform: Transform,
+        refusal: str = "expected a displacement field followed by an affine; got {kinds}",
+    ) -> FieldChain:
+        """Take a field, or one followed by affines, apart.
+
+        Anything else raises an `InputError` with the text `refusal`, in which ``{kinds}`` stands
+        for what was given.
+        """
+        first, *others = links_of(transform)
+        if isinstance(first, FieldChain) and not others:
+            return first
+        raise InputError(refusal.format(kinds=kinds_of(transform)))
 
 
 def compose(*transforms: Transform) -> Transform:
@@ -110,7 +131,6 @@ def compose(*transforms: Transform) -> Transform:
         Where nothing is given, or dimensions differ.
     """
     chain = CompositeTransform(transforms)
-    identity = np.eye(chain.ndim + 1)
     steps: list[Transform] = []
     for step in steps_of(chain):
         if isinstance(step, AffineTransform):
@@ -118,11 +138,11 @@ def compose(*transforms: Transform) -> Transform:
             if isinstance(before, AffineTransform):
                 step = AffineTransform(step.matrix @ before.matrix, step.axes or before.axes)
                 steps.pop()
-            if np.array_equal(step.matrix, identity):
+            if step.is_identity:
                 continue
         steps.append(step)
     if not steps:
-        return AffineTransform(identity, chain.axes)
+        return AffineTransform(np.eye(chain.ndim + 1), chain.axes)
     return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
 
 
@@ -145,44 +165,62 @@ def steps_of(transform: Transform) -> tuple[Transform, ...]:
     return tuple(inner for step in transform.transforms for inner in steps_of(step))
 
 
+def links_of(transform: Transform) -> tuple[Transform | FieldChain, ...]:
+    """The steps of a transform in its simplest form, each field with the affine after it."""
+    links: list[Transform | FieldChain] = []
+    for step in steps_of(compose(transform)):
+        before = links[-1] if links else None
+        if isinstance(step, DisplacementField):
+            links.append(FieldChain(step, AffineTransform(np.eye(step.ndim + 1))))
+        elif isinstance(step, AffineTransform) and isinstance(before, FieldChain):
+            links[-1] = replace(before, affine=step)
+        else:
+            links.append(step)
+    return tuple(links)
+
+
+def kinds_of(transform: Transform) -> str:
+    """The kinds of transform in a chain, as messages list them."""
+    return ", ".join(type(step).__name__ for step in steps_of(compose(transform)))
+
+
 def named_axes(transform: Transform) -> tuple[str, ...] | None:
-    """What the coordinates of a transform's points are called, as far as it knows.
+    """Names of the coordinates of a transform's points: its `axes`.
 
     Parameters
     ----------
     transform : Transform
-        Any; one of another package need not know.
+        Any.
 
     Returns
     -------
     tuple of str or None
-        One name per axis.
+        One name per axis; None where nothing says them.
     """
-    axes: tuple[str, ...] | None = getattr(transform, "axes", None)
-    return axes
+    return transform.axes
 
 
 def with_axes(transform: Transform, axes: Sequence[str]) -> Transform:
-    """State what the coordinates of a transform's points are called; the map stays the same.
+    """Name the coordinates of a transform's points; the map stays the same.
 
     Parameters
     ----------
     transform : Transform
-        One that knows no axes, or these.
+        One without names, or with these.
     axes : sequence of str
         The names, first to last.
 
     Returns
     -------
     Transform
-        It knows them.
+        With the names.
 
     Raises
     ------
     InputError
         Where it has other axes.
     """
-    known = named_axes(transform)
+    known = transform.axes
     if known not in (None, tuple(axes)):
         raise InputError(
             f"the transform has points with the axes {known}, not {tuple(axes)}: leave axes out, "
@@ -192,6 +230,6 @@ def with_axes(transform: Transform, axes: Sequence[str]) -> Transform:
         return CompositeTransform(tuple(with_axes(t, axes) for t in transform.transforms))
     if isinstance(transform, (AffineTransform, LandmarkSpline)):
         return replace(transform, axes=tuple(axes))
-    if isinstance(transform, (BSplineTransform, DisplacementField, PiecewiseAffine)):
-        return replace(transform, grid=transform.grid.named(axes))
+    if isinstance(transform, GridTransform):
+        return replace(transform, grid=transform.grid.named(axes))  # type: ignore[type-var]
     return transform

@@ -1,4 +1,4 @@
-"""The spline that carries landmarks to landmarks, as ITK and 3D Slicer have it."""
+"""Splines as ITK has them: B-splines on a lattice, and one that carries landmarks to landmarks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve
+from scipy.ndimage import map_coordinates
 from scipy.spatial.distance import cdist
 
 from itkstream.errors import InputError, unknown_name
-from itkstream.geometry.transforms import Transform, checked_axes
+from itkstream.geometry.grid import Grid
+from itkstream.geometry.transforms import GridTransform, Transform, checked_axes
 
-__all__ = ["LandmarkSpline"]
+__all__ = ["BSplineTransform", "LandmarkSpline"]
 
 _KERNELS = ("r", "r2logr", "r3")
-# Points times landmarks that are looked at together: some 50 MB.
-_TOGETHER = 2**20
+# Points times landmarks in memory at a time: some 50 MB.
+_PAIRS = 2**20
 _MAX_ITERATIONS = 50
 _MAX_HALVINGS = 12
 # Shares of the extent of the landmarks: thickness below which they lie in one plane,
@@ -28,6 +30,77 @@ _TOLERANCE = 1e-12
 _UNSOLVED = 1e-6
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class BSplineTransform(GridTransform):
+    """``p -> p + sum_k B(i(p) - k) c_k``, as ITK and elastix have it; p itself beyond the lattice.
+
+    Parameters
+    ----------
+    coefficients : array_like, grid.shape + (n,)
+        Of the control points, in the unit of the grid.
+    grid : Grid
+        The lattice of control points.
+    order : {3, 2, 1}
+        Of the B-splines.
+
+    Raises
+    ------
+    InputError
+        Where shapes or order do not fit, or a coefficient is not finite.
+
+    References
+    ----------
+    D. Rueckert et al., "Nonrigid registration using free-form deformations: application to breast
+    MR images", IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
+    """
+
+    coefficients: NDArray[np.float64]
+    grid: Grid
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        coefficients = np.array(self.coefficients, np.float64)
+        wanted = (*self.grid.shape, self.grid.ndim)
+        if coefficients.shape != wanted:
+            raise InputError(
+                f"B-splines on control points of shape {self.grid.shape} have coefficients of "
+                f"shape {wanted}; got {coefficients.shape}"
+            )
+        if not np.isfinite(coefficients).all():
+            raise InputError("B-spline coefficients must be finite; got NaN or infinity")
+        if self.order not in (1, 2, 3) or min(self.grid.shape) <= self.order:
+            raise InputError(
+                f"B-splines are of order 1, 2 or 3 with more control points per axis; got order "
+                f"{self.order} and {self.grid.shape} control points"
+            )
+        coefficients.flags.writeable = False
+        object.__setattr__(self, "coefficients", coefficients)
+
+    def reaches(self, points: ArrayLike) -> NDArray[np.bool_]:
+        """Mark the points (..., n) that all B-splines around them reach: those `apply` moves."""
+        index = self.grid.to_index(points)
+        edge = 0.5 * (self.order - 1)
+        last = np.asarray(self.grid.shape) - 1 - edge
+        return np.asarray(((index >= edge) & (index < last)).all(axis=-1))
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map points; those that not all B-splines reach stay where they are, as in ITK."""
+        p = np.asarray(points, float)
+        reached = self.reaches(p)
+        where = self.grid.to_index(p[reached]).T
+        out = p.copy()
+        for c in range(self.ndim):
+            out[reached, c] += map_coordinates(
+                self.coefficients[..., c],
+                where,
+                output=np.float64,
+                order=self.order,
+                mode="nearest",
+                prefilter=False,
+            )
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +119,7 @@ class LandmarkSpline(Transform):
         The inverse of the spline from moving to fixed landmarks, found point by point, in place of
         the spline from fixed to moving ones: Slicer stores landmark registrations so.
     axes : sequence of str, optional
-        What the coordinates of its points are called, first to last; None where nobody has said.
+        Names of the coordinates of its points, first to last; None where nothing says them.
 
     Raises
     ------
@@ -95,21 +168,10 @@ class LandmarkSpline(Transform):
         return self.fixed_landmarks.shape[1]
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points.
-
-        Parameters
-        ----------
-        points : array_like, (..., n)
-            Fixed positions.
-
-        Returns
-        -------
-        ndarray, (..., n)
-            Moving positions.
-        """
+        """Map points."""
         p = np.asarray(points, float)
         flat = p.reshape(-1, self.ndim)
-        step = max(1, _TOGETHER // len(self.fixed_landmarks))
+        step = max(1, _PAIRS // len(self.fixed_landmarks))
         map_some = self._spline.backward if self.inverse else self._spline.forward
         parts = [map_some(flat[k : k + step]) for k in range(0, len(flat), step)]
         return np.concatenate(parts).reshape(p.shape) if parts else p.copy()
@@ -185,7 +247,7 @@ class _Spline:
         wanted: NDArray[np.float64],
         active: NDArray[np.intp],
     ) -> NDArray[np.intp]:
-        """Improve the active points of `found`, and their `miss`, in place; gives the others."""
+        """Improve the active points of `found`, and their `miss`, in place; those not improved."""
         slope = self._jacobian(found[active])
         # Where it folds the slope has no inverse.
         move = (np.linalg.pinv(slope) @ miss[active][..., None])[..., 0]

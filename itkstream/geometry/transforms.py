@@ -7,10 +7,11 @@ this package; `itkstream.geometry.itk_bridge` turns them to ITK's x, y, z.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,8 +24,8 @@ from itkstream.geometry.lazy_array import ArraySource
 
 __all__ = [
     "AffineTransform",
-    "BSplineTransform",
     "DisplacementField",
+    "GridTransform",
     "PiecewiseAffine",
     "Transform",
     "checked_axes",
@@ -36,16 +37,36 @@ _SINGULAR = 1e12
 _ROUNDING_VOX = 0.01
 
 
-@runtime_checkable
-class Transform(Protocol):
-    """A map from fixed points to moving points; a class that descends from it can be written."""
+class Transform(ABC):
+    """A map from fixed points to moving points, which can be written for other programs.
+
+    A subclass says what `ndim` is, and how `apply` maps points.
+    """
 
     @property
+    @abstractmethod
     def ndim(self) -> int:
         """Dimensions of the space."""
 
+    @property
+    def axes(self) -> tuple[str, ...] | None:
+        """Names of the coordinates of its points, first to last; None where nothing says them."""
+        return None
+
+    @abstractmethod
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points (..., n)."""
+        """Map points.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Fixed positions.
+
+        Returns
+        -------
+        ndarray, (..., n)
+            Moving positions.
+        """
 
     def write(
         self,
@@ -61,8 +82,8 @@ class Transform(Protocol):
         path : path
             Its ending chooses the format: see `itkstream.write_transform`.
         axes : sequence of str, optional
-            What the coordinates of its points are called, first to last; needed where the
-            transform does not know it (its `axes` are None).
+            Names of the coordinates of its points, first to last; needed where its own `axes` are
+            None.
         overwrite : bool
             Replace an existing file.
 
@@ -96,8 +117,8 @@ class AffineTransform(Transform):
     matrix : array_like, (n + 1, n + 1)
         Homogeneous and invertible; n is 2 or 3.
     axes : sequence of str, optional
-        What the coordinates of its points are called, first to last: ``("z", "y", "x")``. None
-        where nobody has said.
+        Names of the coordinates of its points, first to last: ``("z", "y", "x")``. None where
+        nothing says them.
 
     Raises
     ------
@@ -128,19 +149,13 @@ class AffineTransform(Transform):
         """Dimensions of the space."""
         return len(self.matrix) - 1
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether all points stay where they are."""
+        return np.array_equal(self.matrix, np.eye(len(self.matrix)))
+
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points.
-
-        Parameters
-        ----------
-        points : array_like, (..., n)
-            Fixed positions.
-
-        Returns
-        -------
-        ndarray, (..., n)
-            Moving positions.
-        """
+        """Map points."""
         return np.asarray(points, float) @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
 
     def reorder(self, stored: Sequence[str], wanted: Sequence[str]) -> AffineTransform:
@@ -179,8 +194,8 @@ class AffineTransform(Transform):
         return AffineTransform(inverse, self.axes)
 
 
-class _OnGrid(Transform):
-    """A transform whose points are those of its grid."""
+class GridTransform(Transform):
+    """A transform that is known on a grid of its own, whose axes are those of its points."""
 
     grid: Grid
 
@@ -191,12 +206,18 @@ class _OnGrid(Transform):
 
     @property
     def axes(self) -> tuple[str, ...] | None:
-        """What the coordinates of its points are called; None where its grid only assumes it."""
+        """Names of the coordinates of its points; None where its grid only assumes them."""
         return self.grid.axes if self.grid.axes_stated else None
+
+    def reaches(self, points: ArrayLike) -> NDArray[np.bool_]:
+        """Mark the points (..., n) that lie within the voxels of the grid."""
+        index = self.grid.to_index(points)
+        inside = (index >= -0.5) & (index < np.asarray(self.grid.shape) - 0.5)
+        return np.asarray(inside.all(axis=-1))
 
 
 @dataclass(frozen=True, eq=False)
-class PiecewiseAffine(_OnGrid):
+class PiecewiseAffine(GridTransform):
     """One affine a block, blended into one smooth map over the overlaps of the blocks.
 
     Parameters
@@ -231,18 +252,7 @@ class PiecewiseAffine(_OnGrid):
         object.__setattr__(self, "matrices", matrices)
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points; outside the grid the nearest block's affine holds.
-
-        Parameters
-        ----------
-        points : array_like, (..., n)
-            Fixed positions.
-
-        Returns
-        -------
-        ndarray, (..., n)
-            Moving positions.
-        """
+        """Map points; outside the grid the nearest block's affine holds."""
         p = np.asarray(points, float)
         out = np.zeros(p.shape)
         for share, matrices in self._terms(self.grid.to_index(p)):
@@ -266,7 +276,7 @@ class PiecewiseAffine(_OnGrid):
 
 
 @dataclass(frozen=True, eq=False)
-class DisplacementField(_OnGrid):
+class DisplacementField(GridTransform):
     """``p -> p + d(p)``, d sampled linearly on a grid of its own and constant beyond it.
 
     Parameters
@@ -317,18 +327,7 @@ class DisplacementField(_OnGrid):
         return DisplacementField(part, self.grid.crop(box))
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points; reads only the part of the field around them.
-
-        Parameters
-        ----------
-        points : array_like, (..., n)
-            Fixed positions.
-
-        Returns
-        -------
-        ndarray, (..., n)
-            Moving positions.
-        """
+        """Map points; reads only the part of the field around them."""
         p = np.asarray(points, float)
         if p.size == 0:
             return p.copy()
@@ -348,119 +347,8 @@ class DisplacementField(_OnGrid):
         return p + np.stack(moves, axis=-1).reshape(p.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class BSplineTransform(_OnGrid):
-    """``p -> p + sum_k B(i(p) - k) c_k``, as ITK and elastix have it; p itself beyond the lattice.
-
-    Parameters
-    ----------
-    coefficients : array_like, grid.shape + (n,)
-        Of the control points, in the unit of the grid.
-    grid : Grid
-        The lattice of control points.
-    order : {3, 2, 1}
-        Of the B-splines.
-
-    Raises
-    ------
-    InputError
-        Where shapes or order do not fit, or a coefficient is not finite.
-
-    References
-    ----------
-    D. Rueckert et al., "Nonrigid registration using free-form deformations: application to breast
-    MR images", IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
-    """
-
-    coefficients: NDArray[np.float64]
-    grid: Grid
-    order: int = 3
-
-    def __post_init__(self) -> None:
-        coefficients = np.array(self.coefficients, np.float64)
-        wanted = (*self.grid.shape, self.grid.ndim)
-        if coefficients.shape != wanted:
-            raise InputError(
-                f"B-splines on control points of shape {self.grid.shape} have coefficients of "
-                f"shape {wanted}; got {coefficients.shape}"
-            )
-        if not np.isfinite(coefficients).all():
-            raise InputError("B-spline coefficients must be finite; got NaN or infinity")
-        if self.order not in (1, 2, 3) or min(self.grid.shape) <= self.order:
-            raise InputError(
-                f"B-splines are of order 1, 2 or 3 with more control points per axis; got order "
-                f"{self.order} and {self.grid.shape} control points"
-            )
-        coefficients.flags.writeable = False
-        object.__setattr__(self, "coefficients", coefficients)
-
-    def reaches(self, points: ArrayLike) -> NDArray[np.bool_]:
-        """Which points all B-splines around them reach.
-
-        Parameters
-        ----------
-        points : array_like, (..., n)
-            Fixed positions.
-
-        Returns
-        -------
-        ndarray, (...), bool
-            False where `apply` leaves a point where it is.
-        """
-        index = self.grid.to_index(points)
-        edge = 0.5 * (self.order - 1)
-        last = np.asarray(self.grid.shape) - 1 - edge
-        return np.asarray(((index >= edge) & (index < last)).all(axis=-1))
-
-    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points; those that not all B-splines reach stay where they are, as in ITK.
-
-        Parameters
-        ----------
-        points : array_like, (..., n)
-            Fixed positions.
-
-        Returns
-        -------
-        ndarray, (..., n)
-            Moving positions.
-        """
-        p = np.asarray(points, float)
-        reached = self.reaches(p)
-        where = self.grid.to_index(p[reached]).T
-        out = p.copy()
-        for c in range(self.ndim):
-            out[reached, c] += map_coordinates(
-                self.coefficients[..., c],
-                where,
-                output=np.float64,
-                order=self.order,
-                mode="nearest",
-                prefilter=False,
-            )
-        return out
-
-
 def checked_axes(axes: Sequence[str] | None, ndim: int) -> tuple[str, ...] | None:
-    """The names of coordinates, checked.
-
-    Parameters
-    ----------
-    axes : sequence of str, optional
-        The names, first to last.
-    ndim : int
-        Dimensions of the space.
-
-    Returns
-    -------
-    tuple of str or None
-        None where no names are given.
-
-    Raises
-    ------
-    InputError
-        Where these are no permutation of x, y (, z).
-    """
+    """The names of coordinates, or None; refuses those that are no permutation of x, y (, z)."""
     if axes is None:
         return None
     if sorted(axes) != list(default_axes(ndim)):

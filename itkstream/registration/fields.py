@@ -21,8 +21,8 @@ from itkstream.apply.resampling import prepare_field
 from itkstream.compute.execute import begun, compute, store
 from itkstream.estimate.deformation import deform_blocks, field_factors, prepare_displacement
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Transform
+from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
-from itkstream.io.transforms.itk.transforms import as_field_and_affine
 from itkstream.io.transforms.ngff.store import (
     FIELD_ARRAY,
     as_stored,
@@ -124,7 +124,7 @@ def measure_coarser(
     CoarseField
         Lazy; with factors of 1 where no coarser lattice will do.
     """
-    field, _ = as_field_and_affine(transform)
+    field = FieldChain.of(transform).field
     allowed = tolerance_vox * min(scene.fixed.spacing)
     lattices = CoarseLattices(field, allowed, MAX_FIELD_FACTOR)
     return lattices.best(compute(lattices.prepare_errors(), scene.resources))
@@ -153,9 +153,9 @@ def store_coarser(
     CompositeTransform
         Both, on disk.
     """
-    field, affine = as_field_and_affine(transform)
-    kept = prepare_decimation(field, factors)
-    return _store(scene, kept.data, kept.grid, path, affine)
+    chain = FieldChain.of(transform)
+    kept = prepare_decimation(chain.field, factors)
+    return _store(scene, kept.data, kept.grid, path, chain.affine)
 
 
 def _store(

@@ -17,8 +17,8 @@ from itkstream.compute.execute import compute
 from itkstream.errors import BlockErrors, InputError, RegistrationError
 from itkstream.estimate.affines import prepare_local_affines, split_local_affines
 from itkstream.geometry import AffineTransform, Image
+from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
-from itkstream.io.transforms.itk.transforms import as_field_and_affine
 from itkstream.numerics.itk.affine import intensity_block
 from itkstream.numerics.matching.affine import best_affine_block
 from itkstream.numerics.matching.ransac import AffineEstimate
@@ -152,7 +152,7 @@ def _find_deformation(
 ) -> Finding:
     path = place()
     transform = store_deformation(scene, state, step, path)
-    grid = as_field_and_affine(transform)[0].grid
+    grid = FieldChain.of(transform).field.grid
     facts = {"field_shape": grid.shape, "field_spacing": grid.spacing}
     return Finding(transform, facts, required=True, whole=True, place=path)
 

@@ -32,6 +32,7 @@ from itkstream.geometry import (
     Transform,
     compose,
 )
+from itkstream.geometry.chains import FieldChain
 from itkstream.io.transforms.files import read_transform
 from itkstream.io.transforms.ngff.store import write_store
 from itkstream.transform import apply_to_points, invert_transform
@@ -166,7 +167,7 @@ def test_cropping_keeps_what_the_region_needs(
         lazy = DisplacementField(da.from_array(field.data, chunks=4), field.grid)
         transform = CompositeTransform((lazy, affine))
     if kind == "zarr":
-        write_store(tmp_path / "t.zarr", field, affine)
+        write_store(tmp_path / "t.zarr", FieldChain(field, affine))
         transform = read_transform(tmp_path / "t.zarr", grid.axes)
     part = grid.crop((slice(2, 9), slice(0, 5), slice(6, 14)))
     cropped = crop_transform(transform, part)

@@ -23,7 +23,7 @@ from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, write_pyramid
 from itkstream.io.transforms.files import read_transform, write_transform
-from itkstream.io.transforms.ngff.store import read_error_map
+from itkstream.io.transforms.ngff.inverses import read_error_map
 from itkstream.napari_reader import get_reader, read_layers
 from itkstream.registration.report import registered_images
 

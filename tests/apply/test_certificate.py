@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itkstream.apply import certificate
-from itkstream.apply.certificate import certify, check_transform, repair_transform
+from itkstream.apply import folds
+from itkstream.apply.certificate import certify, check_transform
+from itkstream.apply.repair import repair_transform
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.io.transforms.files import write_transform
@@ -66,7 +67,7 @@ FOLDS = ((16, 16, 32), (36, 25, 9))
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_folded_regions_are_listed_and_repaired(monkeypatch, lazy) -> None:
-    monkeypatch.setattr(certificate, "_BLOCK", 16)
+    monkeypatch.setattr(folds, "_BLOCK", 16)
     field = dented(FOLDS)
     whole = jacobian_determinant(field.data, field.grid)
     data = da.from_array(field.data, chunks=20) if lazy else field.data

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-import itkstream.apply.inversion as inversion
+from itkstream.apply import inversion
+from itkstream.apply import points as mapped_points
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
@@ -66,7 +67,8 @@ class Watched:
 
 
 def test_blocks_and_points_read_parts_only(monkeypatch) -> None:
-    monkeypatch.setattr(inversion, "_PART", 16)
+    for module in (inversion, mapped_points):
+        monkeypatch.setattr(module, "_PART", 16)
     grid = Grid((64, 64, 64), (1.0, 1.0, 1.0))
     source = Watched(np.full((64, 64, 64, 3), 2.0, np.float32))
     transform = DisplacementField(source, grid)

@@ -29,8 +29,8 @@ from itkstream.geometry.itk_bridge import (
     to_itk_image,
     to_itk_transform,
 )
-from itkstream.io.transforms.itk.hdf5 import write_hdf5_transform
-from itkstream.io.transforms.itk.transforms import write_itk_transform
+from itkstream.io.transforms.itk.hdf5_files import write_hdf5_transform
+from itkstream.io.transforms.itk.transform_files import write_itk_transform
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.matching.affine import AffineSettings, affine_block

@@ -1,4 +1,4 @@
-"""Whether a transform file that was just written maps points as it should."""
+"""Check of a transform file that was just written: it maps points as it should."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from itkstream.geometry import (
     compose,
     steps_of,
 )
-from itkstream.io.transforms.itk.transforms import largest_difference
+from itkstream.io.transforms.itk.transform_files import largest_difference
 
 __all__ = ["TransformReader", "check_written", "grids_of"]
 
-TransformReader = Callable[[Path, Sequence[str] | None], Transform]
+TransformReader = Callable[[Path], Transform]
 
 _POINTS = 100
 # How often points are drawn anew where none passes through every lattice of a chain.
@@ -39,32 +39,10 @@ def check_written(
     read: TransformReader | None,
     tolerance: float,
 ) -> float:
-    """Read a transform file back and compare it, at points, with what was meant.
+    """Read a file back: how far it maps points, with these axes, from `transform`, at most.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    transform : Transform
-        What it should hold.
-    axes : tuple of str
-        The axis order of its points.
-    read : callable, optional
-        Reads the file back without reading its fields whole; default SimpleITK.
-    tolerance : float
-        Largest difference that is allowed, of the size of the coordinates.
-
-    Returns
-    -------
-    float
-        Largest difference between the mapped points, in the unit of the transform.
-
-    Raises
-    ------
-    InputError
-        Where no point passes through all lattices of the transform.
-    ItkstreamError
-        Where the file cannot be read, or maps points otherwise.
+    SimpleITK reads it where no `read`, which need not read its fields whole, is given. More than
+    the share `tolerance` of the coordinates is an error.
     """
     points = _points(steps_of(compose(transform)))
     wanted = _mapped(transform, points)
@@ -72,7 +50,7 @@ def check_written(
         if read is None:
             error = largest_difference(path, transform, points, axes)
         else:
-            error = float(np.abs(_mapped(read(path, axes), points) - wanted).max())
+            error = float(np.abs(_mapped(read(path), points) - wanted).max())
     except (InputError, RuntimeError) as reason:
         raise ItkstreamError(f"{path.name} was written but cannot be read: {reason}") from reason
     grids = grids_of(transform)
@@ -88,18 +66,7 @@ def check_written(
 
 
 def grids_of(transform: Transform) -> list[Grid]:
-    """The lattices of the fields and B-splines that a transform is made of.
-
-    Parameters
-    ----------
-    transform : Transform
-        Any.
-
-    Returns
-    -------
-    list of Grid
-        In the order in which they act; empty for affines.
-    """
+    """The lattices of the fields and B-splines of a transform, in the order in which they act."""
     steps = steps_of(transform)
     return [s.grid for s in steps if isinstance(s, (BSplineTransform, DisplacementField))]
 
@@ -144,13 +111,13 @@ class _Reach:
         return self.grid.to_physical(self.low + share * (self.high - self.low))
 
     def holds(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which points lie in it."""
+        """Mark the points that lie in it."""
         index = self.grid.to_index(points)
         return np.asarray(((index >= self.low) & (index <= self.high)).all(axis=-1))
 
 
 def _reach(step: Transform) -> _Reach | None:
-    """None where a step holds everywhere."""
+    """The reach of a step; None where it holds everywhere."""
     if not isinstance(step, (BSplineTransform, DisplacementField)):
         return None
     last = np.asarray(step.grid.shape) - 1.0
@@ -164,7 +131,7 @@ def _reach(step: Transform) -> _Reach | None:
 def _stay(
     steps: Sequence[Transform], reaches: Sequence[_Reach | None], points: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which points are within every lattice when they come to it."""
+    """Mark the points that are within every lattice when they come to it."""
     inside = np.ones(len(points), bool)
     if sum(reach is not None for reach in reaches) < 2:
         # They were drawn in the only one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, DisplacementField, Grid, Slices, default_axes
+from itkstream.geometry.chains import FieldChain
 from itkstream.geometry.itk_bridge import from_itk_geometry, to_itk_image
 from itkstream.io.images.files.itk_images import ItkFile
-from itkstream.io.transforms.vectors import OrderedVectors, as_in_files, slabs
+from itkstream.io.transforms.vectors import NameAxes, OrderedVectors, as_in_files, slabs
 from itkstream.numerics.sampling.fields import to_positions
 
 __all__ = ["read_displacement_image", "write_displacement_image"]
@@ -47,55 +48,31 @@ _LPS = ("left-posterior-superior", "lps")
 _NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?")
 
 
-def write_displacement_image(
-    target: Path, field: DisplacementField, affine: AffineTransform | None
-) -> None:
-    """Write a displacement field, float32, an affine after it folded in.
+def write_displacement_image(target: Path, chain: FieldChain) -> None:
+    """Write a field, float32, the affine after it folded in: ``.nii(.gz)``, ``.nrrd``, ``.mha``.
 
-    Parameters
-    ----------
-    target : Path
-        Ending in ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``; replaced if it is there.
-    field : DisplacementField
-        Acts first; it may be stored.
-    affine : AffineTransform or None
-        Acts on what the field gives. An affine of a linear interpolation is the linear
-        interpolation of affines, so folding it in loses nothing but the digits of float32.
+    An affine of a linear interpolation is the linear interpolation of affines, so folding it in
+    loses nothing but the digits of float32.
     """
+    field = chain.field
     grid = field.grid.reorder(default_axes(field.ndim))
     headers = {".nrrd": _nrrd_header, ".mha": _meta_header}
     if target.suffix in headers:
         with target.open("wb") as file:
             file.write(headers[target.suffix](grid).encode("ascii"))
-            for slab in _slabs(field, affine):
+            for slab in _slabs(chain):
                 slab.tofile(file)
         return
-    vectors = _folded(np.asarray(field.data), field.grid, affine)
+    vectors = _folded(np.asarray(field.data), field.grid, chain.affine)
     image = to_itk_image(np.asarray(vectors, np.float32), field.grid)
     sitk.WriteImage(image, str(target), useCompression=target.suffix == ".gz")
 
 
-def read_displacement_image(path: Path, axes: Sequence[str] | None = None) -> DisplacementField:
-    """Open a displacement image.
+def read_displacement_image(path: Path, name_axes: NameAxes) -> DisplacementField:
+    """Open a displacement image; NIfTI of intent 1006 (3D Slicer) or 1007 (ITK, ANTs).
 
-    Parameters
-    ----------
-    path : Path
-        The file. NIfTI may have intent 1006 (Slicer's) or 1007 (ITK's and ANTs').
-    axes : sequence of str, optional
-        The wanted order of axes; default x first.
-
-    Returns
-    -------
-    DisplacementField
-        Uncompressed NRRD and MetaImage stay on disk; others are read once, as a whole, when
-        voxels are first asked for.
-
-    Raises
-    ------
-    InputError
-        Where ITK cannot read the file, it holds no vectors of as many components as axes, or
-        vectors that are no displacements from fixed to moving points in ITK's coordinates.
+    Uncompressed NRRD and MetaImage stay on disk; others are read once, as a whole, when vectors
+    are first asked for.
     """
     if path.name.lower().endswith((".nii", ".nii.gz")):
         _check_nifti(path)
@@ -120,7 +97,7 @@ def read_displacement_image(path: Path, axes: Sequence[str] | None = None) -> Di
     grid = from_itk_geometry(
         reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     )
-    wanted = tuple(axes or grid.axes)
+    wanted = name_axes(n)
     shape = (*reversed(reader.GetSize()), components)
     stored = ItkFile(str(path.resolve()), shape, types[reader.GetPixelID()], components)
     _check_meaning(path, reader)
@@ -147,18 +124,17 @@ class _ImageVectors(OrderedVectors):
         return self.stored[(*reversed(box), slice(None))].transpose(*reversed(range(n)), n)
 
 
-def _slabs(
-    field: DisplacementField, affine: AffineTransform | None
-) -> Iterator[NDArray[np.float32]]:
+def _slabs(chain: FieldChain) -> Iterator[NDArray[np.float32]]:
     """The vectors in the order of a file: components, then x, then y, then z."""
+    field = chain.field
     for box in slabs(field, _SLAB):
         part = np.asarray(field.data[(*box, slice(None))])
-        vectors = _folded(part, field.grid.crop(box), affine)
+        vectors = _folded(part, field.grid.crop(box), chain.affine)
         yield np.ascontiguousarray(as_in_files(vectors, field.grid), "<f4")
 
 
-def _folded(vectors: NDArray[Any], grid: Grid, affine: AffineTransform | None) -> NDArray[Any]:
-    if affine is None:
+def _folded(vectors: NDArray[Any], grid: Grid, affine: AffineTransform) -> NDArray[Any]:
+    if affine.is_identity:
         return vectors
     return to_positions(vectors, grid, affine.matrix) - grid.positions()
 
@@ -168,7 +144,7 @@ def _text(values: Any) -> str:
 
 
 def _nrrd_header(grid: Grid) -> str:
-    """``http://teem.sourceforge.net/nrrd/format.html``, as ITK writes it."""
+    """A header of NRRD as ITK writes it (``http://teem.sourceforge.net/nrrd/format.html``)."""
     n = grid.ndim
     steps = (np.asarray(grid.direction) * grid.spacing).T
     bracketed = [f"({_text(v).replace(' ', ',')})" for v in (*steps, grid.origin)]
@@ -189,7 +165,7 @@ def _nrrd_header(grid: Grid) -> str:
 
 
 def _meta_header(grid: Grid) -> str:
-    """MetaImage's own words; its matrix is written axis by axis, the transpose of ITK's."""
+    """A header of MetaImage, whose matrix is written axis by axis: the transpose of ITK's."""
     entries = {
         "ObjectType": "Image",
         "NDims": grid.ndim,
@@ -209,8 +185,8 @@ def _meta_header(grid: Grid) -> str:
 
 
 def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Refuse vectors that are no displacements of ITK's points, as far as a file says so."""
-    way = _said(reader, "displacement field type", "resampling")
+    """Refuse vectors that by their file's own words are no displacements of ITK's points."""
+    way = _entry(reader, "displacement field type", "resampling")
     if way == "modeling":
         raise InputError(
             f"{path} leads from moving to fixed points (3D Slicer's 'displacement field "
@@ -220,7 +196,7 @@ def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
         )
     if way != "resampling":
         raise InputError(f"{path} has the 'displacement field type' {way!r}; known is 'resampling'")
-    kind = _said(reader, "NRRD_kinds[pixel]", "vector")
+    kind = _entry(reader, "NRRD_kinds[pixel]", "vector")
     if kind not in _VECTOR_KINDS:
         raise InputError(
             f"the components of a displacement are a vector; those of {path} are of the kind {kind}"
@@ -229,12 +205,12 @@ def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
         _check_nrrd(path)
 
 
-def _said(reader: sitk.ImageFileReader, key: str, default: str) -> str:
+def _entry(reader: sitk.ImageFileReader, key: str, default: str) -> str:
     return str(reader.GetMetaData(key)).strip().lower() if reader.HasMetaDataKey(key) else default
 
 
 def _check_nrrd(path: Path) -> None:
-    """ITK turns the lattice of a NRRD file to its own space, and leaves the vectors as they are."""
+    """Refuse spaces and frames that are not ITK's: it turns the lattice, and not the vectors."""
     with path.open("rb") as file:
         lines = file.read(_NRRD_HEADER).partition(b"\n\n")[0].decode("latin-1").splitlines()
     pairs = (line.partition(":") for line in lines if not line.startswith("#"))
@@ -254,7 +230,7 @@ def _check_nrrd(path: Path) -> None:
 
 
 def _check_nifti(path: Path) -> None:
-    """ITK turns NaN in a NIfTI file to 0, which would pass for no displacement: look before it."""
+    """Refuse NaN, which ITK turns to 0 in a NIfTI file: that would pass for no displacement."""
     opener: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rb") as file:
         try:
@@ -278,7 +254,7 @@ def _check_nifti(path: Path) -> None:
 
 
 def _check_intent(path: Path, code: int, name: str) -> None:
-    """Some programs keep positions, or vectors on other axes, in files that look alike."""
+    """Refuse files of programs that keep positions, or vectors on other axes."""
     program = {"nreg_trans": "NiftyReg", "mapping": "SPM"}.get(name.lower())
     if code in _FSL_INTENTS:
         program = "FSL"
@@ -296,7 +272,7 @@ def _check_intent(path: Path, code: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class _NiftiLayout:
-    """Where the header of a NIfTI file has what: version 1 or 2, of either byte order."""
+    """Byte order, and places of numbers, of the header of a NIfTI file of version 1 or 2."""
 
     order: str
     places: Mapping[str, tuple[int, str]]

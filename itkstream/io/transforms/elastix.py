@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
-from itkstream.geometry import CompositeTransform, Transform, default_axes
+from itkstream.geometry import CompositeTransform, Transform
 from itkstream.geometry.itk_bridge import from_itk_geometry, from_itk_transform
 from itkstream.io.transforms.displacement_images import read_displacement_image
-from itkstream.io.transforms.itk.entries import bspline_entry
-from itkstream.io.transforms.itk.transforms import read_itk_transform
+from itkstream.io.transforms.itk.parameters import bspline_of
+from itkstream.io.transforms.itk.transform_files import open_itk_transform
+from itkstream.io.transforms.vectors import NameAxes
 
 __all__ = ["is_elastix", "read_elastix_transform"]
 
@@ -48,18 +49,7 @@ _SPLINES = ("BSplineTransform", "RecursiveBSplineTransform")
 
 
 def is_elastix(path: Path) -> bool:
-    """Whether a text file is one of elastix' transform parameter files.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    bool
-        True where it names a transform as elastix does; its end need not be there.
-    """
+    """Whether a text file names a transform as elastix does; its end need not be there."""
     if path.suffix.lower() == ".toml":
         return True
     with path.open("rb") as file:
@@ -67,28 +57,10 @@ def is_elastix(path: Path) -> bool:
     return re.search(rb"^\s*\((Transform|NumberOfParameters)\s", head, re.MULTILINE) is not None
 
 
-def read_elastix_transform(path: Path, axes: Sequence[str] | None = None) -> Transform:
-    """Read a transform parameter file of elastix, and those it starts from.
+def read_elastix_transform(path: Path, name_axes: NameAxes) -> Transform:
+    """Read a transform parameter file of elastix, and those it starts from, as a composite.
 
-    Parameters
-    ----------
-    path : Path
-        ``TransformParameters.0.txt``, ``TransformParameters.0.toml`` or the like.
-    axes : sequence of str, optional
-        The wanted order of axes; default x first.
-
-    Returns
-    -------
-    Transform
-        From fixed to moving points, as elastix has it; with initial transforms, a composite.
-
-    Raises
-    ------
-    MissingDataError
-        Where a file that it names is missing.
-    InputError
-        Where the file is cut off, holds a transform of another kind, or an entry whose meaning
-        is not read; the message names it.
+    From fixed to moving points, as elastix has it.
     """
     steps: list[Transform] = []
     seen: list[Path] = []
@@ -98,7 +70,7 @@ def read_elastix_transform(path: Path, axes: Sequence[str] | None = None) -> Tra
             raise InputError(f"{path} starts from itself, by way of {here.name}")
         seen.append(here.resolve())
         entries = _parse(here)
-        steps.insert(0, _one(entries, here, axes))
+        steps.insert(0, _one(entries, here, name_axes))
         here = _before(entries, here)
     return steps[0] if len(steps) == 1 else CompositeTransform(tuple(steps))
 
@@ -137,10 +109,10 @@ def _parse_toml(path: Path) -> Entries:
     }
 
 
-def _one(entries: Entries, path: Path, axes: Sequence[str] | None) -> Transform:
+def _one(entries: Entries, path: Path, name_axes: NameAxes) -> Transform:
     kind = _words(entries, "Transform", path)[0]
     if kind == "File":
-        return read_itk_transform(_named(entries, "TransformFileName", path), axes)
+        return open_itk_transform(_named(entries, "TransformFileName", path), name_axes)
     ndim = int(_numbers(entries, "FixedImageDimension", path, 1)[0])
     if ndim not in (2, 3) or _numbers(entries, "MovingImageDimension", path, 1)[0] != ndim:
         raise InputError(f"{path} is of no 2-D or 3-D image pair: only these are read")
@@ -150,21 +122,20 @@ def _one(entries: Entries, path: Path, axes: Sequence[str] | None) -> Transform:
             "they are turned. Where no image is turned write true there; else register anew with it"
         )
     if kind == "DeformationFieldTransform":
-        return _field(entries, path, axes)
+        return _field(entries, path, name_axes)
     if kind in _SPLINES:
-        return _spline(entries, path, tuple(axes or default_axes(ndim)))
+        return _spline(entries, path, name_axes(ndim))
     if kind not in _LINEAR:
         known = ", ".join((*_LINEAR, *_SPLINES, "DeformationFieldTransform", "File"))
         raise InputError(
             f"{path} holds elastix' {kind}, which is not read; known are {known}. Let transformix "
             "write a displacement field (-def all) and read that"
         )
-    return _linear(entries, path, kind, ndim, axes)
+    return _linear(entries, path, kind, name_axes(ndim))
 
 
-def _linear(
-    entries: Entries, path: Path, kind: str, ndim: int, axes: Sequence[str] | None
-) -> Transform:
+def _linear(entries: Entries, path: Path, kind: str, axes: tuple[str, ...]) -> Transform:
+    ndim = len(axes)
     itk = _LINEAR[kind][ndim]()
     itk.SetParameters(_parameters(entries, path, len(itk.GetParameters())).tolist())
     if kind != "TranslationTransform":
@@ -180,15 +151,15 @@ def _linear(
     return from_itk_transform(itk, axes)
 
 
-def _field(entries: Entries, path: Path, axes: Sequence[str] | None) -> Transform:
-    """A displacement image, which elastix takes the nearest vector of unless it is told."""
+def _field(entries: Entries, path: Path, name_axes: NameAxes) -> Transform:
+    """A displacement image; elastix takes its nearest vector unless its file says otherwise."""
     order = entries.get("DeformationFieldInterpolationOrder", ["0"])
     if order != ["1"]:
         raise InputError(
             f"{path} has (DeformationFieldInterpolationOrder {' '.join(order)}), by default 0; "
             "fields are read that are interpolated linearly, 1"
         )
-    return read_displacement_image(_named(entries, "DeformationFieldFileName", path), axes)
+    return read_displacement_image(_named(entries, "DeformationFieldFileName", path), name_axes)
 
 
 def _spline(entries: Entries, path: Path, axes: tuple[str, ...]) -> Transform:
@@ -206,7 +177,7 @@ def _spline(entries: Entries, path: Path, axes: tuple[str, ...]) -> Transform:
     order = _numbers(entries, "BSplineTransformSplineOrder", path, 1)[0]
     if order not in (1, 2, 3):
         raise InputError(f"{path} has (BSplineTransformSplineOrder {order:g}); 1, 2 or 3 are read")
-    return bspline_entry(values, grid, int(order), axes)
+    return bspline_of(values, grid, int(order), axes)
 
 
 def _before(entries: Entries, path: Path) -> Path | None:

@@ -7,7 +7,8 @@ its name: a file that is there is right.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from itkstream.geometry import (
     array_axes,
     compose,
     default_axes,
-    named_axes,
     steps_of,
     with_axes,
 )
+from itkstream.geometry.chains import FieldChain
 from itkstream.io.images.units import micrometers, rescaled
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
@@ -35,11 +36,11 @@ from itkstream.io.transforms.displacement_images import (
     write_displacement_image,
 )
 from itkstream.io.transforms.elastix import is_elastix, read_elastix_transform
-from itkstream.io.transforms.itk.hdf5 import HDF5_ENDINGS, write_hdf5_transform
-from itkstream.io.transforms.itk.transforms import read_itk_transform, write_itk_transform
+from itkstream.io.transforms.itk.hdf5_files import HDF5_ENDINGS, write_hdf5_transform
+from itkstream.io.transforms.itk.transform_files import open_itk_transform, write_itk_transform
 from itkstream.io.transforms.ngff.scene import read_scene
 from itkstream.io.transforms.ngff.store import write_store
-from itkstream.io.transforms.vectors import slabs, wanted_axes
+from itkstream.io.transforms.vectors import NameAxes, slabs, wanted_axes
 
 __all__ = ["check_transform_output", "read_transform", "write_transform"]
 
@@ -49,7 +50,7 @@ _STORES = (".zarr",)
 _STORE = "transform.ome.zarr"
 # Numbers in a field beyond which ITK, which reads it whole, is not asked to check it.
 _LARGE = 2**24
-# Numbers that are looked at together.
+# Numbers of a field that are in memory at a time.
 _SLAB = 2**22
 # Affines and B-splines go through doubles or their decimal text; displacement images hold float32.
 _EXACT, _SINGLE = 1e-9, 1e-6
@@ -100,18 +101,17 @@ def read_transform(
     location = Location.parse(path)
     if not location.exists():
         raise MissingDataError(f"there is no transform {path}")
-    if location.is_dir():
+    if location.is_dir() or _ending(location) in _STORES:
         inner = location / _STORE
         return read_scene(inner if inner.is_dir() else location, axes, name)
     if name is not None:
         raise InputError(f"name chooses among the transforms of an OME-Zarr; {path} is a file")
     place = location.path
-    read = _READERS.get(_ending(place), read_itk_transform)
-    wanted = wanted_axes(path, read(place, None).ndim, axes)
-    # What is looked through is what is handed out: a compressed image is read once.
-    transform = read(place, wanted)
+    read = _READERS.get(_ending(place), open_itk_transform)
+    transform = read(place, partial(wanted_axes, path, axes=axes))
+    # The fields that are looked through are handed out: a compressed image is read once.
     _check_finite(transform, place)
-    return rescaled(transform, 1.0 if _ending(place) in _STORES else micrometers(unit))
+    return rescaled(transform, micrometers(unit))
 
 
 def write_transform(
@@ -136,8 +136,8 @@ def write_transform(
     transform : Transform
         What to write.
     axes : sequence of str, optional
-        What the coordinates of its points are called, first to last; needed where the transform
-        does not know it (its `axes` are None).
+        Names of the coordinates of its points, first to last; needed where its own `axes` are
+        None.
     unit : str
         Unit of the numbers in the file, which all files but OME-Zarr do not state: "millimeter"
         for images that ITK knows in millimeters, as NIfTI.
@@ -160,60 +160,36 @@ def write_transform(
         Where what was written does not map points as it should; nothing is left behind.
     """
     target = check_transform_output(path, overwrite, transform)
-    order = _axes(transform, axes)
-    factor = 1.0 if _ending(target) in _STORES else micrometers(unit)
+    order, kind = _axes(transform, axes), _ending(target)
+    factor = 1.0 if kind in _STORES else micrometers(unit)
     transform = rescaled(with_axes(transform, order), 1 / factor)
     steps = _steps(transform)
-    kind = _ending(target)
     claim = claim_whole_store if kind in _STORES else claim_file
-    with claim(target, overwrite) as partial:
+    with claim(target, overwrite) as draft:
         if kind in _SMALL:
-            write_itk_transform(partial, compose(*steps), order)
+            write_itk_transform(draft, compose(*steps), order)
         elif kind in HDF5_ENDINGS:
-            write_hdf5_transform(partial, steps, order)
+            write_hdf5_transform(draft, steps, order)
         else:
-            field, affine = _field_and_affine(steps)
-            if kind in _STORES:
-                write_store(partial, field, affine or AffineTransform(np.eye(field.ndim + 1)))
-            else:
-                write_displacement_image(partial, field, affine)
+            write = write_store if kind in _STORES else write_displacement_image
+            write(draft, _field_chain(transform))
         tolerance = _SINGLE if kind in (*_IMAGES, *_STORES) else _EXACT
-        read_back = _reader_back(kind, transform)
-        return check_written(partial, transform, order, read_back, tolerance) * factor
+        read_back = _reader_back(kind, transform, order)
+        return check_written(draft, transform, order, read_back, tolerance) * factor
 
 
 def check_transform_output(
     path: str | os.PathLike[str], overwrite: bool, transform: Transform | None = None
 ) -> Location:
-    """See whether a transform can be written to a place, before any work is done for it.
+    """Refuse a place that a transform, or one of this kind, cannot be written to.
 
-    Parameters
-    ----------
-    path : path
-        As for `write_transform`.
-    overwrite : bool
-        Whether an existing file may be replaced.
-    transform : Transform, optional
-        Of the kind that will be written, if that is known.
-
-    Returns
-    -------
-    Location
-        The place.
-
-    Raises
-    ------
-    InputError
-        Where no format ends so, the format cannot hold this transform, or the transform reads its
-        fields from there.
-    ExistingOutputError
-        Where the file exists.
+    Called before any work is done for it; gives the place.
     """
     target = Location.parse(path)
     kind = _ending(target)
     _check_ending(target, kind)
     if transform is not None:
-        _check_kind(target, kind, _steps(transform))
+        _check_kind(target, kind, transform)
     check_apart(target, transform)
     (check_store if kind in _STORES else check_file)(target, overwrite)
     return target
@@ -225,7 +201,7 @@ def _ending(path: Path | Location) -> str:
 
 
 def _steps(transform: Transform) -> tuple[Transform, ...]:
-    """What a file has to hold, in the simplest form."""
+    """The steps that a file has to hold, in the simplest form."""
     steps = steps_of(compose(transform))
     known = (AffineTransform, BSplineTransform, DisplacementField)
     strange = [type(step).__name__ for step in steps if not isinstance(step, known)]
@@ -238,8 +214,8 @@ def _steps(transform: Transform) -> tuple[Transform, ...]:
 
 
 def _axes(transform: Transform, axes: Sequence[str] | None) -> tuple[str, ...]:
-    """What the coordinates of the points are called: a file in x, y, z needs to know."""
-    order = tuple(axes or named_axes(transform) or ())
+    """Names of the coordinates of the points, which a file in x, y, z needs."""
+    order = tuple(axes or transform.axes or ())
     if not order:
         raise InputError(
             "nothing says which coordinate of this transform's points is x, so that a file of it "
@@ -257,7 +233,8 @@ def _check_ending(target: Location, kind: str) -> None:
         )
 
 
-def _check_kind(target: Location, kind: str, steps: Sequence[Transform]) -> None:
+def _check_kind(target: Location, kind: str, transform: Transform) -> None:
+    steps = _steps(transform)
     if kind in _SMALL and any(isinstance(step, DisplacementField) for step in steps):
         raise InputError(
             f"{target.name} would hold affines and B-splines, and this transform has a "
@@ -270,61 +247,51 @@ def _check_kind(target: Location, kind: str, steps: Sequence[Transform]) -> None
             "as .tfm, .txt or .h5"
         )
     if kind in (*_IMAGES, *_STORES):
-        field, _ = _field_and_affine(steps)
-        if kind.startswith(".nii") and field.ndim == 2:
+        _field_chain(transform)
+        if kind.startswith(".nii") and transform.ndim == 2:
             raise InputError(
                 f"2-D displacement fields are read with wrong values from NIfTI ({target.name}): "
                 "write .h5, .nrrd or .mha"
             )
 
 
-def _field_and_affine(
-    steps: Sequence[Transform],
-) -> tuple[DisplacementField, AffineTransform | None]:
-    """A displacement field and the affine after it, which may lack."""
-    field, *after = steps
-    if all(isinstance(step, AffineTransform) for step in steps):
+def _field_chain(transform: Transform) -> FieldChain:
+    if isinstance(compose(transform), AffineTransform):
         raise InputError(
             "the file would hold a displacement field, and this transform is an affine: write it "
             "as .tfm, .txt, .mat or .h5"
         )
-    affine = after[0] if after else None
-    if (
-        isinstance(field, DisplacementField)
-        and len(after) < 2
-        and (affine is None or isinstance(affine, AffineTransform))
-    ):
-        return field, affine
-    kinds = ", ".join(type(step).__name__ for step in steps)
-    raise InputError(
-        f"the file would hold a displacement field, or one followed by affines; got {kinds}: write "
+    return FieldChain.of(
+        transform,
+        "the file would hold a displacement field, or one followed by affines; got {kinds}: write "
         "it as .h5 (B-splines and affines as .tfm too), or sample it to a DisplacementField first "
-        "(itkstream.transform.sample_transform)"
+        "(itkstream.transform.sample_transform)",
     )
 
 
-def _read_store(path: Path, axes: Sequence[str] | None) -> Transform:
-    return read_scene(Location.parse(path), axes)
+def _read_text(path: Path, name_axes: NameAxes) -> Transform:
+    read = read_elastix_transform if is_elastix(path) else open_itk_transform
+    return read(path, name_axes)
 
 
-def _read_text(path: Path, axes: Sequence[str] | None) -> Transform:
-    if is_elastix(path):
-        return read_elastix_transform(path, axes)
-    return read_itk_transform(path, axes)
-
-
-_LAZY: dict[str, TransformReader] = {
+_LAZY = {
     **dict.fromkeys(_IMAGES, read_displacement_image),
-    **dict.fromkeys(HDF5_ENDINGS, read_itk_transform),
-    **dict.fromkeys(_STORES, _read_store),
+    **dict.fromkeys(HDF5_ENDINGS, open_itk_transform),
 }
-_READERS = {**_LAZY, **dict.fromkeys((".txt", ".tfm", ".toml"), _read_text)}
+_READERS: dict[str, Callable[[Path, NameAxes], Transform]] = {
+    **_LAZY,
+    **dict.fromkeys((".txt", ".tfm", ".toml"), _read_text),
+}
 
 
-def _reader_back(kind: str, transform: Transform) -> TransformReader | None:
-    """What reads a written file without reading its fields whole; None where SimpleITK should."""
+def _reader_back(kind: str, transform: Transform, axes: tuple[str, ...]) -> TransformReader | None:
+    """A reader of a written file that does not read its fields whole; None for SimpleITK's."""
+    if kind in _STORES:
+        return lambda path: read_scene(Location.parse(path), axes)
     numbers = max((grid.size * grid.ndim for grid in grids_of(transform)), default=0)
-    return None if kind in HDF5_ENDINGS and numbers <= _LARGE else _LAZY.get(kind)
+    if kind not in _LAZY or (kind in HDF5_ENDINGS and numbers <= _LARGE):
+        return None
+    return lambda path: _LAZY[kind](path, lambda _: axes)
 
 
 def _check_finite(transform: Transform, path: Path) -> None:

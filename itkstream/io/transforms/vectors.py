@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid, LazyArray, Slices, array_axes, default_axes
 
-__all__ = ["OrderedVectors", "as_in_files", "slabs", "wanted_axes"]
+__all__ = ["NameAxes", "OrderedVectors", "as_in_files", "slabs", "wanted_axes"]
+
+NameAxes = Callable[[int], tuple[str, ...]]
+"""Names the axes of the points that are wanted, once the number of dimensions is known."""
 
 
 class OrderedVectors(LazyArray):
     """Vectors that stay in their file, with axes and components in the wanted order.
 
-    A subclass is a frozen dataclass that says how one file is read, and has the attribute
-    `order`: which of the stored axes, and of the components, the wanted ones are.
+    A subclass is a frozen dataclass that reads one kind of file. Its `order` says which of the
+    stored axes, and of the components, the wanted ones are.
     """
 
     order: tuple[int, ...]
@@ -35,28 +38,11 @@ class OrderedVectors(LazyArray):
 
     @abstractmethod
     def stored_shape(self) -> tuple[int, ...]:
-        """Vectors per stored axis.
-
-        Returns
-        -------
-        tuple of int
-            Without the components.
-        """
+        """Vectors per stored axis, without the components."""
 
     @abstractmethod
     def read_box(self, box: Slices) -> NDArray[Any]:
-        """Read some of the vectors.
-
-        Parameters
-        ----------
-        box : tuple of slice
-            Of the stored axes, in their order; with start and stop, without step.
-
-        Returns
-        -------
-        ndarray, box + (n,)
-            Axes and components as stored, components last.
-        """
+        """Read the vectors in a box of the stored axes: box + (n,), components as stored."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,18 +51,7 @@ class OrderedVectors(LazyArray):
         return (*(sizes[k] for k in self.order), len(self.order))
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box of vectors, of which only some components may be wanted.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis, components last.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The vectors.
-        """
+        """Read a box of vectors, of which only some components may be wanted."""
         n = len(self.order)
         cut = [slice(None)] * n
         for axis, *ends in zip(self.order, start[:n], stop[:n], strict=True):
@@ -89,17 +64,7 @@ class OrderedVectors(LazyArray):
 def slabs(field: DisplacementField, numbers: int) -> Iterator[Slices]:
     """Cut a field into slabs across the axis that is slowest in files: runs of the disk.
 
-    Parameters
-    ----------
-    field : DisplacementField
-        Of any order of axes.
-    numbers : int
-        So many, components counted, or one plane if that is more, make a slab.
-
-    Yields
-    ------
-    tuple of slice
-        The next slab, in the field's order of axes, without its components.
+    A slab has that many numbers, components counted, or one plane if that is more.
     """
     grid = field.grid
     slowest = grid.axis_order(default_axes(grid.ndim))[-1]
@@ -112,19 +77,9 @@ def slabs(field: DisplacementField, numbers: int) -> Iterator[Slices]:
 
 
 def as_in_files(vectors: NDArray[Any], grid: Grid) -> NDArray[Any]:
-    """Vectors with axes and components as ITK's formats have them.
+    """Vectors with axes and components as ITK's formats have them: (z,) y, x, component x first.
 
-    Parameters
-    ----------
-    vectors : ndarray, shape + (n,)
-        With the axes of the grid.
-    grid : Grid
-        Whose axes count, whatever its shape.
-
-    Returns
-    -------
-    ndarray, (z,) y, x, component
-        A view or a copy; components x first.
+    The axes of `grid` count, not its shape; a view or a copy.
     """
     order = grid.axis_order(default_axes(grid.ndim))
     return vectors.transpose(*reversed(order), grid.ndim)[..., list(order)]
@@ -133,27 +88,7 @@ def as_in_files(vectors: NDArray[Any], grid: Grid) -> NDArray[Any]:
 def wanted_axes(
     path: str | os.PathLike[str], ndim: int, axes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The order of axes in which a transform is wanted.
-
-    Parameters
-    ----------
-    path : path
-        Where the transform is, for the message.
-    ndim : int
-        Its dimensions.
-    axes : sequence of str, optional
-        What was asked for; default z, y, x.
-
-    Returns
-    -------
-    tuple of str
-        As many as there are dimensions.
-
-    Raises
-    ------
-    InputError
-        Where these are other axes than x, y (, z).
-    """
+    """The order of axes in which the transform at `path` is wanted, checked; default z, y, x."""
     known = array_axes(ndim)
     wanted = tuple(axes or known)
     if sorted(wanted) != sorted(known):

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField
 from itkstream.io.transforms.files import read_transform
-from itkstream.io.transforms.itk.matrices import LINEAR_KINDS
+from itkstream.io.transforms.itk.linear_kinds import LINEAR_KINDS
 
 HEAD = "#Insight Transform File V1.0\n"
 KINDS = [(name, n) for name, dims in LINEAR_KINDS.items() for n in dims]

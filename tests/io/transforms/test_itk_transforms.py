@@ -14,12 +14,12 @@ import SimpleITK as sitk
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
+from itkstream.geometry.chains import FieldChain
 from itkstream.geometry.itk_bridge import to_itk_transform
 from itkstream.io.transforms.files import write_transform
-from itkstream.io.transforms.itk import hdf5 as itk_hdf5
-from itkstream.io.transforms.itk.hdf5 import write_hdf5_transform
-from itkstream.io.transforms.itk.transforms import (
-    as_field_and_affine,
+from itkstream.io.transforms.itk import hdf5_files as itk_hdf5
+from itkstream.io.transforms.itk.hdf5_files import write_hdf5_transform
+from itkstream.io.transforms.itk.transform_files import (
     largest_difference,
     read_itk_transform,
     write_itk_transform,
@@ -87,7 +87,7 @@ def test_what_is_written_reads_back(
 ) -> None:
     grid = odd_grid(3, axes=("z", "y", "x"))
     transform = smooth_transform(grid)
-    write_hdf5_transform(tmp_path / "c.h5", as_field_and_affine(transform), grid.axes)
+    write_hdf5_transform(tmp_path / "c.h5", transform.transforms, grid.axes)
     again = read_itk_transform(tmp_path / "c.h5", grid.axes)
     points = points_in(grid)
     np.testing.assert_allclose(again.apply(points), transform.apply(points), atol=1e-6)
@@ -149,9 +149,9 @@ def test_refuses(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no transform that ITK can read"):
         read_itk_transform(tmp_path / "text.tfm")
     with pytest.raises(InputError, match="a displacement field followed by an affine"):
-        as_field_and_affine(CompositeTransform((affine, affine)))
+        FieldChain.of(CompositeTransform((affine, affine)))
     with pytest.raises(InputError, match="a displacement field followed by an affine"):
-        as_field_and_affine(field)
+        FieldChain.of(CompositeTransform((field, affine, field)))
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from scipy.interpolate import RegularGridInterpolator
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.geometry.itk_bridge import to_itk_transform
-from itkstream.io.transforms.itk.hdf5 import write_hdf5_transform
+from itkstream.io.transforms.itk.hdf5_files import write_hdf5_transform
 from itkstream.io.transforms.ngff.store import (
     as_stored,
     create_transform,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +32,7 @@ from itkstream.geometry.itk_bridge import to_itk_image, to_itk_transform
 from itkstream.io.transforms import displacement_images
 from itkstream.io.transforms import files as transform_files
 from itkstream.io.transforms.files import read_transform, write_transform
-from itkstream.io.transforms.itk.hdf5 import Hdf5Vectors, write_hdf5_transform
+from itkstream.io.transforms.itk.hdf5_files import Hdf5Vectors, write_hdf5_transform
 from itkstream.io.transforms.ngff import store as ngff_transforms
 from itkstream.io.transforms.ngff.store import as_stored, create_transform
 
@@ -461,3 +464,19 @@ def test_refuses_to_read(odd_grid, smooth_transform, tmp_path) -> None:
     (tmp_path / "text.nrrd").write_text("hello")
     with pytest.raises(InputError, match="no image that ITK can read"):
         read_transform(tmp_path / "text.nrrd")
+
+
+def test_a_compressed_image_is_looked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Grid((6, 5, 4), (1, 1, 1), axes=("z", "y", "x"))
+    write_transform(tmp_path / "t.nii.gz", DisplacementField(np.ones((6, 5, 4, 3)), grid))
+    opened = []
+
+    def counting(path: Path, mode: str) -> Any:
+        opened.append(path)
+        return gzip.GzipFile(path, mode)
+
+    monkeypatch.setattr(displacement_images, "gzip", SimpleNamespace(open=counting))
+    read_transform(tmp_path / "t.nii.gz")
+    assert len(opened) == 1

@@ -16,6 +16,7 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     PiecewiseAffine,
+    Transform,
 )
 from itkstream.numerics.sampling.fields import to_positions
 from itkstream.numerics.sampling.mapping import GridMap, affine_part, map_on
@@ -123,7 +124,7 @@ def test_refuses_what_cannot_act(odd_grid: MakeGrid, smooth_transform: Make) -> 
         map_on(DisplacementField(np.zeros((*grid.shape, 3)), elsewhere), grid)
 
 
-class Strange:
+class Strange(Transform):
     """A transform this package knows nothing of."""
 
     ndim = 3

@@ -16,29 +16,25 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError, MissingDataError
+from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
-    ArrayView,
     CompositeTransform,
-    DisplacementField,
     Grid,
-    Image,
     array_axes,
 )
+from itkstream.geometry.chains import FieldChain
 from itkstream.io.images.stores.ome_zarr import space_axes
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import claim_store
 from itkstream.io.storage.stored import tiles
-from itkstream.io.storage.zarr_arrays import ZarrArray, written_codecs
+from itkstream.io.storage.zarr_arrays import written_codecs
 from itkstream.io.transforms.ngff.scene import read_scene
 
 __all__ = [
     "FIELD_ARRAY",
     "as_stored",
-    "create_error_map",
     "create_transform",
-    "read_error_map",
     "read_transform",
     "stored_axes",
     "write_store",
@@ -48,7 +44,6 @@ _FIELD = "displacement"
 FIELD_ARRAY = f"{_FIELD}/0"
 """Where the displacement field lies in its store."""
 
-_ERROR = "inverse_error"
 _CHUNK = 64
 
 
@@ -60,30 +55,10 @@ def create_transform(
     chunks: Sequence[int],
     overwrite: bool = False,
 ) -> zarr.Array[Any]:
-    """Create the store of a registration with an empty displacement field, for block writers.
+    """Create a new store with an affine after an empty field on a grid, for block writers.
 
-    Parameters
-    ----------
-    path : path
-        The new store, a path or a URL.
-    affine : AffineTransform
-        Acts after the displacement.
-    grid : Grid
-        The field's lattice, in any order of axes.
-    chunks : sequence of int
-        Voxels per chunk and axis; components stay together.
-    overwrite : bool
-        Replace a Zarr store that is there, at once.
-
-    Returns
-    -------
-    zarr.Array, (n,) + stored shape, float32
-        The field, to be filled with what `as_stored` makes of it.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where something is there that may not be replaced.
+    Gives the field, (n,) + stored shape, to be filled with what `as_stored` makes; its components
+    share the chunks, which are in the order of the grid. `overwrite` replaces a store at once.
     """
     folder = claim_store(path, overwrite)
     order = grid.axis_order(stored_axes(grid))
@@ -103,87 +78,12 @@ def create_transform(
     )
 
 
-def create_error_map(
-    path: str | os.PathLike[str], grid: Grid, *, chunks: Sequence[int]
-) -> zarr.Array[Any]:
-    """Create an array for the error of every voxel beside the field of a store.
-
-    Parameters
-    ----------
-    path : path
-        A store that `create_transform` made.
-    grid : Grid
-        The field's lattice, in any order of axes.
-    chunks : sequence of int
-        Voxels per chunk and axis.
-
-    Returns
-    -------
-    zarr.Array, stored shape, float32
-        To be filled.
-    """
-    order = grid.axis_order(stored_axes(grid))
-    return zarr.create_array(
-        (Location.parse(path) / _ERROR).store(),
-        shape=tuple(grid.shape[k] for k in order),
-        dtype=np.float32,
-        chunks=tuple(chunks[k] for k in order),
-        dimension_names=stored_axes(grid),
-    )
-
-
-def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = None) -> Image:
-    """Open the error of every voxel of a stored inverse, in voxels.
-
-    Parameters
-    ----------
-    path : path
-        A store that `itkstream.apply.products.write_inverse` made.
-    axes : sequence of str, optional
-        The wanted order of axes; default the stored one, z, y, x.
-
-    Returns
-    -------
-    Image
-        Lazy, on the field's lattice.
-
-    Raises
-    ------
-    MissingDataError
-        Where the store has none.
-    """
-    place = Location.parse(path) / _ERROR
-    if not (place / "zarr.json").is_file():
-        raise MissingDataError(f"{path} has no {_ERROR}: only stored inverses have one")
-    array = ZarrArray.open(place)
-    field = read_transform(path, array_axes(len(array.shape))).transforms[0]
-    assert isinstance(field, DisplacementField)
-    image = Image(ArrayView.whole(array), field.grid, str(place))
-    return image.reorder(axes or field.grid.axes)
-
-
-def write_store(
-    path: str | os.PathLike[str], field: DisplacementField, affine: AffineTransform
-) -> None:
-    """Write a displacement field and the affine after it as a store, chunk by chunk.
-
-    Parameters
-    ----------
-    path : Path
-        The new store.
-    field : DisplacementField
-        Acts first; it may be stored and larger than memory. Kept as float32.
-    affine : AffineTransform
-        Acts on what the field gives.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where something is there.
-    """
+def write_store(path: str | os.PathLike[str], chain: FieldChain) -> None:
+    """Write a field, as float32, and the affine after it as a new store, chunk by chunk."""
+    field = chain.field
     grid = field.grid
     chunks = tuple(min(_CHUNK, n) for n in grid.shape)
-    target = create_transform(path, affine, grid, chunks=chunks)
+    target = create_transform(path, chain.affine, grid, chunks=chunks)
     order = grid.axis_order(stored_axes(grid))
     for box in tiles(grid.shape, chunks):
         part = np.asarray(field.data[(*box, slice(None))])
@@ -191,35 +91,14 @@ def write_store(
 
 
 def stored_axes(grid: Grid) -> tuple[str, ...]:
-    """The order of axes in a store.
-
-    Parameters
-    ----------
-    grid : Grid
-        2-D or 3-D.
-
-    Returns
-    -------
-    tuple of str
-        ``("z", "y", "x")`` or ``("y", "x")``.
-    """
+    """The order of axes in a store: z, y, x, or y, x."""
     return array_axes(grid.ndim)
 
 
 def as_stored(field: Any, grid: Grid) -> Any:
-    """A displacement field as `create_transform` stores it.
+    """A field, grid.shape + (n,), as it is stored, (n,) + stored shape; lazy where it is.
 
-    Parameters
-    ----------
-    field : numpy.ndarray or dask.array.Array, grid.shape + (n,)
-        Vectors in array-axis order; further components stay behind them.
-    grid : Grid
-        Its lattice.
-
-    Returns
-    -------
-    numpy.ndarray or dask.array.Array, (n,) + stored shape
-        Lazy where the field is.
+    Further components stay behind the vectors.
     """
     order = grid.axis_order(stored_axes(grid))
     further = range(grid.ndim, field.shape[-1])
@@ -231,24 +110,7 @@ def read_transform(
 ) -> CompositeTransform:
     """Open the store of a registration; the field stays on disk.
 
-    Parameters
-    ----------
-    path : path
-        As given to `create_transform`.
-    axes : sequence of str, optional
-        The wanted order of axes and components; default that of the grid it was made with.
-
-    Returns
-    -------
-    CompositeTransform
-        The displacement field, then the affine.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no store.
-    InputError
-        Where the store is no registration of this kind.
+    Axes as of the grid that it was made with, unless others are asked for.
     """
     found = read_scene(Location.parse(path), axes)
     if isinstance(found, CompositeTransform):
@@ -259,7 +121,7 @@ def read_transform(
 
 
 def _scene(matrix: NDArray[np.float64], grid: Grid, axes: tuple[str, ...]) -> dict[str, Any]:
-    """Metadata of the root; `axes` are those of the points before they were stored."""
+    """The metadata of the root; `axes` are those of the points before they were stored."""
     systems = [{"name": name, "axes": space_axes(grid)} for name in ("fixed", "moving")]
     sequence = {
         "type": "sequence",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.io.transforms.itk.entries import Entry, is_composite
+from itkstream.io.transforms.itk.parameters import Entry, is_composite
 
 __all__ = ["CANNOT_READ", "read_entries"]
 
@@ -23,7 +23,7 @@ CANNOT_READ = (
     "is no transform that ITK can read: expected .tfm, .txt, .mat or .h5, whole (ITK writes "
     "composites to .mat, but cannot read them)"
 )
-"""What is said of a file that is nothing known."""
+"""Message over a file of no known format."""
 
 _KEYS = ("Parameters", "FixedParameters")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -50,23 +50,7 @@ _FOREIGN = {
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """Read what a small transform file holds.
-
-    Parameters
-    ----------
-    path : Path
-        ``.tfm``, ``.txt``, ``.mat`` or ``.xfm``.
-
-    Returns
-    -------
-    list of Entry
-        As they stand there, at least one.
-
-    Raises
-    ------
-    InputError
-        Where the file is cut off, damaged, or of another program.
-    """
+    """Read the entries, at least one, of a ``.tfm``, ``.txt``, ``.mat`` or ``.xfm`` file."""
     content = path.read_bytes()
     foreign = _foreign(content)
     if foreign:
@@ -79,7 +63,7 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def _foreign(content: bytes) -> str | None:
-    """Which other program a file is of, if it is a known one."""
+    """Name a file of another program, if it is a known one."""
     head = content[:4096].decode("latin-1")
     if head.startswith("MATLAB"):
         return "a file of MATLAB 5 or later, as SPM writes them"

@@ -1,11 +1,10 @@
-"""What stands in ITK's transform files: numbers of a named kind, made into transforms."""
+"""Entries of ITK's transform files, numbers of a named kind each, and what transforms they are."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +22,9 @@ from itkstream.geometry import (
     default_axes,
 )
 from itkstream.geometry.itk_bridge import from_itk_geometry
-from itkstream.io.transforms.itk.matrices import LINEAR_KINDS, linear_transform
+from itkstream.io.transforms.itk.linear_kinds import LINEAR_KINDS, linear_transform
 
-__all__ = ["Entry", "bspline_entry", "is_composite", "transform_of"]
+__all__ = ["Entry", "EntryList", "bspline_of", "is_composite"]
 
 _KIND = re.compile(r"([A-Za-z]\w*?)_(?:double|float)_(\d+)_(\d+)(?:_(\d+))?")
 _COMPOSITE = "CompositeTransform"
@@ -48,46 +47,31 @@ _CUBIC = 3
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One transform as a file has it.
-
-    Parameters
-    ----------
-    kind : str
-        As in the file: ``AffineTransform_double_3_3``.
-    parameters : ndarray, (m,)
-        ITK's parameters.
-    fixed : ndarray, (k,)
-        ITK's fixed parameters.
-    """
+    """One transform as a file has it: ``AffineTransform_double_3_3`` and ITK's numbers."""
 
     kind: str
-    parameters: Any
+    parameters: NDArray[np.float64]
     fixed: NDArray[np.float64]
 
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return len(self.parameters)
+
     def vectors(self, grid: Grid, order: tuple[int, ...]) -> ArraySource:
-        """The vectors of a displacement field.
+        """The vectors of a displacement field on a grid, axes x first, turned by `order`.
 
-        Parameters
-        ----------
-        grid : Grid
-            Its lattice, axes x first.
-        order : tuple of int
-            Which of these axes, and of the components, the wanted ones are.
-
-        Returns
-        -------
-        ArraySource, wanted shape + (n,)
-            In memory; a file that can be read in parts has an heir of this class.
+        In memory; the entry of a file that is read in parts gives vectors that stay there.
         """
         n = grid.ndim
-        stored = np.asarray(self.parameters).reshape(*reversed(grid.shape), n)
+        stored = self.parameters.reshape(*reversed(grid.shape), n)
         turned = stored.transpose(*(n - 1 - k for k in order), n)[..., list(order)]
         return np.ascontiguousarray(turned)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the name of a kind says: ``BSplineTransform_double_3_3_2``."""
+    """The parts of the name of a kind, such as ``BSplineTransform_double_3_3_2``."""
 
     name: str
     ndim: int
@@ -107,72 +91,56 @@ class _Kind:
 
 
 def is_composite(kind: str) -> bool:
-    """Whether an entry says that those after it act one after the other.
-
-    Parameters
-    ----------
-    kind : str
-        As in the file.
-
-    Returns
-    -------
-    bool
-        True for ``CompositeTransform_double_3_3`` and the like.
-    """
+    """Whether an entry says that those after it act one after the other."""
     return kind.strip().startswith(_COMPOSITE)
 
 
-def transform_of(entries: Sequence[Entry], axes: Sequence[str] | None) -> Transform:
-    """The transform that the entries of a file make together.
+@dataclass(frozen=True, eq=False)
+class EntryList:
+    """The transforms that a file lists, of one dimension; ITK applies the last of them first."""
 
-    Parameters
-    ----------
-    entries : sequence of Entry
-        As they stand in the file: one, or a composite and then its parts, of which ITK applies
-        the last first.
-    axes : sequence of str, optional
-        The wanted order of axes; default x first.
+    entries: tuple[Entry, ...]
+    kinds: tuple[_Kind, ...]
 
-    Returns
-    -------
-    Transform
-        Everything the file holds.
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> EntryList:
+        """Understand the entries of a file: one, or a composite and then its parts."""
+        kinds = [_Kind.of(entry.kind) for entry in entries]
+        names = [kind.name for kind in kinds]
+        if names[:1] == [_COMPOSITE]:
+            entries, kinds, names = entries[1:], kinds[1:], names[1:]
+            if not names:
+                raise InputError("its CompositeTransform has no parts: is the file whole?")
+        elif len(names) > 1:
+            raise InputError(
+                f"it lists {len(names)} transforms ({', '.join(names)}) and not in which order "
+                "they act, or whether they belong together: put each into a file of its own, or "
+                "make one CompositeTransform of them in ITK"
+            )
+        if _COMPOSITE in names:
+            raise InputError(
+                "it has a composite within a composite, whose parts ITK's files do not tell "
+                "apart: flatten it (itk.CompositeTransform.FlattenTransformQueue) and write it anew"
+            )
+        if len({kind.ndim for kind in kinds}) > 1:
+            raise InputError(f"it mixes dimensions: {', '.join(entry.kind for entry in entries)}")
+        return cls(tuple(entries), tuple(kinds))
 
-    Raises
-    ------
-    InputError
-        For a list without a composite, a composite in a composite, and kinds or numbers that are
-        not understood.
-    """
-    kinds = [_Kind.of(entry.kind) for entry in entries]
-    names = [kind.name for kind in kinds]
-    if names[:1] == [_COMPOSITE]:
-        entries, kinds, names = entries[1:], kinds[1:], names[1:]
-        if not names:
-            raise InputError("its CompositeTransform has no parts: is the file whole?")
-    elif len(names) > 1:
-        raise InputError(
-            f"it lists {len(names)} transforms ({', '.join(names)}) and not in which order they "
-            "act, or whether they belong together: put each into a file of its own, or make one "
-            "CompositeTransform of them in ITK"
-        )
-    if _COMPOSITE in names:
-        raise InputError(
-            "it has a composite within a composite, whose parts ITK's files do not tell apart: "
-            "flatten it (itk.CompositeTransform.FlattenTransformQueue) and write it anew"
-        )
-    if len({kind.ndim for kind in kinds}) > 1:
-        raise InputError(f"it mixes dimensions: {', '.join(entry.kind for entry in entries)}")
-    steps = [_step(e, kind, axes) for e, kind in zip(entries, kinds, strict=True)]
-    return steps[0] if len(steps) == 1 else CompositeTransform(tuple(reversed(steps)))
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the space."""
+        return self.kinds[0].ndim
+
+    def transform(self, axes: tuple[str, ...]) -> Transform:
+        """The transform that the entries make together, of points with these axes."""
+        steps = [_step(e, kind, axes) for e, kind in zip(self.entries, self.kinds, strict=True)]
+        return steps[0] if len(steps) == 1 else CompositeTransform(tuple(reversed(steps)))
 
 
-def _step(entry: Entry, kind: _Kind, axes: Sequence[str] | None) -> Transform:
-    wanted = tuple(axes or default_axes(kind.ndim))
+def _step(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
     if kind.name in _FIELDS:
         grid = _lattice(entry, kind)
-        vectors = entry.vectors(grid, grid.axis_order(wanted))
-        return DisplacementField(vectors, grid.reorder(wanted))
+        return DisplacementField(entry.vectors(grid, grid.axis_order(axes)), grid.reorder(axes))
     make = _MAKERS.get(kind.name)
     if make is None:
         raise InputError(
@@ -182,11 +150,11 @@ def _step(entry: Entry, kind: _Kind, axes: Sequence[str] | None) -> Transform:
     for what, values in (("parameters", entry.parameters), ("fixed parameters", entry.fixed)):
         if not np.isfinite(values).all():
             raise InputError(f"the {what} of its {kind.name} hold NaN or infinity")
-    return make(entry, kind, wanted)
+    return make(entry, kind, axes)
 
 
 def _lattice(entry: Entry, kind: _Kind) -> Grid:
-    """Of a displacement field or of B-splines: size, origin, spacing and direction, x first."""
+    """The lattice of a field or of B-splines: size, origin, spacing and direction, x first."""
     n = kind.ndim
     if len(entry.fixed) != n * (n + 3):
         raise InputError(
@@ -197,35 +165,18 @@ def _lattice(entry: Entry, kind: _Kind) -> Grid:
     if not (np.isfinite(size).all() and (size >= 1).all() and (size == np.rint(size)).all()):
         raise InputError(f"the size of a {kind.name} is whole numbers; got {size.tolist()}")
     grid = from_itk_geometry([int(m) for m in size], spacing, origin, direction)
-    if len(entry.parameters) != grid.size * n:
+    if entry.count != grid.size * n:
         raise InputError(
             f"a {kind.name} of size {grid.shape} has {grid.size * n} parameters; got "
-            f"{len(entry.parameters)}: is the file whole?"
+            f"{entry.count}: is the file whole?"
         )
     return grid
 
 
-def bspline_entry(
+def bspline_of(
     parameters: NDArray[np.float64], grid: Grid, order: int, axes: Sequence[str]
 ) -> BSplineTransform:
-    """B-splines out of the numbers of a transform file.
-
-    Parameters
-    ----------
-    parameters : ndarray, (n * grid.size,)
-        Coefficients component by component, x fastest.
-    grid : Grid
-        The lattice of control points, axes x first.
-    order : int
-        Of the B-splines.
-    axes : sequence of str
-        The wanted order of axes.
-
-    Returns
-    -------
-    BSplineTransform
-        Maps the same points.
-    """
+    """B-splines of coefficients component by component, x fastest, on a lattice, axes x first."""
     n = grid.ndim
     stored = parameters.reshape(n, *reversed(grid.shape)).transpose(*reversed(range(n + 1)))
     turn = list(grid.axis_order(axes))
@@ -234,16 +185,16 @@ def bspline_entry(
 
 def _splines(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
     grid = _lattice(entry, kind)
-    return bspline_entry(np.asarray(entry.parameters, np.float64), grid, kind.order, axes)
+    return bspline_of(entry.parameters, grid, kind.order, axes)
 
 
 def _matrix(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
-    return linear_transform(kind.name, np.asarray(entry.parameters), entry.fixed, kind.ndim, axes)
+    return linear_transform(kind.name, entry.parameters, entry.fixed, axes)
 
 
 def _landmarks(entry: Entry, kind: _Kind, axes: tuple[str, ...]) -> Transform:
     kernel, inverse = _LANDMARKS[kind.name]
-    flat, n = (np.ravel(entry.parameters), entry.fixed), kind.ndim
+    flat, n = (entry.parameters, entry.fixed), kind.ndim
     if len(flat[0]) != len(flat[1]) or len(flat[0]) % n:
         raise InputError(
             f"a {kind.name} has as many source as target landmarks; got {len(flat[0])} and "

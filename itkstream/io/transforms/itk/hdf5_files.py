@@ -27,11 +27,11 @@ from itkstream.geometry import (
 )
 from itkstream.geometry.itk_bridge import to_itk_transform
 from itkstream.io.storage.stamps import files_stamp
-from itkstream.io.transforms.itk.entries import Entry, is_composite, transform_of
-from itkstream.io.transforms.itk.text import CANNOT_READ
+from itkstream.io.transforms.itk.parameters import Entry, is_composite
+from itkstream.io.transforms.itk.small_files import CANNOT_READ
 from itkstream.io.transforms.vectors import OrderedVectors, as_in_files, slabs
 
-__all__ = ["HDF5_ENDINGS", "Hdf5Vectors", "open_hdf5_transform", "write_hdf5_transform"]
+__all__ = ["HDF5_ENDINGS", "Hdf5Vectors", "read_hdf5_entries", "write_hdf5_transform"]
 
 HDF5_ENDINGS = (".h5", ".hdf5")
 """Names of the files that hold transforms as HDF5."""
@@ -40,8 +40,8 @@ _ROOT = "TransformGroup"
 _PARAMETERS, _FIXED = "TransformParameters", "TransformFixedParameters"
 # One chunk: 64 Ki doubles, 512 KiB, as ITK's own writers have it.
 _CHUNK = 65536
-# Chunks that are written together.
-_TOGETHER = 16
+# Chunks that are written at a time.
+_CHUNKS_AT_ONCE = 16
 # The order of B-splines that ITK does not write down.
 _CUBIC = 3
 
@@ -50,16 +50,8 @@ _CUBIC = 3
 class Hdf5Vectors(OrderedVectors):
     """The vectors of a field in an HDF5 transform, whose stored axes are x, y (, z).
 
-    Parameters
-    ----------
-    path : str
-        Absolute path of the file.
-    name : str
-        The data set in it: one axis, x fastest, components innermost.
-    sizes : tuple of int
-        Vectors along x, y (, z).
-    order : tuple of int
-        Which of these axes, and of the components, the wanted ones are.
+    `name` is a data set with one axis, x fastest and components innermost; `sizes` are vectors
+    along x, y (, z).
     """
 
     path: str
@@ -77,33 +69,11 @@ class Hdf5Vectors(OrderedVectors):
         return (type(self).__name__, *map(str, kept), files_stamp(self.path))
 
     def stored_shape(self) -> tuple[int, ...]:
-        """Vectors per stored axis.
-
-        Returns
-        -------
-        tuple of int
-            Along x, y (, z).
-        """
+        """Vectors along x, y (, z)."""
         return self.sizes
 
     def read_box(self, box: Slices) -> NDArray[np.float64]:
-        """Read some of the vectors, plane by plane of constant z.
-
-        Parameters
-        ----------
-        box : tuple of slice
-            Along x, y (, z).
-
-        Returns
-        -------
-        ndarray, box + (n,)
-            Components x first.
-
-        Raises
-        ------
-        UnreadableDataError
-            Where the file is damaged.
-        """
+        """Read some of the vectors, components x first, plane by plane of constant z."""
         try:
             return self._planes(box)
         except (OSError, KeyError, RuntimeError) as error:
@@ -128,49 +98,37 @@ class Hdf5Vectors(OrderedVectors):
         return vectors.transpose(*reversed(range(n)), n)
 
 
-def open_hdf5_transform(path: Path, axes: Sequence[str] | None = None) -> Transform:
-    """Open an HDF5 transform without reading its fields.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    axes : sequence of str, optional
-        The wanted order of axes; default x first.
-
-    Returns
-    -------
-    Transform
-        Everything the file holds.
-
-    Raises
-    ------
-    InputError
-        Where the file is damaged, no transform of ITK's, or holds a kind that is not read.
-    """
+def read_hdf5_entries(path: Path) -> list[Entry]:
+    """Read the entries of an HDF5 transform; the vectors of fields stay there."""
     try:
         with h5py.File(path, "r") as file:
             groups = file[_ROOT]
             if sorted(groups) != sorted(str(k) for k in range(len(groups))):
                 raise InputError(f"its transforms are called {sorted(groups)}, not 0, 1, ...")
             entries = [_entry(groups[str(k)], path) for k in range(len(groups))]
-            if not entries:
-                raise InputError(CANNOT_READ)
-            return transform_of(entries, axes)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(CANNOT_READ) from error
+    if not entries:
+        raise InputError(CANNOT_READ)
+    return entries
 
 
 @dataclass(frozen=True, eq=False)
 class _StoredEntry(Entry):
-    """A displacement field whose numbers stay in the file: `parameters` is a data set of it."""
+    """A displacement field whose parameters stay in the file, in a data set."""
 
     path: str
+    name: str
+    stored: int
+
+    @property
+    def count(self) -> int:
+        return self.stored
 
     def vectors(self, grid: Grid, order: tuple[int, ...]) -> Hdf5Vectors:
-        return Hdf5Vectors(self.path, self.parameters.name, grid.shape, order)
+        return Hdf5Vectors(self.path, self.name, grid.shape, order)
 
 
 def _entry(group: h5py.Group, path: Path) -> Entry:
@@ -180,7 +138,8 @@ def _entry(group: h5py.Group, path: Path) -> Entry:
         return Entry(kind, np.empty(0), np.empty(0))
     values, fixed = (_numbers(group, name) for name in (_PARAMETERS, _FIXED))
     if "DisplacementField" in kind:
-        return _StoredEntry(kind, values, fixed[...].astype(np.float64), os.path.abspath(path))
+        place = os.path.abspath(path), values.name, len(values)
+        return _StoredEntry(kind, np.empty(0), fixed[...].astype(np.float64), *place)
     return Entry(kind, values[...].astype(np.float64), fixed[...].astype(np.float64))
 
 
@@ -193,22 +152,7 @@ def _numbers(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def write_hdf5_transform(path: Path, steps: Sequence[Transform], axes: Sequence[str]) -> None:
-    """Write affines, displacement fields and B-splines, one after the other.
-
-    Parameters
-    ----------
-    path : Path
-        Ending in ``.h5``; replaced if it is there.
-    steps : sequence of Transform
-        At least one; the first acts first. Fields may be stored and larger than memory.
-    axes : sequence of str
-        The axis order of all points, fields and B-splines.
-
-    Raises
-    ------
-    InputError
-        For a kind of transform ITK has no counterpart of.
-    """
+    """Write affines, fields and B-splines of points with these axes; the first acts first."""
     with h5py.File(path, "w") as file:
         groups = file.create_group(_ROOT)
         if len(steps) > 1:
@@ -252,7 +196,7 @@ def _stream(entry: h5py.Group, field: DisplacementField) -> None:
         compression_opts=1,
     )
     start = 0
-    for box in slabs(field, _CHUNK * _TOGETHER):
+    for box in slabs(field, _CHUNK * _CHUNKS_AT_ONCE):
         part = np.asarray(field.data[(*box, slice(None))], np.float64)
         values[start : start + part.size] = as_in_files(part, field.grid).ravel()
         start += part.size

@@ -1,4 +1,4 @@
-"""Every kind of ITK's transforms that is a matrix and a shift, as one.
+"""All kinds of ITK's transforms that are a matrix and a shift, as affines.
 
 SimpleITK and itk turn the parameters of a kind into its matrix; what they are given is counted
 first, since ITK reads beyond the end of parameters that are too few.
@@ -56,32 +56,10 @@ def linear_transform(
     name: str,
     parameters: NDArray[np.float64],
     fixed: NDArray[np.float64],
-    ndim: int,
     axes: Sequence[str],
 ) -> AffineTransform:
-    """An affine out of the numbers of a transform file.
-
-    Parameters
-    ----------
-    name : str
-        One of `LINEAR_KINDS`.
-    parameters, fixed : ndarray
-        As in the file, x first.
-    ndim : int
-        Of the points.
-    axes : sequence of str
-        The wanted order of axes.
-
-    Returns
-    -------
-    AffineTransform
-        Maps the same points.
-
-    Raises
-    ------
-    InputError
-        Where there are more or fewer numbers than the kind has, or they make no affine.
-    """
+    """The affine of one of `LINEAR_KINDS`, of points with these axes; the numbers are x first."""
+    ndim = len(axes)
     if ndim not in LINEAR_KINDS[name]:
         raise InputError(f"ITK has no {ndim}-D {name}")
     if name in _EULER and len(fixed) == ndim:

@@ -1,0 +1,138 @@
+"""Single points through transforms, forward and back; stored fields are read part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import dask
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from itkstream.apply.inversion import invertible_links, prepare_bounds
+from itkstream.errors import InputError
+from itkstream.geometry import (
+    AffineTransform,
+    DisplacementField,
+    Grid,
+    Transform,
+    compose,
+    steps_of,
+)
+from itkstream.geometry.chains import FieldChain
+from itkstream.geometry.transforms import GridTransform
+from itkstream.numerics.sampling.inverse import InverseProblem
+
+__all__ = ["MappedPoints", "apply_to_points"]
+
+# Voxels per axis of the parts of a field whose points are mapped together.
+_PART = 128
+# Tolerances of the inverse beyond which a point counts as without solution.
+_UNSOLVED = 10
+
+
+@dataclass(frozen=True, eq=False)
+class MappedPoints:
+    """Mapped points, and which of them the transform says nothing about.
+
+    Parameters
+    ----------
+    points : ndarray, (m, n), float64
+        Where they lead to.
+    outside : ndarray, (m,), bool
+        Points that some transform of the chain says nothing about: beyond a displacement field,
+        where its edge value was taken, beyond the lattice of B-splines or of piecewise affines;
+        and, of an inverse, points no solution was found for.
+    """
+
+    points: NDArray[np.float64]
+    outside: NDArray[np.bool_]
+
+
+def apply_to_points(
+    transform: Transform, points: ArrayLike, *, inverse: bool = False
+) -> MappedPoints:
+    """Map points, forward or back; stored fields are read part by part.
+
+    Parameters
+    ----------
+    transform : Transform
+        Fixed to moving points. Back go affines, displacement fields, and chains of these.
+    points : array_like, (m, n)
+        Fixed points; moving ones for the inverse.
+    inverse : bool
+        Find the fixed points that map to these.
+
+    Returns
+    -------
+    MappedPoints
+        The mapped points, in the order given.
+
+    Raises
+    ------
+    InputError
+        Where the points have another dimension or are not finite.
+    """
+    p = np.asarray(points, float)
+    if p.ndim != 2 or p.shape[1] != transform.ndim:
+        raise InputError(
+            f"a {transform.ndim}-D transform maps points of shape (m, {transform.ndim}); got "
+            f"{p.shape}"
+        )
+    if not np.isfinite(p).all():
+        raise InputError(f"points must be finite; {int((~np.isfinite(p)).any(1).sum())} are not")
+    simple = compose(transform)
+    if isinstance(simple, AffineTransform):
+        affine = simple.inverse() if inverse else simple
+        return MappedPoints(affine.apply(p), np.zeros(len(p), bool))
+    return _map_back(simple, p) if inverse else _map_forward(simple, p)
+
+
+def _map_forward(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
+    outside = np.zeros(len(p), bool)
+    for step in steps_of(transform):
+        if isinstance(step, GridTransform):
+            outside |= ~step.reaches(p)
+        if isinstance(step, DisplacementField):
+            mapped = np.empty_like(p)
+            for some in _neighbours(step.grid, p):
+                mapped[some] = step.apply(p[some])
+            p = mapped
+        else:
+            p = step.apply(p)
+    return MappedPoints(p, outside)
+
+
+def _map_back(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
+    outside = np.zeros(len(p), bool)
+    for link in reversed(invertible_links(transform)):
+        if isinstance(link, FieldChain):
+            origins = _map_back_through(link, p)
+            p, outside = origins.points, outside | origins.outside
+        else:
+            p = link.inverse().apply(p)
+    return MappedPoints(p, outside)
+
+
+def _map_back_through(chain: FieldChain, p: NDArray[np.float64]) -> MappedPoints:
+    field, affine = chain.field, chain.affine
+    problem = InverseProblem(field.grid, field.grid, affine.matrix)
+    bounds = dask.compute(prepare_bounds(field))[0]
+    origins, lost = np.empty_like(p), np.zeros(len(p), bool)
+    for some in _neighbours(field.grid, affine.inverse().apply(p)):
+        region = problem.reach_points(p[some], bounds)
+        part = np.asarray(field.data[(*region, slice(None))])
+        origins[some], error = problem.solve_points(part, region, p[some], bounds)
+        lost[some] = error > _UNSOLVED * problem.tolerance_vox
+    return MappedPoints(origins, lost | ~field.reaches(origins))
+
+
+def _neighbours(grid: Grid, points: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
+    """Indices of points that lie together, so that each group reads a small part of a field."""
+    if not len(points):
+        return
+    top = np.asarray(grid.shape) - 1
+    cells = np.clip(grid.to_index(points), 0, top).astype(np.int64) // _PART
+    _, which = np.unique(cells, axis=0, return_inverse=True)
+    order = np.argsort(which.ravel(), kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(which.ravel()[order])) + 1)
