@@ -10,22 +10,30 @@ import os
 from dataclasses import dataclass
 
 import dask.array as da
+import numpy as np
 from dask.utils import format_bytes
+from numpy.typing import NDArray
 
 from itkstream.apply.fields import axes_of
 from itkstream.apply.inversion import prepare_invert
 from itkstream.apply.resampling import prepare_apply_to_series, prepare_apply_transform
+from itkstream.blocks.graph import Result, map_blocks
+from itkstream.blocks.inputs import block_grid
 from itkstream.compute.drafts import drafted
-from itkstream.compute.execute import begun, compute, store
+from itkstream.compute.execute import compute, open_begun, run, store
+from itkstream.compute.fill import Output
 from itkstream.errors import InputError, PlanError
-from itkstream.geometry import Grid, Image, Transform
+from itkstream.geometry import Block, Grid, Image, Transform
 from itkstream.io import create_ome_zarr, write_pyramid
 from itkstream.io.images.files.itk_images import WRITTEN_SUFFIXES, write_itk
 from itkstream.io.images.units import itk_unit
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file, check_store
+from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.io.transforms.ngff.store import (
+    ERROR_ARRAY,
+    FIELD_ARRAY,
     as_stored,
     create_error_map,
     create_transform,
@@ -33,7 +41,7 @@ from itkstream.io.transforms.ngff.store import (
 )
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
-from itkstream.workers import Resources, connected, free_memory
+from itkstream.workers import Resources, free_memory
 
 __all__ = ["Series", "check_resampled_output", "write_inverse", "write_resampled"]
 
@@ -123,13 +131,26 @@ def write_inverse(
     chunks = tuple(min(_CHUNK, n) for n in grid.shape)
     affine = affine_part(transform).inverse()
     lazy = as_stored(packed, grid)
-    with drafted(place, keep=False) as draft:
-        draft.remove()
-        target = create_transform(draft, affine, grid, chunks=chunks)
-        errors = create_error_map(draft, grid, chunks=chunks)
-        with connected(resources or Resources()):
-            da.store([lazy[:-1], lazy[-1]], [target, errors], lock=False)
-        return float(da.from_array(errors, chunks=errors.chunks).max().compute())
+    with drafted(place) as draft:
+        target = open_begun(lazy, draft / FIELD_ARRAY)
+        if target is None:
+            draft.remove()
+            target = create_transform(draft, affine, grid, chunks=chunks)
+            create_error_map(draft, grid, chunks=chunks)
+        errors = draft / ERROR_ARRAY
+        run(lazy, Output(draft / FIELD_ARRAY, target.chunks, last=errors), resources)
+        return _largest(ZarrArray.open(errors), blocksize, resources)
+
+
+def _largest(errors: ZarrArray, blocksize: int, resources: Resources | None) -> float:
+    """The largest of the stored errors."""
+    blocks = block_grid(errors.shape, (blocksize,) * len(errors.shape), 0)
+    lazy = map_blocks(_largest_of_block, blocks, errors, {}, Result(np.float32, (), "block"))
+    return float(compute(lazy, resources).max())
+
+
+def _largest_of_block(part: NDArray[np.float32], block: Block) -> NDArray[np.float32]:
+    return part.max(keepdims=True)
 
 
 def check_resampled_output(out: str | os.PathLike[str], overwrite: bool) -> Location:
@@ -233,8 +254,9 @@ def write_resampled(
     chunks = tuple(min(c[0], blocksize) for c in stored.chunks[first:])
     series = dict(moving.axes) if isinstance(moving, Series) else {}
     with drafted(place) as draft:
-        target = begun(stored, draft, "0")
+        target = open_begun(stored, draft / "0")
         if target is None:
+            draft.remove()
             target = create_ome_zarr(draft, wanted, stored.dtype, chunks=chunks, series=series)
         store(stored, target, resources)
         write_pyramid(draft, labels=labels)

@@ -20,7 +20,7 @@ from itkstream.apply.certificate import certify
 from itkstream.apply.coarsening import CoarseField
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
-from itkstream.compute.execute import begun, store
+from itkstream.compute.execute import open_begun, store
 from itkstream.errors import RegistrationError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
@@ -321,8 +321,9 @@ class Run:
         lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize, settings)
         grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
         stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
-        target = begun(stored, path, "0")
+        target = open_begun(stored, path / "0")
         if target is None:
+            path.remove()
             chunks = tuple(min(c[0], size) for c in stored.chunks)
             target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
         store(stored, target, self.scene.resources, self.scene.reporter.blocks)

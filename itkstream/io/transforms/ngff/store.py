@@ -34,6 +34,7 @@ from itkstream.io.storage.zarr_arrays import ZarrArray, written_codecs
 from itkstream.io.transforms.ngff.scene import read_scene
 
 __all__ = [
+    "ERROR_ARRAY",
     "FIELD_ARRAY",
     "as_stored",
     "create_error_map",
@@ -48,7 +49,7 @@ _FIELD = "displacement"
 FIELD_ARRAY = f"{_FIELD}/0"
 """Where the displacement field lies in its store."""
 
-_ERROR = "inverse_error"
+ERROR_ARRAY = "inverse_error"
 _CHUNK = 64
 
 
@@ -124,7 +125,7 @@ def create_error_map(
     """
     order = grid.axis_order(stored_axes(grid))
     return zarr.create_array(
-        (Location.parse(path) / _ERROR).store(),
+        (Location.parse(path) / ERROR_ARRAY).store(),
         shape=tuple(grid.shape[k] for k in order),
         dtype=np.float32,
         chunks=tuple(chunks[k] for k in order),
@@ -152,9 +153,9 @@ def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = No
     MissingDataError
         Where the store has none.
     """
-    place = Location.parse(path) / _ERROR
+    place = Location.parse(path) / ERROR_ARRAY
     if not (place / "zarr.json").is_file():
-        raise MissingDataError(f"{path} has no {_ERROR}: only stored inverses have one")
+        raise MissingDataError(f"{path} has no {ERROR_ARRAY}: only stored inverses have one")
     array = ZarrArray.open(place)
     field = read_transform(path, array_axes(len(array.shape))).transforms[0]
     assert isinstance(field, DisplacementField)
