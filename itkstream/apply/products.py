@@ -22,9 +22,10 @@ from itkstream.blocks.inputs import block_grid
 from itkstream.compute.drafts import drafted
 from itkstream.compute.execute import compute, open_begun, run, store
 from itkstream.compute.fill import Output
+from itkstream.compute.pyramid import compute_pyramid
 from itkstream.errors import InputError, PlanError
 from itkstream.geometry import Block, Grid, Image, Transform
-from itkstream.io import create_ome_zarr, write_pyramid
+from itkstream.io import create_ome_zarr
 from itkstream.io.images.files.itk_images import WRITTEN_SUFFIXES, write_itk
 from itkstream.io.images.units import itk_unit
 from itkstream.io.storage.inputs import check_apart
@@ -259,7 +260,7 @@ def write_resampled(
             draft.remove()
             target = create_ome_zarr(draft, wanted, stored.dtype, chunks=chunks, series=series)
         store(stored, target, resources)
-        write_pyramid(draft, labels=labels)
+        compute_pyramid(draft, labels=labels, resources=resources)
 
 
 def _is_file(place: Location) -> bool:
