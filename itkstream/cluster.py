@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from itkstream.compute.execute import Progress, compute, continues, execute, store
+from itkstream.compute.execute import compute, continues, execute, store
+from itkstream.compute.tally import Progress
 
 __all__ = ["Progress", "compute", "continues", "execute", "store"]

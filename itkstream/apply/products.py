@@ -10,24 +10,35 @@ import os
 from dataclasses import dataclass
 
 import dask.array as da
+import numpy as np
 from dask.utils import format_bytes
+from numpy.typing import NDArray
 
 from itkstream.apply.fields import axes_of
 from itkstream.apply.inversion import prepare_invert
 from itkstream.apply.resampling import prepare_apply_to_series, prepare_apply_transform
+from itkstream.blocks.graph import Result, map_blocks
+from itkstream.blocks.inputs import block_grid
 from itkstream.compute.drafts import drafted
-from itkstream.compute.execute import begun, compute, store
+from itkstream.compute.execute import compute, open_begun, run, store
+from itkstream.compute.fill import Output
+from itkstream.compute.pyramid import compute_pyramid
 from itkstream.errors import InputError, PlanError
-from itkstream.geometry import Grid, Image, Transform
-from itkstream.io import create_ome_zarr, write_pyramid
+from itkstream.geometry import Block, Grid, Image, Transform
+from itkstream.io import create_ome_zarr
 from itkstream.io.images.files.itk_images import WRITTEN_SUFFIXES, write_itk
 from itkstream.io.images.units import itk_unit
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file, check_store
 from itkstream.io.storage.zarr_arrays import ZarrArray
-from itkstream.io.transforms.ngff.inverses import SOLUTION, create_inverse, inverse_parts
-from itkstream.io.transforms.ngff.store import as_stored, stored_axes
+from itkstream.io.transforms.ngff.inverses import ERROR_ARRAY, create_error_map
+from itkstream.io.transforms.ngff.store import (
+    FIELD_ARRAY,
+    as_stored,
+    create_transform,
+    stored_axes,
+)
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.workers import Resources, free_memory
@@ -122,18 +133,27 @@ def write_inverse(
         raise InputError(f"blocksize must be a multiple of {_CHUNK}; got {blocksize}")
     chunks = tuple(min(_CHUNK, n) for n in grid.shape)
     lazy = as_stored(prepare_invert(transform, grid, (blocksize,) * grid.ndim), grid)
+    affine = affine_part(transform).inverse()
     with drafted(place) as draft:
-        target = begun(lazy, draft, SOLUTION)
+        target = open_begun(lazy, draft / FIELD_ARRAY)
         if target is None:
-            target = create_inverse(draft, affine_part(transform).inverse(), grid, chunks)
-        store(lazy, target, resources)
-        solution = da.from_array(ZarrArray.open(draft / SOLUTION), chunks=lazy.chunks)
-        field, errors = inverse_parts(draft)
-        store(solution[:-1], field, resources)
-        store(solution[-1], errors, resources)
-        worst = compute(solution[-1].max(keepdims=True), resources)
-        (draft / SOLUTION).remove()
-    return float(worst.item())
+            draft.remove()
+            target = create_transform(draft, affine, grid, chunks=chunks)
+            create_error_map(draft, grid, chunks)
+        errors = draft / ERROR_ARRAY
+        run(lazy, Output(draft / FIELD_ARRAY, target.chunks, last=errors), resources)
+        return _largest(ZarrArray.open(errors), blocksize, resources)
+
+
+def _largest(errors: ZarrArray, blocksize: int, resources: Resources | None) -> float:
+    """The largest of the stored errors."""
+    blocks = block_grid(errors.shape, (blocksize,) * len(errors.shape), 0)
+    lazy = map_blocks(_largest_of_block, blocks, errors, {}, Result(np.float32, (), "block"))
+    return float(compute(lazy, resources).max())
+
+
+def _largest_of_block(part: NDArray[np.float32], block: Block) -> NDArray[np.float32]:
+    return part.max(keepdims=True)
 
 
 def check_resampled_output(out: str | os.PathLike[str], overwrite: bool) -> Location:
@@ -259,11 +279,12 @@ def _write_store(
     series = resampling.series_axes
     chunks = tuple(min(c[0], resampling.blocksize) for c in lazy.chunks[len(series) :])
     with drafted(place) as draft:
-        target = begun(lazy, draft, "0")
+        target = open_begun(lazy, draft / "0")
         if target is None:
+            draft.remove()
             target = create_ome_zarr(draft, grid, lazy.dtype, chunks=chunks, series=series)
         store(lazy, target, resources)
-        write_pyramid(draft, labels=labels)
+        compute_pyramid(draft, labels=labels, resources=resources)
 
 
 def _write_file(

@@ -20,17 +20,18 @@ from uuid import uuid4
 import dask
 import dask.array as da
 import numpy as np
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
 
 # Tasks in dask's own form: tuples would be turned into them, twice, which takes four fifths of the
 # time that dask needs to prepare a run.
-from dask._task_spec import Alias, List, Task, TaskRef
-from dask.delayed import Delayed
-from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import Alias, List, Task, TaskRef
 from dask.tokenize import TokenizationError, normalize_object, normalize_token, tokenize
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.blocks.fingerprint import code_version
 from itkstream.geometry import ArraySource, Block, BlockGrid, Image, LazyArray, Slices
+from itkstream.workers.dask_internals import sample_of
 
 __all__ = [
     "EARLY",
@@ -432,7 +433,7 @@ def judged(
         if index == last:
             graph[key] = Task(key, _after, TaskRef(block), TaskRef(verdict))
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[result, found])
-    return da.Array(layers, name, result.chunks, meta=result._meta)
+    return da.Array(layers, name, result.chunks, meta=sample_of(result))
 
 
 def _judge(

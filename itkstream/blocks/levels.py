@@ -11,8 +11,10 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import Result, map_blocks, once, readable
-from itkstream.geometry import Block, BlockGrid, Grid, Image
+from itkstream.blocks.graph import Result, map_blocks, once, readable, readable_source
+from itkstream.geometry import ArraySource, Block, BlockGrid, Grid, Image
+from itkstream.io.images.stores.ome_zarr_writer import PyramidLevel, coarsen
+from itkstream.io.storage.stored import tiles
 from itkstream.numerics.sampling.pyramid import shrink
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "factors_to_fit",
     "prepare_coarse",
     "prepare_level",
+    "prepare_level_below",
     "prepare_levels",
     "read_coarse",
 ]
@@ -182,6 +185,39 @@ def prepare_level(image: Image, factors: Sequence[int]) -> Image | Delayed:
     if max(factors) == 1:
         return image
     return once(_as_image, prepare_coarse(image, factors), image.grid.shrink(factors), image.name)
+
+
+def prepare_level_below(above: ArraySource, level: PyramidLevel) -> da.Array:
+    """Prepare a level of an OME-Zarr image, chunked as its files are, from the level above it."""
+    array = level.array
+    blocks = BlockGrid(array.shape, array.shards or array.chunks, (0,) * array.ndim)
+    shared = {
+        "above": readable_source(above),
+        "chunks": array.chunks,
+        "factors": level.factors,
+        "labels": level.labels,
+    }
+    return map_blocks(_coarsen_block, blocks, None, shared, Result(array.dtype))
+
+
+def _coarsen_block(
+    _part: None,
+    block: Block,
+    *,
+    above: ArraySource,
+    chunks: Sequence[int],
+    factors: tuple[int, ...],
+    labels: bool,
+) -> NDArray[Any]:
+    """One block of a level; chunk by chunk, as the voxels above a whole shard may not fit."""
+    out = np.empty(block.core_shape, above.dtype)
+    for piece in tiles(out.shape, chunks):
+        fine = tuple(
+            slice((core.start + p.start) * f, (core.start + p.stop) * f)
+            for core, p, f in zip(block.core, piece, factors, strict=True)
+        )
+        out[piece] = coarsen(np.asarray(above[fine]), factors, labels)
+    return out
 
 
 def _as_image(voxels: NDArray[Any], grid: Grid, name: str) -> Image:

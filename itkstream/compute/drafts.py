@@ -18,38 +18,17 @@ __all__ = ["drafted"]
 
 
 @contextmanager
-def drafted(place: Location, *, keep: bool = True) -> Iterator[Location]:
+def drafted(place: Location) -> Iterator[Location]:
     """A draft for a with block to fill, or to finish, and then put in its place.
 
-    Parameters
-    ----------
-    place : Location
-        Of the result.
-    keep : bool
-        Whether the next run can go on with a draft: whether it stays after an error.
-
-    Yields
-    ------
-    Location
-        The draft; an earlier run may have left one.
-
-    Raises
-    ------
-    BusyOutputError
-        Where another process is writing it.
-    InputError
-        Where nothing can be put in this place.
+    Raises `BusyOutputError` where another process is writing it, and `InputError` where nothing
+    can be put in this place.
     """
     draft = place.draft
     lock = draft.parents[0] / f"{draft.name}.lock"
     with ExitStack() as stack:
         with writing_to(place):
             stack.enter_context(holding(lock, place))
-        try:
-            yield draft
-        except BaseException:
-            if not keep:
-                draft.remove()
-            raise
+        yield draft
         with writing_to(place):
             place.take(draft)

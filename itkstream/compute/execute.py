@@ -1,4 +1,4 @@
-"""Running a prepared computation: progress, and where the result goes."""
+"""Run a prepared computation, with workers or here, into memory or a store."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import zarr
-from distributed import Client
 from numpy.typing import NDArray
 
-from itkstream.compute.fill import Blocks, Output, Progress, Tally, belongs, fill
+from itkstream.compute.fill import Output
 from itkstream.compute.schedule import Failure, block_graph, run_here, run_on
+from itkstream.compute.sinks import Memory, Sink, Work
+from itkstream.compute.tally import Blocks, Progress, Tally
 from itkstream.errors import InputError, InterruptedRunError
 from itkstream.io.storage.attributes import is_zarr_array
-from itkstream.io.storage.chunk_files import Region, location_of
+from itkstream.io.storage.chunk_files import location_of
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import written_codecs
 from itkstream.numerics.threads import using_threads
 from itkstream.workers import Resources, connected
 
-__all__ = ["begun", "compute", "continues", "execute", "store"]
-
+__all__ = ["compute", "continues", "execute", "open_begun", "run", "store"]
 
 logger = logging.getLogger(__name__)
 
@@ -168,12 +167,11 @@ def compute(
     ExistingOutputError
         Where something else is at `keep`.
     """
-    resources = resources or Resources()
     if keep is not None:
         written = _write(array, Location.parse(keep), None, False, resources, progress)
         return np.asarray(written[...])
     result = np.empty(array.shape, array.dtype)
-    _gather(array, result, resources, progress or _silent)
+    run(array, Memory(result), resources, progress)
     return result
 
 
@@ -206,14 +204,7 @@ def store(
     BlockErrors
         Where blocks failed; all others are done.
     """
-    resources = resources or Resources()
-    if isinstance(target, np.ndarray):
-        _gather(array, target, resources, progress or _silent)
-        return
-    _check_chunks(array, target.shards or target.chunks)
-    output = Output(location_of(target), target.chunks, target.shards)
-    with _terminable():
-        fill(array, output, partial(_run, resources), progress or _silent)
+    run(array, _sink_of(array, target), resources, progress)
 
 
 def continues(array: da.Array, path: str | os.PathLike[str]) -> bool:
@@ -235,7 +226,72 @@ def continues(array: da.Array, path: str | os.PathLike[str]) -> bool:
     if not is_zarr_array(place):
         return False
     found = zarr.open_array(place.store(), mode="r")
-    return belongs(array, Output(place, found.chunks, found.shards))
+    return Output(place, found.chunks, found.shards).is_of(array)
+
+
+def open_begun(array: da.Array, place: Location) -> zarr.Array[Any] | None:
+    """The Zarr array that a run of the same computation left, to be filled on; None elsewhere."""
+    return zarr.open_array(place.store(), mode="r+") if continues(array, place) else None
+
+
+def run(
+    array: da.Array,
+    sink: Sink,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Compute the blocks that a sink lacks: the one way in which graphs are run.
+
+    A block that fails stops no other; `BlockErrors` lists them at the end. Ctrl-C and SIGTERM raise
+    `InterruptedRunError`.
+    """
+    resources, blocks = resources or Resources(), Blocks(array)
+    with _terminable(), sink.opened(blocks) as work:
+        tally = Tally(blocks, progress or _report_nothing, len(blocks) - len(work.missing))
+        if work.missing:
+            with work.recording() as record, _interruptible(tally, sink.continued):
+                _compute(blocks, work, resources, partial(_take, tally, record))
+        work.finish(tally.failures)
+        tally.conclude("run the same again to compute only these" if sink.continued else "")
+
+
+def _take(tally: Tally, record: Callable[[int, Any], None], number: int, value: Any) -> None:
+    """Take what came of a block."""
+    if isinstance(value, Failure):
+        tally.note_failure(number, value)
+    else:
+        record(number, value)
+        tally.count()
+
+
+def _compute(
+    blocks: Blocks, work: Work, resources: Resources, done: Callable[[int, Any], None]
+) -> None:
+    """Compute the missing blocks, with workers or here."""
+    numbers = blocks.by_columns(work.missing)
+    keys = [blocks.key(number) for number in numbers]
+    with connected(resources) as client:
+        deliver = work.deliver if client is None or work.by_workers else None
+        graph, wanted = block_graph(blocks.array, keys, deliver, map(blocks.region, numbers))
+        number_of = dict(zip(wanted, numbers, strict=True))
+
+        def tell(key: Any, value: Any) -> None:
+            done(number_of[key], value)
+
+        if client is not None:
+            run_on(client, graph, wanted, tell)
+            return
+        at_once, threads = resources.threads_here(len(keys))
+        with using_threads(threads):
+            run_here(graph, wanted, at_once, tell)
+
+
+def _sink_of(array: da.Array, target: Any) -> Sink:
+    """The sink of an array that is there."""
+    if isinstance(target, np.ndarray):
+        return Memory(target)
+    _check_chunks(array, target.shards or target.chunks)
+    return Output(location_of(target), target.chunks, target.shards)
 
 
 def _write(
@@ -243,16 +299,14 @@ def _write(
     place: Location,
     chunks: Sequence[int] | None,
     overwrite: bool,
-    resources: Resources,
+    resources: Resources | None,
     progress: Progress | None,
 ) -> zarr.Array[Any]:
     """Compute an array into a new Zarr array, or finish one that was begun."""
     size = tuple(chunks or (c[0] for c in array.chunks))
     _check_chunks(array, size)
     create = partial(_create, shape=array.shape, dtype=array.dtype, chunks=size)
-    output = Output(place, size, None, create, overwrite)
-    with _terminable():
-        fill(array, output, partial(_run, resources), progress or _silent)
+    run(array, Output(place, size, None, create, overwrite), resources, progress)
     return zarr.open_array(place.store(), mode="r")
 
 
@@ -275,74 +329,16 @@ def _check_chunks(array: da.Array, chunks: Sequence[int]) -> None:
             )
 
 
-def _gather(array: da.Array, out: NDArray[Any], resources: Resources, progress: Progress) -> None:
-    """Compute an array into memory; a block that fails does not stop the others."""
-    blocks = Blocks(array)
-    tally = Tally(blocks, progress)
-    with _terminable(), connected(resources) as client:
-        sink = _Memory(out) if client is None else None
-
-        def done(number: int, value: Any) -> None:
-            if isinstance(value, Failure):
-                tally.failed(number, value)
-                return
-            if sink is None:
-                out[blocks.region(number)] = value
-            tally.succeeded()
-
-        try:
-            _compute(client, resources, blocks, range(len(blocks)), sink, done)
-        except KeyboardInterrupt:
-            raise InterruptedRunError(
-                f"stopped: {tally.done} of {len(blocks)} blocks were done"
-            ) from None
-    tally.conclude("")
-
-
-@dataclass(frozen=True, eq=False)
-class _Memory:
-    """Puts blocks into an array of this process."""
-
-    out: NDArray[Any]
-
-    def __call__(self, region: Region, block: NDArray[Any]) -> None:
-        self.out[region] = block
-
-
-def _run(
-    resources: Resources,
-    blocks: Blocks,
-    numbers: Sequence[int],
-    sink: Callable[..., Any],
-    done: Callable[[int, Any], None],
-) -> None:
-    with connected(resources) as client:
-        _compute(client, resources, blocks, numbers, sink, done)
-
-
-def _compute(
-    client: Client | None,
-    resources: Resources,
-    blocks: Blocks,
-    numbers: Sequence[int],
-    sink: Callable[..., Any] | None,
-    done: Callable[[int, Any], None],
-) -> None:
-    """Compute blocks with workers, or here."""
-    numbers = blocks.by_columns(numbers)
-    keys = [blocks.key(number) for number in numbers]
-    graph, wanted = block_graph(blocks.array, keys, sink, map(blocks.region, numbers))
-    number_of = dict(zip(wanted, numbers, strict=True))
-
-    def tell(key: Any, value: Any) -> None:
-        done(number_of[key], value)
-
-    if client is not None:
-        run_on(client, graph, wanted, tell)
-        return
-    at_once, threads = resources.threads_here(len(keys))
-    with using_threads(threads):
-        run_here(graph, wanted, at_once, tell)
+@contextmanager
+def _interruptible(tally: Tally, continued: bool) -> Iterator[None]:
+    """Say after Ctrl-C how far the run was."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        state = "are done; run the same again to continue" if continued else "were done"
+        raise InterruptedRunError(
+            f"stopped: {tally.done} of {tally.total} blocks {state}"
+        ) from None
 
 
 @contextmanager
@@ -363,30 +359,5 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _silent(_done: int, _total: int) -> None:
+def _report_nothing(_done: int, _total: int) -> None:
     """Report nothing."""
-
-
-def begun(lazy: da.Array, store: Location, name: str) -> zarr.Array[Any] | None:
-    """The array that an earlier run of the same computation left, complete or not.
-
-    Parameters
-    ----------
-    lazy : dask.array.Array
-        The computation.
-    store : Location
-        The OME-Zarr store of its result; one of any other computation is removed.
-    name : str
-        Of the array in the store.
-
-    Returns
-    -------
-    zarr.Array or None
-        To be continued; None where it must be made.
-    """
-    array = store / name
-    if continues(lazy, array):
-        return zarr.open_array(array.store(), mode="r+")
-    if not store.is_vacant():
-        store.remove()
-    return None

@@ -1,4 +1,4 @@
-"""Filling a stored array with blocks, so that a run that was killed can be continued.
+"""Stored arrays filled with blocks, so that a run that was killed can be continued.
 
 The notes of `itkstream.compute.records` say which blocks are written; what their files do not bear
 out is computed again. Blocks are written by whoever computes them, each its own files.
@@ -11,27 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import dask.array as da
-import numpy as np
 import zarr
 from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
 from itkstream.compute.lock import Lock, still_held
-from itkstream.compute.records import Header, Ledger, Records
-from itkstream.compute.schedule import Failure
-from itkstream.errors import (
-    BlockErrors,
-    BlockFailure,
-    ExistingOutputError,
-    InterruptedRunError,
-    OutputError,
-    RefusedInputError,
-)
+from itkstream.compute.records import Header, Ledger
+from itkstream.compute.sinks import Work
+from itkstream.compute.tally import Blocks
+from itkstream.errors import BlockFailure, ExistingOutputError, OutputError
 from itkstream.io.storage.chunk_files import (
     ChunkFiles,
     Region,
@@ -44,212 +37,53 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_store, check_store_name
 from itkstream.io.storage.stamps import LEDGER_FOLDER
 
-__all__ = ["BlockSink", "Blocks", "Output", "Progress", "Tally", "belongs", "fill"]
+__all__ = ["BlockSink", "Output"]
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
-"""Called as ``progress(blocks_done, blocks_in_all)``, at the start and after every block."""
 
 _READERS = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Blocks:
-    """The blocks of a lazy array, by number.
+@dataclass(frozen=True)
+class _SplitFiles:
+    """The files of two arrays: for the last elements along the first axis, and for the others."""
 
-    Parameters
-    ----------
-    array : dask.array.Array
-        Chunked by block.
-    """
-
-    array: da.Array
-
-    def __len__(self) -> int:
-        return int(np.prod(self.array.numblocks))
-
-    def index(self, number: int) -> tuple[int, ...]:
-        """Position of a block in the block grid.
-
-        Parameters
-        ----------
-        number : int
-            Of the block, in index order.
-
-        Returns
-        -------
-        tuple of int
-            One per axis.
-        """
-        return tuple(int(k) for k in np.unravel_index(number, self.array.numblocks))
-
-    def key(self, number: int) -> tuple[Any, ...]:
-        """What dask calls a block.
-
-        Parameters
-        ----------
-        number : int
-            Of the block, in index order.
-
-        Returns
-        -------
-        tuple
-            Its key.
-        """
-        return (self.array.name, *self.index(number))
-
-    def region(self, number: int) -> Region:
-        """The elements of a block.
-
-        Parameters
-        ----------
-        number : int
-            Of the block, in index order.
-
-        Returns
-        -------
-        tuple of slice
-            One per axis.
-        """
-        spans = zip(self.index(number), self._borders, strict=True)
-        return tuple(slice(borders[k], borders[k + 1]) for k, borders in spans)
-
-    def failure(self, number: int, reason: str) -> BlockFailure:
-        """A note that a block failed.
-
-        Parameters
-        ----------
-        number : int
-            Of the block, in index order.
-        reason : str
-            Why.
-
-        Returns
-        -------
-        BlockFailure
-            With its place.
-        """
-        region = tuple((span.start, span.stop) for span in self.region(number))
-        return BlockFailure(self.index(number), region, reason)
-
-    def by_columns(self, numbers: Sequence[int]) -> list[int]:
-        """Blocks in an order in which neighbours follow soon: what they share is read once.
-
-        Parameters
-        ----------
-        numbers : sequence of int
-            Of the blocks.
-
-        Returns
-        -------
-        list of int
-            The same, along columns of two by two blocks (2.3 chunks of their size are decoded for
-            a block if a process keeps 18; in index order 4.1, in any order 8).
-        """
-        longest = int(np.argmax(self.array.numblocks))
-
-        def place(number: int) -> tuple[list[int], int, list[int]]:
-            index = list(self.index(number))
-            along = index.pop(longest)
-            return [k // 2 for k in index], along, index
-
-        return sorted(numbers, key=place)
-
-    @cached_property
-    def _borders(self) -> list[list[int]]:
-        return [np.cumsum([0, *lengths]).tolist() for lengths in self.array.chunks]
-
-
-class Tally:
-    """Counts blocks that are done and collects those that fail.
-
-    Parameters
-    ----------
-    blocks : Blocks
-        All.
-    progress : callable
-        Told.
-    kept : int
-        Blocks that are done already.
-    """
-
-    def __init__(self, blocks: Blocks, progress: Progress, kept: int = 0) -> None:
-        self._blocks = blocks
-        self._progress = progress
-        self.done = kept
-        self._failures: list[BlockFailure] = []
-        self._lasting = 0
-        self._error: BaseException | None = None
-        progress(kept, len(blocks))
-
-    def succeeded(self) -> None:
-        """A block is done."""
-        self.done += 1
-        self._progress(self.done, len(self._blocks))
-
-    def failed(self, number: int, failure: Failure) -> None:
-        """A block failed, for a reason that may be its own.
-
-        Parameters
-        ----------
-        number : int
-            Of the block.
-        failure : Failure
-            What is left of it.
-
-        Raises
-        ------
-        OutputError, RefusedInputError
-            Where the reason is not its own: nothing can be written, or an input is refused.
-        """
-        if isinstance(failure.error, (OutputError, RefusedInputError)):
-            raise failure.error
-        noted = self._blocks.failure(number, failure.reason)
-        logger.info("%s; the others go on", noted)
-        self._failures.append(noted)
-        self._lasting += failure.lasting
-        self._error = self._error or failure.error
+    first: ChunkFiles
+    last: ChunkFiles
 
     @property
-    def failures(self) -> list[BlockFailure]:
-        """Those that failed, in the order of blocks."""
-        return sorted(self._failures, key=lambda failure: failure.index)
+    def location(self) -> Location:
+        return self.first.location
 
-    def conclude(self, advice: str) -> None:
-        """Raise if any block failed.
+    def write(self, region: Region, block: NDArray[Any]) -> Sums:
+        """Write a block to both; sizes and checksums of its files."""
+        for_first, for_last = _split(region)
+        return self.first.write(for_first, block[:-1]) + self.last.write(for_last, block[-1])
 
-        Parameters
-        ----------
-        advice : str
-            What to do then, unless that would fail in the same way.
+    def found(self, region: Region) -> Sums:
+        """Sizes and checksums of the files of a block as they are."""
+        for_first, for_last = _split(region)
+        return self.first.found(for_first) + self.last.found(for_last)
 
-        Raises
-        ------
-        BlockErrors
-            With all that failed.
-        """
-        if self.failures:
-            if self._lasting == len(self._failures):
-                advice = "a second run would fail alike: change the input or the parameters"
-            raise BlockErrors(self.failures, len(self._blocks), advice) from self._error
+    def remove(self, region: Region) -> None:
+        """Remove the files of a block."""
+        for_first, for_last = _split(region)
+        self.first.remove(for_first)
+        self.last.remove(for_last)
+
+
+def _split(region: Region) -> tuple[Region, Region]:
+    return (slice(0, region[0].stop - 1), *region[1:]), region[1:]
 
 
 @dataclass(frozen=True)
 class BlockSink:
     """Writes blocks for one run, as long as this is the run that may write.
 
-    Parameters
-    ----------
-    files : ChunkFiles
-        The array.
-    lock : Location
-        The file that says which run may write.
-    token : str
-        Of this run.
+    The file at `lock` says which run may, and `token` is the one of this run.
     """
 
-    files: ChunkFiles
+    files: ChunkFiles | _SplitFiles
     lock: Location
     token: str
 
@@ -264,12 +98,15 @@ class BlockSink:
 
 @dataclass(frozen=True)
 class Output:
-    """A stored array to be filled.
+    """A stored array to be filled: a sink whose runs are continued.
+
+    What replaces a complete array is written beside it and gets its place when it is complete; it
+    is continued there, too.
 
     Parameters
     ----------
     location : Location
-        Where.
+        The array.
     chunks : tuple of int
         Its chunks.
     shards : tuple of int, optional
@@ -279,6 +116,9 @@ class Output:
         there, to be filled.
     overwrite : bool
         Whether finished results, or those of another computation, may be replaced.
+    last : Location, optional
+        Another array, for the last element of the first axis; the one at `location` then holds the
+        others.
     """
 
     location: Location
@@ -286,112 +126,76 @@ class Output:
     shards: tuple[int, ...] | None = None
     create: Callable[[Location], Any] | None = None
     overwrite: bool = False
+    last: Location | None = None
+
+    continued = True
 
     def fingerprint(self, array: da.Array) -> str:
-        """What tells this computation and layout from others.
-
-        Parameters
-        ----------
-        array : dask.array.Array
-            The computation.
-
-        Returns
-        -------
-        str
-            A token.
-        """
+        """A token that tells this computation and layout from others."""
         token: str = tokenize(array.name, array.chunks, str(array.dtype), self.chunks, self.shards)
         return token
 
+    def is_of(self, array: da.Array) -> bool:
+        """Whether what is there was made, or begun, by the same computation: it is continued."""
+        header = Ledger(self.location).header()
+        return header is not None and header.ready and header.fingerprint == self.fingerprint(array)
 
-Run = Callable[[Blocks, Sequence[int], BlockSink, Callable[[int, Any], None]], None]
-"""Computes some blocks: ``run(blocks, numbers, sink, done)``."""
+    def files(self) -> ChunkFiles | _SplitFiles:
+        """What writes and knows the files of blocks."""
+        first = ChunkFiles(self.location)
+        return first if self.last is None else _SplitFiles(first, ChunkFiles(self.last))
 
+    @contextmanager
+    def opened(self, blocks: Blocks) -> Iterator[Work]:
+        """Lock the place, and ask for the blocks that are not there yet as they were written.
 
-def fill(array: da.Array, output: Output, run: Run, progress: Progress) -> None:
-    """Compute what is not there yet of a stored array.
-
-    What replaces a complete array is written beside it and gets its place when it is complete; it
-    is continued there, too.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        The computation.
-    output : Output
-        Where its values go.
-    run : callable
-        Computes blocks and tells of each.
-    progress : callable
-        Told the blocks done, those of earlier runs included, and the blocks in all.
-
-    Raises
-    ------
-    InputError
-        Where the array would lie in, on or around one that the computation reads, or has a name
-        that does not end like that of a store.
-    ExistingOutputError
-        Where something else is there that may not be replaced.
-    BusyOutputError
-        Where another process is writing there.
-    OutputError
-        Where nothing can be written, as on a full disk.
-    BlockErrors
-        Where blocks failed; all others are written.
-    InterruptedRunError
-        After Ctrl-C.
-    """
-    check_apart(output.location, array)
-    fingerprint = output.fingerprint(array)
-    _check_place(output, fingerprint)
-    with _locked(Ledger(output.location)) as lock:
-        _check_place(output, fingerprint)  # another run may have ended meanwhile
-        work = _workplace(output, fingerprint)
-        _fill(Blocks(array), work, lock, run, progress)
-        if work.location != output.location:
-            with writing_to(output.location):
-                lock.go_along(work.location)
-                output.location.take(work.location)
+        Raises `InputError` where the place lies in, on or around an array that is read, or has
+        another format's ending, `ExistingOutputError` where something else is there that may not be
+        replaced, `BusyOutputError` where another process is writing there, and `OutputError` where
+        nothing can be written, as on a full disk.
+        """
+        check_apart(self.location, blocks.array)
+        fingerprint = self.fingerprint(blocks.array)
+        _check_place(self, fingerprint)
+        with _locked(Ledger(self.location)) as lock:
+            _check_place(self, fingerprint)  # another run may have ended meanwhile
+            place = _workplace(self, fingerprint)
+            yield _begin(blocks, place, lock)
+            if place.location != self.location:
+                with writing_to(self.location):
+                    lock.go_along(place.location)
+                    self.location.take(place.location)
 
 
-def _fill(blocks: Blocks, output: Output, lock: Lock, run: Run, progress: Progress) -> None:
-    """Compute what is not there yet, by the run that holds the lock of the result."""
-    ledger = Ledger(output.location)
+def _begin(blocks: Blocks, output: Output, lock: Lock) -> Work:
+    """Find out what is not there yet, for the run that holds the lock of the result."""
+    ledger, files = Ledger(output.location), output.files()
     with writing_to(output.location):
         fingerprint = output.fingerprint(blocks.array)
         wanted = Header(fingerprint, len(blocks), version=version("itkstream"))
-        header = _prepared(ledger, output, wanted)
-    files = ChunkFiles(output.location)
-    kept = _verified(ledger, files, blocks)
-    tally = Tally(blocks, progress, len(kept))
-    missing = [number for number in range(len(blocks)) if number not in kept]
-    if missing:
-        sink = BlockSink(files, lock.place, lock.token)
-        with ledger.recording(lock, kept) as records, _told(tally, len(blocks)):
-            run(blocks, missing, sink, _noting(records, tally))
-    with writing_to(output.location):
-        ledger.note_failures(tally.failures)
-        ledger.note(replace(header, finished=not tally.failures))
-    tally.conclude("run the same again to compute only these")
+        header = _prepare(ledger, output, wanted)
+    kept = _verify(ledger, files, blocks)
+    return Work(
+        missing=[number for number in range(len(blocks)) if number not in kept],
+        deliver=BlockSink(files, lock.place, lock.token),
+        by_workers=True,
+        recording=partial(_recording, ledger, lock, kept),
+        finish=partial(_finish, ledger, header),
+    )
 
 
-def belongs(array: da.Array, output: Output) -> bool:
-    """Whether what is at a place was made, or begun, by the same computation.
+@contextmanager
+def _recording(
+    ledger: Ledger, lock: Lock, kept: dict[int, Sums]
+) -> Iterator[Callable[[int, Sums], None]]:
+    with ledger.recording(lock, kept) as records:
+        yield records.add
 
-    Parameters
-    ----------
-    array : dask.array.Array
-        The computation.
-    output : Output
-        The place and layout.
 
-    Returns
-    -------
-    bool
-        Then `fill` continues it.
-    """
-    header = Ledger(output.location).header()
-    return header is not None and header.ready and header.fingerprint == output.fingerprint(array)
+def _finish(ledger: Ledger, header: Header, failures: Sequence[BlockFailure]) -> None:
+    with writing_to(ledger.array):
+        ledger.note_failures(failures)
+        ledger.note(replace(header, finished=not failures))
 
 
 def _check_place(output: Output, fingerprint: str) -> None:
@@ -447,7 +251,7 @@ def _left_beside(output: Output, fingerprint: str) -> Output | None:
     return beside if begun is not None and begun.fingerprint == fingerprint else None
 
 
-def _prepared(ledger: Ledger, output: Output, wanted: Header) -> Header:
+def _prepare(ledger: Ledger, output: Output, wanted: Header) -> Header:
     """The notes and the array of this computation: found, or made anew."""
     found = ledger.header()
     same = found is not None and found.fingerprint == wanted.fingerprint
@@ -478,7 +282,7 @@ def _opens(location: Location) -> bool:
     return True
 
 
-def _verified(ledger: Ledger, files: ChunkFiles, blocks: Blocks) -> dict[int, Sums]:
+def _verify(ledger: Ledger, files: ChunkFiles | _SplitFiles, blocks: Blocks) -> dict[int, Sums]:
     """The noted blocks whose files are as noted; the files of others are removed."""
     remove_partial_files(files.location)
     noted = {number: sums for number, sums in ledger.done().items() if number < len(blocks)}
@@ -516,25 +320,3 @@ def _locked(ledger: Ledger) -> Iterator[Lock]:
             # Nothing of ours stays in an array of somebody else that was to be replaced.
             with suppress(OSError):
                 ledger.place.path.rmdir()
-
-
-def _noting(records: Records, tally: Tally) -> Callable[[int, Any], None]:
-    def done(number: int, value: Any) -> None:
-        if isinstance(value, Failure):
-            tally.failed(number, value)
-        else:
-            records.add(number, value)
-            tally.succeeded()
-
-    return done
-
-
-@contextmanager
-def _told(tally: Tally, total: int) -> Iterator[None]:
-    """Say after Ctrl-C how far the run was."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise InterruptedRunError(
-            f"stopped: {tally.done} of {total} blocks are done; run the same again to continue"
-        ) from None

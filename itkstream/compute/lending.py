@@ -19,11 +19,11 @@ from uuid import uuid4
 
 import cloudpickle
 import numpy as np
-from distributed import Client, Nanny, Worker, WorkerPlugin
-from distributed.deploy.subprocess import SubprocessWorker
+from distributed import Client, WorkerPlugin
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, OutputError
+from itkstream.workers.dask_internals import stays_on_this_machine
 
 __all__ = ["LENT_BYTES", "Parcel", "lent"]
 
@@ -32,9 +32,6 @@ LENT_BYTES = 2**20
 
 # A message of dask's holds no longer text.
 _MESSAGE_BYTES = 2**32 - 2**20
-
-# How the workers of a cluster are started that are processes, or threads, of this machine.
-_HERE = (Nanny, SubprocessWorker, Worker)
 
 
 class Parcel:
@@ -103,7 +100,8 @@ def lent(client: Client, values: Mapping[Any, Any]) -> Iterator[dict[Any, Parcel
     if not arrays:
         yield {}
         return
-    way = _in_files if _is_here(client) else _in_messages
+    # Processes of this machine see its temporary files.
+    way = _in_files if stays_on_this_machine(client) else _in_messages
     with way(client, dict(arrays.values())) as files:
         yield {key: Parcel(content, files) for key, (content, held) in packed.items() if held}
 
@@ -148,12 +146,6 @@ class _Unpickler(pickle.Unpickler):
             return _Held.arrays[name]
         # What is written to it stays in this process: compiled functions know no other arrays.
         return np.asarray(np.load(self._files[name], mmap_mode="c"))
-
-
-def _is_here(client: Client) -> bool:
-    """Whether all workers, later ones too, see the temporary files of this process."""
-    started = (getattr(client.cluster, "new_spec", None) or {}).get("cls")
-    return started in _HERE
 
 
 @contextmanager

@@ -23,25 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
-from dask._task_spec import (
-    Alias,
-    DataNode,
-    GraphNode,
-    List,
-    Task,
-    TaskRef,
-    convert_legacy_graph,
-)
 from dask.callbacks import Callback
 from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
 from dask.threaded import get as threaded_get
-from dask.utils import ensure_dict
 from distributed import Client, as_completed
 
 from itkstream.blocks.graph import EARLY
 from itkstream.compute.lending import Parcel, lent
 from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.storage.kept_chunks import keeping_chunks
+from itkstream.workers.dask_internals import plain_tasks
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
 
@@ -136,8 +128,7 @@ def block_graph(
     wanted : list
         One key per block.
     """
-    optimized = array.__dask_optimize__(array.__dask_graph__(), list(keys))
-    graph: Graph = convert_legacy_graph(ensure_dict(optimized))
+    graph: Graph = plain_tasks(array, keys)
     _settle_early(graph)
     for key, node in graph.items():
         if isinstance(node, DataNode):

@@ -18,7 +18,7 @@ from itkstream.apply.coarsening import (
     prepare_decimation,
 )
 from itkstream.apply.resampling import prepare_field
-from itkstream.compute.execute import begun, compute, store
+from itkstream.compute.execute import compute, open_begun, store
 from itkstream.estimate.deformation import deform_blocks, field_factors, prepare_displacement
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Transform
 from itkstream.geometry.chains import FieldChain
@@ -33,7 +33,7 @@ from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.registration.scene import Scene, State
 from itkstream.registration.steps import Deformable
 
-__all__ = ["begun", "measure_coarser", "store_coarser", "store_deformation", "store_transform"]
+__all__ = ["measure_coarser", "store_coarser", "store_deformation", "store_transform"]
 
 
 def store_deformation(
@@ -163,8 +163,9 @@ def _store(
 ) -> CompositeTransform:
     """Write a displacement field and the affine after it, or finish one that was begun."""
     stored = as_stored(lazy, grid)
-    target = begun(stored, path, FIELD_ARRAY)
+    target = open_begun(stored, path / FIELD_ARRAY)
     if target is None:
+        path.remove()
         chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
         target = create_transform(path, affine, grid, chunks=chunks)
     store(stored, target, scene.resources, scene.reporter.blocks)

@@ -18,7 +18,7 @@ from itkstream.blocks.graph import readable
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.proven_levels import finest_needed
 from itkstream.compute.execute import compute, continues
-from itkstream.compute.fill import Progress
+from itkstream.compute.tally import Progress
 from itkstream.geometry import Image, LazyArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray

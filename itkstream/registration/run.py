@@ -20,10 +20,11 @@ from itkstream.apply.certificate import certify
 from itkstream.apply.coarsening import CoarseField
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
-from itkstream.compute.execute import begun, store
+from itkstream.compute.execute import open_begun, store
+from itkstream.compute.pyramid import compute_pyramid
 from itkstream.errors import RegistrationError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
-from itkstream.io import create_ome_zarr, open_image, write_pyramid
+from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import write_transform
 from itkstream.io.transforms.ngff.store import stored_axes
@@ -236,10 +237,10 @@ class Run:
             with self._step(title) as facts:
                 facts["background"] = self._warp_settings.background
                 self._store_aligned(transform, path)
-                write_pyramid(path)
+                compute_pyramid(path, resources=self.scene.resources)
         # Blocks are noted of the finest level only; the others are as they were if all files are.
         if note is not None and note["files"] != path.fingerprint():
-            write_pyramid(path)
+            compute_pyramid(path, resources=self.scene.resources)
         self._note(_ALIGNED, key, {"facts": facts, "files": path.fingerprint()})
         grid = self.fixed.grid
         return open_image(path, axes=stored_axes(grid)).reorder(grid.axes)
@@ -321,8 +322,9 @@ class Run:
         lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize, settings)
         grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
         stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
-        target = begun(stored, path, "0")
+        target = open_begun(stored, path / "0")
         if target is None:
+            path.remove()
             chunks = tuple(min(c[0], size) for c in stored.chunks)
             target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
         store(stored, target, self.scene.resources, self.scene.reporter.blocks)

@@ -14,13 +14,16 @@ from weakref import WeakSet
 import dask.config
 import psutil
 from dask.utils import parse_bytes
-from distributed import Client, WorkerPlugin
-from distributed.comm import get_address_host
-from distributed.deploy.subprocess import SubprocessCluster
+from distributed import Client, SubprocessCluster, WorkerPlugin
 
 from itkstream.errors import InputError
 from itkstream.numerics.threads import get_threads, processors, set_threads
 from itkstream.workers.batch_systems import find_batch_system
+from itkstream.workers.dask_internals import (
+    get_address_host,
+    nanny_process_ids,
+    scheduler_has_ended,
+)
 from itkstream.workers.environment import thread_variables
 from itkstream.workers.jobs import job_client
 from itkstream.workers.processes import LocalNanny, end_with_parent
@@ -177,14 +180,14 @@ def _local_workers(
 
 def _end(cluster: Any) -> None:
     """Close a cluster of processes, even if its scheduler was killed: then distributed cannot."""
-    if cluster.scheduler.process.returncode is None:
+    if not scheduler_has_ended(cluster):
         # Where it is killed just now, its end is not known yet.
         with suppress(OSError):
             cluster.close()
             return
-    for worker in cluster.workers.values():
+    for process_id in nanny_process_ids(cluster):
         with suppress(psutil.NoSuchProcess):
-            nanny = psutil.Process(worker.process.pid)
+            nanny = psutil.Process(process_id)
             for process in [*nanny.children(recursive=True), nanny]:
                 process.kill()
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), suppress(OSError):

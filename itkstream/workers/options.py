@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import dask.config
 
 from itkstream.errors import InputError, unknown_name
 from itkstream.workers.batch_systems import BatchSystem
+from itkstream.workers.dask_internals import import_jobqueue
 
 __all__ = ["job_option_names", "jobqueue_class", "split_config"]
 
@@ -23,7 +19,6 @@ _RESERVED = {"cores", "processes", "memory", "walltime", "queue", "project", "ac
 _RESERVED |= {"self", "scheduler", "name", "n_workers", "loop", "asynchronous", "config_name"}
 _RESERVED |= {"job_cls", "dashboard_address", "host", "scheduler_cls", "base_class_kwargs"}
 _RESERVED |= {"job_kwargs", "extra", "env_extra", "job_extra", "header_skip"}
-_IMPORTING = threading.Lock()
 
 
 def split_config(
@@ -91,37 +86,5 @@ def job_option_names(system: BatchSystem) -> list[str]:
 
 
 def jobqueue_class(system: BatchSystem) -> Any:
-    """The class of a batch system in dask_jobqueue.
-
-    Importing that package (0.9) puts a file into the user's dask configuration where there is
-    none, makes Ctrl-C end the program as if all were well, and fails outside the main thread;
-    here it does not.
-
-    Parameters
-    ----------
-    system : BatchSystem
-        Which one.
-
-    Returns
-    -------
-    type
-        A subclass of dask_jobqueue.JobQueueCluster.
-    """
-    with (
-        _IMPORTING,
-        # `dask.config.ensure_file` writes nothing where its destination is a file already.
-        _replaced(dask.config, "PATH", __file__),
-        _replaced(signal, "signal", lambda *_: None),
-    ):
-        package = import_module("dask_jobqueue")
-    return getattr(package, system.cluster)
-
-
-@contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
+    """The class of a batch system in dask_jobqueue, with its defaults in dask's configuration."""
+    return getattr(import_jobqueue(), system.cluster)

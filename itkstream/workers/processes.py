@@ -8,8 +8,8 @@ from typing import Any
 
 import dask
 from distributed import Nanny
-from tornado.ioloop import PeriodicCallback
 
+from itkstream.workers.dask_internals import call_periodically
 from itkstream.workers.environment import MEMORY_VARIABLES
 
 __all__ = ["LocalNanny", "end_with_parent"]
@@ -53,10 +53,7 @@ def end_with_parent(dask_scheduler: Any) -> None:
         if os.getppid() != parent:
             dask_scheduler.loop.add_callback(dask_scheduler.close)
 
-    watch = dask_scheduler.periodic_callbacks["parent"] = PeriodicCallback(
-        look, _WATCH_SECONDS * 1e3
-    )
-    watch.start()
+    call_periodically(dask_scheduler, "parent", look, _WATCH_SECONDS)
 
 
 def _leave_group() -> None:

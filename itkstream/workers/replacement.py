@@ -13,9 +13,17 @@ from weakref import WeakKeyDictionary
 import dask.config
 from dask.utils import parse_timedelta
 from distributed import Adaptive
-from distributed.deploy.spec import ProcessInterface
 
 from itkstream.workers.batch_systems import BatchSystem
+from itkstream.workers.dask_internals import (
+    close_for_cluster,
+    is_short_of_workers,
+    plan_workers,
+    present_workers,
+    workers_ended,
+    workers_of_job,
+    workers_per_job,
+)
 
 __all__ = ["Replacing", "hand_in", "queued_jobs"]
 
@@ -44,15 +52,14 @@ async def hand_in(cluster: Any, workers: int) -> None:
     RuntimeError
         Where the batch system refuses, with its words.
     """
-    while len(cluster.plan) < workers:
-        cluster.worker_spec.update(cluster.new_worker_spec())
+    plan_workers(cluster, workers)
     try:
         await cluster
     except RuntimeError:
         for job in cluster.workers.values():
             if getattr(job, "job_id", "") is None:
                 # It has no job to cancel; the cluster closes only where all its jobs are closed.
-                await ProcessInterface.close(job)
+                await close_for_cluster(job)
         raise
 
 
@@ -91,9 +98,9 @@ class Replacing(Adaptive):
                 logger.warning("worker %s is lost; another takes its place", name)
                 # A job that is cancelled does not count itself as closed, but the cluster does not
                 # close before all that it has ever started are.
-                await ProcessInterface.close(worker)
+                await close_for_cluster(worker)
                 await worker.close()
-        if len(self.plan) != len(self.requested):
+        if is_short_of_workers(self.cluster):
             await self.scale_up(len(self.plan))
         found: dict[str, Any] = await super().recommendations(target)
         return found
@@ -116,8 +123,7 @@ class Replacing(Adaptive):
         list
             Their names.
         """
-        started = [(n, w.process) for n, w in self.cluster.workers.items() if w.process is not None]
-        return [name for name, process in started if process.returncode is not None]
+        return workers_ended(self.cluster)
 
 
 class ReplacingJobs(Replacing):
@@ -153,7 +159,7 @@ class ReplacingJobs(Replacing):
             Workers.
         """
         target = int(await super().safe_target())
-        size = len((self.cluster.new_spec or {}).get("group", " "))
+        size = workers_per_job(self.cluster)
         return -(-target // size) * size
 
     async def scale_up(self, n: int) -> None:
@@ -179,14 +185,13 @@ class ReplacingJobs(Replacing):
         """
         now = time.monotonic()
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
-        present = {str(name) for name in self.cluster.observed}
+        present = present_workers(self.cluster)
         lost, awaited = [], {}
         for name, job in self.cluster.workers.items():
-            group = self.cluster.worker_spec.get(name, {}).get("group", [""])
             if job.job_id is None:
                 if now - self._refused.setdefault(job, now) > _RETRY_SECONDS:
                     lost.append(name)
-            elif any(f"{name}{suffix}" in present for suffix in group):
+            elif present & workers_of_job(self.cluster, name):
                 self._seen[job.job_id] = now
             elif job.job_id not in self._seen:
                 awaited[job.job_id] = name

@@ -13,11 +13,11 @@ import dask.config
 import psutil
 from dask.utils import parse_bytes
 from distributed import Client
-from distributed.system import MEMORY_LIMIT
 
 from itkstream.errors import InputError, unknown_name
 from itkstream.numerics.threads import processors
 from itkstream.workers.batch_systems import SYSTEMS, BatchSystem, seconds_of
+from itkstream.workers.dask_internals import MEMORY_LIMIT
 from itkstream.workers.options import split_config
 from itkstream.workers.presets import presets_path, read_presets
 

@@ -77,11 +77,11 @@ def test_an_inverse_is_continued(tmp_path: Path, watched: Watched) -> None:
 def test_a_solved_inverse_is_not_solved_again(
     tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(place: Any) -> None:
+    def stop(*_: Any) -> float:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(products, "inverse_parts", stop)
+        patched.setattr(products, "_largest", stop)
         with pytest.raises(KeyboardInterrupt):
             invert(tmp_path / "i.ome.zarr", watched)
     watched.blocks = 0

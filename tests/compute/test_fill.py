@@ -117,7 +117,7 @@ def test_of_many_failures_ten_are_shown() -> None:
     assert len(caught.value.failures) == 30
     assert str(caught.value).count("ZeroDivisionError") == 10
     assert "and 20 more" in str(caught.value)
-    assert "test_resume.py, line" in str(caught.value)  # no traceback, but where
+    assert "test_fill.py, line" in str(caught.value)  # no traceback, but where
 
 
 def test_a_failure_in_memory_does_not_stop_the_others() -> None:

@@ -226,6 +226,32 @@ def test_an_inverse(tmp_path: Path) -> None:
     assert names(tmp_path) == ["i.ome.zarr"]
 
 
+def test_an_inverse_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "i.ome.zarr"
+    write_inverse(tmp_path / "whole.ome.zarr", field(1.0), GRID)
+    with monkeypatch.context() as patch:
+        patch.setattr("itkstream.apply.products._largest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_inverse(out, field(1.0), GRID)
+    assert names(tmp_path) == [".draft-i.ome.zarr", "whole.ome.zarr"]
+    # A block counts as done only where both its vectors and its errors are as they were written.
+    chunk = tmp_path / ".draft-i.ome.zarr" / "inverse_error" / "c" / "0" / "0" / "0"
+    assert not chunk.exists()  # no error at all is a fill value
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(b"damaged")
+    with caplog.at_level("INFO"):
+        write_inverse(out, field(1.0), GRID)
+    assert "is not as it was written; it is computed again" in caplog.text
+    for name in ("displacement/0", "inverse_error"):
+        one, other = (
+            zarr.open_array(str(tmp_path / store / name))[:]
+            for store in ("i.ome.zarr", "whole.ome.zarr")
+        )
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_registration_folder(tmp_path: Path) -> None:
     """The notes of a run that replaces another are beside it, then in its place."""
     out, draft = tmp_path / "out", tmp_path / ".draft-out"

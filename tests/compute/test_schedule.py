@@ -117,7 +117,7 @@ def test_failures_are_values(where: str, client: Client) -> None:
     failed = {index for index, value in found.items() if isinstance(value, Failure)}
     near = {(i, j) for i in (4, 5, 6) for j in (6, 7, 8)}
     assert failed == {(0, 0), (0, 1), (1, 0), (1, 1)} | near
-    assert "ValueError: broken (5, 7) (test_scheduling.py, line" in found[6, 8].reason
+    assert "ValueError: broken (5, 7) (test_schedule.py, line" in found[6, 8].reason
     assert set(counted.calls.values()) == {1}
 
 
@@ -186,7 +186,7 @@ def test_failures_travel() -> None:
         raise Local("two\nlines")
     except Local as error:
         failure = Failure.of(error)
-    assert failure.reason.startswith("Local: two lines (test_scheduling.py, line")
+    assert failure.reason.startswith("Local: two lines (test_schedule.py, line")
     assert failure.error.__traceback__ is None
     travelled = pickle.loads(pickle.dumps(failure))
     assert travelled.reason == failure.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
@@ -27,7 +27,14 @@ from itkstream.io.storage.stored import tiles
 from itkstream.io.storage.zarr_arrays import written_codecs
 from itkstream.numerics.sampling.interpolate import round_to
 
-__all__ = ["create_ome_zarr", "pyramid_factors", "write_pyramid"]
+__all__ = [
+    "PyramidLevel",
+    "begin_levels",
+    "coarsen",
+    "create_ome_zarr",
+    "pyramid_factors",
+    "write_pyramid",
+]
 
 _LOG = logging.getLogger(__name__)
 _ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3, "0.6": 3}
@@ -141,6 +148,43 @@ def write_pyramid(
     MissingDataError
         Where there is no OME-Zarr image.
     """
+    levels = begin_levels(path, labels=labels)
+    grids = [next(levels).grid]
+    for level in levels:
+        boxes = tiles(level.array.shape, level.array.shards or level.array.chunks)
+        job = _Job(level.above, level.place, level.factors, level.labels)
+        for _ in mapper(partial(_fill, job), boxes):
+            pass
+        grids.append(level.grid)
+    return grids
+
+
+@dataclass(frozen=True)
+class PyramidLevel:
+    """A level of an image, and how it comes from the one above, the finer one.
+
+    `factors` are voxels of the level above per voxel, on every axis of the array. `labels` are
+    thinned out, others averaged: see `coarsen`.
+    """
+
+    place: Location
+    grid: Grid
+    array: zarr.Array[Any]
+    factors: tuple[int, ...]
+    labels: bool
+
+    @property
+    def above(self) -> Location:
+        """The level above."""
+        return self.place.parents[0] / str(int(self.place.name) - 1)
+
+
+def begin_levels(path: str | os.PathLike[str], *, labels: bool = False) -> Iterator[PyramidLevel]:
+    """Go down the pyramid of an image made by `create_ome_zarr`: its finest level, then new ones.
+
+    Each new level is empty, to be filled from the one above; the metadata name it as soon as the
+    next one is asked for.
+    """
     folder = Location.parse(path)
     attributes = zarr_metadata(folder)
     multiscale = next(iter(multiscales_of(attributes)), None)
@@ -155,17 +199,15 @@ def write_pyramid(
     layout = _Layout.of(finest, axes, version)
     labels = labels or finest.dtype == bool
     group.attrs.update(_ngff(grids, layout, folder))
+    yield PyramidLevel(folder / "0", grids[0], finest, (1,) * finest.ndim, labels)
     while max(grids[-1].shape) > _SMALLEST:
         factors = pyramid_factors(grids[-1])
         grid = _shrink(grids[-1], factors, labels)
         array = _create_level(group, len(grids), grid, finest.dtype, layout)
-        job = _Job(folder, len(grids), (*layout.single, *factors), labels)
-        boxes = tiles(array.shape, array.shards or array.chunks)
-        for _ in mapper(partial(_fill, job), boxes):
-            pass
+        place = folder / str(len(grids))
+        yield PyramidLevel(place, grid, array, (*layout.single, *factors), labels)
         grids.append(grid)
         group.attrs.update(_ngff(grids, layout, folder))
-    return grids
 
 
 def pyramid_factors(grid: Grid) -> tuple[int, ...]:
@@ -233,29 +275,29 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Job:
-    """The making of one level of an image from the level before it."""
+    """Making one level of an image from the level above it."""
 
-    folder: Location
-    level: int
+    source: Location
+    target: Location
     factors: tuple[int, ...]
     labels: bool
 
 
 def _fill(job: _Job, box: tuple[slice, ...]) -> None:
     """Compute one chunk or shard of a level and write it."""
-    source = zarr.open_array(job.folder.child(str(job.level - 1)).store(), mode="r")
-    target = zarr.open_array(job.folder.child(str(job.level)).store(), mode="r+")
+    source = zarr.open_array(job.source.store(), mode="r")
+    target = zarr.open_array(job.target.store(), mode="r+")
     out = np.empty(tuple(s.stop - s.start for s in box), target.dtype)
     for piece in tiles(out.shape, target.chunks):  # a whole shard of fine voxels may not fit
         fine = tuple(
             slice((b.start + p.start) * f, (b.start + p.stop) * f)
             for b, p, f in zip(box, piece, job.factors, strict=True)
         )
-        out[piece] = _coarsen(np.asarray(source[fine]), job.factors, job.labels)
+        out[piece] = coarsen(np.asarray(source[fine]), job.factors, job.labels)
     target[box] = out
 
 
-def _coarsen(fine: NDArray[Any], factors: tuple[int, ...], labels: bool) -> NDArray[Any]:
+def coarsen(fine: NDArray[Any], factors: tuple[int, ...], labels: bool) -> NDArray[Any]:
     """Average groups of voxels, or keep the first of each."""
     if labels:
         return fine[tuple(slice(None, None, f) for f in factors)]

@@ -11,7 +11,6 @@ import zarr
 
 from itkstream.errors import MissingDataError
 from itkstream.geometry import (
-    AffineTransform,
     ArrayView,
     DisplacementField,
     Grid,
@@ -19,53 +18,25 @@ from itkstream.geometry import (
     array_axes,
 )
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.zarr_arrays import ZarrArray, written_codecs
-from itkstream.io.transforms.ngff.store import (
-    FIELD_ARRAY,
-    create_transform,
-    read_transform,
-    stored_axes,
-)
+from itkstream.io.storage.zarr_arrays import ZarrArray
+from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 
-__all__ = ["SOLUTION", "create_inverse", "inverse_parts", "read_error_map"]
+__all__ = ["ERROR_ARRAY", "create_error_map", "read_error_map"]
 
-_ERROR = "inverse_error"
-
-SOLUTION = "solution"
-"""Name of the array that holds vectors and errors together until all are there."""
+ERROR_ARRAY = "inverse_error"
+"""Where the error of every voxel of an inverse lies in its store."""
 
 
-def create_inverse(
-    place: Location, affine: AffineTransform, grid: Grid, chunks: Sequence[int]
-) -> zarr.Array[Any]:
-    """Create the store of an inverse on a grid, in any order of axes, for block writers.
-
-    Gives the array for its solution, (n + 1,) + stored shape: vectors as `as_stored` makes them,
-    then errors in voxels. Each component has chunks of its own, so that it is read alone.
-    """
-    create_transform(place, affine, grid, chunks=chunks)
+def create_error_map(place: Location, grid: Grid, chunks: Sequence[int]) -> zarr.Array[Any]:
+    """Create the array for the error of every voxel, in any order of axes, beside a field."""
     order = grid.axis_order(stored_axes(grid))
-    shape, cut = (tuple(sizes[k] for k in order) for sizes in (grid.shape, chunks))
-    zarr.create_array(
-        (place / _ERROR).store(),
-        shape=shape,
+    return zarr.create_array(
+        (place / ERROR_ARRAY).store(),
+        shape=tuple(grid.shape[k] for k in order),
         dtype=np.float32,
-        chunks=cut,
+        chunks=tuple(chunks[k] for k in order),
         dimension_names=stored_axes(grid),
     )
-    return zarr.create_array(
-        (place / SOLUTION).store(),
-        shape=(grid.ndim + 1, *shape),
-        dtype=np.float32,
-        chunks=(1, *cut),
-        compressors=written_codecs(),
-    )
-
-
-def inverse_parts(place: Location) -> tuple[zarr.Array[Any], zarr.Array[Any]]:
-    """Open the field and the errors of a store that `create_inverse` made, to be filled."""
-    field, errors = (zarr.open_array((place / n).store(), mode="r+") for n in (FIELD_ARRAY, _ERROR))
-    return field, errors
 
 
 def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = None) -> Image:
@@ -73,9 +44,9 @@ def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = No
 
     Axes z, y, x unless others are asked for.
     """
-    place = Location.parse(path) / _ERROR
+    place = Location.parse(path) / ERROR_ARRAY
     if not (place / "zarr.json").is_file():
-        raise MissingDataError(f"{path} has no {_ERROR}: only stored inverses have one")
+        raise MissingDataError(f"{path} has no {ERROR_ARRAY}: only stored inverses have one")
     array = ZarrArray.open(place)
     field = read_transform(path, array_axes(len(array.shape))).transforms[0]
     assert isinstance(field, DisplacementField)
