@@ -107,14 +107,14 @@ def deformable_align(
     RegistrationError
         Where the images do not overlap or hold no texture.
     """
-    given = DescentSettings(
-        cc_radius,
-        gradient_smoothing,
-        field_smoothing,
-        iterations,
-        shrink_factors,
-        smooth_sigmas,
-        step,
+    given = _lcc_settings(
+        cc_radius=cc_radius,
+        gradient_smoothing=gradient_smoothing,
+        field_smoothing=field_smoothing,
+        iterations=iterations,
+        shrink_factors=shrink_factors,
+        smooth_sigmas=smooth_sigmas,
+        step=step,
     )
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
@@ -211,14 +211,14 @@ def prepare_piecewise_deformable_align(
     InputError
         For images, affines or parameters that cannot be used.
     """
-    given = DescentSettings(
-        cc_radius,
-        gradient_smoothing,
-        field_smoothing,
-        iterations,
-        shrink_factors,
-        smooth_sigmas,
-        step,
+    given = _lcc_settings(
+        cc_radius=cc_radius,
+        gradient_smoothing=gradient_smoothing,
+        field_smoothing=field_smoothing,
+        iterations=iterations,
+        shrink_factors=shrink_factors,
+        smooth_sigmas=smooth_sigmas,
+        step=step,
     )
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
@@ -242,6 +242,11 @@ def prepare_piecewise_deformable_align(
     task = Task(fixed, moving, start, settings, blocks, skip_empty, levels)
     output = positions_of(fixed.grid, affines if mov_is == "aligned" else None)
     return prepare_deformation(task, output, coarse_voxels)
+
+
+def _lcc_settings(**given: Any) -> DescentSettings:
+    """The settings of method 'lcc': one number, or one per level, as they are given."""
+    return DescentSettings(**given)
 
 
 def _choose(

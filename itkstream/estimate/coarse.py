@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
+from attrs import evolve
 from dask.delayed import Delayed
 
 from itkstream.blocks.graph import once
@@ -218,4 +219,4 @@ def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, 
 def _relative(settings: DeformSettings, factor: int) -> DeformSettings:
     """The levels as an image that is shrunk by `factor` already has them."""
     shrinks = np.ravel(settings.shrink_factors)
-    return replace(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))
+    return evolve(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))
