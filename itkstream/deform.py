@@ -228,8 +228,8 @@ def prepare_piecewise_deformable_align(
     if global_affine is None and local_affines is None:
         start = AffineTransform(np.eye(fixed.ndim + 1))
         check_start(fixed, moving, start, anywhere=True)
-        task = Task(fixed, moving, start, settings, blocks, skip_empty)
-        return prepare_deformation(task, positions_of(fixed.grid), coarse_voxels)
+        task = Task(fixed, moving, start, settings, blocks, coarse_voxels, skip_empty)
+        return prepare_deformation(task, positions_of(fixed.grid))
     affines: Transform = AffineTransform(
         np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
     )
@@ -239,9 +239,9 @@ def prepare_piecewise_deformable_align(
         check_start(fixed, moving, affines)
     levels = prepare_levels(fixed, moving, coarse_voxels or COARSE_VOXELS)
     start = prepare_start_of(levels, affines, mov_is)
-    task = Task(fixed, moving, start, settings, blocks, skip_empty, levels)
+    task = Task(fixed, moving, start, settings, blocks, coarse_voxels, skip_empty, levels)
     output = positions_of(fixed.grid, affines if mov_is == "aligned" else None)
-    return prepare_deformation(task, output, coarse_voxels)
+    return prepare_deformation(task, output)
 
 
 def _lcc_settings(**given: Any) -> DescentSettings:

@@ -75,6 +75,8 @@ def store_field(
     stored = as_stored(lazy, grid)
     target = begun(stored, path, FIELD_ARRAY)
     if target is None:
+        if not path.is_vacant():
+            path.remove()
         chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
         target = create_transform(path, affine, grid, chunks=chunks)
     store(stored, target, scene.resources, scene.reporter.blocks)
@@ -82,7 +84,7 @@ def store_field(
 
 
 def _chunk(blocks: tuple[int, ...]) -> int:
-    """A chunk of some 64 voxels that no two blocks share."""
+    """Find a length of chunks of some 64 voxels that no two blocks share."""
     if len(blocks) == 1:
         return min(64, blocks[0])
     return next(n for n in range(min(64, blocks[0]), 0, -1) if blocks[0] % n == 0)

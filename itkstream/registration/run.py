@@ -121,7 +121,7 @@ class Run:
         return next_from(note, state, self.scene, self.folder.claim())
 
     def _stored(self, state: State, key: str) -> CompositeTransform:
-        """What was found, as a displacement field and an affine on disk: what is handed out."""
+        """Store what was found as a displacement field and an affine, as it is handed out."""
         computed = self._computed(state)
         tolerance = self.settings.field_tolerance_vox
         if not tolerance:
@@ -147,7 +147,7 @@ class Run:
         return read_field_and_affine(path, self.fixed.grid.axes)
 
     def _computed(self, state: State) -> CompositeTransform:
-        """What was found, as a displacement field and an affine on disk, as it was computed."""
+        """Store what was found as a displacement field and an affine, as it was computed."""
         found = state.transform or _identity(self.fixed)
         if self.steps and self.steps[-1].finds_field:
             assert isinstance(found, CompositeTransform)
@@ -158,7 +158,7 @@ class Run:
         return store_transform(self.scene, found, path, self.settings.blocksize)
 
     def _align(self, transform: Transform, key: str) -> Image:
-        """The moving image on the fixed grid, multiscale."""
+        """Resample the moving image on the fixed grid, multiscale."""
         path = self.folder.claim() / ALIGNED
 
         def resample(facts: Note) -> Note:
@@ -247,6 +247,8 @@ class Run:
         stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
         target = begun(stored, path, "0")
         if target is None:
+            if not path.is_vacant():
+                path.remove()
             chunks = tuple(min(c[0], size) for c in stored.chunks)
             target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
         store(stored, target, self.scene.resources, self.scene.reporter.blocks)
@@ -267,7 +269,7 @@ class Run:
         }
 
     def _place(self, number: int) -> Location:
-        """Where the field of a deformation goes: the last one may be the result."""
+        """Name the store of a step's field: the last one may be the result."""
         if _is_result(number, self.steps, self.settings):
             return self.folder.claim() / TRANSFORM
         return self.folder.place(str(number))
@@ -292,7 +294,7 @@ def run_keys(
 
 
 def _is_result(number: int, steps: tuple[Step, ...], settings: RegisterSettings) -> bool:
-    """Whether what a deformation stores is handed out as it is."""
+    """Whether the field of a step is handed out as it is."""
     return number == len(steps) and not settings.field_tolerance_vox
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import dask
@@ -11,7 +10,7 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.estimate.affines import prepare_local_affines, split_local_affines
+from itkstream.estimate.affines import AffineTask, Search, prepare_affines, split_local_affines
 from itkstream.geometry import (
     BlockGrid,
     CompositeTransform,
@@ -20,8 +19,6 @@ from itkstream.geometry import (
     Transform,
     steps_of,
 )
-from itkstream.numerics.itk.settings import IntensitySettings
-from itkstream.numerics.matching.affine import AffineSettings
 from itkstream.numerics.parameters import finite
 from itkstream.registration.scene import BlockScene, Start
 
@@ -43,16 +40,11 @@ def check_blocks(blocksize: Any, overlap: Any, least: int, even: bool = False) -
 
 
 def prepare_refined(
-    scene: BlockScene,
-    start: Start,
-    settings: Sequence[AffineSettings] | IntensitySettings,
-    blocks: BlockGrid | None = None,
+    scene: BlockScene, start: Start, search: Search, blocks: BlockGrid | None = None
 ) -> Delayed:
     """Prepare the transform after an affine of every block; by default, of the scene's blocks."""
     blocks = blocks or scene.blocks
-    packed = prepare_local_affines(
-        scene.fixed, scene.moving, start, blocks.blocksize, settings, overlap=blocks.overlap
-    )
+    packed = prepare_affines(AffineTask(scene.fixed, scene.moving, start, blocks, search))
     known = start if isinstance(start, Delayed) else dask.delayed(start, traverse=False)
     return dask.delayed(_before)(packed, blocks, scene.fixed.grid, known)
 

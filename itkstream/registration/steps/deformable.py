@@ -12,10 +12,12 @@ from attrs import frozen
 from itkstream.errors import unknown_name
 from itkstream.estimate.coarse import plan_levels
 from itkstream.estimate.deformation import (
+    Task,
     deform_blocks,
+    displacement_of,
     field_factors,
-    prepare_displacement,
-    prepare_positions,
+    positions_of,
+    prepare_deformation,
 )
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
@@ -162,31 +164,25 @@ class Deformable(TunedStep):
         start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
         blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, scene.coarse_voxels)
         factors = field_factors(settings, fixed.grid, blocks)
-        lazy = prepare_displacement(
+        task = Task(
             fixed,
             scene.moving,
             start,
-            blocks.blocksize,
             settings,
-            overlap=self.overlap,
-            coarse_voxels=scene.coarse_voxels,
-            factors=factors,
+            blocks,
+            scene.coarse_voxels,
             skip_empty=True,
             levels=scene.levels if len(blocks) > 1 else None,
         )
+        lazy = prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
         return store_field(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
 
     def prepare_positions(self, scene: BlockScene, start: Start) -> da.Array:
-        fixed = scene.fixed
-        return prepare_positions(
-            fixed,
-            scene.moving,
-            AffineTransform(np.eye(fixed.ndim + 1)) if start is None else start,
-            scene.blocks.blocksize,
-            self.settings_for(fixed.spacing),
-            scene.blocks.overlap,
-            scene.coarse_voxels,
-        )
+        grid = scene.fixed.grid
+        known = AffineTransform(np.eye(grid.ndim + 1)) if start is None else start
+        settings = self.settings_for(grid.spacing)
+        task = Task(scene.fixed, scene.moving, known, settings, scene.blocks, scene.coarse_voxels)
+        return prepare_deformation(task, positions_of(grid))
 
     def price(self, pair: Pair) -> StepPrice:
         grid, voxels = pair.fixed, pair.settings.coarse_voxels

@@ -9,6 +9,7 @@ import numpy as np
 from attrs import frozen
 from dask.delayed import Delayed
 
+from itkstream.estimate.affines import IntensitySearch
 from itkstream.geometry import AffineTransform
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.itk.affine import intensity_block
@@ -99,7 +100,9 @@ class IntensityAffine(TunedStep):
         return found
 
     def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
-        return prepare_refined(scene, start, self.settings_for(scene.fixed.spacing))
+        return prepare_refined(
+            scene, start, IntensitySearch(self.settings_for(scene.fixed.spacing))
+        )
 
     def price(self, pair: Pair) -> StepPrice:
         once = pair.held + sum(grid.size for grid in pair.coarse) * _BYTES

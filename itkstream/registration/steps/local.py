@@ -14,7 +14,12 @@ from itkstream.apply.resampling import piecewise_transform
 from itkstream.blocks.inputs import block_grid
 from itkstream.compute.execute import compute
 from itkstream.errors import BlockErrors, InputError, RegistrationError
-from itkstream.estimate.affines import prepare_local_affines, split_local_affines
+from itkstream.estimate.affines import (
+    AffineTask,
+    KeyPointSearch,
+    prepare_affines,
+    split_local_affines,
+)
 from itkstream.io.storage.locations import Location
 from itkstream.registration.prices import (
     TASKS_BLENDED,
@@ -80,18 +85,10 @@ class LocalAffines(MatchingStep):
         fixed, moving = scene.coarse
         blocksize = (self.blocksize,) * fixed.ndim
         try:
-            settings = self.settings_for(fixed.spacing, self._radii(scene, state))
-            # Small blocks may not hold the nuclei that the whole image is matched by.
-            others = () if self.radii else COMMON_RADII
-            lazy = prepare_local_affines(
-                fixed,
-                moving,
-                state.transform,
-                blocksize,
-                settings,
-                overlap=self.overlap,
-                smaller=[self.settings_for(fixed.spacing, radii) for radii in others],
-            )
+            search = self._search(fixed.spacing, self._radii(scene, state))
+            blocks = block_grid(fixed.shape, blocksize, self.overlap)
+            task = AffineTask(fixed, moving, state.transform, blocks, search)
+            lazy = prepare_affines(task)
             packed = compute(lazy, progress=scene.reporter.blocks)
             local, confidence = split_local_affines(packed, fixed.ndim)
             pieces = piecewise_transform(fixed.grid, local, blocksize, overlap=self.overlap)
@@ -106,10 +103,10 @@ class LocalAffines(MatchingStep):
 
     def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
         grid = scene.fixed.grid
-        choices = COMMON_RADII if self.radii is None else (self.radii,)
-        settings = [self.settings_for(grid.spacing, radii) for radii in choices]
         blocks = block_grid(grid.shape, (self.blocksize,) * grid.ndim, self.overlap)
-        return prepare_refined(scene, start, settings, blocks)
+        choices = COMMON_RADII if self.radii is None else (self.radii,)
+        search = KeyPointSearch(tuple(self.settings_for(grid.spacing, r) for r in choices))
+        return prepare_refined(scene, start, search, blocks)
 
     def price(self, pair: Pair) -> StepPrice:
         coarse = pair.coarse[0]
@@ -123,6 +120,12 @@ class LocalAffines(MatchingStep):
             work=2 * work_of(blocks),
             kind="points",
         )
+
+    def _search(self, spacing: tuple[float, ...], radii: Radii) -> KeyPointSearch:
+        """Seek blobs of these radii; small blocks may not hold those of the whole image."""
+        others = () if self.radii else COMMON_RADII
+        smaller = tuple(self.settings_for(spacing, other) for other in others)
+        return KeyPointSearch((self.settings_for(spacing, radii),), smaller)
 
     def _radii(self, scene: Scene, state: State) -> Radii:
         """Its own, those an affine was found with, or the best on the whole image."""

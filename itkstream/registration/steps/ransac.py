@@ -11,6 +11,7 @@ from attrs import frozen
 from dask.delayed import Delayed
 
 from itkstream.errors import InputError, RegistrationError
+from itkstream.estimate.affines import KeyPointSearch
 from itkstream.geometry import AffineTransform
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.sampling.mapping import affine_part
@@ -103,7 +104,7 @@ class RansacAffine(MatchingStep):
 
     def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
         settings = [self.settings_for(scene.fixed.spacing, radii) for radii in self.radii]
-        return prepare_refined(scene, start, settings)
+        return prepare_refined(scene, start, KeyPointSearch(tuple(settings)))
 
     def price(self, pair: Pair) -> StepPrice:
         size = float(sum(grid.size for grid in pair.coarse))
