@@ -107,14 +107,14 @@ def deformable_align(
     RegistrationError
         Where the images do not overlap or hold no texture.
     """
-    given = DescentSettings(
-        cc_radius,
-        gradient_smoothing,
-        field_smoothing,
-        iterations,
-        shrink_factors,
-        smooth_sigmas,
-        step,
+    given = _lcc_settings(
+        cc_radius=cc_radius,
+        gradient_smoothing=gradient_smoothing,
+        field_smoothing=field_smoothing,
+        iterations=iterations,
+        shrink_factors=shrink_factors,
+        smooth_sigmas=smooth_sigmas,
+        step=step,
     )
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
@@ -211,14 +211,14 @@ def prepare_piecewise_deformable_align(
     InputError
         For images, affines or parameters that cannot be used.
     """
-    given = DescentSettings(
-        cc_radius,
-        gradient_smoothing,
-        field_smoothing,
-        iterations,
-        shrink_factors,
-        smooth_sigmas,
-        step,
+    given = _lcc_settings(
+        cc_radius=cc_radius,
+        gradient_smoothing=gradient_smoothing,
+        field_smoothing=field_smoothing,
+        iterations=iterations,
+        shrink_factors=shrink_factors,
+        smooth_sigmas=smooth_sigmas,
+        step=step,
     )
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
@@ -228,8 +228,8 @@ def prepare_piecewise_deformable_align(
     if global_affine is None and local_affines is None:
         start = AffineTransform(np.eye(fixed.ndim + 1))
         check_start(fixed, moving, start, anywhere=True)
-        task = Task(fixed, moving, start, settings, blocks, skip_empty)
-        return prepare_deformation(task, positions_of(fixed.grid), coarse_voxels)
+        task = Task(fixed, moving, start, settings, blocks, coarse_voxels, skip_empty)
+        return prepare_deformation(task, positions_of(fixed.grid))
     affines: Transform = AffineTransform(
         np.eye(fixed.ndim + 1) if global_affine is None else np.asarray(global_affine, float)
     )
@@ -239,9 +239,14 @@ def prepare_piecewise_deformable_align(
         check_start(fixed, moving, affines)
     levels = prepare_levels(fixed, moving, coarse_voxels or COARSE_VOXELS)
     start = prepare_start_of(levels, affines, mov_is)
-    task = Task(fixed, moving, start, settings, blocks, skip_empty, levels)
+    task = Task(fixed, moving, start, settings, blocks, coarse_voxels, skip_empty, levels)
     output = positions_of(fixed.grid, affines if mov_is == "aligned" else None)
-    return prepare_deformation(task, output, coarse_voxels)
+    return prepare_deformation(task, output)
+
+
+def _lcc_settings(**given: Any) -> DescentSettings:
+    """The settings of method 'lcc': one number, or one per level, as they are given."""
+    return DescentSettings(**given)
 
 
 def _choose(

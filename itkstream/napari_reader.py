@@ -17,8 +17,7 @@ from itkstream.io import open_image, open_series
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import read_transform
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.registration.folder import ALIGNED, REPORT
-from itkstream.registration.report import registered_images
+from itkstream.registration.folder import ALIGNED, REPORT, registered_images
 
 __all__ = ["get_reader", "read_layers"]
 

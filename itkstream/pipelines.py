@@ -4,8 +4,8 @@
 in memory: the affine by key points, piecewise affines from there, and the deformation with all
 large displacements. Blocks at full resolution start from that and add what only full resolution
 shows. A step that refines is kept only if it raises the local correlation of the images.
-`itkstream.registration.run` does the steps in turn; `itkstream.registration.find` holds a function
-for each.
+`itkstream.registration.run` does the steps in turn; each kind is a module of
+`itkstream.registration.steps`.
 
 Why in this order: on the tutorial's phantom (8 million voxels, 4 % of the nuclei missing in the
 second round), warped by up to 5 and up to 10 micrometers, the error in voxels after all steps was,
@@ -72,13 +72,11 @@ from itkstream.io.transforms.ngff.store import read_transform as read_field_and_
 from itkstream.io.transforms.ngff.store import stored_axes
 from itkstream.registration.folder import ALIGNED, REPORT, TRANSFORM, RunFolder
 from itkstream.registration.levels import LevelMaker
-from itkstream.registration.plan import Plan, plan_steps
-from itkstream.registration.probing import measure_rates
+from itkstream.registration.plan import Plan, measure_rates, plan_steps
 from itkstream.registration.run import Run, run_keys
 from itkstream.registration.scene import LogReporter, Reporter, Scene
 from itkstream.registration.steps import (
     DEFAULT_STEPS,
-    RansacAffine,
     RegisterSettings,
     Step,
     checked_steps,
@@ -254,8 +252,8 @@ def register(
         }
         report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
         report["certificate"] = certificate
-        write_text(folder.location / REPORT, json.dumps(report, indent=2) + "\n")
-        written = Registration(folder.location, transform, aligned, report)
+        write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
+        written = Registration(folder.claim(), transform, aligned, report)
         return written.moved(folder.finish())
 
 
@@ -314,7 +312,7 @@ def _planned(
 
 def _matches_first(steps: tuple[Step, ...]) -> bool:
     """Whether key points bring the images together, wherever they lie."""
-    return bool(steps) and isinstance(steps[0], RansacAffine)
+    return bool(steps) and steps[0].starts_anywhere
 
 
 def _as_initial(given: Any, fixed: Image, unit: str) -> Transform | None:

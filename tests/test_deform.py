@@ -11,6 +11,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+from attrs import evolve
 
 from itkstream.apply.folds import prepare_fold_count
 from itkstream.blocks.inputs import block_grid
@@ -350,7 +351,7 @@ def test_demons_align_in_one_block_and_in_many(pair: PhantomPair, affine: np.nda
 
 
 def test_a_block_of_demons_is_the_direct_call(pair: PhantomPair, aligned: Image) -> None:
-    few = replace(DEMONS, iterations=(4, 2))
+    few = evolve(DEMONS, iterations=(4, 2))
     direct = deformable_align(pair.fixed, aligned, None, None, settings=few)
     lazy = prepare_piecewise_deformable_align(
         pair.fixed, aligned, None, None, pair.fixed.shape, settings=few

@@ -25,9 +25,8 @@ from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 from itkstream.pipelines import _opened_mask, register
-from itkstream.registration.find import run_step
 from itkstream.registration.folder import RunFolder
-from itkstream.registration.notes import next_from, note_of
+from itkstream.registration.journal import next_from, note_of
 from itkstream.registration.run import Run
 from itkstream.registration.scene import LogReporter, Scene, next_state
 from itkstream.registration.steps import (
@@ -304,7 +303,8 @@ def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
 def begun(rounds, initial, moving=None):
     """A run about to take its first step."""
     pair = (rounds.fixed, moving or rounds.moving)
-    scene = Scene(*pair, 20e6, Resources(), LogReporter())
+    levels = (lambda: pair[0], lambda: pair[1])
+    scene = Scene(*pair, 20e6, Resources(), LogReporter(), levels)
     folder = RunFolder(tempfile.mkdtemp(), ("fixed", "moving"), False)
     run = Run(pair, (), RegisterSettings(), scene, folder)
     return run, run.begin(initial, "begin")
@@ -353,13 +353,14 @@ def test_a_finding_says_all_there_is_to_know(rounds):
     run, state = begun(rounds, None)
     findings = []
     for step in STEPS[:2]:
-        findings.append(run_step(run.scene, state, step, lambda: None))
+        findings.append(step.find(run.scene, state, lambda: None))
         state, _ = next_state(run.scene, state, findings[-1])
     again = begun(rounds, None)[1]
     for finding in findings:
-        kept, facts = next_state(run.scene, again, finding)
-        note = json.loads(json.dumps(note_of(finding, kept, facts, run.folder.location)))
-        again = next_from(note, again, run.scene, run.folder.location)
+        kept, _ = next_state(run.scene, again, finding)
+        folder = run.folder.claim()
+        note = json.loads(json.dumps(note_of(finding, kept.quality, folder)))
+        again = next_from(note, again, run.scene, folder)
     assert again.quality == state.quality
     assert again.radii == state.radii == (2.0, 6.0)
 

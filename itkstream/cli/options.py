@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import click
+from attrs import evolve
 
 __all__ = [
     "Number",
@@ -433,7 +434,7 @@ def config_from(options: dict[str, Any]) -> Any:
     background = options.get("background")
     if background is not None:
         given["settings"] = replace(config.settings, background=background)
-    return replace(config, **given)
+    return evolve(config, **given)
 
 
 _STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
@@ -441,20 +442,21 @@ _STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
 
 def _steps(options: dict[str, Any]) -> list[Any]:
     """The default steps, with what the options change."""
-    from itkstream.registration.steps import DEFAULT_STEPS, step_from, step_name, step_parameters
+    from itkstream.registration.steps import DEFAULT_STEPS
 
+    affine, intensity, local, deformation = DEFAULT_STEPS
     # `plan` has only those that change what a run costs.
     matching = {name: options.get(name) for name in ("match_threshold", "seed")}
     radii = options.get("radii")
-    changes = {
-        "ransac-affine": {**matching, "radii": None if radii is None else (radii,)},
-        "local-affines": {**matching, "blocksize": options["local_block"]},
-        "deformable": {"blocksize": options["block"]},
-    }
-    steps = []
-    for step in DEFAULT_STEPS:
-        name = step_name(step)
-        given = {k: v for k, v in changes.get(name, {}).items() if v is not None}
-        if name != "local-affines" or options["local_block"] != 0:
-            steps.append(step_from(name, {**step_parameters(step), **given}))
+    steps = [
+        affine.evolve(**_given(radii=None if radii is None else (radii,), **matching)),
+        intensity,
+        deformation.evolve(**_given(blocksize=options["block"])),
+    ]
+    if options["local_block"] != 0:
+        steps.insert(2, local.evolve(**_given(blocksize=options["local_block"], **matching)))
     return steps
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -61,7 +61,7 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     from itkstream.io.storage.inputs import check_apart
     from itkstream.io.transforms.files import read_transform
     from itkstream.numerics.sampling.warping import WarpSettings
-    from itkstream.registration.report import registered_places
+    from itkstream.registration.folder import registered_places
 
     check_apart(out, transform, moving, like, *registered_places(transform))
     check_resampled_output(out, options["overwrite"])
@@ -102,7 +102,7 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
     from itkstream.io.points import check_points_output, read_points, write_points
     from itkstream.io.storage.inputs import check_apart
     from itkstream.io.transforms.files import read_transform
-    from itkstream.registration.report import registered_places
+    from itkstream.registration.folder import registered_places
     from itkstream.transform import apply_to_points
 
     check_apart(out, transform, points, *registered_places(transform))
@@ -145,7 +145,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     from itkstream.apply.fields import axes_of
     from itkstream.io.images.units import itk_unit
     from itkstream.io.transforms.files import read_transform, write_transform
-    from itkstream.registration.report import registered_unit
+    from itkstream.registration.folder import registered_unit
     from itkstream.transform import as_field
 
     _check_exports(transform, out, options)
@@ -207,7 +207,7 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
         read_transform,
         write_transform,
     )
-    from itkstream.registration.report import registered_places, registered_unit
+    from itkstream.registration.folder import registered_places, registered_unit
     from itkstream.transform import compose, invert_transform
 
     check_apart(out, transform, like, *registered_places(transform))
@@ -284,7 +284,7 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
         read_transform,
         write_transform,
     )
-    from itkstream.registration.report import registered_places, registered_unit
+    from itkstream.registration.folder import registered_places, registered_unit
 
     check_apart(out, transform, *registered_places(transform))
     unit = registered_unit(transform)
@@ -300,7 +300,7 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
     from itkstream.apply.bundles import check_bundle_output
     from itkstream.io.storage.inputs import check_apart
     from itkstream.io.transforms.files import check_transform_output
-    from itkstream.registration.report import registered_places
+    from itkstream.registration.folder import registered_places
 
     bundles = [options[name] for name in ("ants", "slicer") if options[name]]
     if not (out or bundles):
@@ -342,7 +342,7 @@ def _series(path: str, options: dict[str, Any]) -> Any:
 
 def _registered_grid(transform: str, side: int) -> Any:
     """The lattice of the fixed or the moving image that were registered."""
-    from itkstream.registration.report import registered_grids
+    from itkstream.registration.folder import registered_grids
 
     try:
         return registered_grids(transform)[side]
@@ -353,7 +353,7 @@ def _registered_grid(transform: str, side: int) -> Any:
 
 
 def _images(transform: str, options: dict[str, Any]) -> Any:
-    from itkstream.registration.report import registered_images
+    from itkstream.registration.folder import registered_images
 
     said = [_opened(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
     if None in said:

@@ -1,1 +1,1 @@
-"""estimate"""
+"""Transforms found from images: coarse levels as a whole, then block by block."""

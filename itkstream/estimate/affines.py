@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -39,7 +39,16 @@ from itkstream.numerics.matching.ransac import AffineEstimate, Model, RansacSett
 from itkstream.numerics.sampling.mapping import map_on
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 
-__all__ = ["prepare_local_affines", "split_local_affines"]
+__all__ = [
+    "AffineTask",
+    "IntensitySearch",
+    "KeyPointSearch",
+    "OwnAffine",
+    "Search",
+    "prepare_affines",
+    "prepare_local_affines",
+    "split_local_affines",
+]
 
 
 logger = logging.getLogger(__name__)
@@ -103,36 +112,54 @@ def prepare_local_affines(
     """
     fixed, moving = as_pair(fixed, moving, None, None)
     blocks = block_grid(fixed.shape, blocksize, overlap)
-    by_intensity = isinstance(settings, IntensitySettings)
-    choices = (settings,) if isinstance(settings, (AffineSettings, IntensitySettings)) else settings
-    if not by_intensity:
-        _check_blobs([*choices, *smaller], blocks, fixed.grid)
-    shared = {
-        "grid": fixed.grid,
-        "moving": moving,
-        "initial": initial,
-        "settings": settings if by_intensity else tuple(choices),
-        "alone": len(blocks) == 1,
-    }
-    if smaller:
-        shared["smaller"] = tuple(smaller)
-    size = (fixed.ndim + 1) ** 2
-    result = Result(np.float64, (size + evidence_size(fixed.ndim),), "block")
-    keep = None
-    if skip_empty and len(blocks) > 1:
-        still = AffineTransform(np.eye(fixed.ndim + 1))
-        start = still if initial is None else initial
-        keep = prepare_content((fixed, moving), start, blocks, _CONTENT_VOXELS)
-    find = _local_refinement if by_intensity else _local_affine
-    found = map_blocks(find, blocks, fixed.data, shared, result, keep=keep)
+    search: Search
+    if isinstance(settings, IntensitySettings):
+        search = IntensitySearch(settings)
+    else:
+        choices = (settings,) if isinstance(settings, AffineSettings) else tuple(settings)
+        search = KeyPointSearch(choices, tuple(smaller))
+    task = AffineTask(fixed, moving, initial, blocks, search)
+    return prepare_affines(task, fill=fill, skip_empty=skip_empty)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineTask:
+    """Affines to be found in blocks of the fixed image, before a transform that aligns roughly."""
+
+    fixed: Image
+    moving: Image
+    initial: Transform | Delayed | None
+    blocks: BlockGrid
+    search: Search
+
+
+def prepare_affines(task: AffineTask, *, fill: bool = True, skip_empty: bool = False) -> da.Array:
+    """Prepare a task as `prepare_local_affines` does."""
+    fixed, blocks, grid = task.fixed, task.blocks, task.fixed.grid
+    task.search.check(blocks, grid)
+    size = (grid.ndim + 1) ** 2
+    found = map_blocks(
+        _local_affine,
+        blocks,
+        fixed.data,
+        {
+            "grid": grid,
+            "moving": task.moving,
+            "initial": task.initial,
+            "search": task.search,
+            "alone": len(blocks) == 1,
+        },
+        Result(np.float64, (size + evidence_size(grid.ndim),), "block"),
+        keep=_prepare_keep(task) if skip_empty and len(blocks) > 1 else None,
+    )
     common = fill and len(blocks) > 1
     if common:
         found = found.rechunk(found.shape)
     result = found.map_blocks(
         _common if common else _each,
         blocks=blocks,
-        grid=fixed.grid,
-        settings=ConsistencySettings(scale_um=_CONTRADICTION * _slack(choices, fixed.grid)),
+        grid=grid,
+        settings=ConsistencySettings(scale_um=_CONTRADICTION * task.search.slack(grid)),
         chunks=(*found.chunks[:-1], (size + len(CONFIDENCE_COLUMNS),)),
         meta=np.empty((0,) * found.ndim),
     )
@@ -141,21 +168,11 @@ def prepare_local_affines(
     return judged(result, found, _brought, _judge_blocks)
 
 
-def _check_blobs(choices: Sequence[Any], blocks: BlockGrid, grid: Grid) -> None:
-    """Refuse blocks none of which can show the blobs that are sought."""
-    per_axis = zip(blocks.chunks, blocks.overlap, strict=True)
-    lengths = [{n + 2 * halo for n in chunk} for chunk, halo in per_axis]
-    for sizes in product(*lengths):
-        shape = tuple(map(min, sizes, grid.shape))
-        here = replace(grid, shape=shape)
-        if any(settings.key_points.fit(here) for settings in choices):
-            return
-    greatest = min(settings.key_points.radii(grid.ndim)[1].max() for settings in choices)
-    extent = " x ".join(f"{n * h:.4g}" for n, h in zip(shape, grid.spacing, strict=True))
-    raise InputError(
-        f"blocks of {extent} {grid.unit}s with their overlap cannot show blobs of radius "
-        f"{greatest:.4g}: lower max_radius or use larger blocks"
-    )
+def _prepare_keep(task: AffineTask) -> Delayed:
+    """Which blocks show anything on a coarse level."""
+    still = AffineTransform(np.eye(task.fixed.ndim + 1))
+    start = still if task.initial is None else task.initial
+    return prepare_content((task.fixed, task.moving), start, task.blocks, _CONTENT_VOXELS)
 
 
 def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
@@ -181,6 +198,103 @@ def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
     return matrices.reshape((*packed.shape[:-1], size, size)), packed[..., size * size :]
 
 
+@dataclass(frozen=True, eq=False)
+class OwnAffine:
+    """What a block finds alone: an affine, matches that agree with it, or why there is none."""
+
+    matrix: NDArray[np.float64]
+    points: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    reason: str = ""
+
+    @classmethod
+    def nothing(cls, ndim: int, reason: str = "") -> OwnAffine:
+        """Make one of NaN, without matches."""
+        none = np.empty((0, ndim))
+        return cls(np.full((ndim + 1, ndim + 1), np.nan), none, none, reason)
+
+
+@dataclass(frozen=True)
+class KeyPointSearch:
+    """Affines from key points: settings are tried one after the other until matches abound.
+
+    A block tries the `smaller` ones where it cannot show the blobs of any of the others.
+    """
+
+    choices: tuple[AffineSettings, ...]
+    smaller: tuple[AffineSettings, ...] = ()
+
+    def find(self, here: Image, near: Image, core: Grid, alone: bool) -> OwnAffine:
+        """Match the key points of a block; one that is not alone may fit a simpler model."""
+        fitting = _holding(here.grid, self.choices) or _holding(here.grid, self.smaller)
+        estimate, pairs, best = best_affine_block(here, near, fitting or self.choices)
+        if not alone:
+            estimate = _simpler(estimate, pairs, best.ransac)
+        if estimate.matrix is not None:
+            agree = estimate.inliers
+            points, targets = pairs.fixed_points[agree], pairs.moving_points[agree]
+            return OwnAffine(estimate.matrix, points, targets, estimate.reason)
+        if alone:
+            raise RegistrationError(f"no affine found: {estimate.reason}")
+        return OwnAffine.nothing(core.ndim, estimate.reason)
+
+    def check(self, blocks: BlockGrid, grid: Grid) -> None:
+        """Refuse blocks none of which can show the blobs that are sought."""
+        every = (*self.choices, *self.smaller)
+        per_axis = zip(blocks.chunks, blocks.overlap, strict=True)
+        lengths = [{n + 2 * halo for n in chunk} for chunk, halo in per_axis]
+        for sizes in product(*lengths):
+            shape = tuple(map(min, sizes, grid.shape))
+            if _holding(replace(grid, shape=shape), every):
+                return
+        greatest = min(settings.key_points.radii(grid.ndim)[1].max() for settings in every)
+        extent = " x ".join(f"{n * h:.4g}" for n, h in zip(shape, grid.spacing, strict=True))
+        raise InputError(
+            f"blocks of {extent} {grid.unit}s with their overlap cannot show blobs of radius "
+            f"{greatest:.4g}: lower max_radius or use larger blocks"
+        )
+
+    def slack(self, grid: Grid) -> float:
+        """Say how far a match may be from its affine, in µm."""
+        return self.choices[0].ransac.threshold_um
+
+    def fallback(self) -> str:
+        """Say what a block does without one, for the log."""
+        return "has no affine of its own:"
+
+
+@dataclass(frozen=True)
+class IntensitySearch:
+    """Affines from intensities, which count for as many matches as a lattice has points."""
+
+    settings: IntensitySettings
+
+    def find(self, here: Image, near: Image, core: Grid, alone: bool) -> OwnAffine:
+        """Compare the intensities of a block, which starts from where it is."""
+        n = core.ndim
+        estimate = intensity_block(here, near, np.eye(n + 1), self.settings)
+        # Where the images could be compared and nothing better was found, the start is the best.
+        if not estimate and not np.isfinite(estimate.before):
+            return OwnAffine.nothing(n, estimate.reason)
+        matrix, points = estimate.matrix, _lattice(core)
+        targets = points @ matrix[:n, :n].T + matrix[:n, n]
+        return OwnAffine(matrix, points, targets, estimate.reason)
+
+    def check(self, blocks: BlockGrid, grid: Grid) -> None:
+        """Accept blocks of any size."""
+
+    def slack(self, grid: Grid) -> float:
+        """Say how far a match may be from its affine, in µm."""
+        return ALIGN_THRESHOLD_VOX * float(np.median(grid.spacing))
+
+    def fallback(self) -> str:
+        """Say what a block does without one, for the log."""
+        return "keeps where it starts, as"
+
+
+Search: TypeAlias = KeyPointSearch | IntensitySearch
+
+
 def _local_affine(
     part: NDArray[Any] | None,
     block: Block,
@@ -188,72 +302,28 @@ def _local_affine(
     grid: Grid,
     moving: Image,
     initial: Transform | None,
-    settings: tuple[AffineSettings, ...],
+    search: Search,
     alone: bool,
-    smaller: tuple[AffineSettings, ...] = (),
 ) -> NDArray[np.float64]:
-    n = grid.ndim
-    matrix, inliers = np.full((n + 1, n + 1), np.nan), np.empty((2, 0, n))
+    """A block's own affine and the evidence for it; a block that is alone must find one."""
     if part is None:
-        return _row(matrix, (inliers[0], inliers[1]), block, grid)
+        return _row(OwnAffine.nothing(grid.ndim), block, grid)
     here = Image(part, grid.crop(block.padded))
     try:
         near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
-        choices = _holding(here.grid, settings) or _holding(here.grid, smaller) or settings
-        estimate, pairs, best = best_affine_block(here, near, choices)
-        if not alone:
-            estimate = _simpler(estimate, pairs, best.ransac)
-        reason = estimate.reason
-        if estimate.matrix is not None:
-            matrix = estimate.matrix
-            inliers = np.stack([pairs.fixed_points, pairs.moving_points])[:, estimate.inliers]
+        own = search.find(here, near, grid.crop(block.core), alone)
     except ItkstreamError as error:
         if alone:
             raise
-        reason = str(error)
-    if reason and alone:
-        raise RegistrationError(f"no affine found: {reason}")
-    if reason:
-        logger.info("block %s has no affine of its own: %s", block.index, reason)
-    return _row(matrix, (inliers[0], inliers[1]), block, grid)
+        own = OwnAffine.nothing(grid.ndim, str(error))
+    if own.reason:
+        logger.info("block %s %s %s", block.index, search.fallback(), own.reason)
+    return _row(own, block, grid)
 
 
 def _holding(grid: Grid, choices: Sequence[AffineSettings]) -> list[AffineSettings]:
     """The settings whose blobs a block can show."""
     return [settings for settings in choices if settings.key_points.fit(grid)]
-
-
-def _local_refinement(
-    part: NDArray[Any] | None,
-    block: Block,
-    *,
-    grid: Grid,
-    moving: Image,
-    initial: Transform | None,
-    settings: IntensitySettings,
-    alone: bool,
-) -> NDArray[np.float64]:
-    n = grid.ndim
-    matrix, points = np.full((n + 1, n + 1), np.nan), np.empty((0, n))
-    if part is None:
-        return _row(matrix, (points, points), block, grid)
-    here = Image(part, grid.crop(block.padded))
-    try:
-        near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
-        estimate = intensity_block(here, near, np.eye(n + 1), settings)
-        reason = estimate.reason
-        # Where the images could be compared and nothing better was found, the start is the best.
-        if estimate or np.isfinite(estimate.before):
-            matrix = estimate.matrix
-            points = _lattice(grid.crop(block.core))
-    except ItkstreamError as error:
-        if alone:
-            raise
-        reason = str(error)
-    if reason:
-        logger.info("block %s keeps where it starts, as %s", block.index, reason)
-    targets = points @ matrix[:n, :n].T + matrix[:n, n]
-    return _row(matrix, (points, targets), block, grid)
 
 
 def _lattice(grid: Grid) -> NDArray[np.float64]:
@@ -263,25 +333,12 @@ def _lattice(grid: Grid) -> NDArray[np.float64]:
     return grid.to_physical(index.reshape(-1, grid.ndim))
 
 
-def _row(
-    matrix: NDArray[np.float64],
-    matches: tuple[NDArray[np.float64], NDArray[np.float64]],
-    block: Block,
-    grid: Grid,
-) -> NDArray[np.float64]:
+def _row(own: OwnAffine, block: Block, grid: Grid) -> NDArray[np.float64]:
     """A block's own affine and the evidence for it, as one element of the blocks' array."""
     middle = [(s.start + s.stop - 1) / 2 for s in block.core]
-    evidence = evidence_of(*matches, grid.to_physical(middle))
-    row = np.concatenate([matrix.ravel(), evidence.packed()])
+    evidence = evidence_of(own.points, own.targets, grid.to_physical(middle))
+    row = np.concatenate([own.matrix.ravel(), evidence.packed()])
     return row.reshape((1,) * grid.ndim + row.shape)
-
-
-def _slack(choices: Sequence[AffineSettings | IntensitySettings], grid: Grid) -> float:
-    """How far a match may be from its affine, in micrometers."""
-    first = choices[0]
-    if isinstance(first, AffineSettings):
-        return first.ransac.threshold_um
-    return ALIGN_THRESHOLD_VOX * float(np.median(grid.spacing))
 
 
 def _simpler(
@@ -317,7 +374,7 @@ def _each(
 
 
 def _brought(row: NDArray[np.float64]) -> int:
-    """Whether a block found an affine of its own."""
+    """1 where a block found an affine of its own, else 0."""
     return int(np.isfinite(row[..., 0]).all())
 
 

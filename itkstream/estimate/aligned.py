@@ -1,4 +1,4 @@
-"""Whether a moving image was aligned already: a coarse look that notices affines applied twice.
+"""A coarse look whether a moving image was aligned already: affines applied twice are noticed.
 
 Affines that a deformation starts from were either applied to the image that is given with them, or
 they were not. Taken for the other, the deformation is sought from a place far off, and nothing in
@@ -50,23 +50,7 @@ _ADVICE: dict[MovIs, str] = {
 
 
 def checked_mov_is(value: str) -> MovIs:
-    """Refuse what says nothing of a moving image.
-
-    Parameters
-    ----------
-    value : str
-        As given.
-
-    Returns
-    -------
-    {'aligned', 'original'}
-        The same.
-
-    Raises
-    ------
-    InputError
-        For anything else.
-    """
+    """Refuse what says nothing of a moving image."""
     if value not in get_args(MovIs):
         raise InputError(
             "mov_is must be 'aligned' (mov was resampled through the affines) or 'original' "
@@ -76,22 +60,10 @@ def checked_mov_is(value: str) -> MovIs:
 
 
 def prepare_start_of(levels: Levels, affines: Transform, mov_is: MovIs) -> Delayed:
-    """Prepare where a deformation starts, after a look at whether that can be.
+    """Prepare where a deformation starts from affines to the original moving image, after a look.
 
-    Parameters
-    ----------
-    levels : Levels
-        Of the fixed and the moving image.
-    affines : Transform
-        From fixed to original moving points.
-    mov_is : {'aligned', 'original'}
-        What the moving image is said to be.
-
-    Returns
-    -------
-    Delayed
-        A `Transform` from fixed points to points of that moving image; `RefusedInputError` where
-        the images show that it is the other.
+    The transform leads to points of the moving image as it is said to be; where the images show
+    that it is the other, a `RefusedInputError` is raised as it is computed.
     """
     return once(_start, *levels, affines, mov_is)
 

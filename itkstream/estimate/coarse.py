@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
+from attrs import evolve
 from dask.delayed import Delayed
 
 from itkstream.blocks.graph import once
@@ -25,30 +26,20 @@ from itkstream.numerics.threads import processors, using_threads
 
 __all__ = ["LevelPlan", "after_coarse", "plan_levels", "prepare_start", "solve_coarse"]
 
-
 logger = logging.getLogger(__name__)
-
 
 # A level is as good as one that is wanted where its voxels are not so many times longer.
 _TOO_COARSE = 2.0
-
-
 # Where the moving image is much larger than the fixed one, a level as fine may be so much larger.
 _LARGER_LEVEL = 8
 
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """Which levels of a deformation see the whole image.
+    """Which levels of a deformation see the whole image, shrunk by so many voxels per axis.
 
-    Parameters
-    ----------
-    factors : tuple of int
-        By how much the whole image is shrunk, per axis.
-    coarse : DeformSettings
-        The levels solved on it, relative to it.
-    fine : DeformSettings
-        The levels left to the blocks; the finest one at least.
+    `coarse` are the levels solved on it, relative to it; `fine` are those left to the blocks, the
+    finest one at least.
     """
 
     factors: tuple[int, ...]
@@ -62,25 +53,6 @@ def plan_levels(grid: Grid, settings: DeformSettings, voxels: float) -> LevelPla
     The whole image takes the levels on which it has at most so many voxels, but never the finest:
     that is for the blocks, side by side. Where no level fits, it gets one of its own, shrunk until
     it does, and the blocks get all.
-
-    Parameters
-    ----------
-    grid : Grid
-        The fixed image's lattice.
-    settings : DeformSettings
-        All levels.
-    voxels : float
-        Most voxels of the level the whole image is shrunk to.
-
-    Returns
-    -------
-    LevelPlan
-        Levels for both.
-
-    Raises
-    ------
-    InputError
-        For less than one voxel.
     """
     if not voxels >= 1:
         raise InputError(
@@ -104,26 +76,10 @@ def plan_levels(grid: Grid, settings: DeformSettings, voxels: float) -> LevelPla
 def solve_coarse(
     fixed: Image, moving: Image, initial: Transform, plan: LevelPlan
 ) -> DisplacementField:
-    """Solve the coarse levels of a deformation on the whole image.
+    """Solve the coarse levels of a deformation on the whole images, which are read once, shrunk.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        Numpy or stored; read once, shrunk.
-    initial : Transform
-        Where to start.
-    plan : LevelPlan
-        From `plan_levels`.
-
-    Returns
-    -------
-    DisplacementField
-        In front of the initial transform's affine, on half the coarse level's resolution.
-
-    Raises
-    ------
-    RegistrationError
-        Where the images do not overlap or hold no texture.
+    The field lies in front of the initial transform's affine, on half the coarse level's
+    resolution. Raises a `RegistrationError` where the images do not overlap or hold no texture.
     """
     with using_threads(processors()):
         small = read_coarse(fixed, plan.factors)
@@ -145,52 +101,39 @@ def prepare_start(
 ) -> Delayed:
     """Prepare where the blocks of a deformation start: what the whole image shows.
 
-    Parameters
-    ----------
-    images : (Image, Image)
-        Fixed and moving; averaged only where the levels are too coarse for the plan.
-    initial : Transform or Delayed
-        From fixed to moving points.
-    plan : LevelPlan
-        From `plan_levels`.
-    voxels : float
-        Most voxels of each level.
-    levels : Levels
-        Of the images, from `prepare_levels` with so many voxels.
-
-    Returns
-    -------
-    Delayed
-        A `Transform` from fixed to moving points.
+    The images are averaged only where the levels, of at most so many voxels, are too coarse.
     """
     wanted = plan.factors, _moving_factors(*images, plan)
-    sources: list[Image | Delayed] = []
-    rest: list[tuple[int, ...]] = []
-    for image, level, factors in zip(images, levels, wanted, strict=True):
-        there = factors_to_fit(image.grid, voxels)
-        fine = all(b < _TOO_COARSE * f for b, f in zip(there, factors, strict=True))
-        fine = fine or image.grid.shrink(factors).size > _LARGER_LEVEL * voxels
-        sources.append(level if fine else prepare_level(image, factors))
-        known = there if fine else factors
-        rest.append(tuple(max(1, round(f / b)) for f, b in zip(factors, known, strict=True)))
-    return once(_start, *sources, initial, replace(plan, factors=rest[0]))
+    fixed, moving = (
+        _prepare_source(image, level, factors, voxels)
+        for image, level, factors in zip(images, levels, wanted, strict=True)
+    )
+    left = replace(plan, factors=fixed.factors)
+    return once(_start, fixed.image, moving.image, initial, left)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """An image, averaged already, and by how much it is still to be shrunk."""
+
+    image: Image | Delayed
+    factors: tuple[int, ...]
+
+
+def _prepare_source(
+    image: Image, level: Image | Delayed, factors: tuple[int, ...], voxels: float
+) -> _Source:
+    """The known level where it is about as fine as wanted, or the wanted one were too large."""
+    there = factors_to_fit(image.grid, voxels)
+    fine = all(b < _TOO_COARSE * f for b, f in zip(there, factors, strict=True))
+    if not fine and image.grid.shrink(factors).size <= _LARGER_LEVEL * voxels:
+        return _Source(prepare_level(image, factors), (1,) * len(factors))
+    left = (max(1, round(f / b)) for f, b in zip(factors, there, strict=True))
+    return _Source(level, tuple(left))
 
 
 def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
-    """Where blocks start: the coarse displacement, then the initial transform's affine part.
-
-    Parameters
-    ----------
-    field : DisplacementField
-        From `solve_coarse`.
-    initial : Transform
-        What it was solved on.
-
-    Returns
-    -------
-    Transform
-        From fixed to moving points.
-    """
+    """Compose the coarse displacement with the affine part of the transform it was solved on."""
     return CompositeTransform((field, affine_part(initial)))
 
 
@@ -218,4 +161,4 @@ def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, 
 def _relative(settings: DeformSettings, factor: int) -> DeformSettings:
     """The levels as an image that is shrunk by `factor` already has them."""
     shrinks = np.ravel(settings.shrink_factors)
-    return replace(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))
+    return evolve(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))

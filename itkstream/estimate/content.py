@@ -1,4 +1,4 @@
-"""Which blocks show anything, seen on a coarse level of both images."""
+"""Blocks that show anything, as a coarse level of both images tells."""
 
 from __future__ import annotations
 
@@ -25,25 +25,9 @@ def prepare_content(
     voxels: float,
     levels: Levels | None = None,
 ) -> Delayed:
-    """Prepare which blocks show anything in either image, see `find_content`.
+    """Prepare `find_content` for blocks of the fixed image, with levels of so many voxels.
 
-    Parameters
-    ----------
-    images : (Image, Image)
-        Fixed and moving.
-    initial : Transform or Delayed
-        From fixed to moving points, roughly.
-    blocks : BlockGrid
-        Of the fixed image.
-    voxels : float
-        Most voxels of each level.
-    levels : Levels, optional
-        Of the images, from `prepare_levels` with so many voxels; default they are computed.
-
-    Returns
-    -------
-    Delayed
-        An ndarray of bool, blocks.numblocks.
+    The levels are computed where they are not known.
     """
     levels = levels or prepare_levels(*images, voxels)
     factors = factors_to_fit(images[0].grid, voxels)
@@ -53,24 +37,10 @@ def prepare_content(
 def find_content(
     fixed: Image, moving: Image, initial: Transform, blocks: BlockGrid, factors: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """Which blocks show anything in either image.
+    """Find the blocks of the fixed image, shrunk by factors, in which either level shows anything.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        Coarse levels of the images.
-    initial : Transform
-        From fixed to moving points, roughly.
-    blocks : BlockGrid
-        Of the fixed image at full resolution.
-    factors : sequence of int
-        By how much the fixed image was shrunk.
-
-    Returns
-    -------
-    ndarray of bool, blocks.numblocks
-        False where neither image has content in the padded block, nor within the overlap around
-        it and one coarse voxel.
+    False where neither has content in the padded block, nor within the overlap around it and one
+    coarse voxel.
     """
     content = content_mask(fixed.read())
     seen = Image(content_mask(moving.read()).astype(np.float32), moving.grid)

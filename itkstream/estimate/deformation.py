@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -87,8 +88,8 @@ def prepare_positions(
         Lazy. Moving positions in micrometers.
     """
     blocks = block_grid(fixed.shape, blocksize, overlap)
-    task = Task(fixed, moving, initial, settings, blocks, skip_empty)
-    return prepare_deformation(task, positions_of(fixed.grid), coarse_voxels)
+    task = Task(fixed, moving, initial, settings, blocks, coarse_voxels, skip_empty)
+    return prepare_deformation(task, positions_of(fixed.grid))
 
 
 def prepare_displacement(
@@ -141,21 +142,14 @@ def prepare_displacement(
     """
     fixed, moving = as_pair(fixed, moving, None, None)
     blocks = block_grid(fixed.shape, blocksize, overlap)
-    by = tuple(int(f) for f in factors or (1,) * fixed.ndim)
-    for axis, (lengths, factor) in enumerate(zip(blocks.chunks, by, strict=True)):
-        if any(n % factor for n in lengths[:-1]):
-            raise InputError(
-                f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
-                f"{factor}; use a blocksize that is a multiple of {factor}"
-            )
-    task = Task(fixed, moving, initial, settings, blocks, skip_empty, levels)
-    return prepare_deformation(task, Output(fixed.grid, by), coarse_voxels)
+    task = Task(fixed, moving, initial, settings, blocks, coarse_voxels, skip_empty, levels)
+    return prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
 
 
 def deform_blocks(
     grid: Grid, blocksize: int, overlap: int | None, coarse_voxels: float
 ) -> BlockGrid:
-    """The blocks of a deformation: one for an image that fits in memory.
+    """Cut the fixed image for a deformation: into one block where it fits in memory.
 
     Parameters
     ----------
@@ -178,7 +172,7 @@ def deform_blocks(
 
 
 def field_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
-    """How coarse the lattice is that holds what a deformation finds.
+    """Choose how coarse the lattice is that holds what a deformation finds.
 
     Parameters
     ----------
@@ -207,20 +201,41 @@ def field_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tu
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A deformation to be found block by block."""
+    """A deformation to be found block by block, from an initial transform.
+
+    The kind of the settings decides the engine. `coarse_voxels` is the most a level may have on
+    which the whole image is solved first, 0 for none; `levels` are both images at so many voxels,
+    where they are known.
+    """
 
     fixed: Image
     moving: Image
     initial: Transform | Delayed
     settings: DeformSettings
     blocks: BlockGrid
-    skip_empty: bool
+    coarse_voxels: float = COARSE_VOXELS
+    skip_empty: bool = False
     levels: Levels | None = None
+
+    @property
+    def images(self) -> tuple[Image, Image]:
+        """Fixed and moving."""
+        return self.fixed, self.moving
+
+    @property
+    def level_voxels(self) -> float:
+        """Most voxels of the levels, on which blocks are searched for content at least."""
+        return self.coarse_voxels or COARSE_VOXELS
+
+    @cached_property
+    def coarse_levels(self) -> Levels:
+        """Both images, averaged; to be computed where they are not known."""
+        return self.levels or prepare_levels(*self.images, self.level_voxels)
 
 
 @dataclass(frozen=True)
 class Output:
-    """On which lattice the result is wanted, and in which form; positions, through what follows."""
+    """The lattice and the form in which a result is wanted; positions, through what follows."""
 
     grid: Grid
     factors: tuple[int, ...]
@@ -229,6 +244,7 @@ class Output:
 
     @property
     def result(self) -> Result:
+        """Its dtype and shape, for the graph."""
         dtype = np.float64 if self.positions else np.float32
         return Result(dtype, (self.grid.ndim,), factors=self.factors)
 
@@ -252,39 +268,65 @@ class Output:
 
 
 def positions_of(grid: Grid, after: Transform | None = None) -> Output:
+    """Want the moving position of every fixed voxel, also through a transform that follows."""
     return Output(grid, (1,) * grid.ndim, True, after)
 
 
-def prepare_deformation(task: Task, output: Output, coarse_voxels: float) -> da.Array:
-    """One block is the direct call; several add to where they start, and join on nodes."""
-    settings, start = task.settings, task.initial
+def displacement_of(blocks: BlockGrid, grid: Grid, factors: Sequence[int] | None = None) -> Output:
+    """Want a vector for so many voxels, default 1; these groups must not span two blocks."""
+    by = tuple(int(f) for f in factors or (1,) * grid.ndim)
+    for axis, (lengths, factor) in enumerate(zip(blocks.chunks, by, strict=True)):
+        if any(n % factor for n in lengths[:-1]):
+            raise InputError(
+                f"blocks of {lengths[0]} voxels on axis {axis} cannot be averaged in groups of "
+                f"{factor}; use a blocksize that is a multiple of {factor}"
+            )
+    return Output(grid, by)
+
+
+def prepare_deformation(task: Task, output: Output) -> da.Array:
+    """Prepare a deformation: one block is the direct call; several join on nodes."""
     fixed, blocks = task.fixed, task.blocks
-    shared: dict[str, Any] = {"moving": task.moving, "output": output}
     if len(blocks) == 1:
-        shared |= {"initial": start, "settings": settings}
+        known = {"initial": task.initial, "settings": task.settings}
+        shared = {"moving": task.moving, "output": output, **known}
         return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
-    images, keep = (fixed, task.moving), None
-    voxels, levels = coarse_voxels or COARSE_VOXELS, task.levels
-    plan = plan_levels(fixed.grid, settings, coarse_voxels) if coarse_voxels else None
-    if levels is None and (plan or task.skip_empty):
-        levels = prepare_levels(*images, voxels)
-    if plan and levels:
-        settings = plan.fine
-        start = prepare_start(images, task.initial, plan, voxels, levels)
+    start, settings = _prepare_whole(task)
     nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
-    shared = {**where, "moving": task.moving, "settings": settings}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
-    if task.skip_empty:
-        keep = prepare_content(images, start, blocks, voxels, levels)
-    found = map_blocks(_refine_block, blocks, fixed.data, shared, packed, keep=keep)
+    found = map_blocks(
+        _refine_block,
+        blocks,
+        fixed.data,
+        {**where, "moving": task.moving, "settings": settings},
+        packed,
+        keep=_prepare_keep(task, start),
+    )
     rows = map_neighbours(_join_row, blocks, found, {"nodes": nodes}, packed, _FIRST)
     others = range(1, fixed.ndim)
-    where["output"] = output
-    joined = map_neighbours(_join_block, blocks, rows, where, output.result, others)
-    if plan and len(blocks) > _JUDGED_BLOCKS:
+    joined = map_neighbours(
+        _join_block, blocks, rows, {**where, "output": output}, output.result, others
+    )
+    if task.coarse_voxels and len(blocks) > _JUDGED_BLOCKS:
         return joined
     return judged(joined, found, _brought, _judge_blocks)
+
+
+def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
+    """Where blocks start once the whole image is solved, and the settings that are left to them."""
+    if not task.coarse_voxels:
+        return task.initial, task.settings
+    plan = plan_levels(task.fixed.grid, task.settings, task.coarse_voxels)
+    start = prepare_start(task.images, task.initial, plan, task.level_voxels, task.coarse_levels)
+    return start, plan.fine
+
+
+def _prepare_keep(task: Task, start: Transform | Delayed) -> Delayed | None:
+    """Which blocks show anything; None where all are computed."""
+    if not task.skip_empty:
+        return None
+    return prepare_content(task.images, start, task.blocks, task.level_voxels, task.coarse_levels)
 
 
 def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from attrs import Factory, field, frozen
 
 from itkstream.errors import InputError, MissingDataError, unknown_name
 from itkstream.io.images.options import ImageOptions
+from itkstream.numerics.parameters import check
+from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import (
     DEFAULT_STEPS,
-    RegisterSettings,
     Step,
     checked_steps,
     step_from,
-    step_name,
     step_parameters,
 )
 
@@ -34,66 +35,45 @@ _HEAD = """\
 """
 
 
-@dataclass(frozen=True)
+def _mask(name: str) -> Any:
+    """A field for the name of an image, or intensities that do not count."""
+
+    def convert(given: Any) -> str | tuple[float, ...] | None:
+        if given is None or isinstance(given, str):
+            return given
+        numbers = given if isinstance(given, (list, tuple)) else [given]
+        if not all(isinstance(v, (int, float)) for v in numbers):
+            raise InputError(f"{name} must be the name of an image, or intensities; got {given!r}")
+        return tuple(numbers)
+
+    return field(default=None, converter=convert)
+
+
+_file = check(lambda v: v is None or isinstance(v, str), "be the name of a file")
+
+
+@frozen
 class Config:
     """All that `itkstream.register` takes beside images and folder.
 
-    Parameters
-    ----------
-    steps : tuple of Step
-        What is done.
-    settings : RegisterSettings
-        What holds for the whole run.
-    initial_transform : path, optional
-        A transform file to start from.
-    fixed_mask, moving_mask : path or tuple of float, optional
-        An image that is not 0 where voxels count, or intensities that do not count.
-    fixed, moving : ImageOptions
-        What is said of each image file.
-
-    Raises
-    ------
-    InputError
-        For a value of another kind.
+    A mask is the path of an image that is not 0 where voxels count, or intensities that do not
+    count. `fixed` and `moving` say what the image files do not.
     """
 
-    steps: tuple[Step, ...] = DEFAULT_STEPS
-    settings: RegisterSettings = field(default_factory=RegisterSettings)
-    initial_transform: str | None = None
-    fixed_mask: str | tuple[float, ...] | None = None
-    moving_mask: str | tuple[float, ...] | None = None
-    fixed: ImageOptions = field(default_factory=ImageOptions)
-    moving: ImageOptions = field(default_factory=ImageOptions)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", checked_steps(self.steps))
-        if not isinstance(self.initial_transform, (str, type(None))):
-            raise InputError(
-                f"initial_transform must be the name of a file; got {self.initial_transform!r}"
-            )
-        for name in ("fixed_mask", "moving_mask"):
-            object.__setattr__(self, name, _mask(name, getattr(self, name)))
+    steps: tuple[Step, ...] = field(default=DEFAULT_STEPS, converter=checked_steps)
+    settings: RegisterSettings = Factory(RegisterSettings)
+    initial_transform: str | None = field(default=None, validator=_file)
+    fixed_mask: str | tuple[float, ...] | None = _mask("fixed_mask")
+    moving_mask: str | tuple[float, ...] | None = _mask("moving_mask")
+    fixed: ImageOptions = Factory(ImageOptions)
+    moving: ImageOptions = Factory(ImageOptions)
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
-    """Read a YAML file.
+    """Read a YAML file as `to_yaml` writes it, or with less in it.
 
-    Parameters
-    ----------
-    path : path
-        As `to_yaml` writes it, or with less in it.
-
-    Returns
-    -------
-    Config
-        Checked; names of files made relative to where the process runs.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no such file.
-    InputError
-        For a key or value that is not known; the message names the nearest key.
+    Names of files are made relative to where the process runs. A key or value that is not known is
+    an `InputError` with the nearest key.
     """
     file = Path(path)
     if not file.is_file():
@@ -109,23 +89,12 @@ def read_config(path: str | os.PathLike[str]) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """A run as text, with every parameter.
-
-    Parameters
-    ----------
-    config : Config
-        The run; ``Config()`` for the defaults.
-
-    Returns
-    -------
-    str
-        YAML that `read_config` turns into an equal value.
-    """
+    """Write a run as text, with every parameter."""
     known = {
         **asdict(config.settings),
-        **{name: _plain(getattr(config, name)) for name in _FILES},
-        **{name: _said(getattr(config, name)) for name in _IMAGES},
-        "steps": [{step_name(step): step_parameters(step)} for step in config.steps],
+        **{name: _as_lists(getattr(config, name)) for name in _FILES},
+        **{name: _as_lists(asdict(getattr(config, name))) for name in _IMAGES},
+        "steps": [{step.name: step_parameters(step)} for step in config.steps],
     }
     return _HEAD + yaml.dump(known, Dumper=_Dumper, default_flow_style=None, width=100)
 
@@ -151,46 +120,37 @@ _Loader.add_implicit_resolver(
 )
 _FILES = ("initial_transform", "fixed_mask", "moving_mask")
 _IMAGES = ("fixed", "moving")
-_SAID = tuple(f.name for f in fields(ImageOptions))
-_SETTINGS = tuple(f.name for f in fields(RegisterSettings))
+_SAID = [f.name for f in fields(ImageOptions)]
+_SETTINGS = [f.name for f in fields(RegisterSettings)]
 
 
 def _config(found: Any, folder: Path) -> Config:
-    known = (*_SETTINGS, *_FILES, *_IMAGES, "steps")
-    for name in _mapping("the file", found):
-        if name not in known:
-            raise unknown_name("key", name, known)
-    given: dict[str, Any] = {
-        **{name: _near(folder, found[name]) for name in _FILES if name in found},
-        **{name: _image(name, found[name]) for name in _IMAGES if name in found},
+    known = _known("the file", "key", found, (*_SETTINGS, *_FILES, *_IMAGES, "steps"))
+    settings = {name: known.pop(name) for name in _SETTINGS if name in known}
+    parse = {
+        **dict.fromkeys(_FILES, lambda name, given: _near(folder, given)),
+        **dict.fromkeys(_IMAGES, _image),
+        "steps": lambda name, given: _steps(given),
     }
-    settings = {name: found[name] for name in _SETTINGS if name in found}
-    steps = found.get("steps", None)
-    if steps is None:
-        return Config(settings=RegisterSettings(**settings), **given)
-    if not isinstance(steps, list):
-        raise InputError(f"steps must be a list; got {steps!r}: begin each line with a dash")
-    return Config(
-        tuple(_step(number, step) for number, step in enumerate(steps, 1)),
-        RegisterSettings(**settings),
-        **given,
-    )
+    given = {name: parse[name](name, value) for name, value in known.items()}
+    return Config(settings=RegisterSettings(**settings), **given)
 
 
 def _image(which: str, given: Any) -> ImageOptions:
     """What is said of an image; what is left empty was not said."""
-    said = _mapping(which, {} if given is None else given)
-    for name in said:
-        if name not in _SAID:
-            raise unknown_name(f"key of {which}", name, _SAID)
+    said = _known(which, f"key of {which}", {} if given is None else given, _SAID)
     try:
         return ImageOptions(**{name: value for name, value in said.items() if value is not None})
     except InputError as error:
         raise InputError(f"{which}: {error}") from error
 
 
-def _said(options: ImageOptions) -> dict[str, Any]:
-    return {name: _plain(getattr(options, name)) for name in _SAID}
+def _steps(given: Any) -> tuple[Step, ...]:
+    if given is None:
+        return DEFAULT_STEPS
+    if not isinstance(given, list):
+        raise InputError(f"steps must be a list; got {given!r}: begin each line with a dash")
+    return tuple(_step(number, step) for number, step in enumerate(given, 1))
 
 
 def _step(number: int, given: Any) -> Step:
@@ -208,6 +168,14 @@ def _step(number: int, given: Any) -> Step:
         raise InputError(f"step {number}: {error}") from error
 
 
+def _known(where: str, what: str, given: Any, known: Iterable[str]) -> dict[str, Any]:
+    """A mapping with known keys only."""
+    for name in _mapping(where, given):
+        if name not in known:
+            raise unknown_name(what, name, known)
+    return dict(given)
+
+
 def _mapping(what: str, given: Any) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise InputError(f"{what} must hold names and values (name: value); got {given!r}")
@@ -219,14 +187,7 @@ def _near(folder: Path, given: Any) -> Any:
     return str(folder / given) if local else given
 
 
-def _mask(name: str, given: Any) -> str | tuple[float, ...] | None:
-    if given is None or isinstance(given, str):
-        return given
-    numbers = given if isinstance(given, (list, tuple)) else [given]
-    if not all(isinstance(v, (int, float)) for v in numbers):
-        raise InputError(f"{name} must be the name of an image, or intensities; got {given!r}")
-    return tuple(numbers)
-
-
-def _plain(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_lists(v) for name, v in value.items()}
     return list(value) if isinstance(value, tuple) else value

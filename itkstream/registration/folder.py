@@ -1,4 +1,4 @@
-"""The folder of one registration: claimed for it, and noting every step that is done.
+"""The folder of one registration: claimed for it, holding notes of what is done, and its report.
 
 After each step a note is written with what the step found, under a key of everything it depends
 on: images, masks, the steps before it, and the code. A run that was killed is begun again by the
@@ -15,17 +15,32 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from itkstream.compute.lock import Lock, holding
-from itkstream.errors import ExistingOutputError
+from itkstream.errors import ExistingOutputError, InputError, MissingDataError
+from itkstream.geometry import Grid, Image
+from itkstream.io import open_image
 from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_folder, check_folder_name, write_text
 from itkstream.io.storage.stamps import LEDGER_FOLDER
 
-__all__ = ["ALIGNED", "REPORT", "TRANSFORM", "RunFolder"]
+__all__ = [
+    "ALIGNED",
+    "REPORT",
+    "TRANSFORM",
+    "Foreign",
+    "Ours",
+    "RunFolder",
+    "Vacant",
+    "registered_grids",
+    "registered_images",
+    "registered_places",
+    "registered_unit",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +58,28 @@ _RUN = f"{_NOTES}/run.json"
 _LOCK = "run.json"
 
 
-class RunFolder:
-    """Where one registration writes.
+@dataclass(frozen=True)
+class Vacant:
+    """A place that a run may begin at; what an earlier run may have left there is replaced."""
 
-    Parameters
-    ----------
-    out : path
-        New, empty, or of an earlier run.
-    images : sequence of str
-        What the images are called: an unfinished run of others is not touched.
-    overwrite : bool
-        Whether an earlier run of another kind may be replaced.
+
+@dataclass(frozen=True)
+class Ours:
+    """A place with a run of these images in part, or with a complete one: `settle` says which."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A place that may not be replaced, and why."""
+
+    reason: str
+
+
+class RunFolder:
+    """Where one registration of some images writes: a new or empty folder, or an earlier run's.
+
+    An unfinished run of other images, and a complete one of another key, is replaced only where
+    `overwrite` says so.
     """
 
     def __init__(
@@ -63,23 +89,13 @@ class RunFolder:
         self._run: dict[str, Any] = {"key": None, "images": list(images)}
         self._overwrite = overwrite
         self._lock: Lock | None = None
-        self._made = False
+        self._claimed: Location | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the folder for the time of a with block.
+        """Keep other runs out for the time of a with block; raise where another one writes.
 
-        Yields
-        ------
-        None
-            Nothing; a folder in which nothing was written is gone at the end if it is new.
-
-        Raises
-        ------
-        ExistingOutputError
-            Where the folder holds something that may not be replaced.
-        BusyOutputError
-            Where another run is writing to it.
+        A folder in which nothing was written is gone at the end if it is new.
         """
         # A folder of somebody else gets no lock.
         self.check()
@@ -95,46 +111,37 @@ class RunFolder:
             self._lock = None
             self._leave_nothing(new)
 
-    def check(self) -> bool:
-        """See whether the folder may take a run of these images; change nothing.
-
-        Returns
-        -------
-        bool
-            Whether it holds one already, in part or complete; `settle` says whether it is this.
-
-        Raises
-        ------
-        ExistingOutputError
-            Where it holds something that may not be replaced.
-        """
+    def inspect(self) -> Vacant | Ours | Foreign:
+        """See what is there; change nothing."""
         if self._is_vacant():
-            return False
-        found = _read(self._place, _RUN)
-        if found is None or (self._overwrite and self._is_complete()):
-            check_folder(self._place, REPORT, self._overwrite)
-            return False
-        if self._is_complete() or found["images"] == self._run["images"]:
-            return True
+            return Vacant()
+        found, complete = _read(self._place, _RUN), self._is_complete()
+        if found is None or (self._overwrite and complete):
+            try:
+                check_folder(self._place, REPORT, self._overwrite)
+            except ExistingOutputError as error:
+                return Foreign(str(error))
+            return Vacant()
+        if complete or found["images"] == self._run["images"]:
+            return Ours()
         if self._overwrite:
-            return False
-        raise ExistingOutputError(
+            return Vacant()
+        return Foreign(
             f"{self._place} holds an unfinished run of {' and '.join(found['images'])}: run that "
             "again to continue it, choose another folder or ask to overwrite it"
         )
 
+    def check(self) -> Vacant | Ours:
+        """Refuse a folder that may not take a run of these images; change nothing."""
+        found = self.inspect()
+        if isinstance(found, Foreign):
+            raise ExistingOutputError(found.reason)
+        return found
+
     def settle(self, key: str) -> None:
-        """Say which run this is, as soon as that is known.
+        """Say the key of everything the run depends on, as soon as that is known.
 
-        Parameters
-        ----------
-        key : str
-            Of everything the whole run depends on.
-
-        Raises
-        ------
-        ExistingOutputError
-            Where the folder holds another run that is complete.
+        Refuses the folder of another run that is complete.
         """
         work, held = self._work
         if held and (work / REPORT).is_file() and _read(work, _RUN)["key"] != key:
@@ -144,12 +151,13 @@ class RunFolder:
                 # Of another run, which was killed as it got its place.
                 (work / REPORT).remove()
         self._run["key"] = key
-        if self._made:
+        if self._claimed is not None:
             write_text(work / _RUN, json.dumps(self._run))
 
-    @cached_property
-    def location(self) -> Location:
-        """Where this run writes, made or cleared when the first result is there to be written."""
+    def claim(self) -> Location:
+        """Make or clear the place where this run writes, when the first result is there, once."""
+        if self._claimed is not None:
+            return self._claimed
         work, held = self._work
         if not held:
             for name in work.names():
@@ -161,42 +169,23 @@ class RunFolder:
         work.remove_partial_files(REPORT)
         notes.remove_partial_files()
         write_text(work / _RUN, json.dumps(self._run))
-        self._made = True
+        self._claimed = work
         return work
 
     def finish(self) -> Location:
-        """Give the run its place, when all of it is written.
-
-        Returns
-        -------
-        Location
-            The folder: what it held before is gone.
-        """
-        if self.location != self._place and self._lock is not None:
+        """Give the run its folder, when all of it is written: what that held before is gone."""
+        work = self.claim()
+        if work != self._place and self._lock is not None:
             with writing_to(self._place):
-                self._lock.go_along(self.location)
-                self._place.take(self.location)
+                self._lock.go_along(work)
+                self._place.take(work)
         return self._place
 
     def keeping(self, name: str, known: Callable[[Location], bool]) -> Location:
-        """Where what all steps need is kept.
+        """Name the Zarr array in which something is kept that all steps need.
 
-        Parameters
-        ----------
-        name : str
-            Of it.
-        known : callable
-            Whether it is at a place, in part or complete.
-
-        Returns
-        -------
-        Location
-            A Zarr array; it need not exist.
-
-        Raises
-        ------
-        ExistingOutputError
-            Where it is not there, and the folder holds a complete run that may be another.
+        `known` tells whether it is at a place, in part or complete. Where it is not, and the folder
+        holds a complete run that may be another, that is refused.
         """
         work, held = self._work
         place = work.child(_NOTES, f"{name}.zarr")
@@ -204,22 +193,12 @@ class RunFolder:
             return place
         if held and work == self._place and self._run["key"] is None and self._is_complete():
             check_folder(self._place, REPORT, self._overwrite)
-        return self.location.child(_NOTES, f"{name}.zarr")
+        return self.claim().child(_NOTES, f"{name}.zarr")
 
     def recall(self, name: str, key: str) -> dict[str, Any] | None:
-        """What was noted of a step.
+        """Read the note of a part of the run; None where there is none under this key.
 
-        Parameters
-        ----------
-        name : str
-            The step's, unlike those of others in the run.
-        key : str
-            Of everything the step depends on.
-
-        Returns
-        -------
-        dict or None
-            None where nothing was noted, or of something else.
+        The key is of everything the part depends on.
         """
         work, held = self._work
         if not held:
@@ -228,39 +207,20 @@ class RunFolder:
         return found["note"] if found is not None and found["key"] == key else None
 
     def note(self, name: str, key: str, note: dict[str, Any]) -> None:
-        """Note what a step found.
-
-        Parameters
-        ----------
-        name, key : str
-            As for `recall`.
-        note : dict
-            Numbers, strings and lists.
-        """
+        """Write a note of a part of the run: numbers, strings and lists."""
         if self._lock is not None:
             self._lock.sign()
         text = json.dumps({"key": key, "note": note})
-        write_text(self.location / _NOTES / f"{name}.json", text)
+        write_text(self.claim() / _NOTES / f"{name}.json", text)
 
     def place(self, name: str) -> Location:
-        """Where a step may store what is too large for a note.
-
-        Parameters
-        ----------
-        name : str
-            As for `recall`.
-
-        Returns
-        -------
-        Location
-            It need not exist.
-        """
-        return self.location / _NOTES / f"{name}.ome.zarr"
+        """Name the store of what is too large for a note."""
+        return self.claim() / _NOTES / f"{name}.ome.zarr"
 
     @cached_property
     def _work(self) -> tuple[Location, bool]:
         """Where this run writes, and whether it was there to be continued; asked once."""
-        if self.check():
+        if isinstance(self.check(), Ours):
             return self._place, True
         if not self._place.is_replaceable:
             return self._place, False
@@ -294,6 +254,61 @@ class RunFolder:
             self._place.child(LEDGER_FOLDER).path.rmdir()
             if new:
                 self._place.path.rmdir()
+
+
+def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
+    """Open the fixed and the moving image of a registration folder, as they were registered."""
+    report = _report(folder)
+    images = []
+    for side in ("fixed", "moving"):
+        name = str(report[side]["name"])
+        try:
+            # With the channel, the spacing and whatever else was said of it.
+            images.append(open_image(**(report[side].get("opened") or {"path": name})))
+        except (MissingDataError, InputError) as error:
+            raise MissingDataError(
+                f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
+                f"say where it is ({error})"
+            ) from error
+    return images[0], images[1]
+
+
+def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:
+    """Read the lattices of the fixed and the moving image of a registration folder."""
+    report = _report(folder)
+    return Grid(**report["fixed"]["grid"]), Grid(**report["moving"]["grid"])
+
+
+def registered_unit(folder: str | os.PathLike[str]) -> str:
+    """Read the unit of the ITK files of a registration: "micrometer" for any other transform."""
+    steps = _report_around(folder).get("steps", [])
+    return str(next((step["unit"] for step in steps if "unit" in step), "micrometer"))
+
+
+def registered_places(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read where the two images of a registration lie, which nothing made of it may replace.
+
+    Empty for what is no registration folder, nor the transform of one, and for images in memory.
+    """
+    report = _report_around(folder)
+    sides = (report.get(side, {}) for side in ("fixed", "moving"))
+    names = (side.get("opened", {}).get("path") or side.get("name") for side in sides)
+    return tuple(str(name) for name in names if name)
+
+
+def _report_around(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The report of a folder, or of the one around a transform; empty where there is none."""
+    place = Location.parse(folder)
+    reports = [p for p in (place, *place.parents[:1]) if (p / REPORT).is_file()]
+    return _report(str(reports[0])) if reports else {}
+
+
+def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    file = Location.parse(folder) / REPORT
+    if not file.is_file():
+        raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
+    found: dict[str, Any] = json.loads(file.read_bytes())
+    return found
 
 
 def _read(folder: Location, name: str) -> Any:

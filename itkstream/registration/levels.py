@@ -40,25 +40,9 @@ def make_level(
     progress: Progress,
     place: Callable[[Callable[[Location], bool]], Location] | None = None,
 ) -> Image:
-    """An image at a resolution that fits in memory.
+    """Average an image to at most so many voxels; one that has no more is returned itself.
 
-    Parameters
-    ----------
-    image : Image
-        Numpy, stored or dask.
-    voxels : float
-        Most voxels of the level.
-    resources : Resources
-        Workers and threads that average the image.
-    progress : callable
-        Told the blocks done and the blocks in all.
-    place : callable, optional
-        Where to keep it, see `Keeping`; default in memory.
-
-    Returns
-    -------
-    Image
-        The image itself where it is small enough; else in memory or stored.
+    The level is kept at a place (see `Keeping`), or in memory.
     """
     factors = factors_to_fit(image.grid, voxels)
     if max(factors) == 1:
@@ -77,16 +61,7 @@ def make_level(
 class LevelMaker:
     """Makes the levels of a run, or finds those that an earlier run left.
 
-    Parameters
-    ----------
-    voxels : float
-        Most voxels of each level.
-    resources : callable
-        Gives the workers that average an image; called when one must be.
-    progress : callable
-        Told the blocks done and the blocks in all.
-    keeping : Keeping
-        Says where.
+    `resources` gives the workers that average an image, and is called when one must be.
     """
 
     voxels: float
@@ -95,20 +70,7 @@ class LevelMaker:
     keeping: Keeping
 
     def __call__(self, image: Image, name: str) -> Image:
-        """The level of an image.
-
-        Parameters
-        ----------
-        image : Image
-            Numpy, stored or dask.
-        name : str
-            By which it is kept.
-
-        Returns
-        -------
-        Image
-            As `make_level` gives it.
-        """
+        """Make the level of an image, which is kept by a name."""
         if max(factors_to_fit(image.grid, self.voxels)) == 1:
             return readable(image)
         return make_level(

@@ -2,37 +2,51 @@
 
 A plan is data, made from the sizes of two images. Where a memory is given, `Plan.fitted` chooses
 blocks, the coarse level and threads for it; a plan that does not fit is refused with its numbers
-and with what would.
+and with what would. Time is known where a few blocks were computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
+import numpy as np
 from dask.utils import format_bytes, parse_bytes
 
-from itkstream.errors import PlanError
-from itkstream.geometry import Image
+from itkstream.blocks.graph import readable
+from itkstream.blocks.inputs import block_grid
+from itkstream.errors import InputError, ItkstreamError, PlanError
+from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.io.storage.kept_chunks import kept_times
-from itkstream.registration.prices import PROCESS_BYTES, Pair, StepPrice, price_steps
-from itkstream.registration.steps import (
-    Deformable,
-    LocalAffines,
-    RegisterSettings,
-    Step,
-    step_from,
-    step_name,
-    step_parameters,
+from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.threads import using_threads
+from itkstream.registration.prices import (
+    PROCESS_BYTES,
+    Pair,
+    StepPrice,
+    price_aligned,
+    price_field,
+    price_files,
+    price_reading,
+    price_sampled,
 )
+from itkstream.registration.settings import RegisterSettings
+from itkstream.registration.steps.step import Step
 from itkstream.workers import Resources, free_memory
 
-__all__ = ["Plan", "plan_steps"]
+__all__ = ["Plan", "measure_rates", "plan_steps", "price_steps"]
 
 # Smaller blocks are mostly overlap, and a smaller coarse level shows too little.
 _SMALLEST_BLOCK = 64
 _SMALLEST_COARSE = 1e6
+
+# The blocks that are timed.
+_TIMED_BLOCK = 128
+_WARM_UP_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Plan:
 
     @property
     def settings(self) -> RegisterSettings:
-        """Of the run."""
+        """The settings of the run."""
         return self.pair.settings
 
     @property
@@ -97,7 +111,7 @@ class Plan:
         return self.peak_memory <= self.memory
 
     def memory_of(self, price: StepPrice) -> float:
-        """Peak memory of a process in one step.
+        """Find the peak memory of a process in one step.
 
         Parameters
         ----------
@@ -114,7 +128,7 @@ class Plan:
         return PROCESS_BYTES + price.once + kept + at_once * price.per_block
 
     def seconds_of(self, price: StepPrice) -> float | None:
-        """Time of one step.
+        """Estimate the time of one step.
 
         Parameters
         ----------
@@ -132,7 +146,7 @@ class Plan:
         return price.work * rate / min(price.blocks, max(1, self.workers) * self.threads)
 
     def fewer_threads(self) -> Plan:
-        """The same with fewer blocks at a time, which changes no result.
+        """Compute fewer blocks at a time, which changes no result.
 
         Returns
         -------
@@ -143,7 +157,7 @@ class Plan:
         return next((choice for choice in choices if choice.fits), self)
 
     def fitted(self) -> Plan:
-        """The same with blocks, coarse level and threads that fit the memory.
+        """Choose blocks, coarse level and threads that fit the memory.
 
         All threads are kept busy as long as blocks do not become small; then threads are given up.
 
@@ -190,7 +204,7 @@ class Plan:
         )
 
     def choices(self) -> str:
-        """What `fitted` may have changed, in words.
+        """Say in words what `fitted` may have changed.
 
         Returns
         -------
@@ -198,9 +212,9 @@ class Plan:
             Block sizes, the coarse level and threads.
         """
         named = [
-            f"{type(step).__name__}(blocksize={step.blocksize})"
+            f"{type(step).__name__}(blocksize={step.planned_block})"
             for step in self.steps
-            if isinstance(step, (Deformable, LocalAffines))
+            if step.planned_block is not None
         ]
         return ", ".join(
             [
@@ -219,23 +233,9 @@ def plan_steps(
     settings: RegisterSettings,
     resources: Resources,
 ) -> Plan:
-    """What registering two images needs as it is asked for.
+    """Plan a registration as it is asked for, which may not fit; no voxel is read.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        With the same axes; no voxel is read.
-    steps : sequence of Step
-        Of the registration.
-    settings : RegisterSettings
-        Of the run.
-    resources : Resources
-        Workers and threads, and the memory they may have; default what this machine has free.
-
-    Returns
-    -------
-    Plan
-        It may not fit.
+    Memory that is not given is what this machine has free.
     """
     workers = resources.local_workers or 0
     chunks = fixed.together, moving.together
@@ -246,6 +246,17 @@ def plan_steps(
         workers = resources.max_workers or resources.n_workers or resources.min_workers or 1
         threads = resources.threads_per_worker or 1
     return Plan(pair, tuple(steps), workers, threads, _memory(resources, workers))
+
+
+def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
+    """Price everything `itkstream.register` does, in the order in which it runs."""
+    prices = [price_reading(pair), *(step.price(pair) for step in steps)]
+    if not steps or not steps[-1].finds_field:
+        prices.append(price_sampled(pair))
+    field = steps[-1].field_grid(pair) if steps else pair.half
+    if pair.settings.field_tolerance_vox:
+        prices.append(price_field(pair, field))
+    return (*prices, price_aligned(pair, field), price_files(pair, field))
 
 
 def _memory(resources: Resources, workers: int) -> float:
@@ -262,7 +273,7 @@ def _memory(resources: Resources, workers: int) -> float:
 
 def _choices(plan: Plan) -> Iterator[Plan]:
     """Ever smaller plans: blocks before threads, down to the smallest of both."""
-    blocks = [step.blocksize for step in plan.steps if isinstance(step, Deformable)]
+    blocks = [step.planned_block or 0 for step in plan.steps]
     largest = max([*blocks, plan.settings.blocksize])
     small = [n for n in _halvings(largest, _SMALLEST_BLOCK) if n >= 2 * _SMALLEST_BLOCK]
     coarse = list(_halvings(plan.settings.coarse_voxels, _SMALLEST_COARSE))
@@ -273,7 +284,7 @@ def _choices(plan: Plan) -> Iterator[Plan]:
 
 def _limited(plan: Plan, threads: int, block: int, coarse: float) -> Plan:
     """The plan with no more than that of each."""
-    steps = [_with_blocks(step, block) for step in plan.steps]
+    steps = [step.limited(block) for step in plan.steps]
     settings = replace(
         plan.settings,
         blocksize=min(block, plan.settings.blocksize),
@@ -283,17 +294,76 @@ def _limited(plan: Plan, threads: int, block: int, coarse: float) -> Plan:
     return replace(plan, pair=pair, steps=tuple(steps), threads=threads)
 
 
-def _with_blocks(step: Step, block: int) -> Step:
-    if not isinstance(step, Deformable) or step.blocksize <= block:
-        return step
-    overlap = None if step.overlap is None else min(step.overlap, block // 4)
-    given = step_parameters(step) | {"blocksize": block, "overlap": overlap}
-    return step_from(step_name(step), given)
-
-
 def _halvings(start: float, end: float) -> Iterator[int]:
     """The start, then even halves, not below the end."""
     value = int(start)
     while value >= end:
         yield value
         value = value // 4 * 2
+
+
+def measure_rates(
+    fixed: Image, moving: Image, steps: tuple[Step, ...], blocks: int
+) -> dict[str, float]:
+    """Time a few blocks: seconds per voxel of each kind of work that the steps need, on one thread.
+
+    Blocks are spread evenly over the image, tissue and empty space alike, so that their mean time
+    per voxel is that of all of them. Of two steps with the same kind of work the last is timed.
+    """
+    if blocks < 1:
+        raise InputError(f"probe must be at least 1 block, or 0 for none; got {blocks}")
+    fixed, moving = readable(fixed), readable(moving)
+    size = tuple(min(_TIMED_BLOCK, n) for n in fixed.shape)
+    chosen = _spread(fixed, size, blocks)
+    timed = _works(fixed, moving, steps)
+    with using_threads(1):
+        small = tuple(slice(0, min(_WARM_UP_BLOCK, n)) for n in fixed.shape)
+        # The first call of a compiled function loads or compiles it.
+        _time_block(fixed[small], timed)
+        spent = [_time_block(fixed[block.core], timed) for block in chosen]
+    voxels = sum(int(np.prod(block.core_shape)) for block in chosen)
+    return {kind: sum(times[kind] for times in spent) / voxels for kind in spent[0]}
+
+
+def _works(
+    fixed: Image, moving: Image, steps: tuple[Step, ...]
+) -> dict[str, Callable[[Image], Any]]:
+    """What is done to a block in memory, by the kind of `StepPrice`."""
+    start = _centred(fixed, moving)
+    works: dict[str, Callable[[Image], Any]] = {
+        "warp": lambda block: warp_block(moving, start, block.grid, WarpSettings())
+    }
+    for step in steps:
+        works |= step.works(moving, start)
+    return works
+
+
+def _time_block(part: Image, works: dict[str, Callable[[Image], Any]]) -> dict[str, float]:
+    began = time.perf_counter()
+    block = Image(np.asarray(part.read()), part.grid)
+    spent = {"read": time.perf_counter() - began}
+    for kind, work in works.items():
+        began = time.perf_counter()
+        # A block without texture is refused at once: that is what it costs.
+        with suppress(ItkstreamError):
+            work(block)
+        spent[kind] = time.perf_counter() - began
+    return spent
+
+
+def _spread(fixed: Image, size: tuple[int, ...], count: int) -> list[Block]:
+    """Blocks at equal distances in the order of their numbers."""
+    grid = block_grid(fixed.shape, size, 0)
+    picked = np.unique(np.linspace(0, len(grid) - 1, min(count, len(grid)) + 2)[1:-1].round())
+    places = np.transpose(np.unravel_index(picked.astype(int), grid.numblocks))
+    return [grid[tuple(int(i) for i in place)] for place in places]
+
+
+def _centred(fixed: Image, moving: Image) -> Transform:
+    """The shift that brings the middles of the images together: no affine is known yet."""
+    matrix = np.eye(fixed.ndim + 1)
+    middles = [
+        image.grid.to_physical((np.asarray(image.shape) - 1) / 2) for image in (fixed, moving)
+    ]
+    matrix[:-1, -1] = middles[1] - middles[0]
+    return AffineTransform(matrix)

@@ -1,14 +1,9 @@
-"""One registration: its steps in turn, then field, aligned image, certificate and ITK files.
-
-What an earlier run noted is not done again.
-"""
+"""One registration: its steps in turn, then field, aligned image, certificate and ITK files."""
 
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -27,29 +22,16 @@ from itkstream.geometry import AffineTransform, CompositeTransform, Image, Trans
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import write_transform
+from itkstream.io.transforms.ngff.store import read_transform as read_field_and_affine
 from itkstream.io.transforms.ngff.store import stored_axes
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
-from itkstream.registration.fields import (
-    measure_coarser,
-    store_coarser,
-    store_deformation,
-    store_transform,
-)
-from itkstream.registration.find import run_step
+from itkstream.registration.fields import measure_coarser, store_coarser, store_transform
 from itkstream.registration.folder import ALIGNED, TRANSFORM, RunFolder
-from itkstream.registration.notes import next_from, note_of
-from itkstream.registration.scene import Scene, State, next_state
-from itkstream.registration.steps import (
-    Deformable,
-    IntensityAffine,
-    LocalAffines,
-    RansacAffine,
-    RegisterSettings,
-    Step,
-    step_name,
-    step_parameters,
-)
+from itkstream.registration.journal import Journal, Note, next_from, note_of
+from itkstream.registration.scene import Nothing, Scene, State, next_state
+from itkstream.registration.settings import RegisterSettings
+from itkstream.registration.steps import Step, step_parameters
 
 __all__ = ["Run", "run_keys"]
 
@@ -62,31 +44,13 @@ _BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _FILES = (
     "files",
 )
 
-_TITLES: dict[type[Any], str] = {
-    RansacAffine: "affine",
-    IntensityAffine: "intensity affine",
-    LocalAffines: "piecewise affine",
-    Deformable: "deformation",
-}
-
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
 
 
 class Run:
-    """One registration and what is known about it; what an earlier run noted is not done again.
+    """One registration of a pair, by steps that see a scene; results and notes go to a folder.
 
-    Parameters
-    ----------
-    pair : (Image, Image)
-        Fixed and moving as they were given: masks are for what the steps see, in `scene`.
-    steps : tuple of Step
-        What is done.
-    settings : RegisterSettings
-        What holds for the whole run.
-    scene : Scene
-        What the steps see.
-    folder : RunFolder
-        Where results and notes go.
+    The pair is as it was given; the scene leaves out what masks leave out.
     """
 
     def __init__(
@@ -102,29 +66,20 @@ class Run:
         self.settings = settings
         self.scene = scene
         self.folder = folder
-        self.facts: list[dict[str, Any]] = []
-        self._unnoted: tuple[str, str, dict[str, Any]] | None = None
+        self.journal = Journal(folder, scene.reporter)
+
+    @property
+    def facts(self) -> list[Note]:
+        """What the report says of every part that is done."""
+        return self.journal.facts
 
     def all_steps(
         self, initial: Transform | None, keys: Sequence[str]
     ) -> tuple[CompositeTransform, Image, dict[str, Any]]:
-        """Do all steps, and make field, aligned image and certificate.
+        """Do all steps, from an initial transform, and make field, aligned image and certificate.
 
-        Parameters
-        ----------
-        initial : Transform or None
-            Where to start, from fixed to moving points.
-        keys : sequence of str
-            From `run_keys`.
-
-        Returns
-        -------
-        transform : CompositeTransform
-            From fixed to moving points: a displacement field, then an affine, on disk.
-        aligned : Image
-            The moving image on the fixed grid, on disk.
-        certificate : dict
-            From `itkstream.apply.certificate.certify`.
+        The keys are from `run_keys`. The transform is a displacement field, then an affine; it and
+        the aligned image are on disk.
         """
         state = self.begin(initial, keys[0])
         for number, (step, key) in enumerate(zip(self.steps, keys[1:-1], strict=True), 1):
@@ -133,76 +88,48 @@ class Run:
         return transform, self._align(transform, keys[-1]), self._certify(transform, keys[-1])
 
     def begin(self, initial: Transform | None, key: str) -> State:
-        """Measure how good that is which is known before the first step.
+        """Measure how good that is which is known before the first step."""
 
-        Parameters
-        ----------
-        initial : Transform or None
-            Where to start, from fixed to moving points.
-        key : str
-            Of all that this depends on.
-
-        Returns
-        -------
-        State
-            Before the first step.
-        """
-        note = self._earlier("read", _BEGIN, key)
-        if note is not None:
-            return State(initial, note["facts"]["local_correlation"])
-        with self._step("read") as facts:
+        def measure(facts: Note) -> Note:
             facts["coarse_shapes"] = [image.shape for image in self.scene.coarse]
-            quality = self.scene.correlation(initial or _identity(self.fixed))
-            facts["local_correlation"] = quality
+            facts["local_correlation"] = self.scene.correlation(initial or _identity(self.fixed))
             if initial is not None:
                 facts["initial_affine"] = affine_part(initial).matrix.tolist()
-        # Noted with the first step: a run that finds nothing leaves nothing behind.
-        self._unnoted = (_BEGIN, key, {"facts": facts})
-        return State(initial, quality)
+            return {}
+
+        note = self.journal.once("read", _BEGIN, key, measure, hold=True)
+        return State(initial, note["facts"]["local_correlation"])
 
     def refine(self, state: State, step: Step, number: int, key: str) -> State:
-        """Do one step.
+        """Do one step, the number counted from 1, and find the state after it."""
 
-        Parameters
-        ----------
-        state : State
-            What is known before it.
-        step : Step
-            What to do.
-        number : int
-            Of the step, from 1.
-        key : str
-            Of all that it depends on.
+        def place() -> Location:
+            return self._place(number)
 
-        Returns
-        -------
-        State
-            What is known after it.
-        """
-        title, name = _TITLES[type(step)], str(number)
-        note = self._earlier(title, name, key)
-        if note is not None:
-            if isinstance(step, Deformable):
-                store_deformation(self.scene, state, step, self._place(number))
-            return next_from(note, state, self.scene, self.folder.location)
-        with self._step(title) as facts:
-            finding = run_step(self.scene, state, step, lambda: self._place(number))
-            after, found = next_state(self.scene, state, finding)
-            facts |= found
-        self._note(name, key, note_of(finding, after, facts, self.folder.location))
-        return after
+        def find(facts: Note) -> Note:
+            found = step.find(self.scene, state, place)
+            after, told = next_state(self.scene, state, found)
+            facts |= told
+            if isinstance(found, Nothing) or after is state:
+                return {}
+            return note_of(found, after.quality, self.folder.claim())
+
+        def complete(note: Note) -> Note:
+            step.restore(self.scene, state, place)
+            return note
+
+        note = self.journal.once(step.title, str(number), key, find, again=complete)
+        return next_from(note, state, self.scene, self.folder.claim())
 
     def _stored(self, state: State, key: str) -> CompositeTransform:
-        """What was found, as a displacement field and an affine on disk: what is handed out."""
+        """Store what was found as a displacement field and an affine, as it is handed out."""
         computed = self._computed(state)
         tolerance = self.settings.field_tolerance_vox
         if not tolerance:
             return computed
-        path = self.folder.location / TRANSFORM
-        note = self._earlier("field", _FIELD, key)
-        if note is not None:
-            return store_coarser(self.scene, computed, note["facts"]["factors"], path)
-        with self._step("field") as facts:
+        path = self.folder.claim() / TRANSFORM
+
+        def thin(facts: Note) -> Note:
             coarse = measure_coarser(self.scene, computed, tolerance)
             facts |= _field_facts(coarse, min(self.fixed.spacing), tolerance)
             spacing = " x ".join(f"{s:.3g}" for s in coarse.field.grid.spacing)
@@ -210,96 +137,92 @@ class Run:
                 f"a vector every {spacing} {coarse.field.grid.unit}s, at most "
                 f"{facts['error_vox']:.2g} voxels from what was computed"
             )
-            transform = store_coarser(self.scene, computed, coarse.factors, path)
-        self._note(_FIELD, key, {"facts": facts})
-        return transform
+            store_coarser(self.scene, computed, coarse.factors, path)
+            return {}
+
+        def complete(note: Note) -> Note:
+            store_coarser(self.scene, computed, note["facts"]["factors"], path)
+            return note
+
+        self.journal.once("field", _FIELD, key, thin, again=complete)
+        return read_field_and_affine(path, self.fixed.grid.axes)
 
     def _computed(self, state: State) -> CompositeTransform:
-        """What was found, as a displacement field and an affine on disk, as it was computed."""
+        """Store what was found as a displacement field and an affine, as it was computed."""
         found = state.transform or _identity(self.fixed)
-        if self.steps and isinstance(self.steps[-1], Deformable):
+        if self.steps and self.steps[-1].finds_field:
             assert isinstance(found, CompositeTransform)
             return found
-        path = self.folder.location / TRANSFORM
+        path = self.folder.claim() / TRANSFORM
         if self.settings.field_tolerance_vox:
             path = self.folder.place(_FIELD)
         return store_transform(self.scene, found, path, self.settings.blocksize)
 
     def _align(self, transform: Transform, key: str) -> Image:
-        """The moving image on the fixed grid, multiscale."""
-        path = self.folder.location / ALIGNED
-        title = "aligned image"
-        note = self._earlier(title, _ALIGNED, key)
-        if note is not None:
-            facts = note["facts"]
+        """Resample the moving image on the fixed grid, multiscale."""
+        path = self.folder.claim() / ALIGNED
+
+        def resample(facts: Note) -> Note:
+            facts["background"] = self._warp_settings.background
             self._store_aligned(transform, path)
-        else:
-            with self._step(title) as facts:
-                facts["background"] = self._warp_settings.background
-                self._store_aligned(transform, path)
-                compute_pyramid(path, resources=self.scene.resources)
-        # Blocks are noted of the finest level only; the others are as they were if all files are.
-        if note is not None and note["files"] != path.fingerprint():
             compute_pyramid(path, resources=self.scene.resources)
-        self._note(_ALIGNED, key, {"facts": facts, "files": path.fingerprint()})
+            return {"files": path.fingerprint()}
+
+        def complete(note: Note) -> Note:
+            self._store_aligned(transform, path)
+            # Blocks are noted of the finest level only; the others are as they were if all files
+            # are.
+            if note["files"] != path.fingerprint():
+                compute_pyramid(path, resources=self.scene.resources)
+            return {**note, "files": path.fingerprint()}
+
+        self.journal.once("aligned image", _ALIGNED, key, resample, again=complete)
         grid = self.fixed.grid
         return open_image(path, axes=stored_axes(grid)).reorder(grid.axes)
 
     def _certify(self, transform: CompositeTransform, key: str) -> dict[str, Any]:
-        """Whether the transform is sound, and where it folds if it does."""
-        note = self._earlier("certificate", _CERTIFICATE, key)
-        if note is not None:
-            found: dict[str, Any] = note["certificate"]
-            return found
-        with self._step("certificate") as facts:
-            name = str(self.folder.location.settled)
+        """Find out whether the transform is sound, and where it folds if it does."""
+
+        def inspect(facts: Note) -> Note:
+            name = str(self.folder.claim().settled)
             found = certify(transform, name=name, resources=self.scene.resources)
             facts["passed"] = found["passed"]
             self.scene.reporter.note(
                 "; ".join(found["failures"]) or "no folds, and the inverse leads back"
             )
-        self._note(_CERTIFICATE, key, {"facts": facts, "certificate": found})
+            return {"certificate": found}
+
+        note = self.journal.once("certificate", _CERTIFICATE, key, inspect)
+        found: dict[str, Any] = note["certificate"]
         return found
 
     def export(self, transform: CompositeTransform, key: str, unit: str) -> None:
-        """Write the transform as ITK files, each read back and compared.
+        """Write the transform as ITK files in some unit, each read back and compared.
 
-        Parameters
-        ----------
-        transform : CompositeTransform
-            From `all_steps`.
-        key : str
-            The last of `run_keys`.
-        unit : str
-            Unit of the numbers in the files.
-
-        Raises
-        ------
-        RegistrationError
-            Where a file maps points elsewhere.
+        The key is the last of `run_keys`. Raises a `RegistrationError` where a file maps points
+        elsewhere.
         """
-        folder, key = self.folder.location / "itk", f"{key} {unit}"
+        folder = self.folder.claim() / "itk"
         files: dict[str, Transform] = {
             "affine.tfm": affine_part(transform),
             "composite.h5": transform,
         }
-        if self._stamps(folder, files) == (self.folder.recall(_FILES, key) or {}).get("files"):
-            self._earlier("ITK files", _FILES, key)
-            return
-        with self._step("ITK files") as facts:
+
+        def write(facts: Note) -> Note:
             facts["unit"] = unit
             folder.make_folder()
             folder.remove_partial_files(*files)
             for name, meant in files.items():
                 facts[name] = {"largest_error_vox": self._write(folder / name, meant, unit)}
-        self._note(_FILES, key, {"facts": facts, "files": self._stamps(folder, files)})
+            return {"files": _stamps(folder, files)}
 
-    def _stamps(self, folder: Location, names: Iterable[str]) -> dict[str, str | None]:
-        """What tells whether files are as they were written; None for one that is not there."""
-        places = {name: folder / name for name in names}
-        return {n: p.fingerprint() if p.is_file() else None for n, p in places.items()}
+        def holds(note: Note) -> bool:
+            return _stamps(folder, files) == note["files"]
+
+        self.journal.once("ITK files", _FILES, f"{key} {unit}", write, holds=holds)
 
     def _write(self, path: Location, meant: Transform, unit: str) -> float:
+        """Write a transform file, and find how many moving voxels off it is."""
         axes = self.fixed.grid.axes
         error = write_transform(path, meant, axes, unit=unit, overwrite=True)
         voxels = error / min(self.moving.spacing)
@@ -316,6 +239,7 @@ class Run:
         return WarpSettings(background=self.settings.background).for_image(self.moving)
 
     def _store_aligned(self, transform: Transform, path: Location) -> None:
+        """Write the finest level of the aligned image, or finish one that was begun."""
         size = self.settings.blocksize
         blocksize = (size,) * self.fixed.ndim
         settings = self._warp_settings
@@ -330,14 +254,8 @@ class Run:
         store(stored, target, self.scene.resources, self.scene.reporter.blocks)
 
     def report(self) -> dict[str, Any]:
-        """Say what was done, with which parameters and versions.
-
-        Returns
-        -------
-        dict
-            What registration.json holds, but for the arguments and the certificate.
-        """
-        steps = [{step_name(step): step_parameters(step)} for step in self.steps]
+        """Say what was done, with which parameters and versions, as registration.json holds it."""
+        steps = [{step.name: step_parameters(step)} for step in self.steps]
         return {
             "itkstream": version("itkstream"),
             "versions": {
@@ -351,39 +269,10 @@ class Run:
         }
 
     def _place(self, number: int) -> Location:
-        """Where the field of a deformation goes: the last one may be the result."""
+        """Name the store of a step's field: the last one may be the result."""
         if _is_result(number, self.steps, self.settings):
-            return self.folder.location / TRANSFORM
+            return self.folder.claim() / TRANSFORM
         return self.folder.place(str(number))
-
-    def _earlier(self, title: str, name: str, key: str) -> dict[str, Any] | None:
-        """What an earlier run noted of a step, told as if it were done now."""
-        note = self.folder.recall(name, key)
-        if note is not None:
-            self.scene.reporter.step(title)
-            self.scene.reporter.note("done by an earlier run")
-            self.facts.append(note["facts"])
-        return note
-
-    def _note(self, name: str, key: str, note: dict[str, Any]) -> None:
-        if self._unnoted:
-            self.folder.note(*self._unnoted)
-            self._unnoted = None
-        self.folder.note(name, key, note)
-
-    @contextmanager
-    def _step(self, title: str) -> Iterator[dict[str, Any]]:
-        reporter = self.scene.reporter
-        reporter.step(title)
-        facts: dict[str, Any] = {"name": title}
-        began = time.perf_counter()
-        yield facts
-        facts["seconds"] = round(time.perf_counter() - began, 3)
-        self.facts.append(facts)
-        if "local_correlation" in facts:
-            reporter.note(f"local correlation {facts['local_correlation']:.4f}")
-        if "dropped" in facts:
-            reporter.note(f"left out: {facts['dropped']}")
 
 
 def run_keys(
@@ -392,34 +281,27 @@ def run_keys(
     steps: tuple[Step, ...],
     settings: RegisterSettings,
 ) -> list[str]:
-    """What the beginning, every step and the results depend on, all before it included.
+    """Name what the beginning, every step and the results depend on, all before it included.
 
-    Parameters
-    ----------
-    seen : (Image, Image)
-        Fixed and moving, masked.
-    initial : Transform or None
-        Where to start.
-    steps : tuple of Step
-        What is done.
-    settings : RegisterSettings
-        What holds for the whole run.
-
-    Returns
-    -------
-    list of str
-        The key of the beginning, one of each step, and that of all results.
+    The images are masked. There is a key of the beginning, one of each step, and that of all
+    results.
     """
     keys = [tokenize(code_version(), seen, initial, settings.coarse_voxels)]
     for number, step in enumerate(steps, 1):
         result = _is_result(number, steps, settings)
-        keys.append(tokenize(keys[-1], step_name(step), step_parameters(step), result))
+        keys.append(tokenize(keys[-1], step.name, step_parameters(step), result))
     return [*keys, tokenize(keys[-1], settings)]
 
 
 def _is_result(number: int, steps: tuple[Step, ...], settings: RegisterSettings) -> bool:
-    """Whether what a deformation stores is handed out as it is."""
+    """Whether the field of a step is handed out as it is."""
     return number == len(steps) and not settings.field_tolerance_vox
+
+
+def _stamps(folder: Location, names: Iterable[str]) -> dict[str, str | None]:
+    """What tells that files are as they were written; None for one that is not there."""
+    places = {name: folder / name for name in names}
+    return {n: p.fingerprint() if p.is_file() else None for n, p in places.items()}
 
 
 def _field_facts(coarse: CoarseField, voxel: float, tolerance: float) -> dict[str, Any]:

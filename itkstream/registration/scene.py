@@ -10,36 +10,53 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.levels import factors_to_fit
 from itkstream.compute.execute import compute
 from itkstream.errors import RegistrationError
-from itkstream.geometry import DisplacementField, Grid, Image, Transform, compose, steps_of
+from itkstream.geometry import (
+    BlockGrid,
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+    compose,
+    steps_of,
+)
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
-from itkstream.registration.levels import make_level
 from itkstream.workers import Resources
 
-__all__ = ["Finding", "LogReporter", "Radii", "Reporter", "Scene", "State", "next_state"]
+__all__ = [
+    "BlockScene",
+    "Finding",
+    "LogReporter",
+    "Nothing",
+    "Radii",
+    "Reporter",
+    "Scene",
+    "Start",
+    "State",
+    "next_state",
+]
 
 logger = logging.getLogger(__name__)
 
-
-Radii = tuple[float, float]
+Radii: TypeAlias = tuple[float, float]
 """Least and greatest radius of blobs, in voxels of the coarse level."""
 
+Start: TypeAlias = Transform | Delayed | None
+"""A transform to start from, which may still have to be computed; None for the identity."""
 
 # Voxels per axis of the level in which a task judges a transform.
 _JUDGED_BLOCK = 64
-
-
-_WORSE = "it lowered the local correlation"
 
 
 class Reporter(Protocol):
@@ -59,52 +76,24 @@ class LogReporter:
     """A `Reporter` that writes to the log."""
 
     def step(self, title: str) -> None:
-        """Log that a step begins.
-
-        Parameters
-        ----------
-        title : str
-            Of the step.
-        """
+        """Log that a step begins."""
         logger.info("%s", title)
 
     def blocks(self, done: int, total: int) -> None:
-        """Log a block that is done.
-
-        Parameters
-        ----------
-        done, total : int
-            Blocks of the step that are done, and in all.
-        """
+        """Log a block that is done."""
         logger.debug("block %d of %d", done, total)
 
     def note(self, text: str) -> None:
-        """Log a result.
-
-        Parameters
-        ----------
-        text : str
-            Worth a line.
-        """
+        """Log a result."""
         logger.info("%s", text)
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What all steps see.
+    """Two images on one set of axes, in µm, NaN where voxels do not count, and who computes.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        With the same axes, in micrometers; voxels that do not count are NaN.
-    coarse_voxels : float
-        Most voxels of a level that is held in memory and solved as a whole.
-    resources : Resources
-        Workers and threads.
-    reporter : Reporter
-        Told of progress and results.
-    makers : (callable, callable), optional
-        Give the levels of both images; default they are averaged into memory.
+    `coarse_voxels` is the most a level may have that is held in memory and solved as a whole;
+    `level_makers` give these levels.
     """
 
     fixed: Image
@@ -112,15 +101,13 @@ class Scene:
     coarse_voxels: float
     resources: Resources
     reporter: Reporter
-    makers: tuple[Callable[[], Image], Callable[[], Image]] | None = None
+    level_makers: tuple[Callable[[], Image], Callable[[], Image]]
 
     @cached_property
     def levels(self) -> tuple[Image, Image]:
         """Both images at a resolution that fits in memory, made when first asked for."""
-        if self.makers:
-            return self.makers[0](), self.makers[1]()
-        how = self.coarse_voxels, self.resources, self.reporter.blocks
-        return make_level(self.fixed, *how), make_level(self.moving, *how)
+        fixed, moving = self.level_makers
+        return fixed(), moving()
 
     @cached_property
     def coarse(self) -> tuple[Image, Image]:
@@ -150,38 +137,16 @@ class Scene:
 
     @cached_property
     def tissue(self) -> NDArray[np.bool_]:
-        """Where the coarse fixed image shows tissue."""
+        """A mask of the coarse fixed image, true where it shows tissue."""
         return tissue_mask(self.coarse[0].read())
 
     def correlation(self, transform: Transform) -> float:
-        """How well a transform aligns the coarse images.
-
-        Parameters
-        ----------
-        transform : Transform
-            From fixed to moving points.
-
-        Returns
-        -------
-        float
-            Mean squared local correlation over the tissue.
-        """
+        """Measure the mean squared local correlation of the coarse images over the tissue."""
         aligned = self.aligned(transform).read()
         return local_correlation_in_tissue(self.coarse[0].read(), aligned, self.tissue)
 
     def aligned(self, transform: Transform) -> Image:
-        """The coarse moving image on the coarse fixed one.
-
-        Parameters
-        ----------
-        transform : Transform
-            From fixed to moving points.
-
-        Returns
-        -------
-        Image
-            In memory; NaN where there is no moving image.
-        """
+        """Resample the coarse moving image on the coarse fixed one; NaN where there is none."""
         fixed, moving = self.coarse
         settings = WarpSettings(background=np.nan, dtype=np.float32)
         if _largest_field(transform) > 2 * fixed.grid.size:
@@ -193,17 +158,24 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
-    """What is known before a step.
+class BlockScene:
+    """Two images and the blocks of the fixed one, in all of which a step is done.
 
-    Parameters
-    ----------
-    transform : Transform or None
-        From fixed to moving points; None where nothing is known yet.
-    quality : float
-        Local correlation of the coarse images through it.
-    radii : (float, float), optional
-        Of the blobs by which an affine was found.
+    `coarse_voxels` is the most a level may have that is solved as a whole, 0 for none.
+    """
+
+    fixed: Image
+    moving: Image
+    blocks: BlockGrid
+    coarse_voxels: float
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The transform known before a step, from fixed to moving points, if there is one.
+
+    `quality` is the local correlation of the coarse images through it; `radii` are those of the
+    blobs by which an affine was found.
     """
 
     transform: Transform | None
@@ -212,103 +184,54 @@ class State:
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
-    """What a step found.
+class Nothing:
+    """Why a step found nothing, and facts for the report."""
 
-    Parameters
-    ----------
-    change : Transform or None
-        What acts before the transform known so far; None where nothing was found.
-    facts : dict
-        For the report: numbers, strings and lists.
-    reason : str
-        Why nothing was found.
-    radii : (float, float), optional
-        Of the blobs that gave most matches.
-    required : bool
-        Whether it is kept whatever the local correlation says.
-    whole : bool
-        Whether the change includes the transform known so far and takes its place.
-    place : Location, optional
-        Where the change is stored, if it is not made of matrices.
+    reason: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A change that a step found, and facts for the report: numbers, strings and lists.
+
+    The change acts before the transform known so far or, where it is `whole`, includes it and takes
+    its place. It is stored at `place`, unless it is made of matrices. What is `required` is kept
+    whatever the local correlation says. `radii` are those of the blobs that gave most matches.
     """
 
-    change: Transform | None
+    change: Transform
     facts: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
     radii: Radii | None = None
     required: bool = False
     whole: bool = False
     place: Location | None = None
 
     def after(self, state: State, quality: float) -> State:
-        """What is known once the finding is kept.
-
-        Parameters
-        ----------
-        state : State
-            What was known before.
-        quality : float
-            Local correlation through the new transform.
-
-        Returns
-        -------
-        State
-            What is known now.
-        """
+        """Join it to what was known; `quality` is the local correlation through both."""
         return State(self.transform(state), quality, self.radii or state.radii)
 
     def transform(self, state: State) -> Transform:
-        """The change and what was known before, together.
-
-        Parameters
-        ----------
-        state : State
-            What was known before.
-
-        Returns
-        -------
-        Transform
-            From fixed to moving points.
-
-        Raises
-        ------
-        RegistrationError
-            Where nothing was found.
-        """
-        if self.change is None:
-            raise RegistrationError(f"there is nothing to keep: {self.reason}")
+        """Compose it with the transform that was known."""
         if self.whole or state.transform is None:
             return self.change
         return compose(self.change, state.transform)
 
 
-def next_state(scene: Scene, state: State, finding: Finding) -> tuple[State, dict[str, Any]]:
-    """Keep what a step found if it aligns the images better, or must be kept.
+def next_state(
+    scene: Scene, state: State, found: Finding | Nothing
+) -> tuple[State, dict[str, Any]]:
+    """Keep what a step found if it aligns the images better, or is required.
 
-    Parameters
-    ----------
-    scene : Scene
-        Images.
-    state : State
-        What was known before.
-    finding : Finding
-        Of the step.
-
-    Returns
-    -------
-    state : State
-        What is known now.
-    facts : dict
-        For the report, with ``local_correlation``, and the reason under ``dropped``.
+    The facts for the report hold ``local_correlation``, or the reason under ``dropped``.
     """
-    if finding.change is None:
-        return state, {**finding.facts, "dropped": finding.reason}
-    quality = scene.correlation(finding.transform(state))
-    facts = {**finding.facts, "local_correlation": quality}
-    if quality <= state.quality and not finding.required:
-        return state, {**facts, "dropped": _WORSE}
-    return finding.after(state, quality), facts
+    if isinstance(found, Nothing):
+        return state, {**found.facts, "dropped": found.reason}
+    quality = scene.correlation(found.transform(state))
+    facts = {**found.facts, "local_correlation": quality}
+    if quality <= state.quality and not found.required:
+        return state, {**facts, "dropped": "it lowered the local correlation"}
+    return found.after(state, quality), facts
 
 
 def _largest_field(transform: Transform) -> int:

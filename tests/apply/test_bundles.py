@@ -25,7 +25,7 @@ from itkstream.io import create_ome_zarr, write_pyramid
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.io.transforms.ngff.inverses import read_error_map
 from itkstream.napari_reader import get_reader, read_layers
-from itkstream.registration.report import registered_images
+from itkstream.registration.folder import registered_images
 
 FIXED = Grid((48, 64, 80), (2.0, 1.0, 1.0), (5.0, -7.0, 3.0), axes=("z", "y", "x"))
 MOVING = Grid((50, 70, 82), (2.0, 1.0, 1.0), (4.0, -9.0, 2.0), axes=("z", "y", "x"))

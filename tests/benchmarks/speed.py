@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import processes
 import SimpleITK as sitk
 import zarr
+from attrs import evolve
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -176,7 +177,7 @@ def time_scaling(sizes: Sizes) -> list[Row]:
     list of dict
         The last row has the exponents of time against voxels, of the clock and of the processors.
     """
-    settings = replace(PIPELINE_DEFAULTS.for_voxels(SPACING), tolerance=0.0)
+    settings = evolve(PIPELINE_DEFAULTS.for_voxels(SPACING), tolerance=0.0)
     _warm_up(settings)
     rows: list[Row] = []
     for megavoxels in sizes.megavoxels:

@@ -30,7 +30,7 @@ from itkstream.io.transforms.files import write_transform
 from itkstream.napari_reader import read_layers
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.registration.report import registered_images
+from itkstream.registration.folder import registered_images
 from itkstream.workers import Resources
 
 PAIR = ("register", "fix.n5/s0", "mov.n5/s0")

@@ -268,7 +268,7 @@ def test_a_registration_folder(tmp_path: Path) -> None:
             with pytest.raises(BusyOutputError), RunFolder(out, ("a", "b"), True).locked():
                 pass
             if done:
-                (folder.location / REPORT).write_bytes(b"new")
+                (folder.claim() / REPORT).write_bytes(b"new")
                 assert folder.finish() == Location.parse(out)
                 with pytest.raises(BusyOutputError), RunFolder(out, ("a", "b"), True).locked():
                     pass

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from attrs import evolve
 
 from itkstream.blocks.masks import masked
 from itkstream.errors import InputError, RegistrationError
@@ -312,7 +313,7 @@ def test_a_block_that_starts_from_a_field_returns_the_whole(pair: PhantomPair) -
     true = affine.inverse().apply(pair.truth(p)) - p
     begun = DisplacementField(true.astype(np.float32), pair.fixed.grid)
     start = CompositeTransform((begun, affine))
-    estimate = deform_block(pair.fixed, pair.moving, start, replace(SETTINGS, iterations=(0, 0)))
+    estimate = deform_block(pair.fixed, pair.moving, start, evolve(SETTINGS, iterations=(0, 0)))
     # With no iteration nothing is added: only the field's own passage through coarser nodes.
     middle = (slice(4, -4),) * 3
     assert np.abs(estimate.displacement - true)[middle].max() < 0.1

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 
 from itkstream.geometry import AffineTransform
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import register
-from itkstream.registration.find import run_step
-from itkstream.registration.scene import Finding, LogReporter, Scene, State
+from itkstream.registration.scene import Finding, LogReporter, Nothing, Scene, State
 from itkstream.registration.steps import (
     Deformable,
     LocalAffines,
@@ -43,15 +42,16 @@ LOCAL_CHANGES = {**MATCHING_CHANGES, "radii": (3, 6), "blocksize": 32, "overlap"
 
 @pytest.fixture(scope="module")
 def scene(pair: PhantomPair) -> Scene:
-    return Scene(pair.fixed, pair.moving, 20e6, Resources(), LogReporter())
+    levels = (lambda: pair.fixed, lambda: pair.moving)
+    return Scene(pair.fixed, pair.moving, 20e6, Resources(), LogReporter(), levels)
 
 
-def found(scene: Scene, step: Step, start: AffineTransform | None = None) -> Finding:
-    return run_step(scene, State(start, 0.0), step, lambda: pytest.fail("nothing is stored"))
+def found(scene: Scene, step: Step, start: AffineTransform | None = None) -> Finding | Nothing:
+    return step.find(scene, State(start, 0.0), lambda: pytest.fail("nothing is stored"))
 
 
-def moved(finding: Finding, pair: PhantomPair) -> np.ndarray[Any, Any]:
-    assert finding.change is not None, finding.reason
+def moved(finding: Finding | Nothing, pair: PhantomPair) -> np.ndarray[Any, Any]:
+    assert isinstance(finding, Finding), finding.reason
     return finding.change.apply(pair.fixed.grid.positions()[::6, ::6, ::6])
 
 
@@ -76,7 +76,7 @@ def many_affines(scene: Scene, pair: PhantomPair, rough: AffineTransform) -> np.
 def test_each_parameter_of_an_affine_acts(
     scene: Scene, pair: PhantomPair, one_affine: np.ndarray[Any, Any], name: str
 ) -> None:
-    other = moved(found(scene, replace(RANSAC, **{name: RANSAC_CHANGES[name]})), pair)
+    other = moved(found(scene, RANSAC.evolve(**{name: RANSAC_CHANGES[name]})), pair)
     assert not np.array_equal(other, one_affine)
 
 
@@ -85,22 +85,22 @@ def test_each_parameter_of_local_affines_acts(
     scene: Scene, pair: PhantomPair, rough: AffineTransform,
     many_affines: np.ndarray[Any, Any], name: str,
 ) -> None:  # fmt: skip
-    other = moved(found(scene, replace(LOCAL, **{name: LOCAL_CHANGES[name]}), rough), pair)
+    other = moved(found(scene, LOCAL.evolve(**{name: LOCAL_CHANGES[name]}), rough), pair)
     assert not np.array_equal(other, many_affines)
 
 
 @pytest.mark.parametrize("step", [RANSAC, LOCAL])
 def test_seeds_act(scene: Scene, pair: PhantomPair, rough: AffineTransform, step: Step) -> None:
     # Where an affine is clear, every seed finds it; so tight a threshold leaves it open.
-    unclear = replace(step, align_threshold=0.2)
+    unclear = step.evolve(align_threshold=0.2)
     start = rough if step is LOCAL else None
-    one, other = (moved(found(scene, replace(unclear, seed=n), start), pair) for n in (0, 1))
+    one, other = (moved(found(scene, unclear.evolve(seed=n), start), pair) for n in (0, 1))
     assert not np.array_equal(one, other)
 
 
 def test_no_parameter_is_left_out() -> None:
     for step, changes in ((RANSAC, RANSAC_CHANGES), (LOCAL, LOCAL_CHANGES)):
-        assert {field.name for field in fields(step)} == {*changes, "seed"}
+        assert {field.name for field in attrs.fields(type(step))} == {*changes, "seed"}
 
 
 def test_blocks_and_overlaps_act_in_a_whole_run(
@@ -120,4 +120,4 @@ def test_blocks_and_overlaps_act_in_a_whole_run(
     # Half the voxels of the image: a deformation is found block by block.
     half = pair.fixed.grid.size / 2
     assert len({run(Deformable(**parameters), half) for parameters in bends}) == len(bends)
-    assert run(LOCAL) != run(replace(LOCAL, overlap=8))
+    assert run(LOCAL) != run(LOCAL.evolve(overlap=8))

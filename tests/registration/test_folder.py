@@ -167,7 +167,7 @@ def test_overwriting_keeps_the_lock(tmp_path: Path) -> None:
     again = folder(out, overwrite=True)
     with again.locked():
         again.settle("new")
-        assert str(again.location) == str(out)
+        assert str(again.claim()) == str(out)
         assert not (out / "old.txt").exists()
         with pytest.raises(BusyOutputError), folder(out, overwrite=True).locked():
             pass

@@ -264,7 +264,9 @@ def test_a_field_larger_than_the_level_is_judged_by_the_workers(
     """Block by block, as well as at once: the calling process would read all of the field."""
     monkeypatch.setattr("itkstream.registration.scene._JUDGED_BLOCK", 8)
     phases = Phases()
-    scene = Scene(pair.fixed, pair.moving, pair.fixed.grid.size / 64, Resources(), phases)
+    voxels, given = pair.fixed.grid.size / 64, (pair.fixed, pair.moving)
+    levels = [partial(make_level, i, voxels, Resources(), phases.blocks) for i in given]
+    scene = Scene(*given, voxels, Resources(), phases, (levels[0], levels[1]))
     rng = np.random.default_rng(0)
     vectors = rng.normal(0, 0.1, (*pair.fixed.shape, 3)).astype(np.float32)
     field = DisplacementField(vectors, pair.fixed.grid)

@@ -3,22 +3,32 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
+from attrs import frozen
 
+from itkstream.align import prepare_piecewise_align
 from itkstream.errors import InputError
+from itkstream.geometry import AffineTransform
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.itk.settings import DemonsSettings, IntensitySettings
+from itkstream.pipelines import plan, register
+from itkstream.registration.config import Config, read_config, to_yaml
+from itkstream.registration.scene import Finding
 from itkstream.registration.steps import (
     DEFAULT_STEPS,
     Deformable,
     IntensityAffine,
     LocalAffines,
     RansacAffine,
+    RegisterSettings,
+    Step,
     checked_steps,
     step_from,
     step_name,
     step_parameters,
 )
+from itkstream.registration.steps.registry import KINDS
 
 CHANGED = [
     RansacAffine(radii=((2, 6), (3, 9)), match_threshold=0.5, model="rigid", max_distance=9.0),
@@ -169,3 +179,48 @@ def test_unknown_names_come_with_the_nearest_known_one(name, parameters, hint):
 def test_what_is_no_list_of_steps_is_refused(steps):
     with pytest.raises(InputError, match="step"):
         checked_steps(steps)
+
+
+@frozen
+class Shift(Step):
+    """A fifth kind: it shifts the moving image along the first axis."""
+
+    name, title = "shift", "shift"
+    by: float = 0.0
+
+    def find(self, scene, state, place):
+        matrix = np.eye(scene.fixed.ndim + 1)
+        matrix[0, -1] = self.by
+        return Finding(AffineTransform(matrix), required=True)
+
+
+def test_a_fifth_kind_is_one_module_and_one_line(monkeypatch, tmp_path, pair):
+    """It runs, is noted, is written to files and read again, and is planned."""
+    monkeypatch.setitem(KINDS, Shift.name, Shift)
+    start = np.array(pair.truth.matrix)
+    steps, settings = [Shift(0.5)], RegisterSettings(blocksize=32)
+    config = Config(tuple(steps), settings)
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config))
+    assert read_config(file) == config
+    with pytest.raises(InputError, match=r"unknown parameter of shift 'bye'; did you mean 'by'"):
+        step_from("shift", {"bye": 1.0})
+    assert [price.name for price in plan(pair.fixed, pair.moving, steps).prices][1] == "shift"
+    for _ in range(2):
+        done = register(
+            pair.fixed, pair.moving, tmp_path / "out", steps, settings, initial_transform=start
+        )
+        expected = AffineTransform(start).apply((20.5, 20.0, 20.0))
+        np.testing.assert_allclose(done.transform.apply((20.0,) * 3), expected, atol=1e-4)
+    assert done.report["settings"]["steps"] == [{"shift": {"by": 0.5}}]
+    with pytest.raises(InputError, match="a Shift cannot be done block by block"):
+        prepare_piecewise_align(pair.fixed, pair.moving, None, None, steps, (32, 32, 32))
+
+
+def test_a_step_evolves_as_it_is_made():
+    assert Deformable("demons", burst=3).evolve(blocksize=64) == Deformable(
+        "demons", blocksize=64, burst=3
+    )
+    assert IntensityAffine(step=2.0).evolve(step=None) == IntensityAffine()
+    with pytest.raises(InputError, match="seed must be a whole number"):
+        RansacAffine().evolve(seed=-1)

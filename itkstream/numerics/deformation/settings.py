@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeAlias
 
+import attrs
 import numpy as np
+from attrs import Attribute, Converter, frozen
 
 from itkstream.errors import InputError
 from itkstream.numerics.deformation.kernels import SmoothingKernel
+from itkstream.numerics.parameters import (
+    Settings,
+    at_least,
+    check,
+    each_level,
+    finite,
+    length_or_none,
+    levels,
+    one_of,
+    per_level,
+    per_level_field,
+    scale_each,
+    scale_one,
+)
 from itkstream.numerics.sampling.folds import MINIMUM_JACOBIAN
 
-__all__ = ["PIPELINE_DEFAULTS", "DescentSettings", "LevelSettings"]
+__all__ = ["PIPELINE_DEFAULTS", "DescentSettings", "LevelSettings", "kernels", "node_strides"]
 
-Abcd = tuple[float, float, float, float]
-
-Settings = TypeVar("Settings")
+Abcd: TypeAlias = tuple[float, float, float, float]
+Update = Literal["newton", "gradient"]
 
 
 @dataclass(frozen=True)
 class LevelSettings:
-    """The part of `DescentSettings` that differs from level to level.
-
-    Parameters
-    ----------
-    cc_radius : int
-        As in `DescentSettings`, and so are the others without a word here.
-    gradient_smoothing, field_smoothing : SmoothingKernel
-        Operators for the force and for the displacement.
-    iterations, shrink_factor : int
-        Of this level.
-    smooth_sigma : float
-        Gaussian before shrinking, micrometres.
-    node_stride : int
-        Of this level.
-    """
+    """What `DescentSettings` says of one level."""
 
     cc_radius: int
     gradient_smoothing: SmoothingKernel
@@ -47,8 +48,58 @@ class LevelSettings:
     node_stride: int
 
 
-@dataclass(frozen=True)
-class DescentSettings:
+def _kernels_per_level(name: str, values: Any, count: int) -> tuple[Abcd, ...]:
+    """One checked (a, b, c, d) per level, out of one for each or one for all."""
+    if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)) or not len(values):
+        raise InputError(f"{name} must be four numbers (a, b, c, d); got {values!r}")
+    given = (tuple(values),) * count if np.ndim(values[0]) == 0 else tuple(values)
+    if len(given) != count or any(np.shape(k) != (4,) for k in given):
+        raise InputError(
+            f"{name} must be four numbers (a, b, c, d), or {count} such, one per level; "
+            f"got {values!r}"
+        )
+    try:
+        checked = [SmoothingKernel(*map(float, k)) for k in given]
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: {error}") from error
+    return tuple((k.a, k.b, k.c, k.d) for k in checked)
+
+
+def _scaled_kernels(values: tuple[Abcd, ...], length: float) -> tuple[Abcd, ...]:
+    """The operators for spacings `length` times as large."""
+    scaled = [SmoothingKernel(*k).scaled(length) for k in values]
+    return tuple((k.a, k.b, k.c, k.d) for k in scaled)
+
+
+def kernels(default: Any) -> Any:
+    """A field for (a, b, c, d) of a smoothing operator per level, or one for all levels."""
+
+    def convert(values: Any, settings: Any, field: Attribute[Any]) -> tuple[Abcd, ...]:
+        return _kernels_per_level(field.name, values, len(settings.shrink_factors))
+
+    return per_level_field(
+        default, Converter(convert, takes_self=True, takes_field=True), _scaled_kernels
+    )
+
+
+def node_strides(default: Any) -> Any:
+    """A field for voxels per node; None: 4 at full resolution and 2 on shrunk levels."""
+
+    def convert(values: Any, settings: Any, field: Attribute[Any]) -> tuple[int, ...]:
+        shrinks = settings.shrink_factors
+        if values is None:
+            values = [4 if factor == 1 else 2 for factor in shrinks]
+        given = (values,) * len(shrinks) if finite(values) else values
+        return per_level(field.name, given, len(shrinks), 1, int)
+
+    return per_level_field(default, Converter(convert, takes_self=True, takes_field=True))
+
+
+minimum_jacobian = check(lambda v: finite(v) and 0 <= v < 1, "be at least 0 and below 1")
+
+
+@frozen(kw_only=True)
+class DescentSettings(Settings):
     """Parameters of `descend`; every value is checked once, here.
 
     Lengths are in micrometres (the unit of the fixed grid) and areas in its square: the same
@@ -101,222 +152,58 @@ class DescentSettings:
         For an invalid value; the message names it.
     """
 
-    cc_radius: int | Sequence[int] = 12
-    gradient_smoothing: Abcd | Sequence[Abcd] = (3.0, 0.0, 1.0, 2.0)
-    field_smoothing: Abcd | Sequence[Abcd] = (0.5, 0.0, 1.0, 6.0)
-    iterations: Sequence[int] = (200, 100)
-    shrink_factors: Sequence[int] = (2, 1)
-    smooth_sigmas: Sequence[float] = (4.0, 2.0)
-    step: float | None = None
-    update: Literal["newton", "gradient"] = "newton"
-    node_stride: int | Sequence[int] | None = None
-    isotropic: bool = False
-    damping: float = 0.05
-    tolerance: float = 1e-5
-    minimum_jacobian: float = MINIMUM_JACOBIAN
+    shrink_factors: tuple[int, ...] = levels((2, 1))
+    cc_radius: tuple[int, ...] = each_level(12, int, 1, shared=True)
+    gradient_smoothing: tuple[Abcd, ...] = kernels((3.0, 0.0, 1.0, 2.0))
+    field_smoothing: tuple[Abcd, ...] = kernels((0.5, 0.0, 1.0, 6.0))
+    iterations: tuple[int, ...] = each_level((200, 100), int, 0)
+    smooth_sigmas: tuple[float, ...] = each_level((4.0, 2.0), float, 0, scale=scale_each)
+    step: float | None = attrs.field(
+        default=None, validator=length_or_none, metadata={"scale": scale_one}
+    )
+    update: Update = attrs.field(default="newton", validator=one_of(Update))
+    node_stride: tuple[int, ...] = node_strides(None)
+    isotropic: bool = attrs.field(
+        default=False,
+        validator=check(lambda v: isinstance(v, (bool, np.bool_)), "be True or False"),
+    )
+    damping: float = attrs.field(default=0.05, validator=at_least(0))
+    tolerance: float = attrs.field(default=1e-5, validator=at_least(0))
+    minimum_jacobian: float = attrs.field(default=MINIMUM_JACOBIAN, validator=minimum_jacobian)
 
-    def __post_init__(self) -> None:
-        shrinks = _sequence("shrink_factors", self.shrink_factors)
-        levels = len(shrinks)
-        if self.node_stride is None:
-            object.__setattr__(self, "node_stride", tuple(4 if f == 1 else 2 for f in shrinks))
-        whole = {"cc_radius": 1, "iterations": 0, "shrink_factors": 1, "node_stride": 1}
-        values: dict[str, Any] = {
-            name: per_level(name, getattr(self, name), levels, least, int)
-            for name, least in whole.items()
-        }
-        values["smooth_sigmas"] = per_level("smooth_sigmas", self.smooth_sigmas, levels, 0, float)
-        for name in ("gradient_smoothing", "field_smoothing"):
-            values[name] = _kernels_per_level(name, getattr(self, name), levels)
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        self._check_scalars()
-
-    def _check_scalars(self) -> None:
-        if self.step is not None and not (finite(self.step) and self.step > 0):
-            raise InputError(f"step must be a positive length or None; got {self.step}")
-        if self.update not in ("gradient", "newton"):
-            raise InputError(f'update must be "gradient" or "newton"; got {self.update!r}')
-        if not isinstance(self.isotropic, (bool, np.bool_)):
-            raise InputError(f"isotropic must be True or False; got {self.isotropic!r}")
-        for name in ("damping", "tolerance", "minimum_jacobian"):
-            value = getattr(self, name)
-            if not finite(value) or value < 0:
-                raise InputError(f"{name} must be a number >= 0; got {value}")
+    def __attrs_post_init__(self) -> None:
         if self.damping == 0 and self.update == "newton":
             raise InputError("damping must be above 0: without it textureless nodes have no step")
-        if self.minimum_jacobian >= 1:
-            raise InputError(f"minimum_jacobian must be below 1; got {self.minimum_jacobian}")
 
     def level(self, number: int) -> LevelSettings:
-        """What holds for one level.
-
-        Parameters
-        ----------
-        number : int
-            0 is the coarsest.
-
-        Returns
-        -------
-        LevelSettings
-            Its own values.
-        """
-        values: Any = self
+        """What holds for one level; 0 is the coarsest."""
         return LevelSettings(
-            cc_radius=values.cc_radius[number],
-            gradient_smoothing=SmoothingKernel(*values.gradient_smoothing[number]),
-            field_smoothing=SmoothingKernel(*values.field_smoothing[number]),
-            iterations=values.iterations[number],
-            shrink_factor=values.shrink_factors[number],
-            smooth_sigma=values.smooth_sigmas[number],
-            node_stride=values.node_stride[number],
+            cc_radius=self.cc_radius[number],
+            gradient_smoothing=SmoothingKernel(*self.gradient_smoothing[number]),
+            field_smoothing=SmoothingKernel(*self.field_smoothing[number]),
+            iterations=self.iterations[number],
+            shrink_factor=self.shrink_factors[number],
+            smooth_sigma=self.smooth_sigmas[number],
+            node_stride=self.node_stride[number],
         )
 
-    def select(self, levels: slice) -> DescentSettings:
-        """The settings of some levels only: coarse ones for a whole image, fine ones for blocks.
-
-        Parameters
-        ----------
-        levels : slice
-            Of the levels, coarse to fine; at least one must remain.
-
-        Returns
-        -------
-        DescentSettings
-            With the values of those levels.
-        """
-        names = (
-            "cc_radius",
-            "gradient_smoothing",
-            "field_smoothing",
-            "iterations",
-            "shrink_factors",
-            "smooth_sigmas",
-            "node_stride",
-        )
-        return replace(self, **{name: getattr(self, name)[levels] for name in names})
-
-    def scaled(self, length: float) -> DescentSettings:
-        """The settings for images whose spacings are `length` times as large.
-
-        Parameters
-        ----------
-        length : float
-            Ratio of the spacings.
-
-        Returns
-        -------
-        DescentSettings
-            With sigmas and step multiplied by it and the areas a and b by its square.
-        """
-        return with_lengths(self, length)
-
-    def for_voxels(self, spacing: Sequence[float]) -> DescentSettings:
+    def for_voxels(self, spacing: Sequence[float]) -> Self:
         """The settings for images of any voxels, out of those for cubes of edge 1.
 
         Deep voxels sample a volume less densely: a kernel that was the best of cubes lets too much
         of their noise through. With n voxels per volume in d dimensions, a kernel of width w has a
         bias of w^2 and a noise of (n w^d)^(-1/2); their squares add up to least where w grows as
-        n^(-1 / (4 + d)), the rule of kernel smoothers.
-
-        Parameters
-        ----------
-        spacing : sequence of float
-            Of the fixed voxels.
-
-        Returns
-        -------
-        DescentSettings
-            Scaled by the smallest spacing, times the (4 + d)-th root of how many cubes of it a
-            voxel holds.
-
-        References
-        ----------
-        Scott, Multivariate Density Estimation (1992), doi:10.1002/9780470316849.
+        n^(-1 / (4 + d)), the rule of kernel smoothers (Scott, Multivariate Density Estimation,
+        1992, doi:10.1002/9780470316849): scaled by the smallest spacing, times the (4 + d)-th root
+        of how many cubes of it a voxel holds.
         """
         least = min(spacing)
         cubes = math.prod(h / least for h in spacing)
         return self.scaled(least * cubes ** (1 / (4 + len(spacing))))
 
 
-def finite(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
-
-
-def _sequence(name: str, values: Any) -> tuple[Any, ...]:
-    if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)) or not len(values):
-        raise InputError(f"{name} must be a sequence of one number per level; got {values!r}")
-    return tuple(values)
-
-
-def per_level(
-    name: str, values: Any, levels: int, least: float, kind: type[int] | type[float]
-) -> tuple[Any, ...]:
-    """One checked number of a kind per level, out of one for each or, for some names, for all."""
-    scalar = isinstance(values, (int, float, np.number))
-    given = (values,) * levels if scalar and name in ("cc_radius", "node_stride") else values
-    numbers = _sequence(name, given)
-    if len(numbers) != levels:
-        raise InputError(
-            f"{name} needs one number per level, {levels} as shrink_factors has; got {values!r}"
-        )
-    for number in numbers:
-        if not finite(number) or number < least or kind(number) != number:
-            what = "whole numbers" if kind is int else "numbers"
-            raise InputError(f"{name} must be {what} >= {least}; got {values!r}")
-    return tuple(kind(number) for number in numbers)
-
-
-def _kernels_per_level(name: str, values: Any, levels: int) -> tuple[Abcd, ...]:
-    """One checked (a, b, c, d) per level, out of one for each or one for all."""
-    given = _sequence(name, values)
-    kernels = (given,) * levels if np.ndim(given[0]) == 0 else given
-    if len(kernels) != levels or any(np.shape(k) != (4,) for k in kernels):
-        raise InputError(
-            f"{name} must be four numbers (a, b, c, d), or {levels} such, one per level; "
-            f"got {values!r}"
-        )
-    try:
-        checked = [SmoothingKernel(*map(float, k)) for k in kernels]
-    except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"{name}: {error}") from error
-    return tuple((k.a, k.b, k.c, k.d) for k in checked)
-
-
-def with_lengths(settings: Settings, length: float) -> Settings:
-    """Settings of a deformation with all their lengths multiplied.
-
-    Parameters
-    ----------
-    settings : DescentSettings or DemonsSettings
-        Which have the same smoothing operators, sigmas and step.
-    length : float
-        The factor.
-
-    Returns
-    -------
-    DescentSettings or DemonsSettings
-        With sigmas and step multiplied by it and the areas a and b by its square.
-    """
-    given: Any = settings
-    return replace(
-        given,
-        gradient_smoothing=_scaled_kernels(given.gradient_smoothing, length),
-        field_smoothing=_scaled_kernels(given.field_smoothing, length),
-        smooth_sigmas=tuple(s * length for s in given.smooth_sigmas),
-        step=None if given.step is None else given.step * length,
-    )
-
-
-def _scaled_kernels(kernels: Any, length: float) -> tuple[Abcd, ...]:
-    """The operators for spacings `length` times as large."""
-    scaled = [SmoothingKernel(*k).scaled(length) for k in kernels]
-    return tuple((k.a, k.b, k.c, k.d) for k in scaled)
-
-
 PIPELINE_DEFAULTS = DescentSettings(
-    cc_radius=4,
+    cc_radius=(4, 4, 4),
     gradient_smoothing=((48.0, 0.0, 1.0, 2.0), (24.0, 0.0, 1.0, 2.0), (24.0, 0.0, 1.0, 2.0)),
     field_smoothing=((8.0, 0.0, 1.0, 2.0), (8.0, 0.0, 1.0, 2.0), (2.0, 0.0, 1.0, 2.0)),
     iterations=(15, 10, 5),

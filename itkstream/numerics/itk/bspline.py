@@ -7,11 +7,12 @@ as a displacement field, whose folds are repaired.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from attrs import evolve
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
@@ -154,7 +155,7 @@ def _comparison(settings: BsplineSettings, factor: int, ndim: int) -> IntensityS
     """
     finer = (factor / settings.shrink_factors[-1]) ** ndim
     fraction = min(1.0, settings.sampling_fraction * finer)
-    return replace(settings.comparison, sampling_fraction=fraction)
+    return evolve(settings.comparison, sampling_fraction=fraction)
 
 
 def _image(name: str, array: NDArray[Any], grid: Grid) -> Floats:

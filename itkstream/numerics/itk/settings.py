@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
+
+import attrs
+from attrs import Attribute, Converter, frozen
 
 from itkstream.errors import InputError
 from itkstream.numerics.deformation.settings import (
     Abcd,
     DescentSettings,
+    kernels,
+    minimum_jacobian,
+    node_strides,
+)
+from itkstream.numerics.parameters import (
+    Settings,
+    at_least,
+    check,
+    each_level,
     finite,
+    length,
+    length_or_none,
+    levels,
+    one_of,
     per_level,
-    with_lengths,
+    per_level_field,
+    scale_each,
+    scale_one,
+    whole,
 )
 from itkstream.numerics.sampling.folds import MINIMUM_JACOBIAN
 
@@ -30,12 +47,15 @@ __all__ = [
 Model = Literal["translation", "rigid", "similarity", "affine"]
 Metric = Literal["correlation", "mutual-information", "mean-squares", "neighbourhood-correlation"]
 Optimizer = Literal["gradient-descent", "lbfgsb", "powell", "exhaustive"]
+SplineOptimizer = Literal["lbfgsb", "gradient-descent"]
 Sampling = Literal["none", "regular", "random"]
 DemonsMethod = Literal["demons", "symmetric-demons", "diffeomorphic-demons"]
 
+_fraction = check(lambda v: finite(v) and 0 < v <= 1, "be above 0 and at most 1")
 
-@dataclass(frozen=True)
-class IntensitySettings:
+
+@frozen
+class IntensitySettings(Settings):
     """How an affine is refined by comparing intensities; every value is checked once, here.
 
     Lengths are in micrometres, and the defaults suit a smallest fixed voxel spacing of 1: use
@@ -86,70 +106,31 @@ class IntensitySettings:
         For an invalid value; the message names it.
     """
 
-    model: Model = "affine"
-    metric: Metric = "correlation"
-    optimizer: Optimizer = "gradient-descent"
-    sampling: Sampling = "regular"
-    sampling_fraction: float = 0.2
-    seed: int = 0
-    shrink_factors: Sequence[int] = (4, 2)
-    smooth_sigmas: Sequence[float] = (2.0, 1.0)
-    iterations: Sequence[int] = (100, 100)
-    step: float = 1.0
-    search_steps: int = 4
-    bins: int = 32
-    radius: int = 4
-    local_normalisation: int | None = None
+    model: Model = attrs.field(default="affine", validator=one_of(Model))
+    metric: Metric = attrs.field(default="correlation", validator=one_of(Metric))
+    optimizer: Optimizer = attrs.field(default="gradient-descent", validator=one_of(Optimizer))
+    sampling: Sampling = attrs.field(default="regular", validator=one_of(Sampling))
+    sampling_fraction: float = attrs.field(default=0.2, validator=_fraction)
+    seed: int = attrs.field(default=0, validator=whole(0))
+    shrink_factors: tuple[int, ...] = levels((4, 2))
+    smooth_sigmas: tuple[float, ...] = each_level((2.0, 1.0), float, 0, scale=scale_each)
+    iterations: tuple[int, ...] = each_level((100, 100), int, 1)
+    step: float = attrs.field(default=1.0, validator=length, metadata={"scale": scale_one})
+    search_steps: int = attrs.field(default=4, validator=whole(1))
+    bins: int = attrs.field(default=32, validator=whole(5))
+    radius: int = attrs.field(default=4, validator=whole(1))
+    local_normalisation: int | None = attrs.field(default=None, validator=whole(1, optional=True))
 
-    def __post_init__(self) -> None:
-        kinds = {"model": Model, "metric": Metric, "optimizer": Optimizer, "sampling": Sampling}
-        for name, kind in kinds.items():
-            _check_choice(name, getattr(self, name), get_args(kind))
+    def __attrs_post_init__(self) -> None:
         if self.optimizer == "exhaustive" and self.model != "translation":
             raise InputError(
                 f"optimizer 'exhaustive' knows model 'translation' only, as a lattice over more "
                 f"parameters never ends; got model {self.model!r}: choose another optimizer"
             )
-        wholes = {"seed": 0, "search_steps": 1, "bins": 5, "radius": 1}
-        if self.local_normalisation is not None:
-            wholes["local_normalisation"] = 1
-        for name, least in wholes.items():
-            value = getattr(self, name)
-            if not finite(value) or value != int(value) or value < least:
-                raise InputError(f"{name} must be a whole number >= {least}; got {value!r}")
-        if not finite(self.sampling_fraction) or not 0 < self.sampling_fraction <= 1:
-            raise InputError(
-                f"sampling_fraction must be above 0 and at most 1; got {self.sampling_fraction!r}"
-            )
-        _check_step(self.step)
-        levels = _levels(self.shrink_factors)
-        wanted: dict[str, tuple[int, type[Any]]] = {
-            "shrink_factors": (1, int),
-            "smooth_sigmas": (0, float),
-            "iterations": (1, int),
-        }
-        for name, (least, of) in wanted.items():
-            object.__setattr__(self, name, per_level(name, getattr(self, name), levels, least, of))
-
-    def scaled(self, length: float) -> IntensitySettings:
-        """The settings for images whose spacings are `length` times as large.
-
-        Parameters
-        ----------
-        length : float
-            Ratio of the spacings.
-
-        Returns
-        -------
-        IntensitySettings
-            With sigmas and step multiplied by it.
-        """
-        sigmas = tuple(s * length for s in self.smooth_sigmas)
-        return replace(self, smooth_sigmas=sigmas, step=self.step * length)
 
 
-@dataclass(frozen=True)
-class DemonsSettings:
+@frozen
+class DemonsSettings(Settings):
     """How SimpleITK's demons deform an image; every value is checked once, here.
 
     Lengths are in micrometres and areas in its square; the defaults suit a smallest fixed voxel
@@ -191,33 +172,20 @@ class DemonsSettings:
         For an invalid value; the message names it.
     """
 
-    method: DemonsMethod = "symmetric-demons"
-    gradient_smoothing: Abcd | Sequence[Abcd] = (24.0, 0.0, 1.0, 2.0)
-    field_smoothing: Abcd | Sequence[Abcd] = (4.0, 0.0, 1.0, 2.0)
-    iterations: Sequence[int] = (60, 40, 20)
-    shrink_factors: Sequence[int] = (4, 2, 1)
-    smooth_sigmas: Sequence[float] = (0.0, 0.0, 0.0)
-    burst: int = 2
-    local_normalisation: int | None = 4
-    cc_radius: int | Sequence[int] = 4
-    step: float | None = None
-    node_stride: int | Sequence[int] = 2
-    tolerance: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _check_choice("method", self.method, get_args(DemonsMethod))
-        wholes = [("burst", self.burst)]
-        if self.local_normalisation is not None:
-            wholes.append(("local_normalisation", self.local_normalisation))
-        for name, value in wholes:
-            if not finite(value) or value != int(value) or value < 1:
-                raise InputError(f"{name} must be a whole number >= 1; got {value!r}")
-        levels = _levels(self.shrink_factors)
-        iterations = per_level("iterations", self.iterations, levels, 0, int)
-        object.__setattr__(self, "iterations", iterations)
-        checked = self.descent
-        for name in _PER_LEVEL:
-            object.__setattr__(self, name, getattr(checked, name))
+    method: DemonsMethod = attrs.field(default="symmetric-demons", validator=one_of(DemonsMethod))
+    shrink_factors: tuple[int, ...] = levels((4, 2, 1))
+    gradient_smoothing: tuple[Abcd, ...] = kernels((24.0, 0.0, 1.0, 2.0))
+    field_smoothing: tuple[Abcd, ...] = kernels((4.0, 0.0, 1.0, 2.0))
+    iterations: tuple[int, ...] = each_level((60, 40, 20), int, 0)
+    smooth_sigmas: tuple[float, ...] = each_level((0.0, 0.0, 0.0), float, 0, scale=scale_each)
+    burst: int = attrs.field(default=2, validator=whole(1))
+    local_normalisation: int | None = attrs.field(default=4, validator=whole(1, optional=True))
+    cc_radius: tuple[int, ...] = each_level(4, int, 1, shared=True)
+    step: float | None = attrs.field(
+        default=None, validator=length_or_none, metadata={"scale": scale_one}
+    )
+    node_stride: tuple[int, ...] = node_strides(2)
+    tolerance: float = attrs.field(default=1e-4, validator=at_least(0))
 
     @property
     def isotropic(self) -> bool:
@@ -227,68 +195,31 @@ class DemonsSettings:
     @property
     def descent(self) -> DescentSettings:
         """The coarse-to-fine loop around the bursts."""
-        bursts = tuple(-(-n // self.burst) for n in self.iterations)
+        names = (
+            *("cc_radius", "gradient_smoothing", "field_smoothing", "shrink_factors"),
+            *("smooth_sigmas", "node_stride", "step", "tolerance"),
+        )
         return DescentSettings(
-            iterations=bursts,
+            iterations=tuple(-(-n // self.burst) for n in self.iterations),
             # The loop's rules for small steps that overshoot: it shortens them.
             update="gradient",
-            step=self.step,
             isotropic=True,
-            tolerance=self.tolerance,
-            **{name: getattr(self, name) for name in _PER_LEVEL},
+            **{name: getattr(self, name) for name in names},
         )
 
-    def select(self, levels: slice) -> DemonsSettings:
-        """The settings of some levels only: coarse ones for a whole image, fine ones for blocks.
 
-        Parameters
-        ----------
-        levels : slice
-            Of the levels, coarse to fine; at least one must remain.
-
-        Returns
-        -------
-        DemonsSettings
-            With the values of those levels.
-        """
-        names = ("iterations", *_PER_LEVEL)
-        return replace(self, **{name: getattr(self, name)[levels] for name in names})
-
-    def scaled(self, length: float) -> DemonsSettings:
-        """The settings for images whose spacings are `length` times as large.
-
-        Parameters
-        ----------
-        length : float
-            Ratio of the spacings.
-
-        Returns
-        -------
-        DemonsSettings
-            With sigmas and step multiplied by it and the areas a and b by its square.
-        """
-        return with_lengths(self, length)
-
-    def for_voxels(self, spacing: Sequence[float]) -> DemonsSettings:
-        """The settings for images of any voxels, out of those for a smallest spacing of 1.
-
-        Demons gain nothing from wider smoothing where voxels are deep.
-
-        Parameters
-        ----------
-        spacing : sequence of float
-            Of the fixed voxels.
-
-        Returns
-        -------
-        DemonsSettings
-            Scaled by the smallest spacing.
-        """
-        return self.scaled(min(spacing))
+def _control_spacings(given: Any, settings: Any, field: Attribute[Any]) -> tuple[float, ...]:
+    """One positive distance per level."""
+    count = len(settings.shrink_factors)
+    each = (given,) * count if finite(given) else given
+    spacings = per_level(field.name, each, count, 0, float)
+    if min(spacings) <= 0:
+        raise InputError(f"{field.name} must be positive; got {given!r}")
+    return spacings
 
 
-@dataclass(frozen=True)
-class BsplineSettings:
+@frozen(kw_only=True)
+class BsplineSettings(Settings):
     """How SimpleITK deforms an image by a B-spline; every value is checked once, here.
 
     Lengths are in micrometres, and the defaults suit a smallest fixed voxel spacing of 1: use
@@ -338,45 +269,23 @@ class BsplineSettings:
         For an invalid value; the message names it.
     """
 
-    control_spacing: float | Sequence[float] = 24.0
-    metric: Metric = "mean-squares"
-    optimizer: Optimizer = "lbfgsb"
-    sampling: Sampling = "regular"
-    sampling_fraction: float = 0.03
-    seed: int = 0
-    shrink_factors: Sequence[int] = (4, 2)
-    smooth_sigmas: Sequence[float] = (0.0, 0.0)
-    iterations: Sequence[int] = (10, 15)
-    step: float = 0.25
-    bins: int = 32
-    radius: int = 4
-    local_normalisation: int | None = 4
-    cc_radius: int = 4
-    minimum_jacobian: float = MINIMUM_JACOBIAN
-
-    def __post_init__(self) -> None:
-        _check_choice("optimizer", self.optimizer, ("lbfgsb", "gradient-descent"))
-        wholes = [("cc_radius", self.cc_radius)]
-        if self.local_normalisation is not None:
-            wholes.append(("local_normalisation", self.local_normalisation))
-        for name, value in wholes:
-            if not finite(value) or value != int(value) or value < 1:
-                raise InputError(f"{name} must be a whole number >= 1; got {value!r}")
-        if not finite(self.minimum_jacobian) or not 0 <= self.minimum_jacobian < 1:
-            raise InputError(
-                f"minimum_jacobian must be at least 0 and below 1; got {self.minimum_jacobian!r}"
-            )
-        levels = _levels(self.shrink_factors)
-        given = self.control_spacing
-        spacings = per_level(
-            "control_spacing", (given,) * levels if finite(given) else given, levels, 0, float
-        )
-        if min(spacings) <= 0:
-            raise InputError(f"control_spacing must be positive; got {given!r}")
-        object.__setattr__(self, "control_spacing", spacings)
-        checked = self.comparison
-        for name in ("shrink_factors", "smooth_sigmas", "iterations"):
-            object.__setattr__(self, name, getattr(checked, name))
+    shrink_factors: tuple[int, ...] = levels((4, 2))
+    control_spacing: tuple[float, ...] = per_level_field(
+        24.0, Converter(_control_spacings, takes_self=True, takes_field=True), scale_each
+    )
+    metric: Metric = attrs.field(default="mean-squares", validator=one_of(Metric))
+    optimizer: SplineOptimizer = attrs.field(default="lbfgsb", validator=one_of(SplineOptimizer))
+    sampling: Sampling = attrs.field(default="regular", validator=one_of(Sampling))
+    sampling_fraction: float = attrs.field(default=0.03, validator=_fraction)
+    seed: int = attrs.field(default=0, validator=whole(0))
+    smooth_sigmas: tuple[float, ...] = each_level((0.0, 0.0), float, 0, scale=scale_each)
+    iterations: tuple[int, ...] = each_level((10, 15), int, 1)
+    step: float = attrs.field(default=0.25, validator=length, metadata={"scale": scale_one})
+    bins: int = attrs.field(default=32, validator=whole(5))
+    radius: int = attrs.field(default=4, validator=whole(1))
+    local_normalisation: int | None = attrs.field(default=4, validator=whole(1, optional=True))
+    cc_radius: int = attrs.field(default=4, validator=whole(1))
+    minimum_jacobian: float = attrs.field(default=MINIMUM_JACOBIAN, validator=minimum_jacobian)
 
     @property
     def isotropic(self) -> bool:
@@ -397,82 +306,5 @@ class BsplineSettings:
         )
         return IntensitySettings(**{name: getattr(self, name) for name in names})
 
-    def select(self, levels: slice) -> BsplineSettings:
-        """The settings of some levels only: coarse ones for a whole image, fine ones for blocks.
-
-        Parameters
-        ----------
-        levels : slice
-            Of the levels, coarse to fine; at least one must remain.
-
-        Returns
-        -------
-        BsplineSettings
-            With the values of those levels.
-        """
-        names = ("control_spacing", "shrink_factors", "smooth_sigmas", "iterations")
-        return replace(self, **{name: getattr(self, name)[levels] for name in names})
-
-    def scaled(self, length: float) -> BsplineSettings:
-        """The settings for images whose spacings are `length` times as large.
-
-        Parameters
-        ----------
-        length : float
-            Ratio of the spacings.
-
-        Returns
-        -------
-        BsplineSettings
-            With spacings of control points, sigmas and step multiplied by it.
-        """
-        spacings: Any = self.control_spacing
-        return replace(
-            self,
-            control_spacing=tuple(s * length for s in spacings),
-            smooth_sigmas=tuple(s * length for s in self.smooth_sigmas),
-            step=self.step * length,
-        )
-
-    def for_voxels(self, spacing: Sequence[float]) -> BsplineSettings:
-        """The settings for images of any voxels, out of those for a smallest spacing of 1.
-
-        Parameters
-        ----------
-        spacing : sequence of float
-            Of the fixed voxels.
-
-        Returns
-        -------
-        BsplineSettings
-            Scaled by the smallest spacing.
-        """
-        return self.scaled(min(spacing))
-
 
 DeformSettings: TypeAlias = DescentSettings | DemonsSettings | BsplineSettings
-
-_PER_LEVEL = (
-    "cc_radius",
-    "gradient_smoothing",
-    "field_smoothing",
-    "shrink_factors",
-    "smooth_sigmas",
-    "node_stride",
-)
-
-
-def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-
-
-def _check_step(step: Any) -> None:
-    if not finite(step) or step <= 0:
-        raise InputError(f"step must be a positive length; got {step!r}")
-
-
-def _levels(shrink_factors: Any) -> int:
-    if isinstance(shrink_factors, str) or not hasattr(shrink_factors, "__len__"):
-        raise InputError(f"shrink_factors must be one number per level; got {shrink_factors!r}")
-    return len(shrink_factors)

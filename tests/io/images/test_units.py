@@ -23,7 +23,7 @@ from itkstream.io import open_image
 from itkstream.io.images.units import itk_unit, rescaled
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.pipelines import register
-from itkstream.registration.report import registered_unit
+from itkstream.registration.folder import registered_unit
 from itkstream.registration.steps import IntensityAffine
 
 LATTICE = Grid((7, 8, 9), (20.0, 30.0, 40.0), (5.0, -6.0, 7.0), axes=("z", "y", "x"))

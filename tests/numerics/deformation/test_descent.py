@@ -1,9 +1,11 @@
 """Registration against analytic truth: texture is a function, so nothing is interpolated twice."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
+import attrs
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ from itkstream.numerics.threads import using_threads
 
 SHAPE = (48, 40, 44)
 INNER = (slice(6, -6),) * 3
-FAST = replace(
+FAST = evolve(
     PIPELINE_DEFAULTS,
     shrink_factors=(2, 1),
     iterations=(8, 4),
@@ -109,9 +111,9 @@ def test_through_an_affine_between_rotated_grids_of_different_voxels():
     ("spacing", "settings", "wanted"),
     [
         ((1.0, 1.0, 1.0), FAST, (2, 2, 2)),
-        ((1.0, 1.0, 1.5), replace(FAST, node_stride=4), (4, 4, 3)),
-        ((1.0, 1.0, 1.5), replace(FAST, shrink_factors=(4, 2)), (4, 4, 2)),
-        ((1.0, 1.0, 3.0), replace(FAST, node_stride=4, isotropic=False), (4, 4, 1)),
+        ((1.0, 1.0, 1.5), evolve(FAST, node_stride=4), (4, 4, 3)),
+        ((1.0, 1.0, 1.5), evolve(FAST, shrink_factors=(4, 2)), (4, 4, 2)),
+        ((1.0, 1.0, 3.0), evolve(FAST, node_stride=4, isotropic=False), (4, 4, 1)),
     ],
 )
 def test_a_displacement_is_known_by_its_nodes(spacing, settings, wanted):
@@ -128,7 +130,7 @@ def test_a_displacement_is_known_by_its_nodes(spacing, settings, wanted):
 
 def test_planes_are_registered_too():
     fixed, moving, frame, u = same_grid_case((1.0, 1.3), (80, 70))
-    found = descend(fixed, moving, frame, replace(FAST, cc_radius=6))
+    found = descend(fixed, moving, frame, evolve(FAST, cc_radius=6))
     assert found.displacement.shape == (80, 70, 2)
     assert np.median(errors(found, frame.fixed_grid, u)) < 0.35  # fewer voxels per window
 
@@ -149,7 +151,7 @@ def test_anisotropic_voxels():
 @pytest.mark.parametrize("base", [FAST, TUTORIAL])
 @pytest.mark.parametrize("length", [0.23, 4.0])
 def test_scaled_images_are_registered_alike_voxel_by_voxel(base, length):
-    settings = replace(base, iterations=(3, 2))
+    settings = evolve(base, iterations=(3, 2))
     one = descend(*same_grid_case((1.0, 1.25, 1.5))[:3], settings)
     spacing = tuple(length * s for s in (1.0, 1.25, 1.5))
     other = descend(*same_grid_case(spacing)[:3], settings.scaled(length))
@@ -157,7 +159,7 @@ def test_scaled_images_are_registered_alike_voxel_by_voxel(base, length):
     np.testing.assert_allclose(other.displacement / length, one.displacement, atol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [FAST, replace(TUTORIAL, iterations=(6, 3))])
+@pytest.mark.parametrize("settings", [FAST, evolve(TUTORIAL, iterations=(6, 3))])
 def test_bits_do_not_depend_on_threads(settings):
     fixed, moving, frame, _ = same_grid_case()
     results = []
@@ -224,7 +226,7 @@ def test_an_initial_displacement_larger_than_the_levels_reach_is_used():
 
 def test_an_initial_displacement_may_stand_on_a_grid_of_its_own():
     fixed, moving, frame, u = same_grid_case()
-    none = replace(FAST, iterations=(0, 0))
+    none = evolve(FAST, iterations=(0, 0))
     wide = Grid((9, 9, 9), (8.0, 8.0, 8.0), (-4.0, -8.0, -6.0), rotation(5))
     slope = np.array([[0.02, 0.01, 0.0], [0.0, -0.03, 0.01], [0.0, 0.0, 0.02]])
     start = DisplacementField((wide.positions() @ slope).astype(np.float32), wide)
@@ -243,7 +245,7 @@ def test_the_result_never_folds_even_without_smoothing():
     shape = (32, 30, 28)
     fixed, moving = rng.normal(size=shape), rng.normal(size=shape)
     grid = Grid(shape, (1.0, 1.0, 2.0))
-    wild = replace(
+    wild = evolve(
         TUTORIAL,
         cc_radius=2,
         iterations=(20, 20),
@@ -259,7 +261,7 @@ def test_the_result_never_folds_even_without_smoothing():
 
 def test_grad_div_smoothing_serves_as_well():
     fixed, moving, frame, u = same_grid_case()
-    settings = replace(TUTORIAL, gradient_smoothing=(3.0, 1.0, 1.0, 2.0))
+    settings = evolve(TUTORIAL, gradient_smoothing=(3.0, 1.0, 1.0, 2.0))
     found = descend(fixed, moving, frame, settings)
     assert np.median(errors(found, frame.fixed_grid, u)) < 0.8  # as without
 
@@ -268,13 +270,13 @@ def test_an_initial_displacement_is_physical_on_rotated_grids_too():
     grid = Grid(SHAPE, (1.0, 1.0, 1.0), (9.0, 8.0, 7.0), rotation(30))
     image = texture(grid.positions())
     start = np.broadcast_to(np.float32([3.0, -2.0, 1.0]), (*SHAPE, 3))
-    none = replace(FAST, iterations=(0, 0))
+    none = evolve(FAST, iterations=(0, 0))
     found = descend(image, image, Frame(grid, grid, np.eye(4)), none, initial=start)
     np.testing.assert_allclose(found.displacement, start, atol=1e-5)  # rotated there and back
 
 
 def test_scaling_scales_lengths_and_areas():
-    scaled = replace(TUTORIAL, step=2.0).scaled(3.0)
+    scaled = evolve(TUTORIAL, step=2.0).scaled(3.0)
     assert scaled.step == 6.0
     assert scaled.smooth_sigmas == (3.0, 0.0)
     assert scaled.gradient_smoothing[0] == (27.0, 0.0, 1.0, 2.0)
@@ -293,7 +295,7 @@ def test_scaling_scales_lengths_and_areas():
 def test_windows_of_deep_voxels_are_wider(spacing, window):
     fixed, moving, frame, _ = same_grid_case(spacing, (40, 36, 20))
     seen = []
-    none = replace(FAST.select(slice(1, 2)), iterations=(0,))
+    none = evolve(FAST.select(slice(1, 2)), iterations=(0,))
     descend(fixed, moving, frame, none, progress=lambda *facts: seen.append(facts[-1]))
     expected = mean_local_correlation(fixed, moving, window)
     np.testing.assert_allclose(seen, [expected], rtol=1e-5)  # float32 images
@@ -367,7 +369,7 @@ def test_progress_tells_every_evaluation():
     fixed, moving, frame, _ = same_grid_case()
     told = []
     found = descend(
-        fixed, moving, frame, replace(FAST, iterations=(2, 1)), progress=lambda *a: told.append(a)
+        fixed, moving, frame, evolve(FAST, iterations=(2, 1)), progress=lambda *a: told.append(a)
     )
     assert [entry[:2] for entry in told] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     assert max(entry[2] for entry in told[:3]) == found.levels[0].after
@@ -381,7 +383,7 @@ def deep():
 
 @pytest.fixture(scope="module")
 def few(deep):
-    return descend(*deep, replace(FAST, iterations=(4, 2))).displacement
+    return descend(*deep, evolve(FAST, iterations=(4, 2))).displacement
 
 
 CHANGES = {
@@ -403,12 +405,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_parameter_acts(deep, few, name):
-    settings = replace(FAST, **{"iterations": (4, 2), name: CHANGES[name]})
+    settings = evolve(FAST, **{"iterations": (4, 2), name: CHANGES[name]})
     assert not np.array_equal(descend(*deep, settings).displacement, few)
 
 
 def test_no_parameter_is_left_out():
-    assert {field.name for field in fields(DescentSettings)} == set(CHANGES)
+    assert {field.name for field in attrs.fields(DescentSettings)} == set(CHANGES)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from attrs import evolve
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid
@@ -20,7 +20,7 @@ from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
 SETTINGS = BsplineSettings(control_spacing=12.0, iterations=(12, 12), sampling_fraction=0.2)
-FEW = replace(
+FEW = evolve(
     SETTINGS, control_spacing=20.0, shrink_factors=(4,), smooth_sigmas=(0.0,), iterations=(3,)
 )
 
@@ -66,7 +66,7 @@ def test_finds_a_known_displacement(bent: PhantomPair) -> None:
 
 def test_finds_it_on_planes() -> None:
     pair = phantom((96, 88))
-    found = align(pair, replace(SETTINGS, sampling="none"))
+    found = align(pair, evolve(SETTINGS, sampling="none"))
     assert found.displacement.shape == (96, 88, 2)
     assert left(pair, found.displacement) < 0.6 * left(pair, np.zeros((96, 88, 2)))
 
@@ -75,19 +75,19 @@ def test_inverted_contrast_needs_mutual_information(bent: PhantomPair) -> None:
     voxels = bent.moving.read()
     inverted = voxels.max() - voxels.astype(np.float32)
     frame = Frame(bent.fixed.grid, bent.moving.grid, bent.truth.matrix)
-    mutual = replace(SETTINGS, metric="mutual-information", local_normalisation=None)
+    mutual = evolve(SETTINGS, metric="mutual-information", local_normalisation=None)
     found = descend_bspline(bent.fixed.read(), inverted, frame, mutual)
     nothing = left(bent, np.zeros((*bent.fixed.shape, 3)))
     # Histograms of a fifth of the voxels of a small image are noisy; squares lead astray.
     assert left(bent, found.displacement) < 0.8 * nothing
-    squares = replace(SETTINGS, control_spacing=20.0, iterations=(4, 2))
+    squares = evolve(SETTINGS, control_spacing=20.0, iterations=(4, 2))
     wrong = descend_bspline(bent.fixed.read(), inverted, frame, squares)
     assert left(bent, wrong.displacement) > 0.9 * nothing
 
 
 def test_goes_on_from_where_it_starts(bent: PhantomPair) -> None:
     start = align(bent, SETTINGS).displacement
-    none = replace(FEW, iterations=(1,), optimizer="gradient-descent", step=1e-6)
+    none = evolve(FEW, iterations=(1,), optimizer="gradient-descent", step=1e-6)
     field = DisplacementField(shrink_field(start, (2, 2, 2)), bent.fixed.grid.shrink((2, 2, 2)))
     for initial in (start, field):
         kept = align(bent, none, initial=initial).displacement
@@ -97,7 +97,7 @@ def test_goes_on_from_where_it_starts(bent: PhantomPair) -> None:
 
 
 def test_what_lowers_the_correlation_is_left_out(bent: PhantomPair) -> None:
-    wild = replace(FEW, optimizer="gradient-descent", step=60.0)
+    wild = evolve(FEW, optimizer="gradient-descent", step=60.0)
     found = align(bent, wild)
     assert not found.displacement.any()
     assert found.levels[0].stopped == "converged"
@@ -167,7 +167,7 @@ def test_voxels_that_are_nan_do_not_count(bent: PhantomPair) -> None:
     ],
 )
 def test_each_parameter_acts(bent: PhantomPair, change: dict[str, Any]) -> None:
-    one, other = (align(bent, s).displacement for s in (FEW, replace(FEW, **change)))
+    one, other = (align(bent, s).displacement for s in (FEW, evolve(FEW, **change)))
     assert other.any()
     assert not np.array_equal(one, other)
 
@@ -183,16 +183,16 @@ def test_each_parameter_acts(bent: PhantomPair, change: dict[str, Any]) -> None:
 def test_each_parameter_of_a_choice_acts(
     bent: PhantomPair, base: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    one = align(bent, replace(FEW, **base)).displacement
-    other = align(bent, replace(FEW, **{**base, **change})).displacement
+    one = align(bent, evolve(FEW, **base)).displacement
+    other = align(bent, evolve(FEW, **{**base, **change})).displacement
     assert other.any()
     assert not np.array_equal(one, other)
 
 
 def test_radius_and_least_jacobian_act(bent: PhantomPair) -> None:
-    one, wide = (align(bent, s).levels[0].before for s in (FEW, replace(FEW, cc_radius=2)))
+    one, wide = (align(bent, s).levels[0].before for s in (FEW, evolve(FEW, cc_radius=2)))
     assert one != wide
-    strict = align(bent, replace(SETTINGS, minimum_jacobian=0.9))
+    strict = align(bent, evolve(SETTINGS, minimum_jacobian=0.9))
     assert strict.folds > 0
     assert jacobian_determinant(strict.displacement, bent.fixed.grid).min() > 0.6
 
@@ -204,7 +204,7 @@ def test_scaled_images_are_alike(bent: PhantomPair) -> None:
     ]
     matrix = np.array(bent.truth.matrix)
     matrix[:3, 3] *= length
-    few = replace(FEW, optimizer="gradient-descent")
+    few = evolve(FEW, optimizer="gradient-descent")
     one = align(bent, few).displacement
     other = descend_bspline(
         bent.fixed.read(), bent.moving.read(), Frame(*grids, matrix), few.scaled(length)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
@@ -69,21 +70,21 @@ def test_a_known_transform_is_recovered(pairs, model, optimizer):
     pair = pairs[model]
     assert rms(misses(pair, np.eye(4))) > 2.5
     iterations = (14, 5) if optimizer == "powell" else QUICK.iterations
-    found = refine(pair, replace(QUICK, model=model, optimizer=optimizer, iterations=iterations))
+    found = refine(pair, evolve(QUICK, model=model, optimizer=optimizer, iterations=iterations))
     assert found
     assert found.after < found.before
     assert rms(misses(pair, found.matrix)) < 0.5
 
 
 def test_a_similarity_keeps_angles(pairs):
-    found = refine(pairs["rigid"], replace(QUICK, model="similarity"))
+    found = refine(pairs["rigid"], evolve(QUICK, model="similarity"))
     turn = found.matrix[:3, :3]
     np.testing.assert_allclose(turn.T @ turn, np.eye(3) * (turn[:, 0] @ turn[:, 0]), atol=1e-9)
     assert rms(misses(pairs["rigid"], found.matrix)) < 0.5
 
 
 def test_the_lattice_of_shifts_finds_the_nearest(pairs):
-    lattice = replace(QUICK, model="translation", optimizer="exhaustive", search_steps=2)
+    lattice = evolve(QUICK, model="translation", optimizer="exhaustive", search_steps=2)
     found = refine(pairs["translation"], lattice)
     # The last lattice has steps of two voxels: its nearest shift is up to one off on each axis.
     assert rms(misses(pairs["translation"], found.matrix)) < np.sqrt(3)
@@ -91,12 +92,12 @@ def test_the_lattice_of_shifts_finds_the_nearest(pairs):
 
 @pytest.mark.parametrize("metric", ["mutual-information", "mean-squares"])
 def test_other_metrics_recover_it_too(pairs, metric):
-    found = refine(pairs["affine"], replace(QUICK, metric=metric))
+    found = refine(pairs["affine"], evolve(QUICK, metric=metric))
     assert rms(misses(pairs["affine"], found.matrix)) < 0.5
 
 
 def test_neighbourhood_correlation_refines(pairs):
-    slow = replace(
+    slow = evolve(
         QUICK, metric="neighbourhood-correlation", radius=2, iterations=(8,),
         shrink_factors=(4,), smooth_sigmas=(1.0,), optimizer="lbfgsb",
     )  # fmt: skip
@@ -108,10 +109,10 @@ def test_neighbourhood_correlation_refines(pairs):
 def test_inverted_contrast_needs_mutual_information(pairs):
     pair = pairs["affine"]
     inverted = pair.moving.read().max() - pair.moving.read().astype(np.float32)
-    settings = replace(QUICK, metric="mutual-information")
+    settings = evolve(QUICK, metric="mutual-information")
     found = fit_intensity_affine(pair.fixed.read(), inverted, frame_of(pair), settings)
     assert np.median(misses(pair, found.matrix)) < 1
-    squares = replace(QUICK, metric="mean-squares")
+    squares = evolve(QUICK, metric="mean-squares")
     wrong = fit_intensity_affine(pair.fixed.read(), inverted, frame_of(pair), squares)
     assert np.median(misses(pair, wrong.matrix)) > 1
 
@@ -122,7 +123,7 @@ def test_local_normalisation_withstands_light_from_one_side(pairs):
     lit = (pair.moving.read() * light).astype(np.float32)
     misses_of = []
     for radius in (None, 4):
-        settings = replace(QUICK, metric="mean-squares", local_normalisation=radius)
+        settings = evolve(QUICK, metric="mean-squares", local_normalisation=radius)
         found = fit_intensity_affine(pair.fixed.read(), lit, frame_of(pair), settings)
         misses_of.append(rms(misses(pair, found.matrix)))
     assert misses_of[1] < 0.5 < misses_of[0]
@@ -132,7 +133,7 @@ def test_what_the_initial_affine_holds_is_kept(pairs):
     pair = pairs["affine"]
     start = np.array(pair.truth.matrix)
     start[:3, 3] += (2.0, -1.5, 1.0)
-    found = refine(pair, replace(QUICK, model="translation"), start)
+    found = refine(pair, evolve(QUICK, model="translation"), start)
     np.testing.assert_allclose(found.matrix[:3, :3], start[:3, :3], atol=1e-12)
     assert rms(misses(pair, found.matrix)) < 0.5
 
@@ -165,7 +166,7 @@ def test_axis_order_and_unit_do_not_matter(pairs):
     grids = [
         replace(image.grid, spacing=tuple(length * h for h in image.spacing)) for image in turned
     ]
-    settings = replace(QUICK, model="rigid")
+    settings = evolve(QUICK, model="rigid")
     one = refine(pair, settings)
     other = fit_intensity_affine(
         turned[0].read(), turned[1].read(), Frame(*grids, np.eye(4)), settings.scaled(length)
@@ -179,7 +180,7 @@ def test_axis_order_and_unit_do_not_matter(pairs):
 def test_the_initial_affine_is_kept_where_nothing_is_better(pairs):
     pair = pairs["affine"]
     start = np.array(pair.truth.matrix)
-    coarse = replace(
+    coarse = evolve(
         QUICK, model="translation", optimizer="exhaustive", search_steps=1, step=3.0,
         shrink_factors=(1,), smooth_sigmas=(0.0,), iterations=(1,),
     )  # fmt: skip
@@ -202,7 +203,7 @@ def test_bits_do_not_depend_on_threads(pairs):
     bits = set()
     for threads in (1, 2, 4):
         with using_threads(threads):
-            bits.add(refine(pairs["rigid"], replace(QUICK, iterations=(5, 5))).matrix.tobytes())
+            bits.add(refine(pairs["rigid"], evolve(QUICK, iterations=(5, 5))).matrix.tobytes())
     assert len(bits) == 1
 
 
@@ -214,7 +215,7 @@ def test_masks_leave_out_what_they_do_not_count(pairs):
     spoiled[0][:16], spoiled[1][-12:] = True, True
     for image, where in zip((fixed, moving), spoiled, strict=True):
         image[where] = rng.integers(0, 60000, int(where.sum()))
-    settings = replace(QUICK, model="rigid")
+    settings = evolve(QUICK, model="rigid")
     free = fit_intensity_affine(fixed, moving, frame_of(pair), settings)
     masks = {"fixed_mask": ~spoiled[0], "moving_mask": ~spoiled[1]}
     masked = fit_intensity_affine(fixed, moving, frame_of(pair), settings, **masks)
@@ -246,16 +247,16 @@ def test_masks_leave_out_what_they_do_not_count(pairs):
     ids=str,
 )
 def test_each_parameter_acts(pairs, change):
-    base = replace(QUICK, iterations=(4, 2))
+    base = evolve(QUICK, iterations=(4, 2))
     if len(change) == 2:  # one that belongs to the choice before it
         (name, choice), _ = change.items()
         # All voxels of the coarse level only: neighbourhoods take long.
         levels = {"shrink_factors": (4,), "smooth_sigmas": (1.0,), "iterations": (2,)}
         model = "translation" if choice == "exhaustive" else "affine"
         # The shift is four voxels long: more than one step of the lattice, less than four.
-        base = replace(base, model=model, step=0.25, **{name: choice}, **levels)
+        base = evolve(base, model=model, step=0.25, **{name: choice}, **levels)
     pair = pairs["translation" if base.model == "translation" else "affine"]
-    one, other = (refine(pair, s) for s in (base, replace(base, **change)))
+    one, other = (refine(pair, s) for s in (base, evolve(base, **change)))
     assert not np.array_equal(one.matrix, other.matrix)
 
 
@@ -325,7 +326,7 @@ def left(pair, displacement):
 @pytest.mark.parametrize("method", ["demons", "symmetric-demons", "diffeomorphic-demons"])
 def test_demons_find_a_known_displacement(bent, method):
     nothing = left(bent, np.zeros((*bent.fixed.shape, 3)))
-    found = demons(bent, replace(FEW, method=method))
+    found = demons(bent, evolve(FEW, method=method))
     assert np.median(nothing) > 1
     assert np.median(left(bent, found.displacement)) < 0.5
     assert jacobian_determinant(found.displacement, bent.fixed.grid).min() > 0
@@ -346,14 +347,14 @@ def test_bits_of_demons_do_not_depend_on_threads(bent):
     bits = set()
     for threads in (1, 2, 3):
         with using_threads(threads):
-            found = demons(bent, replace(FEW, iterations=(4, 2, 2)))
+            found = demons(bent, evolve(FEW, iterations=(4, 2, 2)))
             bits.add(found.displacement.tobytes())
     assert len(bits) == 1
 
 
 def test_demons_go_on_from_where_they_start(bent):
     none = DemonsSettings(iterations=(0,), shrink_factors=(1,), smooth_sigmas=(0.0,))
-    start = demons(bent, replace(FEW, iterations=(10, 4, 0))).displacement
+    start = demons(bent, evolve(FEW, iterations=(10, 4, 0))).displacement
     kept = demons(bent, none, initial=start).displacement
     # Halving the lattice to nodes loses what is shorter than they are apart.
     assert np.abs(kept - start).max() < 0.5
@@ -365,7 +366,7 @@ def test_masked_voxels_do_not_pull(bent):
     mask = np.ones(fixed.shape, bool)
     mask[:20] = False
     frame = frame_of(bent, bent.truth.matrix)
-    moving, few = bent.moving.read(), replace(FEW, iterations=(4, 2, 2))
+    moving, few = bent.moving.read(), evolve(FEW, iterations=(4, 2, 2))
     one = descend_demons(fixed, moving, frame, few, fixed_mask=mask)
     fixed[:20] = 0
     other = descend_demons(fixed, moving, frame, few, fixed_mask=mask)
@@ -377,7 +378,7 @@ def test_where_an_image_ends_demons_do_not_pull(bent, radius):
     image, grid = bent.fixed.read(), bent.fixed.grid
     part = (slice(0, 40), slice(8, 56), slice(0, 48))
     frame = Frame(grid, grid.crop(part), np.eye(4))
-    found = descend_demons(image, image[part], frame, replace(FEW, local_normalisation=radius))
+    found = descend_demons(image, image[part], frame, evolve(FEW, local_normalisation=radius))
     # The images agree where both are, up to coarse voxels that stick out.
     assert np.abs(found.displacement).max() < 0.05
 
@@ -401,15 +402,15 @@ def test_where_an_image_ends_demons_do_not_pull(bent, radius):
 )
 def test_each_demons_parameter_acts(bent, change):
     base = DemonsSettings(iterations=(6, 2), shrink_factors=(4, 2), smooth_sigmas=(0.0, 0.0))
-    one, other = (demons(bent, s).displacement for s in (base, replace(base, **change)))
+    one, other = (demons(bent, s).displacement for s in (base, evolve(base, **change)))
     assert not np.array_equal(one, other)
 
 
 def test_radius_and_tolerance_decide_when_demons_end(bent):
     base = DemonsSettings(iterations=(60,), shrink_factors=(4,), smooth_sigmas=(0.0,))
     (one,) = demons(bent, base).levels
-    (wide,) = demons(bent, replace(base, cc_radius=2)).levels
-    (early,) = demons(bent, replace(base, tolerance=0.05)).levels
+    (wide,) = demons(bent, evolve(base, cc_radius=2)).levels
+    (early,) = demons(bent, evolve(base, tolerance=0.05)).levels
     assert wide.before != one.before
     assert early.iterations < one.iterations
     assert early.stopped == "converged"
@@ -439,7 +440,7 @@ def test_every_invalid_demons_setting_is_named(name, value):
 
 
 def test_demons_of_scaled_images_are_alike(bent):
-    few = replace(FEW, iterations=(6, 4, 2))
+    few = evolve(FEW, iterations=(6, 4, 2))
     one = demons(bent, few).displacement
     length = 4.0
     grids = [

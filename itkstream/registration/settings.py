@@ -1,0 +1,52 @@
+"""What holds for a whole run of `itkstream.register`, beside its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from itkstream.errors import InputError
+from itkstream.numerics.parameters import finite
+
+__all__ = ["RegisterSettings"]
+
+
+@dataclass(frozen=True)
+class RegisterSettings:
+    """What holds for a whole run of `register`, beside its steps.
+
+    Parameters
+    ----------
+    coarse_voxels : float
+        Most voxels of the coarse level, on which affines are found and quality is measured.
+    blocksize : int
+        Voxels per block and chunk of the aligned image, an even number.
+    field_tolerance_vox : float
+        How far the displacement that is handed out may be from the one that was computed, at any
+        of its nodes, in the smallest fixed voxel spacing: it is stored at the coarsest spacing
+        that keeps this. 0 keeps it as it was computed.
+    background : float, optional
+        Value of the aligned image outside the moving one; default what the moving image's border
+        tells: 0, unless that is bright or negative.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    coarse_voxels: float = 20e6
+    blocksize: int = 128
+    field_tolerance_vox: float = 0.05
+    background: float | None = None
+
+    def __post_init__(self) -> None:
+        if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
+            raise InputError(f"coarse_voxels must be at least 1024; got {self.coarse_voxels!r}")
+        if not finite(self.blocksize) or self.blocksize < 16 or self.blocksize % 2:
+            raise InputError(f"blocksize must be an even number >= 16; got {self.blocksize!r}")
+        if not finite(self.field_tolerance_vox) or self.field_tolerance_vox < 0:
+            raise InputError(
+                f"field_tolerance_vox must be a number >= 0; got {self.field_tolerance_vox!r}"
+            )
+        if self.background is not None and not finite(self.background):
+            raise InputError(f"background must be a number or None; got {self.background!r}")

@@ -1,0 +1,109 @@
+"""A refinement of an affine by intensities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from attrs import frozen
+from dask.delayed import Delayed
+
+from itkstream.estimate.affines import IntensitySearch
+from itkstream.geometry import AffineTransform
+from itkstream.io.storage.locations import Location
+from itkstream.numerics.itk.affine import intensity_block
+from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
+from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.registration.prices import Pair, StepPrice
+from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
+from itkstream.registration.steps.blocks import prepare_refined
+from itkstream.registration.steps.tuned import TunedStep, tuned
+
+__all__ = ["IntensityAffine"]
+
+# Bytes per voxel of the coarse levels that are compared.
+_BYTES = 24.0
+
+
+@frozen(init=False, repr=False)
+class IntensityAffine(TunedStep):
+    """A refinement of an affine by comparing intensities, by SimpleITK's registration methods.
+
+    Parameters
+    ----------
+    model : {'translation', 'rigid', 'similarity', 'affine'}
+        What may be added to the transform found so far.
+    metric : {'correlation', 'mutual-information', 'mean-squares', 'neighbourhood-correlation'}
+        How alike two images are.
+    optimizer : {'gradient-descent', 'lbfgsb', 'powell', 'exhaustive'}
+        How the best transform is searched.
+    **parameters
+        Those of `itkstream.numerics.itk.settings.IntensitySettings`: sampling, sampling_fraction,
+        seed, shrink_factors, smooth_sigmas, iterations, step, search_steps, bins, radius. Lengths
+        in micrometers; None or left out: scaled to the voxels.
+
+    Raises
+    ------
+    InputError
+        For an unknown parameter or a value out of range; the message names it.
+    """
+
+    name: ClassVar[str] = "intensity-affine"
+    title: ClassVar[str] = "intensity affine"
+
+    settings: IntensitySettings
+    given_lengths: frozenset[str]
+
+    def __init__(
+        self,
+        model: Model = "affine",
+        metric: Metric = "correlation",
+        optimizer: Optimizer = "gradient-descent",
+        **parameters: Any,
+    ) -> None:
+        named = {"model": model, "metric": metric, "optimizer": optimizer}
+        settings, lengths = tuned(
+            IntensitySettings(), {**named, **parameters}, "an IntensityAffine"
+        )
+        self.__attrs_init__(settings=settings, given_lengths=lengths)
+
+    def settings_for(self, spacing: Sequence[float]) -> IntensitySettings:
+        """Scale the settings to an image.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed image, in micrometers.
+
+        Returns
+        -------
+        IntensitySettings
+            With all lengths in micrometers.
+        """
+        return self._scaled(self.settings.for_voxels(spacing))
+
+    def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
+        fixed, moving = scene.coarse
+        start, known = np.eye(fixed.ndim + 1), state.transform
+        if isinstance(known, AffineTransform):
+            start = known.matrix
+        elif known is not None:
+            moving = scene.aligned(known)
+        estimate = intensity_block(fixed, moving, start, self.settings_for(fixed.spacing))
+        facts: dict[str, Any] = {"metric_before": estimate.before, "metric_after": estimate.after}
+        if not estimate:
+            return Nothing(estimate.reason, facts)
+        whole = known is None or isinstance(known, AffineTransform)
+        found = Finding(AffineTransform(estimate.matrix), facts, whole=whole)
+        facts["matrix"] = affine_part(found.transform(state)).matrix.tolist()
+        return found
+
+    def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
+        return prepare_refined(
+            scene, start, IntensitySearch(self.settings_for(scene.fixed.spacing))
+        )
+
+    def price(self, pair: Pair) -> StepPrice:
+        once = pair.held + sum(grid.size for grid in pair.coarse) * _BYTES
+        return StepPrice(self.name, once=max(once, pair.judged))

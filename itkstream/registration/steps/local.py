@@ -1,0 +1,140 @@
+"""An affine of every block, from key points, all solved together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import attrs
+import numpy as np
+from attrs import frozen
+from dask.delayed import Delayed
+
+from itkstream.apply.resampling import piecewise_transform
+from itkstream.blocks.inputs import block_grid
+from itkstream.compute.execute import compute
+from itkstream.errors import BlockErrors, InputError, RegistrationError
+from itkstream.estimate.affines import (
+    AffineTask,
+    KeyPointSearch,
+    prepare_affines,
+    split_local_affines,
+)
+from itkstream.io.storage.locations import Location
+from itkstream.registration.prices import (
+    TASKS_BLENDED,
+    Pair,
+    StepPrice,
+    count_blocks,
+    largest_block,
+    work_of,
+)
+from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
+from itkstream.registration.steps.blocks import check_blocks, prepare_refined
+from itkstream.registration.steps.matching import (
+    COMMON_RADII,
+    KEY_POINT_BYTES,
+    MatchingStep,
+    best_affine,
+    checked_radii,
+)
+from itkstream.registration.steps.ransac import RansacAffine
+
+__all__ = ["LocalAffines"]
+
+
+def _one_pair(given: Any) -> Radii | None:
+    return None if given is None else checked_radii((given,))[0]
+
+
+@frozen(kw_only=True)
+class LocalAffines(MatchingStep):
+    """An affine a block, from key points, all blocks solved together.
+
+    Parameters
+    ----------
+    match_threshold, cc_radius, nspots, num_sigma_max, align_threshold
+        As in `RansacAffine`, for every block.
+    max_distance, max_ambiguity, model, seed
+        As in `RansacAffine`, for every block.
+    blocksize : int
+        Voxels per block and axis.
+    overlap : int, optional
+        Voxels each block looks beyond its border; default an eighth of the block.
+    radii : (float, float), optional
+        Least and greatest radius of the blobs, in voxels; default those that the last
+        `RansacAffine` had most matches with.
+
+    Raises
+    ------
+    InputError
+        For a value out of range; the message names it.
+    """
+
+    name: ClassVar[str] = "local-affines"
+    title: ClassVar[str] = "piecewise affine"
+
+    blocksize: int = 128
+    overlap: int | None = None
+    radii: Radii | None = attrs.field(default=None, converter=_one_pair)
+
+    def __attrs_post_init__(self) -> None:
+        check_blocks(self.blocksize, self.overlap, least=32)
+
+    def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
+        fixed, moving = scene.coarse
+        blocksize = (self.blocksize,) * fixed.ndim
+        try:
+            search = self._search(fixed.spacing, self._radii(scene, state))
+            blocks = block_grid(fixed.shape, blocksize, self.overlap)
+            task = AffineTask(fixed, moving, state.transform, blocks, search)
+            lazy = prepare_affines(task)
+            packed = compute(lazy, progress=scene.reporter.blocks)
+            local, confidence = split_local_affines(packed, fixed.ndim)
+            pieces = piecewise_transform(fixed.grid, local, blocksize, overlap=self.overlap)
+        except (BlockErrors, InputError, RegistrationError) as error:
+            return Nothing(str(error))
+        facts = {
+            "blocks": list(local.shape[: fixed.ndim]),
+            "blocks_with_matches": int((confidence[..., 0] > 0).sum()),
+            "median_confidence": float(np.median(confidence[..., -1])),
+        }
+        return Finding(pieces, facts)
+
+    def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
+        grid = scene.fixed.grid
+        blocks = block_grid(grid.shape, (self.blocksize,) * grid.ndim, self.overlap)
+        choices = COMMON_RADII if self.radii is None else (self.radii,)
+        search = KeyPointSearch(tuple(self.settings_for(grid.spacing, r) for r in choices))
+        return prepare_refined(scene, start, search, blocks)
+
+    def price(self, pair: Pair) -> StepPrice:
+        coarse = pair.coarse[0]
+        blocks = block_grid(coarse.shape, (self.blocksize,) * coarse.ndim, self.overlap)
+        size = largest_block(blocks)
+        return StepPrice(
+            self.name,
+            *count_blocks(blocks, TASKS_BLENDED),
+            once=pair.held,
+            per_block=2 * size * KEY_POINT_BYTES + self.context_bytes(2 * size, coarse.ndim),
+            work=2 * work_of(blocks),
+            kind="points",
+        )
+
+    def _search(self, spacing: tuple[float, ...], radii: Radii) -> KeyPointSearch:
+        """Seek blobs of these radii; small blocks may not hold those of the whole image."""
+        others = () if self.radii else COMMON_RADII
+        smaller = tuple(self.settings_for(spacing, other) for other in others)
+        return KeyPointSearch((self.settings_for(spacing, radii),), smaller)
+
+    def _radii(self, scene: Scene, state: State) -> Radii:
+        """Its own, those an affine was found with, or the best on the whole image."""
+        known = self.radii or state.radii
+        if known is not None:
+            return known
+        fixed, moving = scene.coarse
+        if state.transform is not None:
+            moving = scene.aligned(state.transform)
+        usual = RansacAffine()
+        choices = [usual.settings_for(fixed.spacing, radii) for radii in usual.radii]
+        return usual.radii[best_affine(fixed, moving, choices)[1]]

@@ -1,0 +1,256 @@
+"""What a kind of step has: parameters, a way to find, a price."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import attrs
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+from numpy.typing import NDArray
+
+from itkstream.blocks.graph import Result, map_blocks
+from itkstream.blocks.inputs import block_grid
+from itkstream.errors import InputError, unknown_name
+from itkstream.geometry import AffineTransform, Block, Grid, Image, Transform
+from itkstream.io.storage.locations import Location
+from itkstream.numerics.sampling.fields import to_positions
+from itkstream.numerics.sampling.mapping import map_on
+from itkstream.registration.prices import Pair, StepPrice
+from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
+
+__all__ = ["Step", "check_names"]
+
+
+class Step(ABC):
+    """A step of a registration: a frozen value that knows how to find, and what that costs.
+
+    A kind that has a name and a title and finds runs everywhere: all else has a default. Kinds are
+    listed in `itkstream.registration.steps.registry`.
+    """
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    """In files and plans, such as ``ransac-affine``."""
+
+    title: ClassVar[str]
+    """In reports and on the screen."""
+
+    finds_field: ClassVar[bool] = False
+    """A displacement field results, on disk: of the last step, it may be the run's own."""
+
+    starts_anywhere: ClassVar[bool] = False
+    """Images are brought together wherever they lie."""
+
+    @abstractmethod
+    def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
+        """Do the step on whole images.
+
+        Parameters
+        ----------
+        scene : Scene
+            Images and resources.
+        state : State
+            What the steps before have found.
+        place : callable
+            Names the store that a field may be written to; called before it is.
+
+        Returns
+        -------
+        Finding or Nothing
+            Nothing, with the reason, where a step that refines found nothing better.
+
+        Raises
+        ------
+        RegistrationError
+            Where nothing is known and nothing was found.
+        """
+
+    def restore(  # noqa: B027  most steps store nothing
+        self, scene: Scene, state: State, place: Callable[[], Location]
+    ) -> None:
+        """Complete what an earlier run stored, where files of it are missing or damaged.
+
+        Parameters
+        ----------
+        scene, state, place
+            As for `find`.
+        """
+
+    def price(self, pair: Pair) -> StepPrice:
+        """Count blocks, tasks, memory, disk and work.
+
+        Parameters
+        ----------
+        pair : Pair
+            The images, without their voxels, and the settings of the run.
+
+        Returns
+        -------
+        StepPrice
+            Here, of comparing the coarse levels.
+        """
+        return StepPrice(self.name, once=pair.judged)
+
+    def field_grid(self, pair: Pair) -> Grid:
+        """Find the lattice of the field of a run whose last step it is.
+
+        Parameters
+        ----------
+        pair : Pair
+            The images, without their voxels, and the settings of the run.
+
+        Returns
+        -------
+        Grid
+            Here, half the resolution.
+        """
+        return pair.half
+
+    @property
+    def planned_block(self) -> int | None:
+        """Voxels per axis of blocks that a plan may make smaller; None where there are none."""
+        return None
+
+    def limited(self, block: int) -> Self:
+        """Make its blocks no larger.
+
+        Parameters
+        ----------
+        block : int
+            Voxels per axis.
+
+        Returns
+        -------
+        Step
+            Itself where they are not.
+        """
+        return self
+
+    def works(self, moving: Image, start: Transform) -> Mapping[str, Callable[[Image], Any]]:
+        """List what is done to a block in memory, to be timed.
+
+        Parameters
+        ----------
+        moving : Image
+            The moving image.
+        start : Transform
+            From fixed to moving points, roughly.
+
+        Returns
+        -------
+        mapping of callable
+            By the kind that `StepPrice` has; each takes a block of the fixed image.
+        """
+        return {}
+
+    def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
+        """Prepare to do the step in every block.
+
+        Parameters
+        ----------
+        scene : BlockScene
+            Images and blocks.
+        start : Transform, Delayed or None
+            From fixed to moving points.
+
+        Returns
+        -------
+        Delayed
+            The transform after it.
+
+        Raises
+        ------
+        InputError
+            Where the step cannot be done so.
+        """
+        raise InputError(f"a {type(self).__name__} cannot be done block by block: use register")
+
+    def prepare_positions(self, scene: BlockScene, start: Start) -> da.Array:
+        """Prepare to do the step in every block, as the last one.
+
+        Parameters
+        ----------
+        scene : BlockScene
+            Images and blocks.
+        start : Transform, Delayed or None
+            From fixed to moving points.
+
+        Returns
+        -------
+        dask.array.Array, fixed shape + (n,), float64
+            Lazy. The moving position of every fixed voxel, in micrometers.
+        """
+        grid = scene.fixed.grid
+        shared = {"grid": grid, "initial": self.prepare_transform(scene, start)}
+        cores = block_grid(grid.shape, scene.blocks.blocksize, 0)
+        return map_blocks(_positions, cores, None, shared, Result(np.float64, (grid.ndim,)))
+
+    def parameters(self) -> dict[str, Any]:
+        """List all parameters, as the step takes them.
+
+        Returns
+        -------
+        dict
+            By name; lengths that suit the image are None.
+        """
+        kind: Any = type(self)
+        return {field.name: getattr(self, field.name) for field in attrs.fields(kind)}
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+        """Make a step from what a file says.
+
+        Parameters
+        ----------
+        parameters : mapping
+            Those that differ from the defaults, by name.
+
+        Returns
+        -------
+        Step
+            Checked.
+
+        Raises
+        ------
+        InputError
+            For an unknown name, with the nearest known one, or a value out of range.
+        """
+        kind: Any = cls
+        check_names(f"parameter of {cls.name}", parameters, [f.name for f in attrs.fields(kind)])
+        return cls(**parameters)
+
+    def evolve(self, **changes: Any) -> Self:
+        """Change some parameters.
+
+        Parameters
+        ----------
+        **changes : object
+            As the step takes them.
+
+        Returns
+        -------
+        Step
+            Of the same kind, checked.
+        """
+        return type(self)(**{**self.parameters(), **changes})
+
+
+def check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse a name that is not known, and say the nearest one that is."""
+    for name in given:
+        if name not in known:
+            raise unknown_name(what, name, known)
+
+
+def _positions(_part: None, block: Block, *, grid: Grid, initial: Transform) -> NDArray[np.float64]:
+    here = grid.crop(block.core)
+    mapping = map_on(initial, here)
+    moves = mapping.displacement
+    if moves is None:
+        return AffineTransform(mapping.affine).apply(here.positions())
+    return to_positions(moves, here, mapping.affine)
