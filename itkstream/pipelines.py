@@ -53,7 +53,7 @@ from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources
 
-__all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
+__all__ = ["DEFAULT_STEPS", "Plan", "Registration", "Reporter", "plan", "register"]
 
 
 def register(
@@ -75,7 +75,7 @@ def register(
     Writes into `out`:
 
     - ``registration.json``: parameters, versions, timings, quality before and after each step, and
-      the transform's certificate (`itkstream.apply.certificate.certify`);
+      the transform's certificate (`itkstream.certify`);
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene), the field as
       coarse as `RegisterSettings.field_tolerance_vox` lets it; all else is made with this one;
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
@@ -94,10 +94,10 @@ def register(
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
-        What is done, see `itkstream.registration.steps`; default
-        `itkstream.registration.steps.DEFAULT_STEPS`. Each refines what the ones before have found,
-        and is left out where that lowers the local correlation. A deformation is always kept, and
-        so is the first affine.
+        What is done: `RansacAffine`, `IntensityAffine`, `LocalAffines`, `Deformable`; default
+        `itkstream.pipelines.DEFAULT_STEPS`. Each refines what the ones before have found, and is
+        left out where that lowers the local correlation. A deformation is always kept, and so is
+        the first affine.
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
@@ -106,7 +106,7 @@ def register(
         whose numbers are millimeters where the fixed image is in millimeters, as NIfTI.
         Every step refines it, key points too: they are sought in the images it aligns.
     fixed_mask, moving_mask : Mask or path, optional
-        Which voxels count, see `itkstream.blocks.masks.Mask`, or the path of an image. A function
+        Which voxels count, see `itkstream.Mask`, or the path of an image. A function
         is called once, with the coarse level. A file that does not state its spacing covers the
         image. The aligned image shows all voxels.
     resources : Resources, optional

@@ -209,7 +209,7 @@ class IntensityAffine:
     optimizer : {'gradient-descent', 'lbfgsb', 'powell', 'exhaustive'}
         How the best transform is searched.
     **parameters
-        Those of `itkstream.numerics.itk.settings.IntensitySettings`: sampling, sampling_fraction,
+        Those of `itkstream.affine.IntensitySettings`: sampling, sampling_fraction,
         seed, shrink_factors, smooth_sigmas, iterations, step, search_steps, bins, radius. Lengths
         in micrometers; None or left out: scaled to the voxels.
 
@@ -265,9 +265,9 @@ class Deformable:
     overlap : int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
     **parameters
-        Those of the method's settings: `itkstream.numerics.deformation.settings.DescentSettings`
-        with the defaults of `PIPELINE_DEFAULTS` for 'lcc', and `DemonsSettings` or
-        `BsplineSettings` of `itkstream.numerics.itk.settings` for the others. Lengths in
+        Those of the method's settings: `itkstream.deform.DescentSettings` with the defaults that
+        ``itkstream config --defaults`` prints for 'lcc', and `itkstream.deform.DemonsSettings`
+        or `itkstream.deform.BsplineSettings` for the others. Lengths in
         micrometers, areas in their square; None or left out: scaled to the voxels. With other
         `shrink_factors`, what is left out per level counts from the finest level.
 
