@@ -18,9 +18,9 @@ import itkstream
 from itkstream.apply.products import write_resampled
 from itkstream.cli.app import commands
 from itkstream.cli.options import (
-    in_options,
-    options_of,
-    resources_from,
+    collect_image_options,
+    collect_resources,
+    name_options,
     with_image_options,
     with_resources,
 )
@@ -286,9 +286,9 @@ def test_options_of_one_image_come_before_those_of_both():
     @with_image_options("fixed", "moving")
     def command(**options):
         seen.update(
-            fixed=options_of(options, "fixed", ImageOptions(time=5, level=2)),
-            moving=options_of(options, "moving"),
-            like=options_of(options, "like", common=False),
+            fixed=collect_image_options(options, "fixed", ImageOptions(time=5, level=2)),
+            moving=collect_image_options(options, "moving"),
+            like=collect_image_options(options, "like", common=False),
         )
 
     words = "--channel 1 --moving-channel 0 --spacing 2,.5,0.5 --fixed-time 0 --moving-unit mm"
@@ -302,8 +302,8 @@ def test_errors_speak_the_words_of_the_command_line():
     for name in ("voxel_spacing", "unit", "axes"):
         option = f"--{name.removeprefix('voxel_')}"
         for text in (f"pass {name}=, or", f"pass {name}= ({option}), or"):
-            assert in_options(text) == f"pass {option}, or"
-    assert in_options("pass overwrite=True, cluster='slurm' or min_level=") == (
+            assert name_options(text) == f"pass {option}, or"
+    assert name_options("pass overwrite=True, cluster='slurm' or min_level=") == (
         "pass overwrite=True, cluster='slurm' or min_level="
     )
 
@@ -356,7 +356,7 @@ def test_every_resource_has_its_option():
     @click.command()
     @with_resources
     def command(**options):
-        seen["resources"] = resources_from(options)
+        seen["resources"] = collect_resources(options)
 
     command.main(words.split(), standalone_mode=False)
     assert seen["resources"] == Resources(
