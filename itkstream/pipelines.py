@@ -116,7 +116,7 @@ def register(
         Replace an earlier registration in `out`, which stays until this one is complete; until
         then both take their space on the disk.
     reporter : Reporter, optional
-        Told steps, blocks and results.
+        Gets steps, blocks and results.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def plan(
     resources: Resources | None = None,
     probe: int = 0,
 ) -> Plan:
-    """What `register` will need: blocks, tasks, memory, disk, time. Nothing is written.
+    """Estimate what `register` needs: blocks, tasks, memory, disk, time; nothing is written.
 
     Parameters
     ----------

@@ -222,6 +222,6 @@ def main() -> None:
 
 
 def _describe_stop(error: BaseException) -> str:
-    """What a run said when it was stopped; click puts its own exception around it."""
+    """Read how far a run was from its exception, which click puts one of its own around."""
     run = error.__cause__ if isinstance(error, click.Abort) else error
     return str(run) if isinstance(run, InterruptedRunError) else "stopped"
