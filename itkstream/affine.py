@@ -22,6 +22,9 @@ from itkstream.numerics.matching.ransac import AffineEstimate, RansacSettings
 from itkstream.registration.steps import IntensityAffine, RansacAffine
 
 __all__ = [
+    "AffineEstimate",
+    "IntensitySettings",
+    "RansacSettings",
     "intensity_affine",
     "prepare_local_affines",
     "prepare_piecewise_ransac_affine",
@@ -76,7 +79,7 @@ def ransac_affine(
     num_sigma_max : int
         Most blob widths searched.
     fix_mask, mov_mask : Mask, optional
-        Which voxels count, see `itkstream.blocks.masks.Mask`: no key point lies on another.
+        Which voxels count, see `itkstream.Mask`: no key point lies on another.
     fix_points, mov_points : array_like, (m, 3), optional
         Key points of your own, in micrometers, such as the centroids of a segmentation.
     max_distance : float, optional
@@ -153,7 +156,7 @@ def intensity_affine(
         Model, metric, optimizer, sampling and levels; default those of `IntensitySettings`, scaled
         to the smallest fixed voxel spacing.
     fix_mask, mov_mask : Mask, optional
-        Which voxels count, see `itkstream.blocks.masks.Mask`; others are not compared.
+        Which voxels count, see `itkstream.Mask`; others are not compared.
 
     Returns
     -------

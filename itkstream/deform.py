@@ -29,10 +29,13 @@ from itkstream.estimate.deformation import (
 from itkstream.geometry import AffineTransform, Grid, Transform
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
-from itkstream.numerics.itk.settings import DeformSettings
+from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings
 from itkstream.registration.steps import Deformable, Method
 
 __all__ = [
+    "BsplineSettings",
+    "DemonsSettings",
+    "DescentSettings",
     "deform_blocks",
     "deformable_align",
     "field_factors",
@@ -75,8 +78,8 @@ def deformable_align(
     cc_radius : int
         Radius of the correlation window, in voxels of each level.
     gradient_smoothing, field_smoothing : four floats
-        (a, b, c, d) of the smoothing operators of the force and of the displacement, see
-        `itkstream.numerics.deformation.kernels`.
+        (a, b, c, d) of the smoothing operators of the force and of the displacement: the inverse of
+        the d-th power of ``c - (a/2) laplacian - (b/2) grad div``; a and b are areas.
     iterations : sequence of int
         At most so many per level, coarse to fine.
     shrink_factors : sequence of int
@@ -93,7 +96,7 @@ def deformable_align(
     settings : DeformSettings, optional
         All parameters in one value, instead of those above; its kind decides the method.
     fix_mask, mov_mask : Mask, optional
-        Which voxels count, see `itkstream.blocks.masks.Mask`; others do not pull.
+        Which voxels count, see `itkstream.Mask`; others do not pull.
 
     Returns
     -------

@@ -73,7 +73,7 @@ class ExistingOutputError(ItkstreamError, FileExistsError):
 
 
 class PlanError(InputError, MemoryError):
-    """What is asked for needs more memory than there is."""
+    """A computation needs more memory than there is."""
 
 
 class RegistrationError(ItkstreamError, RuntimeError):
@@ -153,16 +153,16 @@ class WorkersError(ItkstreamError, RuntimeError):
 
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:
-    """An error for a name that is not known, with the nearest one that is.
+    """Make the error for a name that is not known, with the nearest one that is.
 
     Parameters
     ----------
     what : str
-        What the name stands for.
+        The kind of thing that is named.
     name : object
-        The one that came.
+        The unknown name.
     known : iterable of str
-        Those there are.
+        All names that are known.
 
     Returns
     -------

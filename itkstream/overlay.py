@@ -26,7 +26,7 @@ _MARGIN, _GAP, _HEAD = 0.3, 0.12, 0.45  # inches
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """How an overlay is drawn.
+    """Contrast, titles and size of an overlay.
 
     Parameters
     ----------

@@ -35,101 +35,24 @@ measured against the nodes (`field_tolerance_vox`).
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
-from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
-from itkstream.blocks.graph import readable
-from itkstream.blocks.inputs import as_pair, check_start
-from itkstream.blocks.masks import Mask, masked
-from itkstream.errors import InputError, UnknownSpacingError
-from itkstream.geometry import (
-    AffineTransform,
-    CompositeTransform,
-    Image,
-    Transform,
-    array_axes,
-    default_axes,
-    named_axes,
-    with_axes,
-)
-from itkstream.io import open_image
-from itkstream.io.images.locate import locate
-from itkstream.io.images.units import itk_unit
-from itkstream.io.storage.inputs import check_apart
-from itkstream.io.storage.locations import Location
-from itkstream.io.storage.outputs import write_text
-from itkstream.io.transforms.files import read_transform
-from itkstream.io.transforms.ngff.store import read_transform as read_field_and_affine
-from itkstream.io.transforms.ngff.store import stored_axes
-from itkstream.registration.folder import ALIGNED, REPORT, TRANSFORM, RunFolder
-from itkstream.registration.levels import LevelMaker
-from itkstream.registration.plan import Plan, measure_rates, plan_steps
-from itkstream.registration.run import Run, run_keys
-from itkstream.registration.scene import LogReporter, Reporter, Scene
-from itkstream.registration.steps import (
-    DEFAULT_STEPS,
-    RegisterSettings,
-    Step,
-    checked_steps,
-)
-from itkstream.workers import Resources, session
+from itkstream.blocks.inputs import as_pair
+from itkstream.blocks.masks import Mask
+from itkstream.geometry import Image, Transform
+from itkstream.registration.folder import RunFolder
+from itkstream.registration.plan import Plan, measure_rates
+from itkstream.registration.register import Registration, run_request
+from itkstream.registration.request import Given, open_given, plan_request, read_request
+from itkstream.registration.scene import LogReporter, Reporter
+from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
+from itkstream.workers import Resources
 
-__all__ = ["Plan", "Registration", "Reporter", "plan", "register"]
-
-_UNITS_DIFFER = (
-    "the fixed image is in {unit}s as ITK reads it and the moving image in {moving}s: lengths are "
-    "converted here, but the files in itk/ fit ITK only after both are saved in {unit}s"
-)
-
-
-@dataclass(frozen=True)
-class Registration:
-    """What `register` made.
-
-    Parameters
-    ----------
-    out : Location
-        The folder.
-    transform : CompositeTransform
-        Fixed to moving points: a stored displacement field, then an affine.
-    aligned : Image
-        The moving image on the fixed grid, stored.
-    report : dict
-        What registration.json holds.
-    """
-
-    out: Location
-    transform: CompositeTransform
-    aligned: Image
-    report: dict[str, Any]
-
-    def moved(self, out: Location) -> Registration:
-        """The same registration after its folder was given another name.
-
-        Parameters
-        ----------
-        out : Location
-            The folder.
-
-        Returns
-        -------
-        Registration
-            Transform and aligned image opened there.
-        """
-        axes = self.aligned.grid.axes
-        transform = read_field_and_affine(out / TRANSFORM, axes)
-        stored = stored_axes(self.aligned.grid)
-        aligned = open_image(out / ALIGNED, axes=stored).reorder(axes)
-        return Registration(out, transform, aligned, self.report)
+__all__ = ["DEFAULT_STEPS", "Plan", "Registration", "Reporter", "plan", "register"]
 
 
 def register(
@@ -151,7 +74,7 @@ def register(
     Writes into `out`:
 
     - ``registration.json``: parameters, versions, timings, quality before and after each step, and
-      the transform's certificate (`itkstream.apply.certificate.certify`);
+      the transform's certificate (`itkstream.certify`);
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene), the field as
       coarse as `RegisterSettings.field_tolerance_vox` lets it; all else is made with this one;
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
@@ -170,10 +93,10 @@ def register(
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
-        What is done, see `itkstream.registration.steps`; default
-        `itkstream.registration.steps.DEFAULT_STEPS`. Each refines what the ones before have found,
-        and is left out where that lowers the local correlation. A deformation is always kept, and
-        so is the first affine.
+        What is done: `RansacAffine`, `IntensityAffine`, `LocalAffines`, `Deformable`; default
+        `itkstream.pipelines.DEFAULT_STEPS`. Each refines what the ones before have found, and is
+        left out where that lowers the local correlation. A deformation is always kept, and so is
+        the first affine.
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
@@ -182,7 +105,7 @@ def register(
         whose numbers are millimeters where the fixed image is in millimeters, as NIfTI.
         Every step refines it, key points too: they are sought in the images it aligns.
     fixed_mask, moving_mask : Mask or path, optional
-        Which voxels count, see `itkstream.blocks.masks.Mask`, or the path of an image. A function
+        Which voxels count, see `itkstream.Mask`, or the path of an image. A function
         is called once, with the coarse level. A file that does not state its spacing covers the
         image. The aligned image shows all voxels.
     resources : Resources, optional
@@ -192,7 +115,7 @@ def register(
         Replace an earlier registration in `out`, which stays until this one is complete; until
         then both take their space on the disk.
     reporter : Reporter, optional
-        Told steps, blocks and results.
+        Gets steps, blocks and results.
 
     Returns
     -------
@@ -214,47 +137,12 @@ def register(
     RegistrationError
         Where no affine was found.
     """
-    steps = checked_steps(steps)
-    check_apart(out, fixed, moving, initial_transform, fixed_mask, moving_mask)
-    opened = _opened(fixed), _opened(moving)
-    _check_axes(opened)
-    pair = as_pair(*opened, None, None)
-    check_apart(out, pair)
-    unit = itk_unit(opened[0].grid)
-    initial = _as_initial(initial_transform, pair[0], unit)
-    check_start(*pair, initial, anywhere=initial is None and _matches_first(steps))
-    resources = resources or Resources()
-    planned = _planned(pair, steps, settings or RegisterSettings(), resources).require_fit()
-    steps, settings = planned.steps, planned.settings
-    if resources.cluster == "local":
-        resources = replace(resources, threads_per_worker=planned.threads)
-    masks = _opened_mask(fixed_mask, pair[0]), _opened_mask(moving_mask, pair[1])
-    folder = RunFolder(out, (_called(pair[0]), _called(pair[1])), overwrite)
-    reporter = reporter or LogReporter()
-    if itk_unit(opened[1].grid) != unit:
-        reporter.note(_UNITS_DIFFER.format(unit=unit, moving=opened[1].grid.unit))
-    with folder.locked():
-        with ExitStack() as stack:
-            # No workers before it is known that the folder may take this run.
-            start = cache(partial(stack.enter_context, session(resources, reporter.note)))
-            make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
-            seen = _seen(pair[0], masks[0], "fixed", make), _seen(pair[1], masks[1], "moving", make)
-            keys = run_keys((seen[0].image, seen[1].image), initial, steps, settings)
-            folder.settle(tokenize(keys[-1], pair))
-            scene = _scene(seen, settings, start(), reporter)
-            run = Run(pair, steps, settings, scene, folder)
-            transform, aligned, certificate = run.all_steps(initial, keys)
-        run.export(transform, keys[-1], unit)
-        given = {
-            "initial_transform": initial_transform,
-            "fixed_mask": fixed_mask,
-            "moving_mask": moving_mask,
-        }
-        report = run.report() | {k: _told(v) for k, v in given.items() if v is not None}
-        report["certificate"] = certificate
-        write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
-        written = Registration(folder.claim(), transform, aligned, report)
-        return written.moved(folder.finish())
+    given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask)
+    request = read_request(
+        given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
+    )
+    folder = RunFolder(out, request.names, overwrite)
+    return run_request(request, folder, reporter or LogReporter())
 
 
 def plan(
@@ -266,7 +154,7 @@ def plan(
     resources: Resources | None = None,
     probe: int = 0,
 ) -> Plan:
-    """What `register` will need: blocks, tasks, memory, disk, time. Nothing is written.
+    """Estimate what `register` needs: blocks, tasks, memory, disk, time; nothing is written.
 
     Parameters
     ----------
@@ -289,125 +177,10 @@ def plan(
     PlanError
         Where nothing fits `memory`.
     """
-    pair = as_pair(_opened(fixed), _opened(moving), None, None)
-    given = (checked_steps(steps), settings or RegisterSettings(), resources or Resources())
-    made = _planned(pair, *given)
+    pair = as_pair(open_given(fixed), open_given(moving), None, None)
+    made = plan_request(
+        pair, checked_steps(steps), settings or RegisterSettings(), resources or Resources()
+    )
     if not probe:
         return made
     return replace(made, rates=measure_rates(*pair, made.steps, probe))
-
-
-def _planned(
-    pair: tuple[Image, Image],
-    steps: tuple[Step, ...],
-    settings: RegisterSettings,
-    resources: Resources,
-) -> Plan:
-    """The plan that will run: as large as is asked for, unless a memory says otherwise."""
-    made = plan_steps(*pair, steps, settings, resources.resolved())
-    if resources.memory is not None:
-        return made.fitted()
-    return made if resources.threads_per_worker else made.fewer_threads()
-
-
-def _matches_first(steps: tuple[Step, ...]) -> bool:
-    """Whether key points bring the images together, wherever they lie."""
-    return bool(steps) and steps[0].starts_anywhere
-
-
-def _as_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
-    """The transform to start from, checked against the fixed image."""
-    if given is None:
-        return None
-    if isinstance(given, (str, os.PathLike)):
-        given = read_transform(given, fixed.grid.axes, unit=unit)
-    axes = fixed.grid.axes
-    transform = given if isinstance(given, Transform) else AffineTransform(np.asarray(given))
-    if transform.ndim != fixed.ndim:
-        raise InputError(
-            f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "
-            f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
-        )
-    if named_axes(transform) not in (None, axes):
-        raise InputError(
-            f"the initial transform has points with the axes {named_axes(transform)}, and the "
-            f"fixed image has {axes}: read it with axes={axes}, or give its path"
-        )
-    return with_axes(transform, axes)
-
-
-def _check_axes(pair: tuple[Image, Image]) -> None:
-    """All that is written names axes: a guess could turn every file over."""
-    for which, image in zip(("fixed", "moving"), pair, strict=True):
-        if not image.grid.axes_stated:
-            raise InputError(
-                f"nothing says which axis of the {which} image is x, so that what is written could "
-                f"be transposed: give its grid axes={array_axes(image.ndim)} if its array is "
-                f"indexed so, or axes={default_axes(image.ndim)}"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """An image, NaN where its voxels do not count, and what gives its level."""
-
-    image: Image
-    level: Callable[[], Image]
-
-
-def _opened_mask(mask: Any, image: Image) -> Any:
-    if not isinstance(mask, (str, os.PathLike)):
-        return mask
-    axes = image.recipe.get("axes")
-    if axes and locate(mask).format == locate(image.recipe["path"]).format:
-        # Who writes images without the names of their axes writes masks so; these have no channels.
-        axes = [axis for axis in axes if axis in image.grid.axes]
-    else:
-        axes = None
-    try:
-        return open_image(mask, axes=axes)
-    except UnknownSpacingError:
-        # Where a file says nothing of its voxels, they cover the image, as those of an array do.
-        voxels = open_image(mask, axes=axes, voxel_spacing=1.0, unit="micrometer")
-        return voxels.reorder(image.grid.axes).data if voxels.ndim == image.ndim else voxels.data
-
-
-def _called(image: Image) -> str:
-    """What a run calls an image: another channel of a file is another image."""
-    said = (f"{k} {v}" for k, v in image.recipe.items() if k in ("channel", "time", "level"))
-    return " ".join((image.name, *said))
-
-
-def _seen(image: Image, mask: Any, which: str, make: LevelMaker) -> _Seen:
-    """What a run sees of an image."""
-    if mask is None:
-        return _Seen(image, partial(make, image, which))
-    if not callable(mask):
-        shown = masked(readable(image), mask, which)
-        return _Seen(shown, partial(make, shown, which))
-    level = make(image, which)
-    chosen = Image(np.asarray(mask(level.read())), level.grid)
-    # Groups of voxels count or do not count as a whole, so no other pass over the image is needed.
-    masked_level = partial(masked, level, chosen, which)
-    return _Seen(masked(readable(image), chosen, which), masked_level)
-
-
-def _scene(
-    seen: tuple[_Seen, _Seen], settings: RegisterSettings, workers: Resources, reporter: Reporter
-) -> Scene:
-    makers = seen[0].level, seen[1].level
-    images = seen[0].image, seen[1].image
-    return Scene(*images, settings.coarse_voxels, workers, reporter, makers)
-
-
-def _told(given: Any) -> Any:
-    """What a report says of an argument: paths and numbers as they are, others by their kind."""
-    if isinstance(given, (str, os.PathLike)):
-        return str(given)
-    if isinstance(given, (list, tuple)) and all(isinstance(v, (int, float)) for v in given):
-        return list(given)
-    return type(given).__name__
-
-
-def _opened(image: str | os.PathLike[str] | Image) -> Image:
-    return image if isinstance(image, Image) else open_image(image)

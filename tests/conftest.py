@@ -92,12 +92,12 @@ def smooth_transform() -> Callable[..., CompositeTransform]:
     return make
 
 
-@pytest.fixture
-def command() -> Iterator[Callable[..., SimpleNamespace]]:
+@pytest.fixture(scope="session")
+def command() -> Callable[..., SimpleNamespace]:
     """The command line in this process: a new one takes seconds to import everything."""
-    before = signal.getsignal(signal.SIGTERM)
 
-    def run(*words: object, cwd: Path) -> SimpleNamespace:
+    def run(*words: object, cwd: Path | str = ".") -> SimpleNamespace:
+        before = signal.getsignal(signal.SIGTERM)
         out, err, code = io.StringIO(), io.StringIO(), 0
         argv = ["itkstream", *map(str, words)]
         with (
@@ -111,10 +111,11 @@ def command() -> Iterator[Callable[..., SimpleNamespace]]:
                 main()
             except SystemExit as stop:
                 code = int(stop.code or 0)
+            finally:
+                signal.signal(signal.SIGTERM, before)
         return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return run
 
 
 @pytest.fixture

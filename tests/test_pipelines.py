@@ -24,9 +24,10 @@ from itkstream.io import create_ome_zarr
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.pipelines import _opened_mask, register
+from itkstream.pipelines import register
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.journal import next_from, note_of
+from itkstream.registration.request import open_mask
 from itkstream.registration.run import Run
 from itkstream.registration.scene import LogReporter, Scene, next_state
 from itkstream.registration.steps import (
@@ -549,7 +550,7 @@ def test_a_mask_file_without_spacing_covers_its_image(tmp_path, names, said):
         stored = array.transpose([2, 1, 0]) if names == "xyz" else array
         zarr.create_array(str(tmp_path / f"{name}.zarr"), data=stored, dimension_names=tuple(names))
     image = itkstream.open_image(tmp_path / "image.zarr", voxel_spacing=(1, 2, 3), axes=said)
-    mask = _opened_mask(str(tmp_path / "mask.zarr"), image)
+    mask = open_mask(str(tmp_path / "mask.zarr"), image)
     shown = masked(image, mask).reorder("zyx").read()
     assert image.shape == tuple(voxels.shape[k] for k in order)
     np.testing.assert_array_equal(np.isfinite(shown), np.kron(keep, np.ones((2, 2, 2))) > 0)

@@ -236,8 +236,8 @@ def prepare_field(transform: Transform, grid: Grid, blocksize: Sequence[int]) ->
     Returns
     -------
     dask.array.Array, grid.shape + (n,), float32
-        Lazy. u in ``T(p) = affine(p + u(p))``, with
-        `itkstream.numerics.sampling.mapping.affine_part`.
+        Lazy. u in ``T(p) = affine(p + u(p))``, with the product of all affines of the
+        transform; the identity where it has none.
     """
     blocks = block_grid(grid.shape, blocksize, 0)
     shared = {"transform": transform, "grid": grid}

@@ -55,11 +55,12 @@ def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
         A power of 2 per axis; 1 for a small image.
     """
     factors = [1] * grid.ndim
-    while np.prod(grid.shrink(factors).shape, dtype=float) > voxels:
-        coarse = grid.shrink(factors)
-        long = [axis for axis in range(grid.ndim) if coarse.shape[axis] > 1]
-        finest = min(long, key=lambda axis: (coarse.spacing[axis], -coarse.shape[axis]))
-        factors[finest] *= 2
+    shape = grid.shape
+    while math.prod(shape) > voxels:
+        spacing = [s * f for s, f in zip(grid.spacing, factors, strict=True)]
+        ranked = [(spacing[axis], -n, axis) for axis, n in enumerate(shape) if n > 1]
+        factors[min(ranked)[-1]] *= 2
+        shape = tuple(-(-n // f) for n, f in zip(grid.shape, factors, strict=True))
     return tuple(factors)
 
 

@@ -12,13 +12,13 @@ import click
 from rich.console import Console
 
 from itkstream.cli import transforms as cli_transforms
-from itkstream.cli.console import ConsoleReporter, plan_table
+from itkstream.cli.console import ConsoleReporter, tabulate_plan
 from itkstream.cli.options import (
     CommandOfImages,
-    config_from,
-    in_options,
-    open_image_of,
-    resources_from,
+    collect_config,
+    collect_resources,
+    name_options,
+    open_given_image,
     with_image_options,
     with_overwrite,
     with_resources,
@@ -103,19 +103,19 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     from itkstream.pipelines import register as run
 
     check_apart(out, fixed, moving, options["config_file"])
-    config = config_from(options)
+    config = collect_config(options)
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
-            open_image_of("fixed", config.fixed, fixed),
-            open_image_of("moving", config.moving, moving),
+            open_given_image("fixed", config.fixed, fixed),
+            open_given_image("moving", config.moving, moving),
             out,
             config.steps,
             config.settings,
             initial_transform=config.initial_transform,
             fixed_mask=config.fixed_mask,
             moving_mask=config.moving_mask,
-            resources=resources_from(options),
+            resources=collect_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
         )
@@ -141,17 +141,17 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
     """
     from itkstream.pipelines import plan as make
 
-    config = config_from(options)
+    config = collect_config(options)
     made = make(
-        open_image_of("fixed", config.fixed, fixed),
-        open_image_of("moving", config.moving, moving),
+        open_given_image("fixed", config.fixed, fixed),
+        open_given_image("moving", config.moving, moving),
         config.steps,
         config.settings,
-        resources=resources_from(options),
+        resources=collect_resources(options),
         probe=probe,
     )
     console = Console()
-    console.print(plan_table(made))
+    console.print(tabulate_plan(made))
     processes = f"{made.workers} worker processes" if made.workers else "this process"
     console.print(f"{processes}, {made.threads} blocks at a time each", highlight=False)
     console.print(made.choices(), highlight=False, soft_wrap=True)
@@ -182,7 +182,7 @@ def demo(out: str, **options: Any) -> None:
     with ConsoleReporter(console) as reporter:
         result = run_demo(
             out,
-            resources=resources_from(options),
+            resources=collect_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
         )
@@ -209,7 +209,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo(_how_far(error), err=True)
+        click.echo(_describe_stop(error), err=True)
         sys.stdout.flush()
         # Everything is put away; threads still in compiled code would abort a slower end.
         os._exit(_INTERRUPTED)
@@ -217,11 +217,11 @@ def main() -> None:
         click.echo(f"itkstream: {error}", err=True)
         sys.exit(_FAILED)
     except ItkstreamError as error:
-        click.echo(f"itkstream: {in_options(str(error))}", err=True)
+        click.echo(f"itkstream: {name_options(str(error))}", err=True)
         sys.exit(_BAD_INPUT)
 
 
-def _how_far(error: BaseException) -> str:
-    """What a run said when it was stopped; click puts its own exception around it."""
+def _describe_stop(error: BaseException) -> str:
+    """Read how far a run was from its exception, which click puts one of its own around."""
     run = error.__cause__ if isinstance(error, click.Abort) else error
     return str(run) if isinstance(run, InterruptedRunError) else "stopped"

@@ -22,19 +22,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from itkstream.registration.plan import Plan
 
-__all__ = ["ConsoleReporter", "plan_table"]
+__all__ = ["ConsoleReporter", "tabulate_plan"]
 
 
 class ConsoleReporter:
-    """Draws the steps of a run: what is done, how many blocks, how long it will take.
+    """A drawing of a run's steps: blocks done, time left; it ends with its ``with`` block.
 
-    Use it in a ``with`` block, which ends the drawing. Where the output is no terminal, only the
-    results are printed, a line each.
-
-    Parameters
-    ----------
-    console : rich.console.Console
-        Where to draw.
+    Where the output is no terminal, only the results are printed, a line each.
     """
 
     def __init__(self, console: Console) -> None:
@@ -64,37 +58,19 @@ class ConsoleReporter:
             self._progress.stop()
 
     def step(self, title: str) -> None:
-        """A step begins; the one before is done.
-
-        Parameters
-        ----------
-        title : str
-            What it does.
-        """
+        """Begin the line of a step, and end the one before."""
         self._finish()
         if not self._console.is_terminal:
             self._console.print(title)
         self._task = self._progress.add_task(title, total=None)
 
     def blocks(self, done: int, total: int) -> None:
-        """Blocks of the step that are done.
-
-        Parameters
-        ----------
-        done, total : int
-            Blocks, and blocks in all.
-        """
+        """Show how many blocks of the step are done."""
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
 
     def note(self, text: str) -> None:
-        """Print a result.
-
-        Parameters
-        ----------
-        text : str
-            One line.
-        """
+        """Print a result."""
         self._console.print(f"  {text}", highlight=False)
 
     def _finish(self) -> None:
@@ -105,19 +81,8 @@ class ConsoleReporter:
         self._progress.update(self._task, completed=total, total=total)
 
 
-def plan_table(plan: Plan) -> Table:
-    """A plan as a table, a step a row and the sums below.
-
-    Parameters
-    ----------
-    plan : Plan
-        From `itkstream.plan`.
-
-    Returns
-    -------
-    rich.table.Table
-        Blocks, their size, tasks, memory of a process, disk before compression, time.
-    """
+def tabulate_plan(plan: Plan) -> Table:
+    """Lay a plan out as a table: a step a row, and the sums below."""
     columns = ("blocks", "voxels a block", "tasks", "memory", "disk", "time")
     table = Table("step", *columns, show_footer=False)
     for column in table.columns[1:]:
@@ -125,15 +90,15 @@ def plan_table(plan: Plan) -> Table:
     for price in plan.prices:
         size = " x ".join(map(str, price.blocksize))
         memory, seconds = plan.memory_of(price), plan.seconds_of(price)
-        sums = _sums(price.tasks, memory, price.disk, seconds)
+        sums = _format_sums(price.tasks, memory, price.disk, seconds)
         table.add_row(price.name, str(price.blocks), size, *sums)
     table.add_section()
-    sums = _sums(plan.tasks, plan.peak_memory, plan.disk, plan.seconds)
+    sums = _format_sums(plan.tasks, plan.peak_memory, plan.disk, plan.seconds)
     table.add_row("in all", "", "", *sums)
     return table
 
 
-def _sums(tasks: int, memory: float, disk: float, seconds: float | None) -> Sequence[str]:
+def _format_sums(tasks: int, memory: float, disk: float, seconds: float | None) -> Sequence[str]:
     return (
         str(tasks),
         format_bytes(int(memory)),

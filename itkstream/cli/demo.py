@@ -31,17 +31,7 @@ _REGISTRATION, _PICTURE = "registration", "overlay.png"
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """What the demo made and how far it is from the truth.
-
-    Parameters
-    ----------
-    registration : Registration
-        As `register` returned it.
-    before, after : TargetError
-        Target registration error of the identity and of the transform found.
-    overlay : Location
-        The picture.
-    """
+    """A registration, its target registration error before and after, and the picture."""
 
     registration: Registration
     before: TargetError
@@ -64,49 +54,23 @@ def run_demo(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> DemoResult:
-    """Make a pair of rounds, register them, measure the error, draw an overlay.
-
-    Parameters
-    ----------
-    out : path
-        New or empty folder; gets the folder ``registration`` and ``overlay.png``.
-    pair : PhantomPair, optional
-        Default the pair of the tutorial, as resources/ holds it.
-    steps : sequence of Step
-        Of the registration.
-    resources : Resources, optional
-        Workers and threads.
-    overwrite : bool
-        Replace an earlier demo in `out`.
-    reporter : Reporter, optional
-        Told steps, blocks and results.
-
-    Returns
-    -------
-    DemoResult
-        Registration, errors and picture.
-
-    Raises
-    ------
-    ExistingOutputError
-        Where `out` holds something already.
-    """
+    """Make two rounds and register them; measure the error and draw an overlay, all in `out`."""
     place = check_folder(out, _PICTURE, overwrite)
     check_apart(place, pair)
     with drafted(place) as draft:
-        made = _made(draft, pair, steps, resources, reporter)
+        made = _run_in(draft, pair, steps, resources, reporter)
     registration = made.registration.moved(place / _REGISTRATION)
     return replace(made, registration=registration, overlay=place / _PICTURE)
 
 
-def _made(
+def _run_in(
     folder: Location,
     pair: PhantomPair | None,
     steps: Sequence[Step],
     resources: Resources | None,
     reporter: Reporter | None,
 ) -> DemoResult:
-    """The demo in a new folder, or in one that another left unfinished."""
+    """Run the demo in a new folder, or in one that another left unfinished."""
     if reporter is not None:
         reporter.step("two rounds of synthetic tissue")
     pair = pair or make_pair(tutorial_settings())

@@ -14,19 +14,19 @@ __all__ = [
     "Number",
     "PerAxis",
     "Which",
-    "config_from",
-    "in_options",
-    "open_image_of",
-    "options_of",
-    "resources_from",
+    "collect_config",
+    "collect_image_options",
+    "collect_resources",
+    "name_options",
+    "open_given_image",
     "with_image_options",
     "with_overwrite",
     "with_resources",
 ]
 
 
-def _resource_options() -> list[Callable[..., Any]]:
-    """In the order of the help text, from its end."""
+def _list_resource_options() -> list[Callable[..., Any]]:
+    """List the options, last first: decorators apply from the end."""
     count = click.IntRange(1)
     options = (
         ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
@@ -55,36 +55,14 @@ def _resource_options() -> list[Callable[..., Any]]:
 
 
 def with_resources(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say what it may use; `resources_from` reads them.
-
-    Parameters
-    ----------
-    command : callable
-        Takes them among its keywords.
-
-    Returns
-    -------
-    callable
-        The same command.
-    """
-    for option in _resource_options():
+    """Give a command the options for its workers; `collect_resources` reads them."""
+    for option in _list_resource_options():
         command = option(command)
     return command
 
 
 def with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option to replace what it wrote before.
-
-    Parameters
-    ----------
-    command : callable
-        Takes ``overwrite`` among its keywords.
-
-    Returns
-    -------
-    callable
-        The same command.
-    """
+    """Give a command the option to replace what it wrote before."""
     text = "Replace an earlier result."
     return click.option("--overwrite", is_flag=True, help=text)(command)
 
@@ -95,20 +73,7 @@ class PerAxis(click.ParamType):
     name = "number,..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float | tuple[float, ...]:
-        """Read the text of an option.
-
-        Parameters
-        ----------
-        value : str, or number or tuple
-            The text, or the default.
-        param, ctx : click.Parameter, click.Context
-            For messages.
-
-        Returns
-        -------
-        float or tuple of float
-            The numbers.
-        """
+        """Read the text of an option; a number given by code stays."""
         if not isinstance(value, str):
             return value
         try:
@@ -141,29 +106,13 @@ _IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
 
 
 class CommandOfImages(click.Command):
-    """A command whose help tells apart the options that say what image files do not.
+    """A command with options for what image files do not state, listed apart in its help.
 
     An option for an image that may be left out, and is, is an error.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line.
-
-        Parameters
-        ----------
-        ctx, args : click.Context, list of str
-            As click gives them.
-
-        Returns
-        -------
-        list of str
-            What is left over.
-
-        Raises
-        ------
-        click.UsageError
-            Where an option speaks of an image that is not there.
-        """
+        """Read the command line, and refuse options for an image that is not given."""
         left = super().parse_args(ctx, args)
         for which in getattr(self.callback, "image_prefixes", ()):
             said = [n for n in _IMAGE_OPTIONS if ctx.params.get(f"{which}_{n}") is not None]
@@ -174,13 +123,7 @@ class CommandOfImages(click.Command):
         return left
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options into the help text.
-
-        Parameters
-        ----------
-        ctx, formatter : click.Context, click.HelpFormatter
-            As click gives them.
-        """
+        """Write the options into the help text."""
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         records = [(p.name, p.get_help_record(ctx)) for p in options]
         shown = [(name, record) for name, record in records if record is not None]
@@ -190,10 +133,10 @@ class CommandOfImages(click.Command):
             common = [record for name, record in shown if name in _IMAGE_OPTIONS]
             if common:
                 formatter.write_dl(common)
-            formatter.write_text(_prefixes_text(getattr(self.callback, "image_prefixes", ())))
+            formatter.write_text(_describe_prefixes(getattr(self.callback, "image_prefixes", ())))
 
 
-def _prefixes_text(prefixes: Sequence[str]) -> str:
+def _describe_prefixes(prefixes: Sequence[str]) -> str:
     flags = [f"--{prefixes[0]}-{name}" for name in _IMAGE_OPTIONS]
     others = "".join(f", and the same with --{prefix}-" for prefix in prefixes[1:])
     return f"For one image alone: {', '.join(flags)}{others}. See `itkstream register --help`."
@@ -202,21 +145,10 @@ def _prefixes_text(prefixes: Sequence[str]) -> str:
 def with_image_options(
     *which: str, common: bool = True, own: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options that say what image files do not; `options_of` reads them.
+    """Give a command options for what image files do not state; see `collect_image_options`.
 
-    Parameters
-    ----------
-    *which : str
-        The images that have options of their own: "fixed" makes ``--fixed-spacing`` and others.
-    common : bool
-        Whether there are options without such a prefix.
-    own : sequence of str
-        Those of the latter that the command defines for itself.
-
-    Returns
-    -------
-    callable
-        A decorator of a command of the class `CommandOfImages`.
+    Each image of `which` has its own, as ``--fixed-spacing``; with `common` there are options for
+    all images too, but for those that the command defines of its `own`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -236,27 +168,10 @@ def with_image_options(
     return decorate
 
 
-def options_of(
+def collect_image_options(
     options: dict[str, Any], which: str = "", start: Any = None, common: bool = True
 ) -> Any:
-    """What was said of one image.
-
-    Parameters
-    ----------
-    options : dict
-        Of a command `with_image_options`.
-    which : str
-        Its prefix; options with it come before those without.
-    start : ImageOptions, optional
-        What holds where nothing was said.
-    common : bool
-        Whether options without a prefix are said of it too.
-
-    Returns
-    -------
-    ImageOptions
-        All of it.
-    """
+    """Collect the options for one image, those with its prefix `which` first, over `start`."""
     from itkstream.io import ImageOptions
 
     said: dict[str, Any] = {}
@@ -275,20 +190,7 @@ class Number(click.ParamType):
     name = "number"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Read the text of an option.
-
-        Parameters
-        ----------
-        value : str or number
-            The text, or the default.
-        param, ctx : click.Parameter, click.Context
-            For messages.
-
-        Returns
-        -------
-        int or float
-            The number.
-        """
+        """Read the text of an option."""
         try:
             return int(value)
         except (ValueError, OverflowError):
@@ -301,70 +203,24 @@ class Which(click.ParamType):
     name = "number|all"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        """Read the text of an option.
-
-        Parameters
-        ----------
-        value : str or int
-            The text, or the default.
-        param, ctx : click.Parameter, click.Context
-            For messages.
-
-        Returns
-        -------
-        int or None
-            The place; None for all.
-        """
+        """Read the text of an option; None is all."""
         if value == "all":
             return None
         return int(click.IntRange(0).convert(value, param, ctx))
 
 
-def open_image_of(which: str, said: Any, path: str) -> Any:
-    """Open one of the images of a command; its errors name the options for it alone.
-
-    Parameters
-    ----------
-    which : str
-        Prefix of its options, "fixed" for instance.
-    said : ImageOptions
-        What is said of it.
-    path : str
-        A file, or a dataset in a container.
-
-    Returns
-    -------
-    Image
-        Lazy.
-
-    Raises
-    ------
-    MissingDataError, InputError
-        As `itkstream.open_image`.
-    """
+def open_given_image(which: str, said: Any, path: str) -> Any:
+    """Open an image of a command; errors name the options for it alone."""
     from itkstream.errors import ItkstreamError
 
     try:
         return said.open(path)
     except ItkstreamError as error:
-        raise type(error)(in_options(str(error), f"{which}-")) from error
+        raise type(error)(name_options(str(error), f"{which}-")) from error
 
 
-def in_options(message: str, prefix: str = "") -> str:
-    """An error of the library with the names that the command line has for its arguments.
-
-    Parameters
-    ----------
-    message : str
-        May say "pass voxel_spacing=" or "pass voxel_spacing= (--spacing)".
-    prefix : str
-        Before the names of options, "fixed-" for instance.
-
-    Returns
-    -------
-    str
-        Says "pass --spacing", or "pass --fixed-spacing".
-    """
+def name_options(message: str, prefix: str = "") -> str:
+    """Name the options in place of a library message's arguments: --spacing, not voxel_spacing=."""
     names = "|".join(("voxel_spacing", *_IMAGE_OPTIONS))
     said = re.sub(
         rf"(?<![\w-])({names})=(?: \(--[a-z]+\))?(?=[\s,;:.)]|$)",
@@ -374,19 +230,8 @@ def in_options(message: str, prefix: str = "") -> str:
     return said.replace("voxel_spacing", "--spacing")
 
 
-def resources_from(options: dict[str, Any]) -> Any:
-    """What a command may use.
-
-    Parameters
-    ----------
-    options : dict
-        Of a command `with_resources`; others are left alone.
-
-    Returns
-    -------
-    Resources
-        The defaults where nothing was said.
-    """
+def collect_resources(options: dict[str, Any]) -> Any:
+    """Make the resources that the options of a command state."""
     from itkstream.workers import Resources
 
     names = {field.name for field in fields(Resources)}
@@ -394,29 +239,13 @@ def resources_from(options: dict[str, Any]) -> Any:
     return Resources(**{name: value for name, value in given.items() if value is not None})
 
 
-def config_from(options: dict[str, Any]) -> Any:
-    """What a file says, or the options that change steps; files named by options come first.
-
-    Parameters
-    ----------
-    options : dict
-        Of `register` or `plan`.
-
-    Returns
-    -------
-    Config
-        Steps, settings, initial transform, masks, and what is said of the images.
-
-    Raises
-    ------
-    click.UsageError
-        Where both a file and options say what the steps are.
-    """
+def collect_config(options: dict[str, Any]) -> Any:
+    """Read the file of steps, or change the default steps; files given as options come first."""
     from itkstream.registration.config import Config, read_config
 
     changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
     if options["config_file"] is None:
-        config = Config(tuple(_steps(options)))
+        config = Config(tuple(_change_steps(options)))
     elif changing:
         raise click.UsageError(
             f"--{changing[0].replace('_', '-')} and --config exclude each other: say it in the file"
@@ -430,7 +259,7 @@ def config_from(options: dict[str, Any]) -> Any:
     }
     given = {name: file for name, file in files.items() if file is not None}
     for which in ("fixed", "moving"):
-        given[which] = options_of(options, which, getattr(config, which))
+        given[which] = collect_image_options(options, which, getattr(config, which))
     background = options.get("background")
     if background is not None:
         given["settings"] = replace(config.settings, background=background)
@@ -440,8 +269,8 @@ def config_from(options: dict[str, Any]) -> Any:
 _STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
 
 
-def _steps(options: dict[str, Any]) -> list[Any]:
-    """The default steps, with what the options change."""
+def _change_steps(options: dict[str, Any]) -> list[Any]:
+    """Change the default steps as the options ask."""
     from itkstream.registration.steps import DEFAULT_STEPS
 
     affine, intensity, local, deformation = DEFAULT_STEPS

@@ -13,9 +13,9 @@ from itkstream.cli.options import (
     CommandOfImages,
     Number,
     Which,
-    open_image_of,
-    options_of,
-    resources_from,
+    collect_image_options,
+    collect_resources,
+    open_given_image,
     with_image_options,
     with_overwrite,
     with_resources,
@@ -65,7 +65,7 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
 
     check_apart(out, transform, moving, like, *registered_places(transform))
     check_resampled_output(out, options["overwrite"])
-    wanted = _opened(like, "like", options).grid if like else _registered_grid(transform, 0)
+    wanted = _open(like, "like", options).grid if like else _read_registered_grid(transform, 0)
     labels = options["labels"] or options["label_gaussian"]
     names = ("nearest", "linear", "quadratic-bspline", "bspline")
     interpolator = names[0 if labels else options["order"]]
@@ -73,12 +73,12 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         interpolator = "label-gaussian"
     write_resampled(
         out,
-        _series(moving, options),
+        _open_series(moving, options),
         read_transform(transform, unit=itk_unit(wanted)),
         wanted,
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
         labels=labels,
-        resources=resources_from(options),
+        resources=collect_resources(options),
         overwrite=options["overwrite"],
     )
     click.echo(f"written: {out}")
@@ -150,7 +150,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
 
     _check_exports(transform, out, options)
     unit = registered_unit(transform)
-    like = _opened(options["like"], "like", options).grid if options["like"] else None
+    like = _open(options["like"], "like", options).grid if options["like"] else None
     unit = itk_unit(like) if like else unit
     found = read_transform(transform, unit=unit)
     if like:
@@ -166,7 +166,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
         click.echo(f"written, and the same to {same:.1e}: {out}")
     tolerance = tolerance or 0.05
     if options["ants"]:
-        _say(
+        _report_bundle(
             exports.export_ants(
                 options["ants"], found, tolerance_vox=tolerance, unit=unit, overwrite=overwrite
             )
@@ -175,12 +175,12 @@ def export(transform: str, out: str | None, **options: Any) -> None:
         bundle = exports.export_slicer(
             options["slicer"],
             found,
-            _images(transform, options),
+            _open_bundle_images(transform, options),
             limit_mb=options["limit_mb"],
             tolerance_vox=tolerance,
             overwrite=overwrite,
         )
-        _say(bundle)
+        _report_bundle(bundle)
 
 
 @click.command(cls=CommandOfImages)
@@ -212,19 +212,19 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
 
     check_apart(out, transform, like, *registered_places(transform))
     check_transform_output(out, options["overwrite"])
-    wanted = _opened(like, "like", options).grid if like else None
+    wanted = _open(like, "like", options).grid if like else None
     unit = itk_unit(wanted) if wanted else registered_unit(transform)
     found = compose(read_transform(transform, unit=unit))
     if isinstance(found, AffineTransform):
         write_transform(out, invert_transform(found), unit=unit, overwrite=options["overwrite"])
         click.echo(f"inverted: {out}")
         return
-    grid = wanted or _registered_grid(transform, 1)
+    grid = wanted or _read_registered_grid(transform, 1)
     worst = write_inverse(
         out,
         found,
         grid.reorder(axes_of(found)).in_unit("micrometer"),
-        resources=resources_from(options),
+        resources=collect_resources(options),
         overwrite=options["overwrite"],
     )
     click.echo(f"inverted, {worst:.2g} voxels off at most: {out}")
@@ -315,17 +315,17 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
         check_bundle_output(place, options["overwrite"])
 
 
-def _opened(path: str, which: str, options: dict[str, Any]) -> Any:
-    return open_image_of(which, options_of(options, which, common=False), path)
+def _open(path: str, which: str, options: dict[str, Any]) -> Any:
+    return open_given_image(which, collect_image_options(options, which, common=False), path)
 
 
-def _series(path: str, options: dict[str, Any]) -> Any:
+def _open_series(path: str, options: dict[str, Any]) -> Any:
     """An image, or all channels, all time points, or both."""
     from itkstream.apply.products import Series
     from itkstream.io import open_series
 
     channel, time = options["channel"], options["time"]
-    said = options_of(options)
+    said = collect_image_options(options)
     if channel is not None and time is not None:
         return said.open(path)
     times = [time or 0]
@@ -340,7 +340,7 @@ def _series(path: str, options: dict[str, Any]) -> Any:
     return Series(images, tuple((name, n) for name, n, chosen in axes if chosen is None))
 
 
-def _registered_grid(transform: str, side: int) -> Any:
+def _read_registered_grid(transform: str, side: int) -> Any:
     """The lattice of the fixed or the moving image that were registered."""
     from itkstream.registration.folder import registered_grids
 
@@ -352,17 +352,17 @@ def _registered_grid(transform: str, side: int) -> Any:
         ) from error
 
 
-def _images(transform: str, options: dict[str, Any]) -> Any:
+def _open_bundle_images(transform: str, options: dict[str, Any]) -> Any:
     from itkstream.registration.folder import registered_images
 
-    said = [_opened(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
+    said = [_open(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
     if None in said:
         registered = registered_images(transform)
         said = [image or found for image, found in zip(said, registered, strict=True)]
     return tuple(said)
 
 
-def _say(bundle: Any) -> None:
+def _report_bundle(bundle: Any) -> None:
     click.echo(
         f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
         f"{', '.join(bundle.files)}"

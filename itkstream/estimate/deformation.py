@@ -126,8 +126,8 @@ def prepare_displacement(
     skip_empty : bool
         As in `prepare_piecewise_deformable_align`.
     levels : Levels, optional
-        Both images with at most `coarse_voxels` voxels, where they are known: as
-        `itkstream.blocks.levels.prepare_levels` makes them by default.
+        Both images with at most `coarse_voxels` voxels, where they are known; default they are
+        averaged.
 
     Returns
     -------

@@ -21,7 +21,7 @@ __all__ = ["camera_of", "photograph", "plane_by_plane", "render"]
 
 @njit(nogil=True, cache=True)
 def _ramp(t: float) -> float:
-    """0 below 0, 1 above 1, smooth between."""
+    """Smooth step: 0 below 0, 1 above 1."""
     t = min(1.0, max(0.0, t))
     return t * t * (3.0 - 2.0 * t)
 
@@ -68,21 +68,9 @@ def _light(points: Any, scene: Any, out: Any) -> None:
 def render(
     scene: Scene, grid: Grid, locate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float32]:
-    """Light at every voxel.
+    """Light at every voxel, in units of a nucleus of middle brightness.
 
-    Parameters
-    ----------
-    scene : Scene
-        What gives light.
-    grid : Grid
-        The voxels.
-    locate : callable
-        Takes voxel positions (k, n) to tissue positions (k, 3).
-
-    Returns
-    -------
-    ndarray, grid.shape, float32
-        In units of a nucleus of middle brightness.
+    `locate` takes voxel positions (k, n) to tissue positions (k, 3), in µm.
     """
 
     def plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,22 +84,7 @@ def render(
 def plane_by_plane(
     grid: Grid, dtype: Any, evaluate: Callable[[NDArray[np.float64]], NDArray[Any]]
 ) -> NDArray[Any]:
-    """Evaluate a function of position on a grid, holding the positions of few planes at once.
-
-    Parameters
-    ----------
-    grid : Grid
-        The voxels.
-    dtype : dtype
-        Of the result.
-    evaluate : callable
-        Takes positions (k, n), returns k values.
-
-    Returns
-    -------
-    ndarray, grid.shape
-        The values.
-    """
+    """Evaluate a function of positions (k, n) on a grid, holding those of few planes at once."""
     out = np.empty(grid.shape, dtype)
 
     def planes(start: int, stop: int) -> None:
@@ -126,7 +99,7 @@ def plane_by_plane(
 
 @dataclass(frozen=True)
 class Camera:
-    """What turns light into counts: blur (µm, across and along the optical axis) and response."""
+    """Blur (µm, across and along the optical axis) and response: from light to counts."""
 
     stream: int
     gain: float
@@ -139,20 +112,7 @@ class Camera:
 
 
 def camera_of(second: bool, restaining: float) -> Camera:
-    """The camera of a round.
-
-    Parameters
-    ----------
-    second : bool
-        Whether the tissue was stained again before.
-    restaining : float
-        How much that changed, 0 for not at all.
-
-    Returns
-    -------
-    Camera
-        Its response.
-    """
+    """Choose the camera of a round; the second differs by `restaining`, from 0 to 1."""
     change = restaining if second else 0.0
     return Camera(
         stream=6 if second else 5,
@@ -166,24 +126,7 @@ def camera_of(second: bool, restaining: float) -> Camera:
 def photograph(
     light: NDArray[np.float32], grid: Grid, settings: PhantomSettings, camera: Camera
 ) -> NDArray[np.uint16]:
-    """Turn light into counts: response, blur, uneven light and noise.
-
-    Parameters
-    ----------
-    light : ndarray, grid.shape
-        From `render`.
-    grid : Grid
-        The voxels.
-    settings : PhantomSettings
-        Seed and noise.
-    camera : Camera
-        Its response.
-
-    Returns
-    -------
-    ndarray, grid.shape, uint16
-        Counts.
-    """
+    """Turn light into uint16 counts: response, blur, uneven light and noise."""
     rng = np.random.default_rng([settings.seed, camera.stream])
     across, along = camera.blur_um
     blur = [across, across, along][: grid.ndim]

@@ -1,4 +1,4 @@
-"""What a phantom looks like and how its second round differs."""
+"""Settings of a phantom: its tissue, and the differences of its second round."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MIN_EXTENT_RADII = 2.0
 
 @dataclass(frozen=True)
 class Motion:
-    """How far the moving image lies from the fixed one; zeros leave them aligned.
+    """Motion of the moving image from the fixed one; zeros leave them aligned.
 
     The numbers are upper ends: each axis draws between half of the number and all of it, with
     either sign.
@@ -58,7 +58,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """What a phantom pair is made from.
+    """Sizes, spacings, staining, noise and motion of a phantom pair.
 
     Parameters
     ----------

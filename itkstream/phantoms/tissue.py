@@ -22,21 +22,13 @@ CELL_UM = 4.0
 """Width of the cells that bodies are sorted into."""
 
 SPOT_WIDTH = 0.17
-"""Of a bright spot, in radii of its nucleus."""
+"""Width of a bright spot, in radii of its nucleus."""
 
 _SPOTS = 6
 
 
 class Tissue(NamedTuple):
-    """A rounded box with wavy walls.
-
-    Parameters
-    ----------
-    centre, half : ndarray, (3,)
-        Centre and half widths, in µm.
-    wave, phase : ndarray, (3,)
-        Of the waves of its walls, in 1/µm and radians.
-    """
+    """A rounded box with wavy walls: centre and half widths in µm, waves in 1/µm and radians."""
 
     centre: NDArray[np.float64]
     half: NDArray[np.float64]
@@ -57,7 +49,7 @@ class Bodies(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Which bodies reach into each cell of a lattice, as one list cut at `starts`."""
+    """The bodies that reach into each cell of a lattice, as one list cut at `starts`."""
 
     origin: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -66,17 +58,7 @@ class Cells(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """All that gives light in one round.
-
-    Parameters
-    ----------
-    tissue : Tissue
-        The outline.
-    bodies : Bodies
-        Nuclei, fibres and specks.
-    cells : Cells
-        Where each body reaches.
-    """
+    """All that gives light in one round: the tissue, its bodies, and the cells they reach into."""
 
     tissue: Tissue
     bodies: Bodies
@@ -85,7 +67,7 @@ class Scene(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def depth_at(p: Any, tissue: Any) -> float:
-    """How deep a point lies in the tissue, in µm; negative outside."""
+    """Depth of a point in the tissue, in µm; negative outside."""
     total = 0.0
     for i in range(3):
         j = (i + 1) % 3
@@ -106,19 +88,9 @@ def depths_at(points: Any, tissue: Any) -> Any:
 
 
 def draw_scenes(settings: PhantomSettings) -> tuple[Scene, Scene, NDArray[np.float64]]:
-    """Draw the tissue and how it is stained in both rounds.
+    """Draw the tissue as it is stained in both rounds, and the mean radii (µm) of its nuclei.
 
-    Parameters
-    ----------
-    settings : PhantomSettings
-        Sizes and seed.
-
-    Returns
-    -------
-    first, second : Scene
-        The same tissue, in fixed space.
-    radii : ndarray, (k,)
-        Mean radii of the nuclei, which are the first k bodies, in µm.
+    The nuclei are the first bodies of each scene, in this order.
     """
     tissue = _draw_tissue(settings.fixed_grid, settings.seed)
     bodies, radii = _draw_bodies(settings, tissue)

@@ -49,9 +49,9 @@ def prepare_piecewise_align(
     fix_spacing, mov_spacing : sequence of float or None
         Micrometers per voxel, x first; None for an `Image`.
     steps : sequence of Step
-        See `itkstream.registration.steps`. A `Deformable` can only be the last; its blocks, and
-        those of `RansacAffine` and `IntensityAffine`, are of this function's `blocksize` and
-        `overlap`. `LocalAffines` has its own.
+        `RansacAffine`, `IntensityAffine`, `LocalAffines`, `Deformable`. A `Deformable` can only be
+        the last; its blocks, and those of `RansacAffine` and `IntensityAffine`, are of this
+        function's `blocksize` and `overlap`. `LocalAffines` has its own.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
     transpose : two bools
@@ -64,7 +64,7 @@ def prepare_piecewise_align(
         Most voxels of the level on which a deformation is first solved as a whole; 0 leaves its
         blocks alone.
     fix_mask, mov_mask : Mask, optional
-        Which voxels count, see `itkstream.blocks.masks.Mask`; a stored mask is read block by block.
+        Which voxels count, see `itkstream.Mask`; a stored mask is read block by block.
 
     Returns
     -------

@@ -58,7 +58,8 @@ class Resources:
         'local' (default): this machine. 'slurm', 'lsf', 'pbs', 'sge', 'htcondor', 'oar' or
         'moab': jobs of that batch system. The address of a scheduler ('tcp://host:8786'), a
         Client, or a cluster object of dask: its workers are used and left running. Any other
-        name: a cluster of the site, see `itkstream.workers.presets.presets_path`.
+        name: a cluster of the site, named in ``~/.config/itkstream/clusters.yaml`` or the file that
+        ``ITKSTREAM_CLUSTERS`` names.
     cores, processes : int, optional
         Cores per job, and worker processes that share them; default 1 process. What a worker
         has goes to the threads of its kernels. On this machine as if it were one job.

@@ -18,9 +18,9 @@ import itkstream
 from itkstream.apply.products import write_resampled
 from itkstream.cli.app import commands
 from itkstream.cli.options import (
-    in_options,
-    options_of,
-    resources_from,
+    collect_image_options,
+    collect_resources,
+    name_options,
     with_image_options,
     with_resources,
 )
@@ -39,6 +39,7 @@ BARE = ("register", "fix.zarr", "mov.zarr")
 
 
 def run(*words, cwd=None):
+    """The command as a process of its own; `command` is the same in this one."""
     return subprocess.run(
         [sys.executable, "-m", "itkstream", *map(str, words)],
         capture_output=True,
@@ -92,9 +93,9 @@ def test_registers_two_containers(containers, tmp_path):
         assert (tmp_path / "out" / name).is_file()
 
 
-def test_plans_without_a_file_of_steps(containers, tmp_path):
+def test_plans_without_a_file_of_steps(command, containers, tmp_path):
     pair = (containers / "fix.n5/s0", containers / "mov.n5/s0")
-    done = run("plan", *pair, "--block", 48, "--local-block", 0, cwd=tmp_path)
+    done = command("plan", *pair, "--block", 48, "--local-block", 0, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "deformable" in done.stdout
     assert "Deformable(blocksize=48)" in done.stdout
@@ -102,12 +103,12 @@ def test_plans_without_a_file_of_steps(containers, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_says_what_is_done(containers, tmp_path):
-    defaults = run("config", "--defaults")
+def test_a_file_says_what_is_done(command, containers, tmp_path):
+    defaults = command("config", "--defaults")
     assert defaults.returncode == 0
     config = tmp_path / "run.yaml"
     config.write_text(defaults.stdout)
-    assert run("config", config).stdout == defaults.stdout
+    assert command("config", config).stdout == defaults.stdout
     config.write_text(
         "steps:\n- intensity-affine: {model: translation, iterations: [9, 9]}\n"
         "initial_transform: start.tfm\nmoving_mask: [0]\n"
@@ -116,7 +117,7 @@ def test_a_file_says_what_is_done(containers, tmp_path):
     matrix[0, 3] = 2.0
     write_transform(tmp_path / "start.tfm", AffineTransform(matrix), ("z", "y", "x"))
     pair = (containers / "fix.n5/s0", containers / "mov.n5/s0")
-    done = run("register", *pair, "--config", config, "--out", tmp_path / "out")
+    done = command("register", *pair, "--config", config, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "registration.json").read_text())
     assert [s["name"] for s in report["steps"][:2]] == ["read", "intensity affine"]
@@ -124,7 +125,7 @@ def test_a_file_says_what_is_done(containers, tmp_path):
     turned = matrix[::-1, ::-1][[1, 2, 3, 0]][:, [1, 2, 3, 0]]
     assert report["steps"][0]["initial_affine"] == turned.tolist()
     # What the command line names comes first.
-    other = run(
+    other = command(
         "register", *pair, "--config", config, "--out", tmp_path / "other",
         "--initial", tmp_path / "nowhere.tfm",
     )  # fmt: skip
@@ -187,9 +188,9 @@ def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
         ((*PAIR, "--out", "new", "--level", "3"), "has no level 3"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, expected):
+def test_bad_input_is_one_clear_line_and_nothing_is_written(command, containers, words, expected):
     before = sorted(containers.rglob("*"))
-    done = run(*words, cwd=containers)
+    done = command(*words, cwd=containers)
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -197,7 +198,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(containers, words, e
 
 
 @pytest.fixture(scope="module")
-def of_channels(containers, tmp_path_factory):
+def of_channels(command, containers, tmp_path_factory):
     """A run of the second channels, whose files state no spacing."""
     out = tmp_path_factory.mktemp("channels")
     (out / "run.yaml").write_text(
@@ -205,7 +206,7 @@ def of_channels(containers, tmp_path_factory):
     )
     words = ("--config", out / "run.yaml", "--axes", "cxyz", "--fixed-channel", "1")
     pair = ("channels_fix.zarr", "channels_mov.zarr")
-    done = run(
+    done = command(
         "register", *pair, *words, "--moving-spacing", "1,1,1.3", "--out", out / "run",
         cwd=containers,
     )  # fmt: skip
@@ -213,7 +214,7 @@ def of_channels(containers, tmp_path_factory):
     return out / "run"
 
 
-def test_what_is_said_of_an_image_counts(containers, of_channels):
+def test_what_is_said_of_an_image_counts(command, containers, of_channels):
     report = json.loads((of_channels / "registration.json").read_text())
     for side, name in (("fixed", "fix"), ("moving", "mov")):
         assert report[side]["opened"] == {
@@ -229,7 +230,7 @@ def test_what_is_said_of_an_image_counts(containers, of_channels):
         assert image.grid == wanted.grid
     # Nothing but their files tells these images from those that state all.
     (of_channels.parent / "plain.yaml").write_text(STEPS)
-    plain = run(
+    plain = command(
         *PAIR, "--config", of_channels.parent / "plain.yaml", "--out", of_channels.parent / "plain",
         cwd=containers,
     )  # fmt: skip
@@ -239,8 +240,8 @@ def test_what_is_said_of_an_image_counts(containers, of_channels):
     assert found[0] == found[1]
 
 
-def test_another_channel_is_another_run(containers, of_channels):
-    done = run(
+def test_another_channel_is_another_run(command, containers, of_channels):
+    done = command(
         "register", "channels_fix.zarr", "channels_mov.zarr", "--axes", "cxyz",
         "--spacing", "1,1,1.3", "--fixed-channel", 1, "--out", of_channels,
         "--config", of_channels.parent / "run.yaml", "--moving-channel", 0, cwd=containers,
@@ -249,8 +250,10 @@ def test_another_channel_is_another_run(containers, of_channels):
     assert "never replaced" in done.stderr or "overwrite" in done.stderr
 
 
-def test_bundles_and_layers_show_the_channel_that_was_registered(containers, of_channels, tmp_path):
-    done = run("export", of_channels, "--slicer", tmp_path / "slicer")
+def test_bundles_and_layers_show_the_channel_that_was_registered(
+    command, containers, of_channels, tmp_path
+):
+    done = command("export", of_channels, "--slicer", tmp_path / "slicer")
     assert done.returncode == 0, done.stderr
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "slicer" / "moving.nrrd"))).any()
     layers = {attributes["name"]: data for data, attributes, _ in read_layers(str(of_channels))}
@@ -259,17 +262,19 @@ def test_bundles_and_layers_show_the_channel_that_was_registered(containers, of_
         np.testing.assert_array_equal(layers[side].compute(), wanted)
 
 
-def test_images_of_other_commands_take_their_options(containers, of_channels, tmp_path):
+def test_images_of_other_commands_take_their_options(command, containers, of_channels, tmp_path):
     said = ("--axes", "cxyz", "--spacing", "1,1,1.3", "--channel", "all")
     moving = containers / "channels_mov.zarr"
-    done = run("apply", of_channels, moving, tmp_path / "a.ome.zarr", *said)
+    done = command("apply", of_channels, moving, tmp_path / "a.ome.zarr", *said)
     assert done.returncode == 0, done.stderr
     aligned = itkstream.open_image(of_channels / "aligned.ome.zarr").read()
     both = [itkstream.open_image(tmp_path / "a.ome.zarr", channel=c).read() for c in (0, 1)]
     assert not both[0].any()
     np.testing.assert_array_equal(both[1], aligned)
     like = (containers / "fix.zarr", "--like-spacing", "2.6,2,2", "--like-axes", "zyx")
-    done = run("apply", of_channels, moving, tmp_path / "b.ome.zarr", *said[:4], "--like", *like)
+    done = command(
+        "apply", of_channels, moving, tmp_path / "b.ome.zarr", *said[:4], "--like", *like
+    )
     assert done.returncode == 0, done.stderr
     assert itkstream.open_image(tmp_path / "b.ome.zarr").spacing == (2.6, 2, 2)
 
@@ -281,9 +286,9 @@ def test_options_of_one_image_come_before_those_of_both():
     @with_image_options("fixed", "moving")
     def command(**options):
         seen.update(
-            fixed=options_of(options, "fixed", ImageOptions(time=5, level=2)),
-            moving=options_of(options, "moving"),
-            like=options_of(options, "like", common=False),
+            fixed=collect_image_options(options, "fixed", ImageOptions(time=5, level=2)),
+            moving=collect_image_options(options, "moving"),
+            like=collect_image_options(options, "like", common=False),
         )
 
     words = "--channel 1 --moving-channel 0 --spacing 2,.5,0.5 --fixed-time 0 --moving-unit mm"
@@ -297,8 +302,8 @@ def test_errors_speak_the_words_of_the_command_line():
     for name in ("voxel_spacing", "unit", "axes"):
         option = f"--{name.removeprefix('voxel_')}"
         for text in (f"pass {name}=, or", f"pass {name}= ({option}), or"):
-            assert in_options(text) == f"pass {option}, or"
-    assert in_options("pass overwrite=True, cluster='slurm' or min_level=") == (
+            assert name_options(text) == f"pass {option}, or"
+    assert name_options("pass overwrite=True, cluster='slurm' or min_level=") == (
         "pass overwrite=True, cluster='slurm' or min_level="
     )
 
@@ -351,7 +356,7 @@ def test_every_resource_has_its_option():
     @click.command()
     @with_resources
     def command(**options):
-        seen["resources"] = resources_from(options)
+        seen["resources"] = collect_resources(options)
 
     command.main(words.split(), standalone_mode=False)
     assert seen["resources"] == Resources(
@@ -367,10 +372,10 @@ def test_every_resource_has_its_option():
     assert options == {field.name for field in fields(Resources)} - {"config"}
 
 
-def test_images_without_overlap_end_with_a_reason(containers, tmp_path):
+def test_images_without_overlap_end_with_a_reason(command, containers, tmp_path):
     noise = np.random.default_rng(0).integers(90, 110, (64, 64, 48)).astype(np.uint16)
     write_n5(tmp_path / "noise.n5", "s0", noise, Grid(noise.shape, (1.0, 1.0, 1.3)))
-    done = run(
+    done = command(
         "register", containers / "fix.n5/s0", tmp_path / "noise.n5/s0", "--out", tmp_path / "out"
     )
     assert done.returncode == 2

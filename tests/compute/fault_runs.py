@@ -26,6 +26,13 @@ def slow(block: np.ndarray, seconds: float) -> np.ndarray:
     return block * 2
 
 
+def slow_blocks(seconds: float) -> da.Array:
+    """Prepare 64 blocks, whose name is the same however long they take."""
+    return da.from_array(VALUES, chunks=4).map_blocks(
+        slow, seconds=seconds, dtype=np.int32, name="slow"
+    )
+
+
 def main(out: str, workers: int, seconds: float) -> None:
     """Run it."""
 
@@ -34,14 +41,9 @@ def main(out: str, workers: int, seconds: float) -> None:
             sys.stdout.write("working\n")
             sys.stdout.flush()
 
-    # The name is the same however long the blocks take.
-    array = da.from_array(VALUES, chunks=4).map_blocks(
-        slow, seconds=seconds, dtype=np.int32, name="slow"
-    )
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("itkstream.compute.fill").setLevel(logging.INFO)
     try:
-        execute(array, out, n_workers=workers or None, progress=progress)
+        execute(slow_blocks(seconds), out, n_workers=workers or None, progress=progress)
     except (ItkstreamError, KeyboardInterrupt) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import tensorstore
 import zarr
-from fault_runs import EXPECTED
+from fault_runs import EXPECTED, slow_blocks
 from numcodecs import Blosc
 from scipy.ndimage import uniform_filter
 from zarr.codecs import BloscCodec
@@ -57,17 +57,12 @@ def finish(program: subprocess.Popen[str]) -> str:
 
 
 def continue_and_check(out: Path) -> None:
-    """What was begun is finished, and some of it was there."""
+    """What was begun is finished, by another process, and some of it was there."""
     kept = len(Ledger(Location.parse(out)).done())
     assert 0 < kept < 64
-    program = subprocess.run(
-        [sys.executable, str(HERE / "fault_runs.py"), str(out), "0", "0"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert program.returncode == 0, program.stderr
-    assert f"continues: {kept} of 64 blocks are there" in program.stderr
+    seen: list[tuple[int, int]] = []
+    execute(slow_blocks(0), out, progress=lambda *counts: seen.append(counts))
+    assert seen[0] == (kept, 64)
     np.testing.assert_array_equal(zarr.open_array(str(out), mode="r")[:], EXPECTED)
 
 
@@ -110,9 +105,12 @@ def test_does_not_wait_for_blocks_under_way(tmp_path: Path) -> None:
     code = (
         "import os, sys, time, threading, dask.array as da\n"
         "from itkstream.cluster import execute\n"
-        "threading.Timer(1.0, os.kill, (os.getpid(), 2)).start()\n"
-        "execute(da.ones(4, chunks=1).map_blocks(lambda b: time.sleep(60), dtype=float,"
-        " meta=da.ones(0)._meta), sys.argv[1])"
+        "def slow(block):\n"
+        "    if block[0] == 0:\n"
+        "        threading.Timer(0.2, os.kill, (os.getpid(), 2)).start()\n"
+        "    time.sleep(60)\n"
+        "blocks = da.arange(4, chunks=1).map_blocks(slow, dtype=float, meta=da.ones(0)._meta)\n"
+        "execute(blocks, sys.argv[1])"
     )
     began = time.monotonic()
     done = subprocess.run(

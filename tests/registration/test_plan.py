@@ -154,7 +154,7 @@ def peak_of(*words):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak")
 def test_the_memory_told_is_the_memory_used(tmp_path):
     """Between what is used and 1.6 times as much: prices are upper bounds, libraries differ."""
-    pair = make_pair(PhantomSettings((224, 192, 128), (1.0, 1.0, 1.0), 5, (224, 192, 128)))
+    pair = make_pair(PhantomSettings((176, 160, 112), (1.0, 1.0, 1.0), 5, (176, 160, 112)))
     paths = []
     for name, image in (("fixed", pair.fixed), ("moving", pair.moving)):
         path = tmp_path / f"{name}.ome.zarr"

@@ -319,7 +319,7 @@ class Contexts:
     points : ndarray, (m, n)
         Positions in µm.
     samples : ndarray, (m, k), float32
-        Neighbourhoods, see `itkstream.numerics.matching.contexts.sample_around`.
+        Neighbourhoods, a row each.
     index : ndarray, (m,)
         Which of the given points each one is; those too near the border are left out.
     """

@@ -42,14 +42,14 @@ class WarpSettings:
     Parameters
     ----------
     interpolator : str
-        'linear', 'nearest', or another of `itkstream.geometry.itk_bridge.INTERPOLATORS`.
+        'linear', 'nearest', 'bspline', 'quadratic-bspline', 'gaussian', 'label-gaussian', or
+        'hamming-sinc', 'cosine-sinc', 'welch-sinc', 'lanczos-sinc', 'blackman-sinc'.
     engine : {'fast', 'itk'}, optional
         'fast' (numba) knows linear and nearest; 'itk' resamples each block with SimpleITK and
         knows all. Default the fastest that can.
     background : float or int, optional
         Value outside the moving image; clipped to the range of integers. None: what
-        `itkstream.numerics.sampling.background.background_of` tells from the image; 0 between
-        labels.
+        the border of a bright or signed image shows, else 0; 0 between labels.
     dtype : dtype, optional
         Voxel type of the result; default that of the moving image.
 

@@ -327,12 +327,15 @@ def test_transforms_are_read_from_there_and_written_there(in_s3, bucket, tmp_pat
         (["register", "ftp://a/b.n5", "b.n5", "--out", "c"], (), "not read; known are s3"),
     ],
 )
-def test_the_command_line_ends_with_one_line(s3_server, monkeypatch, words, unset, says):
-    for name in unset:
-        monkeypatch.delenv(name)
-    done = subprocess.run(
-        [sys.executable, "-m", "itkstream", *words], capture_output=True, text=True, timeout=120
-    )
+def test_the_command_line_ends_with_one_line(s3_server, command, monkeypatch, words, unset, says):
+    if unset:
+        # This process has its connections, with their credentials.
+        for name in unset:
+            monkeypatch.delenv(name)
+        call = [sys.executable, "-m", "itkstream", *words]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    else:
+        done = command(*words)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -42,6 +42,18 @@ def align(pair: PhantomPair, settings: BsplineSettings, **others: Any) -> Descen
     return descend_bspline(pair.fixed.read(), pair.moving.read(), frame, settings, **others)
 
 
+@pytest.fixture(scope="module")
+def found(bent: PhantomPair) -> Descent:
+    """What `SETTINGS` find between the two."""
+    return align(bent, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def few(bent: PhantomPair) -> Descent:
+    """What `FEW` find."""
+    return align(bent, FEW)
+
+
 def left(pair: PhantomPair, displacement: np.ndarray) -> float:
     """Median distance from the truth in voxels, over the tissue off the border."""
     grid, matrix = pair.fixed.grid, np.array(pair.truth.matrix)
@@ -52,8 +64,7 @@ def left(pair: PhantomPair, displacement: np.ndarray) -> float:
     return float(np.median(miss[inner][pair.tissue[inner]]))
 
 
-def test_finds_a_known_displacement(bent: PhantomPair) -> None:
-    found = align(bent, SETTINGS)
+def test_finds_a_known_displacement(bent: PhantomPair, found: Descent) -> None:
     nothing = left(bent, np.zeros((*bent.fixed.shape, 3)))
     assert nothing > 1
     # The warp has waves shorter than the control points are apart.
@@ -85,8 +96,8 @@ def test_inverted_contrast_needs_mutual_information(bent: PhantomPair) -> None:
     assert left(bent, wrong.displacement) > 0.9 * nothing
 
 
-def test_goes_on_from_where_it_starts(bent: PhantomPair) -> None:
-    start = align(bent, SETTINGS).displacement
+def test_goes_on_from_where_it_starts(bent: PhantomPair, found: Descent) -> None:
+    start = found.displacement
     none = evolve(FEW, iterations=(1,), optimizer="gradient-descent", step=1e-6)
     field = DisplacementField(shrink_field(start, (2, 2, 2)), bent.fixed.grid.shrink((2, 2, 2)))
     for initial in (start, field):
@@ -166,10 +177,10 @@ def test_voxels_that_are_nan_do_not_count(bent: PhantomPair) -> None:
         {"local_normalisation": None},
     ],
 )
-def test_each_parameter_acts(bent: PhantomPair, change: dict[str, Any]) -> None:
-    one, other = (align(bent, s).displacement for s in (FEW, evolve(FEW, **change)))
+def test_each_parameter_acts(bent: PhantomPair, few: Descent, change: dict[str, Any]) -> None:
+    other = align(bent, evolve(FEW, **change)).displacement
     assert other.any()
-    assert not np.array_equal(one, other)
+    assert not np.array_equal(few.displacement, other)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +200,9 @@ def test_each_parameter_of_a_choice_acts(
     assert not np.array_equal(one, other)
 
 
-def test_radius_and_least_jacobian_act(bent: PhantomPair) -> None:
-    one, wide = (align(bent, s).levels[0].before for s in (FEW, evolve(FEW, cc_radius=2)))
-    assert one != wide
+def test_radius_and_least_jacobian_act(bent: PhantomPair, few: Descent) -> None:
+    wide = align(bent, evolve(FEW, cc_radius=2))
+    assert few.levels[0].before != wide.levels[0].before
     strict = align(bent, evolve(SETTINGS, minimum_jacobian=0.9))
     assert strict.folds > 0
     assert jacobian_determinant(strict.displacement, bent.fixed.grid).min() > 0.6

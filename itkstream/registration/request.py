@@ -1,0 +1,188 @@
+"""The request for a registration: images, masks and start opened, steps planned, all checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from itkstream.blocks.inputs import as_pair, check_start
+from itkstream.errors import InputError, UnknownSpacingError
+from itkstream.geometry import (
+    AffineTransform,
+    Image,
+    Transform,
+    array_axes,
+    default_axes,
+    named_axes,
+    with_axes,
+)
+from itkstream.io import open_image
+from itkstream.io.images.locate import locate
+from itkstream.io.images.units import itk_unit
+from itkstream.io.storage.inputs import check_apart
+from itkstream.io.transforms.files import read_transform
+from itkstream.registration.plan import Plan, plan_steps
+from itkstream.registration.steps import RegisterSettings, Step
+from itkstream.workers import Resources
+
+__all__ = ["Given", "Request", "open_given", "open_mask", "plan_request", "read_request"]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The inputs of a registration as a caller gives them: paths or values."""
+
+    fixed: Any
+    moving: Any
+    initial_transform: Any = None
+    fixed_mask: Any = None
+    moving_mask: Any = None
+
+    def check_apart(self, out: str | os.PathLike[str]) -> None:
+        """Refuse an `out` that is, holds or lies in one of them; nothing is opened."""
+        check_apart(
+            out,
+            self.fixed,
+            self.moving,
+            self.initial_transform,
+            self.fixed_mask,
+            self.moving_mask,
+        )
+
+    def described(self) -> dict[str, Any]:
+        """Start and masks as a report names them."""
+        names = ("initial_transform", "fixed_mask", "moving_mask")
+        given = {name: getattr(self, name) for name in names}
+        return {name: _described(value) for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A registration that can be run.
+
+    `pair` are the images without their masks, in micrometers and with the same axes; `units` are
+    those in which ITK reads each of them; `plan` holds the steps and settings.
+    """
+
+    given: Given
+    pair: tuple[Image, Image]
+    units: tuple[str, str]
+    masks: tuple[Any, Any]
+    initial: Transform | None
+    plan: Plan
+    resources: Resources
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of both images; another channel of a file is another image."""
+        return _name_of(self.pair[0]), _name_of(self.pair[1])
+
+
+def read_request(
+    given: Given,
+    steps: tuple[Step, ...],
+    settings: RegisterSettings,
+    resources: Resources,
+    out: str | os.PathLike[str],
+) -> Request:
+    """Open and check all that a registration into `out` needs, before anything is computed."""
+    given.check_apart(out)
+    opened = open_given(given.fixed), open_given(given.moving)
+    _check_axes(opened)
+    pair = as_pair(*opened, None, None)
+    check_apart(out, pair)
+    units = itk_unit(opened[0].grid), itk_unit(opened[1].grid)
+    initial = _read_initial(given.initial_transform, pair[0], units[0])
+    matched = bool(steps) and steps[0].starts_anywhere
+    # Key points bring images together wherever they lie.
+    check_start(*pair, initial, anywhere=initial is None and matched)
+    planned = plan_request(pair, steps, settings, resources).require_fit()
+    if resources.cluster == "local":
+        resources = replace(resources, threads_per_worker=planned.threads)
+    masks = open_mask(given.fixed_mask, pair[0]), open_mask(given.moving_mask, pair[1])
+    return Request(given, pair, units, masks, initial, planned, resources)
+
+
+def plan_request(
+    pair: tuple[Image, Image],
+    steps: tuple[Step, ...],
+    settings: RegisterSettings,
+    resources: Resources,
+) -> Plan:
+    """Plan the run: as large as is asked for, unless a memory says otherwise."""
+    made = plan_steps(*pair, steps, settings, resources.resolved())
+    if resources.memory is not None:
+        return made.fitted()
+    return made if resources.threads_per_worker else made.fewer_threads()
+
+
+def open_given(image: str | os.PathLike[str] | Image) -> Image:
+    """Open an image that is given by its path."""
+    return image if isinstance(image, Image) else open_image(image)
+
+
+def open_mask(mask: Any, image: Image) -> Any:
+    """Open a mask that is given by its path, on the axes of its image."""
+    if not isinstance(mask, (str, os.PathLike)):
+        return mask
+    axes = image.recipe.get("axes")
+    if axes and locate(mask).format == locate(image.recipe["path"]).format:
+        # Who writes images without the names of their axes writes masks so; these have no channels.
+        axes = [axis for axis in axes if axis in image.grid.axes]
+    else:
+        axes = None
+    try:
+        return open_image(mask, axes=axes)
+    except UnknownSpacingError:
+        # Where a file says nothing of its voxels, they cover the image, as those of an array do.
+        voxels = open_image(mask, axes=axes, voxel_spacing=1.0, unit="micrometer")
+        return voxels.reorder(image.grid.axes).data if voxels.ndim == image.ndim else voxels.data
+
+
+def _check_axes(pair: tuple[Image, Image]) -> None:
+    """All that is written names axes: a guess could turn every file over."""
+    for which, image in zip(("fixed", "moving"), pair, strict=True):
+        if not image.grid.axes_stated:
+            raise InputError(
+                f"nothing says which axis of the {which} image is x, so that what is written could "
+                f"be transposed: give its grid axes={array_axes(image.ndim)} if its array is "
+                f"indexed so, or axes={default_axes(image.ndim)}"
+            )
+
+
+def _read_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
+    """Read the transform to start from, and check it against the fixed image."""
+    if given is None:
+        return None
+    if isinstance(given, (str, os.PathLike)):
+        given = read_transform(given, fixed.grid.axes, unit=unit)
+    axes = fixed.grid.axes
+    transform = given if isinstance(given, Transform) else AffineTransform(np.asarray(given))
+    if transform.ndim != fixed.ndim:
+        raise InputError(
+            f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "
+            f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
+        )
+    if named_axes(transform) not in (None, axes):
+        raise InputError(
+            f"the initial transform has points with the axes {named_axes(transform)}, and the "
+            f"fixed image has {axes}: read it with axes={axes}, or give its path"
+        )
+    return with_axes(transform, axes)
+
+
+def _described(given: Any) -> Any:
+    """Paths and numbers as they are, other arguments by their kind."""
+    if isinstance(given, (str, os.PathLike)):
+        return str(given)
+    if isinstance(given, (list, tuple)) and all(isinstance(v, (int, float)) for v in given):
+        return list(given)
+    return type(given).__name__
+
+
+def _name_of(image: Image) -> str:
+    said = (f"{k} {v}" for k, v in image.recipe.items() if k in ("channel", "time", "level"))
+    return " ".join((image.name, *said))
