@@ -71,10 +71,9 @@ from itkstream.io.transforms.files import read_transform
 from itkstream.io.transforms.ngff.store import read_transform as read_field_and_affine
 from itkstream.io.transforms.ngff.store import stored_axes
 from itkstream.registration.folder import ALIGNED, REPORT, TRANSFORM, RunFolder
-from itkstream.registration.levels import LevelMaker
 from itkstream.registration.plan import Plan, measure_rates, plan_steps
 from itkstream.registration.run import Run, run_keys
-from itkstream.registration.scene import LogReporter, Reporter, Scene
+from itkstream.registration.scene import LevelMaker, LogReporter, Reporter, Scene
 from itkstream.registration.steps import (
     DEFAULT_STEPS,
     RegisterSettings,
