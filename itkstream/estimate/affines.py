@@ -169,7 +169,7 @@ def prepare_affines(task: AffineTask, *, fill: bool = True, skip_empty: bool = F
 
 
 def _prepare_keep(task: AffineTask) -> Delayed:
-    """Which blocks show anything on a coarse level."""
+    """Prepare to find the blocks that show anything on a coarse level."""
     still = AffineTransform(np.eye(task.fixed.ndim + 1))
     start = still if task.initial is None else task.initial
     return prepare_content((task.fixed, task.moving), start, task.blocks, _CONTENT_VOXELS)
@@ -191,7 +191,7 @@ def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
         From fixed points to points of the roughly aligned image.
     confidence : block grid + (4,)
         Matches, root mean square residual, disagreement with the neighbours (both in
-        micrometers), and confidence between 0 and 1.
+        µm), and confidence between 0 and 1.
     """
     size = ndim + 1
     matrices = packed[..., : size * size]

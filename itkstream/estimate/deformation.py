@@ -85,7 +85,7 @@ def prepare_positions(
     Returns
     -------
     dask.array.Array, fixed shape + (n,), float64
-        Lazy. Moving positions in micrometers.
+        Lazy. Moving positions in µm.
     """
     blocks = block_grid(fixed.shape, blocksize, overlap)
     task = Task(fixed, moving, initial, settings, blocks, coarse_voxels, skip_empty)
@@ -132,7 +132,7 @@ def prepare_displacement(
     Returns
     -------
     dask.array.Array, ceil(fixed shape / factors) + (n,), float32
-        Lazy. u in ``T(p) = affine(p + u(p))``, in micrometers, the initial displacement included;
+        Lazy. u in ``T(p) = affine(p + u(p))``, in µm, the initial displacement included;
         its lattice is ``fixed.grid.shrink(factors)``.
 
     Raises
@@ -249,7 +249,7 @@ class Output:
         return Result(dtype, (self.grid.ndim,), factors=self.factors)
 
     def cut(self, block: Block) -> Grid:
-        """Where the vectors of a block are wanted."""
+        """Find the lattice on which the vectors of a block are wanted."""
         spans = zip(block.core, self.factors, strict=True)
         region = tuple(slice(s.start // f, -(-s.stop // f)) for s, f in spans)
         return self.grid.shrink(self.factors).crop(region)
@@ -314,7 +314,7 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
 
 
 def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
-    """Where blocks start once the whole image is solved, and the settings that are left to them."""
+    """Prepare the whole image's solution, where blocks start, and the settings left to them."""
     if not task.coarse_voxels:
         return task.initial, task.settings
     plan = plan_levels(task.fixed.grid, task.settings, task.coarse_voxels)
@@ -323,7 +323,7 @@ def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
 
 
 def _prepare_keep(task: Task, start: Transform | Delayed) -> Delayed | None:
-    """Which blocks show anything; None where all are computed."""
+    """Prepare to find the blocks that show anything; None where all are computed."""
     if not task.skip_empty:
         return None
     return prepare_content(task.images, start, task.blocks, task.level_voxels, task.coarse_levels)

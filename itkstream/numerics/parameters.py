@@ -22,12 +22,12 @@ __all__ = [
     "check",
     "each_level",
     "finite",
-    "length",
     "length_or_none",
     "levels",
     "one_of",
     "per_level",
     "per_level_field",
+    "positive_length",
     "scale_each",
     "scale_one",
     "whole",
@@ -105,7 +105,7 @@ def one_of(literal: Any) -> Validator:
     return check(lambda v: v in known, f"be one of {', '.join(known)}")
 
 
-length = check(lambda v: finite(v) and v > 0, "be a positive length")
+positive_length = check(lambda v: finite(v) and v > 0, "be a positive length")
 length_or_none = check(lambda v: v is None or (finite(v) and v > 0), "be a positive length or None")
 
 
@@ -164,5 +164,6 @@ def scale_one(value: float | None, length: float) -> float | None:
 
 
 def per_level_field(default: Any, converter: Any, scale: Any = None) -> Any:
+    """A field with one value per level and, where these are lengths, what multiplies them."""
     metadata = {"per_level": True} | ({} if scale is None else {"scale": scale})
     return attrs.field(default=default, converter=converter, metadata=metadata)

@@ -47,7 +47,7 @@ def prepare_piecewise_align(
     fix, mov : array or Image
         Fixed and moving image.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel, x first; None for an `Image`.
+        µm per voxel, x first; None for an `Image`.
     steps : sequence of Step
         `RansacAffine`, `IntensityAffine`, `LocalAffines`, `Deformable`. A `Deformable` can only be
         the last; its blocks, and those of `RansacAffine` and `IntensityAffine`, are of this
@@ -57,7 +57,7 @@ def prepare_piecewise_align(
     transpose : two bools
         Whether the stored axes of fix and mov are reversed (z, y, x).
     initial_transform : Transform or array_like, (4, 4), optional
-        Where the first step starts, from fixed to moving points in micrometers; default identity.
+        Where the first step starts, from fixed to moving points in µm; default identity.
     overlap : int or sequence of int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
     coarse_voxels : float
@@ -69,7 +69,7 @@ def prepare_piecewise_align(
     Returns
     -------
     dask.array.Array, fixed shape + (3,), float64
-        Lazy. The moving position of every fixed voxel, in micrometers, x first.
+        Lazy. The moving position of every fixed voxel, in µm, x first.
 
     Raises
     ------

@@ -137,7 +137,7 @@ def _config(found: Any, folder: Path) -> Config:
 
 
 def _image(which: str, given: Any) -> ImageOptions:
-    """What is said of an image; what is left empty was not said."""
+    """Read the options of an image; those left empty are not given."""
     said = _known(which, f"key of {which}", {} if given is None else given, _SAID)
     try:
         return ImageOptions(**{name: value for name, value in said.items() if value is not None})

@@ -219,7 +219,7 @@ class RunFolder:
 
     @cached_property
     def _work(self) -> tuple[Location, bool]:
-        """Where this run writes, and whether it was there to be continued; asked once."""
+        """The place where this run writes, and whether it was there to be continued; found once."""
         if isinstance(self.check(), Ours):
             return self._place, True
         if not self._place.is_replaceable:

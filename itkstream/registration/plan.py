@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def prices(self) -> tuple[StepPrice, ...]:
-        """What every step costs, in order."""
+        """The price of every step, in order."""
         return price_steps(self.pair, self.steps)
 
     @property
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """How long all steps will take whose work was measured; None where nothing was."""
+        """Seconds for all steps whose work was measured; None where nothing was."""
         known = [seconds for price in self.prices if (seconds := self.seconds_of(price))]
         return sum(known) if known else None
 
@@ -328,7 +328,7 @@ def measure_rates(
 def _works(
     fixed: Image, moving: Image, steps: tuple[Step, ...]
 ) -> dict[str, Callable[[Image], Any]]:
-    """What is done to a block in memory, by the kind of `StepPrice`."""
+    """The work on a block in memory, by the kind of `StepPrice`."""
     start = _centred(fixed, moving)
     works: dict[str, Callable[[Image], Any]] = {
         "warp": lambda block: warp_block(moving, start, block.grid, WarpSettings())

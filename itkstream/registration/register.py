@@ -24,10 +24,9 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 from itkstream.registration.folder import ALIGNED, REPORT, TRANSFORM, RunFolder
-from itkstream.registration.levels import LevelMaker
 from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
-from itkstream.registration.scene import Reporter, Scene
+from itkstream.registration.scene import LevelMaker, Reporter, Scene
 from itkstream.workers import Resources, session
 
 __all__ = ["Registration", "run_request"]

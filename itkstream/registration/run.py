@@ -70,7 +70,7 @@ class Run:
 
     @property
     def facts(self) -> list[Note]:
-        """What the report says of every part that is done."""
+        """Facts of every part that is done, for the report."""
         return self.journal.facts
 
     def all_steps(
@@ -235,7 +235,7 @@ class Run:
 
     @cached_property
     def _warp_settings(self) -> WarpSettings:
-        """How the aligned image is made, with the value outside the moving image."""
+        """Settings of the aligned image, with the value outside the moving image."""
         return WarpSettings(background=self.settings.background).for_image(self.moving)
 
     def _store_aligned(self, transform: Transform, path: Location) -> None:
@@ -299,13 +299,13 @@ def _is_result(number: int, steps: tuple[Step, ...], settings: RegisterSettings)
 
 
 def _stamps(folder: Location, names: Iterable[str]) -> dict[str, str | None]:
-    """What tells that files are as they were written; None for one that is not there."""
+    """Fingerprints of files, which change with them; None for one that is not there."""
     places = {name: folder / name for name in names}
     return {n: p.fingerprint() if p.is_file() else None for n, p in places.items()}
 
 
 def _field_facts(coarse: CoarseField, voxel: float, tolerance: float) -> dict[str, Any]:
-    """What the report says of the field that is handed out."""
+    """Facts of the field that is handed out, for the report."""
     return {
         "field_shape": coarse.field.grid.shape,
         "field_spacing": coarse.field.grid.spacing,

@@ -2,6 +2,11 @@
 
 A finding is a transform made of small values (matrices) and of fields stored on disk. Nothing else
 passes from step to step, so a run can go on from what it kept.
+
+A coarse level of each image is averaged once, by the workers. For an image too large for memory
+this is a pass over all of it, unless its file holds a level that proves to be right
+(`itkstream.blocks.proven_levels`). It is stored in the folder of the run, block by block, so that a
+run that is continued reads what is there.
 """
 
 from __future__ import annotations
@@ -17,19 +22,24 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from itkstream.apply.resampling import prepare_apply_transform
-from itkstream.blocks.levels import factors_to_fit
-from itkstream.compute.execute import compute
+from itkstream.blocks.graph import readable
+from itkstream.blocks.levels import factors_to_fit, prepare_coarse
+from itkstream.blocks.proven_levels import finest_needed
+from itkstream.compute.execute import compute, continues
+from itkstream.compute.tally import Progress
 from itkstream.errors import RegistrationError
 from itkstream.geometry import (
     BlockGrid,
     DisplacementField,
     Grid,
     Image,
+    LazyArray,
     Transform,
     compose,
     steps_of,
 )
 from itkstream.io.storage.locations import Location
+from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.numerics.deformation.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.workers import Resources
@@ -37,6 +47,8 @@ from itkstream.workers import Resources
 __all__ = [
     "BlockScene",
     "Finding",
+    "Keeping",
+    "LevelMaker",
     "LogReporter",
     "Nothing",
     "Radii",
@@ -44,6 +56,7 @@ __all__ = [
     "Scene",
     "Start",
     "State",
+    "make_level",
     "next_state",
 ]
 
@@ -54,6 +67,12 @@ Radii: TypeAlias = tuple[float, float]
 
 Start: TypeAlias = Transform | Delayed | None
 """A transform to start from, which may still have to be computed; None for the identity."""
+
+Keeping: TypeAlias = Callable[[str, Callable[[Location], bool]], Location]
+"""Where a level is kept: ``place = keeping(name, known)``.
+
+``known(place)`` tells whether the level, or a part of it, is there already.
+"""
 
 # Voxels per axis of the level in which a task judges a transform.
 _JUDGED_BLOCK = 64
@@ -238,3 +257,74 @@ def _largest_field(transform: Transform) -> int:
     """Vectors of the largest displacement field in a transform."""
     fields = (step for step in steps_of(transform) if isinstance(step, DisplacementField))
     return max((field.grid.size for field in fields), default=0)
+
+
+def make_level(
+    image: Image,
+    voxels: float,
+    resources: Resources,
+    progress: Progress,
+    place: Callable[[Callable[[Location], bool]], Location] | None = None,
+) -> Image:
+    """Average an image to at most so many voxels; one that has no more is returned itself.
+
+    The level is kept at a place (see `Keeping`), or in memory.
+    """
+    factors = factors_to_fit(image.grid, voxels)
+    if max(factors) == 1:
+        return readable(image)
+    lazy, grid = prepare_coarse(*finest_needed(image, factors)), image.grid.shrink(factors)
+    if place is None:
+        return Image(compute(lazy, resources, progress), grid, image.name)
+    kept = place(lambda there: continues(lazy, there))
+    if not continues(lazy, kept):
+        kept.remove()
+    compute(lazy, resources, progress, keep=kept)
+    return Image(_KeptLevel(ZarrArray.open(kept), str(lazy.name)), grid, image.name)
+
+
+@dataclass(frozen=True, eq=False)
+class LevelMaker:
+    """Makes the levels of a run, or finds those that an earlier run left.
+
+    `resources` gives the workers that average an image, and is called when one must be.
+    """
+
+    voxels: float
+    resources: Callable[[], Resources]
+    progress: Progress
+    keeping: Keeping
+
+    def __call__(self, image: Image, name: str) -> Image:
+        """Make the level of an image, which is kept by a name."""
+        if max(factors_to_fit(image.grid, self.voxels)) == 1:
+            return readable(image)
+        return make_level(
+            image,
+            self.voxels,
+            self.resources(),
+            self.progress,
+            lambda known: self.keeping(name, known),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _KeptLevel(LazyArray):
+    """A stored level, known by what it was made of: made again, it is the same one."""
+
+    stored: ZarrArray
+    computation: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.stored.dtype
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return (type(self).__name__, self.computation)
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        return self.stored[tuple(map(slice, start, stop))]

@@ -16,7 +16,7 @@ from itkstream.blocks.proven_levels import finest_needed
 from itkstream.geometry import Grid, Image
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.io.storage.zarr_arrays import ZarrArray
-from itkstream.registration.levels import make_level
+from itkstream.registration.scene import make_level
 from itkstream.workers import Resources
 
 SHAPE = (264, 136, 144)  # of one level below: no axis of more than 256 voxels is left

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from itkstream.errors import BusyOutputError, ExistingOutputError
-from itkstream.registration.folder import REPORT, RunFolder
+from itkstream.registration.folder import REPORT, Foreign, Ours, RunFolder, Vacant
 
 # A registration that says when it deforms, and then waits to be let go on.
 REGISTERING = """
@@ -198,3 +198,21 @@ def test_a_lock_elsewhere_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ExistingOutputError, match="never replaced"), folder(tmp_path).locked():
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_is_inspected_without_a_change(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert folder(out).inspect() == Vacant()
+    assert not out.exists()
+    with folder(out).locked():
+        pass
+    first = folder(out)
+    with first.locked():
+        first.note("1", "key", {"found": 1})
+    before = sorted(out.rglob("*"))
+    assert folder(out).inspect() == Ours()
+    other = folder(out, "others", "than before").inspect()
+    assert isinstance(other, Foreign)
+    assert "unfinished run of fixed and moving" in other.reason
+    assert folder(out, "others", "than before", overwrite=True).inspect() == Vacant()
+    assert sorted(out.rglob("*")) == before

@@ -23,8 +23,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
-from itkstream.registration.levels import make_level
-from itkstream.registration.scene import Scene
+from itkstream.registration.scene import Scene, make_level
 from itkstream.registration.steps import Deformable, RegisterSettings
 from itkstream.workers import Resources
 

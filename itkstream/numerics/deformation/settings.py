@@ -102,7 +102,7 @@ minimum_jacobian = check(lambda v: finite(v) and 0 <= v < 1, "be at least 0 and 
 class DescentSettings(Settings):
     """Parameters of `descend`; every value is checked once, here.
 
-    Lengths are in micrometres (the unit of the fixed grid) and areas in its square: the same
+    Lengths are in µm (the unit of the fixed grid) and areas in its square: the same
     images with all spacings s times as large are registered alike, voxel by voxel, by
     ``settings.scaled(s)``. Settings that suit cubic voxels of edge 1 suit others by
     ``settings.for_voxels(spacing)``.
@@ -119,9 +119,9 @@ class DescentSettings(Settings):
     shrink_factors : sequence of int
         Of each level, coarse to fine; 1 is full resolution.
     smooth_sigmas : sequence of float
-        Gaussian before shrinking, micrometres.
+        Gaussian before shrinking, µm.
     step : float, optional
-        Longest displacement an iteration adds at full resolution, micrometres; a level shrunk by
+        Longest displacement an iteration adds at full resolution, µm; a level shrunk by
         f takes steps up to f times as long. Default: the smallest fixed voxel spacing.
     update : {"newton", "gradient"}
         ``"newton"``: force and Gauss-Newton matrix are smoothed alike and solved per node, which
@@ -176,7 +176,7 @@ class DescentSettings(Settings):
             raise InputError("damping must be above 0: without it textureless nodes have no step")
 
     def level(self, number: int) -> LevelSettings:
-        """What holds for one level; 0 is the coarsest."""
+        """Take the values of one level; 0 is the coarsest."""
         return LevelSettings(
             cc_radius=self.cc_radius[number],
             gradient_smoothing=SmoothingKernel(*self.gradient_smoothing[number]),
@@ -216,7 +216,7 @@ PIPELINE_DEFAULTS = DescentSettings(
 )
 """Settings for cubic voxels of edge 1; use ``PIPELINE_DEFAULTS.for_voxels(spacing)``.
 
-Chosen on known truth. Blocks: 160 x 160 x 149 voxels of nuclei at 1.84 x 1.84 x 1.68 micrometres,
+Chosen on known truth. Blocks: 160 x 160 x 149 voxels of nuclei at 1.84 x 1.84 x 1.68 µm,
 warped by sums of two random smooth fields, then gamma 0.8, a bias field of 30 % and Poisson noise
 with 150 counts at the brightest; error inside tissue, 16 voxels off the border; lengths scaled by
 the smallest spacing, 3 % less than `for_voxels` does there. Pair: the tutorial's phantom, where 4 %

@@ -21,12 +21,12 @@ from itkstream.numerics.parameters import (
     check,
     each_level,
     finite,
-    length,
     length_or_none,
     levels,
     one_of,
     per_level,
     per_level_field,
+    positive_length,
     scale_each,
     scale_one,
     whole,
@@ -58,7 +58,7 @@ _fraction = check(lambda v: finite(v) and 0 < v <= 1, "be above 0 and at most 1"
 class IntensitySettings(Settings):
     """How an affine is refined by comparing intensities; every value is checked once, here.
 
-    Lengths are in micrometres, and the defaults suit a smallest fixed voxel spacing of 1: use
+    Lengths are in µm, and the defaults suit a smallest fixed voxel spacing of 1: use
     ``settings.scaled(min(spacing))`` for others.
 
     Parameters
@@ -115,7 +115,7 @@ class IntensitySettings(Settings):
     shrink_factors: tuple[int, ...] = levels((4, 2))
     smooth_sigmas: tuple[float, ...] = each_level((2.0, 1.0), float, 0, scale=scale_each)
     iterations: tuple[int, ...] = each_level((100, 100), int, 1)
-    step: float = attrs.field(default=1.0, validator=length, metadata={"scale": scale_one})
+    step: float = attrs.field(default=1.0, validator=positive_length, metadata={"scale": scale_one})
     search_steps: int = attrs.field(default=4, validator=whole(1))
     bins: int = attrs.field(default=32, validator=whole(5))
     radius: int = attrs.field(default=4, validator=whole(1))
@@ -133,7 +133,7 @@ class IntensitySettings(Settings):
 class DemonsSettings(Settings):
     """How SimpleITK's demons deform an image; every value is checked once, here.
 
-    Lengths are in micrometres and areas in its square; the defaults suit a smallest fixed voxel
+    Lengths are in µm and areas in its square; the defaults suit a smallest fixed voxel
     spacing of 1: use ``settings.for_voxels(spacing)`` for others.
 
     Parameters
@@ -149,7 +149,7 @@ class DemonsSettings(Settings):
     shrink_factors : sequence of int
         Of each level, counted in smallest fixed voxel spacings; 1 is full resolution.
     smooth_sigmas : sequence of float
-        Gaussian before shrinking, micrometres.
+        Gaussian before shrinking, µm.
     burst : int
         Demons iterations between two smoothings.
     local_normalisation : int or None
@@ -159,7 +159,7 @@ class DemonsSettings(Settings):
     cc_radius : int or sequence of int
         Radius of the window of local correlation, by which the best iterate is chosen.
     step : float, optional
-        Longest displacement a burst adds at full resolution, micrometres; a level shrunk by f
+        Longest displacement a burst adds at full resolution, µm; a level shrunk by f
         takes steps up to f times as long. Default: the smallest fixed voxel spacing.
     node_stride : int or sequence of int
         Voxels per node of the displacement, as in `DescentSettings`.
@@ -222,7 +222,7 @@ def _control_spacings(given: Any, settings: Any, field: Attribute[Any]) -> tuple
 class BsplineSettings(Settings):
     """How SimpleITK deforms an image by a B-spline; every value is checked once, here.
 
-    Lengths are in micrometres, and the defaults suit a smallest fixed voxel spacing of 1: use
+    Lengths are in µm, and the defaults suit a smallest fixed voxel spacing of 1: use
     ``settings.for_voxels(spacing)`` for others.
 
     Parameters
@@ -280,7 +280,9 @@ class BsplineSettings(Settings):
     seed: int = attrs.field(default=0, validator=whole(0))
     smooth_sigmas: tuple[float, ...] = each_level((0.0, 0.0), float, 0, scale=scale_each)
     iterations: tuple[int, ...] = each_level((10, 15), int, 1)
-    step: float = attrs.field(default=0.25, validator=length, metadata={"scale": scale_one})
+    step: float = attrs.field(
+        default=0.25, validator=positive_length, metadata={"scale": scale_one}
+    )
     bins: int = attrs.field(default=32, validator=whole(5))
     radius: int = attrs.field(default=4, validator=whole(1))
     local_normalisation: int | None = attrs.field(default=4, validator=whole(1, optional=True))
@@ -299,7 +301,7 @@ class BsplineSettings(Settings):
 
     @property
     def comparison(self) -> IntensitySettings:
-        """How images are compared, as for an affine."""
+        """The comparison of images, as for an affine."""
         names = (
             *("metric", "optimizer", "sampling", "sampling_fraction", "seed", "shrink_factors"),
             *("smooth_sigmas", "iterations", "step", "bins", "radius"),

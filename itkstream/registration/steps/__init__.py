@@ -4,7 +4,7 @@ A step says what is done, not to which image: `itkstream.register` takes a list 
 images and `itkstream.align.prepare_piecewise_align` for every block. Each step finds a change that
 acts before the transform found so far, so any step may follow any other.
 
-Lengths are in micrometers. A length that is left out (None) suits the image: it is scaled to the
+Lengths are in µm. A length that is left out (None) suits the image: it is scaled to the
 smallest fixed voxel spacing. Radii of blobs and windows are in voxels.
 
 Each kind of step is one module: its parameters, how it finds, what it costs. `registry.KINDS` lists

@@ -136,12 +136,12 @@ class Deformable(TunedStep):
         Parameters
         ----------
         spacing : sequence of float
-            Of the fixed image, in micrometers.
+            Of the fixed image, in µm.
 
         Returns
         -------
         DeformSettings
-            With all lengths in micrometers.
+            With all lengths in µm.
         """
         return self._scaled(self.settings.for_voxels(spacing))
 

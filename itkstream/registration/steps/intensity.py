@@ -41,7 +41,7 @@ class IntensityAffine(TunedStep):
     **parameters
         Those of `itkstream.numerics.itk.settings.IntensitySettings`: sampling, sampling_fraction,
         seed, shrink_factors, smooth_sigmas, iterations, step, search_steps, bins, radius. Lengths
-        in micrometers; None or left out: scaled to the voxels.
+        in µm; None or left out: scaled to the voxels.
 
     Raises
     ------
@@ -74,12 +74,12 @@ class IntensityAffine(TunedStep):
         Parameters
         ----------
         spacing : sequence of float
-            Of the fixed image, in micrometers.
+            Of the fixed image, in µm.
 
         Returns
         -------
         IntensitySettings
-            With all lengths in micrometers.
+            With all lengths in µm.
         """
         return self._scaled(self.settings.for_voxels(spacing))
 

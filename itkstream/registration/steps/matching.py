@@ -68,14 +68,14 @@ class MatchingStep(Step):
         Parameters
         ----------
         spacing : sequence of float
-            Of the fixed image, in micrometers.
+            Of the fixed image, in µm.
         radii : (float, float)
             Least and greatest radius of the blobs, in voxels of the fixed image.
 
         Returns
         -------
         AffineSettings
-            With all lengths in micrometers.
+            With all lengths in µm.
         """
         voxel = float(np.median(spacing))
         threshold = self.align_threshold or ALIGN_THRESHOLD_VOX * voxel

@@ -44,9 +44,9 @@ class RansacAffine(MatchingStep):
     num_sigma_max : int
         Most blob widths searched.
     align_threshold : float, optional
-        Greatest distance of a match from the affine, in micrometers; default 1.5 voxels.
+        Greatest distance of a match from the affine, in µm; default 1.5 voxels.
     max_distance : float, optional
-        Greatest distance of two points that match, in micrometers; default any.
+        Greatest distance of two points that match, in µm; default any.
     max_ambiguity : float, optional
         Greatest ratio of the second best correlation to the best; default any.
     model : {'affine', 'similarity', 'rigid', 'translation'}

@@ -183,7 +183,7 @@ class Step(ABC):
         Returns
         -------
         dask.array.Array, fixed shape + (n,), float64
-            Lazy. The moving position of every fixed voxel, in micrometers.
+            Lazy. The moving position of every fixed voxel, in µm.
         """
         grid = scene.fixed.grid
         shared = {"grid": grid, "initial": self.prepare_transform(scene, start)}

@@ -19,7 +19,7 @@ S = TypeVar("S", bound=Settings)
 class TunedStep(Step):
     """A step with the settings of a method for voxels of edge 1, and which lengths were given.
 
-    Lengths that were given are in micrometers and stay as they are; others are scaled to an image.
+    Lengths that were given are in µm and stay as they are; others are scaled to an image.
     """
 
     __slots__ = ()
