@@ -15,9 +15,9 @@ __all__ = [
     "ArraySource",
     "ArrayView",
     "LazyArray",
+    "chunk_shape_of",
     "complete_key",
     "span_slice",
-    "stored_together",
     "transposed",
 ]
 
@@ -95,8 +95,8 @@ class LazyArray(ABC):
         return math.prod(self.shape)
 
     @property
-    def together(self) -> tuple[Any, ...] | None:
-        """Elements per axis that are decoded together; None where that is not known."""
+    def chunk_shape(self) -> tuple[Any, ...] | None:
+        """Elements per axis of the chunks that are decoded; None where that is not known."""
         return None
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class LazyArray(ABC):
     def __getitem__(self, key: Any) -> NDArray[Any]:
         chosen = _Choice.of(key, self.shape)
         if all(len(p) for p in chosen.places):
-            box = _gather(self._read, chosen.places, stored_together(self))
+            box = _gather(self._read, chosen.places, chunk_shape_of(self))
         else:
             box = np.empty(tuple(map(len, chosen.places)), self.dtype)
         return box if chosen.is_box else box[chosen.inside]
@@ -223,9 +223,9 @@ class ArrayView(LazyArray):
         return np.dtype(self.source.dtype)
 
     @property
-    def together(self) -> tuple[int, ...] | None:
-        """Elements per axis that are decoded together; None where the source does not know."""
-        sizes = stored_together(self.source)
+    def chunk_shape(self) -> tuple[int, ...] | None:
+        """Elements per axis of the source's chunks; None where it does not know."""
+        sizes = chunk_shape_of(self.source)
         if sizes is None:
             return None
         pairs = zip(sizes, self.picks, strict=True)
@@ -276,8 +276,8 @@ class _Foreign(LazyArray):
         return np.dtype(self.source.dtype)
 
     @property
-    def together(self) -> tuple[Any, ...] | None:
-        return stored_together(self.source)
+    def chunk_shape(self) -> tuple[Any, ...] | None:
+        return chunk_shape_of(self.source)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         return np.asarray(self.source[tuple(map(slice, start, stop))])
@@ -362,13 +362,13 @@ def transposed(data: Any, order: Sequence[int]) -> Any:
     return view.transpose(tuple(order))
 
 
-def stored_together(data: Any) -> tuple[int, ...] | None:
+def chunk_shape_of(data: Any) -> tuple[int, ...] | None:
     """Elements per axis of the chunks of an array: numpy, dask or stored.
 
     None where they are all in memory, or the source does not know.
     """
-    # A view has no chunks, which would be kept beside its source's, but knows of these.
-    chunks = getattr(data, "together", None) or getattr(data, "chunks", None)
+    # A view has no `chunks`, which would be kept beside its source's, but knows of these.
+    chunks = getattr(data, "chunk_shape", None) or getattr(data, "chunks", None)
     if not chunks:
         return None
     # dask tells the length of every chunk.
@@ -424,7 +424,7 @@ def _on_axis(cut: Any, length: int) -> tuple[Places, Any]:
 
 
 def _gather(
-    read: ReadBox, places: tuple[Places, ...], together: tuple[int, ...] | None
+    read: ReadBox, places: tuple[Places, ...], chunk_shape: tuple[int, ...] | None
 ) -> NDArray[Any]:
     """Read the elements at all combinations of some places, in boxes that are not too large."""
     lengths = [int(p[-1]) - int(p[0]) + 1 for p in places]
@@ -435,10 +435,10 @@ def _gather(
             box = box[(slice(None),) * axis + (_within(places[axis]),)]
         return box
     axis = max(loose, key=lambda k: lengths[k])
-    middle = _middle(places[axis], together[axis] if together else 1)
+    middle = _middle(places[axis], chunk_shape[axis] if chunk_shape else 1)
     halves = (places[axis][:middle], places[axis][middle:])
     parts = ((*places[:axis], half, *places[axis + 1 :]) for half in halves)
-    return np.concatenate([_gather(read, part, together) for part in parts], axis)
+    return np.concatenate([_gather(read, part, chunk_shape) for part in parts], axis)
 
 
 def _within(places: Places) -> slice | NDArray[np.intp]:
