@@ -58,7 +58,7 @@ antsApplyTransforms -d {ndim} -i moving.nii.gz -r fixed.nii.gz -o aligned.nii.gz
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a folder for another program holds.
+    """The files in a folder for another program.
 
     Parameters
     ----------
@@ -199,28 +199,9 @@ def export_ants(
 
 
 def check_bundle_output(out: str | os.PathLike[str], overwrite: bool, *inputs: Any) -> Location:
-    """See whether a bundle can be written to a folder, before any work is done for it.
+    """Refuse a folder that a bundle of these inputs cannot be written to, before any work is done.
 
-    Parameters
-    ----------
-    out : path
-        The folder.
-    overwrite : bool
-        Whether an earlier bundle may be replaced.
-    *inputs : object
-        What the bundle is made of.
-
-    Returns
-    -------
-    Location
-        The folder.
-
-    Raises
-    ------
-    InputError
-        Where the folder touches one of the inputs, or has the ending of a file.
-    ExistingOutputError
-        Where it holds something already.
+    Gives the folder.
     """
     check_apart(out, *inputs)
     return check_folder(out, _PROOF, overwrite)
@@ -265,7 +246,7 @@ def coarsened(
 
 
 def _finished(folder: Path, text: str, bundle: Bundle) -> Bundle:
-    """Say what to do with the files, the last of which is the guide, and what they are."""
+    """Write the guide, which is the last of the files, and the proof of what the bundle holds."""
     (folder / bundle.files[-1]).write_text(text, encoding="utf-8")
     (folder / _PROOF).write_text(json.dumps(asdict(bundle), indent=2) + "\n", encoding="utf-8")
     return bundle

@@ -52,7 +52,7 @@ class Certificate:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why the transform is not sound; empty where it is."""
+        """Reasons why the transform is not sound; none where it is."""
         reasons = []
         if self.folded_voxels or self.least_jacobian <= 0:
             reasons.append(f"{self.folded_voxels} of {self.voxels} voxels are folded")

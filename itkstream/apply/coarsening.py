@@ -47,15 +47,9 @@ _LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 class CoarseField:
     """A field on a coarser lattice, and how far it is from the one it was made of.
 
-    Parameters
-    ----------
-    field : DisplacementField
-        Its nodes are nodes of the finer field and have their vectors.
-    factors : tuple of int
-        Voxels of the finer field per voxel, per axis.
-    error : float
-        Greatest distance between what the two say of any point of the finer lattice and between
-        its nodes, in the unit of the grid.
+    Its nodes are nodes of the finer field, one in `factors` along each axis, with their vectors.
+    `error` is the greatest distance between the two, at the nodes of the finer lattice and between
+    them, in the unit of the grid.
     """
 
     field: DisplacementField
@@ -113,21 +107,8 @@ def coarsen_field(
 class CoarseLattices:
     """The coarser lattices for a field that `coarsen_field` chooses from.
 
-    Parameters
-    ----------
-    field : DisplacementField
-        In memory or stored.
-    tolerance : float
-        Greatest error, in the unit of the grid.
-    max_factor : int
-        Bound on the factors, at most 32.
-    max_nodes : float, optional
-        Bound on the nodes that goes before the tolerance.
-
-    Raises
-    ------
-    InputError
-        For values out of range, or a bound on the nodes that even the largest factor does not keep.
+    `tolerance` is in the unit of the grid, `max_factor` at most 32; the bound `max_nodes` goes
+    before the tolerance.
     """
 
     field: DisplacementField
@@ -144,13 +125,10 @@ class CoarseLattices:
         self._least()
 
     def prepare_errors(self) -> da.Array:
-        """Prepare to measure how far the field would be from itself on each lattice.
+        """Prepare to measure the error of the field on each lattice, finer to coarser.
 
-        Returns
-        -------
-        dask.array.Array, block grid + (lattices,), float64
-            Lazy: the greatest error in each block, finer to coarser; infinite beyond the first
-            that is out of tolerance there.
+        Block grid + (lattices,), float64: the greatest error in each block; infinite beyond the
+        first lattice that is out of tolerance there.
         """
         grid, ladder = self.field.grid, self._rungs
         shared = {
@@ -165,23 +143,7 @@ class CoarseLattices:
         )
 
     def best(self, errors: NDArray[np.float64]) -> CoarseField:
-        """Put the field on the coarsest lattice that will do.
-
-        Parameters
-        ----------
-        errors : ndarray, block grid + (lattices,)
-            What `prepare_errors` gives.
-
-        Returns
-        -------
-        CoarseField
-            Lazy where the field is not in memory.
-
-        Raises
-        ------
-        InputError
-            For a field with NaN.
-        """
+        """Put the field on the coarsest lattice whose error will do; lazy where it is stored."""
         ladder = self._rungs
         worst = errors.reshape(-1, len(ladder)).max(axis=0)
         if np.isnan(worst).any():
@@ -201,22 +163,7 @@ class CoarseLattices:
 def prepare_decimation(field: DisplacementField, factors: Sequence[int]) -> DisplacementField:
     """Prepare to keep one node in so many along each axis of a field, and both ends.
 
-    Parameters
-    ----------
-    field : DisplacementField
-        In memory or stored.
-    factors : sequence of int
-        Voxels of the field per voxel of the result, per axis.
-
-    Returns
-    -------
-    DisplacementField
-        Lazy, on ``ceil((n - 1) / factor) + 1`` nodes per axis.
-
-    Raises
-    ------
-    InputError
-        For factors that are not whole numbers >= 1, one per axis.
+    Lazy, on ``ceil((n - 1) / factor) + 1`` nodes per axis.
     """
     by = tuple(int(f) for f in factors)
     if len(by) != field.ndim or min(by) < 1 or by != tuple(factors):

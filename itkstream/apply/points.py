@@ -33,16 +33,10 @@ _UNSOLVED = 10
 
 @dataclass(frozen=True, eq=False)
 class MappedPoints:
-    """Mapped points, and which of them the transform says nothing about.
+    """Mapped points, (m, n), and which of them some transform says nothing about, (m,).
 
-    Parameters
-    ----------
-    points : ndarray, (m, n), float64
-        Where they lead to.
-    outside : ndarray, (m,), bool
-        Points that some transform of the chain says nothing about: beyond a displacement field,
-        where its edge value was taken, beyond the lattice of B-splines or of piecewise affines;
-        and, of an inverse, points no solution was found for.
+    Those are beyond a displacement field, where its edge value was taken, beyond the lattice of
+    B-splines or of piecewise affines; and, of an inverse, points no solution was found for.
     """
 
     points: NDArray[np.float64]

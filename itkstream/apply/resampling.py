@@ -42,8 +42,8 @@ __all__ = [
 ]
 
 
-# What the image tells of its background holds where nothing is asked for.
-_TOLD = WarpSettings(background=None)
+# The background is told from the image where none is asked for.
+_DEFAULT = WarpSettings(background=None)
 
 # A coarse field's chunk is cut at whole voxels: with two more on each side every position of the
 # block has its two neighbours.
@@ -76,7 +76,7 @@ def apply_transform(
         The moving image, aligned.
     """
     fixed, moving = as_pair(_wanted(fixed), moving, None, None)
-    return warp_block(moving, transform, fixed.grid, settings or _TOLD)
+    return warp_block(moving, transform, fixed.grid, settings or _DEFAULT)
 
 
 def prepare_apply_transform(
@@ -107,7 +107,7 @@ def prepare_apply_transform(
         Lazy; one task a block.
     """
     fixed, moving = as_pair(_wanted(fixed), moving, None, None)
-    settings = settings or _TOLD
+    settings = settings or _DEFAULT
     blocks = block_grid(fixed.shape, blocksize, 0)
     shared = {
         "moving": moving,
@@ -158,13 +158,13 @@ def prepare_apply_to_series(
             "a series has at least one image, and all of its images have one grid and voxel type; "
             f"got {[(m.shape, str(m.dtype)) for _, m in pairs]}"
         )
-    grid, settings = pairs[0][0].grid, settings or _TOLD
+    grid, settings = pairs[0][0].grid, settings or _DEFAULT
     shared = {"series": tuple(moving for _, moving in pairs), "transform": transform}
     shared |= {"fixed_grid": grid, "settings": _complete(settings, pairs[0][1])}
     result = Result(settings.voxel_type(pairs[0][1].dtype), (len(pairs),))
     blocks = block_grid(grid.shape, blocksize, 0)
-    together = map_blocks(_apply_series_block, blocks, None, shared, result)
-    return together.transpose(grid.ndim, *range(grid.ndim))
+    series_last = map_blocks(_apply_series_block, blocks, None, shared, result)
+    return series_last.transpose(grid.ndim, *range(grid.ndim))
 
 
 def piecewise_transform(
@@ -246,7 +246,7 @@ def prepare_field(transform: Transform, grid: Grid, blocksize: Sequence[int]) ->
 
 @dataclass(frozen=True)
 class PositionLattice:
-    """Where a field of positions leads from: a grid, voxels per node, and the order of vectors."""
+    """The lattice of a field of positions: a grid, voxels per node, and the order of vectors."""
 
     grid: Grid
     factors: tuple[int, ...]
@@ -255,7 +255,7 @@ class PositionLattice:
 
 @dataclass(frozen=True)
 class _FieldCut:
-    """Which voxels a part of a position field holds."""
+    """The voxels that a part of a position field holds."""
 
     blocks: BlockGrid
     fixed: Grid
@@ -319,7 +319,7 @@ def _apply_field_block(
 
 
 def _complete(settings: WarpSettings, moving: Image) -> WarpSettings | Delayed:
-    """The settings with a background, which may have to be told from the image: once, lazily."""
+    """The settings with a background, told from the image where none is given: once, lazily."""
     if settings.background is not None:
         return settings
     return once(_with_background, settings, readable(moving), early=True)

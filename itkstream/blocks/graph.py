@@ -190,7 +190,7 @@ class DaskSource(LazyArray):
         return np.dtype(self.array.dtype)
 
     @property
-    def together(self) -> tuple[tuple[int, ...], ...]:
+    def chunk_shape(self) -> tuple[tuple[int, ...], ...]:
         """Elements of every chunk, per axis."""
         return tuple(self.array.chunks)
 

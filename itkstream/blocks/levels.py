@@ -112,7 +112,7 @@ def prepare_coarse(image: Image, factors: Sequence[int]) -> da.Array:
     dask.array.Array, ceil(shape / factors), float32
         Lazy; its lattice is ``image.grid.shrink(factors)``.
     """
-    blocks = coarse_blocks(image.shape, image.together, factors)
+    blocks = coarse_blocks(image.shape, image.chunk_shape, factors)
     groups = tuple(min(f, n) for f, n in zip(factors, image.shape, strict=True))
     result = Result(np.float32, factors=groups)
     return map_blocks(_average_block, blocks, image.data, {"factors": groups}, result)
@@ -140,7 +140,7 @@ def read_coarse(image: Image, factors: Sequence[int]) -> Image:
     groups = tuple(min(f, n) for f, n in zip(factors, image.shape, strict=True))
     grid = image.grid.shrink(factors)
     out = np.empty(grid.shape, np.float32)
-    for block in coarse_blocks(image.shape, image.together, factors):
+    for block in coarse_blocks(image.shape, image.chunk_shape, factors):
         spans = zip(block.core, groups, strict=True)
         region = tuple(slice(s.start // f, -(-s.stop // f)) for s, f in spans)
         out[region] = _average_block(image[block.core].read(), block, factors=groups)

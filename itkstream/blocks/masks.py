@@ -99,8 +99,8 @@ class _MaskedSource(LazyArray):
         return np.result_type(self.image.dtype, np.float32)
 
     @property
-    def together(self) -> tuple[int, ...] | None:
-        return self.image.together
+    def chunk_shape(self) -> tuple[int, ...] | None:
+        return self.image.chunk_shape
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         part = self.image[tuple(map(slice, start, stop))]

@@ -129,7 +129,7 @@ class BlockGrid:
     def touching(
         self, index: Sequence[int], axes: Sequence[int] | None = None
     ) -> Iterator[tuple[int, ...]]:
-        """Where a block and those that touch it stand in the block grid.
+        """Find the places of a block and of those that touch it in the block grid.
 
         Parameters
         ----------

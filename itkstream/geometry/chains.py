@@ -147,7 +147,7 @@ def compose(*transforms: Transform) -> Transform:
 
 
 def steps_of(transform: Transform) -> tuple[Transform, ...]:
-    """What a transform is made of.
+    """Take a chain of transforms apart.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where the voxels of an image lie in physical space."""
+"""Lattices: the places of the voxels of an image in physical space."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def array_axes(ndim: int) -> tuple[str, ...]:
 
 
 def axis_order(stored: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """Where each of some wanted axes stands among others.
+    """Find the places of some wanted axes among others.
 
     Parameters
     ----------
@@ -327,12 +327,12 @@ class Grid:
         )
 
     def named(self, axes: Sequence[str]) -> Grid:
-        """The same lattice, of whose array axes the names are stated.
+        """State the names of the array axes of the lattice.
 
         Parameters
         ----------
         axes : sequence of str
-            What they are called, first to last.
+            Their names, first to last.
 
         Returns
         -------
@@ -342,7 +342,7 @@ class Grid:
         return replace(self, axes=tuple(axes), axes_stated=True)
 
     def axis_order(self, axes: Sequence[str]) -> tuple[int, ...]:
-        """Where each of the wanted axes stands in this grid.
+        """Find the places of the wanted axes in this grid.
 
         Parameters
         ----------

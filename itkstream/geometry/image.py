@@ -13,9 +13,9 @@ from itkstream.errors import InputError
 from itkstream.geometry.grid import Grid
 from itkstream.geometry.lazy_array import (
     ArrayView,
+    chunk_shape_of,
     complete_key,
     span_slice,
-    stored_together,
     transposed,
 )
 
@@ -72,9 +72,9 @@ class Image:
         return np.dtype(self.data.dtype)
 
     @property
-    def together(self) -> tuple[int, ...] | None:
-        """Voxels per axis that are decoded, or computed, together; None for those in memory."""
-        return stored_together(self.data)
+    def chunk_shape(self) -> tuple[int, ...] | None:
+        """Voxels per axis of the chunks in which they are stored or computed; None in memory."""
+        return chunk_shape_of(self.data)
 
     @property
     def spacing(self) -> tuple[float, ...]:

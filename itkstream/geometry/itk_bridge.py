@@ -73,7 +73,7 @@ _quiet_lock = threading.Lock()
 
 @contextmanager
 def quiet_itk() -> Iterator[None]:
-    """Keep ITK from writing to the terminal; what it could not do it raises all the same.
+    """Keep ITK from writing to the terminal; what it cannot do it raises all the same.
 
     The switch is one for the process: it is put back when the last thread is done.
     """
@@ -92,20 +92,7 @@ def quiet_itk() -> Iterator[None]:
 
 
 def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:
-    """Wrap an array as a SimpleITK image.
-
-    Parameters
-    ----------
-    data : ndarray, grid.shape or grid.shape + (components,)
-        Scalars, or vectors in array-axis order.
-    grid : Grid
-        Its lattice.
-
-    Returns
-    -------
-    SimpleITK.Image
-        A copy, with ITK's axis order in indices, geometry and vector components.
-    """
+    """Wrap scalars, grid.shape, or vectors, grid.shape + (n,), as a SimpleITK image: a copy."""
     order = grid.axis_order(default_axes(grid.ndim))
     buffer = tuple(reversed(order))
     is_vector = data.ndim > grid.ndim
@@ -125,26 +112,9 @@ def to_itk_image(data: NDArray[Any], grid: Grid) -> sitk.Image:
 def from_itk_image(
     image: sitk.Image, axes: Sequence[str] | None = None, unit: str = "micrometer"
 ) -> Image:
-    """Unwrap a SimpleITK image of scalars.
+    """Unwrap a SimpleITK image of scalars, into memory; axes x first unless others are asked for.
 
-    Parameters
-    ----------
-    image : SimpleITK.Image
-        2-D or 3-D.
-    axes : sequence of str, optional
-        Order of the array axes; default x first.
-    unit : str
-        What the image's lengths are in; ITK does not say.
-
-    Returns
-    -------
-    Image
-        In memory.
-
-    Raises
-    ------
-    InputError
-        For an image of vectors.
+    ITK does not say what its lengths are in: `unit` does.
     """
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise InputError(
@@ -162,23 +132,9 @@ def from_itk_geometry(
     direction: ArrayLike,
     unit: str = "micrometer",
 ) -> Grid:
-    """A lattice as ITK's images, fields and files describe it.
+    """A lattice as ITK's images, fields and files describe it, axes x, y (, z).
 
-    Parameters
-    ----------
-    size : sequence of int
-        Voxels along x, y (, z).
-    spacing, origin : iterable of float
-        In `unit`.
-    direction : array_like, n * n numbers
-        Row by row.
-    unit : str
-        What lengths are in; ITK does not say.
-
-    Returns
-    -------
-    Grid
-        Axes x, y (, z).
+    `direction` is n * n numbers, row by row.
     """
     n = len(size)
     matrix = tuple(map(tuple, np.reshape(direction, (n, n))))
@@ -186,24 +142,10 @@ def from_itk_geometry(
 
 
 def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transform:
-    """Turn a transform into SimpleITK's.
+    """Turn a transform of points with these axes into SimpleITK's.
 
-    Parameters
-    ----------
-    transform : AffineTransform, DisplacementField, BSplineTransform or CompositeTransform
-        What to convert. Fields become float64 in ITK: 24 bytes a voxel in 3-D.
-    axes : sequence of str
-        Axis order of the transform's points.
-
-    Returns
-    -------
-    SimpleITK.Transform
-        Maps the same points, with components in the order x, y, z.
-
-    Raises
-    ------
-    InputError
-        For a kind of transform ITK has no counterpart of.
+    Affines, fields, B-splines and chains of these have one; fields become float64 in ITK, 24 bytes
+    a voxel in 3-D.
     """
     if isinstance(transform, AffineTransform):
         matrix = transform.reorder(axes, default_axes(transform.ndim)).matrix
@@ -229,25 +171,9 @@ def to_itk_transform(transform: Transform, axes: Sequence[str]) -> sitk.Transfor
 
 
 def from_itk_transform(transform: sitk.Transform, axes: Sequence[str] | None = None) -> Transform:
-    """Turn a SimpleITK transform into this package's values.
+    """Turn a SimpleITK transform into this package's values, axes x first by default.
 
-    Parameters
-    ----------
-    transform : SimpleITK.Transform
-        A matrix transform, a translation, a displacement field, B-splines, or a composite of
-        these.
-    axes : sequence of str, optional
-        The wanted order of components; default x first.
-
-    Returns
-    -------
-    Transform
-        Maps the same points.
-
-    Raises
-    ------
-    InputError
-        For other kinds of transform.
+    A matrix transform, a translation, a displacement field, B-splines, or a composite of these.
     """
     ndim = transform.GetDimension()
     axes = tuple(axes or default_axes(ndim))
@@ -280,31 +206,10 @@ def resample(
     interpolator: str = "linear",
     background: float = 0.0,
 ) -> NDArray[Any]:
-    """Resample with SimpleITK: any ITK transform, any ITK interpolator.
+    """Resample an image in memory with SimpleITK: any ITK transform, any of `INTERPOLATORS`.
 
-    Parameters
-    ----------
-    moving : Image
-        In memory.
-    transform : SimpleITK.Transform
-        Fixed to moving points.
-    out_grid : Grid
-        The wanted voxels, with the axes of `moving`.
-    interpolator : str
-        One of `INTERPOLATORS`.
-    background : float or int
-        Value outside the moving image; one of its type, where the interpolator is for labels.
-
-    Returns
-    -------
-    ndarray, out_grid.shape
-        Of the moving type for label interpolators, else float64, so that rounding to integers
-        is the caller's.
-
-    Raises
-    ------
-    InputError
-        For an unknown interpolator.
+    `out_grid` has the axes of the image. The voxels keep their type for label interpolators; else
+    they are float64, so that rounding to integers is the caller's.
     """
     if interpolator not in INTERPOLATORS:
         raise unknown_name("interpolator", interpolator, INTERPOLATORS)
@@ -331,25 +236,7 @@ def resample(
 
 
 def sample_transform(transform: sitk.Transform, grid: Grid) -> NDArray[np.float32]:
-    """The displacement of any ITK transform on the voxels of a grid.
-
-    Parameters
-    ----------
-    transform : SimpleITK.Transform
-        Fixed to moving points.
-    grid : Grid
-        The voxels.
-
-    Returns
-    -------
-    ndarray, grid.shape + (n,), float32
-        Vectors in array-axis order.
-
-    Raises
-    ------
-    InputError
-        Where the dimensions differ.
-    """
+    """The displacement of any ITK transform on a grid, float32, vectors in array-axis order."""
     if transform.GetDimension() != grid.ndim:
         raise InputError(
             f"a {transform.GetDimension()}-D transform cannot act on a {grid.ndim}-D image"
@@ -368,18 +255,7 @@ def sample_transform(transform: sitk.Transform, grid: Grid) -> NDArray[np.float3
 
 
 def transform_token(transform: sitk.Transform) -> tuple[Any, ...]:
-    """What an ITK transform is made of, the same in every process.
-
-    Parameters
-    ----------
-    transform : SimpleITK.Transform
-        Any.
-
-    Returns
-    -------
-    tuple
-        Kind, parameters and fixed parameters, or a digest of many.
-    """
+    """Kind, parameters and fixed parameters of an ITK transform, the same in every process."""
     own = _own_kind(transform)
     kind = type(own).__name__
     steps = _steps(own)
@@ -397,7 +273,7 @@ def transform_token(transform: sitk.Transform) -> tuple[Any, ...]:
 def _numbered(
     voxels: NDArray[Any], background: float
 ) -> tuple[NDArray[Any], NDArray[np.uint32], float]:
-    """Labels as places in a list: ITK's interpolators pass through doubles, of 53 bits."""
+    """Labels as places in a list, since ITK's interpolators pass through doubles, of 53 bits."""
     outside = np.array([background]).astype(voxels.dtype)
     labels, places = np.unique(np.append(voxels.ravel(), outside), return_inverse=True)
     numbered = places[:-1].astype(np.uint32).reshape(voxels.shape)
@@ -405,7 +281,7 @@ def _numbered(
 
 
 def _itk_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The nearest type ITK has: no truth values, no half precision, no foreign byte order."""
+    """The nearest type that ITK has: no truth values, no half precision, no foreign byte order."""
     stand_in = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.float32}
     return np.dtype(stand_in.get(dtype, dtype.newbyteorder("=")))
 
@@ -427,7 +303,7 @@ def _unwrap(image: sitk.Image, axes: Sequence[str] | None, unit: str) -> tuple[N
 
 
 def _steps(transform: sitk.Transform) -> list[sitk.Transform] | None:
-    """What a composite is made of, as it was added; None for any other kind.
+    """The transforms of a composite, as they were added; None for any other kind.
 
     A kind that SimpleITK has no class for, such as the MatrixOffsetTransformBase of ANTs and
     greedy, comes as a composite of itself, without end: that is none.
@@ -456,17 +332,9 @@ def _own_kind(transform: sitk.Transform) -> sitk.Transform:
 
 
 def linear_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
-    """The matrix of a linear transform, as it is stored or, where none is, from where points go.
+    """The homogeneous matrix of a linear transform, x first.
 
-    Parameters
-    ----------
-    transform : SimpleITK.Transform
-        Any linear one.
-
-    Returns
-    -------
-    ndarray, (n + 1, n + 1)
-        Homogeneous, x first.
+    As it is stored or, where none is, from where points go.
     """
     n = transform.GetDimension()
     if hasattr(transform, "GetMatrix") and hasattr(transform, "GetTranslation"):

@@ -15,9 +15,9 @@ __all__ = [
     "ArraySource",
     "ArrayView",
     "LazyArray",
+    "chunk_shape_of",
     "complete_key",
     "span_slice",
-    "stored_together",
     "transposed",
 ]
 
@@ -33,7 +33,7 @@ _LOOSE_ELEMENTS = 2**24
 
 @runtime_checkable
 class ArraySource(Protocol):
-    """What an image needs of its data: a shape, a type, and slicing.
+    """The least that an image's data have: a shape, a type, and slicing.
 
     numpy arrays, zarr arrays, dask arrays and every `LazyArray` fit.
     """
@@ -95,8 +95,8 @@ class LazyArray(ABC):
         return math.prod(self.shape)
 
     @property
-    def together(self) -> tuple[Any, ...] | None:
-        """Elements per axis that are decoded together; None where that is not known."""
+    def chunk_shape(self) -> tuple[Any, ...] | None:
+        """Elements per axis of the chunks that are decoded; None where that is not known."""
         return None
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class LazyArray(ABC):
     def __getitem__(self, key: Any) -> NDArray[Any]:
         chosen = _Choice.of(key, self.shape)
         if all(len(p) for p in chosen.places):
-            box = _gather(self._read, chosen.places, stored_together(self))
+            box = _gather(self._read, chosen.places, chunk_shape_of(self))
         else:
             box = np.empty(tuple(map(len, chosen.places)), self.dtype)
         return box if chosen.is_box else box[chosen.inside]
@@ -223,9 +223,9 @@ class ArrayView(LazyArray):
         return np.dtype(self.source.dtype)
 
     @property
-    def together(self) -> tuple[int, ...] | None:
-        """Elements per axis that are decoded together; None where the source does not know."""
-        sizes = stored_together(self.source)
+    def chunk_shape(self) -> tuple[int, ...] | None:
+        """Elements per axis of the source's chunks; None where it does not know."""
+        sizes = chunk_shape_of(self.source)
         if sizes is None:
             return None
         pairs = zip(sizes, self.picks, strict=True)
@@ -233,18 +233,7 @@ class ArrayView(LazyArray):
         return tuple(kept[k] for k in self.order)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Read a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis of the view.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
+        """Read a box of the view."""
         picks = self.crop(tuple(map(slice, start, stop))).picks
         spans = [_span(p) if isinstance(p, slice) else p for p in picks]
         key = tuple(span_slice(s) if isinstance(s, range) else s for s in spans)
@@ -254,18 +243,7 @@ class ArrayView(LazyArray):
         return np.asarray(source[key]).transpose(self.order)
 
     def crop(self, slices: Sequence[slice]) -> ArrayView:
-        """A smaller window; reads nothing.
-
-        Parameters
-        ----------
-        slices : sequence of slice
-            One per axis of the view, with any step.
-
-        Returns
-        -------
-        ArrayView
-            The part of this view inside `slices`.
-        """
+        """Cut a smaller window; reads nothing."""
         kept = [axis for axis, pick in enumerate(self.picks) if isinstance(pick, slice)]
         picks = list(self.picks)
         for view_axis, cut in enumerate(slices):
@@ -278,23 +256,7 @@ class ArrayView(LazyArray):
         return ArrayView(self.source, tuple(picks), self.order)
 
     def transpose(self, *order: Any) -> ArrayView:
-        """The view with its axes in another order; reads nothing.
-
-        Parameters
-        ----------
-        *order : int, or one sequence of int
-            Axis ``order[k]`` becomes axis k; default the reverse.
-
-        Returns
-        -------
-        ArrayView
-            The reordered view.
-
-        Raises
-        ------
-        ValueError
-            Where these are not all axes, each once.
-        """
+        """Put the axes of the view in another order; reads nothing."""
         axes = _axis_order(order, self.ndim)
         return ArrayView(self.source, self.picks, tuple(self.order[k] for k in axes))
 
@@ -314,8 +276,8 @@ class _Foreign(LazyArray):
         return np.dtype(self.source.dtype)
 
     @property
-    def together(self) -> tuple[Any, ...] | None:
-        return stored_together(self.source)
+    def chunk_shape(self) -> tuple[Any, ...] | None:
+        return chunk_shape_of(self.source)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         return np.asarray(self.source[tuple(map(slice, start, stop))])
@@ -323,7 +285,7 @@ class _Foreign(LazyArray):
 
 @dataclass(frozen=True, eq=False)
 class _Choice:
-    """What a key takes of an array: the elements per axis, and a key for the box of these."""
+    """The elements per axis that a key takes of an array, and a key for the box of these."""
 
     places: tuple[Places, ...]
     inside: tuple[Any, ...]
@@ -354,25 +316,10 @@ class _Choice:
 
 
 def complete_key(key: Any, ndim: int) -> tuple[Any, ...]:
-    """A key with an entry for every axis, as numpy understands it.
+    """A key with an entry for every axis, and a None for each new one, as numpy understands it.
 
-    Parameters
-    ----------
-    key : object
-        What stood in the brackets.
-    ndim : int
-        Axes of the array.
-
-    Returns
-    -------
-    tuple
-        One entry per axis, and a None for each new one. A ``...`` is left only where it stands for
-        no axis: between an integer and an array it decides where numpy puts the array's axis.
-
-    Raises
-    ------
-    IndexError
-        Where there are more entries than axes, or ``...`` stands twice.
+    A ``...`` is left only where it stands for no axis: between an integer and an array it decides
+    where numpy puts the array's axis.
     """
     cuts = key if isinstance(key, tuple) else (key,)
     ellipses = [k for k, cut in enumerate(cuts) if cut is Ellipsis]
@@ -389,18 +336,7 @@ def complete_key(key: Any, ndim: int) -> tuple[Any, ...]:
 
 
 def span_slice(span: range) -> slice:
-    """A range of elements as a slice.
-
-    Parameters
-    ----------
-    span : range
-        Elements of an axis; it may descend.
-
-    Returns
-    -------
-    slice
-        That takes them from any array.
-    """
+    """A range of elements, which may descend, as a slice that takes them from any array."""
     if not len(span):
         return slice(0, 0)
     stop = span.stop if span.stop >= 0 else None
@@ -426,21 +362,13 @@ def transposed(data: Any, order: Sequence[int]) -> Any:
     return view.transpose(tuple(order))
 
 
-def stored_together(data: Any) -> tuple[int, ...] | None:
-    """The chunks of an array.
+def chunk_shape_of(data: Any) -> tuple[int, ...] | None:
+    """Elements per axis of the chunks of an array: numpy, dask or stored.
 
-    Parameters
-    ----------
-    data : ArraySource
-        numpy, dask or stored.
-
-    Returns
-    -------
-    tuple of int or None
-        Elements per axis; None where they are all in memory or the source does not know.
+    None where they are all in memory, or the source does not know.
     """
-    # A view has no chunks, which would be kept beside its source's, but knows of these.
-    chunks = getattr(data, "together", None) or getattr(data, "chunks", None)
+    # A view has no `chunks`, which would be kept beside its source's, but knows of these.
+    chunks = getattr(data, "chunk_shape", None) or getattr(data, "chunks", None)
     if not chunks:
         return None
     # dask tells the length of every chunk.
@@ -496,7 +424,7 @@ def _on_axis(cut: Any, length: int) -> tuple[Places, Any]:
 
 
 def _gather(
-    read: ReadBox, places: tuple[Places, ...], together: tuple[int, ...] | None
+    read: ReadBox, places: tuple[Places, ...], chunk_shape: tuple[int, ...] | None
 ) -> NDArray[Any]:
     """Read the elements at all combinations of some places, in boxes that are not too large."""
     lengths = [int(p[-1]) - int(p[0]) + 1 for p in places]
@@ -507,10 +435,10 @@ def _gather(
             box = box[(slice(None),) * axis + (_within(places[axis]),)]
         return box
     axis = max(loose, key=lambda k: lengths[k])
-    middle = _middle(places[axis], together[axis] if together else 1)
+    middle = _middle(places[axis], chunk_shape[axis] if chunk_shape else 1)
     halves = (places[axis][:middle], places[axis][middle:])
     parts = ((*places[:axis], half, *places[axis + 1 :]) for half in halves)
-    return np.concatenate([_gather(read, part, together) for part in parts], axis)
+    return np.concatenate([_gather(read, part, chunk_shape) for part in parts], axis)
 
 
 def _within(places: Places) -> slice | NDArray[np.intp]:
@@ -520,7 +448,7 @@ def _within(places: Places) -> slice | NDArray[np.intp]:
 
 
 def _middle(places: Places, size: int) -> int:
-    """Where to halve the places of an axis: between two chunks, if it can be."""
+    """The place to halve the places of an axis at: between two chunks, if it can be."""
     half = len(places) // 2
     border = int(places[half]) // size * size
     at = half

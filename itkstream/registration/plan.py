@@ -238,7 +238,7 @@ def plan_steps(
     Memory that is not given is what this machine has free.
     """
     workers = resources.local_workers or 0
-    chunks = fixed.together, moving.together
+    chunks = fixed.chunk_shape, moving.chunk_shape
     pair = Pair(fixed.grid, moving.grid, moving.dtype, settings, chunks)
     if resources.cluster == "local":
         threads = resources.threads_per_worker or 1 if workers else resources.threads_here(2**30)[0]

@@ -92,10 +92,10 @@ def test_blocks_hold_whole_chunks_of_every_container(
     monkeypatch.setattr(levels, "_BLOCK_VOXELS", 1)
     grid = Grid((60, 60, 60), (1.0, 1.0, 1.0), axes=("x", "y", "z"))
     image = Image(stored(kind, np.zeros(grid.shape, np.uint8), grid), grid)
-    assert image.together is not None
+    assert image.chunk_shape is not None
     for seen in (image, image.reorder(("z", "x", "y")), masked(readable(image), [0])):
         order = [grid.axes.index(axis) for axis in seen.grid.axes]
-        assert seen.together == tuple(image.together[k] for k in order)
-    expected = tuple(min(2 * c, 60) if c % 2 else c for c in image.together)
-    assert coarse_blocks(image.shape, image.together, (2, 2, 2)).blocksize == expected
-    assert Image(np.zeros(grid.shape), grid).together is None
+        assert seen.chunk_shape == tuple(image.chunk_shape[k] for k in order)
+    expected = tuple(min(2 * c, 60) if c % 2 else c for c in image.chunk_shape)
+    assert coarse_blocks(image.shape, image.chunk_shape, (2, 2, 2)).blocksize == expected
+    assert Image(np.zeros(grid.shape), grid).chunk_shape is None

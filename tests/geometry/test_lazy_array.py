@@ -16,8 +16,8 @@ from dask.base import tokenize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itkstream.apply import certificate
 from itkstream.apply import fields as algebra
+from itkstream.apply import repair
 from itkstream.blocks import graph as lazy
 from itkstream.blocks import masks
 from itkstream.errors import InputError
@@ -94,7 +94,7 @@ def patched(folder: Path) -> Case:
     box = (slice(2, 5), slice(0, 3), slice(4, 8))
     whole = VECTORS.copy()
     whole[box] = 5
-    return Case(certificate._Patched(VECTORS, ((box, whole[box]),)), whole)
+    return Case(repair._Patched(VECTORS, ((box, whole[box]),)), whole)
 
 
 def sampled(folder: Path) -> Case:
@@ -299,7 +299,7 @@ class Counted(LazyArray):
 
     shape = (1000, 1000, 1000)
     dtype = np.dtype(np.uint8)
-    together = (100, 50, 50)
+    chunk_shape = (100, 50, 50)
 
     def __init__(self) -> None:
         self.boxes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
@@ -323,7 +323,7 @@ def test_every_second_voxel_is_read_in_boxes_of_whole_chunks() -> None:
     assert sum(np.prod(np.subtract(b, a)) for a, b in array.boxes) <= 1000**3
     assert max(np.prod(np.subtract(b, a)) for a, b in array.boxes) <= 2**24
     starts = np.array([start for start, _ in array.boxes])
-    assert not (starts % array.together).any()
+    assert not (starts % array.chunk_shape).any()
 
 
 def test_a_plain_slice_is_not_copied() -> None:

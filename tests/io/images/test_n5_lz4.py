@@ -67,7 +67,7 @@ def test_reads_what_java_writes(tmp_path, array, dtype, raw):
     image = open_image(tmp_path / "a.n5" / "x")
     assert image.spacing == (1, 2, 3)
     assert image.dtype == array.dtype
-    assert image.together == (5, 4, 3)
+    assert image.chunk_shape == (5, 4, 3)
     np.testing.assert_array_equal(image.read(), array)
     np.testing.assert_array_equal(image[3:11, 3:9, 2:7].read(), array[3:11, 3:9, 2:7])
 

@@ -67,7 +67,7 @@ def test_only_the_tiles_of_a_box_are_decoded(tmp_path):
                     file.seek(offset)
                     file.write(b"\xff" * length)
     image = open_image(path, voxel_spacing=1)
-    assert image.together == (1, 16, 16)
+    assert image.chunk_shape == (1, 16, 16)
     np.testing.assert_array_equal(image[1:3, 0:16, 16:48].read(), STACK[1:3, 0:16, 16:48])
     with pytest.raises(UnreadableDataError):
         image[0:3, 0:16, 16:48].read()

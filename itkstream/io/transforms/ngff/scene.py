@@ -43,32 +43,12 @@ _GLOBAL_UNIT = "micrometer"
 def read_scene(
     folder: Location, axes: Sequence[str] | None = None, name: str | None = None
 ) -> Transform:
-    """Read a transformation that an OME-Zarr group lists.
+    """Read a transformation that the OME-Zarr group of a scene or of an image lists.
 
-    Parameters
-    ----------
-    folder : Location
-        The group of a scene or of an image.
-    axes : sequence of str, optional
-        The wanted order of axes and components; default the one in which this package wrote it,
-        else z, y, x.
-    name : str, optional
-        Which transformation, where there are several: its name, or its ends as ``fixed -> moving``;
-        the other way round it is inverted, if it can be.
-
-    Returns
-    -------
-    Transform
-        From its input to its output, in micrometers; in the grid's own unit where this package
-        wrote it. An affine, or a composite whose last step is one.
-
-    Raises
-    ------
-    MissingDataError
-        Where there is no Zarr group.
-    InputError
-        Where it lists no transformation, or several and none is asked for, or the one asked for is
-        not understood.
+    It leads from its input to its output, in micrometers (in the grid's own unit where this package
+    wrote it), and is an affine, or a composite whose last step is one. Where there are several,
+    `name` is that of one or its ends, ``fixed -> moving``; the other way round it is inverted, if
+    it can be. Axes are as this package wrote it, else z, y, x, unless others are asked for.
     """
     if not has_zarr_metadata(folder):
         raise MissingDataError(f"there is no transform store {folder}")
@@ -89,7 +69,7 @@ def read_scene(
 
 @contextmanager
 def _naming(folder: Location) -> Iterator[None]:
-    """Errors over metadata say whose they are."""
+    """Add the name of the group to errors over its metadata."""
     try:
         yield
     except InputError as error:
@@ -108,11 +88,11 @@ class _Edge:
 
     @property
     def label(self) -> str:
-        return f"{_said(self.start)} -> {_said(self.end)}"
+        return f"{_label(self.start)} -> {_label(self.end)}"
 
     @property
     def opposite(self) -> str:
-        return f"{_said(self.end)} -> {_said(self.start)}"
+        return f"{_label(self.end)} -> {_label(self.start)}"
 
 
 @dataclass(frozen=True)
@@ -140,8 +120,8 @@ def _holder(attributes: Attributes) -> Mapping[str, Any]:
     return scene or (images[0].values if images else {})
 
 
-def _said(end: Any) -> str:
-    """How messages and callers name an end: a system, or an image's system as image/system."""
+def _label(end: Any) -> str:
+    """Name an end in messages: a system, or an image's system as image/system."""
     if not isinstance(end, Mapping):
         return str(end)
     return "/".join(str(end[key]) for key in ("path", "name") if end.get(key))
@@ -185,7 +165,7 @@ def _system(folder: Location, attributes: Attributes, end: Any) -> _System:
     if found is None:
         known = ", ".join(str(s["name"]) for s in systems) or "none"
         raise InputError(
-            f"the axes of the coordinate system {_said(end)!r} are not known: systems there: "
+            f"the axes of the coordinate system {_label(end)!r} are not known: systems there: "
             f"{known}"
         )
     axes = [{"name": a} if isinstance(a, str) else a for a in found["axes"]]

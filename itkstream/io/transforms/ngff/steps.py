@@ -44,20 +44,10 @@ _FIELDS = {"displacements": "displacement", "coordinates": "coordinate"}
 
 @dataclass(frozen=True)
 class StoredVectors(OrderedVectors):
-    """The vectors of a stored field, always displacements.
+    """The vectors of a stored field as displacements, times a factor.
 
-    Parameters
-    ----------
-    stored : ZarrArray
-        With one axis for the components.
-    component : int
-        Which axis that is.
-    order : tuple of int
-        Which of the other axes, and of the components, the wanted ones are.
-    factor : float
-        Vectors are multiplied by it.
-    lattice : Grid, optional
-        Where the elements are, if they are positions rather than displacements.
+    `component` is the axis of the components, and `lattice` the place of the elements where these
+    are positions rather than displacements.
     """
 
     stored: ZarrArray
@@ -73,29 +63,12 @@ class StoredVectors(OrderedVectors):
         return self.stored.dtype if exact else np.dtype(np.float64)
 
     def stored_shape(self) -> tuple[int, ...]:
-        """Vectors per stored axis.
-
-        Returns
-        -------
-        tuple of int
-            Without the axis of the components.
-        """
+        """Vectors per stored axis, without that of the components."""
         shape = self.stored.shape
         return (*shape[: self.component], *shape[self.component + 1 :])
 
     def read_box(self, box: Slices) -> NDArray[Any]:
-        """Read some of the vectors.
-
-        Parameters
-        ----------
-        box : tuple of slice
-            Of the stored axes without that of the components.
-
-        Returns
-        -------
-        ndarray, box + (n,)
-            Displacements times `factor`, components as stored.
-        """
+        """Read displacements, components as stored."""
         whole = (*box[: self.component], slice(None), *box[self.component :])
         vectors = np.moveaxis(self.stored[whole], self.component, -1)
         if self.lattice is not None:
@@ -105,21 +78,11 @@ class StoredVectors(OrderedVectors):
 
 @dataclass(frozen=True)
 class StoredField:
-    """A vector field as it is stored.
+    """A vector field as it is stored, one axis of which, `component`, holds the components.
 
-    Parameters
-    ----------
-    vectors : ZarrArray
-        With one axis for the components.
-    component : int
-        Which axis that is.
-    grid : Grid
-        The lattice of the others, in their order; its axes and unit are not those of the store.
-    names, units : tuple of str
-        What the store calls the axes of the lattice, and what they are in; empty where it does
-        not say.
-    absolute : bool
-        Vectors are positions rather than displacements.
+    `grid` is the lattice of the others, in their order; its axes and unit are not those of the
+    store, which `names` and `units` have, empty where the store does not say. Vectors that are
+    `absolute` are positions rather than displacements.
     """
 
     vectors: ZarrArray
@@ -137,40 +100,18 @@ class StoredField:
 
 @dataclass(frozen=True)
 class StepReader:
-    """Understands the coordinate transformations of one group.
+    """Reads the coordinate transformations of one group, to which paths of arrays are relative.
 
-    Parameters
-    ----------
-    folder : Location
-        The group; paths of arrays are relative to it.
-    lattice : Grid, optional
-        Of the fields in it, if their own metadata cannot say it all.
+    `lattice` is that of its fields, where their own metadata cannot say it all.
     """
 
     folder: Location
     lattice: Grid | None = None
 
     def steps(self, node: Node, ndim: int, inverse: bool = False) -> list[Matrix | StoredField]:
-        """What a transformation does, step by step.
+        """Read a transformation of points with `ndim` coordinates, step by step, or the way back.
 
-        Parameters
-        ----------
-        node : mapping
-            The transformation.
-        ndim : int
-            Coordinates of the points it is given.
-        inverse : bool
-            The way back is wanted.
-
-        Returns
-        -------
-        list of (ndarray or StoredField)
-            Homogeneous matrices, (m + 1, n + 1), and fields; the first acts first.
-
-        Raises
-        ------
-        InputError
-            Where a transformation is of another kind, or not as it should be.
+        Homogeneous matrices, (m + 1, n + 1), and fields; the first acts first.
         """
         kind = node["type"]
         if kind == "sequence":
@@ -264,25 +205,7 @@ class StepReader:
 
 
 def inside(folder: Location, path: str) -> Location:
-    """A place that the metadata of a group name.
-
-    Parameters
-    ----------
-    folder : Location
-        The group.
-    path : str
-        Relative to it.
-
-    Returns
-    -------
-    Location
-        Within the group.
-
-    Raises
-    ------
-    InputError
-        Where the path leads out of it.
-    """
+    """A place that the metadata of a group name, within it."""
     parts = str(path).split("/")
     if str(path).startswith("/") or ".." in parts or "://" in str(path):
         raise InputError(f"{folder} names the path {path!r}, which leads out of it")

@@ -42,7 +42,7 @@ __all__ = [
 
 _FIELD = "displacement"
 FIELD_ARRAY = f"{_FIELD}/0"
-"""Where the displacement field lies in its store."""
+"""Path of the displacement field in its store."""
 
 _CHUNK = 64
 
