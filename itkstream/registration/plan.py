@@ -15,7 +15,7 @@ from dask.utils import format_bytes, parse_bytes
 
 from itkstream.errors import PlanError
 from itkstream.geometry import Image
-from itkstream.io.storage.kept_chunks import kept_times
+from itkstream.io.storage.stored import kept_times
 from itkstream.registration.prices import PROCESS_BYTES, Pair, StepPrice, price_steps
 from itkstream.registration.steps import (
     Deformable,

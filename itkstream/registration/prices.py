@@ -21,7 +21,7 @@ from itkstream.blocks.levels import coarse_blocks, factors_to_fit
 from itkstream.estimate.coarse import plan_levels
 from itkstream.estimate.deformation import deform_blocks, field_factors
 from itkstream.geometry import BlockGrid, Grid
-from itkstream.io.storage.kept_chunks import KEPT_BYTES
+from itkstream.io.storage.stored import KEPT_BYTES
 from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,

@@ -34,8 +34,7 @@ from itkstream.geometry import (
 )
 from itkstream.io import open_image, write_n5
 from itkstream.io.images.files.itk_images import write_itk
-from itkstream.io.storage.kept_chunks import KeptChunks
-from itkstream.io.storage.stored import StoredArray
+from itkstream.io.storage.stored import KeptChunks, StoredArray
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.io.transforms.vectors import OrderedVectors
 from itkstream.registration import levels as kept_levels
