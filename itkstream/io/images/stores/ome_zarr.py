@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -113,21 +113,28 @@ def images_inside(folder: Location) -> list[str]:
     """List the images of a group: series of bioformats2raw, a plate, a well, labels."""
     attributes = zarr_metadata(folder)
     found = attributes.below("ome") or attributes
-    if "plate" in found:
-        plate = found.below("plate")
-        wells = [well.text("path") or "" for well in plate.listed("wells")] if plate else []
+    plate, well = found.below("plate"), found.below("well")
+    if plate is not None:
+        wells = _ways_below(well.text("path") for well in plate.listed("wells"))
         return [f"{well}/{image}" for well in wells for image in images_inside(folder / well)]
-    if "well" in found:
-        well = found.below("well")
-        listed = [image.text("path") or "" for image in well.listed("images")] if well else []
-    elif "bioformats2raw.layout" in found:
+    if well is not None:
+        return _ways_below(image.text("path") for image in well.listed("images"))
+    if "bioformats2raw.layout" in found:
         ome = zarr_metadata(folder / "OME")
-        listed = list((ome.below("ome") or ome).texts("series") or map(str, range(_SERIES_MOST)))
-    else:
-        listed = list(found.texts("labels") or ())
-    known = (name.strip("/") for name in listed if name.strip("/") and ".." not in name)
-    # Series are numbered without a gap: the first that is not there ends them.
-    return list(takewhile(lambda name: bool(multiscales_of(zarr_metadata(folder / name))), known))
+        # Where no list says which there are, series are numbered without a gap.
+        return _ways_below((ome.below("ome") or ome).texts("series") or ()) or list(
+            takewhile(
+                lambda name: bool(multiscales_of(zarr_metadata(folder / name))),
+                map(str, range(_SERIES_MOST)),
+            )
+        )
+    return _ways_below(found.texts("labels") or ())
+
+
+def _ways_below(paths: Iterable[str | None]) -> list[str]:
+    """Keep the paths that lead below their group, without slashes around them."""
+    ways = [(path or "").strip("/") for path in paths]
+    return [way for way in ways if {"", ".", ".."}.isdisjoint(way.split("/"))]
 
 
 def space_axes(grid: Grid) -> list[dict[str, str]]:
