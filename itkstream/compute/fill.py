@@ -32,10 +32,10 @@ from itkstream.io.storage.chunk_files import (
     remove_partial_files,
     writing_to,
 )
+from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_store, check_store_name
-from itkstream.io.storage.stamps import LEDGER_FOLDER
 
 __all__ = ["BlockSink", "Output"]
 

@@ -17,8 +17,8 @@ from uuid import uuid4
 import psutil
 
 from itkstream.errors import BusyOutputError, MissingDataError
+from itkstream.io.storage.disk import this_host
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.stamps import this_host
 
 __all__ = ["Lock", "holding", "still_held"]
 

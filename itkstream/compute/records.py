@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from itkstream.compute.lock import BEAT_SECONDS, Lock
 from itkstream.errors import BlockFailure, MissingDataError
 from itkstream.io.storage.chunk_files import Sums, writing_to
+from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.stamps import LEDGER_FOLDER
 
 __all__ = ["Header", "Ledger", "Records"]
 

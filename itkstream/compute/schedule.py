@@ -32,7 +32,7 @@ from distributed import Client, as_completed
 from itkstream.blocks.graph import EARLY
 from itkstream.compute.lending import Parcel, lent
 from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
-from itkstream.io.storage.kept_chunks import keeping_chunks
+from itkstream.io.storage.stored import keeping_chunks
 from itkstream.workers.dask_internals import plain_tasks
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]

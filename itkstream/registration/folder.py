@@ -24,9 +24,9 @@ from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import Grid, Image
 from itkstream.io import open_image
 from itkstream.io.storage.chunk_files import writing_to
+from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_folder, check_folder_name, write_text
-from itkstream.io.storage.stamps import LEDGER_FOLDER
 
 __all__ = [
     "ALIGNED",

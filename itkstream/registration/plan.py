@@ -21,7 +21,7 @@ from itkstream.blocks.graph import readable
 from itkstream.blocks.inputs import block_grid
 from itkstream.errors import InputError, ItkstreamError, PlanError
 from itkstream.geometry import AffineTransform, Block, Image, Transform
-from itkstream.io.storage.kept_chunks import kept_times
+from itkstream.io.storage.stored import kept_times
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
 from itkstream.registration.prices import (

@@ -17,7 +17,7 @@ from itkstream.apply.coarsening import DECIMATION_BLOCK, ERROR_BLOCK, MAX_FIELD_
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.levels import coarse_blocks, factors_to_fit
 from itkstream.geometry import BlockGrid, Grid
-from itkstream.io.storage.kept_chunks import KEPT_BYTES
+from itkstream.io.storage.stored import KEPT_BYTES
 from itkstream.registration.settings import RegisterSettings
 
 __all__ = [

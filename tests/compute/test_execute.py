@@ -17,7 +17,7 @@ from itkstream.compute.execute import compute, execute, store
 from itkstream.deform import prepare_piecewise_deformable_align
 from itkstream.errors import BlockErrors, ExistingOutputError, InputError
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.io.storage import kept_chunks
+from itkstream.io.storage import stored
 from itkstream.numerics.threads import get_threads
 from itkstream.phantoms import PhantomPair
 from itkstream.workers import Resources
@@ -183,7 +183,7 @@ def test_blocks_follow_one_another_so_that_chunks_are_decoded_seldom(
     source = Chunked()
     image = Image(source, Grid(source.shape, (1.0,) * 3))
     # A block of one chunk's size touches eight; two layers of three by three are kept.
-    monkeypatch.setattr(kept_chunks, "KEPT_BYTES", 18 * 4**3 * 2)
+    monkeypatch.setattr(stored, "KEPT_BYTES", 18 * 4**3 * 2)
     shift = np.eye(4)
     shift[:3, 3] = 1.6
     moved = prepare_apply_transform(image, image, AffineTransform(shift), source.chunks)

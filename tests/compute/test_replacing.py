@@ -34,10 +34,10 @@ from itkstream.errors import (
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.images.files.itk_images import write_itk
+from itkstream.io.storage.disk import partial_name, swap_in
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import claim_file
-from itkstream.io.storage.swapping import partial_name, swap_in
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.overlay import save_overlay
@@ -415,7 +415,7 @@ def test_folders_change_places_without_an_exchange(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on disks that cannot, such as NFS: and what was left of older ones goes too."""
-    monkeypatch.setattr("itkstream.io.storage.swapping._exchange", lambda one, other: False)
+    monkeypatch.setattr("itkstream.io.storage.disk._exchange", lambda one, other: False)
     for name in ("old", "new", f".replaced-{'0' * 32}-old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)

@@ -33,9 +33,9 @@ from itkstream.geometry import (
     steps_of,
 )
 from itkstream.io import open_image, write_n5
+from itkstream.io.images import units
 from itkstream.io.images.files.itk_images import write_itk
-from itkstream.io.storage.kept_chunks import KeptChunks
-from itkstream.io.storage.stored import StoredArray
+from itkstream.io.storage.stored import KeptChunks, StoredArray
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.io.transforms.vectors import OrderedVectors
 from itkstream.registration import levels as kept_levels
@@ -130,6 +130,7 @@ MAKERS: dict[str, Callable[[Path], Case]] = {
     "vectors of ngff": lambda folder: Case(vectors_in(folder, "t.ome.zarr"), VECTORS),
     "patched": patched,
     "sampled": sampled,
+    "scaled": lambda folder: Case(units._Scaled(VECTORS, 0.001), VECTORS * np.float32(0.001)),
 }
 
 

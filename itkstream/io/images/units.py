@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
+    ArraySource,
     BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
+    LazyArray,
     Transform,
 )
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
@@ -60,10 +62,10 @@ def _scaled(grid: Grid, factor: float) -> Grid:
 
 
 @dataclass(frozen=True)
-class _Scaled:
+class _Scaled(LazyArray):
     """Vectors, multiplied as they are read."""
 
-    source: Any
+    source: ArraySource
     factor: float
 
     @property
@@ -74,15 +76,9 @@ class _Scaled:
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(self.source.dtype)
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        return np.asarray(self.source[key]) * self.dtype.type(self.factor)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(np.asarray(self.source) * self.dtype.type(self.factor), dtype)
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        box = np.asarray(self.source[tuple(map(slice, start, stop))])
+        return box * self.dtype.type(self.factor)
 
 
 def micrometers(unit: str) -> float:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from itkstream.errors import BusyOutputError, InputError, MissingDataError, OutputError
+from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.stamps import LEDGER_FOLDER
 
 __all__ = ["ChunkFiles", "Region", "Sums", "location_of", "remove_partial_files", "writing_to"]
 

@@ -1,9 +1,6 @@
 """Where data lie: a path on this machine's disks, or a URL of an object store.
 
-Paths go through pathlib, URLs through fsspec. Endpoints, credentials and other options of an
-object store come from where its users keep them: the environment (``AWS_ENDPOINT_URL``,
-``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, ...), ``~/.aws``, and fsspec's own
-configuration (``FSSPEC_S3_ENDPOINT_URL``, ``FSSPEC_S3_ANON``, ``~/.config/fsspec``).
+Paths go through pathlib, URLs through `itkstream.io.storage.object_stores`.
 """
 
 from __future__ import annotations
@@ -12,35 +9,36 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from itkstream.errors import AccessError, InputError, MissingDataError
-from itkstream.io.storage.stamps import LEDGER_FOLDER, files_stamp
-from itkstream.io.storage.swapping import left_behind, partial_name, swap_in
+from itkstream.errors import InputError, MissingDataError
+from itkstream.io.storage.disk import files_stamp, left_behind, partial_name, swap_in
+from itkstream.io.storage.object_stores import (
+    SCHEMES,
+    check_bucket,
+    object_stamps,
+    open_options,
+    open_store,
+    reaching,
+)
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 __all__ = ["Location", "path_as_written"]
 
-_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "memory"}
-_LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<key>.*)", re.DOTALL)
 # A path of this machine, however its URL is written; of more slashes than one, one is left.
 _FILE_URL = re.compile(r"(?i:file:(//(localhost)?)?)/*(?P<path>/.*)", re.DOTALL)
-_PATH_OF_URL = re.compile(rf"({'|'.join(_SCHEMES)}):/[^/]")
+_PATH_OF_URL = re.compile(rf"({'|'.join(SCHEMES)}):/[^/]")
 # How the name of a file begins that is being written, and of a result that will replace another.
 _PARTIAL = ".partial-"
 _DRAFT = ".draft-"
-# Packages whose exceptions mean that a store did not let us in or was not there to ask.
-_CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
-# In which field each kind of store says that an object was written anew.
-_STAMPS = ("ETag", "etag", "generation", "mtime", "LastModified", "modified", "created")
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,14 @@ class Location:
         url = _URL.fullmatch(text)
         assert url is not None
         scheme, key = url["scheme"].lower(), url["key"]
-        if scheme not in _SCHEMES:
+        if scheme not in SCHEMES:
             raise InputError(
                 f"{text} is a kind of URL that is not read; known are s3://, gs:// and file://"
             )
         parts = [part for part in key.split("/") if part]
         if not parts or {".", ".."} & set(parts):
             raise InputError(f"expected {scheme}://bucket/name without . and .. in it; got {text}")
-        return cls(f"{_SCHEMES[scheme]}://{'/'.join(parts)}")
+        return cls(f"{SCHEMES[scheme]}://{'/'.join(parts)}")
 
     @classmethod
     def named(cls, given: str | os.PathLike[str] | Location) -> Location:
@@ -106,7 +104,7 @@ class Location:
         schemes = [named] if isinstance(named, str) else list(named)
         if "file" in schemes:
             return cls(str(Path(store.path).absolute()))
-        known = next((_SCHEMES[scheme] for scheme in schemes if scheme in _SCHEMES), None)
+        known = next((SCHEMES[scheme] for scheme in schemes if scheme in SCHEMES), None)
         return None if known is None else cls(f"{known}://{store.path.strip('/')}")
 
     def __str__(self) -> str:
@@ -221,7 +219,8 @@ class Location:
     def is_vacant(self) -> bool:
         """Whether nothing is there, or an empty folder; `MissingDataError` without bucket."""
         if not self.is_local:
-            self._check_bucket()
+            with self._reaching() as store:
+                check_bucket(self.address, store)
         return not self.exists() or (self.is_dir() and not self.names())
 
     def names(self) -> list[str]:
@@ -305,7 +304,7 @@ class Location:
             store.rm(new._key, recursive=True)
 
     def _objects(self, store: Any) -> list[str]:
-        """Map the objects below this place of an object store, by relative name."""
+        """List the objects below this place of an object store, relative to it."""
         here = PurePosixPath(self._key.lstrip("/"))
         found = (PurePosixPath(key.lstrip("/")) for key in store.find(self._key))
         return sorted(str(key.relative_to(here)) for key in found if here in key.parents)
@@ -352,7 +351,7 @@ class Location:
         if not found:
             raise MissingDataError(f"there is no {self}; check the name")
         digest = blake2b(digest_size=16)
-        for entry in sorted(self._stamps(found)):
+        for entry in sorted(object_stamps(found, self._key)):
             digest.update(repr(entry).encode())
         return digest.hexdigest()
 
@@ -363,30 +362,12 @@ class Location:
         from zarr.storage import FsspecStore
 
         with self._reaching():
-            return FsspecStore.from_url(self.address, self._options)
+            return FsspecStore.from_url(self.address, open_options(self.address))
 
     @property
     def filesystem(self) -> AbstractFileSystem:
-        """The object store through fsspec, with its users' options; `InputError` without its
-        library."""
-        import fsspec
-
-        try:
-            return fsspec.filesystem(self._scheme, **self._options)
-        except ImportError as error:
-            library = _LIBRARIES.get(self._scheme, "fsspec")
-            raise InputError(
-                f"{self} needs {library}, which is not installed: pip install 'itkstream[cloud]'"
-            ) from error
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        # Other processes write to the same store, so a listing is stale as soon as it is made.
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if self._scheme == "s3":
-            # Else every chunk is asked for its size first, lest it be read in several parts.
-            options["max_concurrency"] = 1
-        return options
+        """The object store through fsspec, with the options of its users."""
+        return open_store(self.address)
 
     @property
     def _scheme(self) -> str:
@@ -409,45 +390,9 @@ class Location:
     def _pure_of(key: str) -> PurePosixPath:
         return PurePosixPath(key.rstrip("/"))
 
-    def _check_bucket(self) -> None:
-        bucket = self._key.strip("/").partition("/")[0]
-        with self._reaching() as store:
-            # Asked so, a bucket is not there either if nobody may ask for it: then a listing tells.
-            if self._scheme == "memory" or store.exists(bucket):
-                return
-            try:
-                store.ls(bucket)
-            except FileNotFoundError as error:
-                raise MissingDataError(
-                    f"{self} cannot be written: there is no bucket {bucket}; make it or correct "
-                    "the name"
-                ) from error
-
-    def _stamps(self, found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]:
-        """Yield relative name, size and ETag or time of every object here and below."""
-        for key, facts in found.items():
-            name = self._pure_of(key).relative_to(self._key)
-            if LEDGER_FOLDER not in name.parts:
-                stamp = next((str(facts[k]) for k in _STAMPS if facts.get(k)), "")
-                yield str(name), int(facts.get("size") or 0), stamp
-
-    @contextmanager
-    def _reaching(self) -> Iterator[Any]:
-        """Yield the object store (None on disk) and turn its errors into this package's."""
-        try:
-            yield None if self.is_local else self.filesystem
-        except (InputError, MissingDataError):
-            raise
-        except (FileNotFoundError, NotADirectoryError) as error:
-            what = "" if self.is_local else ", or no bucket of that name"
-            raise MissingDataError(f"there is no {self}{what}; check the name") from error
-        except Exception as error:
-            client = type(error).__module__.partition(".")[0] in _CLIENTS
-            if self.is_local or not (client or isinstance(error, OSError)):
-                raise
-            raise AccessError(
-                f"{self} cannot be reached or does not let us in: {error}. {_advice(self._scheme)}"
-            ) from error
+    def _reaching(self) -> AbstractContextManager[Any]:
+        """Yield the object store, None on disk; see `reaching`."""
+        return reaching(self.address, lambda: None if self.is_local else self.filesystem)
 
 
 def path_as_written(text: str) -> Path | None:
@@ -475,16 +420,3 @@ def _resolved(path: Path) -> str:
 
 def _is_url(text: str) -> bool:
     return bool(_URL.fullmatch(text) or _FILE_URL.fullmatch(text))
-
-
-def _advice(scheme: str) -> str:
-    if scheme == "gs":
-        return (
-            "Check the bucket and your credentials (gcloud auth application-default login, or "
-            "GOOGLE_APPLICATION_CREDENTIALS); for a public bucket set FSSPEC_GS_TOKEN=anon"
-        )
-    return (
-        "Check the bucket, your credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-        "AWS_PROFILE) and the endpoint (AWS_ENDPOINT_URL); for a public bucket set "
-        "FSSPEC_S3_ANON=true"
-    )

@@ -174,6 +174,27 @@ def test_images_inside_groups_are_found_and_listed(tmp_path, array):
             open_image(tmp_path / wrong)
 
 
+def test_a_damaged_series_does_not_end_the_list(tmp_path, array):
+    zarr.create_group(str(tmp_path / "a.zarr"), attributes={"bioformats2raw.layout": 3})
+    zarr.create_group(str(tmp_path / "a.zarr" / "OME"), attributes={"series": ["0", "1", "2"]})
+    multiscale = {"axes": AXES[2:], "datasets": [dataset("0", step("scale", 1, 2, 3))]}
+    for name in ("0", "2"):
+        write_group(tmp_path / "a.zarr" / name, multiscale, {"0": array[0, 0]})
+    (tmp_path / "a.zarr" / "1").mkdir()
+    with pytest.raises(MissingDataError, match="3 images: 0, 1, 2"):
+        open_image(tmp_path / "a.zarr")
+    with pytest.raises(MissingDataError, match=r"a\.zarr/1"):
+        open_image(tmp_path / "a.zarr/1")
+
+
+@pytest.mark.parametrize("path", [".", "..", "", "/"])
+def test_a_plate_that_holds_itself_ends(tmp_path, path):
+    plate = {"wells": [{"path": path}]}
+    zarr.create_group(str(tmp_path / "a.zarr"), attributes={"ome": {"plate": plate}})
+    with pytest.raises(MissingDataError, match="an OME-Zarr image"):
+        open_image(tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize(
     ("attributes", "spacing", "unit"),

@@ -33,9 +33,9 @@ from itkstream.geometry import AffineTransform, Grid
 from itkstream.io import create_ome_zarr, open_image, write_n5, write_pyramid
 from itkstream.io.images.stores.n5 import key_value_store
 from itkstream.io.storage.chunk_files import ChunkFiles, location_of
+from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import claim_file, claim_folder, claim_store
-from itkstream.io.storage.stamps import LEDGER_FOLDER
 from itkstream.io.transforms.files import write_transform
 from itkstream.pipelines import register
 from itkstream.registration.steps import Deformable, RansacAffine, RegisterSettings

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from itkstream.errors import UnreadableDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
 from itkstream.io import open_image, write_n5
-from itkstream.io.storage import kept_chunks
-from itkstream.io.storage.kept_chunks import KeptChunks, keeping_chunks
+from itkstream.io.storage import stored
+from itkstream.io.storage.stored import KeptChunks, keeping_chunks
 from itkstream.io.storage.zarr_arrays import ZarrArray
 
 SHAPE, CHUNKS = (23, 17, 11), (8, 5, 4)
@@ -73,7 +73,7 @@ def test_whole_chunks_are_read_together_and_not_kept():
 
 
 def test_what_does_not_fit_is_read_together(monkeypatch):
-    monkeypatch.setattr(kept_chunks, "KEPT_BYTES", 7 * VOXELS.itemsize * math.prod(CHUNKS))
+    monkeypatch.setattr(stored, "KEPT_BYTES", 7 * VOXELS.itemsize * math.prod(CHUNKS))
     source = Counting()
     kept = keeping_chunks(source)
     np.testing.assert_array_equal(kept[1:15, 1:9, 1:7], VOXELS[1:15, 1:9, 1:7])

@@ -16,8 +16,8 @@ import pytest
 import zarr
 
 from itkstream.errors import AccessError, InputError, MissingDataError
+from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.stamps import LEDGER_FOLDER
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])

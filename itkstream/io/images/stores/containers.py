@@ -22,13 +22,13 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.stored import StoredArray
 from itkstream.io.storage.zarr_arrays import ZarrArray
 
-__all__ = ["Attributes", "Container", "ContainerArray", "open_container"]
+__all__ = ["Container", "ContainerArray", "NodeAttributes", "open_container"]
 
 # How voxels are stored, and in which version of N5: no attributes of the user's.
 _N5_KEYS = frozenset({"n5", "dimensions", "blockSize", "dataType", "compression"})
 
 
-class Attributes(Mapping[str, Any]):
+class NodeAttributes(Mapping[str, Any]):
     """The attributes of a group or dataset, as its file has them."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ class ContainerArray(StoredArray):
         return self._turned(self.source.chunks or ()) or None
 
     @property
-    def attrs(self) -> Attributes:
+    def attrs(self) -> NodeAttributes:
         """Its attributes; pixelResolution and downsamplingFactors of N5 stay x first."""
         return _attributes(Location(self.path), self._kind)
 
@@ -120,7 +120,7 @@ class Container(Mapping[str, "Container | ContainerArray"]):
         return sum(1 for _ in self)
 
     @property
-    def attrs(self) -> Attributes:
+    def attrs(self) -> NodeAttributes:
         """Its attributes."""
         return _attributes(Location(self.path), self.kind)
 
@@ -201,8 +201,10 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     return Container(str(place), found.format)
 
 
-def _attributes(folder: Location, kind: str) -> Attributes:
+def _attributes(folder: Location, kind: str) -> NodeAttributes:
     if kind == "zarr":
-        return Attributes(zarr_attributes(folder))
+        return NodeAttributes(zarr_attributes(folder))
     found = n5_attributes(folder)
-    return Attributes({name: value for name, value in found.values.items() if name not in _N5_KEYS})
+    return NodeAttributes(
+        {name: value for name, value in found.values.items() if name not in _N5_KEYS}
+    )

@@ -17,10 +17,11 @@ from itkstream.errors import ExistingOutputError, InputError
 from itkstream.geometry import ArraySource, Grid, Image, default_axes
 from itkstream.io.images.locate import Dataset, no_dataset
 from itkstream.io.images.selection import Opened, Selection
-from itkstream.io.images.stores.leveled import Level, attempt, open_level
+from itkstream.io.images.stores.dialects import Node, read_axes, read_placement
+from itkstream.io.images.stores.levels import Level, keep_error, open_level
 from itkstream.io.images.stores.n5_lz4 import Lz4Array
 from itkstream.io.images.stores.ngff_metadata import level_paths
-from itkstream.io.images.stores.stated import Around, Layout, stated_axes, stated_place
+from itkstream.io.images.stores.placement import Layout
 from itkstream.io.storage.attributes import Attributes, n5_attributes
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
@@ -112,8 +113,8 @@ def open_n5(dataset: Dataset, selection: Selection) -> Opened:
     """Open an N5 dataset, or one level of an N5 group, with the spatial axes in stored order.
 
     What attributes of the dataset and of the groups around it state of axes, spacing, origin and
-    units is understood as `itkstream.io.images.stores.stated` says. The levels of a group are those
-    of its ``multiscales``, else ``s0, s1, ...``.
+    units is understood as `itkstream.io.images.stores.dialects` says. The levels of a group are
+    those of its ``multiscales``, else ``s0, s1, ...``.
     """
     folders = _Folders()
     levels = [_level(f, dataset, folders, selection) for f in _levels(dataset, folders)]
@@ -317,7 +318,7 @@ def _level(folder: Location, dataset: Dataset, folders: _Folders, selection: Sel
         # A damaged level keeps its number, and is an error for whoever asks for it.
         return Level(folder, (), None)
     lineage = Dataset(folder, dataset.root, "n5").lineage
-    chain = [Around(folders[around], folder.relative_to(around)) for around in lineage]
+    chain = [Node(folders[around], folder.relative_to(around)) for around in lineage]
     shape = n5_shape(folders[folder])
     names = _names(chain, len(shape), selection, folder)
     match = _LEVEL_NAME.fullmatch(folder.name)
@@ -325,20 +326,20 @@ def _level(folder: Location, dataset: Dataset, folders: _Folders, selection: Sel
     finest = lineage[1] / "s0" if number and len(lineage) > 1 else folder
     first = None
     if finest != folder and folders.is_dataset(finest):
-        first = Around(folders[finest])
+        first = Node(folders[finest])
         shape = n5_shape(folders[finest])
     names = selection.planar(names, shape)
-    place = attempt(lambda: stated_place(chain, Layout(names), number, first))
+    place = keep_error(lambda: read_placement(chain, Layout(names), number, first))
     return Level(folder, names, place)
 
 
 def _names(
-    chain: Sequence[Around], ndim: int, selection: Selection, folder: Location
+    chain: Sequence[Node], ndim: int, selection: Selection, folder: Location
 ) -> tuple[str, ...]:
     usual = default_axes(ndim) if ndim in (2, 3) else ("",) * ndim
     if selection.axes is not None:
         return selection.axes_of(usual, str(folder))
-    found = stated_axes(chain, ndim, reverse=True)
+    found = read_axes(chain, ndim, reverse=True)
     if found is None and ndim not in (2, 3):
         raise InputError(
             f"{folder} has {ndim} axes without names; give it an attribute axes, for instance "

@@ -1,8 +1,8 @@
-"""OME-Zarr 0.1 to 0.6: open images lazily."""
+"""Zarr: open OME-Zarr images, 0.1 to 0.6, and plain arrays lazily."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -14,7 +14,8 @@ from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import ArrayView, Grid
 from itkstream.io.images.locate import Dataset, no_dataset
 from itkstream.io.images.selection import Opened, Selection
-from itkstream.io.images.stores.leveled import Level, attempt, names_without_plane, open_level
+from itkstream.io.images.stores.dialects import Node, read_axes, read_placement
+from itkstream.io.images.stores.levels import Level, keep_error, mark_plane, open_level
 from itkstream.io.images.stores.ngff_metadata import (
     NgffAxis,
     level_axes,
@@ -23,8 +24,7 @@ from itkstream.io.images.stores.ngff_metadata import (
     placement,
     scale_and_shift,
 )
-from itkstream.io.images.stores.plain_zarr import open_plain_zarr
-from itkstream.io.images.stores.stated import SPACE, Layout, Stated, named_place
+from itkstream.io.images.stores.placement import SPACE, Layout, Placement, place_by_names
 from itkstream.io.storage.attributes import Attributes, is_zarr_array, zarr_metadata
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
@@ -62,7 +62,7 @@ def open_zarr(dataset: Dataset, selection: Selection) -> Opened:
                 wanted = levels if folder == group else [inside]
                 return _open_level(_Image(group, multiscale, attributes), wanted, selection)
     if is_zarr_array(folder):
-        return open_plain_zarr(folder, selection)
+        return _open_plain(folder, selection)
     images = images_inside(folder)
     if len(images) == 1:
         return open_zarr(replace(dataset, location=folder / images[0]), selection)
@@ -75,25 +75,66 @@ def open_zarr(dataset: Dataset, selection: Selection) -> Opened:
     raise no_dataset(folder, dataset.root, "an OME-Zarr image or a Zarr array")
 
 
+def _open_plain(folder: Location, selection: Selection) -> Opened:
+    """Open a Zarr array that no OME metadata describe.
+
+    Its axes, spacing, origin and units come from its attributes, see
+    `itkstream.io.images.stores.dialects`, and from its dimension names; without names its axes are
+    z, y, x.
+    """
+    source = ZarrArray.open(folder)
+    attributes = zarr_metadata(folder)
+    names = selection.planar(_plain_names(source, attributes, selection), source.shape)
+    chain = [Node(attributes)]
+    place = keep_error(lambda: read_placement(chain, Layout(names, zarr=True)))
+    return open_level([Level(folder, names, place)], selection, ZarrArray.open, str(folder))
+
+
+def _plain_names(
+    source: ZarrArray, attributes: Attributes, selection: Selection
+) -> tuple[str, ...]:
+    # Zarr 3 has dimension names of its own; they count as the attribute of that name does.
+    own = getattr(source.store.metadata, "dimension_names", None)
+    values = {**attributes.values, "dimension_names": list(own)} if own else attributes.values
+    around = Node(Attributes(values, attributes.file, attributes.way))
+    usual = ("z", "y", "x")[-source.ndim :] if source.ndim in (2, 3) else ("",) * source.ndim
+    if selection.axes is not None:
+        return selection.axes_of(usual, source.path)
+    found = read_axes([around], source.ndim, reverse=False)
+    if found is None and source.ndim not in (2, 3):
+        raise InputError(
+            f"{source.path} has {source.ndim} axes without names; give it dimension names or an "
+            "attribute axes, for instance ['c', 'z', 'y', 'x'], or pass axes= (--axes)"
+        )
+    return found or usual
+
+
 def images_inside(folder: Location) -> list[str]:
     """List the images of a group: series of bioformats2raw, a plate, a well, labels."""
     attributes = zarr_metadata(folder)
     found = attributes.below("ome") or attributes
-    if "plate" in found:
-        plate = found.below("plate")
-        wells = [well.text("path") or "" for well in plate.listed("wells")] if plate else []
+    plate, well = found.below("plate"), found.below("well")
+    if plate is not None:
+        wells = _ways_below(well.text("path") for well in plate.listed("wells"))
         return [f"{well}/{image}" for well in wells for image in images_inside(folder / well)]
-    if "well" in found:
-        well = found.below("well")
-        listed = [image.text("path") or "" for image in well.listed("images")] if well else []
-    elif "bioformats2raw.layout" in found:
+    if well is not None:
+        return _ways_below(image.text("path") for image in well.listed("images"))
+    if "bioformats2raw.layout" in found:
         ome = zarr_metadata(folder / "OME")
-        listed = list((ome.below("ome") or ome).texts("series") or map(str, range(_SERIES_MOST)))
-    else:
-        listed = list(found.texts("labels") or ())
-    known = (name.strip("/") for name in listed if name.strip("/") and ".." not in name)
-    # Series are numbered without a gap: the first that is not there ends them.
-    return list(takewhile(lambda name: bool(multiscales_of(zarr_metadata(folder / name))), known))
+        # Where no list says which there are, series are numbered without a gap.
+        return _ways_below((ome.below("ome") or ome).texts("series") or ()) or list(
+            takewhile(
+                lambda name: bool(multiscales_of(zarr_metadata(folder / name))),
+                map(str, range(_SERIES_MOST)),
+            )
+        )
+    return _ways_below(found.texts("labels") or ())
+
+
+def _ways_below(paths: Iterable[str | None]) -> list[str]:
+    """Keep the paths that lead below their group, without slashes around them."""
+    ways = [(path or "").strip("/") for path in paths]
+    return [way for way in ways if {"", ".", ".."}.isdisjoint(way.split("/"))]
 
 
 def space_axes(grid: Grid) -> list[dict[str, str]]:
@@ -186,13 +227,13 @@ def _open_level(image: _Image, wanted: Sequence[str], selection: Selection) -> O
     group, multiscale = image.group, image.multiscale
     finest = group / level_paths(multiscale)[0]
     names = selection.axes_of(_axis_names(level_axes(multiscale)), str(group))
-    names = names_without_plane(names, finest, selection, ZarrArray.open)
+    names = mark_plane(names, finest, selection, ZarrArray.open)
     _check_axes(names, image)
     levels = [
         Level(
             group / path,
             names,
-            attempt(partial(_place, multiscale, path, names)),
+            keep_error(partial(_place, multiscale, path, names)),
             _turning(image, names),
         )
         for path in wanted
@@ -219,7 +260,7 @@ def _check_axes(names: Sequence[str], image: _Image) -> None:
         )
 
 
-def _place(multiscale: Attributes, path: str, names: tuple[str, ...]) -> Stated | None:
+def _place(multiscale: Attributes, path: str, names: tuple[str, ...]) -> Placement | None:
     claimed = level_axes(multiscale, path)
     found = scale_and_shift(multiscale, path, len(names))
     # Axes may be called otherwise than the metadata do: these are the names that count.
@@ -228,9 +269,9 @@ def _place(multiscale: Attributes, path: str, names: tuple[str, ...]) -> Stated 
         raise multiscale.error("axes", f"{len(names)} axes", [axis.name for axis in claimed])
     if found is None:
         units = {axis.name: axis.unit for axis in axes if axis.name in SPACE}
-        return Stated({}, units, multiscale) if any(units.values()) else None
+        return Placement({}, units, multiscale) if any(units.values()) else None
     scale, shift = (tuple(values) for values in found)
-    return named_place(axes, (scale, shift), Layout(names), multiscale)
+    return place_by_names(axes, (scale, shift), Layout(names), multiscale)
 
 
 def _turning(image: _Image, names: Sequence[str]) -> Callable[[Grid], Grid] | None:

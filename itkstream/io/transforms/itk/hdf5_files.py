@@ -26,7 +26,7 @@ from itkstream.geometry import (
     default_axes,
 )
 from itkstream.geometry.itk_bridge import to_itk_transform
-from itkstream.io.storage.stamps import files_stamp
+from itkstream.io.storage.disk import files_stamp
 from itkstream.io.transforms.itk.parameters import Entry, is_composite
 from itkstream.io.transforms.itk.small_files import CANNOT_READ
 from itkstream.io.transforms.vectors import OrderedVectors, as_in_files, slabs

@@ -9,11 +9,11 @@ from math import prod
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.io.images.selection import Opened, Selection
-from itkstream.io.images.stores.stated import SPACE, Stated
+from itkstream.io.images.stores.placement import SPACE, Placement
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.stored import StoredArray
 
-__all__ = ["Level", "Opener", "attempt", "finest_first", "names_without_plane", "open_level"]
+__all__ = ["Level", "Opener", "keep_error", "mark_plane", "open_level", "sort_levels"]
 
 Opener = Callable[[Location], StoredArray]
 
@@ -25,12 +25,12 @@ class Level:
     folder: Location
     names: tuple[str, ...]
     # Of its voxels; why it cannot be said; or None where nothing is stated.
-    place: Stated | InputError | None
+    place: Placement | InputError | None
     # Turns the lattice, where its axes are not those of the space.
     turned: Callable[[Grid], Grid] | None = None
 
 
-def attempt(read: Callable[[], Stated | None]) -> Stated | InputError | None:
+def keep_error(read: Callable[[], Placement | None]) -> Placement | InputError | None:
     """Read the place of a level, or return the error: nobody may ask for this level."""
     try:
         return read()
@@ -38,7 +38,7 @@ def attempt(read: Callable[[], Stated | None]) -> Stated | InputError | None:
         return error
 
 
-def names_without_plane(
+def mark_plane(
     names: tuple[str, ...], finest: Location, selection: Selection, opener: Opener
 ) -> tuple[str, ...]:
     """Name the axes of an image, see `Selection.planar`.
@@ -56,7 +56,7 @@ def names_without_plane(
 
 def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, name: str) -> Opened:
     """Open the wanted one of the levels of an image, in any order, 0 the finest."""
-    ordered = finest_first(levels, selection)
+    ordered = sort_levels(levels, selection)
     spacings = [_micrometers(level, selection) for level in ordered]
     chosen = ordered[selection.choose_level(spacings, "micrometer", name)]
     source = opener(chosen.folder)
@@ -70,7 +70,7 @@ def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, na
     return selection.image(source, chosen.names, grid, place, levels=len(levels))
 
 
-def finest_first(levels: Sequence[Level], selection: Selection) -> list[Level]:
+def sort_levels(levels: Sequence[Level], selection: Selection) -> list[Level]:
     """Sort levels by the size of their voxels; as given where the spacing of one is not known."""
     spacings = [_micrometers(level, selection) for level in levels]
     sizes = [prod(spacing) for spacing in spacings if spacing is not None]
@@ -83,7 +83,7 @@ def _grid(level: Level, source: StoredArray, selection: Selection) -> Grid | Non
     place = level.place
     if isinstance(place, InputError) and selection.voxel_spacing is None:
         raise place
-    if not isinstance(place, Stated):
+    if not isinstance(place, Placement):
         return None
     kept = [k for k, axis in enumerate(level.names) if axis in SPACE]
     axes = tuple(level.names[k] for k in kept)
@@ -95,7 +95,7 @@ def _micrometers(level: Level, selection: Selection) -> tuple[float, ...] | None
     """Spacing of a level to choose by; None where it is not known."""
     plain = replace(selection, voxel_spacing=None)
     axes = tuple(axis for axis in level.names if axis in SPACE)
-    if not isinstance(level.place, Stated):
+    if not isinstance(level.place, Placement):
         return None
     try:
         grid = level.place.grid((1,) * len(axes), axes, plain)

@@ -1,4 +1,4 @@
-"""Files and folders on a disk that get their name when they are complete, in one step."""
+"""This machine's disks: what tells files from others, and files that appear when complete."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -15,14 +16,56 @@ from uuid import uuid4
 
 import psutil
 
-from itkstream.io.storage.stamps import this_host
+__all__ = [
+    "LEDGER_FOLDER",
+    "files_stamp",
+    "left_behind",
+    "partial_name",
+    "swap_in",
+    "this_host",
+]
 
-__all__ = ["left_behind", "partial_name", "swap_in"]
+LEDGER_FOLDER = ".itkstream"
+"""What a run notes beside its results; it is no part of what tells them from others."""
+
+_DIGEST_BYTES = 16
 
 _REPLACED = ".replaced-"
 _OWNED = re.compile(r"(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[0-9a-f]{8}-")
 # Of Linux's renameat2: relative to the working directory, and both names at once.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def this_host() -> str:
+    """Name this machine and its process table (of a container), which process numbers belong to."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return f"{socket.gethostname()} -"
+
+
+def files_stamp(*paths: str | os.PathLike[str]) -> str:
+    """Digest names, sizes and times of files, or of all in folders but a `LEDGER_FOLDER`."""
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for path in paths:
+        for name, status in _files(os.fspath(path), ""):
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _files(path: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    if not os.path.isdir(path):
+        yield name, os.stat(path)
+        return
+    with os.scandir(path) as entries:
+        below = sorted(entries, key=lambda entry: entry.name)
+    for entry in below:
+        if entry.name == LEDGER_FOLDER:
+            continue
+        inner = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _files(entry.path, inner)
+        else:
+            yield inner, entry.stat()
 
 
 def partial_name(name: str) -> str:
