@@ -112,7 +112,7 @@ class InverseProblem:
         back = lift_matrix((self.affine @ self.from_grid.matrix)[:-1, :-1])
         lattice = _rows(index), _rows(back), tuple((s.start, s.stop) for s in lifted)
         out = vectors, error, counts
-        over_slabs(lambda a, b: _solve_rows(flat, field, lattice, knots, _CUBIC, out, a, b), rows)
+        over_slabs(lambda a, b: _solve_rows(flat, field, lattice, knots, out, a, b), rows)
         found = np.ascontiguousarray(vectors[..., 3 - n :]).reshape(*shape, n)
         return Inversion(found, error.reshape(shape), int(counts.max()))
 
@@ -335,11 +335,9 @@ def _sample(flat, field, x):  # type: ignore[no-untyped-def]
 
     Apart from `_newton`, and without a branch: numba counts references to an array in each of them.
     """
-    (i, fx, ex), (j, fy, ey), (k, fz, ez) = (
-        _cell(field, x[0], 0),
-        _cell(field, x[1], 1),
-        _cell(field, x[2], 2),
-    )
+    i, fx, ex = _cell(field, x[0], 0)
+    j, fy, ey = _cell(field, x[1], 1)
+    k, fz, ez = _cell(field, x[2], 2)
     # Unsigned, since numba asks of every signed index whether it counts from the end.
     at, share, (sx, sy, sz) = np.uint64(np.int64(i + j + k)), (fx, fy, fz), field.strides
     steps = np.uint64(sx), np.uint64(sy), np.uint64(sz)
@@ -439,26 +437,26 @@ def _solve_points(flat, field, targets, ends, error, start, stop):  # type: igno
 
 
 @_inlined
-def _guess_row(knots, cubic, voxel, first, line):  # type: ignore[no-untyped-def]
+def _guess_row(knots, voxel, first, line):  # type: ignore[no-untyped-def]
     """Blend the sixteen lines of knots around a row of voxels into one."""
     a, b = (voxel[0] >> 2) - (first[0] >> 2), (voxel[1] >> 2) - (first[1] >> 2)
     line[:] = 0.0
     for p in range(4):
         for q in range(4):
-            weight = cubic[voxel[0] & 3, p] * cubic[voxel[1] & 3, q]
+            weight = _CUBIC[voxel[0] & 3, p] * _CUBIC[voxel[1] & 3, q]
             for m in range(line.shape[0]):
                 line[m] += weight * knots[a + p, b + q, m]
 
 
 @_compiled
-def _solve_rows(flat, field, lattice, knots, cubic, out, start, stop):  # type: ignore[no-untyped-def]
+def _solve_rows(flat, field, lattice, knots, out, start, stop):  # type: ignore[no-untyped-def]
     """Solve at every voxel of some rows of a box, from a cubic through the knots."""
     index, back, ((i0, _), (j0, j1), (k0, k1)) = lattice
     vectors, errors, counts = out
     line = np.empty(knots.shape[2])
     for row in range(start, stop):
         i, j = i0 + row // (j1 - j0), j0 + row % (j1 - j0)
-        _guess_row(knots, cubic, (i, j), (i0, j0), line)
+        _guess_row(knots, (i, j), (i0, j0), line)
         for k in range(k0, k1):
             y0 = index[0][0] * i + index[0][1] * j + (index[0][2] * k + index[0][3])
             y1 = index[1][0] * i + index[1][1] * j + (index[1][2] * k + index[1][3])
@@ -466,7 +464,7 @@ def _solve_rows(flat, field, lattice, knots, cubic, out, start, stop):  # type: 
             x, at = (y0, y1, y2), np.uint64(3 * ((k >> 2) - (k0 >> 2)))
             for t in range(4):
                 near = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
-                x = _ahead(x, cubic[np.uint64(k & 3), np.uint64(t)], near)
+                x = _ahead(x, _CUBIC[np.uint64(k & 3), np.uint64(t)], near)
                 at += np.uint64(3)
             x, error, count = _solve(flat, field, (y0, y1, y2), x)
             vector = _times(back, _ahead(x, -1.0, (y0, y1, y2)))
