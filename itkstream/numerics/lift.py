@@ -1,0 +1,44 @@
+"""Images of two axes as images of three: a leading axis of one plane that maps to itself.
+
+Compiled loops are written once, for three axes; what they take is lifted here, in front of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["lift_field", "lift_matrix", "lift_values", "lift_vectors"]
+
+
+def lift_values(values: Iterable[Any], fill: Any) -> tuple[Any, Any, Any]:
+    """One value per axis, with `fill` for the axes that are missing."""
+    given = tuple(values)
+    a, b, c = (fill,) * (3 - len(given)) + given
+    return a, b, c
+
+
+def lift_matrix(matrix: ArrayLike, fill: float = 1.0) -> NDArray[np.float64]:
+    """An n x n matrix, or an n x (n + 1) one with its shift, with `fill` on the new diagonal."""
+    given = np.asarray(matrix, np.float64)
+    lead = 3 - len(given)
+    lifted = fill * np.eye(3, 3 + given.shape[1] - len(given))
+    lifted[lead:, lead:] = given
+    return lifted
+
+
+def lift_vectors(vectors: ArrayLike, dtype: Any = np.float64) -> NDArray[Any]:
+    """Vectors (..., n) as contiguous vectors (..., 3) whose new components are 0."""
+    given = np.asarray(vectors, dtype)
+    lead = 3 - given.shape[-1]
+    if lead:
+        given = np.pad(given, [(0, 0)] * (given.ndim - 1) + [(lead, 0)])
+    return np.ascontiguousarray(given)
+
+
+def lift_field(field: NDArray[Any], dtype: Any = np.float32) -> NDArray[Any]:
+    """A field of vectors on its lattice, shape + (n,), both lifted."""
+    return lift_vectors(field, dtype).reshape((*lift_values(field.shape[:-1], 1), 3))
