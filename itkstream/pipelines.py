@@ -47,9 +47,9 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import ArrayLike
 
-from itkstream.blocks.graph import readable
 from itkstream.blocks.inputs import as_pair, check_start
 from itkstream.blocks.masks import Mask, masked
+from itkstream.blocks.sources import readable
 from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.geometry import (
     AffineTransform,

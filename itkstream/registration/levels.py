@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import readable
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.proven_levels import finest_needed
+from itkstream.blocks.sources import readable
 from itkstream.compute.execute import compute, continues
 from itkstream.compute.tally import Progress
 from itkstream.geometry import Image, LazyArray

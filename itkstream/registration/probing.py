@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from itkstream.blocks.graph import readable
 from itkstream.blocks.inputs import block_grid
+from itkstream.blocks.sources import readable
 from itkstream.errors import InputError, ItkstreamError
 from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.numerics.engines import deform_block
