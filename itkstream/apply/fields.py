@@ -15,8 +15,9 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import Result, map_blocks, readable_source
+from itkstream.blocks.graph import Result, map_blocks
 from itkstream.blocks.inputs import block_grid
+from itkstream.blocks.sources import readable_source
 from itkstream.geometry import (
     AffineTransform,
     ArrayView,

@@ -13,8 +13,9 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import Result, map_blocks, once, readable_source
+from itkstream.blocks.graph import Result, map_blocks, once
 from itkstream.blocks.inputs import block_grid
+from itkstream.blocks.sources import readable_source
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,

@@ -11,8 +11,9 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import ArrayLike, NDArray
 
-from itkstream.blocks.graph import Halo, Result, map_blocks, once, readable
+from itkstream.blocks.graph import Halo, Result, map_blocks, once
 from itkstream.blocks.inputs import as_pair, block_grid
+from itkstream.blocks.sources import readable
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,

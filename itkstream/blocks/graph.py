@@ -5,17 +5,14 @@ included, by the task of its block: one task a block and no array in the graph. 
 same voxels to the same function, so both give the same bits. Whatever all blocks need (the moving
 image, transforms, settings) stands in the graph once.
 
-Names are fingerprints: of this package's code, the function, the blocks, and all it is given, with
-a stamp of the files of stored arrays. The same computation has the same name in every process.
+Names are those of `itkstream.blocks.fingerprint`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
-from uuid import uuid4
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import dask
 import dask.array as da
@@ -26,15 +23,16 @@ from dask.highlevelgraph import HighLevelGraph
 # Tasks in dask's own form: tuples would be turned into them, twice, which takes four fifths of the
 # time that dask needs to prepare a run.
 from dask.task_spec import Alias, List, Task, TaskRef
-from dask.tokenize import TokenizationError, normalize_object, normalize_token, tokenize
 from numpy.typing import DTypeLike, NDArray
 
-from itkstream.blocks.fingerprint import code_version
-from itkstream.geometry import ArraySource, Block, BlockGrid, Image, LazyArray, Slices
+from itkstream.blocks.fingerprint import name_computation
+from itkstream.blocks.sources import readable_source
+from itkstream.geometry import ArraySource, Block, BlockGrid, Slices
 from itkstream.workers.dask_internals import sample_of
 
 __all__ = [
     "EARLY",
+    "SHARED",
     "BlockFunction",
     "Halo",
     "NearFunction",
@@ -43,12 +41,13 @@ __all__ = [
     "map_blocks",
     "map_neighbours",
     "once",
-    "readable",
-    "readable_source",
 ]
 
 EARLY = "early-"
 """How the names of small tasks begin that are computed before any block."""
+
+SHARED = "shared-"
+"""How the names of tasks begin that hold what all blocks share."""
 
 _KEEP = "which blocks are kept"
 
@@ -61,7 +60,7 @@ NearFunction = Callable[..., NDArray[Any]]
 
 @dataclass(frozen=True)
 class Result:
-    """What a block function returns.
+    """The array that a block function returns.
 
     Parameters
     ----------
@@ -69,73 +68,62 @@ class Result:
         Element type.
     components : tuple of int
         Axes after the block's own: ``(3,)`` for vectors, ``(4, 4)`` for matrices.
-    extent : {'core', 'padded', 'block'}
-        Its leading axes span the block's core, its padded region, or are one element a block.
+    extent : {'core', 'block'}
+        Its leading axes span the block's core, or are one element a block.
     factors : tuple of int, optional
         Voxels per element and axis where the core comes on a coarser lattice.
     """
 
     dtype: DTypeLike
     components: tuple[int, ...] = ()
-    extent: str = "core"
+    extent: Literal["core", "block"] = "core"
     factors: tuple[int, ...] = ()
 
     def chunks(self, blocks: BlockGrid) -> tuple[tuple[int, ...], ...]:
-        """Chunks of the dask array over all blocks.
-
-        Parameters
-        ----------
-        blocks : BlockGrid
-            The blocks.
-
-        Returns
-        -------
-        tuple of tuple of int
-            One tuple per axis of the result.
-        """
+        """Chunks of the dask array over all blocks, per axis."""
         if self.extent == "block":
             leading = tuple((1,) * count for count in blocks.numblocks)
-        elif self.extent == "core":
+        else:
             factors = self.factors or (1,) * len(blocks.shape)
             leading = tuple(
                 tuple(-(-n // f) for n in lengths)
                 for lengths, f in zip(blocks.chunks, factors, strict=True)
             )
-        else:
-            leading = tuple(_padded_lengths(blocks, axis) for axis in range(len(blocks.shape)))
         return leading + tuple((n,) for n in self.components)
+
+    def array(self, layers: HighLevelGraph, name: str, blocks: BlockGrid) -> da.Array:
+        """The dask array of tasks named ``(name, *index of the block, *zeros)``."""
+        sample = np.empty((0,) * (len(blocks.shape) + len(self.components)), self.dtype)
+        return da.Array(layers, name, self.chunks(blocks), meta=sample)
 
 
 @dataclass(frozen=True)
 class Halo:
-    """How a source that is coarser than the blocks' grid is cut for them.
+    """How a source is cut for blocks: by their cores, with voxels around.
 
     Parameters
     ----------
     factors : tuple of int
         Voxels of the blocks' grid per voxel of the source, per axis.
-    depth : int
-        Source voxels added on every side.
+    depth : int or tuple of int
+        Source voxels added on every side, per axis.
     """
 
     factors: tuple[int, ...]
-    depth: int
+    depth: int | tuple[int, ...]
+
+    @classmethod
+    def of(cls, blocks: BlockGrid) -> Halo:
+        """The halo that makes padded blocks of a source on the blocks' own grid."""
+        return cls((1,) * len(blocks.shape), blocks.overlap)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Source voxels added on every side, per axis."""
+        return self.depth if isinstance(self.depth, tuple) else (self.depth,) * len(self.factors)
 
     def chunks(self, blocks: BlockGrid, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """Source voxels each block owns, per axis.
-
-        Parameters
-        ----------
-        blocks : BlockGrid
-            The blocks.
-        shape : tuple of int
-            Source voxels per axis.
-
-        Returns
-        -------
-        tuple of tuple of int
-            As many chunks as blocks.
-        """
+        """The source voxels that each block owns of a source of some shape, per axis."""
         per_axis = []
         for fine, factor, length in zip(blocks.chunks, self.factors, shape, strict=True):
             borders = np.cumsum(fine)[:-1] // factor
@@ -143,124 +131,13 @@ class Halo:
         return tuple(per_axis)
 
     def region(self, blocks: BlockGrid, block: Block, shape: tuple[int, ...]) -> Slices:
-        """The source voxels that reach a block with this halo.
-
-        Parameters
-        ----------
-        blocks : BlockGrid
-            The blocks.
-        block : Block
-            One of them.
-        shape : tuple of int
-            Source voxels per axis.
-
-        Returns
-        -------
-        tuple of slice
-            The chunk of the block and `depth` voxels around it.
-        """
+        """The source voxels that a block owns and those around it, where the source has them."""
         spans = []
-        for i, lengths, n in zip(block.index, self.chunks(blocks, shape), shape, strict=True):
+        owned = self.chunks(blocks, shape)
+        for i, lengths, n, depth in zip(block.index, owned, shape, self.depths, strict=True):
             start = sum(lengths[:i])
-            stop = start + lengths[i]
-            spans.append(slice(max(0, start - self.depth), min(n, stop + self.depth)))
+            spans.append(slice(max(0, start - depth), min(n, start + lengths[i] + depth)))
         return tuple(spans)
-
-
-@dataclass(frozen=True, eq=False)
-class DaskSource(LazyArray):
-    """A dask array that computes, inside the task that asks, only the part asked for.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        Its graph travels; its voxels do not.
-    """
-
-    array: da.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Elements per axis."""
-        return tuple(self.array.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-        return np.dtype(self.array.dtype)
-
-    @property
-    def chunk_shape(self) -> tuple[tuple[int, ...], ...]:
-        """Elements of every chunk, per axis."""
-        return tuple(self.array.chunks)
-
-    def transpose(self, *order: Any) -> DaskSource:
-        """The array with its axes in another order; reads nothing.
-
-        Parameters
-        ----------
-        *order : int, or one sequence of int
-            Axis ``order[k]`` becomes axis k; default the reverse.
-
-        Returns
-        -------
-        DaskSource
-            The reordered array.
-        """
-        return DaskSource(self.array.transpose(*order))
-
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return (type(self).__name__, str(self.array.name))
-
-    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        """Compute a box.
-
-        Parameters
-        ----------
-        start, stop : tuple of int
-            First element, and one past the last, per axis.
-
-        Returns
-        -------
-        ndarray, stop - start
-            The elements.
-        """
-        # The caller may be a task of any scheduler: this part runs in its own thread.
-        part = self.array[tuple(map(slice, start, stop))]
-        return np.asarray(part.compute(scheduler="synchronous"))
-
-
-def readable(image: Image) -> Image:
-    """An image whose slices become numpy arrays inside a task, whatever its data are.
-
-    Parameters
-    ----------
-    image : Image
-        numpy, stored or dask.
-
-    Returns
-    -------
-    Image
-        The same voxels on the same grid.
-    """
-    data = readable_source(image.data)
-    return image if data is image.data else replace(image, data=data)
-
-
-def readable_source(source: Any) -> Any:
-    """An array whose slices become numpy arrays inside a task, as `readable` gives of images.
-
-    Parameters
-    ----------
-    source : array
-        numpy, stored or dask.
-
-    Returns
-    -------
-    array
-        The same elements.
-    """
-    return DaskSource(source) if isinstance(source, da.Array) else source
 
 
 def map_blocks(
@@ -298,47 +175,39 @@ def map_blocks(
     dask.array.Array
         Chunked by block.
     """
+    halo = halo or Halo.of(blocks)
     if keep is not None:
         shared = {**shared, _KEEP: keep}
     if isinstance(source, da.Array):
         cut = None if keep is not None else _cut(blocks, source, halo)
         if cut is not None:
             return _map_overlap(function, blocks, cut, shared, result)
-        source = DaskSource(source)
-    name = _fingerprint(function, blocks, source, shared, result, halo)
+        source = readable_source(source)
+    name = name_computation(
+        function, blocks=blocks, source=source, shared=shared, result=result, halo=halo
+    )
     tail = (0,) * len(result.components)
-    together = _together(name, _Common(function, blocks, halo), shared)
+    node = _share(name, _Common(function, blocks, halo), shared)
     graph: dict[Any, Any] = {f"source-{name}": source}
-    given = TaskRef(together.key), TaskRef(f"source-{name}")
+    given = TaskRef(node.key), TaskRef(f"source-{name}")
     for index in np.ndindex(blocks.numblocks):
         key = (name, *index, *tail)
         graph[key] = Task(key, _run_block, index, *given)
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[together])
-    meta = np.empty((0,) * (len(blocks.shape) + len(tail)), result.dtype)
-    return da.Array(layers, name, result.chunks(blocks), meta=meta)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[node])
+    return result.array(layers, name, blocks)
 
 
 def once(function: Callable[..., Any], *arguments: Any, early: bool = False) -> Delayed:
-    """A value to be computed once, before the blocks that share it.
+    """A value computed once, before the blocks that share it, named by function and arguments.
 
-    Parameters
-    ----------
-    function : callable
-        Of a module.
-    *arguments
-        What it is called with; dask arrays and delayed values are computed first.
-    early : bool
-        A runner that walks through the blocks computes it before it begins, in its own process.
-        For what is small: blocks that wait for a task are begun in any order.
-
-    Returns
-    -------
-    dask.delayed.Delayed
-        Named by function and arguments.
+    Arguments that are dask arrays or delayed are computed first. An `early` value is computed by a
+    runner that walks through the blocks before it begins, in its own process: for what is small,
+    as blocks that wait for a task are begun in any order.
     """
-    name = f"{EARLY if early else ''}{_fingerprint(function, *arguments)}"
-    given = [_awaited(value, f"{name}-{k}") for k, value in enumerate(arguments)]
-    return dask.delayed(function)(*given, dask_key_name=name)
+    given = {f"argument {k}": value for k, value in enumerate(arguments)}
+    name = f"{EARLY if early else ''}{name_computation(function, **given)}"
+    awaited = [_await(value, f"{name}-{k}") for k, value in enumerate(arguments)]
+    return dask.delayed(function)(*awaited, dask_key_name=name)
 
 
 def map_neighbours(
@@ -374,21 +243,21 @@ def map_neighbours(
     dask.array.Array
         Chunked by block.
     """
-    name = _fingerprint(function, blocks, values, shared, result, axes)
-    common = _Common(function, blocks, axes=axes)
-    together = _together(name, common, shared)
-    ndim, rest = len(blocks.shape), (0,) * (values.ndim - len(blocks.shape))
+    name = name_computation(
+        function, blocks=blocks, values=values, shared=shared, result=result, axes=axes
+    )
+    node = _share(name, _Common(function, blocks, axes=axes), shared)
+    rest = (0,) * (values.ndim - len(blocks.shape))
     tail = (0,) * len(result.components)
     brought = {i: TaskRef((values.name, *i, *rest)) for i in np.ndindex(blocks.numblocks)}
-    given = TaskRef(together.key)
+    given = TaskRef(node.key)
     graph: dict[Any, Any] = {}
     for index in brought:
         key = (name, *index, *tail)
         near = (brought[i] for i in blocks.touching(index, axes))
         graph[key] = Task(key, _run_near, index, given, *near)
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[together, values])
-    meta = np.empty((0,) * (ndim + len(tail)), result.dtype)
-    return da.Array(layers, name, result.chunks(blocks), meta=meta)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[node, values])
+    return result.array(layers, name, blocks)
 
 
 def judged(
@@ -404,7 +273,7 @@ def judged(
     Parameters
     ----------
     result : dask.array.Array
-        What is made of it.
+        What is made of `found`.
     found : dask.array.Array
         What `map_blocks` prepared.
     brought : callable
@@ -431,7 +300,7 @@ def judged(
         key, block = (name, *index), (result.name, *index)
         graph[key] = Alias(key, block)
         if index == last:
-            graph[key] = Task(key, _after, TaskRef(block), TaskRef(verdict))
+            graph[key] = Task(key, _keep_first, TaskRef(block), TaskRef(verdict))
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[result, found])
     return da.Array(layers, name, result.chunks, meta=sample_of(result))
 
@@ -442,7 +311,7 @@ def _judge(
     judge(np.array(answers, np.intp).reshape(numblocks))
 
 
-def _after(block: NDArray[Any], _verdict: None) -> NDArray[Any]:
+def _keep_first(block: NDArray[Any], _verdict: None) -> NDArray[Any]:
     return block
 
 
@@ -465,14 +334,12 @@ class _Cut:
     depth: tuple[int, ...]
 
 
-def _cut(blocks: BlockGrid, source: da.Array, halo: Halo | None) -> _Cut | None:
+def _cut(blocks: BlockGrid, source: da.Array, halo: Halo) -> _Cut | None:
     """None where a chunk is thinner than its halo, which `map_overlap` cannot serve."""
     ndim = len(blocks.shape)
-    chunks, halos = blocks.chunks, blocks.overlap
-    if halo is not None:
-        chunks, halos = halo.chunks(blocks, source.shape[:ndim]), (halo.depth,) * ndim
+    chunks = halo.chunks(blocks, source.shape[:ndim])
     # A single block has all of its axis; its image may be thinner than the halo.
-    depth = tuple(d if len(c) > 1 else 0 for d, c in zip(halos, chunks, strict=True))
+    depth = tuple(d if len(c) > 1 else 0 for d, c in zip(halo.depths, chunks, strict=True))
     if any(min(c) < d for d, c in zip(depth, chunks, strict=True)):
         return None
     whole = tuple((n,) for n in source.shape[ndim:])
@@ -486,7 +353,7 @@ def _map_overlap(
     shared: Mapping[str, Any],
     result: Result,
 ) -> da.Array:
-    name = _fingerprint(function, blocks, cut, shared, result)
+    name = name_computation(function, blocks=blocks, source=cut, shared=shared, result=result)
     ndim = len(blocks.shape)
     further = range(ndim, cut.source.ndim)
     new_axes = list(range(ndim, ndim + len(result.components)))
@@ -502,74 +369,34 @@ def _map_overlap(
         new_axis=new_axes or None,
         meta=np.empty((0,) * (ndim + len(new_axes)), result.dtype),
         name=name,
-        shared=_together(name, _Common(function, blocks), shared),
+        shared=_share(name, _Common(function, blocks), shared),
     )
 
 
-def _fingerprint(function: Callable[..., Any], *given: Any) -> str:
-    """A name for what a function makes of its arguments; a random one where these do not tell."""
-    token = uuid4().hex
-    if _tells(given):
-        with suppress(TokenizationError):
-            token = tokenize(code_version(), function, given, ensure_deterministic=True)
-    return f"{function.__name__.lstrip('_')}-{token}"
-
-
-def _tells(value: Any) -> bool:
-    """Whether the token of a value changes with its voxels: a foreign reader's may not."""
-    if isinstance(value, (tuple, list)):
-        return all(map(_tells, value))
-    if isinstance(value, Mapping):
-        return all(map(_tells, value.values()))
-    known = normalize_token.dispatch(type(value)) is not normalize_object
-    if known or hasattr(value, "__dask_tokenize__") or isinstance(value, (type, np.generic)):
-        return True
-    if is_dataclass(value):
-        return all(_tells(getattr(value, field.name)) for field in fields(value))
-    return not isinstance(value, ArraySource)
-
-
-@normalize_token.register_lazy("zarr")
-def _know_zarr() -> None:
-    import zarr
-
-    from itkstream.io.storage.zarr_arrays import zarr_token
-
-    normalize_token.register(zarr.Array, zarr_token)
-
-
-@normalize_token.register_lazy("SimpleITK")
-def _know_itk() -> None:
-    import SimpleITK as sitk
-
-    from itkstream.geometry.itk_bridge import transform_token
-
-    normalize_token.register(sitk.Transform, transform_token)
-
-
-def _awaited(value: Any, name: str) -> Delayed:
+def _await(value: Any, name: str) -> Delayed:
+    """A value that dask computes before the task it is given to."""
     if isinstance(value, da.Array):
         return value.rechunk(value.shape).to_delayed(optimize_graph=False).item()
     return value if isinstance(value, Delayed) else dask.delayed(value, name, traverse=False)
 
 
-def _together(name: str, common: _Common, shared: Mapping[str, Any]) -> Delayed:
+def _share(name: str, common: _Common, shared: Mapping[str, Any]) -> Delayed:
     """One node of the graph with all that the blocks share."""
     awaited = {key: value for key, value in shared.items() if isinstance(value, Delayed)}
     known = {key: value for key, value in shared.items() if key not in awaited}
     if not awaited:
-        return dask.delayed((common, known), f"shared-{name}", traverse=False)
+        return dask.delayed((common, known), f"{SHARED}{name}", traverse=False)
     given = dask.delayed((common, known), f"known-{name}", traverse=False)
     merge = dask.delayed(_merge)
-    return merge(given, list(awaited), list(awaited.values()), dask_key_name=f"shared-{name}")
+    return merge(given, list(awaited), list(awaited.values()), dask_key_name=f"{SHARED}{name}")
 
 
 def _merge(
     known: tuple[_Common, dict[str, Any]], names: list[str], values: list[Any]
 ) -> tuple[_Common, dict[str, Any]]:
     common, shared = known
-    together = {**shared, **dict(zip(names, values, strict=True))}
-    return replace(common, keep=together.pop(_KEEP, None)), together
+    merged = {**shared, **dict(zip(names, values, strict=True))}
+    return replace(common, keep=merged.pop(_KEEP, None)), merged
 
 
 def _run_block(
@@ -581,11 +408,10 @@ def _run_block(
     block = common.blocks[index]
     if source is None or (common.keep is not None and not common.keep[index]):
         return common.function(None, block, **given)
-    region, rest = block.padded, source.shape[len(index) :]
-    if common.halo is not None:
-        region = common.halo.region(common.blocks, block, source.shape[: len(index)])
-    part = np.asarray(source[region + (slice(None),) * len(rest)])
-    return common.function(part, block, **given)
+    assert common.halo is not None
+    region = common.halo.region(common.blocks, block, source.shape[: len(index)])
+    rest = (slice(None),) * (len(source.shape) - len(index))
+    return common.function(np.asarray(source[region + rest]), block, **given)
 
 
 def _run_near(
@@ -604,12 +430,3 @@ def _run_chunk(
     common, given = shared
     index = block_info[0]["chunk-location"][: len(common.blocks.shape)]
     return common.function(part, common.blocks[index], **given)
-
-
-def _padded_lengths(blocks: BlockGrid, axis: int) -> tuple[int, ...]:
-    first = [0] * len(blocks.shape)
-    lengths = []
-    for i in range(blocks.numblocks[axis]):
-        first[axis] = i
-        lengths.append(blocks[first].padded_shape[axis])
-    return tuple(lengths)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import readable
 from itkstream.blocks.masks import Mask, masked
+from itkstream.blocks.sources import readable
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,

@@ -11,7 +11,8 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import Result, map_blocks, once, readable, readable_source
+from itkstream.blocks.graph import Result, map_blocks, once
+from itkstream.blocks.sources import readable, readable_source
 from itkstream.geometry import ArraySource, Block, BlockGrid, Grid, Image
 from itkstream.io.images.stores.ome_zarr_writer import PyramidLevel, coarsen
 from itkstream.io.storage.stored import tiles

@@ -29,7 +29,7 @@ from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
 from dask.threaded import get as threaded_get
 from distributed import Client, as_completed
 
-from itkstream.blocks.graph import EARLY
+from itkstream.blocks.graph import EARLY, SHARED
 from itkstream.compute.lending import Parcel, lent
 from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.storage.stored import keeping_chunks
@@ -309,7 +309,7 @@ _LOST = (
 def _settle_early(graph: Graph) -> None:
     """Compute what is small and shared now: of blocks that wait for it, dask begins any first."""
     early = [key for key in graph if str(key).startswith(EARLY)]
-    shared = [key for key in graph if str(key).startswith("shared-")] if early else []
+    shared = [key for key in graph if str(key).startswith(SHARED)] if early else []
     for key in (*early, *shared):
         node = graph[key]
         needed = {name: graph[name] for name in node.dependencies}

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from dask.utils import format_bytes, parse_bytes
 
-from itkstream.blocks.graph import readable
 from itkstream.blocks.inputs import block_grid
+from itkstream.blocks.sources import readable
 from itkstream.errors import InputError, ItkstreamError, PlanError
 from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.io.storage.stored import kept_times

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from dask.tokenize import tokenize
 
-from itkstream.blocks.graph import readable
 from itkstream.blocks.masks import masked
+from itkstream.blocks.sources import readable
 from itkstream.geometry import CompositeTransform, Image
 from itkstream.io import open_image
 from itkstream.io.storage.locations import Location

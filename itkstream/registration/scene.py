@@ -22,9 +22,9 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from itkstream.apply.resampling import prepare_apply_transform
-from itkstream.blocks.graph import readable
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.proven_levels import finest_needed
+from itkstream.blocks.sources import readable
 from itkstream.compute.execute import compute, continues
 from itkstream.compute.tally import Progress
 from itkstream.errors import RegistrationError

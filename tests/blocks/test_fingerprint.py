@@ -21,7 +21,6 @@ from itkstream.affine import prepare_piecewise_ransac_affine
 from itkstream.apply.folds import prepare_fold_count
 from itkstream.apply.resampling import piecewise_transform, prepare_apply_transform
 from itkstream.blocks import fingerprint
-from itkstream.blocks import graph as lazy
 from itkstream.blocks.graph import Result, map_blocks
 from itkstream.deform import prepare_piecewise_deformable_align
 from itkstream.estimate.deformation import prepare_displacement
@@ -182,7 +181,7 @@ def test_every_parameter_counts(folder: Path) -> None:
 
 def test_the_code_counts(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     before = every_prepare(folder)
-    monkeypatch.setattr(lazy, "code_version", lambda: "a later one")
+    monkeypatch.setattr(fingerprint, "code_version", lambda: "a later one")
     after = every_prepare(folder)
     assert not {a.name for a in before.values()} & {a.name for a in after.values()}
 
@@ -215,13 +214,27 @@ def take_core(part: np.ndarray, block: Any) -> np.ndarray:
     return part[block.core_in_padded]
 
 
-def test_what_cannot_be_told_has_a_name_of_its_own_each_time() -> None:
+def test_what_cannot_be_told_has_a_name_of_its_own_each_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     blocks = BlockGrid((4, 4), (2, 2))
     memory = zarr.create_array({}, data=np.zeros((4, 4), int))
     for source in (Foreign(), memory):
+        caplog.clear()
         first, second = (map_blocks(take_core, blocks, source, {}, Result(int)) for _ in range(2))
         assert first.name != second.name
+        # Said where it happens, and of what.
+        said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(said) == 2
+        assert all("take_core has a random name" in text for text in said)
         assert (first.compute() == 0).all()
+
+
+def test_a_warning_says_where_the_value_is(caplog: pytest.LogCaptureFixture) -> None:
+    shared = {"add": (1, Image(Foreign(), Grid((4, 4), (1, 1))))}
+    map_blocks(take_core, BlockGrid((4, 4), (2, 2)), np.zeros((4, 4)), shared, Result(int))
+    assert "shared['add'][1].data is a " in caplog.text
+    assert "Foreign" in caplog.text
 
 
 if __name__ == "__main__":

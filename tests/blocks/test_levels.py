@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itkstream.blocks import levels
-from itkstream.blocks.graph import readable
 from itkstream.blocks.levels import coarse_blocks, factors_to_fit, read_coarse
 from itkstream.blocks.masks import masked
+from itkstream.blocks.sources import readable
 from itkstream.geometry import Grid, Image
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from itkstream.apply import fields as algebra
 from itkstream.apply import repair
-from itkstream.blocks import graph as lazy
 from itkstream.blocks import masks
+from itkstream.blocks import sources as lazy
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
