@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.apply.folds import FoldedRegion, count_folds, find_folded_regions
+from itkstream.apply.folds import FoldedRegion, count_folds, find_folded_regions, foldable_chain
 from itkstream.apply.points import apply_to_points
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Grid, Transform, compose
-from itkstream.geometry.chains import FieldChain
 from itkstream.workers import Resources
 
 __all__ = ["Certificate", "certify", "check_transform"]
 
-_NO_FIELD = (
-    "an affine, a displacement field, or a field followed by affines can be checked; got {kinds}: "
-    "make it a field first, by itkstream.transform.as_field or `itkstream export --like`"
-)
 # What an inverse may be off, in voxels of the field: at the middle point, and at the worst.
 _MEDIAN_VOX, _WORST_VOX = 0.01, 0.1
 _REGIONS = 1000
@@ -138,7 +133,7 @@ def check_transform(
     if isinstance(simple, AffineTransform):
         # An affine that mirrors the image folds nothing and has an exact inverse.
         return Certificate(abs(float(np.linalg.det(simple.matrix))), 0, 0, 0.0, 0.0)
-    field = FieldChain.of(simple, _NO_FIELD).field
+    field = foldable_chain(simple, "checked").field
     determinants, counts = count_folds(field, resources)
     least = float(determinants.min())
     if not np.isfinite(least):

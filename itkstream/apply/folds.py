@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 from itkstream.blocks.graph import Result, map_blocks
 from itkstream.blocks.inputs import block_grid
 from itkstream.compute.execute import compute
-from itkstream.geometry import Block, DisplacementField, Grid
+from itkstream.geometry import Block, DisplacementField, Grid, Transform
+from itkstream.geometry.chains import FieldChain
 from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.workers import Resources
 
-__all__ = ["FoldedRegion", "count_folds", "find_folded_regions", "prepare_fold_count"]
+__all__ = [
+    "FoldedRegion",
+    "count_folds",
+    "find_folded_regions",
+    "foldable_chain",
+    "prepare_fold_count",
+]
 
 # Voxels per block and axis in which folds are counted.
 _BLOCK = 128
@@ -47,6 +54,16 @@ class FoldedRegion:
             self.voxels + other.voxels,
             min(self.least_jacobian, other.least_jacobian),
         )
+
+
+def foldable_chain(transform: Transform, verb: str) -> FieldChain:
+    """Take a transform apart whose folds are to be `verb`: "checked" or "repaired"."""
+    return FieldChain.of(
+        transform,
+        f"an affine, a displacement field, or a field followed by affines can be {verb}; got "
+        "{kinds}: make it a field first, by itkstream.transform.as_field or `itkstream export "
+        "--like`",
+    )
 
 
 def count_folds(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from itkstream.apply.folds import FoldedRegion, count_folds, find_folded_regions
+from itkstream.apply.folds import FoldedRegion, count_folds, find_folded_regions, foldable_chain
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
@@ -20,16 +20,11 @@ from itkstream.geometry import (
     Transform,
     compose,
 )
-from itkstream.geometry.chains import FieldChain
 from itkstream.numerics.sampling.folds import MINIMUM_JACOBIAN, repair_folds
 from itkstream.workers import Resources
 
 __all__ = ["repair_transform"]
 
-_NO_FIELD = (
-    "an affine, a displacement field, or a field followed by affines can be repaired; got {kinds}: "
-    "make it a field first, by itkstream.transform.as_field or `itkstream export --like`"
-)
 # Voxels around a fold that its repair may change, at first; doubled while that is not enough.
 _ROOM = 16
 # Changes of a vector reach the determinants of its neighbours.
@@ -65,7 +60,7 @@ def repair_transform(transform: Transform, *, resources: Resources | None = None
     simple = compose(transform)
     if isinstance(simple, AffineTransform):
         return transform
-    chain = FieldChain.of(simple, _NO_FIELD)
+    chain = foldable_chain(simple, "repaired")
     field = chain.field
     determinants, counts = count_folds(field, resources)
     if not np.isfinite(determinants).all():

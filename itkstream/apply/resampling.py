@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-# The background is told from the image where none is asked for.
+# The background comes from the image where none is asked for.
 _DEFAULT = WarpSettings(background=None)
 
 # A coarse field's chunk is cut at whole voxels: with two more on each side every position of the
@@ -320,7 +320,7 @@ def _apply_field_block(
 
 
 def _complete(settings: WarpSettings, moving: Image) -> WarpSettings | Delayed:
-    """The settings with a background, told from the image where none is given: once, lazily."""
+    """The settings with a background, found in the image where none is given: once, lazily."""
     if settings.background is not None:
         return settings
     return once(_with_background, settings, readable(moving), early=True)
