@@ -95,7 +95,6 @@ def deform_block(
     moving: Image,
     initial: Transform,
     settings: DeformSettings,
-    progress: Callable[[int, int, float], None] | None = None,
 ) -> DeformEstimate:
     """Refine a transform by a deformation, in one block.
 
@@ -109,8 +108,6 @@ def deform_block(
         Where to start, from fixed to moving points.
     settings : DeformSettings
         Parameters of the deformation; their kind decides the engine.
-    progress : callable, optional
-        Called with level, iteration and squared correlation.
 
     Returns
     -------
@@ -132,7 +129,6 @@ def deform_block(
             frame,
             settings,
             initial=mapping.displacement,
-            progress=progress,
         )
     except InputError as error:
         return DeformEstimate(None, mapping, (), str(error))

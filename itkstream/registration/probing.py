@@ -77,7 +77,7 @@ def _works(
     works: dict[str, Callable[[Image], Any]] = {
         "warp": lambda block: warp_block(moving, transform, block.grid, WarpSettings()),
         "points": lambda block: find_key_points(
-            block.read(), block.grid, KeyPointSettings.from_voxels(*_RADII_VOX, block.spacing), None
+            block.read(), block.grid, KeyPointSettings.from_voxels(*_RADII_VOX, block.spacing)
         ),
     }
     deformations = [step for step in steps if isinstance(step, Deformable)]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.numerics.checks import without_infinities
+from itkstream.numerics.lift import lift_values
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["ValueRange", "correlation_residual", "local_correlation", "mean_local_correlation"]
@@ -82,10 +83,7 @@ class ValueRange:
 
 
 def local_correlation(
-    a: NDArray[Any],
-    b: NDArray[Any],
-    radius: int | Sequence[int],
-    mask: NDArray[np.bool_] | None = None,
+    a: NDArray[Any], b: NDArray[Any], radius: int | Sequence[int]
 ) -> NDArray[np.float64]:
     """Squared correlation of two images in a window around each voxel.
 
@@ -95,8 +93,6 @@ def local_correlation(
         Real images of one shape, 2-D or 3-D; NaN marks voxels that do not count.
     radius : int or sequence of int
         The window is ``2 * radius + 1`` voxels wide, cut at the border.
-    mask : ndarray of bool, optional
-        Voxels that count; default all.
 
     Returns
     -------
@@ -109,10 +105,10 @@ def local_correlation(
     InputError
         For images of different shapes or a radius below 1.
     """
-    images = _pair(a, b, mask)
+    images = _pair(a, b)
     window = _window(radius, images[0].ndim)
     code = _codes(ValueRange.of(images[0]), ValueRange.of(images[1]), window, images[0].shape)
-    out = np.empty(_three(images[0].shape))
+    out = np.empty(lift_values(images[0].shape, 1))
     first, second = (image.reshape(out.shape) for image in images)
     over_slabs(lambda i, j: _quality(first, second, code, window, out, i, j), out.shape[0])
     return out.reshape(a.shape)
@@ -195,22 +191,14 @@ def correlation_residual(
     return float(total / count) if count else 0.0
 
 
-def _pair(
-    a: NDArray[Any], b: NDArray[Any], mask: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pair(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.shape != b.shape or a.ndim not in (2, 3):
         raise InputError(
             "local correlation needs two 2-D or 3-D images of one shape; "
             f"got shapes {a.shape} and {b.shape}"
         )
-    first, second = (
-        without_infinities(np.ascontiguousarray(image, np.float64)) for image in (a, b)
-    )
-    if mask is None:
-        return first, second
-    if np.shape(mask) != a.shape:
-        raise InputError(f"the mask has shape {np.shape(mask)}; the images have {a.shape}")
-    return np.where(mask, first, np.nan), second
+    first, second = (np.ascontiguousarray(image, np.float64) for image in (a, b))
+    return without_infinities(first), without_infinities(second)
 
 
 def _window(radius: int | Sequence[int], ndim: int) -> NDArray[np.int64]:
@@ -222,16 +210,13 @@ def _window(radius: int | Sequence[int], ndim: int) -> NDArray[np.int64]:
     return window
 
 
-def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (1,) * (3 - len(shape)) + tuple(shape)
-
-
 def _codes(
     first: ValueRange, second: ValueRange, window: NDArray[np.int64], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Offset and scale of both images, and the least count of a window."""
     full = math.prod(int(2 * r + 1) for r in window)
-    cut = math.prod(min(int(2 * r + 1), n) for r, n in zip(window, _three(shape), strict=True))
+    lengths = lift_values(shape, 1)
+    cut = math.prod(min(int(2 * r + 1), n) for r, n in zip(window, lengths, strict=True))
     return np.array([*first.code(full), *second.code(full), max(2.0, LEAST_FILLED * cut)])
 
 

@@ -19,11 +19,10 @@ from itkstream.geometry import Grid
 from itkstream.geometry.itk_bridge import quiet_itk, to_itk_image
 from itkstream.numerics.itk.settings import IntensitySettings
 
-__all__ = ["ItkLevel", "ItkSide", "even_out", "what_itk_says"]
+__all__ = ["ItkLevel", "ItkSide", "normalise_locally", "what_itk_says"]
 
 
 Floats: TypeAlias = NDArray[np.float64]
-Mask: TypeAlias = NDArray[np.bool_]
 
 # What ITK says, and what that means to a user.
 _TOO_FEW = "too few voxels that count lie on each other in both images"
@@ -242,7 +241,7 @@ def what_itk_says(error: RuntimeError) -> str:
     return "ITK says: " + said.strip().splitlines()[-1].split("): ")[-1]
 
 
-def even_out(image: NDArray[np.float32], radius: int | None) -> NDArray[np.float32]:
+def normalise_locally(image: NDArray[np.float32], radius: int | None) -> NDArray[np.float32]:
     """The image at mean 0 and deviation 1, of the whole or of the window around each voxel.
 
     Parameters
