@@ -45,18 +45,7 @@ class ValueRange:
 
     @classmethod
     def of(cls, *images: NDArray[Any]) -> ValueRange:
-        """The range of the finite values of some images.
-
-        Parameters
-        ----------
-        *images : ndarray
-            Real images; NaN marks voxels without value.
-
-        Returns
-        -------
-        ValueRange
-            From the least to the greatest value; 0 to 0 where there is none.
-        """
+        """The range of the finite values of some images."""
         lows = [float(np.fmin.reduce(a, axis=None)) for a in images]
         highs = [float(np.fmax.reduce(a, axis=None)) for a in images]
         if not np.isfinite(lows + highs).all():
@@ -64,18 +53,7 @@ class ValueRange:
         return cls(min(lows), max(highs))
 
     def code(self, window: int) -> tuple[float, float]:
-        """How to turn values into integers whose window sums of products are exact.
-
-        Parameters
-        ----------
-        window : int
-            Voxels per window.
-
-        Returns
-        -------
-        tuple of float
-            Offset and scale: the integer is ``rint((value - offset) * scale)``.
-        """
+        """Offset and scale: sums of products of ``rint((value - offset) * scale)`` are exact."""
         offset = math.floor((self.low + self.high) / 2)
         bits = math.floor((52 - math.log2(window)) / 2)
         reach = max(self.high - offset, offset - self.low, 1e-30)
@@ -85,25 +63,9 @@ class ValueRange:
 def local_correlation(
     a: NDArray[Any], b: NDArray[Any], radius: int | Sequence[int]
 ) -> NDArray[np.float64]:
-    """Squared correlation of two images in a window around each voxel.
+    """Squared correlation of two images in a window of ``2 * radius + 1`` voxels around each voxel.
 
-    Parameters
-    ----------
-    a, b : ndarray
-        Real images of one shape, 2-D or 3-D; NaN marks voxels that do not count.
-    radius : int or sequence of int
-        The window is ``2 * radius + 1`` voxels wide, cut at the border.
-
-    Returns
-    -------
-    ndarray, float64
-        Between 0 and 1; 0 where an image is constant in the window, NaN at voxels that do not
-        count.
-
-    Raises
-    ------
-    InputError
-        For images of different shapes or a radius below 1.
+    0 where an image is constant in the window, NaN at voxels that do not count.
     """
     images = _pair(a, b)
     window = _window(radius, images[0].ndim)
@@ -120,22 +82,7 @@ def mean_local_correlation(
     radius: int | Sequence[int],
     mask: NDArray[np.bool_] | None = None,
 ) -> float:
-    """Mean of `local_correlation` over the voxels that count.
-
-    Parameters
-    ----------
-    a, b : ndarray
-        Real images of one shape; NaN marks voxels that do not count.
-    radius : int or sequence of int
-        The window is ``2 * radius + 1`` voxels wide, cut at the border.
-    mask : ndarray of bool, optional
-        Voxels to average over; windows reach beyond it.
-
-    Returns
-    -------
-    float
-        Between 0 and 1; 0 where no voxel counts.
-    """
+    """Mean of `local_correlation` over voxels that count, in a mask that windows reach beyond."""
     values = local_correlation(a, b, radius)
     if mask is not None:
         values = values[np.asarray(mask, bool)]
@@ -158,26 +105,8 @@ def correlation_residual(
     ``residual * weight * gradient(warped)`` and its Gauss-Newton matrix
     ``weight**2 * gradient(warped) gradient(warped)^T``.
 
-    Parameters
-    ----------
-    images : pair of ndarray, float32, 3-D
-        Fixed and warped image; NaN marks voxels that do not count.
-    ranges : pair of ValueRange
-        Bounds of their values.
-    radius : int or sequence of int
-        The window is ``2 * radius + 1`` voxels wide.
-    residual, weight : ndarray, float32
-        Filled; 0 at voxels that do not count and where an image is constant.
-
-    Returns
-    -------
-    float
-        Mean squared local correlation over the voxels that count; 0 where there are none.
-
-    References
-    ----------
-    Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004, for
-    the central-voxel gradient of local correlation.
+    Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004, for the
+    central-voxel gradient of local correlation.
     """
     shape = images[0].shape
     window = _window(radius, 3)

@@ -153,33 +153,10 @@ def descend(
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine the displacement is followed by.
-    settings : DescentSettings
-        Parameters.
-    initial : DisplacementField or ndarray, fixed shape + (n,), optional
-        Where to start: a coarser solution on its own grid, or one on the fixed grid.
-    propose : callable, optional
-        Takes fixed image, warped image and their lattice (3-D, NaN where voxels do not count) and
-        returns the vectors of a small step, instead of the force of local correlation.
+    NaN voxels do not count. `initial` is a coarser solution on its own grid, or vectors on the
+    fixed one, fixed shape + (n,). `propose` finds the small step instead of the force of local
+    correlation. The map found has a positive Jacobian determinant at every voxel.
 
-    Returns
-    -------
-    Descent
-        The displacement, whose map has a positive Jacobian determinant at every voxel, and a
-        report per level.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or hold no numbers.
-
-    References
-    ----------
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
     diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
     Gauss-Newton step with matrices averaged over a neighbourhood.
@@ -314,21 +291,7 @@ def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
 
 
 def node_factors(grid: Grid, settings: DescentSettings) -> tuple[int, ...]:
-    """How coarse the lattice is that holds what `descend` finds.
-
-    Parameters
-    ----------
-    grid : Grid
-        Of the fixed image.
-    settings : DescentSettings
-        Parameters.
-
-    Returns
-    -------
-    tuple of int
-        Voxels per node of the finest level, per axis: the displacement is linear between the
-        nodes of ``grid.shrink(factors)``, but where folds had to be repaired.
-    """
+    """Voxels per axis between the nodes of what `descend` finds, which is linear between them."""
     level = settings.level(len(settings.shrink_factors) - 1)
     shrinks = _factors(level.shrink_factor, grid, settings.isotropic)
     strides = _factors(level.node_stride, grid.shrink(shrinks), True)

@@ -67,27 +67,6 @@ def fit_intensity_affine(
     What the model allows is put before the initial affine, so that even a translation keeps all
     the initial one holds. Every sum runs on one thread in one order: the same bits on any machine.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine to start from.
-    settings : IntensitySettings
-        Parameters.
-
-    Returns
-    -------
-    IntensityEstimate
-        The refined matrix where its metric beats the initial one's, else the initial matrix.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or no voxel counts.
-
-    References
-    ----------
     Mattes et al., IEEE Transactions on Medical Imaging 22 (2003) 120-128,
     doi:10.1109/TMI.2003.809072, for mutual information. Avants et al., Frontiers in
     Neuroinformatics 8 (2014) 44, doi:10.3389/fninf.2014.00044, for the framework.
@@ -227,24 +206,7 @@ def intensity_block(
 ) -> IntensityEstimate:
     """Refine an affine between two images in memory by their intensities.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        In memory, with the same axes.
-    initial : ndarray, (n + 1, n + 1)
-        Where to start, from fixed to moving points.
-    settings : IntensitySettings
-        Parameters.
-
-    Returns
-    -------
-    IntensityEstimate
-        False in a condition, with the initial matrix and the reason, where none is better.
-
-    Raises
-    ------
-    InputError
-        For images or an affine that cannot be used.
+    Shapes: `initial` (n + 1, n + 1).
     """
     frame = Frame(fixed.grid, moving.grid, initial)
     return fit_intensity_affine(fixed.read(), moving.read(), frame, settings)

@@ -45,32 +45,9 @@ def descend_bspline(
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by a B-spline.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine the displacement is followed by.
-    settings : BsplineSettings
-        Parameters.
-    initial : DisplacementField or ndarray, fixed shape + (n,), optional
-        Where to start: a coarser solution on its own grid, or one on the fixed grid.
+    Shapes: `initial` fixed shape + (n,).
 
-    Returns
-    -------
-    Descent
-        The displacement, whose map has a positive Jacobian determinant at every voxel, and a
-        report per level. Levels that lower the local correlation are left out.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or ITK cannot compare them.
-
-    References
-    ----------
-    Rueckert et al., IEEE Transactions on Medical Imaging 18 (1999) 712-721,
-    doi:10.1109/42.796284.
+    Rueckert et al., IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
     """
     pair = _Pair.of(fixed, moving, frame, _start(initial, frame.fixed_grid))
     spline: sitk.Transform | None = None

@@ -34,32 +34,10 @@ def descend_demons(
     comes from a short burst of a demons filter. The loop smooths it, composes it with the
     displacement, smooths that, keeps the iterate of highest local correlation and repairs folds.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine the displacement is followed by.
-    settings : DemonsSettings
-        Parameters.
-    initial : DisplacementField or ndarray, fixed shape + (n,), optional
-        Where to start: a coarser solution on its own grid, or one on the fixed grid.
+    Shapes: `initial` fixed shape + (n,).
 
-    Returns
-    -------
-    Descent
-        The displacement, whose map has a positive Jacobian determinant at every voxel, and a
-        report per level.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or hold no numbers.
-
-    References
-    ----------
-    Thirion, Medical Image Analysis 2 (1998) 243-260, doi:10.1016/S1361-8415(98)80022-4.
-    Vercauteren et al., NeuroImage 45 (2009) S61-S72, doi:10.1016/j.neuroimage.2008.10.040.
+    Thirion, Medical Image Analysis 2 (1998) 243-260, doi:10.1016/S1361-8415(98)80022-4. Vercauteren
+    et al., NeuroImage 45 (2009) S61-S72, doi:10.1016/j.neuroimage.2008.10.040.
     """
     return descend(
         fixed,
