@@ -68,7 +68,7 @@ class DeformEstimate:
         return self.displacement is not None
 
     def confidence(self) -> float:
-        """Mean squared local correlation of the finest level, at least 0.01: its weight in a blend."""
+        """Mean squared local correlation of the finest level, at least 0.01: a weight in blends."""
         return max(_LEAST_CONFIDENCE, self.levels[-1].after) if self.levels else 1.0
 
     def refinement(self) -> NDArray[np.float32] | None:
