@@ -1,4 +1,4 @@
-"""Voxels without a value: NaN stands for them, whatever an image holds there."""
+"""Images as the numerics take them: real numbers on a grid, NaN for voxels without a value."""
 
 from __future__ import annotations
 
@@ -9,51 +9,31 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 
-__all__ = ["counting_voxels", "without_infinities"]
+__all__ = ["check_image", "counting_voxels", "without_infinities"]
+
+
+def check_image(what: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Refuse an array that holds no real numbers on a grid of this shape."""
+    if array.shape != shape:
+        raise InputError(f"{what} has shape {array.shape}, which does not fit a grid of {shape}")
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{what} must hold real numbers; got {array.dtype}")
 
 
 def without_infinities(image: NDArray[Any]) -> NDArray[Any]:
-    """An image whose infinite voxels are NaN: like those, they do not count.
-
-    Parameters
-    ----------
-    image : ndarray
-        Of real numbers.
-
-    Returns
-    -------
-    ndarray
-        The image itself where it has none.
-    """
+    """An image whose infinite voxels are NaN: like those, they do not count."""
     if image.dtype.kind != "f" or not np.isinf(image).any():
         return image
     return np.where(np.isinf(image), image.dtype.type(np.nan), image)
 
 
-def counting_voxels(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
-    """An image as the deformations take it: NaN where it does not count.
-
-    Parameters
-    ----------
-    name : str
-        How messages call it.
-    array : ndarray
-        Of real numbers; NaN and infinities do not count.
-
-    Returns
-    -------
-    ndarray, float32
-        Contiguous.
-
-    Raises
-    ------
-    InputError
-        Where no voxel counts.
-    """
+def counting_voxels(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The fixed or moving image, contiguous, with NaN where a voxel does not count."""
+    check_image(f"the {name} image", array, shape)
     image = without_infinities(np.ascontiguousarray(array, np.float32))
     if np.isnan(image).all():
         raise InputError(
             f"the {name} image holds nothing but NaN, infinities and what the {name} mask leaves "
-            "out: no voxel counts"
+            f"out: no voxel of the {name} image counts"
         )
     return image

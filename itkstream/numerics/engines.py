@@ -68,22 +68,13 @@ class DeformEstimate:
         return self.displacement is not None
 
     def confidence(self) -> float:
-        """How far the block can be trusted beside its neighbours.
-
-        Returns
-        -------
-        float
-            Mean squared local correlation at its finest level, at least 0.01.
-        """
+        """Mean squared local correlation of the finest level, at least 0.01: a weight in blends."""
         return max(_LEAST_CONFIDENCE, self.levels[-1].after) if self.levels else 1.0
 
     def refinement(self) -> NDArray[np.float32] | None:
         """What the deformation adds to the initial displacement.
 
-        Returns
-        -------
-        ndarray, block shape + (n,), float32, or None
-            Physical vectors; None where there is no deformation.
+        Returns block shape + (n,).
         """
         if self.displacement is None or self.initial.displacement is None:
             return self.displacement
@@ -95,28 +86,8 @@ def deform_block(
     moving: Image,
     initial: Transform,
     settings: DeformSettings,
-    progress: Callable[[int, int, float], None] | None = None,
 ) -> DeformEstimate:
-    """Refine a transform by a deformation, in one block.
-
-    Parameters
-    ----------
-    fixed : Image
-        The block, in memory.
-    moving : Image
-        The whole moving image; only the part that the block can reach is read.
-    initial : Transform
-        Where to start, from fixed to moving points.
-    settings : DeformSettings
-        Parameters of the deformation; their kind decides the engine.
-    progress : callable, optional
-        Called with level, iteration and squared correlation.
-
-    Returns
-    -------
-    DeformEstimate
-        With the whole displacement in front of the initial transform's affine.
-    """
+    """Refine a transform by a deformation, in one block."""
     mapping = map_on(initial, fixed.grid)
     # The coarsest correlation window is as far as a block looks beyond where it starts.
     coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
@@ -132,7 +103,6 @@ def deform_block(
             frame,
             settings,
             initial=mapping.displacement,
-            progress=progress,
         )
     except InputError as error:
         return DeformEstimate(None, mapping, (), str(error))

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["lift_field", "lift_matrix", "lift_values", "lift_vectors"]
+from itkstream.geometry import Grid
+
+__all__ = [
+    "lift_field",
+    "lift_grid",
+    "lift_homogeneous",
+    "lift_matrix",
+    "lift_values",
+    "lift_vectors",
+]
 
 
 def lift_values(values: Iterable[Any], fill: Any) -> tuple[Any, Any, Any]:
@@ -28,6 +37,20 @@ def lift_matrix(matrix: ArrayLike, fill: float = 1.0) -> NDArray[np.float64]:
     lifted = fill * np.eye(3, 3 + given.shape[1] - len(given))
     lifted[lead:, lead:] = given
     return lifted
+
+
+def lift_homogeneous(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An (n + 1) x (n + 1) matrix as one of 4 x 4."""
+    lifted = np.eye(4)
+    lead = 4 - len(matrix)
+    lifted[lead:, lead:] = matrix
+    return lifted
+
+
+def lift_grid(grid: Grid) -> Grid:
+    """The lattice in coordinates along its own axes; a new plane is as thick as the finest."""
+    spacing = lift_values(grid.spacing, min(grid.spacing))
+    return Grid(lift_values(grid.shape, 1), spacing, unit=grid.unit)
 
 
 def lift_vectors(vectors: ArrayLike, dtype: Any = np.float64) -> NDArray[Any]:

@@ -20,14 +20,7 @@ _state = {"threads": 0}
 
 
 def get_threads() -> int:
-    """Threads each kernel call may use.
-
-    Returns
-    -------
-    int
-        What `set_threads` set, else the environment variable ``ITKSTREAM_THREADS``, else the
-        number of processors this process may run on.
-    """
+    """Threads each kernel call may use."""
     if not _state["threads"]:
         given = os.environ.get("ITKSTREAM_THREADS", "")
         _state["threads"] = int(given) if given.isdigit() and int(given) else processors()
@@ -35,30 +28,13 @@ def get_threads() -> int:
 
 
 def set_threads(threads: int) -> None:
-    """Set how many threads each kernel call of this process may use.
-
-    Parameters
-    ----------
-    threads : int
-        At least 1.
-    """
+    """Set how many threads each kernel call of this process may use."""
     _state["threads"] = max(1, int(threads))
 
 
 @contextmanager
 def using_threads(threads: int) -> Iterator[None]:
-    """Set the number of threads for the duration of a with block.
-
-    Parameters
-    ----------
-    threads : int
-        At least 1.
-
-    Yields
-    ------
-    None
-        Nothing; the former number returns at the end.
-    """
+    """Set the number of threads for the duration of a with block."""
     before = get_threads()
     set_threads(threads)
     try:
@@ -68,16 +44,7 @@ def using_threads(threads: int) -> Iterator[None]:
 
 
 def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
-    """Call ``kernel(start, stop)`` on consecutive ranges that cover ``0 .. length``.
-
-    Parameters
-    ----------
-    kernel : callable
-        Works on planes ``start`` to ``stop`` and writes nothing outside them; it should release
-        the interpreter lock.
-    length : int
-        Number of planes.
-    """
+    """Call ``kernel(start, stop)`` on consecutive ranges that cover ``0 .. length``."""
     threads = min(get_threads(), length)
     if threads <= 1:
         kernel(0, length)
@@ -89,13 +56,7 @@ def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
 
 
 def processors() -> int:
-    """Processors this process may run on.
-
-    Returns
-    -------
-    int
-        At least 1.
-    """
+    """Processors this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.numerics.checks import without_infinities
+from itkstream.numerics.lift import lift_values
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["ValueRange", "correlation_residual", "local_correlation", "mean_local_correlation"]
@@ -44,18 +45,7 @@ class ValueRange:
 
     @classmethod
     def of(cls, *images: NDArray[Any]) -> ValueRange:
-        """The range of the finite values of some images.
-
-        Parameters
-        ----------
-        *images : ndarray
-            Real images; NaN marks voxels without value.
-
-        Returns
-        -------
-        ValueRange
-            From the least to the greatest value; 0 to 0 where there is none.
-        """
+        """The range of the finite values of some images."""
         lows = [float(np.fmin.reduce(a, axis=None)) for a in images]
         highs = [float(np.fmax.reduce(a, axis=None)) for a in images]
         if not np.isfinite(lows + highs).all():
@@ -63,18 +53,7 @@ class ValueRange:
         return cls(min(lows), max(highs))
 
     def code(self, window: int) -> tuple[float, float]:
-        """How to turn values into integers whose window sums of products are exact.
-
-        Parameters
-        ----------
-        window : int
-            Voxels per window.
-
-        Returns
-        -------
-        tuple of float
-            Offset and scale: the integer is ``rint((value - offset) * scale)``.
-        """
+        """Offset and scale: sums of products of ``rint((value - offset) * scale)`` are exact."""
         offset = math.floor((self.low + self.high) / 2)
         bits = math.floor((52 - math.log2(window)) / 2)
         reach = max(self.high - offset, offset - self.low, 1e-30)
@@ -82,37 +61,16 @@ class ValueRange:
 
 
 def local_correlation(
-    a: NDArray[Any],
-    b: NDArray[Any],
-    radius: int | Sequence[int],
-    mask: NDArray[np.bool_] | None = None,
+    a: NDArray[Any], b: NDArray[Any], radius: int | Sequence[int]
 ) -> NDArray[np.float64]:
-    """Squared correlation of two images in a window around each voxel.
+    """Squared correlation of two images in a window of ``2 * radius + 1`` voxels around each voxel.
 
-    Parameters
-    ----------
-    a, b : ndarray
-        Real images of one shape, 2-D or 3-D; NaN marks voxels that do not count.
-    radius : int or sequence of int
-        The window is ``2 * radius + 1`` voxels wide, cut at the border.
-    mask : ndarray of bool, optional
-        Voxels that count; default all.
-
-    Returns
-    -------
-    ndarray, float64
-        Between 0 and 1; 0 where an image is constant in the window, NaN at voxels that do not
-        count.
-
-    Raises
-    ------
-    InputError
-        For images of different shapes or a radius below 1.
+    0 where an image is constant in the window, NaN at voxels that do not count.
     """
-    images = _pair(a, b, mask)
+    images = _pair(a, b)
     window = _window(radius, images[0].ndim)
     code = _codes(ValueRange.of(images[0]), ValueRange.of(images[1]), window, images[0].shape)
-    out = np.empty(_three(images[0].shape))
+    out = np.empty(lift_values(images[0].shape, 1))
     first, second = (image.reshape(out.shape) for image in images)
     over_slabs(lambda i, j: _quality(first, second, code, window, out, i, j), out.shape[0])
     return out.reshape(a.shape)
@@ -124,22 +82,7 @@ def mean_local_correlation(
     radius: int | Sequence[int],
     mask: NDArray[np.bool_] | None = None,
 ) -> float:
-    """Mean of `local_correlation` over the voxels that count.
-
-    Parameters
-    ----------
-    a, b : ndarray
-        Real images of one shape; NaN marks voxels that do not count.
-    radius : int or sequence of int
-        The window is ``2 * radius + 1`` voxels wide, cut at the border.
-    mask : ndarray of bool, optional
-        Voxels to average over; windows reach beyond it.
-
-    Returns
-    -------
-    float
-        Between 0 and 1; 0 where no voxel counts.
-    """
+    """Mean of `local_correlation` over voxels that count, in a mask that windows reach beyond."""
     values = local_correlation(a, b, radius)
     if mask is not None:
         values = values[np.asarray(mask, bool)]
@@ -162,26 +105,8 @@ def correlation_residual(
     ``residual * weight * gradient(warped)`` and its Gauss-Newton matrix
     ``weight**2 * gradient(warped) gradient(warped)^T``.
 
-    Parameters
-    ----------
-    images : pair of ndarray, float32, 3-D
-        Fixed and warped image; NaN marks voxels that do not count.
-    ranges : pair of ValueRange
-        Bounds of their values.
-    radius : int or sequence of int
-        The window is ``2 * radius + 1`` voxels wide.
-    residual, weight : ndarray, float32
-        Filled; 0 at voxels that do not count and where an image is constant.
-
-    Returns
-    -------
-    float
-        Mean squared local correlation over the voxels that count; 0 where there are none.
-
-    References
-    ----------
-    Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004, for
-    the central-voxel gradient of local correlation.
+    Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004, for the
+    central-voxel gradient of local correlation.
     """
     shape = images[0].shape
     window = _window(radius, 3)
@@ -195,22 +120,14 @@ def correlation_residual(
     return float(total / count) if count else 0.0
 
 
-def _pair(
-    a: NDArray[Any], b: NDArray[Any], mask: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pair(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.shape != b.shape or a.ndim not in (2, 3):
         raise InputError(
             "local correlation needs two 2-D or 3-D images of one shape; "
             f"got shapes {a.shape} and {b.shape}"
         )
-    first, second = (
-        without_infinities(np.ascontiguousarray(image, np.float64)) for image in (a, b)
-    )
-    if mask is None:
-        return first, second
-    if np.shape(mask) != a.shape:
-        raise InputError(f"the mask has shape {np.shape(mask)}; the images have {a.shape}")
-    return np.where(mask, first, np.nan), second
+    first, second = (np.ascontiguousarray(image, np.float64) for image in (a, b))
+    return without_infinities(first), without_infinities(second)
 
 
 def _window(radius: int | Sequence[int], ndim: int) -> NDArray[np.int64]:
@@ -222,16 +139,13 @@ def _window(radius: int | Sequence[int], ndim: int) -> NDArray[np.int64]:
     return window
 
 
-def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (1,) * (3 - len(shape)) + tuple(shape)
-
-
 def _codes(
     first: ValueRange, second: ValueRange, window: NDArray[np.int64], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Offset and scale of both images, and the least count of a window."""
     full = math.prod(int(2 * r + 1) for r in window)
-    cut = math.prod(min(int(2 * r + 1), n) for r, n in zip(window, _three(shape), strict=True))
+    lengths = lift_values(shape, 1)
+    cut = math.prod(min(int(2 * r + 1), n) for r, n in zip(window, lengths, strict=True))
     return np.array([*first.code(full), *second.code(full), max(2.0, LEAST_FILLED * cut)])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from itkstream.numerics.deformation.settings import (
     DescentSettings,
     LevelSettings,
 )
+from itkstream.numerics.lift import lift_field, lift_grid, lift_homogeneous, lift_values
 from itkstream.numerics.sampling.fields import compose, resize_field, shrink_field
 from itkstream.numerics.sampling.folds import repair_folds
 from itkstream.numerics.sampling.pyramid import shrink
@@ -47,8 +48,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, float], None]
 
 Proposal = Callable[[NDArray[np.float32], NDArray[np.float32], Grid], NDArray[np.float32]]
 """From fixed image, warped image and their lattice to the small step in front of the warp."""
@@ -150,57 +149,26 @@ def descend(
     settings: DescentSettings,
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
-    fixed_mask: NDArray[np.bool_] | None = None,
-    moving_mask: NDArray[np.bool_] | None = None,
-    progress: Progress | None = None,
     propose: Proposal | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine the displacement is followed by.
-    settings : DescentSettings
-        Parameters.
-    initial : DisplacementField or ndarray, fixed shape + (n,), optional
-        Where to start: a coarser solution on its own grid, or one on the fixed grid.
-    fixed_mask, moving_mask : ndarray of bool, optional
-        Voxels that count; default all.
-    progress : callable, optional
-        Called with level, iteration and squared correlation after each evaluation.
-    propose : callable, optional
-        Takes fixed image, warped image and their lattice (3-D, NaN where voxels do not count) and
-        returns the vectors of a small step, instead of the force of local correlation.
+    NaN voxels do not count. `initial` is a coarser solution on its own grid, or vectors on the
+    fixed one, fixed shape + (n,). `propose` finds the small step instead of the force of local
+    correlation. The map found has a positive Jacobian determinant at every voxel.
 
-    Returns
-    -------
-    Descent
-        The displacement, whose map has a positive Jacobian determinant at every voxel, and a
-        report per level.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or hold no numbers.
-
-    References
-    ----------
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
     diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
     Gauss-Newton step with matrices averaged over a neighbourhood.
     """
-    pair = _pair(fixed, moving, frame, fixed_mask, moving_mask)
+    pair = _pair(fixed, moving, frame)
     u, nodes = _initial(initial, frame)
     reports = []
     for number in range(len(settings.shrink_factors)):
         level = replace(_prepare(pair, settings, number), propose=propose)
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
-        watch = None if progress is None else _watcher(progress, number)
-        u, report = _descend_level(level, u, watch)
+        u, report = _descend_level(level, u)
         logger.debug("level %d: %s", number, report)
         reports.append(report)
         del level
@@ -252,57 +220,26 @@ class _Workspace:
     weight: NDArray[np.float32]
 
 
-def _pair(
-    fixed: NDArray[Any],
-    moving: NDArray[Any],
-    frame: Frame,
-    fixed_mask: NDArray[np.bool_] | None,
-    moving_mask: NDArray[np.bool_] | None,
-) -> _Pair:
+def _pair(fixed: NDArray[Any], moving: NDArray[Any], frame: Frame) -> _Pair:
+    images = []
+    for name, image, grid in (
+        ("fixed", fixed, frame.fixed_grid),
+        ("moving", moving, frame.moving_grid),
+    ):
+        counting = counting_voxels(name, image, grid.shape)
+        images.append(counting.reshape(lift_values(grid.shape, 1)))
     affine = (
         np.linalg.inv(_placement(frame.moving_grid))
-        @ _embed(frame.affine)
+        @ lift_homogeneous(frame.affine)
         @ _placement(frame.fixed_grid)
     )
     return _Pair(
-        _image("fixed", fixed, frame.fixed_grid, fixed_mask),
-        _image("moving", moving, frame.moving_grid, moving_mask),
-        _lattice(frame.fixed_grid),
-        _lattice(frame.moving_grid),
+        images[0],
+        images[1],
+        lift_grid(frame.fixed_grid),
+        lift_grid(frame.moving_grid),
         affine,
     )
-
-
-def _image(
-    name: str, array: NDArray[Any], grid: Grid, mask: NDArray[np.bool_] | None
-) -> NDArray[np.float32]:
-    if array.shape != grid.shape:
-        raise InputError(f"the {name} image has shape {array.shape}; its grid has {grid.shape}")
-    if array.dtype.kind not in "buif":
-        raise InputError(f"the {name} image must hold real numbers; got dtype {array.dtype}")
-    image = counting_voxels(name, array)
-    if mask is not None:
-        if np.shape(mask) != grid.shape:
-            raise InputError(f"the {name} mask has shape {np.shape(mask)}; wanted {grid.shape}")
-        image = np.where(mask, image, np.float32(np.nan))
-    return image.reshape(_three(grid.shape, 1))
-
-
-def _three(values: Sequence[Any], fill: Any) -> tuple[Any, ...]:
-    """Lift a tuple of a 2-D image to 3-D: axis 0 has one plane."""
-    return (fill,) * (3 - len(values)) + tuple(values)
-
-
-def _embed(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    lifted = np.eye(4)
-    k = 4 - len(matrix)
-    lifted[k:, k:] = matrix
-    return lifted
-
-
-def _lattice(grid: Grid) -> Grid:
-    """The grid in coordinates along its own axes."""
-    return Grid(_three(grid.shape, 1), _three(grid.spacing, min(grid.spacing)), unit=grid.unit)
 
 
 def _finest(grid: Grid) -> float:
@@ -315,7 +252,7 @@ def _placement(grid: Grid) -> NDArray[np.float64]:
     matrix = np.eye(grid.ndim + 1)
     matrix[:-1, :-1] = grid.direction
     matrix[:-1, -1] = grid.origin
-    return _embed(matrix)
+    return lift_homogeneous(matrix)
 
 
 def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
@@ -354,21 +291,7 @@ def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
 
 
 def node_factors(grid: Grid, settings: DescentSettings) -> tuple[int, ...]:
-    """How coarse the lattice is that holds what `descend` finds.
-
-    Parameters
-    ----------
-    grid : Grid
-        Of the fixed image.
-    settings : DescentSettings
-        Parameters.
-
-    Returns
-    -------
-    tuple of int
-        Voxels per node of the finest level, per axis: the displacement is linear between the
-        nodes of ``grid.shrink(factors)``, but where folds had to be repaired.
-    """
+    """Voxels per axis between the nodes of what `descend` finds, which is linear between them."""
     level = settings.level(len(settings.shrink_factors) - 1)
     shrinks = _factors(level.shrink_factor, grid, settings.isotropic)
     strides = _factors(level.node_stride, grid.shrink(shrinks), True)
@@ -402,33 +325,22 @@ def _initial(
     if grid.ndim != n or not np.isfinite(field).all():
         raise InputError(f"the initial displacement must be finite and {n}-D, as the images are")
     direction = np.asarray(frame.fixed_grid.direction)
-    vectors = np.zeros((*_three(grid.shape, 1), 3), np.float32)
-    vectors[..., 3 - n :] = (field @ direction.astype(np.float32)).reshape((*vectors.shape[:3], n))
+    vectors = lift_field(field @ direction.astype(np.float32))
     relative = (np.linalg.inv(_placement(frame.fixed_grid)) @ _placement(grid))[:3]
-    lifted = Grid(
-        _three(grid.shape, 1),
-        _three(grid.spacing, min(grid.spacing)),
-        origin=tuple(relative[:, 3]),
-        direction=tuple(map(tuple, relative[:, :3])),
-        unit=grid.unit,
+    direction_along = tuple(map(tuple, relative[:, :3]))
+    return vectors, replace(
+        lift_grid(grid), origin=tuple(relative[:, 3]), direction=direction_along
     )
-    return vectors, lifted
-
-
-def _watcher(progress: Progress, number: int) -> Callable[[int, float], None]:
-    return lambda iteration, correlation: progress(number, iteration, correlation)
 
 
 def _descend_level(
-    level: _Level, u: NDArray[np.float32], watch: Callable[[int, float], None] | None
+    level: _Level, u: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], LevelReport]:
     work = _Workspace(*(np.empty(level.lattice.shape, np.float32) for _ in range(3)))
     history: list[float] = []
     best, share, since, stopped = u, 1.0, 0, ""
     while not stopped:
         history.append(_evaluate(level, u, work))
-        if watch is not None:
-            watch(len(history) - 1, history[-1])
         if history[-1] >= max(history):
             best = u
         trend = _trend(history[since:], level)
@@ -552,7 +464,7 @@ def _finish(
 ) -> Descent:
     """To the fixed grid and its physical axes, without folds."""
     n = frame.fixed_grid.ndim
-    field = resize_field(u, nodes, _lattice(frame.fixed_grid))
+    field = resize_field(u, nodes, lift_grid(frame.fixed_grid))
     field = field.reshape((*frame.fixed_grid.shape, 3))[..., 3 - n :]
     direction = np.asarray(frame.fixed_grid.direction, np.float32)
     if not np.array_equal(direction, np.eye(n)):

@@ -27,20 +27,7 @@ def warp_through_nodes(
 ) -> None:
     """Sample an image at ``index @ [i, 1] + vector @ u(i)``, u interpolated from nodes.
 
-    Parameters
-    ----------
-    moving : ndarray, float32, 3-D
-        The image to sample, linearly; NaN spreads.
-    index : ndarray, (3, 4)
-        From output voxel index to moving voxel index.
-    vector : ndarray, (3, 3)
-        From displacement to moving voxels.
-    nodes : ndarray, (a, b, c, 3), float32
-        Displacement at the nodes; linear between them, continued linearly to the border.
-    stride : tuple of int
-        Voxels per node on each axis.
-    out : ndarray, float32, 3-D
-        Filled; NaN where the position is outside `moving`.
+    Shapes: `index` (3, 4); `vector` (3, 3); `nodes` (a, b, c, 3).
     """
     steps = np.asarray(stride, np.int64)
     over_slabs(
@@ -57,19 +44,7 @@ def collect_forces(
 ) -> None:
     """Mean force, and mean Gauss-Newton matrix if wanted, of the voxels of each node.
 
-    Parameters
-    ----------
-    warped : ndarray, float32, 3-D
-        The warped image, whose gradient is the direction of the force.
-    drive : pair of ndarray, float32, 3-D
-        Residual and weight of each voxel.
-    spacing : tuple of float
-        Of the voxels.
-    stride : tuple of int
-        Voxels per node on each axis.
-    out : ndarray, (a, b, c, 3 or 9), float32
-        Filled with the force and, where there are nine, the matrix elements 00, 11, 22, 01, 02,
-        12.
+    Shapes: `out` (a, b, c, 3 or 9).
     """
     steps, h = np.asarray(stride, np.int64), np.asarray(spacing, np.float32)
     over_slabs(lambda a, b: _collect_planes(warped, drive, h, steps, out, a, b), out.shape[0])
@@ -78,14 +53,7 @@ def collect_forces(
 def solve_newton(normal: Floats, damping: float, out: Floats) -> None:
     """Solve ``(H + damping) v = g`` at each node.
 
-    Parameters
-    ----------
-    normal : ndarray, (a, b, c, 9), float32
-        Force and matrix as `collect_forces` fills them.
-    damping : float
-        Above 0; it decides where there is no texture.
-    out : ndarray, (a, b, c, 3), float32
-        Filled with v.
+    Shapes: `normal` (a, b, c, 9); `out` (a, b, c, 3).
     """
     over_slabs(lambda a, b: _solve_planes(normal, damping, out, a, b), out.shape[0])
 

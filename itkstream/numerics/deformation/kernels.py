@@ -78,18 +78,7 @@ class SmoothingKernel:
         return self.d == 0 or (self.a == 0 and self.b == 0 and self.c == 1)
 
     def scaled(self, length: float) -> SmoothingKernel:
-        """The same kernel on a lattice whose spacing is `length` times as large.
-
-        Parameters
-        ----------
-        length : float
-            Ratio of the spacings.
-
-        Returns
-        -------
-        SmoothingKernel
-            With the areas a and b multiplied by the square of `length`.
-        """
+        """The same kernel on a lattice whose spacing is `length` times as large."""
         return SmoothingKernel(self.a * length**2, self.b * length**2, self.c, self.d)
 
 
@@ -101,28 +90,7 @@ def smooth_field(
 ) -> NDArray[np.float32]:
     """Smooth a vector field.
 
-    Parameters
-    ----------
-    field : ndarray, shape + (components,)
-        Vectors on a lattice of one to three axes. Their components belong to its axes where
-        ``b > 0``; otherwise each is smoothed by itself and their number is free.
-    spacing : sequence of float
-        Of the field's lattice.
-    kernel : SmoothingKernel
-        The operator, in units of `spacing`.
-    lattice_spacing : sequence of float, optional
-        Spacing inside the cosine, where the field stands on a coarser lattice than the one the
-        kernel is meant for; default `spacing`.
-
-    Returns
-    -------
-    ndarray, float32
-        The smoothed field.
-
-    Raises
-    ------
-    InputError
-        Where ``b > 0`` and the components are not one per axis.
+    Shapes: `field` shape + (components,).
     """
     vectors = np.ascontiguousarray(field, np.float32)
     if kernel.is_identity:

@@ -31,18 +31,6 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
 
     The blurred image is split in two by Otsu's threshold on a logarithmic scale of intensity.
 
-    Parameters
-    ----------
-    image : ndarray
-        Bright tissue on a darker background; NaN counts as background.
-
-    Returns
-    -------
-    ndarray of bool
-        True in tissue; everywhere where the image is constant.
-
-    References
-    ----------
     N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on
     Systems, Man, and Cybernetics 9 (1979) 62-66, doi:10.1109/TSMC.1979.4310076.
     """
@@ -63,16 +51,6 @@ def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     one voxel to the next; a slightly blurred voxel that exceeds the background by seven standard
     deviations of what the blur leaves of that noise is content. Where there is no background, the
     darkest tissue has texture that a blur keeps, and so is content too.
-
-    Parameters
-    ----------
-    image : ndarray
-        Bright tissue on a darker background; NaN and infinities are no content.
-
-    Returns
-    -------
-    ndarray of bool
-        True where there is content; everywhere where there seems to be none at all.
     """
     voxels = np.asarray(image, np.float32)
     known = np.isfinite(voxels)
@@ -95,21 +73,7 @@ def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
 def local_correlation_in_tissue(
     fixed: NDArray[Any], aligned: NDArray[Any], tissue: NDArray[np.bool_]
 ) -> float:
-    """Mean squared local correlation over the tissue, in windows of 25 voxels.
-
-    Parameters
-    ----------
-    fixed, aligned : ndarray
-        Two images on one grid; NaN in `aligned` marks voxels outside the moving image, which do
-        not count.
-    tissue : ndarray of bool
-        Where to average.
-
-    Returns
-    -------
-    float
-        Between 0 and 1; computed in float64.
-    """
+    """Mean squared local correlation over the tissue, in windows of 25 voxels."""
     return mean_local_correlation(fixed, aligned, WINDOW_RADIUS_VOX, tissue)
 
 

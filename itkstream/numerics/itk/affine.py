@@ -11,11 +11,17 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Image, default_axes
 from itkstream.geometry.itk_bridge import from_itk_transform, to_itk_transform
+from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.descent import Frame
-from itkstream.numerics.itk.levels import Floats, ItkLevel, ItkSide, even_out, what_itk_says
+from itkstream.numerics.itk.levels import (
+    Floats,
+    ItkLevel,
+    ItkSide,
+    normalise_locally,
+    what_itk_says,
+)
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.sampling.pyramid import shrink
 
@@ -55,45 +61,19 @@ def fit_intensity_affine(
     moving: NDArray[Any],
     frame: Frame,
     settings: IntensitySettings,
-    *,
-    fixed_mask: NDArray[Any] | None = None,
-    moving_mask: NDArray[Any] | None = None,
 ) -> IntensityEstimate:
     """Refine an affine until intensities agree best.
 
     What the model allows is put before the initial affine, so that even a translation keeps all
     the initial one holds. Every sum runs on one thread in one order: the same bits on any machine.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine to start from.
-    settings : IntensitySettings
-        Parameters.
-    fixed_mask, moving_mask : ndarray, optional
-        Voxels that count are true; default all.
-
-    Returns
-    -------
-    IntensityEstimate
-        The refined matrix where its metric beats the initial one's, else the initial matrix.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or no voxel counts.
-
-    References
-    ----------
     Mattes et al., IEEE Transactions on Medical Imaging 22 (2003) 120-128,
     doi:10.1109/TMI.2003.809072, for mutual information. Avants et al., Frontiers in
     Neuroinformatics 8 (2014) 44, doi:10.3389/fninf.2014.00044, for the framework.
     """
     images = (
-        _counting("fixed", fixed, frame.fixed_grid, fixed_mask),
-        _counting("moving", moving, frame.moving_grid, moving_mask),
+        counting_voxels("fixed", fixed, frame.fixed_grid.shape),
+        counting_voxels("moving", moving, frame.moving_grid.shape),
     )
     length = _radius(frame.fixed_grid)
     small, scaled = _in_lengths_of(length, frame), settings.scaled(1 / length)
@@ -122,26 +102,6 @@ _MODELS: dict[tuple[str, int], Callable[[], sitk.Transform]] = {
     ("affine", 2): partial(sitk.AffineTransform, 2),
     ("affine", 3): partial(sitk.AffineTransform, 3),
 }
-
-
-def _counting(name: str, array: NDArray[Any], grid: Grid, mask: Any) -> NDArray[np.float32]:
-    """The image as numbers, NaN where it does not count."""
-    if array.shape != grid.shape or array.dtype.kind not in "buif":
-        raise InputError(
-            f"the {name} image must hold real numbers on its grid of {grid.shape} voxels; got "
-            f"shape {array.shape} of {array.dtype}"
-        )
-    image = np.where(np.isfinite(array), array, np.nan).astype(np.float32)
-    if mask is not None:
-        if np.shape(mask) != grid.shape:
-            raise InputError(f"the {name} mask has shape {np.shape(mask)}; wanted {grid.shape}")
-        image[~np.asarray(mask, bool)] = np.nan
-    if np.isnan(image).all():
-        raise InputError(
-            f"no voxel of the {name} image counts: all are NaN, infinite or left out by the "
-            f"{name} mask"
-        )
-    return image
 
 
 def _radius(grid: Grid) -> float:
@@ -190,7 +150,7 @@ def _side(
     length, sigma = scale
     factors = [max(1, round(length / h)) for h in grid.spacing]
     small, lattice = shrink(image, grid, factors, sigma)
-    return ItkSide.of(small if radius is None else even_out(small, radius), lattice)
+    return ItkSide.of(small if radius is None else normalise_locally(small, radius), lattice)
 
 
 def _itk_affine(frame: Frame) -> sitk.Transform:
@@ -246,24 +206,7 @@ def intensity_block(
 ) -> IntensityEstimate:
     """Refine an affine between two images in memory by their intensities.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        In memory, with the same axes.
-    initial : ndarray, (n + 1, n + 1)
-        Where to start, from fixed to moving points.
-    settings : IntensitySettings
-        Parameters.
-
-    Returns
-    -------
-    IntensityEstimate
-        False in a condition, with the initial matrix and the reason, where none is better.
-
-    Raises
-    ------
-    InputError
-        For images or an affine that cannot be used.
+    Shapes: `initial` (n + 1, n + 1).
     """
     frame = Frame(fixed.grid, moving.grid, initial)
     return fit_intensity_affine(fixed.read(), moving.read(), frame, settings)

@@ -20,8 +20,8 @@ from itkstream.geometry import DisplacementField, Grid
 from itkstream.geometry.itk_bridge import sample_transform
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import mean_local_correlation
-from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport, Progress
-from itkstream.numerics.itk.levels import ItkLevel, ItkSide, even_out, what_itk_says
+from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport
+from itkstream.numerics.itk.levels import ItkLevel, ItkSide, normalise_locally, what_itk_says
 from itkstream.numerics.itk.settings import BsplineSettings, IntensitySettings
 from itkstream.numerics.sampling.fields import compose, resize_field
 from itkstream.numerics.sampling.folds import repair_folds
@@ -43,38 +43,12 @@ def descend_bspline(
     settings: BsplineSettings,
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
-    progress: Progress | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by a B-spline.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine the displacement is followed by.
-    settings : BsplineSettings
-        Parameters.
-    initial : DisplacementField or ndarray, fixed shape + (n,), optional
-        Where to start: a coarser solution on its own grid, or one on the fixed grid.
-    progress : callable, optional
-        Called with level, iterations and squared correlation after each level.
+    Shapes: `initial` fixed shape + (n,).
 
-    Returns
-    -------
-    Descent
-        The displacement, whose map has a positive Jacobian determinant at every voxel, and a
-        report per level. Levels that lower the local correlation are left out.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or ITK cannot compare them.
-
-    References
-    ----------
-    Rueckert et al., IEEE Transactions on Medical Imaging 18 (1999) 712-721,
-    doi:10.1109/42.796284.
+    Rueckert et al., IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
     """
     pair = _Pair.of(fixed, moving, frame, _start(initial, frame.fixed_grid))
     spline: sitk.Transform | None = None
@@ -82,8 +56,6 @@ def descend_bspline(
     for number in range(len(settings.shrink_factors)):
         spline, report = _descend_level(pair, settings, number, spline)
         reports.append(report)
-        if progress is not None:
-            progress(number, report.iterations, report.after)
     u = pair.start if spline is None else pair.total(spline)
     repair = repair_folds(u, frame.fixed_grid, settings.minimum_jacobian)
     return Descent(repair.displacement, tuple(reports), repair.folded_before)
@@ -101,8 +73,10 @@ class _Pair:
 
     @classmethod
     def of(cls, fixed: NDArray[Any], moving: NDArray[Any], frame: Frame, start: Floats) -> _Pair:
-        images = (_image("fixed", fixed, frame.fixed_grid),
-                  _image("moving", moving, frame.moving_grid))  # fmt: skip
+        images = (
+            counting_voxels("fixed", fixed, frame.fixed_grid.shape),
+            counting_voxels("moving", moving, frame.moving_grid.shape),
+        )
         return cls(images[0], _warped(images[1], frame, start), images[1], frame, start)
 
     def total(self, spline: sitk.Transform) -> Floats:
@@ -158,15 +132,6 @@ def _comparison(settings: BsplineSettings, factor: int, ndim: int) -> IntensityS
     return evolve(settings.comparison, sampling_fraction=fraction)
 
 
-def _image(name: str, array: NDArray[Any], grid: Grid) -> Floats:
-    if array.shape != grid.shape or array.dtype.kind not in "buif":
-        raise InputError(
-            f"the {name} image must hold real numbers on its grid of {grid.shape} voxels; got "
-            f"shape {array.shape} of {array.dtype}"
-        )
-    return counting_voxels(name, array)
-
-
 def _start(initial: DisplacementField | NDArray[np.floating[Any]] | None, grid: Grid) -> Floats:
     """Where to start, on the fixed lattice."""
     if initial is None:
@@ -210,7 +175,7 @@ def _sides(
     apart = ~(np.isfinite(small[0][0]) & np.isfinite(small[1][0]))
     sides = []
     for voxels, lattice in small:
-        even = even_out(np.where(apart, np.float32(np.nan), voxels), radius)
+        even = normalise_locally(np.where(apart, np.float32(np.nan), voxels), radius)
         sides.append(ItkSide.of(even, lattice))
     return sides[0], sides[1]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from itkstream.geometry import DisplacementField, Grid
 from itkstream.geometry.itk_bridge import from_itk_transform, quiet_itk, to_itk_image
-from itkstream.numerics.deformation.descent import Descent, Frame, Progress, descend
-from itkstream.numerics.itk.levels import Mask, even_out
+from itkstream.numerics.deformation.descent import Descent, Frame, descend
+from itkstream.numerics.itk.levels import normalise_locally
 from itkstream.numerics.itk.settings import DemonsSettings
 from itkstream.numerics.threads import get_threads
 
@@ -27,9 +27,6 @@ def descend_demons(
     settings: DemonsSettings,
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_mask: Mask | None = None,
-    progress: Progress | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by ITK's demons.
 
@@ -37,36 +34,10 @@ def descend_demons(
     comes from a short burst of a demons filter. The loop smooths it, composes it with the
     displacement, smooths that, keeps the iterate of highest local correlation and repairs folds.
 
-    Parameters
-    ----------
-    fixed, moving : ndarray
-        Real images of two or three axes on the grids of `frame`; NaN voxels do not count.
-    frame : Frame
-        Grids, and the affine the displacement is followed by.
-    settings : DemonsSettings
-        Parameters.
-    initial : DisplacementField or ndarray, fixed shape + (n,), optional
-        Where to start: a coarser solution on its own grid, or one on the fixed grid.
-    fixed_mask, moving_mask : ndarray of bool, optional
-        Voxels that count; default all.
-    progress : callable, optional
-        Called with level, burst and squared correlation after each evaluation.
+    Shapes: `initial` fixed shape + (n,).
 
-    Returns
-    -------
-    Descent
-        The displacement, whose map has a positive Jacobian determinant at every voxel, and a
-        report per level.
-
-    Raises
-    ------
-    InputError
-        Where arrays do not fit their grids or hold no numbers.
-
-    References
-    ----------
-    Thirion, Medical Image Analysis 2 (1998) 243-260, doi:10.1016/S1361-8415(98)80022-4.
-    Vercauteren et al., NeuroImage 45 (2009) S61-S72, doi:10.1016/j.neuroimage.2008.10.040.
+    Thirion, Medical Image Analysis 2 (1998) 243-260, doi:10.1016/S1361-8415(98)80022-4. Vercauteren
+    et al., NeuroImage 45 (2009) S61-S72, doi:10.1016/j.neuroimage.2008.10.040.
     """
     return descend(
         fixed,
@@ -74,9 +45,6 @@ def descend_demons(
         frame,
         settings.descent,
         initial=initial,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
-        progress=progress,
         propose=partial(_burst, settings),
     )
 
@@ -105,7 +73,8 @@ def _burst(
     sides, radius = [], settings.local_normalisation
     for image in (fixed, warped):
         # Windows see the same voxels of both; where one image ends, equal values make no force.
-        side = even_out(np.where(apart, np.float32(np.nan), image.reshape(grid.shape)), radius)
+        shared = np.where(apart, np.float32(np.nan), image.reshape(grid.shape))
+        side = normalise_locally(shared, radius)
         side[apart] = 0.0
         sides.append(side)
     demons = _DEMONS[settings.method]()

@@ -19,11 +19,10 @@ from itkstream.geometry import Grid
 from itkstream.geometry.itk_bridge import quiet_itk, to_itk_image
 from itkstream.numerics.itk.settings import IntensitySettings
 
-__all__ = ["ItkLevel", "ItkSide", "even_out", "what_itk_says"]
+__all__ = ["ItkLevel", "ItkSide", "normalise_locally", "what_itk_says"]
 
 
 Floats: TypeAlias = NDArray[np.float64]
-Mask: TypeAlias = NDArray[np.bool_]
 
 # What ITK says, and what that means to a user.
 _TOO_FEW = "too few voxels that count lie on each other in both images"
@@ -59,17 +58,7 @@ class ItkSide:
     def of(cls, voxels: NDArray[np.float32], grid: Grid) -> ItkSide:
         """An image whose NaN voxels do not count.
 
-        Parameters
-        ----------
-        voxels : ndarray, grid.shape
-            The image.
-        grid : Grid
-            Its lattice.
-
-        Returns
-        -------
-        ItkSide
-            NaN filled with the mean of the others.
+        Shapes: `voxels` grid.shape.
         """
         counts = np.isfinite(voxels)
         if counts.all():
@@ -109,18 +98,7 @@ class ItkLevel:
     scaled: bool = True
 
     def search(self, start: sitk.Transform) -> sitk.Transform:
-        """Find the best change of the initial transform.
-
-        Parameters
-        ----------
-        start : SimpleITK.Transform
-            Where the search begins; its kind is what is searched.
-
-        Returns
-        -------
-        SimpleITK.Transform
-            A copy, changed.
-        """
+        """Find the best change of the initial transform."""
         method = self._method()
         strategies = {"regular": method.REGULAR, "random": method.RANDOM, "none": method.NONE}
         method.SetMetricSamplingStrategy(strategies[self.settings.sampling])
@@ -134,18 +112,7 @@ class ItkLevel:
             return method.Execute(self.fixed.image, self.moving.image)
 
     def measure(self, change: sitk.Transform) -> float:
-        """The metric over all voxels.
-
-        Parameters
-        ----------
-        change : SimpleITK.Transform
-            Acts before the initial transform.
-
-        Returns
-        -------
-        float
-            The lower, the more alike.
-        """
+        """The metric over all voxels."""
         method = self._method()
         method.SetInitialTransform(sitk.Transform(change))
         with quiet_itk():
@@ -223,18 +190,7 @@ _OPTIMIZERS: dict[str, Callable[[Method, ItkLevel], None]] = {
 
 
 def what_itk_says(error: RuntimeError) -> str:
-    """The message of an error of ITK in words of ours, or without file, line and object.
-
-    Parameters
-    ----------
-    error : RuntimeError
-        As SimpleITK raises it.
-
-    Returns
-    -------
-    str
-        One line.
-    """
+    """The message of an error of ITK in words of ours, or without file, line and object."""
     said = str(error)
     for sign, meaning in _MEANINGS.items():
         if sign in said:
@@ -242,21 +198,8 @@ def what_itk_says(error: RuntimeError) -> str:
     return "ITK says: " + said.strip().splitlines()[-1].split("): ")[-1]
 
 
-def even_out(image: NDArray[np.float32], radius: int | None) -> NDArray[np.float32]:
-    """The image at mean 0 and deviation 1, of the whole or of the window around each voxel.
-
-    Parameters
-    ----------
-    image : ndarray, float32
-        NaN voxels do not count.
-    radius : int or None
-        Of the window, in voxels; None for the whole image.
-
-    Returns
-    -------
-    ndarray, float32
-        NaN where the image is.
-    """
+def normalise_locally(image: NDArray[np.float32], radius: int | None) -> NDArray[np.float32]:
+    """The image at mean 0 and deviation 1, of the whole or of the window around each voxel."""
     counts = np.isfinite(image)
     values = image[counts].astype(np.float64)
     mean, deviation = (values.mean(), values.std()) if values.size else (0.0, 0.0)

@@ -72,31 +72,7 @@ def affine_block(
     settings: AffineSettings,
     points: Both[NDArray[np.float64]] = (None, None),
 ) -> tuple[AffineEstimate, Correspondences]:
-    """Find the affine between two images in memory from their key points.
-
-    Parameters
-    ----------
-    fixed, moving : Image
-        In memory, with the same axes; voxels that are NaN do not count.
-    settings : AffineSettings
-        Parameters of every step.
-    points : (ndarray or None, ndarray or None)
-        Key points of one's own, (m, n) in physical units, instead of blobs.
-
-    Returns
-    -------
-    estimate : AffineEstimate
-        False in a condition, with the reason, where no trustworthy affine was found.
-    pairs : Correspondences
-        The matches; `estimate.inliers` tells those that agree.
-
-    Raises
-    ------
-    InputError
-        Where an image is thinner than the blobs.
-    RegistrationError
-        Where an image is constant or has no finite voxel.
-    """
+    """Find the affine between two images in memory from their key points."""
     sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
     window = settings.window.within(fixed.grid, moving.grid)
     contexts, found, doubts = [], [], []
@@ -153,29 +129,7 @@ def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> Affine
 def best_affine_block(
     fixed: Image, moving: Image, choices: Sequence[AffineSettings]
 ) -> tuple[AffineEstimate, Correspondences, AffineSettings]:
-    """Find the affine between two images in memory with the settings that find most matches.
-
-    Parameters
-    ----------
-    fixed, moving : Image
-        In memory, with the same axes.
-    choices : sequence of AffineSettings
-        Tried one after the other until matches abound.
-
-    Returns
-    -------
-    estimate : AffineEstimate
-        Of the best settings; false in a condition where none gave a trustworthy affine.
-    pairs : Correspondences
-        Their matches.
-    settings : AffineSettings
-        The best ones.
-
-    Raises
-    ------
-    InputError, RegistrationError
-        Where all fail, the error of the first: see `affine_block`.
-    """
+    """Find the affine between two images in memory with the settings that find most matches."""
     best: tuple[AffineEstimate, Correspondences, AffineSettings] | None = None
     failure: InputError | RegistrationError | None = None
     for settings in choices:

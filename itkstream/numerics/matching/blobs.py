@@ -46,18 +46,7 @@ class Blobs:
     strengths: Floats
 
     def select(self, which: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Blobs:
-        """Some of the blobs.
-
-        Parameters
-        ----------
-        which : ndarray or slice
-            An index into the arrays.
-
-        Returns
-        -------
-        Blobs
-            Those, in that order.
-        """
+        """Some of the blobs."""
         return Blobs(self.positions[which], self.scales[which], self.strengths[which])
 
 
@@ -68,20 +57,7 @@ def find_blobs(data: NDArray[np.generic], grid: Grid, sigmas: Floats) -> Blobs:
     in scale; its position is then fitted between voxels. Large scales are computed on a halved
     image.
 
-    Parameters
-    ----------
-    data : ndarray
-        Image of finite voxels.
-    grid : Grid
-        Where they lie.
-    sigmas : ndarray, (k, n)
-        Widths of the blobs per scale and axis, rising, in grid units. Blobs clearest at the first
-        or the last count as well.
-
-    Returns
-    -------
-    Blobs
-        By falling strength, then rising position.
+    Shapes: `sigmas` (k, n).
     """
     found: list[tuple[Floats, NDArray[np.intp], Floats]] = []
     level = Level(data, grid)
@@ -102,15 +78,7 @@ def find_maxima(
     Of equal neighbours the first in index order counts, so that a peak between two voxels is
     found, and once.
 
-    Parameters
-    ----------
-    below, here, above : ndarray
-        Three neighbouring scales on one grid.
-
-    Returns
-    -------
-    ndarray, (m, n)
-        Voxel indices in `here`, in index order; never on the outermost voxels.
+    Returns (m, n).
     """
     n = here.ndim
     if min(here.shape) < 3:
@@ -129,19 +97,7 @@ def find_maxima(
 def fit_peaks(values: NDArray[np.float32], index: NDArray[np.intp]) -> tuple[Floats, Floats]:
     """Fit a quadratic to the neighbourhood of each maximum.
 
-    Parameters
-    ----------
-    values : ndarray
-        The image.
-    index : ndarray, (m, n)
-        Voxel indices of maxima, not on the outermost voxels.
-
-    Returns
-    -------
-    position : ndarray, (m, n)
-        Fractional voxel indices; at most 0.5 voxels from `index` per axis.
-    height : ndarray, (m,)
-        Value of the quadratic there.
+    Shapes: `index` (m, n); returns `position` (m, n), `height` (m,).
     """
     m, n = index.shape
     unit = np.eye(n, dtype=np.intp)

@@ -128,10 +128,7 @@ class Evidence:
     def packed(self) -> Floats:
         """All numbers of a block in one row.
 
-        Returns
-        -------
-        ndarray, (..., k)
-            What `unpacked` takes.
+        Returns (..., k).
         """
         lead = self.square.shape
         parts = (self.normal, self.cross, self.square)
@@ -141,17 +138,7 @@ class Evidence:
     def unpacked(cls, rows: Floats, ndim: int) -> Evidence:
         """The inverse of `packed`.
 
-        Parameters
-        ----------
-        rows : ndarray, (..., k)
-            One row a block.
-        ndim : int
-            Dimensions of the space.
-
-        Returns
-        -------
-        Evidence
-            With the leading axes of `rows`.
+        Shapes: `rows` (..., k).
         """
         m = ndim + 1
         lead = rows.shape[:-1]
@@ -163,17 +150,7 @@ class Evidence:
 def evidence_of(points: Floats, targets: Floats, centre: Floats) -> Evidence:
     """Sum up the matches of one block.
 
-    Parameters
-    ----------
-    points, targets : ndarray, (m, n)
-        Fixed points and where they lie in the aligned image, in micrometers; m may be 0.
-    centre : ndarray, (n,)
-        The block's centre.
-
-    Returns
-    -------
-    Evidence
-        Of one block.
+    Shapes: `points` and `targets` (m, n); `centre` (n,).
     """
     homogeneous = np.concatenate([points - centre, np.ones((len(points), 1))], axis=1)
     moves = targets - points
@@ -193,31 +170,7 @@ def solve_consistent(
 ) -> tuple[Floats, Floats]:
     """Find the affines of all blocks from their matches and their neighbours.
 
-    Parameters
-    ----------
-    evidence : Evidence
-        Arrays of shape ``blocks.numblocks + ...``; zeros where a block has no matches.
-    blocks : BlockGrid
-        The blocks.
-    grid : Grid
-        The fixed image's lattice.
-    settings : ConsistencySettings, optional
-        How strongly blocks are held together.
-
-    Returns
-    -------
-    matrices : ndarray, blocks.numblocks + (n + 1, n + 1)
-        Fixed to aligned points.
-    confidence : ndarray, blocks.numblocks + (4,)
-        See `CONFIDENCE_COLUMNS`. Disagreement is the distance, at the block's matches, of its own
-        fit from what its neighbours predict. Confidence, between 0 and 1, is the say of its
-        matches against that of neighbours on all sides. Where a block has no matches, residual
-        and disagreement are NaN and confidence is 0.
-
-    Raises
-    ------
-    RegistrationError
-        Where no block has any match.
+    Returns `matrices` blocks.numblocks + (n + 1, n + 1), `confidence` blocks.numblocks + (4,).
     """
     settings = settings or ConsistencySettings()
     n = grid.ndim
@@ -251,17 +204,7 @@ def solve_consistent(
 def own_confidence(evidence: Evidence, settings: ConsistencySettings | None = None) -> Floats:
     """The confidence of blocks that were not asked to agree.
 
-    Parameters
-    ----------
-    evidence : Evidence
-        Arrays of any leading shape.
-    settings : ConsistencySettings, optional
-        How many matches make a block trusted.
-
-    Returns
-    -------
-    ndarray, (..., 4)
-        See `CONFIDENCE_COLUMNS`; the disagreement is NaN.
+    Returns (..., 4).
     """
     n = evidence.cross.shape[-2]
     lead = evidence.square.shape
@@ -274,18 +217,7 @@ def own_confidence(evidence: Evidence, settings: ConsistencySettings | None = No
 
 
 def evidence_size(ndim: int) -> int:
-    """Numbers in a row of packed evidence.
-
-    Parameters
-    ----------
-    ndim : int
-        Dimensions of the space.
-
-    Returns
-    -------
-    int
-        29 in three dimensions.
-    """
+    """Numbers in a row of packed evidence."""
     return (ndim + 1) ** 2 + ndim * (ndim + 1) + 1
 
 

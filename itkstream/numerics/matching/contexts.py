@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from itkstream.numerics.lift import lift_values, lift_vectors
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["correlate", "sample_around"]
@@ -29,28 +30,10 @@ def sample_around(
     precision holds exactly: a matrix library gives the same bits in whatever order and with
     however many threads it adds. What rounding costs a correlation is below 0.001.
 
-    Parameters
-    ----------
-    data : ndarray, float32
-        2-D or 3-D image.
-    centres : ndarray, (m, n)
-        Voxel indices, fractions allowed.
-    offsets : ndarray, (k, n)
-        Where to sample, relative to each centre, in voxels.
-
-    Returns
-    -------
-    samples : ndarray, (m, k), float32
-        Whole numbers; all 0 where the samples inside the image do not vary.
-    inside : ndarray, (m,)
-        Fraction of the samples that lie inside the image.
+    Shapes: `centres` (m, n); `offsets` (k, n); returns `samples` (m, k), `inside` (m,).
     """
-    missing = 3 - data.ndim
-    volume = np.ascontiguousarray(data, np.float32).reshape((1,) * missing + data.shape)
-    at, steps = (
-        np.ascontiguousarray(np.pad(np.asarray(x, np.float64), ((0, 0), (missing, 0))))
-        for x in (centres, offsets)
-    )
+    volume = np.ascontiguousarray(data, np.float32).reshape(lift_values(data.shape, 1))
+    at, steps = lift_vectors(centres), lift_vectors(offsets)
     samples = np.empty((len(at), len(steps)), np.float32)
     inside = np.empty(len(at), np.float64)
     # Rounding adds at most half a unit per sample to the norm.
@@ -63,15 +46,7 @@ def sample_around(
 def correlate(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Correlate every set of samples with every other.
 
-    Parameters
-    ----------
-    a, b : ndarray, (m, k) and (l, k), float32
-        Samples from `sample_around`.
-
-    Returns
-    -------
-    ndarray, (m, l), float32
-        Correlation coefficients; 0 where a set does not vary.
+    Shapes: `a` and `b` (m, k) and (l, k); returns (m, l).
     """
     scores = a @ b.T
     scores *= _inverse_norms(a)[:, None]

@@ -17,6 +17,7 @@ from scipy.spatial.distance import cdist
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Grid
+from itkstream.numerics.checks import check_image
 from itkstream.numerics.matching.blobs import find_blobs
 from itkstream.numerics.matching.contexts import correlate, sample_around
 from itkstream.numerics.matching.scale_space import Level, blur, halve
@@ -395,12 +396,7 @@ class Correspondences:
         return len(self.correlations)
 
 
-def find_key_points(
-    image: NDArray[Any],
-    grid: Grid,
-    settings: KeyPointSettings,
-    mask: NDArray[Any] | None = None,
-) -> KeyPoints:
+def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings) -> KeyPoints:
     """Find bright blobs.
 
     A blob of radius R is a maximum, over position and width, of the scale-normalised Laplacian of
@@ -418,8 +414,6 @@ def find_key_points(
         Where the voxels lie, in µm.
     settings : KeyPointSettings
         Radii and number.
-    mask : ndarray, optional
-        Of the image's shape; key points lie only where it is true.
 
     Returns
     -------
@@ -434,7 +428,16 @@ def find_key_points(
     RegistrationError
         Where the image is constant or has no finite voxel.
     """
-    voxels, allowed = _checked_image(image, grid, mask)
+    voxels, allowed = _finite_voxels(image, grid)
+    return _find_blobs(voxels, allowed, grid, settings)
+
+
+def _find_blobs(
+    voxels: NDArray[Any],
+    allowed: NDArray[np.bool_] | None,
+    grid: Grid,
+    settings: KeyPointSettings,
+) -> KeyPoints:
     least, greatest = settings.radii(grid.ndim)
     flat = _flat_axis(grid, greatest)
     if flat is not None:
@@ -488,7 +491,7 @@ def sample_contexts(
     RegistrationError
         Where the image is constant or has no finite voxel.
     """
-    voxels, _ = _checked_image(image, grid, None)
+    voxels, _ = _finite_voxels(image, grid)
     at = _points(points)
     if at.shape[1] != grid.ndim or len(window.half_width_um) != grid.ndim:
         raise InputError(
@@ -616,7 +619,7 @@ def _find_discs(
     least, greatest = (r[others] for r in settings.radii(grid.ndim))
     flat = replace(settings, min_radius_um=tuple(least), max_radius_um=tuple(greatest))
     mask = None if allowed is None else np.asarray(allowed.any(axis=axis))
-    found = find_key_points(voxels.mean(axis=axis), plane, flat, mask)
+    found = _find_blobs(voxels.mean(axis=axis), mask, plane, flat)
     index = np.insert(plane.to_index(found.positions), axis, (grid.shape[axis] - 1) / 2, axis=1)
     return KeyPoints(grid.to_physical(index), found.strengths, found.radii_um)
 
@@ -630,32 +633,26 @@ def _widths(least: Floats, greatest: Floats, most: int) -> Floats:
     return np.asarray(first * (last / first) ** steps / np.sqrt(len(least)))
 
 
-def _checked_image(
-    image: NDArray[Any], grid: Grid, mask: NDArray[Any] | None
+def _finite_voxels(
+    image: NDArray[Any], grid: Grid
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Finite voxels, and where key points may lie (None: everywhere)."""
+    """Voxels, the mean where they are not finite, and where they are (None: everywhere)."""
     voxels = np.asarray(image)
-    allowed = None if mask is None else np.asarray(mask, bool)
-    for name, array in (("image", voxels), ("mask", allowed)):
-        if array is not None and array.shape != grid.shape:
-            raise InputError(f"{name} of shape {array.shape} does not fit a grid of {grid.shape}")
-    if voxels.dtype.kind == "f":
+    check_image("the image", voxels, grid.shape)
+    finite = None
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         finite = np.isfinite(voxels)
         if not finite.any():
             raise RegistrationError(
                 "no voxel of the image is finite, or the mask leaves none: it has no key points"
             )
-        if not finite.all():
-            voxels = np.where(finite, voxels, voxels[finite].mean(dtype=np.float64))
-            allowed = finite if allowed is None else allowed & finite
-    elif voxels.dtype.kind not in "iub":
-        raise InputError(f"the image must hold real numbers; got {voxels.dtype}")
+        voxels = np.where(finite, voxels, voxels[finite].mean(dtype=np.float64))
     if voxels.min() == voxels.max():
         raise RegistrationError(
             f"every voxel of the image is {voxels.flat[0]}: it has no key points; check the "
             "dataset, the channel and the mask"
         )
-    return voxels, allowed
+    return voxels, finite
 
 
 def _points(positions: ArrayLike) -> Floats:

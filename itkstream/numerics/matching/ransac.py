@@ -134,24 +134,6 @@ def fit_ransac(
     Hypotheses from minimal samples are scored by the truncated squared residual [2]_; each batch's
     best is refined by least squares on its inliers [3]_; the search stops when a better one has
     become improbable.
-
-    Parameters
-    ----------
-    fixed_points, moving_points : array_like, (m, n)
-        Matched points in µm; n is 2 or 3. Pairs with a coordinate that is not finite never count.
-    settings : RansacSettings, optional
-        Model, threshold and limits.
-
-    Returns
-    -------
-    AffineEstimate
-        The same bits for the same points and settings. False where no trustworthy transform was
-        found.
-
-    Raises
-    ------
-    InputError
-        Where the two sets of points do not pair up.
     """
     settings = settings or RansacSettings()
     matches = _Matches.of(fixed_points, moving_points)
@@ -175,21 +157,6 @@ def fit_in_planes(
     """Fit a transform that keeps parallel planes apart as they are to matched points in 3-D.
 
     Points of a few planes do not tell how a transform acts across these.
-
-    Parameters
-    ----------
-    fixed_points, moving_points : array_like, (m, 3)
-        Matched points in µm.
-    normal : array_like, (3,)
-        Unit vector across the planes.
-    settings : RansacSettings
-        Model, threshold and limits, in the planes.
-
-    Returns
-    -------
-    AffineEstimate
-        The transform in the planes, and the median shift across them of the matches that agree;
-        residuals are those in the planes. False where no trustworthy transform was found.
     """
     p, q = _paired(fixed_points, moving_points)
     across = np.asarray(normal, np.float64)
@@ -212,35 +179,9 @@ def fit_affine(
 ) -> Floats:
     """Fit a transform to matched points by weighted least squares.
 
-    Parameters
-    ----------
-    points, targets : array_like, (m, n)
-        Matched points in µm; n is 2 or 3.
-    model : {'affine', 'similarity', 'rigid', 'translation'}
-        Which transforms are considered; rigid by Kabsch's method [1]_, similarity by Umeyama's
-        [2]_. None of them mirrors, but an affine may where the points do.
-    weights : array_like, (m,), optional
-        Weight of each match, not negative; default equal.
-
-    Returns
-    -------
-    ndarray, (n + 1, n + 1)
-        Homogeneous matrix that maps `points` next to `targets`.
-
-    Raises
-    ------
-    InputError
-        Where the points do not pair up, or are not finite.
-    RegistrationError
-        Where the points do not determine the transform: too few, or all on a line or plane.
-
-    References
-    ----------
-    .. [1] W. Kabsch, "A solution for the best rotation to relate two sets of vectors", Acta
-       Crystallographica A32 (1976) 922-923, :doi:`10.1107/S0567739476001873`.
-    .. [2] S. Umeyama, "Least-squares estimation of transformation parameters between two point
-       patterns", IEEE Transactions on Pattern Analysis and Machine Intelligence 13 (1991)
-       376-380, :doi:`10.1109/34.88573`.
+    Returns (n + 1, n + 1). Rotations after Kabsch, Acta Crystallographica A32 (1976) 922-923,
+    doi:10.1107/S0567739476001873; similarities after Umeyama, IEEE Transactions on Pattern Analysis
+    and Machine Intelligence 13 (1991) 376-380, doi:10.1109/34.88573.
     """
     p, q = _paired(points, targets)
     w = np.ones(len(p)) if weights is None else np.asarray(weights, np.float64)

@@ -59,20 +59,7 @@ class Level:
 
 
 def halvings(grid: Grid, sigma: Iterable[float]) -> tuple[int, ...]:
-    """How often each axis can be halved before a blur of `sigma` without aliasing.
-
-    Parameters
-    ----------
-    grid : Grid
-        Grid of the image.
-    sigma : iterable of float
-        Standard deviation per axis, in grid units.
-
-    Returns
-    -------
-    tuple of int
-        `sigma` spans at least 1.25 voxels after that many halvings, unless it never did.
-    """
+    """Halvings of each axis that a blur of `sigma` allows without aliasing."""
     counts = []
     for width, spacing, length in zip(sigma, grid.spacing, grid.shape, strict=True):
         room = width / (_LEAST_SIGMA_VOX * spacing)
@@ -84,20 +71,7 @@ def halvings(grid: Grid, sigma: Iterable[float]) -> tuple[int, ...]:
 
 
 def shrink_for(level: Level, sigma: Iterable[float]) -> Level:
-    """Halve an image as often as a blur of `sigma` allows without aliasing.
-
-    Parameters
-    ----------
-    level : Level
-        The image, blurred by no more than `sigma`.
-    sigma : iterable of float
-        The blur it will have per axis, in grid units.
-
-    Returns
-    -------
-    Level
-        On a grid where `sigma` is at least 1.25 voxels, or on the given grid.
-    """
+    """Halve an image as often as a blur of `sigma` allows without aliasing."""
     for axis, count in enumerate(halvings(level.grid, sigma)):
         for _ in range(count):
             level = halve(level, axis)
@@ -105,20 +79,7 @@ def shrink_for(level: Level, sigma: Iterable[float]) -> Level:
 
 
 def blur(level: Level, sigma: Iterable[float]) -> Level:
-    """Blur an image further, to a Gaussian of standard deviation `sigma` in all.
-
-    Parameters
-    ----------
-    level : Level
-        The image; an axis already blurred by more than `sigma` is left as it is.
-    sigma : iterable of float
-        Standard deviation to reach per axis, in grid units.
-
-    Returns
-    -------
-    Level
-        Same grid, float32.
-    """
+    """Blur an image further, to a Gaussian of standard deviation `sigma` in all."""
     data, widths = np.asarray(level.data, np.float32), tuple(map(float, sigma))
     for axis, (wanted, had) in enumerate(zip(widths, level.variance, strict=True)):
         missing = wanted**2 - had
@@ -129,20 +90,7 @@ def blur(level: Level, sigma: Iterable[float]) -> Level:
 
 
 def halve(level: Level, axis: int) -> Level:
-    """Keep every second voxel along one axis, after a (1, 3, 3, 1) / 8 filter.
-
-    Parameters
-    ----------
-    level : Level
-        At least two voxels along `axis`.
-    axis : int
-        The array axis.
-
-    Returns
-    -------
-    Level
-        ``shape // 2`` voxels along `axis`, each in the middle of the two it stands for.
-    """
+    """Keep every second voxel along one axis, after a (1, 3, 3, 1) / 8 filter."""
     grid = level.grid
     count = grid.shape[axis] // 2
     factors = tuple(2 if k == axis else 1 for k in range(grid.ndim))
@@ -170,16 +118,6 @@ def laplacian(level: Level) -> NDArray[np.float32]:
 
     It is largest, over all widths, at the centre of a bright ball of radius R when the standard
     deviation of the blur is ``R / sqrt(n)`` in n dimensions.
-
-    Parameters
-    ----------
-    level : Level
-        A blurred image.
-
-    Returns
-    -------
-    ndarray, float32
-        Of the image's shape and in its intensity unit; 0 on the outermost voxels.
     """
     data = np.asarray(level.data, np.float32)
     out = np.zeros_like(data)

@@ -25,19 +25,7 @@ _ENDS_PERCENT = (1.0, 99.0)
 
 
 def background_of(image: Image) -> float:
-    """Tell an image's background from a few places on its border and inside.
-
-    Parameters
-    ----------
-    image : Image
-        In memory or stored; some 35 small parts are read.
-
-    Returns
-    -------
-    float
-        The median of the border where that is negative or about as bright as the image gets, as in
-        a bright field; the darkest where the image is negative elsewhere; else 0.
-    """
+    """Tell an image's background from a few places on its border and inside."""
     if image.dtype.kind not in "iuf":
         return 0.0
     whole = image.dtype.kind in "iu"

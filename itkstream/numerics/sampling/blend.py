@@ -19,22 +19,7 @@ __all__ = ["NodeLattice", "blend_affines", "blend_points"]
 def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
     """The displacement of blended local affines on the voxels of a grid.
 
-    Parameters
-    ----------
-    local : PiecewiseAffine
-        The affines and their blocks.
-    grid : Grid
-        A part of the blocks' own lattice, or a coarser or finer one of the same direction.
-
-    Returns
-    -------
-    ndarray, grid.shape + (n,), float32
-        ``sum_b share_b(p) (matrix_b p) - p``.
-
-    Raises
-    ------
-    InputError
-        Where the grid is rotated against the blocks.
+    Returns grid.shape + (n,).
     """
     n = grid.ndim
     if not np.allclose(grid.direction, local.grid.direction):
@@ -64,17 +49,7 @@ def blend_affines(local: PiecewiseAffine, grid: Grid) -> NDArray[np.float32]:
 def blend_points(local: PiecewiseAffine, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Map any points through blended local affines, as `PiecewiseAffine.apply` does, but fast.
 
-    Parameters
-    ----------
-    local : PiecewiseAffine
-        The affines and their blocks.
-    points : ndarray, (..., n)
-        In the unit of its grid.
-
-    Returns
-    -------
-    ndarray, (..., n), float64
-        ``sum_b share_b(p) (matrix_b p)``.
+    Shapes: `points` (..., n); returns (..., n).
     """
     n = local.ndim
     flat = np.ascontiguousarray(points, np.float64).reshape(-1, n)
@@ -138,36 +113,14 @@ class NodeLattice:
             )
 
     def held(self, block: Block) -> Slices:
-        """The nodes a block brings.
-
-        Parameters
-        ----------
-        block : Block
-            The block.
-
-        Returns
-        -------
-        tuple of slice
-            All whose voxels its padded region touches.
-        """
+        """The nodes a block brings."""
         return tuple(
             slice(s.start // f, -(-s.stop // f))
             for s, f in zip(block.padded, self.factors, strict=True)
         )
 
     def wanted(self, block: Block) -> Slices:
-        """The nodes between which the voxels of a block's core lie.
-
-        Parameters
-        ----------
-        block : Block
-            The block.
-
-        Returns
-        -------
-        tuple of slice
-            Inside the image.
-        """
+        """The nodes between which the voxels of a block's core lie."""
         spans = []
         for s, f, n in zip(block.core, self.factors, self.blocks.shape, strict=True):
             low = (2 * s.start - f + 1) // (2 * f)
@@ -180,19 +133,7 @@ class NodeLattice:
     ) -> NDArray[np.float32]:
         """What a fitted block brings.
 
-        Parameters
-        ----------
-        block : Block
-            The block.
-        vectors : ndarray, padded shape + (n,)
-            Its result.
-        confidence : float
-            Positive.
-
-        Returns
-        -------
-        ndarray, shape of the held nodes + (n + 2,), float32
-            Linear between voxels, and beyond the outermost.
+        Shapes: `vectors` padded shape + (n,); returns shape of the held nodes + (n + 2,).
         """
         for axis, (s, p, f) in enumerate(
             zip(self.held(block), block.padded, self.factors, strict=True)
@@ -205,18 +146,7 @@ class NodeLattice:
         return packed
 
     def no_pack(self, why: int = 0) -> NDArray[np.float32]:
-        """What a failed block brings.
-
-        Parameters
-        ----------
-        why : int
-            A number that stands for the reason.
-
-        Returns
-        -------
-        ndarray, float32
-            Empty; its first axis is as long as the number.
-        """
+        """An empty array, which a failed block brings; its length along the first axis says why."""
         n = len(self.factors)
         return np.empty((why, *(0,) * (n - 1), n + 2), np.float32)
 
@@ -226,23 +156,7 @@ class NodeLattice:
         near: Sequence[tuple[Block, NDArray[np.float32]]],
         axes: Sequence[int],
     ) -> NDArray[np.float32]:
-        """Add a block and those that touch it along some axes, each times its share.
-
-        Parameters
-        ----------
-        block : Block
-            The block.
-        near : sequence of (Block, ndarray)
-            It and those that touch it along `axes`, in index order, and what each brings; along
-            the axes before these that is added up already.
-        axes : sequence of int
-            The next axes.
-
-        Returns
-        -------
-        ndarray, float32
-            As `near`, on the wanted nodes along `axes`; empty where all failed.
-        """
+        """Add a block and those that touch it along some axes, each times its share."""
         total = self.no_pack()
         region = self.wanted(block)
         places = [_places(s, f) for s, f in zip(region, self.factors, strict=True)]
@@ -272,17 +186,8 @@ class NodeLattice:
     def finish(self, block: Block, total: NDArray[np.float32]) -> NDArray[np.float32]:
         """The vectors of what was added up along all axes.
 
-        Parameters
-        ----------
-        block : Block
-            The block.
-        total : ndarray, shape of the wanted nodes + (n + 2,)
-            From `add`.
-
-        Returns
-        -------
-        ndarray, shape of the wanted nodes + (n,), float32
-            Two blocks find the same vectors at a node that both want.
+        Shapes: `total` shape of the wanted nodes + (n + 2,); returns shape of the wanted nodes +
+        (n,).
         """
         if not total.size:
             shape = tuple(s.stop - s.start for s in self.wanted(block))

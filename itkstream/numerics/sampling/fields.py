@@ -14,6 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.geometry import Grid
+from itkstream.numerics.lift import lift_field, lift_matrix, lift_values
 from itkstream.numerics.sampling.interpolate import sample_field
 from itkstream.numerics.threads import over_slabs
 
@@ -34,17 +35,7 @@ Field = NDArray[np.floating[Any]]
 def resize_field(field: Field, from_grid: Grid, to_grid: Grid) -> NDArray[np.float32]:
     """Sample a field on another lattice in the same space.
 
-    Parameters
-    ----------
-    field : ndarray, from_grid.shape + (n,)
-        Vectors in physical units.
-    from_grid, to_grid : Grid
-        Where the vectors are, and where they are wanted.
-
-    Returns
-    -------
-    ndarray, to_grid.shape + (n,), float32
-        Linear inside, the edge value outside.
+    Shapes: `field` from_grid.shape + (n,); returns to_grid.shape + (n,).
     """
     index = (from_grid.inverse_matrix @ to_grid.matrix)[:-1]
     return sample_field(field, index, to_grid.shape)
@@ -56,17 +47,7 @@ def shrink_field(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
     A group that sticks out at the end is completed by linear extrapolation, so that its mean is
     the vector at the group's centre.
 
-    Parameters
-    ----------
-    field : ndarray, shape + (n,)
-        Vectors.
-    factors : tuple of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    ndarray, ceil(shape / factors) + (n,), float32
-        The field on ``grid.shrink(factors)``.
+    Shapes: `field` shape + (n,); returns ceil(shape / factors) + (n,).
     """
     means = np.asarray(field, np.float32)
     for axis, factor in enumerate(factors):
@@ -84,19 +65,7 @@ def shrink_field(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
 def node_vectors(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
     """Find the nodes between which a field is linear again.
 
-    Parameters
-    ----------
-    field : ndarray, shape + (n,)
-        Vectors that `resize_field` made of those at the centres of groups of voxels, or nearly so.
-    factors : tuple of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    ndarray, ceil(shape / factors) + (n,), float32
-        On ``grid.shrink(factors)``: lines through the two voxels before each node and through the
-        two behind it, on the average. The mean of a group, or of the two voxels nearest to its
-        centre, is not the vector there, as the field bends at every node.
+    Shapes: `field` shape + (n,); returns ceil(shape / factors) + (n,).
     """
     found = np.asarray(field, np.float32)
     for axis, factor in enumerate(factors):
@@ -129,19 +98,7 @@ def _extended(
 def compose(first: Field, second: Field, grid: Grid) -> NDArray[np.float32]:
     """The displacement of `first` followed by `second`, both on one grid.
 
-    Parameters
-    ----------
-    first : ndarray, grid.shape + (n,)
-        The field that acts first.
-    second : ndarray, grid.shape + (n,)
-        The field that acts on its result.
-    grid : Grid
-        Their lattice.
-
-    Returns
-    -------
-    ndarray, grid.shape + (n,), float32
-        ``first(p) + second(p + first(p))``.
+    Shapes: `first` grid.shape + (n,); `second` grid.shape + (n,); returns grid.shape + (n,).
     """
     n = grid.ndim
     to_voxels = grid.inverse_matrix[:-1, :-1]
@@ -155,19 +112,7 @@ def to_positions(
 ) -> NDArray[np.float64]:
     """Positions a field maps the voxels of its grid to, through an affine if one follows.
 
-    Parameters
-    ----------
-    displacement : ndarray, grid.shape + (n,)
-        Vectors in physical units.
-    grid : Grid
-        Their lattice.
-    affine : ndarray, (n + 1, n + 1), optional
-        Applied after the displacement.
-
-    Returns
-    -------
-    ndarray, grid.shape + (n,), float64
-        ``affine(p + displacement(p))``.
+    Shapes: `displacement` grid.shape + (n,); `affine` (n + 1, n + 1); returns grid.shape + (n,).
     """
     positions = grid.positions()
     positions += displacement
@@ -179,17 +124,7 @@ def to_positions(
 def to_displacement(positions: NDArray[np.float64], grid: Grid) -> NDArray[np.float32]:
     """The vectors from the voxels of a grid to given positions.
 
-    Parameters
-    ----------
-    positions : ndarray, grid.shape + (n,)
-        Physical positions.
-    grid : Grid
-        Where they start.
-
-    Returns
-    -------
-    ndarray, grid.shape + (n,), float32
-        ``positions - grid.positions()``, subtracted in float64.
+    Shapes: `positions` grid.shape + (n,); returns grid.shape + (n,).
     """
     return (positions - grid.positions()).astype(np.float32)
 
@@ -197,17 +132,7 @@ def to_displacement(positions: NDArray[np.float64], grid: Grid) -> NDArray[np.fl
 def affine_to_displacement(affine: NDArray[np.float64], grid: Grid) -> NDArray[np.float32]:
     """The displacement field of an affine.
 
-    Parameters
-    ----------
-    affine : ndarray, (n + 1, n + 1)
-        Physical to physical.
-    grid : Grid
-        Where the vectors are wanted.
-
-    Returns
-    -------
-    ndarray, grid.shape + (n,), float32
-        ``affine(p) - p``.
+    Shapes: `affine` (n + 1, n + 1); returns grid.shape + (n,).
     """
     matrix = (affine - np.eye(grid.ndim + 1)) @ grid.matrix
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
@@ -220,26 +145,11 @@ def jacobian_determinant(displacement: Field, grid: Grid) -> NDArray[np.float32]
     Central differences inside and one-sided ones at the border, in physical units, so
     anisotropic voxels and rotated grids count right. Values <= 0 are folds.
 
-    Parameters
-    ----------
-    displacement : ndarray, grid.shape + (n,)
-        Vectors in physical units.
-    grid : Grid
-        Their lattice.
-
-    Returns
-    -------
-    ndarray, grid.shape, float32
-        The determinant; 1 where the map keeps volume.
+    Shapes: `displacement` grid.shape + (n,); returns grid.shape.
     """
-    n = grid.ndim
-    shape = (1,) * (3 - n) + grid.shape
-    vectors = np.zeros((*shape, 3), np.float32)
-    vectors[..., 3 - n :] = displacement.reshape((*shape, n))
-    to_index = np.eye(3)
-    to_index[3 - n :, 3 - n :] = grid.inverse_matrix[:-1, :-1]
-    out = np.empty(shape, np.float32)
-    over_slabs(lambda a, b: _determinants(vectors, to_index, out, a, b), shape[1])
+    vectors, to_index = lift_field(displacement), lift_matrix(grid.inverse_matrix[:-1, :-1])
+    out = np.empty(lift_values(grid.shape, 1), np.float32)
+    over_slabs(lambda a, b: _determinants(vectors, to_index, out, a, b), out.shape[1])
     return out.reshape(grid.shape)
 
 

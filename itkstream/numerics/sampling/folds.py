@@ -57,27 +57,7 @@ def repair_folds(
     mean. Width and margin grow from round to round, so that a deep fold ends as a gentle one;
     elsewhere the field keeps its bits.
 
-    Parameters
-    ----------
-    displacement : ndarray, grid.shape + (n,)
-        Vectors in physical units; not changed.
-    grid : Grid
-        Their lattice.
-    minimum : float
-        Voxels whose Jacobian determinant (`fields.jacobian_determinant`) is at or below this
-        count as folded; at least 0 and below 1.
-    max_iterations : int
-        Bound on the rounds; the width ends at a quarter of the longest axis.
-
-    Returns
-    -------
-    FoldRepair
-        The repaired field and what it took.
-
-    Raises
-    ------
-    InputError
-        For a minimum outside [0, 1) or a field that is not finite or does not fit its grid.
+    Shapes: `displacement` grid.shape + (n,).
     """
     if not 0 <= minimum < 1:
         raise InputError(f"the least Jacobian determinant must be in [0, 1); got {minimum}")

@@ -16,6 +16,7 @@ from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError
+from itkstream.numerics.lift import lift_matrix, lift_values
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["MARGIN", "Part", "as_voxel", "round_to", "sample_field", "warp"]
@@ -56,35 +57,10 @@ def warp(
 ) -> NDArray[Any]:
     """Sample an image at ``index_matrix @ [i, 1] + vector_matrix @ displacement[i]``.
 
-    Parameters
-    ----------
-    moving : ndarray or Part
-        The image to sample, 2-D or 3-D; it may be empty.
-    index_matrix : ndarray, (n, n + 1)
-        From output voxel index to moving voxel index, of the whole image where it is a part.
-    shape : tuple of int
-        Output voxels per axis.
-    displacement : ndarray, shape + (n,), optional
-        A vector for every output voxel.
-    vector_matrix : ndarray, (n, n), optional
-        From such a vector to moving voxels; default identity.
-    order : {1, 0}
-        Linear or nearest (half rounds up, as in ITK).
-    background : float
-        Value where the position is outside `moving`.
-    dtype : dtype, optional
-        Output type; default that of `moving`. Integers are rounded and clipped, never wrapped;
-        order 0 keeps every bit of 64-bit integers.
-
-    Returns
-    -------
-    ndarray, shape
-        The samples.
-
-    Raises
-    ------
-    InputError
-        For an order other than 0 and 1, or a background that is no number of an integer type.
+    Shapes: `index_matrix` (n, n + 1); `displacement` shape + (n,); `vector_matrix` (n, n), default
+    identity. Indices are those of the whole image where `moving` is a part. Order 0 is nearest, and
+    half rounds up, as in ITK; it keeps every bit of 64-bit integers. Integers are rounded and
+    clipped to `dtype`, never wrapped; outside `moving` they are `background`.
     """
     if order not in (0, 1):
         raise InputError(f"order must be 0 (nearest) or 1 (linear) here; got {order}")
@@ -111,28 +87,13 @@ def sample_field(
 ) -> NDArray[np.float32]:
     """Sample a vector field linearly; positions outside take the value at its edge.
 
-    Parameters
-    ----------
-    field : ndarray, (..., n), or Part
-        Vectors on a 2-D or 3-D lattice.
-    index_matrix : ndarray, (n, n + 1)
-        From output voxel index to field index, of the whole field where it is a part.
-    shape : tuple of int
-        Output voxels per axis.
-    displacement : ndarray, shape + (n,), optional
-        A vector for every output voxel.
-    vector_matrix : ndarray, (n, n), optional
-        From such a vector to field voxels; default identity.
-
-    Returns
-    -------
-    ndarray, shape + (n,), float32
-        The sampled vectors, unchanged in direction and unit.
+    Shapes: `field` (..., n); `index_matrix` (n, n + 1); `displacement` shape + (n,);
+    `vector_matrix` (n, n); returns shape + (n,).
     """
     n = len(shape)
     part = field if isinstance(field, Part) else Part(field, (0,) * n, field.shape[:-1])
-    out = np.empty((*_three(shape), n), np.float32)
-    source = _native(part.values).reshape((*_three(part.values.shape[:-1]), n))
+    out = np.empty((*lift_values(shape, 1), n), np.float32)
+    source = _native(part.values).reshape((*lift_values(part.values.shape[:-1], 1), n))
     window = _window(part)
     index, vector, moves = _embed(index_matrix, displacement, vector_matrix, shape)
     if displacement is None and _is_diagonal(index_matrix):
@@ -145,25 +106,7 @@ def sample_field(
 
 
 def as_voxel(value: float, dtype: DTypeLike) -> Any:
-    """One number as a voxel of a type; for integers rounded, and clipped to their range.
-
-    Parameters
-    ----------
-    value : float or int
-        Of any size; integers are not taken through floats.
-    dtype : dtype
-        Voxel type.
-
-    Returns
-    -------
-    numpy scalar
-        Of this type.
-
-    Raises
-    ------
-    InputError
-        For NaN in a type that has none.
-    """
+    """One number as a voxel of a type; for integers rounded, and clipped to their range."""
     wanted = np.dtype(dtype)
     if wanted.kind in "iub" and value != value:
         raise InputError(
@@ -179,20 +122,7 @@ def as_voxel(value: float, dtype: DTypeLike) -> Any:
 
 
 def round_to(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-    """Cast to `dtype`; integers are rounded and clipped to its range, and NaN becomes 0.
-
-    Parameters
-    ----------
-    values : ndarray
-        What to cast; not changed.
-    dtype : dtype
-        The wanted type.
-
-    Returns
-    -------
-    ndarray
-        `values` itself where the type is right already.
-    """
+    """Cast to `dtype`; integers are rounded and clipped to its range, and NaN becomes 0."""
     wanted = np.dtype(dtype)
     if values.dtype == wanted:
         return values
@@ -250,8 +180,8 @@ def _warp_into(
     outside: Any,
 ) -> None:
     index, vector, moves = _embed(index_matrix, displacement, vector_matrix, out.shape)
-    target = out.reshape(_three(out.shape))
-    source = _native(moving.values).reshape(_three(moving.values.shape))
+    target = out.reshape(lift_values(out.shape, 1))
+    source = _native(moving.values).reshape(lift_values(moving.values.shape, 1))
     window = _window(moving)
     kernel = _warp_linear if order == 1 else _warp_nearest
     background = out.dtype.type(outside)
@@ -262,11 +192,7 @@ def _warp_into(
 
 
 def _window(part: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return (0,) * (3 - len(part.start)) + tuple(part.start), _three(part.shape)
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (1,) * (3 - len(shape)) + tuple(shape)
+    return lift_values(part.start, 0), lift_values(part.shape, 1)
 
 
 def _is_diagonal(index_matrix: NDArray[np.float64]) -> bool:
@@ -292,15 +218,13 @@ def _embed(
     again for every voxel, lest the output overlap them, and that takes as long as all else.
     """
     n = len(shape)
-    index = np.eye(3, 4)
-    index[3 - n :, 3 - n : 3] = index_matrix[:, :n]
-    index[3 - n :, 3] = index_matrix[:, n]
+    index = lift_matrix(index_matrix)
     vector = np.zeros((3, 3))
     vector[3 - n :, :n] = np.eye(n) if vector_matrix is None else vector_matrix
     numbers = tuple(map(float, index.ravel())), tuple(map(float, vector.ravel()))
     if displacement is None:
         return *numbers, np.empty((0, 0, 0, n), np.float32)
-    return *numbers, displacement.reshape((*_three(shape), n))
+    return *numbers, displacement.reshape((*lift_values(shape, 1), n))
 
 
 @njit(nogil=True, cache=True, inline="always")

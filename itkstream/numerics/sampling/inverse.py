@@ -60,7 +60,7 @@ class InverseProblem:
 
     u lies on `from_grid`, in fixed space; the inverse is wanted on `to_grid`, in moving space. A
     voxel is done at an error of `tolerance_vox`, in the smallest voxel spacing of `to_grid`, or
-    after `max_iterations` evaluations. Bounds below are those of `displacement_bounds` for all of u.
+    after `max_iterations` evaluations. Bounds are those of `displacement_bounds` for all of u.
     """
 
     from_grid: Grid
@@ -156,7 +156,8 @@ class InverseProblem:
             # A field of one plane is as good as one of two equal planes, which have a cell.
             vectors = np.repeat(vectors, 2, axis)
         matrix = lift_matrix(self.from_grid.matrix[:-1, :-1])
-        inverse = np.linalg.inv(matrix)
+        inverse = np.asarray(np.linalg.inv(matrix), np.float64)
+        low, high = _rows(lift_vectors(bounds))
         scale = np.asarray(self.from_grid.spacing) / min(self.to_grid.spacing)
         return vectors.reshape(-1), _Field(
             tuple(step // vectors.itemsize for step in vectors.strides[:3]),
@@ -165,7 +166,8 @@ class InverseProblem:
             _rows(matrix),
             _rows(inverse.T),
             float(np.linalg.det(inverse)),
-            *_rows(lift_vectors(bounds)),
+            low,
+            high,
             _floats(lift_values(scale, 0.0)),
             self.tolerance_vox,
             self.max_iterations,
@@ -189,8 +191,8 @@ def invert_displacement(
     matrix = np.eye(from_grid.ndim + 1) if affine is None else affine
     problem = InverseProblem(from_grid, to_grid, matrix, tolerance_vox, max_iterations)
     bounds = displacement_bounds(field, from_grid)
-    whole = [tuple(slice(0, m) for m in grid.shape) for grid in (from_grid, to_grid)]
-    return problem.solve(field, *whole, bounds)
+    region, box = (tuple(slice(0, m) for m in grid.shape) for grid in (from_grid, to_grid))
+    return problem.solve(field, region, box, bounds)
 
 
 def displacement_bounds(field: NDArray[np.floating[Any]], grid: Grid) -> NDArray[np.float64]:

@@ -61,45 +61,21 @@ class GridMap:
     def index_matrix(self, moving: Grid) -> NDArray[np.float64]:
         """The map from fixed voxel index to moving voxel index, the displacement left out.
 
-        Parameters
-        ----------
-        moving : Grid
-            The moving image's lattice.
-
-        Returns
-        -------
-        ndarray, (n, n + 1)
-            Acts on ``[i, 1]``.
+        Returns (n, n + 1).
         """
         return np.asarray((moving.inverse_matrix @ self.affine @ self.grid.matrix)[:-1])
 
     def vector_matrix(self, moving: Grid) -> NDArray[np.float64]:
         """The map from displacement vectors to moving voxels.
 
-        Parameters
-        ----------
-        moving : Grid
-            The moving image's lattice.
-
-        Returns
-        -------
-        ndarray, (n, n)
-            Acts on vectors in the unit of the fixed grid.
+        Returns (n, n).
         """
         return np.asarray((moving.inverse_matrix @ self.affine)[:-1, :-1])
 
     def bounds(self, moving: Grid) -> NDArray[np.float64]:
         """Least and greatest moving index over every voxel of the grid.
 
-        Parameters
-        ----------
-        moving : Grid
-            The moving image's lattice.
-
-        Returns
-        -------
-        ndarray, (2, n)
-            Fractional voxel indices.
+        Returns (2, n).
         """
         matrix = self.index_matrix(moving)
         if self.displacement is None:
@@ -121,20 +97,7 @@ class GridMap:
         return np.stack([reach[:, 0].min(axis=0), reach[:, 1].max(axis=0)])
 
     def crop_of(self, moving: Grid, margin: float = 0.0) -> Slices | None:
-        """The voxels of the moving image that sampling this map reads.
-
-        Parameters
-        ----------
-        moving : Grid
-            The moving image's lattice.
-        margin : float
-            Further room on every side, in physical units.
-
-        Returns
-        -------
-        tuple of slice or None
-            None where no voxel of the grid falls inside the moving image.
-        """
+        """The voxels of the moving image that sampling this map reads, None where it reads none."""
         low, high = self._finite_bounds(moving)
         room = margin / np.asarray(moving.spacing)
         shape = np.asarray(moving.shape)
@@ -143,18 +106,7 @@ class GridMap:
         return _box(low - room, high + room, moving.shape)
 
     def reach_in(self, field: Grid) -> Slices:
-        """The vectors of a field that sampling it with this map reads.
-
-        Parameters
-        ----------
-        field : Grid
-            The field's lattice; beyond it the vectors at its edge hold.
-
-        Returns
-        -------
-        tuple of slice
-            Never empty.
-        """
+        """The vectors of a field that sampling it with this map reads."""
         low, high = self._finite_bounds(field)
         return _box(low, high, field.shape)
 
@@ -174,26 +126,7 @@ def _box(low: NDArray[Any], high: NDArray[Any], shape: Sequence[int]) -> Slices:
 
 
 def map_on(transform: Transform, grid: Grid) -> GridMap:
-    """Evaluate a transform on the voxels of a grid.
-
-    Parameters
-    ----------
-    transform : Transform
-        Any; stored fields are read around the grid only. Other kinds than affines, piecewise
-        affines, displacement fields and composites are evaluated point by point.
-    grid : Grid
-        The voxels wanted, in fixed space.
-
-    Returns
-    -------
-    GridMap
-        The same map, as a displacement and an affine.
-
-    Raises
-    ------
-    InputError
-        Where dimensions, units or axes differ, or a field is not finite.
-    """
+    """Evaluate a transform on the voxels of a grid."""
     if transform.ndim != grid.ndim:
         raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
     _check_axes(transform, grid)
@@ -204,18 +137,7 @@ def map_on(transform: Transform, grid: Grid) -> GridMap:
 
 
 def affine_part(transform: Transform) -> AffineTransform:
-    """The affine that `map_on` puts behind the displacement, whatever the grid.
-
-    Parameters
-    ----------
-    transform : Transform
-        Any.
-
-    Returns
-    -------
-    AffineTransform
-        The product of all affines of a composite; identity where there is none.
-    """
+    """The affine that `map_on` puts behind the displacement, whatever the grid."""
     matrix = np.eye(transform.ndim + 1)
     for step in steps_of(transform):
         if isinstance(step, AffineTransform):

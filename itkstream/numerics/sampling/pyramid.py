@@ -31,28 +31,7 @@ def shrink(
     NaN and infinite voxels are left out of every average; a voxel is NaN in the result where more
     than half of the weight around it was such.
 
-    Parameters
-    ----------
-    array : ndarray, grid.shape
-        A real image.
-    grid : Grid
-        Its lattice.
-    factors : int or sequence of int
-        Voxels per group, on every axis or one number per axis; clipped to the axis's length.
-    sigmas_um : float or sequence of float
-        Standard deviation of the Gaussian in the grid's unit, on every axis or one per axis.
-
-    Returns
-    -------
-    ndarray, float32
-        The image, ``ceil(shape / factors)`` voxels; the input itself where nothing is to do.
-    Grid
-        Its lattice, whose origin is the centre of the first group.
-
-    Raises
-    ------
-    InputError
-        For factors below 1, negative sigmas, or an array that does not fit its grid.
+    Shapes: `array` grid.shape.
     """
     groups, deviations = _checked(array, grid, factors, sigmas_um)
     image = np.ascontiguousarray(array, np.float32)

@@ -137,21 +137,7 @@ def warp_block(
 ) -> NDArray[Any]:
     """Resample the moving image on the voxels of a grid, reading only what that needs.
 
-    Parameters
-    ----------
-    moving : Image
-        In memory or stored, with the axes of `grid`.
-    transform : Transform or SimpleITK.Transform
-        From fixed to moving points.
-    grid : Grid
-        The voxels wanted, in fixed space.
-    settings : WarpSettings
-        Interpolation, engine, background, type.
-
-    Returns
-    -------
-    ndarray, grid.shape
-        The resampled voxels.
+    Returns grid.shape.
     """
     if isinstance(transform, sitk.Transform):
         moves = itk_bridge.sample_transform(transform, grid)
@@ -164,21 +150,7 @@ def warp_mapped(
 ) -> NDArray[Any]:
     """Resample the moving image through a map that is already evaluated on the wanted voxels.
 
-    Parameters
-    ----------
-    moving : Image
-        In memory or stored.
-    mapping : GridMap
-        Where each wanted voxel lies in the moving image.
-    settings : WarpSettings
-        Interpolation, engine, background, type.
-    itk : SimpleITK.Transform, optional
-        The ITK transform `mapping` was sampled from; the ITK engine then uses the original.
-
-    Returns
-    -------
-    ndarray, mapping.grid.shape
-        The resampled voxels.
+    Returns mapping.grid.shape.
     """
     dtype = settings.voxel_type(moving.dtype)
     settings = settings.for_image(moving)

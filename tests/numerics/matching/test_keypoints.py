@@ -186,11 +186,10 @@ def test_two_dimensions():
 
 def test_key_points_stay_inside_the_mask_and_off_missing_voxels(pair):
     (fixed, grid), _, _ = pair
-    mask = np.zeros(grid.shape, np.uint8)
-    mask[:30] = 1
     image = fixed.astype(np.float32)
+    image[30:] = np.nan
     image[:15, :20] = np.nan
-    index = grid.to_index(find_key_points(image, grid, SETTINGS, mask).positions)
+    index = grid.to_index(find_key_points(image, grid, SETTINGS).positions)
     assert len(index) > 10
     assert (index[:, 0] < 29.5).all()
     assert not ((index[:, 0] < 14.5) & (index[:, 1] < 19.5)).any()
@@ -239,8 +238,6 @@ def test_images_and_points_are_checked(pair):
     (fixed, grid), _, _ = pair
     with pytest.raises(InputError, match="does not fit a grid"):
         find_key_points(fixed[1:], grid, SETTINGS)
-    with pytest.raises(InputError, match="mask of shape"):
-        find_key_points(fixed, grid, SETTINGS, mask=np.ones((3, 3, 3)))
     with pytest.raises(InputError, match="lower max_radius"):
         find_key_points(fixed, grid, KeyPointSettings(3.0, 40.0))
     with pytest.raises(InputError, match="real numbers"):
