@@ -53,32 +53,17 @@ Mask: TypeAlias = (
 
 
 def masked(image: Image, mask: Mask, which: str = "image") -> Image:
-    """An image of which the voxels that do not count are NaN.
+    """An image of which the voxels that do not count are NaN; read only when the result is.
 
-    Parameters
-    ----------
-    image : Image
-        numpy or stored; read only when the result is.
-    mask : Mask
-        Which voxels count.
-    which : str
-        How messages call the image.
-
-    Returns
-    -------
-    Image
-        On the same grid, of floating-point numbers.
-
-    Raises
-    ------
-    InputError
-        Where the mask does not fit the image.
+    It lies on the same grid and holds floating-point numbers. Messages call it the `which` image.
+    Raises `InputError` where the mask does not fit.
     """
-    return Image(_MaskedSource(image, _choice(image, mask, which)), image.grid, image.name)
+    choice = _parse(mask, image, which)
+    return Image(_MaskedSource(image, choice), image.grid, image.name)
 
 
 class _Choice(Protocol):
-    """Which voxels of a part count."""
+    """What says which voxels of a part of the image count: `_Sampled`, `_OtherThan`, `_Judged`."""
 
     def __call__(self, voxels: NDArray[Any], grid: Grid) -> NDArray[np.bool_]: ...
 
@@ -167,13 +152,17 @@ def _not_zero(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(values) & (values != 0))
 
 
-def _choice(image: Image, mask: Any, which: str) -> _Choice:
-    if isinstance(mask, tuple) and len(mask) == 2 and isinstance(mask[0], (Image, ArraySource)):
-        return _Sampled(_as_image(image, mask[0], which), _numbers(mask[1], which))
-    if isinstance(mask, Image) or (isinstance(mask, ArraySource) and len(mask.shape) > 1):
-        return _Sampled(_as_image(image, mask, which))
-    if callable(mask):
-        return _Judged(mask)
+def _parse(mask: Any, image: Image, which: str) -> _Choice:
+    """The kind of a mask: every meaning of `Mask` is one of these."""
+    match mask:
+        case Image():
+            return _Sampled(_as_image(image, mask, which))
+        case (ArraySource() | Image() as labels, chosen) if isinstance(mask, tuple):
+            return _Sampled(_as_image(image, labels, which), _numbers(chosen, which))
+        case ArraySource() if len(mask.shape) > 1:
+            return _Sampled(_as_image(image, mask, which))
+        case _ if callable(mask):
+            return _Judged(mask)
     return _OtherThan(_numbers(mask, which))
 
 

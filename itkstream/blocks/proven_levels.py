@@ -45,22 +45,10 @@ _LOOKS = 16
 
 
 def finest_needed(image: Image, factors: Sequence[int]) -> tuple[Image, tuple[int, ...]]:
-    """What must be read to average an image: itself, or a level of its file.
+    """What must be read to average an image: itself, or a level of its file, and by how much.
 
-    Parameters
-    ----------
-    image : Image
-        Any.
-    factors : sequence of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    Image
-        The coarsest level that was compared with the image and is its mean in groups that fit
-        into those wanted; the image where there is none.
-    tuple of int
-        Its own voxels per group and axis.
+    The level is the coarsest one that was compared with the image and is its mean in groups that
+    fit into those of `factors`; with it come the factors that are left.
     """
     whole = tuple(factors)
     view = image.data

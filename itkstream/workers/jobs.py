@@ -42,22 +42,10 @@ _SGE_HINT = (
 
 
 def job_options(resources: Resources, system: BatchSystem) -> dict[str, Any]:
-    """What the class of a batch system in dask_jobqueue is told.
+    """Keyword arguments for the class of a batch system in dask_jobqueue.
 
     Options of `Resources.config` add to the lines of the job script and to the arguments of
     workers, and replace all others; so do those in dask's own configuration.
-
-    Parameters
-    ----------
-    resources : Resources
-        With this batch system.
-    system : BatchSystem
-        Which one.
-
-    Returns
-    -------
-    dict
-        Keyword arguments.
     """
     jobqueue_class(system)  # its defaults are in dask's configuration from here on
     own = resources.for_jobs
@@ -94,26 +82,9 @@ def job_client(
 ) -> Iterator[Client]:
     """A client of workers that are jobs; none is left in the queue at the end.
 
-    Parameters
-    ----------
-    resources : Resources
-        With this batch system.
-    system : BatchSystem
-        Which one.
-    tell : callable
-        Told what the user should know.
-
-    Yields
-    ------
-    distributed.Client
-        Connected to a scheduler in this process; at least one worker is there.
-
-    Raises
-    ------
-    InputError
-        Where the batch system refuses the job.
-    WorkersError
-        Where jobs end before their worker has come.
+    Its scheduler is in this process, and at least one worker is there. Raises `InputError` where
+    the batch system refuses the job, and `WorkersError` where jobs end before their worker has
+    come.
     """
     least, most = _range(resources)
     options = job_options(resources, system)
