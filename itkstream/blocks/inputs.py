@@ -1,4 +1,4 @@
-"""What the public functions take, made into images: checked once, here."""
+"""Arguments of the public functions made into images, and checked once, here."""
 
 from __future__ import annotations
 

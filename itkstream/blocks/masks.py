@@ -39,7 +39,7 @@ MaskFunction: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 Mask: TypeAlias = (
     ArraySource | Image | Sequence[float] | tuple[ArraySource | Image, Sequence[int]] | MaskFunction
 )
-"""What says which voxels count.
+"""The meanings of a mask: which voxels count.
 
 - An array or an `Image`: those where it is not 0 (nor NaN). An array may have another sampling
   than the image whose extent it covers; an `Image` lies where its grid says, and outside of it no
@@ -63,7 +63,7 @@ def masked(image: Image, mask: Mask, which: str = "image") -> Image:
 
 
 class _Choice(Protocol):
-    """What says which voxels of a part of the image count: `_Sampled`, `_OtherThan`, `_Judged`."""
+    """A choice of voxels of a part of the image: `_Sampled`, `_OtherThan` or `_Judged`."""
 
     def __call__(self, voxels: NDArray[Any], grid: Grid) -> NDArray[np.bool_]: ...
 
@@ -148,7 +148,7 @@ class _Judged:
 
 
 def _not_zero(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where numbers are neither 0 nor NaN."""
+    """True for numbers that are neither 0 nor NaN."""
     return np.asarray(np.isfinite(values) & (values != 0))
 
 
@@ -237,7 +237,7 @@ def _says_nothing(grid: Grid) -> bool:
 
 
 def _apart_vox(mask: Grid, grid: Grid) -> float:
-    """How far the corners of two grids of one shape lie apart, in voxels of the second."""
+    """Largest distance between the corners of two grids of one shape, in voxels of the second."""
     ends = np.meshgrid(*((0, n - 1) for n in grid.shape), indexing="ij")
     corners = np.stack(ends, -1).reshape(-1, grid.ndim)
     return float(np.abs(grid.to_index(mask.to_physical(corners)) - corners).max())

@@ -45,7 +45,7 @@ _LOOKS = 16
 
 
 def finest_needed(image: Image, factors: Sequence[int]) -> tuple[Image, tuple[int, ...]]:
-    """What must be read to average an image: itself, or a level of its file, and by how much.
+    """The image to read in order to average one: itself, or a level of its file.
 
     The level is the coarsest one that was compared with the image and is its mean in groups that
     fit into those of `factors`; with it come the factors that are left.
@@ -96,7 +96,7 @@ def _chunk_files(view: ArrayView) -> ChunkFiles:
 
 
 def _files(files: ChunkFiles, view: ArrayView) -> Iterator[Slices]:
-    """What of a view each file holds, in the axes of the stored array."""
+    """The part of a view that each file holds, in the axes of the stored array."""
     sizes = files.array.shards or files.array.chunks
     per_axis = [
         [box for (box,) in tiles((pick.stop,), (size,))]

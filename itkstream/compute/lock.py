@@ -105,7 +105,7 @@ class Lock:
 
     @property
     def token(self) -> str:
-        """What the writers of this run show to prove that they are still wanted."""
+        """A word by which the writers of this run prove that they are still wanted."""
         return self._holder.token
 
     def sign(self) -> None:
@@ -195,7 +195,7 @@ def _started(pid: int) -> float:
 
 
 def _boot() -> str:
-    """Which time the system runs since it was switched on, where it says so."""
+    """The name of this run of the operating system; empty where it has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return ""

@@ -49,7 +49,7 @@ _WINDOW = 1000
 
 @dataclass(frozen=True)
 class Failure:
-    """What is left of a block that raised; it stands for the block's value.
+    """The rest of a block that raised; it stands for the block's value.
 
     `reason` is one line; `error` has no traceback, which would hold the voxels of the block.
     """
@@ -276,7 +276,7 @@ def _guarded(graph: Graph) -> Graph:
 
 
 def _label(key: Any) -> str:
-    """What the log calls the task of a block; empty for what all blocks share."""
+    """The name of a block's task in the log; empty for what all blocks share."""
     if not isinstance(key, tuple):
         return ""
     index = tuple(k for k in key[1:] if isinstance(k, int))

@@ -15,7 +15,7 @@ _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d)(?::([0-5]\d))?")
 
 @dataclass(frozen=True)
 class BatchSystem:
-    """What one batch system calls things.
+    """The words of one batch system.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What `config` holds: dask's configuration, and options of the batch system's jobs."""
+"""The parts of `config`: dask's configuration, and options of the batch system's jobs."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ _RETRY_SECONDS = 60
 async def hand_in(cluster: Any, workers: int) -> None:
     """Start as many jobs or processes as it takes to have so many workers.
 
-    Unlike `cluster.scale`, it waits for the answer of the batch system, and raises RuntimeError with
-    its words where that refuses.
+    Unlike `cluster.scale`, it waits for the answer of the batch system, and raises RuntimeError
+    with its words where that refuses.
     """
     plan_workers(cluster, workers)
     try:
@@ -114,7 +114,7 @@ class ReplacingJobs(Replacing):
             logger.warning("%s refused a job: %s", self._system.submit, error)
 
     async def lost(self) -> list[Any]:
-        """Names of jobs whose workers have all gone or never come, and of refused ones after a while."""
+        """Names of jobs whose workers are all gone or never come, and of refused ones after a while."""
         now = time.monotonic()
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         present = present_workers(self.cluster)
