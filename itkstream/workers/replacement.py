@@ -114,7 +114,7 @@ class ReplacingJobs(Replacing):
             logger.warning("%s refused a job: %s", self._system.submit, error)
 
     async def lost(self) -> list[Any]:
-        """Names of jobs whose workers are all gone or never come, and of refused ones after a while."""
+        """Names of jobs whose workers are gone or will never come; refused ones after a while."""
         now = time.monotonic()
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         present = present_workers(self.cluster)
