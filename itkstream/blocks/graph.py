@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 EARLY = "early-"
-"""How the names of small tasks begin that are computed before any block."""
+"""Prefix of the names of small tasks that are computed before any block."""
 
 SHARED = "shared-"
-"""How the names of tasks begin that hold what all blocks share."""
+"""Prefix of the names of tasks that hold what all blocks share."""
 
 _KEEP = "which blocks are kept"
 
@@ -99,7 +99,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Halo:
-    """How a source is cut for blocks: by their cores, with voxels around.
+    """A way to cut a source for blocks: by their cores, with voxels around.
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ def _keep_first(block: NDArray[Any], _verdict: None) -> NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Common:
-    """What the tasks of all blocks know; it stands in the graph once."""
+    """Knowledge of the tasks of all blocks; it stands in the graph once."""
 
     function: Callable[..., NDArray[Any]]
     blocks: BlockGrid

@@ -1,4 +1,4 @@
-"""What the public functions take, made into images: checked once, here."""
+"""Arguments of the public functions made into images, and checked once, here."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ __all__ = ["as_pair", "block_grid", "check_start", "default_overlap", "reversed_
 # Points per axis of the fixed image that say where a transform leads.
 _POINTS = 24
 
+_SPACINGS = {"fixed": "fix_spacing", "moving": "mov_spacing"}
+
 # An image that is so many times as large as the other along every axis has another unit.
 _TOO_LARGE = 50
 
@@ -41,30 +43,11 @@ def as_pair(
 ) -> tuple[Image, Image]:
     """The fixed and the moving image, with the same axes and in micrometers.
 
-    Parameters
-    ----------
-    fix, mov : Image or array
-        `Image`, or a numpy, dask or stored array of 2 or 3 axes.
-    fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel, in the order of the axes after `transpose`; None for an `Image`,
-        which has its own.
-    transpose : sequence of bool
-        Whether the stored axes of each are reversed (z, y, x), and those of a mask that is an
-        array.
-    masks : (Mask or None, Mask or None)
-        Which voxels of each count.
-
-    Returns
-    -------
-    fixed, moving : Image
-        The moving image's axes are in the fixed image's order; lengths are micrometers, as in
-        every parameter of the public functions. Voxels that do not count are NaN.
-
-    Raises
-    ------
-    InputError
-        Where an image is no array, lacks a spacing, or the two differ in dimension; where a mask
-        does not fit.
+    Images are `Image`s, or numpy, dask or stored arrays of 2 or 3 axes with the micrometers per
+    voxel of their axes after `transpose`, which reverses the stored axes (z, y, x) and those of a
+    mask that is an array. The moving image's axes come in the fixed image's order; voxels that do
+    not count are NaN. Raises `InputError` where an image is no array, lacks a spacing, or the two
+    differ in dimension, and where a mask does not fit.
     """
     fixed = _as_image(fix, fix_spacing, transpose[0], "fixed").in_unit("micrometer")
     moving = _as_image(mov, mov_spacing, transpose[1], "moving").in_unit("micrometer")
@@ -81,23 +64,11 @@ def as_pair(
 def check_start(
     fixed: Image, moving: Image, start: Transform | None = None, *, anywhere: bool = False
 ) -> None:
-    """Refuse images that cannot be registered from where a transform puts them.
+    """Refuse images that cannot be registered from where a transform puts them; reads no voxel.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        From `as_pair`; not read.
-    start : Transform, optional
-        From fixed to moving points; default identity.
-    anywhere : bool
-        Whether the images may lie apart, as where key points are matched.
-
-    Raises
-    ------
-    InputError
-        Where one is so much larger than the other that its unit must be wrong.
-    RegistrationError
-        Where the images do not overlap.
+    `start` maps fixed to moving points, default as they are. Images may lie `anywhere`, apart too,
+    where key points are matched. Raises `InputError` where one is so much larger than the other
+    that its unit must be wrong, and `RegistrationError` where they do not overlap.
     """
     grid = fixed.grid.shrink([max(1, -(-n // _POINTS)) for n in fixed.shape])
     mapping = map_on(start or AffineTransform(np.eye(fixed.ndim + 1)), grid)
@@ -157,22 +128,7 @@ def _span(points: NDArray[np.float64]) -> str:
 def block_grid(
     shape: tuple[int, ...], blocksize: Sequence[int], overlap: Sequence[int] | int | None
 ) -> BlockGrid:
-    """The blocks of the fixed image.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Voxels of the fixed image.
-    blocksize : sequence of int
-        Core voxels per axis.
-    overlap : int, sequence of int, or None
-        Voxels per side; None for `default_overlap`.
-
-    Returns
-    -------
-    BlockGrid
-        Checked.
-    """
+    """The blocks of a fixed image; overlap in voxels per side, None for `default_overlap`."""
     sizes = _whole_numbers("blocksize", blocksize, shape)
     if overlap is None:
         return BlockGrid(shape, sizes, default_overlap(sizes))
@@ -191,36 +147,12 @@ def _whole_numbers(name: str, given: Any, shape: tuple[int, ...]) -> tuple[int, 
 
 
 def default_overlap(blocksize: Sequence[int]) -> tuple[int, ...]:
-    """An eighth of the block on every side, as the tutorial has it.
-
-    Parameters
-    ----------
-    blocksize : sequence of int
-        Core voxels per axis.
-
-    Returns
-    -------
-    tuple of int
-        Voxels per side and axis.
-    """
+    """An eighth of the block on every side, as the tutorial has it."""
     return tuple(int(b) // 8 for b in blocksize)
 
 
 def reversed_axes(array: ArraySource, spatial: int) -> ArraySource:
-    """An array with its first axes in reverse order; further axes stay where they are.
-
-    Parameters
-    ----------
-    array : ArraySource
-        numpy, dask or stored.
-    spatial : int
-        How many leading axes to reverse.
-
-    Returns
-    -------
-    ArraySource
-        Lazy where the array is.
-    """
+    """An array with its first `spatial` axes in reverse order; lazy where the array is."""
     order = (*reversed(range(spatial)), *range(spatial, len(array.shape)))
     reordered: ArraySource = transposed(array, order)
     return reordered
@@ -236,7 +168,7 @@ def _as_image(data: Any, spacing: Sequence[float] | None, transpose: bool, which
         )
     if spacing is None:
         raise InputError(
-            f"the {which} image is an array without voxel spacing: pass {which[:3]}_spacing, in "
+            f"the {which} image is an array without voxel spacing: pass {_SPACINGS[which]}, in "
             "micrometers, or an itkstream Image"
         )
     if len(data.shape) not in (2, 3):

@@ -39,21 +39,9 @@ _WHOLE_CHUNKS_VOXELS = 2**26
 
 
 def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
-    """By how much to shrink an image so that it has at most so many voxels.
+    """Powers of 2 by which to shrink each axis, so that an image has at most so many voxels.
 
     The axis of finest spacing is halved first, so voxels become as near to cubes as they can.
-
-    Parameters
-    ----------
-    grid : Grid
-        The image's lattice.
-    voxels : float
-        Wanted voxels, at most.
-
-    Returns
-    -------
-    tuple of int
-        A power of 2 per axis; 1 for a small image.
     """
     factors = [1] * grid.ndim
     shape = grid.shape
@@ -68,21 +56,9 @@ def factors_to_fit(grid: Grid, voxels: float) -> tuple[int, ...]:
 def coarse_blocks(
     shape: Sequence[int], chunks: Sequence[int] | None, factors: Sequence[int]
 ) -> BlockGrid:
-    """In which blocks an image is read to be averaged.
+    """The blocks in which an image is read to be averaged.
 
-    Parameters
-    ----------
-    shape : sequence of int
-        Voxels of the image per axis.
-    chunks : sequence of int or None
-        Of its store.
-    factors : sequence of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    BlockGrid
-        No group, and if that is possible no chunk, lies in two blocks.
+    No group of `factors` voxels, and if that is possible no chunk of the store, lies in two blocks.
     """
     groups = [min(f, n) for f, n in zip(factors, shape, strict=True)]
     steps = [math.lcm(f, c) for f, c in zip(groups, chunks or groups, strict=True)]
@@ -99,19 +75,9 @@ def coarse_blocks(
 
 
 def prepare_coarse(image: Image, factors: Sequence[int]) -> da.Array:
-    """Prepare an image averaged in groups of voxels, block by block.
+    """Prepare an image averaged in groups of voxels, float32, block by block.
 
-    Parameters
-    ----------
-    image : Image
-        Numpy, stored or dask.
-    factors : sequence of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    dask.array.Array, ceil(shape / factors), float32
-        Lazy; its lattice is ``image.grid.shrink(factors)``.
+    Its lattice is ``image.grid.shrink(factors)``.
     """
     blocks = coarse_blocks(image.shape, image.chunk_shape, factors)
     groups = tuple(min(f, n) for f, n in zip(factors, image.shape, strict=True))
@@ -122,18 +88,7 @@ def prepare_coarse(image: Image, factors: Sequence[int]) -> da.Array:
 def read_coarse(image: Image, factors: Sequence[int]) -> Image:
     """Read an image into memory, averaged in groups of voxels, block by block.
 
-    Parameters
-    ----------
-    image : Image
-        Numpy, stored or dask.
-    factors : sequence of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    Image
-        In memory, float32 where it was averaged; never more than one block at full resolution was
-        held beside it.
+    It is float32 where it was averaged; beside it, one block at full resolution is held at a time.
     """
     image = readable(image)
     if max(factors) == 1:
@@ -149,40 +104,16 @@ def read_coarse(image: Image, factors: Sequence[int]) -> Image:
 
 
 def prepare_levels(fixed: Image, moving: Image, voxels: float) -> Levels:
-    """Prepare the level of both images that fits in memory.
+    """Prepare the levels of both images that fit in memory, of at most so many voxels each.
 
-    Parameters
-    ----------
-    fixed, moving : Image
-        Numpy, stored or dask.
-    voxels : float
-        Most voxels of each level.
-
-    Returns
-    -------
-    Levels
-        Each the image itself where it is small enough, else to be computed: once, whatever needs
-        it.
+    Each is the image itself where it is small enough, else computed once, whatever needs it.
     """
     first, second = (prepare_level(i, factors_to_fit(i.grid, voxels)) for i in (fixed, moving))
     return first, second
 
 
 def prepare_level(image: Image, factors: Sequence[int]) -> Image | Delayed:
-    """Prepare one level of an image.
-
-    Parameters
-    ----------
-    image : Image
-        Numpy, stored or dask.
-    factors : sequence of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    Image or Delayed
-        The image itself for factors of 1, else to be computed.
-    """
+    """Prepare one level of an image; the image itself for factors of 1."""
     image = readable(image)
     if max(factors) == 1:
         return image

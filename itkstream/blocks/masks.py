@@ -39,7 +39,7 @@ MaskFunction: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 Mask: TypeAlias = (
     ArraySource | Image | Sequence[float] | tuple[ArraySource | Image, Sequence[int]] | MaskFunction
 )
-"""What says which voxels count.
+"""The meanings of a mask: which voxels count.
 
 - An array or an `Image`: those where it is not 0 (nor NaN). An array may have another sampling
   than the image whose extent it covers; an `Image` lies where its grid says, and outside of it no
@@ -53,32 +53,17 @@ Mask: TypeAlias = (
 
 
 def masked(image: Image, mask: Mask, which: str = "image") -> Image:
-    """An image of which the voxels that do not count are NaN.
+    """An image of which the voxels that do not count are NaN; read only when the result is.
 
-    Parameters
-    ----------
-    image : Image
-        numpy or stored; read only when the result is.
-    mask : Mask
-        Which voxels count.
-    which : str
-        How messages call the image.
-
-    Returns
-    -------
-    Image
-        On the same grid, of floating-point numbers.
-
-    Raises
-    ------
-    InputError
-        Where the mask does not fit the image.
+    It lies on the same grid and holds floating-point numbers. Messages call it the `which` image.
+    Raises `InputError` where the mask does not fit.
     """
-    return Image(_MaskedSource(image, _choice(image, mask, which)), image.grid, image.name)
+    choice = _parse(mask, image, which)
+    return Image(_MaskedSource(image, choice), image.grid, image.name)
 
 
 class _Choice(Protocol):
-    """Which voxels of a part count."""
+    """A choice of voxels of a part of the image: `_Sampled`, `_OtherThan` or `_Judged`."""
 
     def __call__(self, voxels: NDArray[Any], grid: Grid) -> NDArray[np.bool_]: ...
 
@@ -163,17 +148,21 @@ class _Judged:
 
 
 def _not_zero(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where numbers are neither 0 nor NaN."""
+    """True for numbers that are neither 0 nor NaN."""
     return np.asarray(np.isfinite(values) & (values != 0))
 
 
-def _choice(image: Image, mask: Any, which: str) -> _Choice:
-    if isinstance(mask, tuple) and len(mask) == 2 and isinstance(mask[0], (Image, ArraySource)):
-        return _Sampled(_as_image(image, mask[0], which), _numbers(mask[1], which))
-    if isinstance(mask, Image) or (isinstance(mask, ArraySource) and len(mask.shape) > 1):
-        return _Sampled(_as_image(image, mask, which))
-    if callable(mask):
-        return _Judged(mask)
+def _parse(mask: Any, image: Image, which: str) -> _Choice:
+    """The kind of a mask: every meaning of `Mask` is one of these."""
+    match mask:
+        case Image():
+            return _Sampled(_as_image(image, mask, which))
+        case (ArraySource() | Image() as labels, chosen) if isinstance(mask, tuple):
+            return _Sampled(_as_image(image, labels, which), _numbers(chosen, which))
+        case ArraySource() if len(mask.shape) > 1:
+            return _Sampled(_as_image(image, mask, which))
+        case _ if callable(mask):
+            return _Judged(mask)
     return _OtherThan(_numbers(mask, which))
 
 
@@ -248,7 +237,7 @@ def _says_nothing(grid: Grid) -> bool:
 
 
 def _apart_vox(mask: Grid, grid: Grid) -> float:
-    """How far the corners of two grids of one shape lie apart, in voxels of the second."""
+    """Largest distance between the corners of two grids of one shape, in voxels of the second."""
     ends = np.meshgrid(*((0, n - 1) for n in grid.shape), indexing="ij")
     corners = np.stack(ends, -1).reshape(-1, grid.ndim)
     return float(np.abs(grid.to_index(mask.to_physical(corners)) - corners).max())

@@ -45,22 +45,10 @@ _LOOKS = 16
 
 
 def finest_needed(image: Image, factors: Sequence[int]) -> tuple[Image, tuple[int, ...]]:
-    """What must be read to average an image: itself, or a level of its file.
+    """The image to read in order to average one: itself, or a level of its file.
 
-    Parameters
-    ----------
-    image : Image
-        Any.
-    factors : sequence of int
-        Voxels per group and axis.
-
-    Returns
-    -------
-    Image
-        The coarsest level that was compared with the image and is its mean in groups that fit
-        into those wanted; the image where there is none.
-    tuple of int
-        Its own voxels per group and axis.
+    The level is the coarsest one that was compared with the image and is its mean in groups that
+    fit into those of `factors`; with it come the factors that are left.
     """
     whole = tuple(factors)
     view = image.data
@@ -108,7 +96,7 @@ def _chunk_files(view: ArrayView) -> ChunkFiles:
 
 
 def _files(files: ChunkFiles, view: ArrayView) -> Iterator[Slices]:
-    """What of a view each file holds, in the axes of the stored array."""
+    """The part of a view that each file holds, in the axes of the stored array."""
     sizes = files.array.shards or files.array.chunks
     per_axis = [
         [box for (box,) in tiles((pick.stop,), (size,))]

@@ -88,7 +88,7 @@ def execute(
     chunks : sequence of int, optional
         Chunk shape of the written array, at most a block; default one chunk a block.
     progress : callable, optional
-        Told the blocks done and the blocks in all.
+        Called with the blocks done and the blocks in all.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def compute(
     resources : Resources, optional
         Workers and threads; default this process.
     progress : callable, optional
-        Told the blocks done and the blocks in all.
+        Called with the blocks done and the blocks in all.
     keep : path, optional
         A Zarr array to write first, which may be continued if the run is killed.
 
@@ -195,7 +195,7 @@ def store(
     resources : Resources, optional
         Workers and threads; default this process.
     progress : callable, optional
-        Told the blocks done and the blocks in all.
+        Called with the blocks done and the blocks in all.
 
     Raises
     ------

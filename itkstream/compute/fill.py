@@ -141,7 +141,7 @@ class Output:
         return header is not None and header.ready and header.fingerprint == self.fingerprint(array)
 
     def files(self) -> ChunkFiles | _SplitFiles:
-        """What writes and knows the files of blocks."""
+        """The files of blocks, to be written and known again."""
         first = ChunkFiles(self.location)
         return first if self.last is None else _SplitFiles(first, ChunkFiles(self.last))
 
@@ -231,7 +231,7 @@ def _holds_other(location: Location) -> bool:
 
 
 def _workplace(output: Output, fingerprint: str) -> Output:
-    """Where to write: in the place of the result, or beside it where a complete one is there."""
+    """The array to write: in the place of the result, or beside it where one is complete."""
     found = Ledger(output.location).header()
     if output.create is None or (found is not None and not found.finished):
         return output
@@ -243,7 +243,7 @@ def _workplace(output: Output, fingerprint: str) -> Output:
 
 
 def _left_beside(output: Output, fingerprint: str) -> Output | None:
-    """What a run left that was killed between two renames, where the system has no exchange."""
+    """The draft of a run that was killed between two renames, on a system without exchange."""
     if not output.location.is_replaceable:
         return None
     beside = replace(output, location=output.location.draft, overwrite=False)

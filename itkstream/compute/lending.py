@@ -37,12 +37,8 @@ _MESSAGE_BYTES = 2**32 - 2**20
 class Parcel:
     """A value without its large arrays, which it finds again where it is opened.
 
-    Parameters
-    ----------
-    content : bytes
-        The value, pickled; large arrays by name.
-    files : mapping
-        The file of each array, by name; those that have none are held by the worker.
+    `content` is the value, pickled, with large arrays by name; `files` has the file of each, and
+    those without one are held by the worker.
     """
 
     def __init__(self, content: bytes, files: Mapping[str, str]) -> None:
@@ -52,13 +48,7 @@ class Parcel:
         self._opened: list[Any] = []
 
     def open(self) -> Any:
-        """Put the value together.
-
-        Returns
-        -------
-        object
-            The same one every time, so that what it keeps is kept.
-        """
+        """Put the value together; the same one every time, so that what it keeps is kept."""
         with self._lock:
             if not self._opened:
                 self._opened.append(_Unpickler(io.BytesIO(self._content), self._files).load())
@@ -73,27 +63,11 @@ class Parcel:
 
 @contextmanager
 def lent(client: Client, values: Mapping[Any, Any]) -> Iterator[dict[Any, Parcel]]:
-    """Lend the large arrays of some values to workers.
+    """Lend the large arrays of some values, by key, to the workers of a client.
 
-    Parameters
-    ----------
-    client : distributed.Client
-        Of the workers.
-    values : mapping
-        What dask would send as it is, by key.
-
-    Yields
-    ------
-    dict
-        A `Parcel` for each value that holds large arrays; the workers can open it as long as this
-        lasts. Nothing is left behind.
-
-    Raises
-    ------
-    OutputError
-        Where no temporary file can be written.
-    InputError
-        Where an array is too large for a message to distant workers.
+    Yields a `Parcel` for each value that holds large arrays; workers can open it as long as this
+    lasts, and nothing is left behind. Raises `OutputError` where no temporary file can be written,
+    and `InputError` where an array is too large for a message to distant workers.
     """
     arrays: dict[Any, tuple[str, NDArray[Any]]] = {}
     packed = {key: _pack(value, arrays) for key, value in values.items()}

@@ -76,22 +76,11 @@ class _Holder:
 
 
 class Lock:
-    """The right to write to a place, held by one process.
+    """The right to write to a place, held by one process through the file `place`.
 
-    A lock whose process is dead is taken over: on the same host as soon as it is dead, else when
-    it has not been signed for two minutes.
-
-    Parameters
-    ----------
-    place : Location
-        The lock's file.
-    what : Location
-        What it guards, for messages.
-
-    Raises
-    ------
-    BusyOutputError
-        Where another process holds it.
+    A lock whose process is dead is taken over: on the same host as soon as it is dead, else when it
+    has not been signed for two minutes. Raises `BusyOutputError` where another process holds it;
+    messages name `what` it guards.
     """
 
     def __init__(self, place: Location, what: Location) -> None:
@@ -116,29 +105,17 @@ class Lock:
 
     @property
     def token(self) -> str:
-        """What the writers of this run show to prove that they are still wanted."""
+        """A word by which the writers of this run prove that they are still wanted."""
         return self._holder.token
 
     def sign(self) -> None:
-        """Say that this process is alive, from time to time.
-
-        Raises
-        ------
-        BusyOutputError
-            Where another took the lock over, as after a pause of two minutes.
-        """
+        """Sign that this process is alive; raise where another took over, as after a long pause."""
         if not still_held(self._place, self.token):
             raise self._busy(_Holder.read(self._place))
         self._holder.sign(self._place)
 
     def go_along(self, folder: Location) -> None:
-        """Be in a folder too that will be put in the place of the one which this lock guards.
-
-        Parameters
-        ----------
-        folder : Location
-            Where the lock's file is copied to, under the same path.
-        """
+        """Copy the lock's file into a folder that will be put in the place of the one it guards."""
         inside = self._place.relative_to(self._what)
         (folder / inside).write_bytes(self._place.read_bytes())
 
@@ -160,20 +137,7 @@ class Lock:
 
 
 def still_held(place: Location, token: str) -> bool:
-    """Whether a run may still write: its process holds the lock, or died with it.
-
-    Parameters
-    ----------
-    place : Location
-        The lock's file.
-    token : str
-        Of the run.
-
-    Returns
-    -------
-    bool
-        False as soon as the run has ended or another began.
-    """
+    """Whether a run may still write: no longer when it has ended or another has begun."""
     holder = _Holder.read(place)
     return holder is not None and holder.token == token
 
@@ -182,22 +146,7 @@ def still_held(place: Location, token: str) -> bool:
 def holding(place: Location, what: Location) -> Iterator[Lock]:
     """Hold a lock for the time of a with block, and sign it from time to time.
 
-    Parameters
-    ----------
-    place : Location
-        The lock's file.
-    what : Location
-        What it guards, for messages.
-
-    Yields
-    ------
-    Lock
-        Its `sign` raises where another took it over.
-
-    Raises
-    ------
-    BusyOutputError
-        Where another process holds it.
+    Raises `BusyOutputError` where another process holds it.
     """
     lock = Lock(place, what)
     ended = threading.Event()
@@ -246,7 +195,7 @@ def _started(pid: int) -> float:
 
 
 def _boot() -> str:
-    """Which time the system runs since it was switched on, where it says so."""
+    """The name of this run of the operating system; empty where it has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return ""

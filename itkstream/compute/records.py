@@ -31,20 +31,11 @@ _JOINED = 64
 
 @dataclass(frozen=True)
 class Header:
-    """Which computation an array is for.
+    """A note of which computation an array is for.
 
-    Parameters
-    ----------
-    fingerprint : str
-        Of inputs, parameters, code and layout.
-    total : int
-        Blocks in all.
-    ready : bool
-        Whether the empty array is there; before that, whatever is beside the notes is left over.
-    finished : bool
-        Whether all blocks were done once.
-    version : str
-        Of this package.
+    `fingerprint` is of inputs, parameters, code and layout, `total` counts blocks. Before the empty
+    array is `ready`, whatever is beside the notes is left over; `finished` means that all blocks
+    were done once.
     """
 
     fingerprint: str
@@ -55,13 +46,7 @@ class Header:
 
 
 class Ledger:
-    """The notes beside one array.
-
-    Parameters
-    ----------
-    array : Location
-        The array, or where it will be.
-    """
+    """The notes beside one array, or beside where it will be."""
 
     def __init__(self, array: Location) -> None:
         self.array = array
@@ -73,49 +58,25 @@ class Ledger:
         return self.place.child(_LOCK)
 
     def header(self) -> Header | None:
-        """Which computation the array is for.
-
-        Returns
-        -------
-        Header or None
-            None where there are no notes, or none that can be understood.
-        """
+        """The computation that the array is for; None where no notes can be understood."""
         try:
             return Header(**json.loads(self.place.child(_HEADER).read_bytes()))
         except (MissingDataError, ValueError, TypeError):
             return None
 
     def begin(self, header: Header) -> None:
-        """Note a new computation; notes of another are forgotten.
-
-        Parameters
-        ----------
-        header : Header
-            The computation.
-        """
+        """Note a new computation; notes of another are forgotten."""
         for name in self._notes():
             self.place.child(name).remove()
         self.place.child(_FAILURES).remove()
         self.note(header)
 
     def note(self, header: Header) -> None:
-        """Note how far the computation is.
-
-        Parameters
-        ----------
-        header : Header
-            The computation.
-        """
+        """Note how far the computation is."""
         self.place.child(_HEADER).write_bytes(json.dumps(asdict(header)).encode())
 
     def done(self) -> dict[int, Sums]:
-        """The blocks that were written, by number.
-
-        Returns
-        -------
-        dict
-            Size and checksum of the files of each.
-        """
+        """Size and checksum of the files of each block that was written, by number."""
         found: dict[int, Sums] = {}
         for name in self._notes():
             try:
@@ -127,13 +88,7 @@ class Ledger:
         return found
 
     def failures(self) -> list[BlockFailure]:
-        """The blocks that failed when the computation ran last.
-
-        Returns
-        -------
-        list of BlockFailure
-            Empty where none did.
-        """
+        """The blocks that failed when the computation ran last."""
         try:
             lines = json.loads(self.place.child(_FAILURES).read_bytes())
             return [
@@ -146,13 +101,7 @@ class Ledger:
             return []
 
     def note_failures(self, failures: Sequence[BlockFailure]) -> None:
-        """Note the blocks that failed.
-
-        Parameters
-        ----------
-        failures : sequence of BlockFailure
-            All of this run; none removes those of the run before.
-        """
+        """Note the blocks that failed in this run; none removes those of the run before."""
         place = self.place.child(_FAILURES)
         if failures:
             place.write_bytes(json.dumps([asdict(f) for f in failures], indent=1).encode())
@@ -161,19 +110,9 @@ class Ledger:
 
     @contextmanager
     def recording(self, lock: Lock, kept: Mapping[int, Sums]) -> Iterator[Records]:
-        """Note blocks as they are done.
+        """Note blocks as they are done, beside the `kept` ones of earlier runs.
 
-        Parameters
-        ----------
-        lock : Lock
-            Held by this run; signed from time to time.
-        kept : mapping
-            The blocks of earlier runs that are kept.
-
-        Yields
-        ------
-        Records
-            Takes the blocks of this run; all are on disk at the end.
+        The lock is signed from time to time, and all notes are on disk at the end.
         """
         self.place.remove_partial_files()
         records = Records(self.place, lock, dict(kept), self._notes())
@@ -191,19 +130,7 @@ class Ledger:
 
 
 class Records:
-    """Takes the blocks that are done and writes them down, many at a time.
-
-    Parameters
-    ----------
-    place : Location
-        The folder of the notes.
-    lock : Lock
-        Of the run.
-    done : dict
-        Blocks known before.
-    names : list of str
-        Files with notes that are there.
-    """
+    """Takes the blocks that are done and writes them down, many at a time."""
 
     def __init__(
         self, place: Location, lock: Lock, done: dict[int, Sums], names: list[str]
@@ -223,32 +150,13 @@ class Records:
         self._thread.start()
 
     def add(self, number: int, sums: Sums) -> None:
-        """Note that a block is written.
-
-        Parameters
-        ----------
-        number : int
-            Of the block.
-        sums : list of str or None
-            Size and checksum of its files.
-
-        Raises
-        ------
-        OutputError
-            Where notes cannot be written any more, or another run took over.
-        """
+        """Note that a block is written, with size and checksum of its files; raises as `check`."""
         self.check()
         with self._mutex:
             self._fresh[number] = sums
 
     def check(self) -> None:
-        """Raise what went wrong with the notes since the last look.
-
-        Raises
-        ------
-        OutputError
-            Where notes cannot be written any more, or another run took over.
-        """
+        """Raise `OutputError` where notes cannot be written any more, or another run took over."""
         if self._error is not None:
             raise self._error
 

@@ -49,14 +49,9 @@ _WINDOW = 1000
 
 @dataclass(frozen=True)
 class Failure:
-    """What is left of a block that raised; it stands for the block's value.
+    """The rest of a block that raised; it stands for the block's value.
 
-    Parameters
-    ----------
-    reason : str
-        In one line.
-    error : BaseException
-        Without its traceback, which would hold the voxels of the block.
+    `reason` is one line; `error` has no traceback, which would hold the voxels of the block.
     """
 
     reason: str
@@ -64,17 +59,9 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Take from an exception what is worth keeping.
+        """Take from a caught exception what is worth keeping.
 
-        Parameters
-        ----------
-        error : BaseException
-            As caught.
-
-        Returns
-        -------
-        Failure
-            With the place in the code, unless the exception explains itself.
+        The place in the code is part of the reason, unless the exception explains itself.
         """
         logger.debug("a block failed", exc_info=error)
         text = " ".join(str(error).split())
@@ -87,13 +74,7 @@ class Failure:
 
     @property
     def lasting(self) -> bool:
-        """Whether the same input fails in the same way again, as no disk and no worker is at fault.
-
-        Returns
-        -------
-        bool
-            True where the images or the parameters are to blame.
-        """
+        """Whether the same images and parameters fail in the same way again, whatever the disk."""
         return isinstance(self.error, (InputError, RegistrationError))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,24 +90,9 @@ def block_graph(
 ) -> tuple[Graph, list[Any]]:
     """The tasks of some blocks of an array, each ending in a call that takes the block away.
 
-    Parameters
-    ----------
-    array : dask.array.Array
-        The computation.
-    keys : sequence of tuple
-        Blocks of it.
-    sink : callable, optional
-        Called as ``sink(place, block)`` by a task; it stands in the graph once. Default the blocks
-        themselves are what is computed.
-    places : iterable
-        One per key.
-
-    Returns
-    -------
-    graph : dict
-        All they need and nothing else.
-    wanted : list
-        One key per block.
+    One place per key is given to ``sink(place, block)``, which a task calls; it stands in the graph
+    once. Without a sink the blocks themselves are computed. Returns all tasks they need and nothing
+    else, and one key per block.
     """
     graph: Graph = plain_tasks(array, keys)
     _settle_early(graph)
@@ -149,21 +115,10 @@ def block_graph(
 
 
 def run_here(graph: Graph, wanted: Sequence[Any], threads: int, done: Done) -> None:
-    """Compute blocks on threads of this process.
+    """Compute blocks on threads of this process, so many tasks at a time.
 
     After an exception from `done`, or Ctrl-C, no further task is begun; those under way are left
     to themselves, and do not keep the process alive.
-
-    Parameters
-    ----------
-    graph : dict
-        From `block_graph`.
-    wanted : sequence
-        Keys of the blocks.
-    threads : int
-        Tasks at a time.
-    done : callable
-        A `Done`, called in this thread.
     """
     pool = _DaemonThreads(threads)
     try:
@@ -179,25 +134,7 @@ def run_on(client: Client, graph: Graph, wanted: Sequence[Any], done: Done) -> N
     The graph is handed over in windows of blocks, so that neither the scheduler's memory nor the
     results that wait to be fetched grow with the image. What blocks of several windows need is
     computed once and held until the last of them has it. Large arrays in memory are lent to the
-    workers beside the graph.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Connected.
-    graph : dict
-        From `block_graph`.
-    wanted : sequence
-        Keys of the blocks.
-    done : callable
-        A `Done`, called in this thread.
-
-    Raises
-    ------
-    WorkersError
-        Where the scheduler is gone.
-    OutputError, InputError
-        Where an array cannot be lent.
+    workers beside the graph. Raises `WorkersError` where the scheduler is gone.
     """
     # What is asked for itself comes back as it is, also by another name.
     kept = set(wanted) | {node.target for node in graph.values() if isinstance(node, Alias)}
@@ -239,18 +176,10 @@ def _run_windows(client: Client, graph: Graph, wanted: Sequence[Any], done: Done
 
 @dataclass(frozen=True)
 class _Window:
-    """Blocks given to a cluster at a time.
+    """Blocks given to a cluster at a time: keys of blocks and tasks.
 
-    Parameters
-    ----------
-    wanted : list
-        Keys of the blocks.
-    nodes : list
-        Keys of all tasks they need and no earlier window has.
-    asked : list
-        Keys that are to be held: the blocks, and what later windows need.
-    until : dict
-        The last window that needs a key.
+    `nodes` are all tasks that the `wanted` blocks need and no earlier window has. Those `asked` for
+    are held: the blocks, and what later windows need, `until` the last of them.
     """
 
     wanted: list[Any]
@@ -347,7 +276,7 @@ def _guarded(graph: Graph) -> Graph:
 
 
 def _label(key: Any) -> str:
-    """What the log calls the task of a block; empty for what all blocks share."""
+    """The name of a block's task in the log; empty for what all blocks share."""
     if not isinstance(key, tuple):
         return ""
     index = tuple(k for k in key[1:] if isinstance(k, int))
@@ -371,7 +300,7 @@ def _guard(node: GraphNode, names: list[Any], label: str, values: list[Any]) -> 
 
 
 class _Finished(Callback):
-    """Tells of finished blocks under dask's local schedulers."""
+    """Reports finished blocks under dask's local schedulers."""
 
     def __init__(self, wanted: Iterable[Any], done: Done) -> None:
         super().__init__(posttask=self._finished)

@@ -1,4 +1,4 @@
-"""Where the blocks of a run go: the contract, and an array in memory.
+"""Sinks take the blocks of a run: their contract, and an array in memory.
 
 Arrays in stores are `itkstream.compute.fill.Output`.
 """
@@ -21,7 +21,7 @@ __all__ = ["Memory", "Sink", "Work"]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What an open sink asks of a run.
+    """The work that an open sink asks of a run.
 
     Parameters
     ----------

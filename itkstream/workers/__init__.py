@@ -1,4 +1,4 @@
-"""Which workers compute: threads, processes of this machine, jobs of a cluster; chosen here.
+"""Workers that compute: threads, processes of this machine, jobs of a cluster; chosen here.
 
 `Resources` says what a computation may use, `connected` gives the workers, and `session` keeps
 the same workers for several computations.

@@ -15,7 +15,7 @@ _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d)(?::([0-5]\d))?")
 
 @dataclass(frozen=True)
 class BatchSystem:
-    """What one batch system calls things.
+    """The words of one batch system.
 
     Parameters
     ----------
@@ -66,13 +66,7 @@ SYSTEMS = {
 
 
 def find_batch_system() -> BatchSystem | None:
-    """The batch system whose command is on the PATH.
-
-    Returns
-    -------
-    BatchSystem or None
-        The first one found.
-    """
+    """The batch system whose command is on the PATH, the first one found."""
     # PBS and Grid Engine hand in jobs by the same word; only Grid Engine has qconf. Moab stands
     # in front of PBS, which is there too.
     order = ["slurm", "lsf", "htcondor", "oar", "moab", "sge" if shutil.which("qconf") else "pbs"]
@@ -80,22 +74,9 @@ def find_batch_system() -> BatchSystem | None:
 
 
 def seconds_of(walltime: str) -> int:
-    """How long a walltime is.
+    """Seconds of a walltime: ``H:MM``, ``H:MM:SS`` or ``D-HH:MM:SS``.
 
-    Parameters
-    ----------
-    walltime : str
-        ``H:MM``, ``H:MM:SS`` or ``D-HH:MM:SS``: hours come first, whatever the batch system.
-
-    Returns
-    -------
-    int
-        Seconds.
-
-    Raises
-    ------
-    InputError
-        For anything else.
+    Hours come first, whatever the batch system. Raises `InputError` for anything else.
     """
     found = _WALLTIME.fullmatch(walltime) if isinstance(walltime, str) else None
     days, hours, minutes, seconds = (
@@ -111,21 +92,9 @@ def seconds_of(walltime: str) -> int:
 
 
 def clock(walltime: str, system: BatchSystem) -> str:
-    """A walltime as a batch system writes it.
+    """A walltime as a batch system writes it: ``HH:MM:SS``, or ``HH:MM`` rounded up.
 
     Slurm and PBS would take ``2:00`` for two minutes, LSF for two hours.
-
-    Parameters
-    ----------
-    walltime : str
-        As `seconds_of` takes it.
-    system : BatchSystem
-        Which one.
-
-    Returns
-    -------
-    str
-        ``HH:MM:SS``, or ``HH:MM`` rounded up where there are no seconds.
     """
     seconds = seconds_of(walltime)
     if system.walltime_seconds:

@@ -56,7 +56,7 @@ def connected(resources: Resources, tell: Callable[[str], None] = _log) -> Itera
     resources : Resources
         Which workers.
     tell : callable, optional
-        Told what the user should know, such as the address of the dashboard; default the log.
+        Called with texts for the user, such as the address of the dashboard; default the log.
 
     Yields
     ------
@@ -86,7 +86,7 @@ def session(resources: Resources, tell: Callable[[str], None] = _log) -> Iterato
     resources : Resources
         Which workers.
     tell : callable, optional
-        Told what the user should know; default the log.
+        Called with texts for the user; default the log.
 
     Yields
     ------

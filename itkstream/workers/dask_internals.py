@@ -1,4 +1,4 @@
-"""What is used of dask, distributed and dask-jobqueue though nothing promises that it stays.
+"""Parts of dask, distributed and dask-jobqueue that are used though nothing promises they stay.
 
 `CHECKED` names the versions it was checked with; `tests/workers/test_dask_internals.py` says for
 each name what breaks where it moves. No other module imports or reads such a thing.
@@ -83,7 +83,7 @@ def plan_workers(cluster: Any, count: int) -> None:
 
 
 def workers_per_job(cluster: Any) -> int:
-    """How many workers one job of a cluster holds."""
+    """The number of workers that one job of a cluster holds."""
     return len((cluster.new_spec or {}).get("group", " "))
 
 

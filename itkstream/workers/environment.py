@@ -29,36 +29,12 @@ of a block's time. It is kept in two places, not in one for each thread, which g
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """How many threads the libraries below may start.
-
-    Parameters
-    ----------
-    threads : int
-        For each block that a worker computes.
-
-    Returns
-    -------
-    dict
-        Environment variables.
-    """
+    """Environment variables by which libraries start so many threads for each block."""
     return dict.fromkeys(_THREADS, str(threads))
 
 
 def configuration_variables(config: Mapping[str, Any], prefix: str = "DASK") -> dict[str, str]:
-    """A dask configuration as the environment variables that dask reads.
-
-    Parameters
-    ----------
-    config : mapping
-        Names with dots, or sections.
-    prefix : str
-        Of the names of the variables.
-
-    Returns
-    -------
-    dict
-        Environment variables; values are Python literals.
-    """
+    """A dask configuration as the environment variables that dask reads, Python literals."""
     found: dict[str, str] = {}
     for name, value in config.items():
         variable = f"{prefix}_{str(name).replace('.', '__').replace('-', '_').upper()}"

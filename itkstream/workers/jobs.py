@@ -32,7 +32,7 @@ __all__ = ["job_client", "job_options"]
 _MOST_JOBS = 4
 # A worker that has had nothing to do for so many seconds gives its job back.
 _IDLE_SECONDS = 60
-# Jobs that may end before their worker has come, until the user must be told.
+# Jobs that may end before their worker has come, until that is an error.
 _STILLBORN = 3
 _EVERY_SECONDS = 60
 _SGE_HINT = (
@@ -42,22 +42,10 @@ _SGE_HINT = (
 
 
 def job_options(resources: Resources, system: BatchSystem) -> dict[str, Any]:
-    """What the class of a batch system in dask_jobqueue is told.
+    """Keyword arguments for the class of a batch system in dask_jobqueue.
 
     Options of `Resources.config` add to the lines of the job script and to the arguments of
     workers, and replace all others; so do those in dask's own configuration.
-
-    Parameters
-    ----------
-    resources : Resources
-        With this batch system.
-    system : BatchSystem
-        Which one.
-
-    Returns
-    -------
-    dict
-        Keyword arguments.
     """
     jobqueue_class(system)  # its defaults are in dask's configuration from here on
     own = resources.for_jobs
@@ -94,26 +82,9 @@ def job_client(
 ) -> Iterator[Client]:
     """A client of workers that are jobs; none is left in the queue at the end.
 
-    Parameters
-    ----------
-    resources : Resources
-        With this batch system.
-    system : BatchSystem
-        Which one.
-    tell : callable
-        Told what the user should know.
-
-    Yields
-    ------
-    distributed.Client
-        Connected to a scheduler in this process; at least one worker is there.
-
-    Raises
-    ------
-    InputError
-        Where the batch system refuses the job.
-    WorkersError
-        Where jobs end before their worker has come.
+    Its scheduler is in this process, and at least one worker is there. Raises `InputError` where
+    the batch system refuses the job, and `WorkersError` where jobs end before their worker has
+    come.
     """
     least, most = _range(resources)
     options = job_options(resources, system)
@@ -154,7 +125,7 @@ def _await_first(
     client: Client, adaptive: ReplacingJobs, logs: Path, tell: Callable[[str], None]
 ) -> None:
     """A queue may be long, so this waits without end, unless jobs end without a worker."""
-    told = time.monotonic()
+    reported = time.monotonic()
     while not client.scheduler_info()["workers"]:
         if len(adaptive.stillborn) >= _STILLBORN:
             ends = _log_of(adaptive.stillborn[-1], logs)
@@ -162,8 +133,8 @@ def _await_first(
                 f"{_STILLBORN} jobs ended before their worker had come: the node must see this "
                 f"Python and reach {client.scheduler.address}. {ends}"
             )
-        if time.monotonic() - told > _EVERY_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - reported > _EVERY_SECONDS:
+            reported = time.monotonic()
             tell("waiting for the first worker: its job is in the queue")
         time.sleep(0.2)
 
@@ -191,7 +162,7 @@ def _range(resources: Resources) -> tuple[int, int]:
 
 
 def _directives(resources: Resources, system: BatchSystem) -> dict[str, Any]:
-    """Where jobs go, in the words of each batch system."""
+    """Queue, walltime and project in the words of each batch system."""
     found: dict[str, Any] = {}
     if system.queues:
         walltime = resources.walltime and clock(resources.walltime, system)
@@ -210,7 +181,7 @@ def _directives(resources: Resources, system: BatchSystem) -> dict[str, Any]:
 
 
 def _torque_resources(resources: Resources) -> str:
-    """What a job asks for in the words of TORQUE, below Moab; dask would say it in PBS Pro's."""
+    """Resources of a job in the words of TORQUE, below Moab; dask would use PBS Pro's."""
     system = SYSTEMS["moab"]
     said = resources.for_jobs.get("resource_spec") or _default(system, "resource-spec")
     if said:
@@ -239,7 +210,7 @@ def _exports(resources: Resources, threads: int) -> list[str]:
 
 
 def _memory(resources: Resources) -> str | int | float | None:
-    """Of a job; None where nothing is said of it."""
+    """Memory of a job; None where nothing states it."""
     if resources.memory or resources.memory_limit is None:
         return resources.memory
     return int(parse_bytes(resources.memory_limit)) * (resources.processes or 1)

@@ -1,4 +1,4 @@
-"""What `config` holds: dask's configuration, and options of the batch system's jobs."""
+"""The parts of `config`: dask's configuration, and options of the batch system's jobs."""
 
 from __future__ import annotations
 
@@ -26,23 +26,8 @@ def split_config(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part a configuration into dask's and the jobs'.
 
-    Parameters
-    ----------
-    config : mapping
-        Names with dots, and the sections of dask's configuration, are dask's; all others are
-        options of the class in dask_jobqueue.
-    system : BatchSystem or None
-        Where jobs go; None where there are none.
-
-    Returns
-    -------
-    for_dask, for_jobs : dict
-        The two parts.
-
-    Raises
-    ------
-    InputError
-        For a name that is neither.
+    Names with dots, and the sections of dask's configuration, are dask's; all others are options of
+    the batch system's class in dask_jobqueue. Raises `InputError` for a name that is neither.
     """
     options = job_option_names(system) if system else []
     for_dask, for_jobs = {}, {}
@@ -65,18 +50,7 @@ def split_config(
 
 
 def job_option_names(system: BatchSystem) -> list[str]:
-    """What the jobs of a batch system can be told.
-
-    Parameters
-    ----------
-    system : BatchSystem
-        Which one.
-
-    Returns
-    -------
-    list of str
-        Names of keyword arguments, sorted.
-    """
+    """The options that jobs of a batch system have, sorted."""
     cluster = jobqueue_class(system)
     names: set[str] = set()
     for kind in (*cluster.__mro__, *cluster.job_cls.__mro__):

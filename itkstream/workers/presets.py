@@ -15,13 +15,10 @@ __all__ = ["presets_path", "read_presets"]
 
 
 def presets_path() -> Path:
-    """Where the presets are.
+    """The file of the presets.
 
-    Returns
-    -------
-    Path
-        The environment variable ``ITKSTREAM_CLUSTERS``, else ``itkstream/clusters.yaml`` in the
-        user's configuration folder, usually ``~/.config``.
+    The environment variable ``ITKSTREAM_CLUSTERS``, else ``itkstream/clusters.yaml`` in the user's
+    configuration folder, usually ``~/.config``.
     """
     given = os.environ.get("ITKSTREAM_CLUSTERS")
     if given:
@@ -31,22 +28,9 @@ def presets_path() -> Path:
 
 
 def read_presets(keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The presets of the site.
+    """The values of each preset of the site, by its name; empty where there is no file.
 
-    Parameters
-    ----------
-    keys : iterable of str
-        What a preset may say.
-
-    Returns
-    -------
-    dict
-        The values of each preset, by its name; empty where there is no file.
-
-    Raises
-    ------
-    InputError
-        Where the file is no YAML, or says something that is not known.
+    A preset may have the given keys; any other, or a file that is no YAML, is an `InputError`.
     """
     path = presets_path()
     try:

@@ -21,11 +21,6 @@ class LocalNanny(Nanny):
     """Keeps one worker process of this machine, out of reach of the terminal's Ctrl-C.
 
     A terminal stops all processes of a group; the run itself must stop its workers in order.
-
-    Parameters
-    ----------
-    *arguments, **options
-        As for `distributed.Nanny`.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -39,13 +34,7 @@ class LocalNanny(Nanny):
 
 
 def end_with_parent(dask_scheduler: Any) -> None:
-    """Run in a scheduler: end it and its workers only with the process that started it.
-
-    Parameters
-    ----------
-    dask_scheduler : distributed.Scheduler
-        Of a local cluster; dask fills this in.
-    """
+    """End a scheduler and its workers with the process that started it; runs in the scheduler."""
     _leave_group()
     parent = os.getppid()
 

@@ -36,21 +36,10 @@ _RETRY_SECONDS = 60
 
 
 async def hand_in(cluster: Any, workers: int) -> None:
-    """Start as many jobs or processes as it takes.
+    """Start as many jobs or processes as it takes to have so many workers.
 
-    As `cluster.scale`, which does not wait for the answer of the batch system.
-
-    Parameters
-    ----------
-    cluster : distributed.SpecCluster
-        Whose workers they are.
-    workers : int
-        How many workers there should be.
-
-    Raises
-    ------
-    RuntimeError
-        Where the batch system refuses, with its words.
+    Unlike `cluster.scale`, it waits for the answer of the batch system, and raises RuntimeError
+    with its words where that refuses.
     """
     plan_workers(cluster, workers)
     try:
@@ -67,31 +56,13 @@ class Replacing(Adaptive):
     """Adaptive scaling that also replaces processes which ended without a word.
 
     A nanny starts its worker again; this replaces nannies, which dask does not miss.
-
-    Parameters
-    ----------
-    cluster : distributed.SpecCluster
-        Whose workers they are.
-    **options
-        As for `distributed.Adaptive`.
     """
 
     def __init__(self, cluster: Any, **options: Any) -> None:
         super().__init__(cluster, **options)
 
     async def recommendations(self, target: int) -> dict[str, Any]:
-        """Forget lost workers first, which lets dask start others in their place.
-
-        Parameters
-        ----------
-        target : int
-            Workers that there should be.
-
-        Returns
-        -------
-        dict
-            As `distributed.Adaptive` has it.
-        """
+        """Forget lost workers first, which lets dask start others in their place."""
         for name in await self.lost():
             worker = self.cluster.workers.pop(name, None)
             if worker is not None:
@@ -106,23 +77,11 @@ class Replacing(Adaptive):
         return found
 
     async def scale_up(self, n: int) -> None:
-        """Start workers, and wait for it.
-
-        Parameters
-        ----------
-        n : int
-            Workers that there should be.
-        """
+        """Start workers until there are n, and wait for it."""
         await hand_in(self.cluster, n)
 
     async def lost(self) -> list[Any]:
-        """Workers that must be replaced.
-
-        Returns
-        -------
-        list
-            Their names.
-        """
+        """Names of workers that must be replaced."""
         return workers_ended(self.cluster)
 
 
@@ -131,15 +90,6 @@ class ReplacingJobs(Replacing):
 
     dask asks for a new job once a worker that was there has been gone for a while, but neither
     where a job holds several workers, nor where it was cancelled before its worker came.
-
-    Parameters
-    ----------
-    system : BatchSystem
-        Where the jobs are.
-    cluster : dask_jobqueue.JobQueueCluster
-        Whose jobs they are.
-    **options
-        As for `distributed.Adaptive`.
     """
 
     def __init__(self, system: BatchSystem, cluster: Any, **options: Any) -> None:
@@ -151,38 +101,20 @@ class ReplacingJobs(Replacing):
         super().__init__(cluster, **options)
 
     async def safe_target(self) -> int:
-        """Whole jobs: half a job would be closed and handed in again without end.
-
-        Returns
-        -------
-        int
-            Workers.
-        """
+        """Workers of whole jobs: half a job would be closed and handed in again without end."""
         target = int(await super().safe_target())
         size = workers_per_job(self.cluster)
         return -(-target // size) * size
 
     async def scale_up(self, n: int) -> None:
-        """Hand in jobs; that one is refused now does not end what runs already.
-
-        Parameters
-        ----------
-        n : int
-            Workers that there should be.
-        """
+        """Hand in jobs; that one is refused now does not end what runs already."""
         try:
             await hand_in(self.cluster, n)
         except RuntimeError as error:
             logger.warning("%s refused a job: %s", self._system.submit, error)
 
     async def lost(self) -> list[Any]:
-        """Jobs whose workers have all gone or will never come, and refused ones after a while.
-
-        Returns
-        -------
-        list
-            Their names.
-        """
+        """Names of jobs whose workers are gone or will never come; refused ones after a while."""
         now = time.monotonic()
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         present = present_workers(self.cluster)
@@ -211,18 +143,7 @@ class ReplacingJobs(Replacing):
 
 
 def queued_jobs(system: BatchSystem) -> set[str] | None:
-    """Jobs of this user that wait or run.
-
-    Parameters
-    ----------
-    system : BatchSystem
-        Where to ask.
-
-    Returns
-    -------
-    set of str or None
-        Their numbers; None where the batch system cannot be asked.
-    """
+    """Numbers of this user's jobs that wait or run; None where the batch system cannot be asked."""
     if not system.queue_command:
         return None
     command = [*system.queue_command, getpass.getuser()]

@@ -1,4 +1,4 @@
-"""What a computation may use, as one value checked when it is made."""
+"""The resources of a computation, as one value checked when it is made."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def check_count(name: str, count: int | None) -> None:
 
 
 def _preset(name: str, keys: list[str]) -> dict[str, Any]:
-    """What the site says of one of its clusters."""
+    """The values of one of the site's clusters."""
     path, presets = presets_path(), read_presets(keys)
     if name not in presets:
         unknown = unknown_name("cluster", name, ["local", *SYSTEMS, *presets])
