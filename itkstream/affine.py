@@ -14,10 +14,10 @@ from itkstream.blocks.inputs import as_pair, check_start
 from itkstream.blocks.masks import Mask
 from itkstream.errors import RegistrationError
 from itkstream.estimate.affines import logger, prepare_local_affines, split_local_affines
-from itkstream.geometry import AffineTransform
+from itkstream.geometry import AffineTransform, Image
 from itkstream.numerics.itk.affine import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
-from itkstream.numerics.matching.affine import affine_block
+from itkstream.numerics.matching.affine import AffineSettings, affine_block
 from itkstream.numerics.matching.ransac import AffineEstimate, RansacSettings
 from itkstream.registration.steps import IntensityAffine, RansacAffine
 
@@ -106,8 +106,9 @@ def ransac_affine(
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     check_start(fixed, moving, anywhere=True)
-    step = RansacAffine(
-        radii=((min_radius, max_radius),),
+    settings = _settings(
+        fixed,
+        (min_radius, max_radius),
         match_threshold=match_threshold,
         cc_radius=cc_radius,
         nspots=nspots,
@@ -116,7 +117,6 @@ def ransac_affine(
         max_distance=max_distance,
         max_ambiguity=max_ambiguity,
     )
-    settings = step.settings_for(fixed.spacing, (min_radius, max_radius))
     settings = replace(settings, ransac=ransac or settings.ransac)
     own = tuple(None if p is None else np.asarray(p, float) for p in (fix_points, mov_points))
     estimate, _ = affine_block(fixed, moving, settings, (own[0], own[1]))
@@ -241,17 +241,22 @@ def prepare_piecewise_ransac_affine(
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     check_start(fixed, moving, anywhere=True)
-    step = RansacAffine(
-        radii=((min_radius, max_radius),),
+    settings = _settings(
+        fixed,
+        (min_radius, max_radius),
         match_threshold=match_threshold,
         cc_radius=cc_radius,
         nspots=nspots,
         num_sigma_max=num_sigma_max,
         align_threshold=align_threshold,
     )
-    settings = step.settings_for(fixed.spacing, (min_radius, max_radius))
     packed = prepare_local_affines(
         fixed, moving, None, blocksize, settings, overlap=overlap, fill=fill
     )
     matrices, confidence = split_local_affines(packed, fixed.ndim)
     return (matrices, confidence) if return_confidence else matrices
+
+
+def _settings(fixed: Image, radii: tuple[float, float], **parameters: Any) -> AffineSettings:
+    """Check the parameters, and scale them to the voxels of the fixed image."""
+    return RansacAffine(radii=(radii,), **parameters).settings_for(fixed.spacing, radii)

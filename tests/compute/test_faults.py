@@ -189,17 +189,17 @@ def test_threads_give_the_same_bits(tmp_path: Path, threads: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def four_workers() -> Iterator[Resources]:
+def two_workers() -> Iterator[Resources]:
     """Processes, started once."""
-    with session(Resources(n_workers=4)) as workers:
+    with session(Resources(n_workers=2)) as workers:
         yield workers
 
 
-def test_processes_give_the_same_bits(tmp_path: Path, four_workers: Resources) -> None:
+def test_processes_give_the_same_bits(tmp_path: Path, two_workers: Resources) -> None:
     # One process and two, with the kernels of a registration: tests/compute/test_execute.py.
     stored = da.from_array(source(tmp_path, "zarr3 zstd"), chunks=16, name="stored")
     smooth = stored.astype(np.float32).map_overlap(uniform_filter, depth=3, size=5)
-    found = execute(smooth, tmp_path / "a", cluster=four_workers.cluster)
+    found = execute(smooth, tmp_path / "a", cluster=two_workers.cluster)
     np.testing.assert_array_equal(found[:], compute(smooth))
 
 
@@ -234,7 +234,7 @@ def test_a_full_disk(
 ) -> None:
     cluster = "local"
     if where == "processes":
-        cluster = request.getfixturevalue("four_workers").cluster
+        cluster = request.getfixturevalue("two_workers").cluster
     # Noise does not compress: half a megabyte of it does not fit, and some blocks do.
     array = da.from_array(NOISE, chunks=16)
     out = small_disk("400k") / "a"
