@@ -1,4 +1,4 @@
-"""Where an image lies: its file or its folder inside a container, and the format."""
+"""The search for an image: its file or its folder inside a container, and the format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user says of an image file: what it does not state, and which part of it is meant."""
+"""Options of an image file: facts that it does not state, and the part of it that is meant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ImageOptions"]
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What is said of an image by hand, on the command line, in YAML, or in Python.
+    """Options of an image, on the command line, in YAML, or in Python.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a caller wants of a file: which level, channel and time, and what he states by hand."""
+"""The wanted part of a file, by level, channel and time, and what is stated by hand."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
+from zarr.storage import LocalStore, WrapperStore
 
 from itkstream.errors import BusyOutputError, InputError, MissingDataError, OutputError
 from itkstream.io.storage.disk import LEDGER_FOLDER
@@ -102,16 +102,12 @@ class _Recording(WrapperStore[Any]):
 
 def location_of(array: zarr.Array[Any]) -> Location:
     """Find where an open Zarr array lies; `InputError` for one in memory or a ZIP file."""
-    store: Any = array.store
-    if isinstance(store, LocalStore):
-        root = Location.parse(Path(store.root))
-    elif isinstance(store, FsspecStore):
-        root = Location.parse(store.fs.unstrip_protocol(store.path))
-    else:
+    place = Location.of_store(array.store)
+    if place is None:
         raise InputError(
-            f"results are stored on a disk or in an object store; got a Zarr array in {store}"
+            f"results are stored on a disk or in an object store; got a Zarr array in {array.store}"
         )
-    return root.child(array.path) if array.path else root
+    return Location.parse(place.address).child(array.path)
 
 
 def remove_partial_files(location: Location) -> None:

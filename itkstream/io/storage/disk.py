@@ -69,7 +69,7 @@ def _files(path: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def partial_name(name: str) -> str:
-    """Make a unique name for what is being written, which says by whom and keeps the ending."""
+    """Make a unique name for what is being written, with its writer and the ending in it."""
     stem, ending = re.fullmatch(r"(.*?)((?:\.\w+){0,2})", name, re.DOTALL).groups()  # type: ignore[union-attr]
     return f"{_host()}.{os.getpid()}.{uuid4().hex[:8]}-{stem}{ending.lower()}"
 

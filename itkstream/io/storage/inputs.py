@@ -1,4 +1,4 @@
-"""What a command reads, so that nothing it writes can touch any of it."""
+"""The inputs of a command, which nothing that it writes may touch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where data lie: a path on this machine's disks, or a URL of an object store.
+"""Places of data: paths on this machine's disks, and URLs of object stores.
 
 Paths go through pathlib, URLs through `itkstream.io.storage.object_stores`.
 """

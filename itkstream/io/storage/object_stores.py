@@ -46,7 +46,7 @@ def open_store(address: str) -> AbstractFileSystem:
 
 
 def open_options(address: str) -> dict[str, Any]:
-    """Return what fsspec is told beside its users' options."""
+    """Return the options for fsspec beside its users' own."""
     # Other processes write to the same store, so a listing is stale as soon as it is made.
     options: dict[str, Any] = {"use_listings_cache": False}
     if _scheme(address) == "s3":

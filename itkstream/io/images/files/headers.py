@@ -1,4 +1,4 @@
-"""What a header of an image file says beyond what ITK passes on, checked before ITK sees it.
+"""Facts of image files' headers that ITK does not pass on, checked before ITK sees the file.
 
 ITK reads a header that lies as it is: it allocates what is meant, whatever the file holds.
 """

@@ -1,4 +1,4 @@
-"""What a TIFF file says of its voxels: how far they lie apart, in which unit, from where."""
+"""Spacing, unit and origin of the voxels of a TIFF file, as its many makers state them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MANY_PLANES = 2_000_000
 
 @dataclass(frozen=True)
 class Statement:
-    """Spacing, unit and origin by axis name, as a file spells them; empty where it says nothing."""
+    """Spacing, unit and origin by axis name, as a file spells them; empty where it has none."""
 
     spacing: Mapping[str, float] = field(default_factory=dict)
     unit: str | None = None
@@ -34,7 +34,7 @@ class Statement:
 
 
 def statement(tif: TiffFile, series: TiffPageSeries) -> Statement:
-    """Read what a file says of the voxels of a series, the finest level.
+    """Read spacing, unit and origin of a series, the finest level.
 
     OME-XML, ImageJ's, Zeiss LSM's, MetaMorph's and Micro-Manager's metadata count, in this order.
     The resolution of the TIFF tags counts where it is finer than any printer's (10 µm), since most

@@ -114,16 +114,12 @@ def _decoded(series: TiffPageSeries, cut: tuple[slice, ...], name: str) -> NDArr
                 page = series[number]
             if page is None:
                 raise UnreadableDataError(f"{name}: plane {number} is in none of its files")
-            box = _page_box(page, within or _whole(key.shaped), fetch)
+            box = _page_box(page, within or tuple(slice(0, n) for n in key.shaped), fetch)
             if within is None:
                 box = box.reshape(shape[first:])[cut[first:]]
             place = tuple(i - c.start for i, c in zip(index, cut[:first], strict=True))
             out[place] = box.reshape(out.shape[first:])
     return out
-
-
-def _whole(shaped: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(0, n) for n in shaped)
 
 
 def _within(

@@ -1,4 +1,4 @@
-"""Where the voxels of N5 datasets and plain Zarr arrays lie, as the attributes of many tools say.
+"""Axes and places of N5 datasets and plain Zarr arrays, as the attributes of many tools state them.
 
 N5 and Zarr leave the meaning of attributes to whoever writes them. These are understood; numbers
 are in the stored order of the axes unless said otherwise, and a folder is the array itself or, in
@@ -67,7 +67,7 @@ class Node:
 
 
 def read_axes(chain: Sequence[Node], ndim: int, reverse: bool) -> tuple[str, ...] | None:
-    """Read the names of the axes of an array, in stored order; None where nothing is said.
+    """Read the names of the axes of an array, in stored order; None where none are stated.
 
     `reverse` is for N5, where names in numpy's order go against the stored one.
     """
@@ -96,7 +96,7 @@ def read_axes(chain: Sequence[Node], ndim: int, reverse: bool) -> tuple[str, ...
 def read_placement(
     chain: Sequence[Node], layout: Layout, level: int | None = None, first: Node | None = None
 ) -> Placement | None:
-    """Read the place of the voxels of an array; None where nothing is said.
+    """Read the place of the voxels of an array; None where nothing is stated.
 
     `level` is its number by its name, `first` is level 0 beside a coarser one.
     """
@@ -272,7 +272,7 @@ def _read_resolutions(attributes: Attributes, layout: Layout) -> list[Placement]
         beside = _read_units(attributes, layout)
         if not any(units.values()):
             units = beside
-        elif any(u and _differ(u, units[a]) for a, u in beside.items()):
+        elif any(u and micrometers_of(u) != micrometers_of(units[a]) for a, u in beside.items()):
             raise attributes.error(key, f"in the units of the file, {beside}")
         found.append(Placement(spacing, units, attributes, key))
     return found
@@ -358,10 +358,6 @@ def _contradiction(first: Placement, second: Placement) -> InputError:
         f"{first.source.file}: one part of its attributes gives the spacing {dict(first.spacing)}, "
         f"another {dict(second.spacing)}: correct it, or pass voxel_spacing= (--spacing)"
     )
-
-
-def _differ(first: str, second: str) -> bool:
-    return micrometers_of(first) != micrometers_of(second)
 
 
 def _read_names(attributes: Attributes, key: str) -> tuple[str, ...]:

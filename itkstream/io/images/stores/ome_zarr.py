@@ -17,7 +17,6 @@ from itkstream.io.images.selection import Opened, Selection
 from itkstream.io.images.stores.dialects import Node, read_axes, read_placement
 from itkstream.io.images.stores.levels import Level, keep_error, mark_plane, open_level
 from itkstream.io.images.stores.ngff_metadata import (
-    NgffAxis,
     level_axes,
     level_paths,
     multiscales_of,
@@ -226,7 +225,8 @@ class _Image:
 def _open_level(image: _Image, wanted: Sequence[str], selection: Selection) -> Opened:
     group, multiscale = image.group, image.multiscale
     finest = group / level_paths(multiscale)[0]
-    names = selection.axes_of(_axis_names(level_axes(multiscale)), str(group))
+    claimed = [_LETTERS.get(axis.type, axis.name) for axis in level_axes(multiscale)]
+    names = selection.axes_of(claimed, str(group))
     names = mark_plane(names, finest, selection, ZarrArray.open)
     _check_axes(names, image)
     levels = [
@@ -245,10 +245,6 @@ def _array(group: Location, folder: Location) -> ZarrArray:
     if not is_zarr_array(folder):
         raise no_dataset(folder, group, "there, though the metadata of the image list it")
     return ZarrArray.open(folder)
-
-
-def _axis_names(axes: Sequence[NgffAxis]) -> tuple[str, ...]:
-    return tuple(_LETTERS.get(axis.type, axis.name) for axis in axes)
 
 
 def _check_axes(names: Sequence[str], image: _Image) -> None:
@@ -283,15 +279,11 @@ def _turning(image: _Image, names: Sequence[str]) -> Callable[[Grid], Grid] | No
     system = own.text("system")
     if system is None:
         direction = own.rows("direction", len(kept))
-        return None if direction is None else partial(_turned, direction=direction)
+        return None if direction is None else partial(replace, direction=direction)
     affine = placement(image.multiscale, system, len(names))
     if affine is None:
         raise own.error("system", "a coordinate system that an affine of the image leads to")
     return partial(_moved, linear=affine[np.ix_(kept, kept)], shift=affine[kept, -1])
-
-
-def _turned(grid: Grid, direction: tuple[tuple[float, ...], ...]) -> Grid:
-    return replace(grid, direction=direction)
 
 
 def _moved(grid: Grid, linear: NDArray[np.float64], shift: NDArray[np.float64]) -> Grid:

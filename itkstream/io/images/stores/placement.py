@@ -1,4 +1,4 @@
-"""Where the voxels of an array lie, by the names of its axes, as metadata state it."""
+"""Places of the voxels of arrays, by the names of their axes, as metadata state them."""
 
 from __future__ import annotations
 
