@@ -104,7 +104,6 @@ class MatchingStep(Step):
                 block.read(),
                 block.grid,
                 KeyPointSettings.from_voxels(*_TIMED_RADII, block.spacing),
-                None,
             )
         }
 
