@@ -11,10 +11,11 @@ import pytest
 
 import itkstream
 
-ROOMS = [
-    *("affine.py", "align.py", "cluster.py", "deform.py", "features.py", "pipelines.py"),
-    *("transform.py", "errors.py", "overlay.py", "cli", "phantoms"),
-]
+ROOMS = sorted(
+    place.name
+    for place in Path(itkstream.__file__).parent.iterdir()
+    if place.suffix == ".py" or (place / "__init__.py").is_file()
+)
 
 # A genitive without its noun ("Of the run."), a question ("What is known."), a single word.
 _NO_SUMMARY = re.compile(r"(Of|What|How|Which|Where|Who) |\S+$")

@@ -26,6 +26,7 @@ __all__ = ["apply", "check", "export", "invert", "points", "repair"]
 
 _REGIONS_SHOWN = 10
 _NOT_SOUND = 1
+_BUNDLE_TOLERANCE = 0.05  # voxels of the field
 
 
 @click.command(cls=CommandOfImages)
@@ -141,10 +142,9 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     OME-Zarr 0.6 scene. The file is read back and compared before it gets its name. With --like, any
     other chain becomes one field, which can be checked, inverted and written.
     """
-    from itkstream.apply import bundles as exports
     from itkstream.apply.fields import axes_of
     from itkstream.io.images.units import itk_unit
-    from itkstream.io.transforms.files import read_transform, write_transform
+    from itkstream.io.transforms.files import read_transform
     from itkstream.registration.folder import registered_unit
     from itkstream.transform import as_field
 
@@ -156,31 +156,12 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     if like:
         wanted = like.in_unit("micrometer")
         found = as_field(found, wanted.reorder(axes_of(found)))
-    overwrite, tolerance = options["overwrite"], options["tolerance"]
     if out:
-        thin, factors, error = (found, None, 0.0)
-        if tolerance:
-            thin, factors, error = exports.coarsened(found, tolerance)
-            click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
-        same = write_transform(out, thin, unit=unit, overwrite=overwrite)
-        click.echo(f"written, and the same to {same:.1e}: {out}")
-    tolerance = tolerance or 0.05
+        _export_file(out, found, unit, options)
     if options["ants"]:
-        _report_bundle(
-            exports.export_ants(
-                options["ants"], found, tolerance_vox=tolerance, unit=unit, overwrite=overwrite
-            )
-        )
+        _export_to_ants(found, unit, options)
     if options["slicer"]:
-        bundle = exports.export_slicer(
-            options["slicer"],
-            found,
-            _open_bundle_images(transform, options),
-            limit_mb=options["limit_mb"],
-            tolerance_vox=tolerance,
-            overwrite=overwrite,
-        )
-        _report_bundle(bundle)
+        _export_to_slicer(transform, found, options)
 
 
 @click.command(cls=CommandOfImages)
@@ -315,6 +296,47 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
         check_bundle_output(place, options["overwrite"])
 
 
+def _export_file(out: str, found: Any, unit: str, options: dict[str, Any]) -> None:
+    from itkstream.apply.bundles import coarsened
+    from itkstream.io.transforms.files import write_transform
+
+    if options["tolerance"]:
+        found, factors, error = coarsened(found, options["tolerance"])
+        click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
+    same = write_transform(out, found, unit=unit, overwrite=options["overwrite"])
+    click.echo(f"written, and the same to {same:.1e}: {out}")
+
+
+def _export_to_ants(found: Any, unit: str, options: dict[str, Any]) -> None:
+    from itkstream.apply.bundles import export_ants
+
+    tolerance = options["tolerance"] or _BUNDLE_TOLERANCE
+    _report_bundle(
+        export_ants(
+            options["ants"],
+            found,
+            tolerance_vox=tolerance,
+            unit=unit,
+            overwrite=options["overwrite"],
+        )
+    )
+
+
+def _export_to_slicer(transform: str, found: Any, options: dict[str, Any]) -> None:
+    from itkstream.apply.bundles import export_slicer
+
+    _report_bundle(
+        export_slicer(
+            options["slicer"],
+            found,
+            _open_bundle_images(transform, options),
+            limit_mb=options["limit_mb"],
+            tolerance_vox=options["tolerance"] or _BUNDLE_TOLERANCE,
+            overwrite=options["overwrite"],
+        )
+    )
+
+
 def _open(path: str, which: str, options: dict[str, Any]) -> Any:
     return open_given_image(which, collect_image_options(options, which, common=False), path)
 
@@ -355,11 +377,11 @@ def _read_registered_grid(transform: str, side: int) -> Any:
 def _open_bundle_images(transform: str, options: dict[str, Any]) -> Any:
     from itkstream.registration.folder import registered_images
 
-    said = [_open(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
-    if None in said:
+    given = [_open(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
+    if None in given:
         registered = registered_images(transform)
-        said = [image or found for image, found in zip(said, registered, strict=True)]
-    return tuple(said)
+        given = [image or found for image, found in zip(given, registered, strict=True)]
+    return tuple(given)
 
 
 def _report_bundle(bundle: Any) -> None:
