@@ -79,8 +79,9 @@ def test_the_levels_beside_a_damaged_one_keep_their_numbers(tmp_path: Path) -> N
     (path / "s1/attributes.json").unlink()
     assert open_image(path).shape == (32, 24, 16)
     assert open_image(path, level=2).shape == (8, 6, 4)
-    with pytest.raises(MissingDataError, match=r"c/s1"):
-        open_image(path, level=1)
+    for wanted in ({"level": 1}, {"spacing": 2.0}):
+        with pytest.raises(MissingDataError, match=r"c/s1 is not an N5 dataset"):
+            open_image(path, **wanted)
 
 
 def test_a_group_of_another_kind_is_no_damaged_level(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Level:
 
     folder: Location
     names: tuple[str, ...]
-    # Of its voxels; why it cannot be said; or None where nothing is stated.
+    # An error for whoever asks for this level; None where nothing is stated.
     place: Placement | InputError | None
     # Turns the lattice, where its axes are not those of the space.
     turned: Callable[[Grid], Grid] | None = None

@@ -117,13 +117,17 @@ def open_n5(dataset: Dataset, selection: Selection) -> Opened:
     those of its ``multiscales``, else ``s0, s1, ...``.
     """
     folders = _Folders()
-    levels = [_level(f, dataset, folders, selection) for f in _levels(dataset, folders)]
+    found = _levels(dataset, folders)
+    damaged = [folder for folder in found if not folders.is_dataset(folder)]
 
     def opener(folder: Location) -> N5Array | Lz4Array:
-        if not folders.is_dataset(folder):
+        if folder in damaged:
             raise no_dataset(folder, dataset.root, "an N5 dataset, as those beside it are")
         return N5Array.open(folder)
 
+    if damaged and selection.spacing is not None:
+        opener(damaged[0])  # no level is known to be the nearest
+    levels = [_level(folder, dataset, folders, selection) for folder in found]
     return open_level(levels, selection, opener, str(dataset.location))
 
 

@@ -26,7 +26,7 @@ __all__ = [
 
 SPACE = ("x", "y", "z")
 _OF_N5 = ("pixelResolution", "downsamplingFactors", "scales")
-_SAME = 1e-3  # relative; tools round what they write  # relative; tools round what they write
+_SAME = 1e-3  # relative; tools round what they write
 
 ByAxis = Mapping[str, float]
 
