@@ -1,1 +1,1 @@
-"""apply"""
+"""Transforms applied, changed and checked: images and points, inverses, folds, files."""

@@ -1,1 +1,1 @@
-"""blocks"""
+"""Images cut into blocks, and lazy graphs over them: the only builder of graphs."""

@@ -1,1 +1,1 @@
-"""compute"""
+"""Graphs run on threads or workers, noted block by block, so that a stopped run continues."""

@@ -37,7 +37,7 @@ _SAME_START_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who holds a lock, as its file says."""
+    """The holder of a lock, from its file."""
 
     token: str
     host: str
@@ -54,7 +54,7 @@ class _Holder:
 
     @classmethod
     def read(cls, place: Location) -> _Holder | None:
-        """Who holds it; None where nobody does, or nobody who can be understood."""
+        """Read the holder; None where nobody holds it, or the file makes no sense."""
         try:
             return cls(**json.loads(place.read_bytes()))
         except (MissingDataError, ValueError, TypeError):

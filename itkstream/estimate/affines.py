@@ -200,7 +200,7 @@ def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class OwnAffine:
-    """What a block finds alone: an affine, matches that agree with it, or why there is none."""
+    """A block's own finding: an affine, matches that agree with it, or why there is none."""
 
     matrix: NDArray[np.float64]
     points: NDArray[np.float64]

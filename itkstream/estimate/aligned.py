@@ -28,7 +28,7 @@ __all__ = ["MovIs", "checked_mov_is", "prepare_start_of"]
 logger = logging.getLogger(__name__)
 
 MovIs: TypeAlias = Literal["aligned", "original"]
-"""What a moving image is that comes with affines: resampled through them, or as it was taken."""
+"""State of a moving image that comes with affines: resampled through them, or as it was taken."""
 
 # Voxels of the level that is looked at; both readings are compared within a second or two.
 _VOXELS = 2e6

@@ -36,7 +36,7 @@ _LARGER_LEVEL = 8
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """Which levels of a deformation see the whole image, shrunk by so many voxels per axis.
+    """Levels of a deformation that see the whole image, shrunk by so many voxels per axis.
 
     `coarse` are the levels solved on it, relative to it; `fine` are those left to the blocks, the
     finest one at least.

@@ -72,7 +72,7 @@ class DeformEstimate:
         return max(_LEAST_CONFIDENCE, self.levels[-1].after) if self.levels else 1.0
 
     def refinement(self) -> NDArray[np.float32] | None:
-        """What the deformation adds to the initial displacement.
+        """The displacement that the deformation adds to the initial one.
 
         Returns block shape + (n,).
         """

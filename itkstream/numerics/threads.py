@@ -1,4 +1,4 @@
-"""How many threads the numerics use: decided here and nowhere else.
+"""Number of threads of the numerics: decided here and nowhere else.
 
 Kernels are numba functions that release the interpreter lock and work on a range of planes;
 `over_slabs` gives each thread one range. Block workers set the number once with `set_threads`, so

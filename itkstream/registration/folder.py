@@ -76,7 +76,7 @@ class Foreign:
 
 
 class RunFolder:
-    """Where one registration of some images writes: a new or empty folder, or an earlier run's.
+    """Folder of one registration of some images: new, empty, or an earlier run's.
 
     An unfinished run of other images, and a complete one of another key, is replaced only where
     `overwrite` says so.

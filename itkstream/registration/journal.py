@@ -25,7 +25,7 @@ Note: TypeAlias = dict[str, Any]
 
 
 class Journal:
-    """What is done of a run, in its folder, in `facts` for the report, and on the screen."""
+    """Journal of a run: in its folder, in `facts` for the report, and on the screen."""
 
     def __init__(self, folder: RunFolder, reporter: Reporter) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What a registration will need before anything runs: memory, disk, tasks and time.
+"""Needs of a registration before anything runs: memory, disk, tasks and time.
 
 A plan is data, made from the sizes of two images. Where a memory is given, `Plan.fitted` chooses
 blocks, the coarse level and threads for it; a plan that does not fit is refused with its numbers
@@ -51,7 +51,7 @@ _WARM_UP_BLOCK = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """What `itkstream.register` needs.
+    """Needs of `itkstream.register`.
 
     Parameters
     ----------

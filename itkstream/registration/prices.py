@@ -1,4 +1,4 @@
-"""What a step of a registration costs: blocks, tasks, memory, disk, work.
+"""Costs of a step of a registration: blocks, tasks, memory, disk, work.
 
 A price is a number of bytes per voxel, measured once and checked by a test against a run, times the
 voxels a step holds at a time. No voxel is read. A step's own price stands beside it, those of what
@@ -111,7 +111,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class StepPrice:
-    """What one step costs.
+    """Costs of one step.
 
     It is cut into `blocks` of `blocksize` voxels without their overlaps, and gives `tasks` to the
     workers. Bytes: `once` in the process that runs the step; `per_block` for every block that is

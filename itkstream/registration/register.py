@@ -39,7 +39,7 @@ _UNITS_DIFFER = (
 
 @dataclass(frozen=True)
 class Registration:
-    """What `register` made.
+    """Result of `register`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the steps of a registration see (`Scene`), know (`State`) and find (`Finding`).
+"""Steps' surroundings: what they see (`Scene`), know (`State`) and find (`Finding`).
 
 A finding is a transform made of small values (matrices) and of fields stored on disk. Nothing else
 passes from step to step, so a run can go on from what it kept.
@@ -69,7 +69,7 @@ Start: TypeAlias = Transform | Delayed | None
 """A transform to start from, which may still have to be computed; None for the identity."""
 
 Keeping: TypeAlias = Callable[[str, Callable[[Location], bool]], Location]
-"""Where a level is kept: ``place = keeping(name, known)``.
+"""Keeper of levels: ``place = keeping(name, known)``.
 
 ``known(place)`` tells whether the level, or a part of it, is there already.
 """

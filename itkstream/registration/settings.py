@@ -1,4 +1,4 @@
-"""What holds for a whole run of `itkstream.register`, beside its steps."""
+"""Settings of a whole run of `itkstream.register`, beside its steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RegisterSettings"]
 
 @dataclass(frozen=True)
 class RegisterSettings:
-    """What holds for a whole run of `register`, beside its steps.
+    """Settings of a whole run of `register`, beside its steps.
 
     Parameters
     ----------

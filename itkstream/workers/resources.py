@@ -39,7 +39,7 @@ _FOR_JOBS = ("walltime", "queue", "project")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a computation may use.
+    """Resources that a computation may use.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ class Resources:
         return max(1, cores // (workers * (self.threads_per_worker or 1)))
 
     def threads_here(self, blocks: int) -> tuple[int, int]:
-        """How threads of this process are shared.
+        """Share of the threads of this process.
 
         Parameters
         ----------

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 LEDGER_FOLDER = ".itkstream"
-"""What a run notes beside its results; it is no part of what tells them from others."""
+"""Folder of a run's notes beside its results; it is no part of what tells them from others."""
 
 _DIGEST_BYTES = 16
 

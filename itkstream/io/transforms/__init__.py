@@ -1,1 +1,1 @@
-"""transforms"""
+"""Files of transforms: ITK's, elastix's, displacement images, OME-Zarr."""

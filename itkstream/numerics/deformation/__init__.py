@@ -1,1 +1,1 @@
-"""deformation"""
+"""Deformations of images in memory by local correlation."""

@@ -97,7 +97,7 @@ def correlation_residual(
     residual: NDArray[np.float32],
     weight: NDArray[np.float32],
 ) -> float:
-    """What the second image lacks to be locally proportional to the first.
+    """The part of the second image that is not locally proportional to the first.
 
     In each window both images are normalised to mean 0 and deviation 1; with their correlation r
     the residual of the central voxel is ``fixed - r * warped`` and the weight is r over the

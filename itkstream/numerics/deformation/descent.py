@@ -102,7 +102,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class LevelReport:
-    """What one level of the descent did.
+    """Result of one level of the descent.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How good a registration is, measured on arrays."""
+"""Quality of a registration, measured on arrays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TO_DEVIATION = 1.4826  # from the median absolute deviation of Gaussian noise t
 
 
 def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where an image shows tissue rather than background.
+    """Voxels that show tissue rather than background.
 
     The blurred image is split in two by Otsu's threshold on a logarithmic scale of intensity.
 
@@ -45,7 +45,7 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where an image shows anything but background and its noise, however faint.
+    """Voxels that show anything but background and its noise, however faint.
 
     The darkest twentieth, after blurring, is taken for background. Its noise is what differs from
     one voxel to the next; a slightly blurred voxel that exceeds the background by seven standard

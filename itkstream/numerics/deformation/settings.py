@@ -37,7 +37,7 @@ Update = Literal["newton", "gradient"]
 
 @dataclass(frozen=True)
 class LevelSettings:
-    """What `DescentSettings` says of one level."""
+    """The part of `DescentSettings` for one level."""
 
     cc_radius: int
     gradient_smoothing: SmoothingKernel

@@ -1,1 +1,1 @@
-"""itk"""
+"""SimpleITK's registration methods on images in memory."""

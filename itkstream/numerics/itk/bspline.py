@@ -133,7 +133,7 @@ def _comparison(settings: BsplineSettings, factor: int, ndim: int) -> IntensityS
 
 
 def _start(initial: DisplacementField | NDArray[np.floating[Any]] | None, grid: Grid) -> Floats:
-    """Where to start, on the fixed lattice."""
+    """The starting displacement on the fixed lattice."""
     if initial is None:
         return np.zeros((*grid.shape, grid.ndim), np.float32)
     if isinstance(initial, DisplacementField):

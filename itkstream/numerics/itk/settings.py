@@ -56,7 +56,7 @@ _fraction = check(lambda v: finite(v) and 0 < v <= 1, "be above 0 and at most 1"
 
 @frozen
 class IntensitySettings(Settings):
-    """How an affine is refined by comparing intensities; every value is checked once, here.
+    """Parameters of an affine by intensities; every value is checked once, here.
 
     Lengths are in µm, and the defaults suit a smallest fixed voxel spacing of 1: use
     ``settings.scaled(min(spacing))`` for others.
@@ -131,7 +131,7 @@ class IntensitySettings(Settings):
 
 @frozen
 class DemonsSettings(Settings):
-    """How SimpleITK's demons deform an image; every value is checked once, here.
+    """Parameters of SimpleITK's demons; every value is checked once, here.
 
     Lengths are in µm and areas in its square; the defaults suit a smallest fixed voxel
     spacing of 1: use ``settings.for_voxels(spacing)`` for others.
@@ -220,7 +220,7 @@ def _control_spacings(given: Any, settings: Any, field: Attribute[Any]) -> tuple
 
 @frozen(kw_only=True)
 class BsplineSettings(Settings):
-    """How SimpleITK deforms an image by a B-spline; every value is checked once, here.
+    """Parameters of SimpleITK's B-spline deformation; every value is checked once, here.
 
     Lengths are in µm, and the defaults suit a smallest fixed voxel spacing of 1: use
     ``settings.for_voxels(spacing)`` for others.

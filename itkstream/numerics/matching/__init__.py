@@ -1,1 +1,1 @@
-"""matching"""
+"""Key points, their matches, and affines fitted to them."""

@@ -46,7 +46,7 @@ _FEW_PLANES = 12
 
 @dataclass(frozen=True)
 class AffineSettings:
-    """How an affine is found from key points.
+    """Parameters of an affine from key points.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def affine_block(
 
 
 def _what_is_left_out(which: str, voxels: NDArray[Any]) -> str:
-    """How much of an image counts; empty where all does."""
+    """The share of an image that counts, in words; empty where all does."""
     share = float(np.isfinite(voxels).mean()) if voxels.dtype.kind == "f" else 1.0
     if share == 1:
         return ""

@@ -150,7 +150,7 @@ def _blobs_on(
 
 
 def _first_of_their_place(blobs: Blobs, grid: Grid, sigmas: Floats) -> NDArray[np.bool_]:
-    """Which blobs, the strongest first, have none kept before them within half their radius."""
+    """Blobs, the strongest first, that have none kept before them within half their radius."""
     kept = np.ones(len(blobs.scales), bool)
     if not kept.size:
         return kept

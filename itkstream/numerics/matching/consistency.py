@@ -47,7 +47,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 CONFIDENCE_COLUMNS = ("matches", "residual", "disagreement", "confidence")
-"""What the confidence map holds for each block; residual and disagreement in micrometers."""
+"""Columns of the confidence map of blocks; residual and disagreement in micrometers."""
 
 # Blocks that differ more than this often from their neighbours than half of all blocks do are
 # wrong. On 18 point phantoms right blocks differed by at most 3.1 µm (median 0.2 to 1.0), blocks
@@ -68,7 +68,7 @@ _MOST_STEPS = 20_000
 
 @dataclass(frozen=True)
 class ConsistencySettings:
-    """How strongly blocks are held together.
+    """Strength with which blocks are held together.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class ConsistencySettings:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the matches of blocks say about their affines, however many they are.
+    """The matches of blocks as evidence for their affines, of one size however many they are.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def _confidence(
 
 @dataclass(frozen=True, eq=False)
 class _Cores:
-    """Where the cores of the blocks lie, and which of them share a face.
+    """Places of the cores of blocks, and pairs of them that share a face.
 
     `centres` is (b, n), `spread` (b, n, n) the covariance of a core's points; the blocks
     ``below[k]`` and ``above[k]`` are neighbours.
@@ -310,7 +310,7 @@ class _Held:
 
     @classmethod
     def of(cls, cores: _Cores, settings: ConsistencySettings) -> _Held:
-        """Of the mean of ``|D [x, 1]|²`` over both cores; over one it is ``trace(D M D^T)``."""
+        """Moments M of ``|D [x, 1]|²``, whose mean over both cores is ``trace(D M D^T)``."""
         n = cores.centres.shape[1]
         below, above = cores.below, cores.above
         moments = np.zeros((len(cores.centres), n + 1, n + 1))
@@ -334,7 +334,7 @@ class _Held:
         return cls(bsr_matrix((blocks[order], columns[order], starts)), diagonal)
 
     def predict(self, solution: Floats) -> Floats:
-        """What the neighbours of each block say about it; NaN for a block that has none."""
+        """Predict each block from its neighbours; NaN for a block that has none."""
         if len(solution) == 1:
             return np.full_like(solution, np.nan)
         pull = (self.form @ solution.ravel()).reshape(len(solution), -1, 1)

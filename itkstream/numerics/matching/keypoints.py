@@ -59,7 +59,7 @@ _ROWS = 512
 
 @dataclass(frozen=True)
 class KeyPointSettings:
-    """Which blobs are key points.
+    """Parameters of the blobs that are key points.
 
     Parameters
     ----------
@@ -335,7 +335,7 @@ class Contexts:
 
 @dataclass(frozen=True)
 class MatchSettings:
-    """Which pairs of key points correspond.
+    """Parameters by which pairs of key points correspond.
 
     Parameters
     ----------
@@ -572,7 +572,7 @@ def _accepted(
     points: Floats,
     settings: MatchSettings,
 ) -> NDArray[np.bool_]:
-    """Which rows have a best score above the threshold and, if wanted, no rival elsewhere."""
+    """Rows with a best score above the threshold and, if wanted, no rival elsewhere."""
     top = scores[np.arange(len(best)), best]
     accepted = top > settings.threshold
     if settings.max_ambiguity is None:

@@ -45,7 +45,7 @@ _WIDENINGS = (3.0, 2.0, 1.5, *(1.0,) * 12)
 
 @dataclass(frozen=True)
 class RansacSettings:
-    """How `fit_ransac` searches, and what it accepts.
+    """Parameters of the search of `fit_ransac`, and of what it accepts.
 
     Parameters
     ----------
@@ -432,7 +432,7 @@ def _sample_size(model: Model, n: int) -> int:
 
 
 def _trials_needed(fraction: float, settings: RansacSettings, size: int) -> int:
-    """How many samples make one without wrong matches as probable as wanted."""
+    """Number of samples that make one without wrong matches as probable as wanted."""
     clean = fraction**size
     if clean >= 1:
         return 0

@@ -1,1 +1,1 @@
-"""sampling"""
+"""Images and fields sampled on other grids: maps, pyramids, inverses, blends."""

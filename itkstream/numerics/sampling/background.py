@@ -1,4 +1,4 @@
-"""What lies around the tissue of an image: the value that stands where there is no image.
+"""Background of an image: the value that stands where there is no image.
 
 Light on a dark ground ends in 0. Air around a body is far below 0 in a tomograph's numbers, and
 the slide around a stained section is the brightest there is: 0 would draw an edge of its own.

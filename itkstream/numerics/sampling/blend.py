@@ -131,7 +131,7 @@ class NodeLattice:
     def pack(
         self, block: Block, vectors: NDArray[np.float32], confidence: float
     ) -> NDArray[np.float32]:
-        """What a fitted block brings.
+        """Pack what a fitted block adds.
 
         Shapes: `vectors` padded shape + (n,); returns shape of the held nodes + (n + 2,).
         """
@@ -228,7 +228,7 @@ class NodeLattice:
 
 
 def _places(nodes: slice, factor: int) -> NDArray[np.float64]:
-    """Where nodes stand, in voxels."""
+    """Positions of nodes, in voxels."""
     return np.arange(nodes.start, nodes.stop) * factor + (factor - 1) / 2
 
 

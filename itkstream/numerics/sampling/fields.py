@@ -140,7 +140,7 @@ def affine_to_displacement(affine: NDArray[np.float64], grid: Grid) -> NDArray[n
 
 
 def jacobian_determinant(displacement: Field, grid: Grid) -> NDArray[np.float32]:
-    """How much the map ``p + displacement(p)`` stretches volume at each voxel.
+    """Jacobian determinant of the map ``p + displacement(p)`` at each voxel.
 
     Central differences inside and one-sided ones at the border, in physical units, so
     anisotropic voxels and rotated grids count right. Values <= 0 are folds.

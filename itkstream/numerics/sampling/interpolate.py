@@ -229,7 +229,7 @@ def _embed(
 
 @njit(nogil=True, cache=True, inline="always")
 def _row(index, i, j):  # type: ignore[no-untyped-def]
-    """Where a row of output voxels begins."""
+    """Start of a row of output voxels."""
     return (
         index[0] * i + index[1] * j + index[3],
         index[4] * i + index[5] * j + index[7],

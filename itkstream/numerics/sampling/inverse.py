@@ -256,7 +256,7 @@ def _solve_all(
 
 
 class _Field(NamedTuple):
-    """What to solve with a part of a field, lifted to three axes.
+    """A part of a field to solve with, lifted to three axes.
 
     Numbers from one plane, row and vector to the next; where the part begins in the whole field,
     and the last voxel of that; the matrix from field voxels to physical units by rows, its inverse
@@ -308,7 +308,7 @@ def _hold(x, low, high):  # type: ignore[no-untyped-def]
 
 @_inlined
 def _cell(field, x, a):  # type: ignore[no-untyped-def]
-    """Where the cell of a place begins along an axis, the share of it, and how far beyond it is."""
+    """Start of the cell of a place along an axis, the share of it, and the distance beyond it."""
     held = _hold(x, 0.0, field.top[a])
     cell = min(np.floor(held), field.top[a] - 1.0)
     return (cell - field.first[a]) * field.strides[a], held - cell, x - held

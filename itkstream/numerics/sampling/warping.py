@@ -37,7 +37,7 @@ _WIDE_MARGIN_VOX = 12
 
 @dataclass(frozen=True)
 class WarpSettings:
-    """How an image is resampled.
+    """Parameters of the resampling of an image.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What steps share that are done block by block."""
+"""Parameters and checks shared by steps that are done block by block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all steps share that match key points."""
+"""Parameters and work shared by all steps that match key points."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from itkstream.registration.steps.step import Step
 __all__ = ["COMMON_RADII", "KEY_POINT_BYTES", "MatchingStep", "best_affine", "checked_radii"]
 
 COMMON_RADII: tuple[Radii, ...] = ((6.0, 20.0), (3.0, 10.0), (2.0, 6.0))
-"""Of the blobs of a whole image, one pair after the other."""
+"""Radii of the blobs of a whole image, tried one pair after the other."""
 
 KEY_POINT_BYTES = 10.0
 """Per voxel in which key points are sought."""

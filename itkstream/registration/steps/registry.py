@@ -38,7 +38,7 @@ DEFAULT_STEPS = (
     LocalAffines(),
     Deformable(),
 )
-"""What `itkstream.register` does if it is not told otherwise.
+"""Default steps of `itkstream.register`.
 
 Locally normalised, intensities raise the local correlation after the key points from 0.743 to 0.752
 on an expansion microscopy pair (456 x 241 x 149 voxels) and from 0.695 to 0.707 on the tutorial's

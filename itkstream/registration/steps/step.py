@@ -1,4 +1,4 @@
-"""What a kind of step has: parameters, a way to find, a price."""
+"""Contract of a kind of step: parameters, a way to find, a price."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What steps share whose parameters are those of a method's settings."""
+"""Parameters of steps that are those of a method's settings."""
 
 from __future__ import annotations
 

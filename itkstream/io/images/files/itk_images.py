@@ -32,7 +32,7 @@ from itkstream.io.storage.stored import StoredArray
 __all__ = ["WRITTEN_SUFFIXES", "ItkFile", "open_itk", "write_itk"]
 
 WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""How files end that `write_itk` writes."""
+"""Endings of the files that `write_itk` writes."""
 
 _NAMES = ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64")
 _TYPES = {

@@ -1,1 +1,1 @@
-"""itk"""
+"""Transform files of ITK: text, HDF5, MATLAB."""

@@ -24,7 +24,7 @@ from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 __all__ = ["ERROR_ARRAY", "create_error_map", "read_error_map"]
 
 ERROR_ARRAY = "inverse_error"
-"""Where the error of every voxel of an inverse lies in its store."""
+"""Name of the array in a store that holds the error of every voxel of an inverse."""
 
 
 def create_error_map(place: Location, grid: Grid, chunks: Sequence[int]) -> zarr.Array[Any]:
