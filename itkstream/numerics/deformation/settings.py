@@ -109,6 +109,8 @@ class DescentSettings(Settings):
 
     Parameters
     ----------
+    shrink_factors : sequence of int
+        Of each level, coarse to fine; 1 is full resolution.
     cc_radius : int or sequence of int
         Radius of the correlation window in voxels of the level; one number or one per level.
     gradient_smoothing, field_smoothing : four floats, or a sequence of them
@@ -116,8 +118,6 @@ class DescentSettings(Settings):
         displacement; one or one per level.
     iterations : sequence of int
         At most so many per level, coarse to fine.
-    shrink_factors : sequence of int
-        Of each level, coarse to fine; 1 is full resolution.
     smooth_sigmas : sequence of float
         Gaussian before shrinking, µm.
     step : float, optional
@@ -176,7 +176,18 @@ class DescentSettings(Settings):
             raise InputError("damping must be above 0: without it textureless nodes have no step")
 
     def level(self, number: int) -> LevelSettings:
-        """Take the values of one level; 0 is the coarsest."""
+        """Take the values of one level.
+
+        Parameters
+        ----------
+        number : int
+            Of the level; 0 is the coarsest.
+
+        Returns
+        -------
+        LevelSettings
+            One value of each.
+        """
         return LevelSettings(
             cc_radius=self.cc_radius[number],
             gradient_smoothing=SmoothingKernel(*self.gradient_smoothing[number]),

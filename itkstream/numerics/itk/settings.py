@@ -141,13 +141,13 @@ class DemonsSettings(Settings):
     method : {'demons', 'symmetric-demons', 'diffeomorphic-demons'}
         Which of ITK's filters gives the force: Thirion's, the symmetric one, or the symmetric one
         whose steps are exponentials.
+    shrink_factors : sequence of int
+        Of each level, counted in smallest fixed voxel spacings; 1 is full resolution.
     gradient_smoothing, field_smoothing : four floats, or a sequence of them
         (a, b, c, d) of the operators (`kernels.SmoothingKernel`) for the update and for the
         displacement; one or one per level.
     iterations : sequence of int
         At most so many demons iterations per level, coarse to fine.
-    shrink_factors : sequence of int
-        Of each level, counted in smallest fixed voxel spacings; 1 is full resolution.
     smooth_sigmas : sequence of float
         Gaussian before shrinking, µm.
     burst : int
@@ -227,6 +227,8 @@ class BsplineSettings(Settings):
 
     Parameters
     ----------
+    shrink_factors : sequence of int
+        Of the levels, coarse to fine, counted in smallest fixed voxel spacings.
     control_spacing : float or sequence of float
         Distance of the control points; one or one per level.
     metric : {'mean-squares', 'correlation', 'mutual-information', 'neighbourhood-correlation'}
@@ -241,8 +243,6 @@ class BsplineSettings(Settings):
         levels take as many samples, or all. Time grows with the samples times the control points.
     seed : int
         Of the samples.
-    shrink_factors : sequence of int
-        Of the levels, coarse to fine, counted in smallest fixed voxel spacings.
     smooth_sigmas : sequence of float
         Gaussian before shrinking, one per level.
     iterations : sequence of int
