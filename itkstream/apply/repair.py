@@ -34,8 +34,8 @@ _RIM = 2
 def repair_transform(transform: Transform, *, resources: Resources | None = None) -> Transform:
     """Smooth a displacement field where it folds, and nowhere else.
 
-    Each folded region is repaired in memory, with some room around it
-    (`itkstream.numerics.sampling.folds.repair_folds`); the rest of the field is not read.
+    Each folded region is repaired in memory, with some room around it; the rest of the field is
+    not read.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ from itkstream.io.images.files.itk_images import write_itk
 from itkstream.io.storage.stored import KeptChunks, StoredArray
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.io.transforms.vectors import OrderedVectors
-from itkstream.registration import levels as kept_levels
+from itkstream.registration import scene as kept_levels
 
 SHAPE = (7, 9, 8)
 GRID = Grid(SHAPE, (1.5, 2.0, 0.7), (3.0, -2.0, 10.0), axes=("z", "y", "x"))

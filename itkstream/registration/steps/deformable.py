@@ -84,10 +84,9 @@ class Deformable(TunedStep):
     overlap : int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
     **parameters
-        Those of the method's settings: `itkstream.numerics.deformation.settings.DescentSettings`
-        with the defaults of `PIPELINE_DEFAULTS` for 'lcc', and `DemonsSettings` or
-        `BsplineSettings` of `itkstream.numerics.itk.settings` for the others. Lengths in
-        micrometers, areas in their square; None or left out: scaled to the voxels. With other
+        Those of the method's settings: `itkstream.deform.DescentSettings`, with the defaults that
+        ``itkstream config --defaults`` prints, for 'lcc', and `itkstream.deform.DemonsSettings` or
+        `itkstream.deform.BsplineSettings` for the others. Lengths in µm, areas in their square; None or left out: scaled to the voxels. With other
         `shrink_factors`, what is left out per level counts from the finest level.
 
     Raises

@@ -39,8 +39,8 @@ class IntensityAffine(TunedStep):
     optimizer : {'gradient-descent', 'lbfgsb', 'powell', 'exhaustive'}
         How the best transform is searched.
     **parameters
-        Those of `itkstream.numerics.itk.settings.IntensitySettings`: sampling, sampling_fraction,
-        seed, shrink_factors, smooth_sigmas, iterations, step, search_steps, bins, radius. Lengths
+        Those of `itkstream.affine.IntensitySettings`: sampling, sampling_fraction, seed,
+        shrink_factors, smooth_sigmas, iterations, step, search_steps, bins, radius. Lengths
         in µm; None or left out: scaled to the voxels.
 
     Raises
