@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Slices
@@ -27,14 +27,14 @@ from itkstream.numerics.threads import over_slabs
 
 __all__ = ["InverseProblem", "Inversion", "displacement_bounds", "invert_displacement"]
 
-# Voxels from one knot to the next; the shifts and masks below take 4 for granted.
+# Voxels from one knot to the next; the cubic, the shifts and the masks below take 4 for granted.
 _STEP = 4
 # Lagrange's cubic through four knots, at the voxels from the second knot on.
 _CUBIC = np.array([[0, 128, 0, 0], [-7, 105, 35, -5], [-8, 72, 72, -8], [-5, 35, 105, -7]]) / 128
 # Below this share of the undeformed volume the slope of the map is taken for singular: a fold.
 _LEAST_DETERMINANT = 1e-3
-# A step that leaves its cell is off by at most so many times what is beyond: slopes differ by up to
-# 1 from cell to cell, and the inverse magnifies that where the map shrinks.
+# A step that leaves its cell is off by at most so many times its length: slopes differ by up to 1
+# from cell to cell, and the inverse magnifies that where the map shrinks.
 _DOUBT = 8.0
 
 
@@ -45,8 +45,8 @@ class Inversion:
     `displacement` (shape + (n,), float32) leads from q to where it comes from, the affine left out.
     `error` (shape, float32) is the estimated distance from the exact inverse, in the smallest voxel
     spacing of the output: a bound where the last Newton step, which has been taken, stayed within a
-    cell of the field; else that and several times what was outside. `iterations` is the most
-    evaluations that one voxel took.
+    cell of the field; else that and several times the step. `iterations` is the most evaluations
+    that one voxel took.
     """
 
     displacement: NDArray[np.float32]
@@ -89,13 +89,20 @@ class InverseProblem:
 
     def reach(self, box: Slices, bounds: NDArray[np.float64]) -> Slices:
         """The part of the field that the inverse in a box of the output can depend on."""
-        ends = np.array([[_STEP * knots[0], _STEP * knots[-1]] for knots in map(_knots, box)])
+        ends = [(_STEP * s.start, _STEP * (s.stop - 1)) for s in _knots(box)]
         corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, len(box))
-        return self._around(_apply(self._to_field() @ self.to_grid.matrix, corners), bounds)
+        return self.reach_points(self.to_grid.to_physical(corners), bounds)
 
     def reach_points(self, points: NDArray[np.float64], bounds: NDArray[np.float64]) -> Slices:
         """The part of the field that holds where some points, (m, n), at least one, come from."""
-        return self._around(_apply(self._to_field(), points), bounds)
+        starts, shape = self._on_field(points), np.asarray(self.from_grid.shape)
+        # One voxel more than the bound: corners are computed in another order than voxels are.
+        low = np.floor(starts.min(axis=0) - bounds[1]) - 1
+        high = np.ceil(starts.max(axis=0) - bounds[0]) + 2
+        # Two voxels at least: beyond the field, its last cell is read.
+        low = np.clip(low, 0, np.maximum(shape - 2, 0)).astype(int)
+        high = np.clip(high, np.minimum(low + 2, shape), shape).astype(int)
+        return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
     def solve(
         self, part: NDArray[Any], region: Slices, box: Slices, bounds: NDArray[np.float64]
@@ -103,18 +110,17 @@ class InverseProblem:
         """Invert in a box of the output, from the field in at least the region of `reach`."""
         flat, field = self._field(part, region, bounds)
         index = lift_matrix((self._to_field() @ self.to_grid.matrix)[:-1])
-        lifted = lift_values(box, slice(0, 1))
-        knots = _solve_knots(flat, field, index, [_knots(s) for s in lifted])
-        n, shape = self.to_grid.ndim, tuple(s.stop - s.start for s in box)
-        rows = (lifted[0].stop - lifted[0].start) * (lifted[1].stop - lifted[1].start)
-        vectors = np.empty((rows, shape[-1], 3), np.float32)
-        error, counts = np.empty((rows, shape[-1]), np.float32), np.zeros(rows, np.int64)
         back = lift_matrix((self.affine @ self.from_grid.matrix)[:-1, :-1])
-        lattice = _rows(index), _rows(back), tuple((s.start, s.stop) for s in lifted)
-        out = vectors, error, counts
-        over_slabs(lambda a, b: _solve_rows(flat, field, lattice, knots, out, a, b), rows)
+        lifted = lift_values(box, slice(0, 1))
+        around = _knots(lifted)
+        # Knots are solved as voxels are, from no displacement, on a lattice of every fourth voxel.
+        nothing = np.zeros((*_shape(_knots(around)), 3), np.float32)
+        apart = index * (_STEP, _STEP, _STEP, 1)
+        knots, _, _ = _solve_box(flat, field, (apart, np.eye(3), around), nothing)
+        vectors, error, iterations = _solve_box(flat, field, (index, back, lifted), knots)
+        n, shape = self.to_grid.ndim, _shape(box)
         found = np.ascontiguousarray(vectors[..., 3 - n :]).reshape(*shape, n)
-        return Inversion(found, error.reshape(shape), int(counts.max()))
+        return Inversion(found, error.reshape(shape), iterations)
 
     def solve_points(
         self,
@@ -127,48 +133,42 @@ class InverseProblem:
 
         The region must hold every solution; see `reach_points`.
         """
-        targets = lift_vectors(_apply(self._to_field(), points))
-        ends, error = _solve_all(*self._field(part, region, bounds), targets)
+        flat, field = self._field(part, region, bounds)
+        targets = lift_vectors(self._on_field(points))
+        ends, error = np.empty_like(targets), np.empty(len(targets))
+        over_slabs(lambda a, b: _solve_points(flat, field, targets, ends, error, a, b), len(ends))
         return self.from_grid.to_physical(ends[:, 3 - self.from_grid.ndim :]), error
 
     def _to_field(self) -> NDArray[np.float64]:
         """From moving space to where it lies on the field in voxels, u left out."""
         return np.asarray(self.from_grid.inverse_matrix @ np.linalg.inv(self.affine))
 
-    def _around(self, starts: NDArray[np.float64], bounds: NDArray[np.float64]) -> Slices:
-        # One voxel more than the bound: corners are computed in another order than voxels are.
-        low = np.floor(starts.min(axis=0) - bounds[1]) - 1
-        high = np.ceil(starts.max(axis=0) - bounds[0]) + 2
-        shape = np.asarray(self.from_grid.shape)
-        # Two voxels at least: beyond the field, its last cell is read.
-        low = np.clip(low, 0, np.maximum(shape - 2, 0)).astype(int)
-        high = np.clip(high, np.minimum(low + 2, shape), shape).astype(int)
-        return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    def _on_field(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        matrix = self._to_field()
+        return np.asarray(points @ matrix[:-1, :-1].T + matrix[:-1, -1])
 
     def _field(
         self, part: NDArray[Any], region: Slices, bounds: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], _Field]:
         """The numbers of a part of the field, one after the other, and what to solve with them."""
         # Compiled loops would read beyond a field of another shape.
-        _check_shape(part, tuple(s.stop - s.start for s in region))
-        vectors, shape = lift_field(part), lift_values(self.from_grid.shape, 1)
-        for axis in np.flatnonzero(np.equal(shape, 1)):
-            # A field of one plane is as good as one of two equal planes, which have a cell.
-            vectors = np.repeat(vectors, 2, axis)
+        _check_shape(part, _shape(region))
+        vectors, shape = lift_field(part), np.array(lift_values(self.from_grid.shape, 1))
         matrix = lift_matrix(self.from_grid.matrix[:-1, :-1])
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
+        # A field of one plane is read as if its plane came again: at no distance in memory.
+        strides = np.array(vectors.strides[:3]) // vectors.itemsize * (shape > 1)
         low, high = _rows(lift_vectors(bounds))
-        scale = np.asarray(self.from_grid.spacing) / min(self.to_grid.spacing)
         return vectors.reshape(-1), _Field(
-            tuple(step // vectors.itemsize for step in vectors.strides[:3]),
-            _floats(lift_values((s.start for s in region), 0)),
-            _floats(np.maximum(shape, 2) - 1),
+            tuple(strides.tolist()),
+            tuple(float(s.start) for s in lift_values(region, slice(0, 1))),
+            tuple(np.maximum(shape - 2.0, 0.0).tolist()),
             _rows(matrix),
             _rows(inverse.T),
             float(np.linalg.det(inverse)),
             low,
             high,
-            _floats(lift_values(scale, 0.0)),
+            max(self.from_grid.spacing) / min(self.to_grid.spacing),
             self.tolerance_vox,
             self.max_iterations,
         )
@@ -215,66 +215,58 @@ def _check_shape(field: NDArray[Any], shape: tuple[int, ...]) -> None:
         )
 
 
-def _apply(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(points @ matrix[:-1, :-1].T + matrix[:-1, -1])
+def _shape(box: Slices) -> tuple[int, ...]:
+    return tuple(s.stop - s.start for s in box)
 
 
-# Tuples of numbers stay in registers, elements of arrays do not.
-def _floats(values: ArrayLike) -> tuple[float, ...]:
-    return tuple(map(float, np.ravel(values)))
+def _knots(box: Slices) -> Slices:
+    """The knots that the voxels of a box of the whole output start from; knot k is voxel 4 k."""
+    return tuple(slice(s.start // _STEP - 1, (s.stop - 1) // _STEP + 3) for s in box)
 
 
 def _rows(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
-    return tuple(map(_floats, matrix))
-
-
-def _knots(voxels: slice) -> NDArray[np.int64]:
-    """The knots that voxels of the whole output start from; knot k is voxel 4 k."""
-    return np.arange(voxels.start // _STEP - 1, (voxels.stop - 1) // _STEP + 3)
-
-
-def _solve_knots(
-    flat: NDArray[np.float32],
-    field: _Field,
-    index: NDArray[np.float64],
-    knots: list[NDArray[np.int64]],
-) -> NDArray[np.float64]:
-    """x - y in field voxels at the knots, (a, b, 3 c)."""
-    i, j, k = np.ix_(*(float(_STEP) * each for each in knots))
-    # Spelt out: a matrix product of another size may add in another order.
-    targets = np.stack([m[0] * i + m[1] * j + (m[2] * k + m[3]) for m in index], axis=-1)
-    ends, _ = _solve_all(flat, field, targets.reshape(-1, 3))
-    return (ends.reshape(targets.shape) - targets).reshape(*targets.shape[:2], -1)
-
-
-def _solve_all(
-    flat: NDArray[np.float32], field: _Field, targets: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    ends, error = np.empty_like(targets), np.empty(len(targets))
-    over_slabs(lambda a, b: _solve_points(flat, field, targets, ends, error, a, b), len(targets))
-    return ends, error
+    """A matrix as tuples of numbers: these stay in registers, elements of arrays do not."""
+    return tuple(map(tuple, matrix.tolist()))
 
 
 class _Field(NamedTuple):
     """A part of a field to solve with, lifted to three axes.
 
     Numbers from one plane, row and vector to the next; where the part begins in the whole field,
-    and the last voxel of that; the matrix from field voxels to physical units by rows, its inverse
-    by columns, and the determinant of that; bounds of the displacement in field voxels; what turns
-    these into the unit of the error; when to end.
+    and the last cell of that; the matrix from field voxels to physical units by rows, its inverse
+    by columns, and the determinant of that; bounds of the displacement in field voxels; the longest
+    of these in the unit of the error; when to end.
     """
 
     strides: tuple[int, ...]
     first: tuple[float, ...]
-    top: tuple[float, ...]
+    last: tuple[float, ...]
     matrix: tuple[tuple[float, ...], ...]
     inverse: tuple[tuple[float, ...], ...]
     density: float
     low: tuple[float, ...]
     high: tuple[float, ...]
-    scale: tuple[float, ...]
+    scale: float
     enough: float
     limit: int
+
+
+def _solve_box(
+    flat: NDArray[np.float32],
+    field: _Field,
+    lattice: tuple[NDArray[np.float64], NDArray[np.float64], Slices],
+    knots: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """The vectors x - y on a box of a lattice, their errors, and the most evaluations of one.
+
+    The lattice is a matrix from its index to y, one that vectors are turned by, and the box.
+    """
+    index, turn, box = lattice
+    numbers = _rows(index), _rows(turn), tuple((s.start, s.stop) for s in box)
+    shape, lines = _shape(box), knots.reshape(*knots.shape[:2], -1)
+    out = np.empty((*shape, 3), np.float32), np.empty(shape, np.float32), np.zeros(shape[1], int)
+    over_slabs(lambda a, b: _solve_rows(flat, field, numbers, lines, out, a, b), shape[1])
+    return out[0], out[1], int(out[2].max())
 
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
@@ -308,10 +300,9 @@ def _hold(x, low, high):  # type: ignore[no-untyped-def]
 
 @_inlined
 def _cell(field, x, a):  # type: ignore[no-untyped-def]
-    """Start of the cell of a place along an axis, the share of it, and the distance beyond it."""
-    held = _hold(x, 0.0, field.top[a])
-    cell = min(np.floor(held), field.top[a] - 1.0)
-    return (cell - field.first[a]) * field.strides[a], held - cell, x - held
+    """Start of the nearest cell along an axis, and the place in it: 0 to 1, else beyond the field."""
+    cell = np.floor(_hold(x, 0.0, field.last[a]))
+    return (cell - field.first[a]) * field.strides[a], x - cell
 
 
 @_inlined
@@ -333,80 +324,69 @@ def _component(flat, at, steps, share):  # type: ignore[no-untyped-def]
 
 @_inlined
 def _sample(flat, field, x):  # type: ignore[no-untyped-def]
-    """The three components at a place, its shares of the cell, and how far it is beyond the field.
+    """The three components at a place, and where in its cell that is.
 
     Apart from `_newton`, and without a branch: numba counts references to an array in each of them.
     """
-    i, fx, ex = _cell(field, x[0], 0)
-    j, fy, ey = _cell(field, x[1], 1)
-    k, fz, ez = _cell(field, x[2], 2)
+    i, px = _cell(field, x[0], 0)
+    j, py = _cell(field, x[1], 1)
+    k, pz = _cell(field, x[2], 2)
+    share = _hold(px, 0.0, 1.0), _hold(py, 0.0, 1.0), _hold(pz, 0.0, 1.0)
     # Unsigned, since numba asks of every signed index whether it counts from the end.
-    at, share, (sx, sy, sz) = np.uint64(np.int64(i + j + k)), (fx, fy, fz), field.strides
+    at, (sx, sy, sz) = np.uint64(np.int64(i + j + k)), field.strides
     steps = np.uint64(sx), np.uint64(sy), np.uint64(sz)
     u = _component(flat, at, steps, share)
     v = _component(flat, at + np.uint64(1), steps, share)
     w = _component(flat, at + np.uint64(2), steps, share)
-    return u, v, w, share, (ex, ey, ez)
+    return u, v, w, (px, py, pz)
 
 
 @_inlined
-def _slopes(row, sampled, beyond):  # type: ignore[no-untyped-def]
+def _slopes(row, sampled, place):  # type: ignore[no-untyped-def]
     """A row of the map's slopes; beyond the field only the matrix has any."""
     return (
-        row[0] + sampled[0] if beyond[0] == 0.0 else row[0],
-        row[1] + sampled[1] if beyond[1] == 0.0 else row[1],
-        row[2] + sampled[2] if beyond[2] == 0.0 else row[2],
+        row[0] + sampled[0] if 0.0 <= place[0] <= 1.0 else row[0],
+        row[1] + sampled[1] if 0.0 <= place[1] <= 1.0 else row[1],
+        row[2] + sampled[2] if 0.0 <= place[2] <= 1.0 else row[2],
     )
 
 
 @_inlined
-def _room(share, beyond, step):  # type: ignore[no-untyped-def]
-    """Voxels left when a step along an axis ends; negative where it leaves its cell.
-
-    Beyond the field, where it is constant, all up to its edge is one cell.
-    """
-    to, past = share + step, beyond + step
-    return min(to, 1.0 - to) if beyond == 0.0 else past if beyond > 0.0 else -past
+def _room(place, step):  # type: ignore[no-untyped-def]
+    """Voxels left along an axis within the cell; negative where a step begins or ends outside."""
+    return min(place, place + step, 1.0 - place, 1.0 - place - step)
 
 
 @_inlined
 def _newton(field, y, x, sample):  # type: ignore[no-untyped-def]
     """Newton's step, how far the images are apart (squared), and how far the step can end off.
 
-    Within a cell the map is linear but for its bend, which bounds the error: here twice that. What
-    leads out of the cell meets other slopes and counts several times.
+    Within a cell the map is linear but for its bend, which bounds the error: here twice that. A
+    step out of the cell meets other slopes and counts several times.
     """
-    (u, du, q0), (v, dv, q1), (w, dw, q2), share, beyond = sample
-    there, s = _times(field.matrix, _ahead(y, -1.0, x)), field.scale
-    r = there[0] - u, there[1] - v, there[2] - w
-    a = _slopes(field.matrix[0], du, beyond)
-    b = _slopes(field.matrix[1], dv, beyond)
-    c = _slopes(field.matrix[2], dw, beyond)
+    (u, du, q0), (v, dv, q1), (w, dw, q2), place = sample
+    r = _ahead(_times(field.matrix, _ahead(y, -1.0, x)), -1.0, (u, v, w))
+    a = _slopes(field.matrix[0], du, place)
+    b = _slopes(field.matrix[1], dv, place)
+    c = _slopes(field.matrix[2], dw, place)
     # The columns of the inverse, times the volume.
     f, g, h = _cross(b, c), _cross(c, a), _cross(a, b)
     volume = _dot(a, f)
     fine, d = volume * field.density >= _LEAST_DETERMINANT, 1.0 / volume
     if not fine:
         (f, g, h), d = field.inverse, 1.0
-    t0 = d * (f[0] * r[0] + g[0] * r[1] + h[0] * r[2])
-    t1 = d * (f[1] * r[0] + g[1] * r[1] + h[1] * r[2])
-    t2 = d * (f[2] * r[0] + g[2] * r[1] + h[2] * r[2])
-    room = min(_room(share[0], beyond[0], t0), _room(share[1], beyond[1], t1))
-    room = min(room, _room(share[2], beyond[2], t2))
-    longest = max(abs(t0), abs(t1), abs(t2))
-    scaled = s[0] * s[0], s[1] * s[1], s[2] * s[2]
-    squares = f[0] * f[0] + g[0] * g[0] + h[0] * h[0], f[1] * f[1] + g[1] * g[1] + h[1] * h[1]
-    magnified = _dot(scaled, (squares[0], squares[1], f[2] * f[2] + g[2] * g[2] + h[2] * h[2]))
-    off = magnified * (2.0 * d * (q0 + q1 + q2) * longest * longest) ** 2
-    length = _dot(scaled, (t0 * t0, t1 * t1, t2 * t2))
-    if not fine:
+    r0, r1, r2 = d * r[0], d * r[1], d * r[2]
+    t = _ahead(_ahead((r0 * f[0], r0 * f[1], r0 * f[2]), r1, g), r2, h)
+    length = _dot(t, t)
+    if fine:
+        magnified = abs(d) * np.sqrt(_dot(f, f) + _dot(g, g) + _dot(h, h))
+        off = 2.0 * magnified * (q0 + q1 + q2) * length
+        if min(_room(place[0], t[0]), _room(place[1], t[1]), _room(place[2], t[2])) < 0.0:
+            off += _DOUBT * np.sqrt(length)
+    else:
         # Where the map folds, the step tells little of how far the solution is.
         off = np.sqrt(length) / _LEAST_DETERMINANT
-    elif room >= 0.0:
-        off = np.sqrt(min(off, length))
-    else:
-        off = np.sqrt(off) - _DOUBT * max(s[0], s[1], s[2]) * room
-    return (t0, t1, t2), _dot(r, r), off
+    return t, _dot(r, r), field.scale * off
 
 
 @_inlined
@@ -452,24 +432,22 @@ def _guess_row(knots, voxel, first, line):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _solve_rows(flat, field, lattice, knots, out, start, stop):  # type: ignore[no-untyped-def]
-    """Solve at every voxel of some rows of a box, from a cubic through the knots."""
-    index, back, ((i0, _), (j0, j1), (k0, k1)) = lattice
+    """Solve at every point of some rows of a box, from a cubic through the knots."""
+    index, turn, ((i0, i1), (j0, _), (k0, k1)) = lattice
     vectors, errors, counts = out
     line = np.empty(knots.shape[2])
-    for row in range(start, stop):
-        i, j = i0 + row // (j1 - j0), j0 + row % (j1 - j0)
-        _guess_row(knots, (i, j), (i0, j0), line)
-        for k in range(k0, k1):
-            y0 = index[0][0] * i + index[0][1] * j + (index[0][2] * k + index[0][3])
-            y1 = index[1][0] * i + index[1][1] * j + (index[1][2] * k + index[1][3])
-            y2 = index[2][0] * i + index[2][1] * j + (index[2][2] * k + index[2][3])
-            x, at = (y0, y1, y2), np.uint64(3 * ((k >> 2) - (k0 >> 2)))
-            for t in range(4):
-                near = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
-                x = _ahead(x, _CUBIC[np.uint64(k & 3), np.uint64(t)], near)
-                at += np.uint64(3)
-            x, error, count = _solve(flat, field, (y0, y1, y2), x)
-            vector = _times(back, _ahead(x, -1.0, (y0, y1, y2)))
-            vectors[row, k - k0, 0], vectors[row, k - k0, 1], vectors[row, k - k0, 2] = vector
-            errors[row, k - k0] = error
-            counts[row] = max(counts[row], count)
+    for i in range(i0, i1):
+        for j in range(j0 + start, j0 + stop):
+            _guess_row(knots, (i, j), (i0, j0), line)
+            for k in range(k0, k1):
+                y = _times(index, (i, j, k))
+                y = y[0] + index[0][3], y[1] + index[1][3], y[2] + index[2][3]
+                x, at = y, np.uint64(3 * ((k >> 2) - (k0 >> 2)))
+                for t in range(4):
+                    near = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
+                    x = _ahead(x, _CUBIC[np.uint64(k & 3), np.uint64(t)], near)
+                    at += np.uint64(3)
+                x, errors[i - i0, j - j0, k - k0], count = _solve(flat, field, y, x)
+                vector, here = _times(turn, _ahead(x, -1.0, y)), vectors[i - i0, j - j0, k - k0]
+                here[0], here[1], here[2] = vector
+                counts[j - j0] = max(counts[j - j0], count)
