@@ -15,7 +15,7 @@ from itkstream.blocks.masks import Mask
 from itkstream.errors import RegistrationError
 from itkstream.estimate.affines import logger, prepare_local_affines, split_local_affines
 from itkstream.geometry import AffineTransform, Image
-from itkstream.numerics.itk.affine import intensity_block
+from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.matching.affine import AffineSettings, affine_block
 from itkstream.numerics.matching.ransac import AffineEstimate, RansacSettings

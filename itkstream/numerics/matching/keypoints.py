@@ -20,7 +20,7 @@ from itkstream.geometry import Grid
 from itkstream.numerics.checks import check_image
 from itkstream.numerics.matching.blobs import find_blobs
 from itkstream.numerics.matching.contexts import correlate, sample_around
-from itkstream.numerics.matching.scale_space import Level, blur, halve
+from itkstream.numerics.matching.scale_space import BlurredImage, blur, halve
 
 __all__ = [
     "ContextWindow",
@@ -498,14 +498,14 @@ def sample_contexts(
             f"points of {at.shape[1]} coordinates and a window of {len(window.half_width_um)} do "
             f"not fit an image of {grid.ndim} axes"
         )
-    level = Level(voxels, grid)
+    blurred = BlurredImage(voxels, grid)
     for axis, step in enumerate(window.step_um):
-        while 2 * level.grid.spacing[axis] <= step * (1 + 1e-6) and level.grid.shape[axis] > 2:
-            level = halve(level, axis)
-    level = blur(level, _BLUR_PER_STEP * window.step_um)
-    data = np.asarray(level.data, np.float32)
-    to_index = level.grid.inverse_matrix[:-1, :-1]
-    samples, inside = sample_around(data, level.grid.to_index(at), window.offsets() @ to_index.T)
+        while 2 * blurred.grid.spacing[axis] <= step * (1 + 1e-6) and blurred.grid.shape[axis] > 2:
+            blurred = halve(blurred, axis)
+    blurred = blur(blurred, _BLUR_PER_STEP * window.step_um)
+    data = np.asarray(blurred.data, np.float32)
+    to_index = blurred.grid.inverse_matrix[:-1, :-1]
+    samples, inside = sample_around(data, blurred.grid.to_index(at), window.offsets() @ to_index.T)
     kept = np.flatnonzero((inside >= window.min_inside) & samples.any(axis=1))
     return Contexts(at[kept], samples[kept], kept)
 

@@ -18,7 +18,7 @@ from itkstream.numerics.matching.keypoints import (
     sample_contexts,
 )
 from itkstream.numerics.matching.ransac import fit_ransac
-from itkstream.numerics.matching.scale_space import Level, blur
+from itkstream.numerics.matching.scale_space import BlurredImage, blur
 from itkstream.numerics.threads import using_threads
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "easifish"
@@ -316,7 +316,7 @@ def test_the_real_pair_aligns_as_published():
          [0.0119, -0.0221, 0.9674, -0.24]]
     )  # fmt: skip
     grid = Grid(images[0].shape, spacing)
-    smooth = blur(Level(images[0], grid), (8.0,) * 3).data[::8, ::8, ::8]
+    smooth = blur(BlurredImage(images[0], grid), (8.0,) * 3).data[::8, ::8, ::8]
     tissue = grid.to_physical(8 * np.argwhere(smooth > np.median(smooth)))
     apart = tissue @ (estimate.matrix[:3, :3] - published[:, :3]).T
     apart += estimate.matrix[:3, 3] - published[:, 3]
