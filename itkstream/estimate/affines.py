@@ -34,7 +34,7 @@ from itkstream.numerics.matching.consistency import (
     own_confidence,
     solve_consistent,
 )
-from itkstream.numerics.matching.keypoints import Correspondences
+from itkstream.numerics.matching.matches import Correspondences
 from itkstream.numerics.matching.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
 from itkstream.numerics.sampling.mapping import map_on
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block

@@ -7,16 +7,9 @@ import pytest
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Grid
-from itkstream.numerics.matching.keypoints import (
-    Contexts,
-    ContextWindow,
-    KeyPoints,
-    KeyPointSettings,
-    MatchSettings,
-    find_key_points,
-    match,
-    sample_contexts,
-)
+from itkstream.numerics.matching.contexts import Contexts, ContextWindow, sample_contexts
+from itkstream.numerics.matching.keypoints import KeyPoints, KeyPointSettings, find_key_points
+from itkstream.numerics.matching.matches import MatchSettings, match
 from itkstream.numerics.matching.ransac import fit_ransac
 from itkstream.numerics.matching.scale_space import BlurredImage, blur
 from itkstream.numerics.threads import using_threads
