@@ -15,7 +15,7 @@ from itkstream.blocks.masks import Mask
 from itkstream.errors import RegistrationError
 from itkstream.estimate.affines import logger, prepare_local_affines, split_local_affines
 from itkstream.geometry import AffineTransform, Image
-from itkstream.numerics.itk.affine import intensity_block
+from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.matching.affine import AffineSettings, affine_block
 from itkstream.numerics.matching.ransac import AffineEstimate, RansacSettings
@@ -57,7 +57,7 @@ def ransac_affine(
 ) -> NDArray[np.float64] | AffineEstimate:
     """Find the affine between two images in memory.
 
-    Bright blobs are found in both, paired by the correlation of their neighbourhoods, and an
+    Bright blobs are found in both, paired by the correlation of their contexts, and an
     affine is fitted that most pairs agree with.
 
     Parameters
@@ -69,9 +69,9 @@ def ransac_affine(
     min_radius, max_radius : float
         Radii of the blobs, in voxels of the fixed image.
     match_threshold : float
-        Least correlation of two neighbourhoods that match, up to 1.
+        Least correlation of two contexts that match, up to 1.
     cc_radius : int
-        Half width of the neighbourhoods, in voxels of the fixed image.
+        Half width of the contexts, the windows around key points, in voxels of the fixed image.
     nspots : int
         Most key points per image.
     align_threshold : float

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from itkstream.numerics.matching.keypoints import (
-    Contexts,
-    ContextWindow,
-    Correspondences,
-    KeyPoints,
-    KeyPointSettings,
-    MatchSettings,
-    find_key_points,
-    match,
-    sample_contexts,
-)
+from itkstream.numerics.matching.contexts import Contexts, ContextWindow, sample_contexts
+from itkstream.numerics.matching.keypoints import KeyPoints, KeyPointSettings, find_key_points
+from itkstream.numerics.matching.matches import Correspondences, MatchSettings, match
 
 __all__ = [
     "ContextWindow",

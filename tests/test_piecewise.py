@@ -16,7 +16,9 @@ from itkstream.estimate.affines import prepare_local_affines, split_local_affine
 from itkstream.geometry import AffineTransform, BlockGrid, Image, PiecewiseAffine
 from itkstream.numerics.matching.affine import AffineSettings
 from itkstream.numerics.matching.consistency import CONFIDENCE_COLUMNS
-from itkstream.numerics.matching.keypoints import ContextWindow, KeyPointSettings, MatchSettings
+from itkstream.numerics.matching.contexts import ContextWindow
+from itkstream.numerics.matching.keypoints import KeyPointSettings
+from itkstream.numerics.matching.matches import MatchSettings
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
 SPACING = (1.0, 1.0, 1.0)

@@ -17,8 +17,7 @@ from itkstream.compute.execute import compute, execute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
 from itkstream.errors import BlockErrors, InputError, RegistrationError, UnreadableDataError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
-from itkstream.geometry.itk_bridge import quiet_itk
-from itkstream.numerics.itk.levels import what_itk_says
+from itkstream.geometry.itk_bridge import quiet_itk, what_itk_says
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import plan, register
 from itkstream.registration.blockwise import prepare_piecewise_align

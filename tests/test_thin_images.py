@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter, zoom
 from itkstream.affine import ransac_affine
 from itkstream.errors import RegistrationError
 from itkstream.geometry import Grid, Image
-from itkstream.numerics.matching.keypoints import ContextWindow, KeyPointSettings, find_key_points
+from itkstream.numerics.matching.contexts import ContextWindow
+from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
 from itkstream.numerics.matching.ransac import RansacSettings, fit_in_planes
 from itkstream.pipelines import register
 

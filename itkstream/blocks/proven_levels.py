@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import ArrayView, Image, Slices
-from itkstream.io.images.stores.ome_zarr import StoredLevel, coarser_levels
+from itkstream.io.images.stores.ome_zarr import ShrunkView, coarser_levels
 from itkstream.io.storage.chunk_files import ChunkFiles
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.stored import tiles
@@ -74,7 +74,7 @@ def finest_needed(image: Image, factors: Sequence[int]) -> tuple[Image, tuple[in
     return Image(level.view, image.grid.shrink(level.factors), image.name), rest
 
 
-def _is_finished(fine: ArrayView, level: StoredLevel) -> bool:
+def _is_finished(fine: ArrayView, level: ShrunkView) -> bool:
     """Whether a level has a file wherever the image has one."""
     below, above = _chunk_files(level.view), _chunk_files(fine)
 
@@ -107,7 +107,7 @@ def _files(files: ChunkFiles, view: ArrayView) -> Iterator[Slices]:
     return product(*per_axis)
 
 
-def _finer(box: Slices, level: StoredLevel, fine: ArrayView) -> Slices:
+def _finer(box: Slices, level: ShrunkView, fine: ArrayView) -> Slices:
     """The voxels of the image that a box of a level is the mean of, in the stored axes."""
     factors = iter(level.factors[level.view.order.index(k)] for k in range(level.view.ndim))
     spans = []
@@ -118,10 +118,10 @@ def _finer(box: Slices, level: StoredLevel, fine: ArrayView) -> Slices:
     return tuple(spans)
 
 
-def _is_mean(image: Image, level: StoredLevel) -> bool:
+def _is_mean(image: Image, level: ShrunkView) -> bool:
     """Whether a level has the means of an image wherever both are compared."""
     telling = False
-    for places in _places(level):
+    for places in _places(level, image.grid.shape):
         parts = [(np.asarray(level.view[place]), place) for place in places]
         part, place = max(parts, key=lambda known: float(np.ptp(known[0])))
         spans = zip(place, level.factors, strict=True)
@@ -143,10 +143,10 @@ def _variation(voxels: NDArray[np.float32], mean: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.nan_to_num(np.nanmean((voxels - mean) ** 2))))
 
 
-def _places(level: StoredLevel) -> Iterator[list[Slices]]:
+def _places(level: ShrunkView, shape: Sequence[int]) -> Iterator[list[Slices]]:
     """For each half of every axis some windows of whole groups, spread over it."""
     per_axis = []
-    for n, fine, f in zip(level.view.shape, level.fine_shape, level.factors, strict=True):
+    for n, fine, f in zip(level.view.shape, shape, level.factors, strict=True):
         # A group at the end that is not whole may be averaged in several ways.
         room = max(1, min(n, fine // f))
         size = min(room, max(2, _COMPARED // f))
@@ -157,7 +157,7 @@ def _places(level: StoredLevel) -> Iterator[list[Slices]]:
         yield list(product(*halves))
 
 
-def _tolerance(part: NDArray[np.generic], level: StoredLevel) -> float:
+def _tolerance(part: NDArray[np.generic], level: ShrunkView) -> float:
     if part.dtype.kind in "iub":
         return _ROUNDED * level.steps
     largest = float(np.nanmax(np.abs(part), initial=0.0))

@@ -18,7 +18,7 @@ from itkstream.blocks.inputs import as_pair, block_grid
 from itkstream.errors import InputError, ItkstreamError, RegistrationError
 from itkstream.estimate.content import prepare_content
 from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
-from itkstream.numerics.itk.affine import intensity_block
+from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.matching.affine import (
     ALIGN_THRESHOLD_VOX,
@@ -34,7 +34,7 @@ from itkstream.numerics.matching.consistency import (
     own_confidence,
     solve_consistent,
 )
-from itkstream.numerics.matching.keypoints import Correspondences
+from itkstream.numerics.matching.matches import Correspondences
 from itkstream.numerics.matching.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
 from itkstream.numerics.sampling.mapping import map_on
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block

@@ -44,7 +44,16 @@ __all__ = [
     "to_itk_image",
     "to_itk_transform",
     "transform_token",
+    "what_itk_says",
 ]
+
+# What ITK says, and what that means to a user.
+_TOO_FEW = "too few voxels that count lie on each other in both images"
+_MEANINGS = {
+    "map outside moving image buffer": _TOO_FEW,
+    "No valid points": _TOO_FEW,
+    "number of pixels along direction": "one has fewer than 4 planes along an axis",
+}
 
 INTERPOLATORS = {
     "nearest": sitk.sitkNearestNeighbor,
@@ -69,6 +78,15 @@ _DEEPEST = 16
 
 _quiet = {"users": 0, "before": True}
 _quiet_lock = threading.Lock()
+
+
+def what_itk_says(error: RuntimeError) -> str:
+    """The message of an error of ITK in words of ours, or without file, line and object."""
+    said = str(error)
+    for sign, meaning in _MEANINGS.items():
+        if sign in said:
+            return meaning
+    return "ITK says: " + said.strip().splitlines()[-1].split("): ")[-1]
 
 
 @contextmanager

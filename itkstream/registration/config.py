@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from attrs import Factory, field, frozen
+from attrs import Converter, Factory, field, frozen
 
-from itkstream.errors import InputError, MissingDataError, unknown_name
+from itkstream.errors import InputError, MissingDataError
 from itkstream.io.images.options import ImageOptions
 from itkstream.numerics.parameters import check
 from itkstream.registration.settings import RegisterSettings
@@ -23,6 +23,7 @@ from itkstream.registration.steps import (
     step_from,
     step_parameters,
 )
+from itkstream.registration.steps.step import check_names
 
 __all__ = ["Config", "read_config", "to_yaml"]
 
@@ -33,23 +34,26 @@ _HEAD = """\
 # fixed and moving stands what is said of an image file: spacing (a number, or one per axis) and
 # unit, axes (such as zyx), channel, time, level; what is null there is taken from the file.
 """
+_FILES = ("initial_transform", "fixed_mask", "moving_mask")
+_IMAGES = ("fixed", "moving")
+_OPTIONS = [f.name for f in dataclasses.fields(ImageOptions)]
+_SETTINGS = [f.name for f in dataclasses.fields(RegisterSettings)]
+
+_file = check(lambda v: isinstance(v, str | None), "be the name of a file")
 
 
-def _mask(name: str) -> Any:
-    """A field for the name of an image, or intensities that do not count."""
-
-    def convert(given: Any) -> str | tuple[float, ...] | None:
-        if given is None or isinstance(given, str):
-            return given
-        numbers = given if isinstance(given, (list, tuple)) else [given]
-        if not all(isinstance(v, (int, float)) for v in numbers):
-            raise InputError(f"{name} must be the name of an image, or intensities; got {given!r}")
-        return tuple(numbers)
-
-    return field(default=None, converter=convert)
+def _mask(given: Any, mask: Any) -> str | tuple[float, ...] | None:
+    """The name of an image, or intensities that do not count."""
+    if isinstance(given, str | None):
+        return given
+    numbers = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise InputError(f"{mask.name} must be the name of an image, or intensities; got {given!r}")
+    return numbers
 
 
-_file = check(lambda v: v is None or isinstance(v, str), "be the name of a file")
+def _mask_field() -> Any:
+    return field(default=None, converter=Converter(_mask, takes_field=True))
 
 
 @frozen
@@ -63,8 +67,8 @@ class Config:
     steps: tuple[Step, ...] = field(default=DEFAULT_STEPS, converter=checked_steps)
     settings: RegisterSettings = Factory(RegisterSettings)
     initial_transform: str | None = field(default=None, validator=_file)
-    fixed_mask: str | tuple[float, ...] | None = _mask("fixed_mask")
-    moving_mask: str | tuple[float, ...] | None = _mask("moving_mask")
+    fixed_mask: str | tuple[float, ...] | None = _mask_field()
+    moving_mask: str | tuple[float, ...] | None = _mask_field()
     fixed: ImageOptions = Factory(ImageOptions)
     moving: ImageOptions = Factory(ImageOptions)
 
@@ -79,11 +83,9 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     if not file.is_file():
         raise MissingDataError(f"there is no file {path}: itkstream config --defaults prints one")
     try:
-        found = yaml.load(file.read_text(), _Loader)
+        return _config(yaml.load(file.read_text(), _Loader), file.parent)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-    try:
-        return _config({} if found is None else found, file.parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -91,56 +93,58 @@ def read_config(path: str | os.PathLike[str]) -> Config:
 def to_yaml(config: Config) -> str:
     """Write a run as text, with every parameter."""
     known = {
-        **asdict(config.settings),
-        **{name: _as_lists(getattr(config, name)) for name in _FILES},
-        **{name: _as_lists(asdict(getattr(config, name))) for name in _IMAGES},
+        **dataclasses.asdict(config.settings),
+        **{name: getattr(config, name) for name in _FILES},
+        **{name: dataclasses.asdict(getattr(config, name)) for name in _IMAGES},
         "steps": [{step.name: step_parameters(step)} for step in config.steps],
     }
-    return _HEAD + yaml.dump(known, Dumper=_Dumper, default_flow_style=None, width=100)
+    return _HEAD + yaml.dump(
+        known, Dumper=_Dumper, default_flow_style=None, sort_keys=False, width=100
+    )
 
 
 class _Dumper(yaml.SafeDumper):
-    """Names below each other, in the order they came; lists of numbers on a line."""
+    """Writes names below each other, and lists of numbers on a line."""
 
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
+        return super().represent_mapping(tag, mapping, flow_style=False)
 
-_Dumper.add_representer(
-    dict, lambda dumper, given: dumper.represent_mapping(_MAP, given.items(), flow_style=False)
-)
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 class _Loader(yaml.SafeLoader):
     """Takes 2e7 for a number, as JSON and people do."""
 
 
-_MAP = "tag:yaml.org,2002:map"
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
-_FILES = ("initial_transform", "fixed_mask", "moving_mask")
-_IMAGES = ("fixed", "moving")
-_SAID = [f.name for f in fields(ImageOptions)]
-_SETTINGS = [f.name for f in fields(RegisterSettings)]
 
 
 def _config(found: Any, folder: Path) -> Config:
-    known = _known("the file", "key", found, (*_SETTINGS, *_FILES, *_IMAGES, "steps"))
-    settings = {name: known.pop(name) for name in _SETTINGS if name in known}
-    parse = {
-        **dict.fromkeys(_FILES, lambda name, given: _near(folder, given)),
-        **dict.fromkeys(_IMAGES, _image),
-        "steps": lambda name, given: _steps(given),
+    known = _mapping("the file", found)
+    check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "steps"])
+    settings = {name: known[name] for name in _SETTINGS if name in known}
+    rest: dict[str, Any] = {
+        **{name: _near(folder, known[name]) for name in _FILES if name in known},
+        **{name: _image(name, known[name]) for name in _IMAGES if name in known},
     }
-    given = {name: parse[name](name, value) for name, value in known.items()}
-    return Config(settings=RegisterSettings(**settings), **given)
+    return Config(_steps(known.get("steps")), RegisterSettings(**settings), **rest)
+
+
+def _near(folder: Path, given: Any) -> Any:
+    return str(folder / given) if isinstance(given, str) and "://" not in given else given
 
 
 def _image(which: str, given: Any) -> ImageOptions:
     """Read the options of an image; those left empty are not given."""
-    said = _known(which, f"key of {which}", {} if given is None else given, _SAID)
+    known = _mapping(which, given)
+    check_names(f"key of {which}", known, _OPTIONS)
     try:
-        return ImageOptions(**{name: value for name, value in said.items() if value is not None})
+        return ImageOptions(**{name: value for name, value in known.items() if value is not None})
     except InputError as error:
         raise InputError(f"{which}: {error}") from error
 
@@ -159,35 +163,17 @@ def _step(number: int, given: Any) -> Step:
     if len(entry) != 1:
         raise InputError(
             f"step {number} must have one name, with its parameters indented below it; got "
-            f"{', '.join(map(str, entry))}"
+            f"{', '.join(map(str, entry)) or 'none'}"
         )
     ((name, parameters),) = entry.items()
     try:
-        return step_from(name, _mapping(f"{name}", parameters or {}))
+        return step_from(name, _mapping(name, parameters))
     except InputError as error:
         raise InputError(f"step {number}: {error}") from error
 
 
-def _known(where: str, what: str, given: Any, known: Iterable[str]) -> dict[str, Any]:
-    """A mapping with known keys only."""
-    for name in _mapping(where, given):
-        if name not in known:
-            raise unknown_name(what, name, known)
-    return dict(given)
-
-
 def _mapping(what: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
+    """Names and values; empty where nothing is given."""
+    if not isinstance(given, Mapping | None):
         raise InputError(f"{what} must hold names and values (name: value); got {given!r}")
-    return given
-
-
-def _near(folder: Path, given: Any) -> Any:
-    local = isinstance(given, str) and "://" not in given
-    return str(folder / given) if local else given
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _as_lists(v) for name, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return given or {}

@@ -38,14 +38,9 @@ from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
 from itkstream.geometry.itk_bridge import to_itk_image, to_itk_transform
 from itkstream.io import open_image
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, DescentSettings
-from itkstream.numerics.matching.keypoints import (
-    ContextWindow,
-    KeyPointSettings,
-    MatchSettings,
-    find_key_points,
-    match,
-    sample_contexts,
-)
+from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
+from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
+from itkstream.numerics.matching.matches import MatchSettings, match
 from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.numerics.sampling.inverse import invert_displacement
 from itkstream.numerics.sampling.mapping import GridMap

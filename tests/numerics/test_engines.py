@@ -35,7 +35,9 @@ from itkstream.io.transforms.itk.transform_files import write_itk_transform
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.matching.affine import AffineSettings, affine_block
-from itkstream.numerics.matching.keypoints import ContextWindow, KeyPointSettings, MatchSettings
+from itkstream.numerics.matching.contexts import ContextWindow
+from itkstream.numerics.matching.keypoints import KeyPointSettings
+from itkstream.numerics.matching.matches import MatchSettings
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.phantoms import PhantomPair
 

@@ -19,9 +19,9 @@ from itkstream.errors import (
     ItkstreamError,
     OutputError,
 )
+from itkstream.geometry.itk_bridge import what_itk_says
 from itkstream.io.storage.attributes import is_zarr_array, zarr_attributes
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.itk.levels import what_itk_says
 
 __all__ = [
     "check_file",

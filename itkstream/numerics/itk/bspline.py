@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid
-from itkstream.geometry.itk_bridge import sample_transform
+from itkstream.geometry.itk_bridge import sample_transform, what_itk_says
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import mean_local_correlation
 from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport
-from itkstream.numerics.itk.levels import ItkLevel, ItkSide, normalise_locally, what_itk_says
+from itkstream.numerics.itk.normalisation import normalise_locally
+from itkstream.numerics.itk.search import ItkImage, ItkSearch
 from itkstream.numerics.itk.settings import BsplineSettings, IntensitySettings
 from itkstream.numerics.sampling.fields import compose, resize_field
 from itkstream.numerics.sampling.folds import repair_folds
@@ -101,7 +102,7 @@ def _descend_level(
     sides = _sides(pair, factors, sigma, settings.local_normalisation)
     spacings: Any = settings.control_spacing
     start = _on_lattice(before, sides[0].image, grid, spacings[number])
-    level = ItkLevel(
+    search = ItkSearch(
         *sides,
         sitk.Transform(grid.ndim, sitk.sitkIdentity),
         _comparison(settings, factor, grid.ndim),
@@ -111,7 +112,7 @@ def _descend_level(
         scaled=False,
     )
     try:
-        found = sitk.BSplineTransform(level.search(start))
+        found = sitk.BSplineTransform(search.find(start))
     except RuntimeError as error:
         raise InputError(f"the images could not be compared: {what_itk_says(error)}") from error
     after = _warped(pair.moving, pair.frame, pair.total(found))
@@ -169,14 +170,14 @@ def _correlation(
 
 def _sides(
     pair: _Pair, factors: list[int], sigma: float, radius: int | None
-) -> tuple[ItkSide, ItkSide]:
+) -> tuple[ItkImage, ItkImage]:
     """Both images of a level, locally normalised over the voxels they share."""
     small = [shrink(im, pair.frame.fixed_grid, factors, sigma) for im in (pair.fixed, pair.warped)]
     apart = ~(np.isfinite(small[0][0]) & np.isfinite(small[1][0]))
     sides = []
     for voxels, lattice in small:
         even = normalise_locally(np.where(apart, np.float32(np.nan), voxels), radius)
-        sides.append(ItkSide.of(even, lattice))
+        sides.append(ItkImage.of(even, lattice))
     return sides[0], sides[1]
 
 

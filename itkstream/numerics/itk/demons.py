@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from itkstream.geometry import DisplacementField, Grid
 from itkstream.geometry.itk_bridge import from_itk_transform, quiet_itk, to_itk_image
 from itkstream.numerics.deformation.descent import Descent, Frame, descend
-from itkstream.numerics.itk.levels import normalise_locally
+from itkstream.numerics.itk.normalisation import normalise_locally
 from itkstream.numerics.itk.settings import DemonsSettings
 from itkstream.numerics.threads import get_threads
 

@@ -11,15 +11,9 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Grid, Image
-from itkstream.numerics.matching.keypoints import (
-    ContextWindow,
-    Correspondences,
-    KeyPointSettings,
-    MatchSettings,
-    find_key_points,
-    match,
-    sample_contexts,
-)
+from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
+from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
+from itkstream.numerics.matching.matches import Correspondences, MatchSettings, match
 from itkstream.numerics.matching.ransac import (
     AffineEstimate,
     RansacSettings,
@@ -53,7 +47,7 @@ class AffineSettings:
     key_points : KeyPointSettings
         Which blobs are key points.
     window : ContextWindow
-        The neighbourhoods that are compared.
+        The contexts that are compared.
     matching : MatchSettings
         Which pairs correspond.
     ransac : RansacSettings

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from itkstream.geometry import Grid
-from itkstream.numerics.matching.scale_space import Level, blur, halvings, laplacian, shrink_for
+from itkstream.numerics.matching.scale_space import (
+    BlurredImage,
+    blur,
+    halvings,
+    laplacian,
+    shrink_for,
+)
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["Blobs", "find_blobs", "find_maxima", "fit_peaks"]
@@ -60,10 +66,10 @@ def find_blobs(data: NDArray[np.generic], grid: Grid, sigmas: Floats) -> Blobs:
     Shapes: `sigmas` (k, n).
     """
     found: list[tuple[Floats, NDArray[np.intp], Floats]] = []
-    level = Level(data, grid)
+    image = BlurredImage(data, grid)
     for first, last in _same_grid(grid, sigmas):
-        level = shrink_for(level, sigmas[first])
-        found.extend(_blobs_on(level, sigmas, first, last))
+        image = shrink_for(image, sigmas[first])
+        found.extend(_blobs_on(image, sigmas, first, last))
     positions, scales, strengths = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.lexsort((*positions.T[::-1], -strengths))
     blobs = Blobs(positions, scales, strengths).select(order)
@@ -133,19 +139,19 @@ def _same_grid(grid: Grid, sigmas: Floats) -> Iterator[tuple[int, int]]:
 
 
 def _blobs_on(
-    level: Level, sigmas: Floats, first: int, last: int
+    image: BlurredImage, sigmas: Floats, first: int, last: int
 ) -> Iterator[tuple[Floats, NDArray[np.intp], Floats]]:
     """Positions, scales and strengths of the blobs of scales `first` to `last`, scale by scale."""
-    least = np.full(level.grid.shape, -np.inf, np.float32)
+    least = np.full(image.grid.shape, -np.inf, np.float32)
     stack = [least]
     for k in range(first, last + 2):
         if k <= last:
-            level = blur(level, sigmas[k])
-        stack.append(laplacian(level) if k <= last else least)
+            image = blur(image, sigmas[k])
+        stack.append(laplacian(image) if k <= last else least)
         if len(stack) == 3:
             index = find_maxima(*stack)
             position, strength = fit_peaks(stack[1], index)
-            yield level.grid.to_physical(position), np.full(len(index), k - 1), strength
+            yield image.grid.to_physical(position), np.full(len(index), k - 1), strength
             stack.pop(0)
 
 

@@ -1,7 +1,6 @@
-"""Key points of two images, their surroundings, and which of them correspond.
+"""Key points of an image: bright blobs, sought by their radius in µm.
 
-All lengths are physical, so that images of different voxel sizes match: blobs are sought by their
-radius in µm, and their surroundings are sampled on one lattice in µm.
+Lengths are physical, so that images of different voxel sizes have the same key points.
 """
 
 from __future__ import annotations
@@ -13,26 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Grid
 from itkstream.numerics.checks import check_image
 from itkstream.numerics.matching.blobs import find_blobs
-from itkstream.numerics.matching.contexts import correlate, sample_around
-from itkstream.numerics.matching.scale_space import Level, blur, halve
 
-__all__ = [
-    "ContextWindow",
-    "Contexts",
-    "Correspondences",
-    "KeyPointSettings",
-    "KeyPoints",
-    "MatchSettings",
-    "find_key_points",
-    "match",
-    "sample_contexts",
-]
+__all__ = ["KeyPointSettings", "KeyPoints", "as_points", "find_key_points", "finite_voxels"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +30,10 @@ _SCALE_MARGINS = (0.8, 1.2)
 # Neighbouring widths differ by this factor at least; on the tutorial's images 5, 8 and 10 widths
 # from 9 to 42 µm found the same number of right matches within 1 %.
 _LEAST_SCALE_RATIO = 1.35
-# 9 samples per axis found as many right matches as 13 and 25, also in heavy noise, in a sixteenth
-# of the time of 25.
-_SAMPLES_PER_SIDE = 4
-# Half-way between two lattice points a wave as short as the lattice can hold is halved by this.
-_BLUR_PER_STEP = float(np.sqrt(3.0) / 4)
 # An image of fewer planes along an axis has no blobs inside: they are sought in the mean of its
 # planes. So are blobs that are thicker than an image of few planes.
 _LEAST_PLANES = 5
 _FEW_PLANES = 12
-# Rows of the score matrix held at a time: 512 x 5000 scores take 10 MB.
-_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -204,196 +183,11 @@ class KeyPoints:
         KeyPoints
             In the given order.
         """
-        points = _points(positions)
+        points = as_points(positions)
         return cls(points, np.ones(len(points)), np.full(len(points), np.nan))
 
     def __len__(self) -> int:
         return len(self.positions)
-
-
-@dataclass(frozen=True)
-class ContextWindow:
-    """The neighbourhood by which key points are compared.
-
-    Parameters
-    ----------
-    half_width_um : tuple of float
-        From its centre to its outermost samples, per axis.
-    samples : int
-        Samples per axis, odd.
-    min_inside : float
-        Fraction of the samples that must lie inside the image, at most 1. A point on a face of
-        the image has one half.
-
-    Raises
-    ------
-    InputError
-        Where a value is out of range; the message names it.
-    """
-
-    half_width_um: tuple[float, ...]
-    samples: int = 9
-    min_inside: float = 0.5
-
-    def __post_init__(self) -> None:
-        width = tuple(float(w) for w in self.half_width_um)
-        object.__setattr__(self, "half_width_um", width)
-        if len(width) not in (2, 3) or not np.isfinite(width).all() or min(width) <= 0:
-            raise InputError(f"half_width_um needs 2 or 3 positive lengths; got {width}")
-        if self.samples < 3 or self.samples % 2 == 0:
-            raise InputError(f"samples must be odd and at least 3; got {self.samples}")
-        if not 0 < self.min_inside <= 1:
-            raise InputError(f"min_inside must lie in (0, 1]; got {self.min_inside}")
-
-    @classmethod
-    def from_voxels(cls, cc_radius: int, spacing: Sequence[float]) -> ContextWindow:
-        """A window of ``2 * cc_radius + 1`` voxels of the fixed image.
-
-        Parameters
-        ----------
-        cc_radius : int
-            Voxels from the centre to each side, at least 1. From 6 on, not every voxel is sampled.
-        spacing : sequence of float
-            Spacing of the fixed image in µm.
-
-        Returns
-        -------
-        ContextWindow
-            With about 9 samples per axis.
-        """
-        if cc_radius < 1:
-            raise InputError(f"cc_radius must be at least 1 voxel; got {cc_radius}")
-        stride = max(1, round(cc_radius / _SAMPLES_PER_SIDE))
-        half_width = tuple(cc_radius * float(h) for h in spacing)
-        return cls(half_width, 2 * max(1, cc_radius // stride) + 1)
-
-    @property
-    def step_um(self) -> Floats:
-        """Distance of neighbouring samples per axis."""
-        return np.asarray(self.half_width_um) / (self.samples // 2)
-
-    def within(self, *grids: Grid) -> ContextWindow:
-        """The window for images that may be thinner than it is.
-
-        Parameters
-        ----------
-        *grids : Grid
-            Of the images.
-
-        Returns
-        -------
-        ContextWindow
-            No wider along any axis than the thinnest of the images, so that a point on a face of a
-            few planes has half of it, as on a face of any image; the same one where all are
-            thicker.
-        """
-        width = np.asarray(self.half_width_um)
-        for grid in grids:
-            room = np.abs(grid.direction) @ (np.asarray(grid.spacing) * np.asarray(grid.shape))
-            # Of a single plane, its own thickness.
-            least = np.abs(grid.direction) @ np.asarray(grid.spacing) / 2
-            thin = room < 2 * np.asarray(self.half_width_um)
-            width = np.where(thin, np.minimum(width, np.maximum(room / 2 - least, least)), width)
-        if np.array_equal(width, self.half_width_um):
-            return self
-        return replace(self, half_width_um=tuple(width.tolist()))
-
-    def offsets(self) -> Floats:
-        """Positions of the samples relative to the centre.
-
-        Returns
-        -------
-        ndarray, (samples ** n, n)
-            In µm.
-        """
-        along = np.arange(self.samples) - self.samples // 2
-        lattice = np.stack(np.meshgrid(*[along] * len(self.half_width_um), indexing="ij"), -1)
-        return np.asarray(lattice.reshape(-1, len(self.half_width_um)) * self.step_um)
-
-
-@dataclass(frozen=True, eq=False)
-class Contexts:
-    """Key points with their normalised neighbourhoods.
-
-    Parameters
-    ----------
-    points : ndarray, (m, n)
-        Positions in µm.
-    samples : ndarray, (m, k), float32
-        Neighbourhoods, a row each.
-    index : ndarray, (m,)
-        Which of the given points each one is; those too near the border are left out.
-    """
-
-    points: Floats
-    samples: NDArray[np.float32]
-    index: NDArray[np.intp]
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-
-@dataclass(frozen=True)
-class MatchSettings:
-    """Parameters by which pairs of key points correspond.
-
-    Parameters
-    ----------
-    threshold : float
-        Least correlation of the neighbourhoods, between -1 and 1.
-    max_distance_um : float, optional
-        Greatest distance of the two positions, for images that are nearly aligned; default any.
-    max_ambiguity : float, optional
-        Greatest ratio of the second best correlation to the best, over moving points at least
-        `distinct_um` from the best one; default any, since the mutual choice and the robust fit
-        after it remove nearly all wrong matches.
-    distinct_um : float
-        See `max_ambiguity`.
-
-    Raises
-    ------
-    InputError
-        Where a value is out of range; the message names it.
-    """
-
-    threshold: float = 0.75
-    max_distance_um: float | None = None
-    max_ambiguity: float | None = None
-    distinct_um: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.threshold <= 1:
-            raise InputError(f"threshold must lie between -1 and 1; got {self.threshold}")
-        for name in ("max_distance_um", "max_ambiguity"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be positive, or None for no limit; got {value}")
-        if not self.distinct_um >= 0:
-            raise InputError(f"distinct_um must be at least 0; got {self.distinct_um}")
-
-
-@dataclass(frozen=True, eq=False)
-class Correspondences:
-    """Matched points, in the order of the fixed points.
-
-    Parameters
-    ----------
-    fixed_points, moving_points : ndarray, (m, n)
-        Positions in µm.
-    correlations : ndarray, (m,)
-        Correlation of the neighbourhoods.
-    fixed_index, moving_index : ndarray, (m,)
-        Which key points they are.
-    """
-
-    fixed_points: Floats
-    moving_points: Floats
-    correlations: Floats
-    fixed_index: NDArray[np.intp]
-    moving_index: NDArray[np.intp]
-
-    def __len__(self) -> int:
-        return len(self.correlations)
 
 
 def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings) -> KeyPoints:
@@ -428,7 +222,7 @@ def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings)
     RegistrationError
         Where the image is constant or has no finite voxel.
     """
-    voxels, allowed = _finite_voxels(image, grid)
+    voxels, allowed = finite_voxels(image, grid)
     return _find_blobs(voxels, allowed, grid, settings)
 
 
@@ -458,140 +252,6 @@ def _find_blobs(
     logger.info("%d key points in an image of shape %s", len(found.strengths), grid.shape)
     radii = np.sqrt(grid.ndim) * np.exp(np.log(sigmas).mean(axis=1))
     return KeyPoints(found.positions, found.strengths, radii[found.scales])
-
-
-def sample_contexts(
-    image: NDArray[Any], grid: Grid, points: ArrayLike, window: ContextWindow
-) -> Contexts:
-    """Sample the neighbourhood of each point, on a lattice in physical units.
-
-    The image is first blurred to the step of the lattice, so that images of other voxel sizes give
-    the same samples.
-
-    Parameters
-    ----------
-    image : ndarray
-        2-D or 3-D.
-    grid : Grid
-        Where the voxels lie, in µm.
-    points : array_like, (m, n)
-        Positions in µm: `KeyPoints.positions`, or any others.
-    window : ContextWindow
-        Extent and samples.
-
-    Returns
-    -------
-    Contexts
-        Without the points whose window lies too far outside the image.
-
-    Raises
-    ------
-    InputError
-        Where shapes differ.
-    RegistrationError
-        Where the image is constant or has no finite voxel.
-    """
-    voxels, _ = _finite_voxels(image, grid)
-    at = _points(points)
-    if at.shape[1] != grid.ndim or len(window.half_width_um) != grid.ndim:
-        raise InputError(
-            f"points of {at.shape[1]} coordinates and a window of {len(window.half_width_um)} do "
-            f"not fit an image of {grid.ndim} axes"
-        )
-    level = Level(voxels, grid)
-    for axis, step in enumerate(window.step_um):
-        while 2 * level.grid.spacing[axis] <= step * (1 + 1e-6) and level.grid.shape[axis] > 2:
-            level = halve(level, axis)
-    level = blur(level, _BLUR_PER_STEP * window.step_um)
-    data = np.asarray(level.data, np.float32)
-    to_index = level.grid.inverse_matrix[:-1, :-1]
-    samples, inside = sample_around(data, level.grid.to_index(at), window.offsets() @ to_index.T)
-    kept = np.flatnonzero((inside >= window.min_inside) & samples.any(axis=1))
-    return Contexts(at[kept], samples[kept], kept)
-
-
-def match(fixed: Contexts, moving: Contexts, settings: MatchSettings) -> Correspondences:
-    """Pair the points whose neighbourhoods correlate best, each with the other.
-
-    Parameters
-    ----------
-    fixed, moving : Contexts
-        Sampled with the same window.
-    settings : MatchSettings
-        Threshold and limits.
-
-    Returns
-    -------
-    Correspondences
-        Every point at most once; none where nothing correlates well enough.
-
-    Raises
-    ------
-    InputError
-        Where the two were sampled with different windows.
-    """
-    if fixed.samples.shape[1] != moving.samples.shape[1]:
-        raise InputError(
-            f"contexts of {fixed.samples.shape[1]} and {moving.samples.shape[1]} samples cannot be "
-            "compared; sample both with the same window"
-        )
-    if not len(fixed) or not len(moving):
-        return _correspondences(fixed, moving, np.empty(0, np.intp), np.empty(0, np.intp))
-    forth, back, accepted = _best_partners(fixed, moving, settings)
-    mutual = np.flatnonzero(accepted & (back[forth] == np.arange(len(fixed))))
-    logger.info("%d matches of %d and %d key points", len(mutual), len(fixed), len(moving))
-    return _correspondences(fixed, moving, mutual, forth[mutual])
-
-
-def _best_partners(
-    fixed: Contexts, moving: Contexts, settings: MatchSettings
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-    """Each fixed point's best moving one, the reverse, and which fixed points have a good one."""
-    forth = np.empty(len(fixed), np.intp)
-    accepted = np.empty(len(fixed), bool)
-    back = np.zeros(len(moving), np.intp)
-    back_score = np.full(len(moving), -np.inf, np.float32)
-    for start in range(0, len(fixed), _ROWS):
-        rows = slice(start, start + _ROWS)
-        scores = correlate(fixed.samples[rows], moving.samples)
-        if settings.max_distance_um is not None:
-            apart = cdist(fixed.points[rows], moving.points) > settings.max_distance_um
-            scores[apart] = -np.inf
-        forth[rows] = scores.argmax(axis=1)
-        accepted[rows] = _accepted(scores, forth[rows], moving.points, settings)
-        best = scores.argmax(axis=0)
-        top = scores[best, np.arange(len(moving))]
-        better = top > back_score
-        back[better], back_score[better] = best[better] + start, top[better]
-    return forth, back, accepted
-
-
-def _accepted(
-    scores: NDArray[np.float32],
-    best: NDArray[np.intp],
-    points: Floats,
-    settings: MatchSettings,
-) -> NDArray[np.bool_]:
-    """Rows with a best score above the threshold and, if wanted, no rival elsewhere."""
-    top = scores[np.arange(len(best)), best]
-    accepted = top > settings.threshold
-    if settings.max_ambiguity is None:
-        return accepted
-    elsewhere = cdist(points[best], points) > settings.distinct_um
-    second = np.where(elsewhere, scores, np.float32(-np.inf)).max(axis=1)
-    return np.asarray(accepted & (second <= settings.max_ambiguity * top))
-
-
-def _correspondences(
-    fixed: Contexts, moving: Contexts, i: NDArray[np.intp], j: NDArray[np.intp]
-) -> Correspondences:
-    products = np.einsum("ij,ij->i", fixed.samples[i], moving.samples[j], dtype=np.float64)
-    norms = np.ones(len(i))
-    for part in (fixed.samples[i], moving.samples[j]):
-        norms *= np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
-    return Correspondences(
-        fixed.points[i], moving.points[j], products / norms, fixed.index[i], moving.index[j]
-    )
 
 
 def _flat_axis(grid: Grid, greatest: Floats) -> int | None:
@@ -633,9 +293,7 @@ def _widths(least: Floats, greatest: Floats, most: int) -> Floats:
     return np.asarray(first * (last / first) ** steps / np.sqrt(len(least)))
 
 
-def _finite_voxels(
-    image: NDArray[Any], grid: Grid
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def finite_voxels(image: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Voxels, the mean where they are not finite, and where they are (None: everywhere)."""
     voxels = np.asarray(image)
     check_image("the image", voxels, grid.shape)
@@ -655,7 +313,8 @@ def _finite_voxels(
     return voxels, finite
 
 
-def _points(positions: ArrayLike) -> Floats:
+def as_points(positions: ArrayLike) -> Floats:
+    """Check positions and bring them into one form, (m, n)."""
     points = np.asarray(positions, np.float64)
     if points.ndim != 2 or points.shape[1] not in (2, 3) or not np.isfinite(points).all():
         raise InputError(

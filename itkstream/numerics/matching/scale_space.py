@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter1d
 from itkstream.geometry import Grid
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["Level", "blur", "halve", "halvings", "laplacian", "shrink_for"]
+__all__ = ["BlurredImage", "blur", "halve", "halvings", "laplacian", "shrink_for"]
 
 # The blur of a halving, (1, 3, 3, 1) / 8, in squared voxels of the finer grid.
 _HALVING_VARIANCE = 0.75
@@ -36,7 +36,7 @@ _ENDS = (slice(None, -2), slice(2, None))
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
+class BlurredImage:
     """An image blurred to a known width.
 
     Parameters
@@ -70,33 +70,33 @@ def halvings(grid: Grid, sigma: Iterable[float]) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def shrink_for(level: Level, sigma: Iterable[float]) -> Level:
+def shrink_for(image: BlurredImage, sigma: Iterable[float]) -> BlurredImage:
     """Halve an image as often as a blur of `sigma` allows without aliasing."""
-    for axis, count in enumerate(halvings(level.grid, sigma)):
+    for axis, count in enumerate(halvings(image.grid, sigma)):
         for _ in range(count):
-            level = halve(level, axis)
-    return level
+            image = halve(image, axis)
+    return image
 
 
-def blur(level: Level, sigma: Iterable[float]) -> Level:
+def blur(image: BlurredImage, sigma: Iterable[float]) -> BlurredImage:
     """Blur an image further, to a Gaussian of standard deviation `sigma` in all."""
-    data, widths = np.asarray(level.data, np.float32), tuple(map(float, sigma))
-    for axis, (wanted, had) in enumerate(zip(widths, level.variance, strict=True)):
+    data, widths = np.asarray(image.data, np.float32), tuple(map(float, sigma))
+    for axis, (wanted, had) in enumerate(zip(widths, image.variance, strict=True)):
         missing = wanted**2 - had
         if missing > 0:
-            data = _blur_axis(data, float(np.sqrt(missing)) / level.grid.spacing[axis], axis)
-    variance = tuple(max(s**2, v) for s, v in zip(widths, level.variance, strict=True))
-    return Level(data, level.grid, variance)
+            data = _blur_axis(data, float(np.sqrt(missing)) / image.grid.spacing[axis], axis)
+    variance = tuple(max(s**2, v) for s, v in zip(widths, image.variance, strict=True))
+    return BlurredImage(data, image.grid, variance)
 
 
-def halve(level: Level, axis: int) -> Level:
+def halve(image: BlurredImage, axis: int) -> BlurredImage:
     """Keep every second voxel along one axis, after a (1, 3, 3, 1) / 8 filter."""
-    grid = level.grid
+    grid = image.grid
     count = grid.shape[axis] // 2
     factors = tuple(2 if k == axis else 1 for k in range(grid.ndim))
     cut = tuple(slice(0, 2 * count if k == axis else n) for k, n in enumerate(grid.shape))
     coarse = grid.crop(cut).shrink(factors)
-    source = np.moveaxis(level.data, axis, 0)
+    source = np.moveaxis(image.data, axis, 0)
     out = np.empty(coarse.shape, np.float32)
     target = np.moveaxis(out, axis, 0)
 
@@ -109,22 +109,22 @@ def halve(level: Level, axis: int) -> Level:
 
     over_slabs(slab, count)
     added = _HALVING_VARIANCE * grid.spacing[axis] ** 2
-    variance = tuple(v + added * (k == axis) for k, v in enumerate(level.variance))
-    return Level(out, coarse, variance)
+    variance = tuple(v + added * (k == axis) for k, v in enumerate(image.variance))
+    return BlurredImage(out, coarse, variance)
 
 
-def laplacian(level: Level) -> NDArray[np.float32]:
+def laplacian(image: BlurredImage) -> NDArray[np.float32]:
     """Minus the scale-normalised Laplacian: how much of a bright blob of this width there is.
 
     It is largest, over all widths, at the centre of a bright ball of radius R when the standard
     deviation of the blur is ``R / sqrt(n)`` in n dimensions.
     """
-    data = np.asarray(level.data, np.float32)
+    data = np.asarray(image.data, np.float32)
     out = np.zeros_like(data)
     if min(data.shape) < 3:
         return out
     weights = [
-        np.float32(v / h**2) for v, h in zip(level.variance, level.grid.spacing, strict=True)
+        np.float32(v / h**2) for v, h in zip(image.variance, image.grid.spacing, strict=True)
     ]
     inside = (slice(1, -1),) * (data.ndim - 1)
 

@@ -12,7 +12,7 @@ from dask.delayed import Delayed
 from itkstream.estimate.affines import IntensitySearch
 from itkstream.geometry import AffineTransform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.itk.affine import intensity_block
+from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.registration.prices import Pair, StepPrice

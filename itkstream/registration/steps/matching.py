@@ -17,12 +17,9 @@ from itkstream.numerics.matching.affine import (
     AffineSettings,
     best_affine_block,
 )
-from itkstream.numerics.matching.keypoints import (
-    ContextWindow,
-    KeyPointSettings,
-    MatchSettings,
-    find_key_points,
-)
+from itkstream.numerics.matching.contexts import ContextWindow
+from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
+from itkstream.numerics.matching.matches import MatchSettings
 from itkstream.numerics.matching.ransac import AffineEstimate, RansacSettings
 from itkstream.numerics.parameters import check, finite, one_of, whole
 from itkstream.registration.scene import Radii
@@ -94,7 +91,7 @@ class MatchingStep(Step):
         )
 
     def context_bytes(self, voxels: float, ndim: int) -> float:
-        """The neighbourhoods of all key points in so many voxels."""
+        """Bytes of the contexts of all key points in so many voxels."""
         points = min(2 * self.nspots, voxels / _VOXELS_PER_POINT)
         return points * (2 * self.cc_radius + 1) ** ndim * _FLOAT
 

@@ -31,14 +31,14 @@ __all__ = ["RansacAffine"]
 
 @frozen(kw_only=True)
 class RansacAffine(MatchingStep):
-    """An affine from key points: blobs, matched by their neighbourhoods, fitted robustly.
+    """An affine from key points: blobs, matched by their contexts, fitted robustly.
 
     Parameters
     ----------
     match_threshold : float
-        Least correlation of two neighbourhoods that match, up to 1.
+        Least correlation of two contexts that match, up to 1.
     cc_radius : int
-        Half width of the neighbourhoods, in voxels.
+        Half width of the contexts, the windows around key points, in voxels.
     nspots : int
         Most key points per image.
     num_sigma_max : int

@@ -9,8 +9,8 @@ from attrs import evolve
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.deformation.descent import Frame
-from itkstream.numerics.itk.affine import fit_intensity_affine
 from itkstream.numerics.itk.demons import descend_demons
+from itkstream.numerics.itk.intensity import fit_intensity_affine
 from itkstream.numerics.itk.settings import DemonsSettings, IntensitySettings
 from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.numerics.threads import using_threads

@@ -1,10 +1,11 @@
-"""Sampled neighbourhoods against scipy and np.corrcoef."""
+"""Sampled contexts against scipy and np.corrcoef."""
 
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from itkstream.numerics.matching.contexts import correlate, sample_around
+from itkstream.numerics.matching.contexts import sample_around
+from itkstream.numerics.matching.matches import correlate
 from itkstream.numerics.threads import using_threads
 
 

@@ -7,18 +7,11 @@ import pytest
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Grid
-from itkstream.numerics.matching.keypoints import (
-    Contexts,
-    ContextWindow,
-    KeyPoints,
-    KeyPointSettings,
-    MatchSettings,
-    find_key_points,
-    match,
-    sample_contexts,
-)
+from itkstream.numerics.matching.contexts import Contexts, ContextWindow, sample_contexts
+from itkstream.numerics.matching.keypoints import KeyPoints, KeyPointSettings, find_key_points
+from itkstream.numerics.matching.matches import MatchSettings, match
 from itkstream.numerics.matching.ransac import fit_ransac
-from itkstream.numerics.matching.scale_space import Level, blur
+from itkstream.numerics.matching.scale_space import BlurredImage, blur
 from itkstream.numerics.threads import using_threads
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "easifish"
@@ -316,7 +309,7 @@ def test_the_real_pair_aligns_as_published():
          [0.0119, -0.0221, 0.9674, -0.24]]
     )  # fmt: skip
     grid = Grid(images[0].shape, spacing)
-    smooth = blur(Level(images[0], grid), (8.0,) * 3).data[::8, ::8, ::8]
+    smooth = blur(BlurredImage(images[0], grid), (8.0,) * 3).data[::8, ::8, ::8]
     tissue = grid.to_physical(8 * np.argwhere(smooth > np.median(smooth)))
     apart = tissue @ (estimate.matrix[:3, :3] - published[:, :3]).T
     apart += estimate.matrix[:3, 3] - published[:, 3]

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter, gaussian_laplace, map_coordinates
 
 from itkstream.geometry import Grid
 from itkstream.numerics.matching.scale_space import (
-    Level,
+    BlurredImage,
     blur,
     halve,
     halvings,
@@ -26,7 +26,7 @@ def noise():
 def test_halved_then_blurred_equals_blurred_at_full_resolution(noise):
     grid = Grid(noise.shape, (1.0, 0.5, 2.0), origin=(7, -3, 100))
     sigma = (3.0, 2.0, 5.2)
-    level = blur(shrink_for(Level(noise, grid), sigma), sigma)
+    level = blur(shrink_for(BlurredImage(noise, grid), sigma), sigma)
     assert level.data.shape == (32, 28, 36)
     assert level.variance == pytest.approx([s**2 for s in sigma])
     full = gaussian_filter(noise, np.divide(sigma, grid.spacing), mode="nearest")
@@ -40,7 +40,7 @@ def test_halved_then_blurred_equals_blurred_at_full_resolution(noise):
 
 def test_a_halved_voxel_stands_in_the_middle_of_its_two():
     ramp = np.broadcast_to(np.arange(11.0)[:, None], (11, 4)).astype(np.uint16)
-    level = halve(Level(ramp, Grid(ramp.shape, (2.0, 1.0), origin=(5, 0))), 0)
+    level = halve(BlurredImage(ramp, Grid(ramp.shape, (2.0, 1.0), origin=(5, 0))), 0)
     assert level.data.shape == (5, 4)
     # The filter is symmetric, so a ramp is only sampled; at the two ends it is clamped.
     np.testing.assert_allclose(
@@ -57,7 +57,7 @@ def test_halvings_keep_the_blur_wide_enough_and_the_image_long_enough():
 
 def test_laplacian_agrees_with_scipy(noise):
     grid = Grid(noise.shape, (1.0, 1.0, 1.0))
-    level = blur(Level(noise, grid), (4.0, 4.0, 4.0))
+    level = blur(BlurredImage(noise, grid), (4.0, 4.0, 4.0))
     # scipy's cut kernel does not sum to zero: without the mean it need not.
     centred = noise.astype(float) - noise.mean()
     expected = -(4.0**2) * gaussian_laplace(centred, 4.0, mode="nearest")
@@ -67,8 +67,9 @@ def test_laplacian_agrees_with_scipy(noise):
 
 
 def test_laplacian_of_a_thin_image_is_zero():
-    level = Level(np.ones((2, 9, 9), np.float32), Grid((2, 9, 9), (1, 1, 1)), (1.0, 1.0, 1.0))
-    assert not laplacian(level).any()
+    grid = Grid((2, 9, 9), (1, 1, 1))
+    thin = BlurredImage(np.ones(grid.shape, np.float32), grid, (1.0, 1.0, 1.0))
+    assert not laplacian(thin).any()
 
 
 def test_bits_do_not_depend_on_threads(noise):
@@ -76,6 +77,6 @@ def test_bits_do_not_depend_on_threads(noise):
     results = []
     for threads in (1, 3):
         with using_threads(threads):
-            level = shrink_for(Level(noise, grid), (3.0,) * 3)
+            level = shrink_for(BlurredImage(noise, grid), (3.0,) * 3)
             results.append(laplacian(blur(level, (3.0,) * 3)))
     np.testing.assert_array_equal(*results)

@@ -30,7 +30,7 @@ from itkstream.io.storage.zarr_arrays import ZarrArray
 
 __all__ = [
     "OWN_ATTRIBUTES",
-    "StoredLevel",
+    "ShrunkView",
     "coarser_levels",
     "images_inside",
     "open_zarr",
@@ -142,16 +142,15 @@ def space_axes(grid: Grid) -> list[dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class StoredLevel:
-    """A coarser level of an image in the same file, by the metadata's word."""
+class ShrunkView:
+    """An image shrunk by whole factors: a coarser level of its file, as the metadata have it."""
 
     view: ArrayView  # with the axes of the image
     factors: tuple[int, ...]  # voxels of the image per voxel of the level and axis
-    fine_shape: tuple[int, ...]  # of the image
     steps: int  # levels below the image
 
 
-def coarser_levels(view: ArrayView) -> list[StoredLevel]:
+def coarser_levels(view: ArrayView) -> list[ShrunkView]:
     """List the levels below a whole OME-Zarr image; empty for any other array.
 
     Those whose factors are whole numbers by scale and by shape, for what the metadata are worth.
@@ -178,7 +177,7 @@ def _below(
     group: Location,
     paths: tuple[str, str],
     steps: int,
-) -> StoredLevel | None:
+) -> ShrunkView | None:
     """A coarser level; None where it is not made of whole groups of voxels."""
     if not is_zarr_array(group / paths[1]):
         return None
@@ -210,7 +209,7 @@ def _below(
     )
     spatial = [f for f, k in zip(factors, kept, strict=True) if not k]
     by = tuple(spatial[axis] for axis in view.order)
-    return StoredLevel(ArrayView(source, picks, view.order), by, view.shape, steps)
+    return ShrunkView(ArrayView(source, picks, view.order), by, steps)
 
 
 @dataclass(frozen=True)

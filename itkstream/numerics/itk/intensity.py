@@ -12,16 +12,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Image, default_axes
-from itkstream.geometry.itk_bridge import from_itk_transform, to_itk_transform
+from itkstream.geometry.itk_bridge import from_itk_transform, to_itk_transform, what_itk_says
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.descent import Frame
-from itkstream.numerics.itk.levels import (
-    Floats,
-    ItkLevel,
-    ItkSide,
-    normalise_locally,
-    what_itk_says,
-)
+from itkstream.numerics.itk.normalisation import normalise_locally
+from itkstream.numerics.itk.search import ItkImage, ItkSearch
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.sampling.pyramid import shrink
 
@@ -47,7 +42,7 @@ class IntensityEstimate:
         Why the initial matrix was kept; empty where it was refined.
     """
 
-    matrix: Floats
+    matrix: NDArray[np.float64]
     before: float
     after: float
     reason: str = ""
@@ -80,9 +75,9 @@ def fit_intensity_affine(
     change = nothing = _starting_change(settings, small.fixed_grid)
     try:
         for number in range(len(settings.shrink_factors)):
-            level = _level(images, small, scaled, number)
-            change = level.search(change)
-        before, after = level.measure(nothing), level.measure(change)
+            search = _search(images, small, scaled, number)
+            change = search.find(change)
+        before, after = search.measure(nothing), search.measure(change)
     except RuntimeError as error:
         reason = f"the images could not be compared: {what_itk_says(error)}"
         return IntensityEstimate(frame.affine, np.nan, np.nan, reason)
@@ -125,17 +120,17 @@ def _grid_in(length: float, grid: Grid) -> Grid:
     return replace(grid, spacing=spacing, origin=origin)
 
 
-def _level(
+def _search(
     images: tuple[NDArray[np.float32], NDArray[np.float32]],
     frame: Frame,
     settings: IntensitySettings,
     number: int,
-) -> ItkLevel:
+) -> ItkSearch:
     factor, sigma = settings.shrink_factors[number], settings.smooth_sigmas[number]
     length, radius = factor * min(frame.fixed_grid.spacing), settings.local_normalisation
-    return ItkLevel(
-        _side(images[0], frame.fixed_grid, (length, sigma), radius),
-        _side(images[1], frame.moving_grid, (length, sigma), radius),
+    return ItkSearch(
+        _itk_image(images[0], frame.fixed_grid, (length, sigma), radius),
+        _itk_image(images[1], frame.moving_grid, (length, sigma), radius),
         _itk_affine(frame),
         settings,
         settings.iterations[number],
@@ -143,14 +138,14 @@ def _level(
     )
 
 
-def _side(
+def _itk_image(
     image: NDArray[np.float32], grid: Grid, scale: tuple[float, float], radius: int | None
-) -> ItkSide:
+) -> ItkImage:
     """An image blurred and shrunk to voxels of about a length, locally normalised where asked."""
     length, sigma = scale
     factors = [max(1, round(length / h)) for h in grid.spacing]
     small, lattice = shrink(image, grid, factors, sigma)
-    return ItkSide.of(small if radius is None else normalise_locally(small, radius), lattice)
+    return ItkImage.of(small if radius is None else normalise_locally(small, radius), lattice)
 
 
 def _itk_affine(frame: Frame) -> sitk.Transform:
@@ -167,7 +162,7 @@ def _starting_change(settings: IntensitySettings, grid: Grid) -> sitk.Transform:
     return change
 
 
-def _after_change(change: sitk.Transform, frame: Frame) -> Floats:
+def _after_change(change: sitk.Transform, frame: Frame) -> NDArray[np.float64]:
     matrix = from_itk_transform(change, frame.fixed_grid.axes)
     if isinstance(matrix, CompositeTransform):
         (matrix,) = matrix.transforms
@@ -175,7 +170,7 @@ def _after_change(change: sitk.Transform, frame: Frame) -> Floats:
     return np.asarray(frame.affine @ matrix.matrix)
 
 
-def _objection(frame: Frame, found: Floats, before: float, after: float) -> str:
+def _objection(frame: Frame, found: NDArray[np.float64], before: float, after: float) -> str:
     """Why the initial matrix is the better one; empty where it is not."""
     if not np.isfinite(found).all() or not after < before:
         return f"the metric did not improve: {before:.6g} before, {after:.6g} after"
@@ -187,7 +182,7 @@ def _objection(frame: Frame, found: Floats, before: float, after: float) -> str:
     return ""
 
 
-def _overlap(frame: Frame, matrix: Floats) -> float:
+def _overlap(frame: Frame, matrix: NDArray[np.float64]) -> float:
     """Share of the fixed voxels that a matrix puts inside the moving image."""
     to_index = frame.moving_grid.inverse_matrix @ matrix @ frame.fixed_grid.matrix
     strides = [max(1, n // 32) for n in frame.fixed_grid.shape]

@@ -1,0 +1,185 @@
+"""Matches of key points: those of two images whose contexts correlate best."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+
+from itkstream.errors import InputError
+from itkstream.numerics.matching.contexts import Contexts
+
+__all__ = ["Correspondences", "MatchSettings", "correlate", "match"]
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+# Rows of the score matrix held at a time: 512 x 5000 scores take 10 MB.
+_ROWS = 512
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """Parameters by which pairs of key points correspond.
+
+    Parameters
+    ----------
+    threshold : float
+        Least correlation of two contexts, between -1 and 1.
+    max_distance_um : float, optional
+        Greatest distance of the two positions, for images that are nearly aligned; default any.
+    max_ambiguity : float, optional
+        Greatest ratio of the second best correlation to the best, over moving points at least
+        `distinct_um` from the best one; default any, since the mutual choice and the robust fit
+        after it remove nearly all wrong matches.
+    distinct_um : float
+        See `max_ambiguity`.
+
+    Raises
+    ------
+    InputError
+        Where a value is out of range; the message names it.
+    """
+
+    threshold: float = 0.75
+    max_distance_um: float | None = None
+    max_ambiguity: float | None = None
+    distinct_um: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.threshold <= 1:
+            raise InputError(f"threshold must lie between -1 and 1; got {self.threshold}")
+        for name in ("max_distance_um", "max_ambiguity"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be positive, or None for no limit; got {value}")
+        if not self.distinct_um >= 0:
+            raise InputError(f"distinct_um must be at least 0; got {self.distinct_um}")
+
+
+@dataclass(frozen=True, eq=False)
+class Correspondences:
+    """Matched points, in the order of the fixed points.
+
+    Parameters
+    ----------
+    fixed_points, moving_points : ndarray, (m, n)
+        Positions in µm.
+    correlations : ndarray, (m,)
+        Correlation of the contexts of each pair.
+    fixed_index, moving_index : ndarray, (m,)
+        Which key points they are.
+    """
+
+    fixed_points: Floats
+    moving_points: Floats
+    correlations: Floats
+    fixed_index: NDArray[np.intp]
+    moving_index: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.correlations)
+
+
+def match(fixed: Contexts, moving: Contexts, settings: MatchSettings) -> Correspondences:
+    """Pair the points whose contexts correlate best, each with the other.
+
+    Parameters
+    ----------
+    fixed, moving : Contexts
+        Sampled with the same window.
+    settings : MatchSettings
+        Threshold and limits.
+
+    Returns
+    -------
+    Correspondences
+        Every point at most once; none where nothing correlates well enough.
+
+    Raises
+    ------
+    InputError
+        Where the two were sampled with different windows.
+    """
+    if fixed.samples.shape[1] != moving.samples.shape[1]:
+        raise InputError(
+            f"contexts of {fixed.samples.shape[1]} and {moving.samples.shape[1]} samples cannot be "
+            "compared; sample both with the same window"
+        )
+    if not len(fixed) or not len(moving):
+        return _correspondences(fixed, moving, np.empty(0, np.intp), np.empty(0, np.intp))
+    forth, back, accepted = _best_partners(fixed, moving, settings)
+    mutual = np.flatnonzero(accepted & (back[forth] == np.arange(len(fixed))))
+    logger.info("%d matches of %d and %d key points", len(mutual), len(fixed), len(moving))
+    return _correspondences(fixed, moving, mutual, forth[mutual])
+
+
+def correlate(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Correlate every set of samples with every other.
+
+    Shapes: `a` and `b` (m, k) and (l, k); returns (m, l).
+    """
+    scores = a @ b.T
+    scores *= _inverse_norms(a)[:, None]
+    scores *= _inverse_norms(b)
+    return scores
+
+
+def _inverse_norms(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.sqrt(np.einsum("ij,ij->i", samples, samples))
+    return np.asarray(1 / np.maximum(norms, 1), np.float32)
+
+
+def _best_partners(
+    fixed: Contexts, moving: Contexts, settings: MatchSettings
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """Each fixed point's best moving one, the reverse, and which fixed points have a good one."""
+    forth = np.empty(len(fixed), np.intp)
+    accepted = np.empty(len(fixed), bool)
+    back = np.zeros(len(moving), np.intp)
+    back_score = np.full(len(moving), -np.inf, np.float32)
+    for start in range(0, len(fixed), _ROWS):
+        rows = slice(start, start + _ROWS)
+        scores = correlate(fixed.samples[rows], moving.samples)
+        if settings.max_distance_um is not None:
+            apart = cdist(fixed.points[rows], moving.points) > settings.max_distance_um
+            scores[apart] = -np.inf
+        forth[rows] = scores.argmax(axis=1)
+        accepted[rows] = _accepted(scores, forth[rows], moving.points, settings)
+        best = scores.argmax(axis=0)
+        top = scores[best, np.arange(len(moving))]
+        better = top > back_score
+        back[better], back_score[better] = best[better] + start, top[better]
+    return forth, back, accepted
+
+
+def _accepted(
+    scores: NDArray[np.float32],
+    best: NDArray[np.intp],
+    points: Floats,
+    settings: MatchSettings,
+) -> NDArray[np.bool_]:
+    """Rows with a best score above the threshold and, if wanted, no rival elsewhere."""
+    top = scores[np.arange(len(best)), best]
+    accepted = top > settings.threshold
+    if settings.max_ambiguity is None:
+        return accepted
+    elsewhere = cdist(points[best], points) > settings.distinct_um
+    second = np.where(elsewhere, scores, np.float32(-np.inf)).max(axis=1)
+    return np.asarray(accepted & (second <= settings.max_ambiguity * top))
+
+
+def _correspondences(
+    fixed: Contexts, moving: Contexts, i: NDArray[np.intp], j: NDArray[np.intp]
+) -> Correspondences:
+    products = np.einsum("ij,ij->i", fixed.samples[i], moving.samples[j], dtype=np.float64)
+    norms = np.ones(len(i))
+    for part in (fixed.samples[i], moving.samples[j]):
+        norms *= np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
+    return Correspondences(
+        fixed.points[i], moving.points[j], products / norms, fixed.index[i], moving.index[j]
+    )
