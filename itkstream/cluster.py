@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from itkstream.compute.execute import compute, continues, execute, store
-from itkstream.compute.tally import Progress
+from itkstream.compute.progress import Progress
 
 __all__ = ["Progress", "compute", "continues", "execute", "store"]

@@ -17,14 +17,7 @@ from itkstream.blocks.graph import Result, map_blocks, once
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.sources import readable_source
 from itkstream.errors import InputError
-from itkstream.geometry import (
-    AffineTransform,
-    Block,
-    DisplacementField,
-    Grid,
-    Transform,
-    compose,
-)
+from itkstream.geometry import AffineTransform, Block, DisplacementField, Grid, Transform, compose
 from itkstream.geometry.chains import FieldChain, kinds_of, links_of
 from itkstream.numerics.sampling.inverse import InverseProblem, Inversion, displacement_bounds
 

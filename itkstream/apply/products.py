@@ -21,8 +21,8 @@ from itkstream.blocks.graph import Result, map_blocks
 from itkstream.blocks.inputs import block_grid
 from itkstream.compute.drafts import drafted
 from itkstream.compute.execute import compute, open_begun, run, store
-from itkstream.compute.fill import Output
 from itkstream.compute.pyramid import compute_pyramid
+from itkstream.compute.resume import Output
 from itkstream.errors import InputError, PlanError
 from itkstream.geometry import Block, Grid, Image, Transform
 from itkstream.io import create_ome_zarr
@@ -33,12 +33,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file, check_store
 from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.io.transforms.ngff.inverses import ERROR_ARRAY, create_error_map
-from itkstream.io.transforms.ngff.store import (
-    FIELD_ARRAY,
-    as_stored,
-    create_transform,
-    stored_axes,
-)
+from itkstream.io.transforms.ngff.store import FIELD_ARRAY, as_stored, create_transform, stored_axes
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.workers import Resources, free_memory

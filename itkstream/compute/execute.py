@@ -16,10 +16,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from itkstream.compute.fill import Output
+from itkstream.compute.progress import Blocks, Progress, Tally
+from itkstream.compute.resume import Output
 from itkstream.compute.schedule import Failure, block_graph, run_here, run_on
 from itkstream.compute.sinks import Memory, Sink, Work
-from itkstream.compute.tally import Blocks, Progress, Tally
 from itkstream.errors import InputError, InterruptedRunError
 from itkstream.io.storage.attributes import is_zarr_array
 from itkstream.io.storage.chunk_files import location_of

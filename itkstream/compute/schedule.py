@@ -30,7 +30,7 @@ from dask.threaded import get as threaded_get
 from distributed import Client, as_completed
 
 from itkstream.blocks.graph import EARLY, SHARED
-from itkstream.compute.lending import Parcel, lent
+from itkstream.compute.shared_inputs import Parcel, lent
 from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.storage.stored import keeping_chunks
 from itkstream.workers.dask_internals import plain_tasks

@@ -1,6 +1,6 @@
 """Sinks take the blocks of a run: their contract, and an array in memory.
 
-Arrays in stores are `itkstream.compute.fill.Output`.
+Arrays in stores are `itkstream.compute.resume.Output`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from itkstream.compute.tally import Blocks
+from itkstream.compute.progress import Blocks
 from itkstream.errors import BlockFailure
 from itkstream.io.storage.chunk_files import Region
 

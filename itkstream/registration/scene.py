@@ -26,7 +26,7 @@ from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.proven_levels import finest_needed
 from itkstream.blocks.sources import readable
 from itkstream.compute.execute import compute, continues
-from itkstream.compute.tally import Progress
+from itkstream.compute.progress import Progress
 from itkstream.errors import RegistrationError
 from itkstream.geometry import (
     BlockGrid,

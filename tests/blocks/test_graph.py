@@ -12,13 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itkstream.blocks.graph import (
-    Halo,
-    Result,
-    map_blocks,
-    map_neighbours,
-    once,
-)
+from itkstream.blocks.graph import Halo, Result, map_blocks, map_neighbours, once
 from itkstream.blocks.sources import DaskSource, readable
 from itkstream.geometry import Block, BlockGrid, Grid, Image
 

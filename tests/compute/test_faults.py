@@ -26,7 +26,7 @@ from zarr.codecs import BloscCodec
 
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.compute.execute import compute, execute
-from itkstream.compute.records import Ledger
+from itkstream.compute.ledger import Ledger
 from itkstream.errors import BlockErrors, OutputError
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io.images.stores.n5 import N5Array

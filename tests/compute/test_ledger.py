@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from itkstream.compute.ledger import Header, Ledger
 from itkstream.compute.lock import Lock, still_held
-from itkstream.compute.records import Header, Ledger
 from itkstream.errors import BlockFailure, BusyOutputError
 from itkstream.io.storage.locations import Location
 
@@ -56,7 +56,7 @@ def test_one_run_at_a_time(ledger: Ledger) -> None:
 
 def test_a_lock_dies_with_its_process(ledger: Ledger) -> None:
     take = (
-        "from itkstream.compute.lock import Lock; from itkstream.compute.records import Ledger\n"
+        "from itkstream.compute.lock import Lock; from itkstream.compute.ledger import Ledger\n"
         "from itkstream.io.storage.locations import Location; import sys\n"
         "ledger = Ledger(Location(sys.argv[1])); Lock(ledger.lock_place, ledger.array)"
     )
@@ -169,7 +169,7 @@ def test_notes_are_kept_after_an_error(ledger: Ledger) -> None:
 
 
 def test_a_run_that_lost_its_lock_stops(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("itkstream.compute.records.BEAT_SECONDS", 0.0)
+    monkeypatch.setattr("itkstream.compute.ledger.BEAT_SECONDS", 0.0)
 
     def run() -> None:
         with ledger.recording(locked(ledger), {}) as records:

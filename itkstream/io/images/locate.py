@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from itkstream.errors import InputError, MissingDataError
-from itkstream.io.storage.attributes import (
-    has_zarr_metadata,
-    is_array,
-    n5_attributes,
-)
+from itkstream.io.storage.attributes import has_zarr_metadata, is_array, n5_attributes
 from itkstream.io.storage.locations import Location
 
 __all__ = ["ITK_SUFFIXES", "TIFF_SUFFIXES", "Dataset", "list_datasets", "locate", "no_dataset"]

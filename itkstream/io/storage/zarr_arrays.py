@@ -16,9 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
 from itkstream.errors import InputError, ItkstreamError
-from itkstream.io.storage.attributes import (
-    read_attributes,
-)
+from itkstream.io.storage.attributes import read_attributes
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.stored import StoredArray
 

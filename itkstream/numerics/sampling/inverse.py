@@ -300,7 +300,7 @@ def _hold(x, low, high):  # type: ignore[no-untyped-def]
 
 @_inlined
 def _cell(field, x, a):  # type: ignore[no-untyped-def]
-    """Start of the nearest cell along an axis, and the place in it: 0 to 1, else beyond the field."""
+    """Start of the nearest cell along an axis; the place in it, 0 to 1, else beyond the field."""
     cell = np.floor(_hold(x, 0.0, field.last[a]))
     return (cell - field.first[a]) * field.strides[a], x - cell
 

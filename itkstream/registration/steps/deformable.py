@@ -86,8 +86,9 @@ class Deformable(TunedStep):
     **parameters
         Those of the method's settings: `itkstream.deform.DescentSettings`, with the defaults that
         ``itkstream config --defaults`` prints, for 'lcc', and `itkstream.deform.DemonsSettings` or
-        `itkstream.deform.BsplineSettings` for the others. Lengths in µm, areas in their square; None or left out: scaled to the voxels. With other
-        `shrink_factors`, what is left out per level counts from the finest level.
+        `itkstream.deform.BsplineSettings` for the others. Lengths in µm, areas in their square;
+        None or left out: scaled to the voxels. With other `shrink_factors`, what is left out per
+        level counts from the finest level.
 
     Raises
     ------

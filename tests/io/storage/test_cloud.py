@@ -19,9 +19,9 @@ import itkstream
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.cli.app import commands
 from itkstream.compute.execute import execute
-from itkstream.compute.fill import BlockSink
+from itkstream.compute.ledger import Ledger
 from itkstream.compute.lock import Lock
-from itkstream.compute.records import Ledger
+from itkstream.compute.resume import BlockSink
 from itkstream.errors import (
     BusyOutputError,
     ExistingOutputError,

@@ -10,13 +10,7 @@ import numpy as np
 import zarr
 
 from itkstream.errors import MissingDataError
-from itkstream.geometry import (
-    ArrayView,
-    DisplacementField,
-    Grid,
-    Image,
-    array_axes,
-)
+from itkstream.geometry import ArrayView, DisplacementField, Grid, Image, array_axes
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.io.transforms.ngff.store import read_transform, stored_axes

@@ -17,12 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import (
-    AffineTransform,
-    CompositeTransform,
-    Grid,
-    array_axes,
-)
+from itkstream.geometry import AffineTransform, CompositeTransform, Grid, array_axes
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.images.stores.ome_zarr import space_axes
 from itkstream.io.storage.locations import Location

@@ -16,8 +16,8 @@ import tensorstore
 import zarr
 
 from itkstream.compute.execute import compute, continues, execute, store
+from itkstream.compute.ledger import Ledger
 from itkstream.compute.lock import Lock
-from itkstream.compute.records import Ledger
 from itkstream.errors import BlockErrors, BusyOutputError, ExistingOutputError
 from itkstream.geometry import Grid
 from itkstream.io import create_ome_zarr, open_image
@@ -117,7 +117,7 @@ def test_of_many_failures_ten_are_shown() -> None:
     assert len(caught.value.failures) == 30
     assert str(caught.value).count("ZeroDivisionError") == 10
     assert "and 20 more" in str(caught.value)
-    assert "test_fill.py, line" in str(caught.value)  # no traceback, but where
+    assert "test_resume.py, line" in str(caught.value)  # no traceback, but where
 
 
 def test_a_failure_in_memory_does_not_stop_the_others() -> None:
@@ -277,7 +277,7 @@ def test_two_runs_do_not_write_to_one_place(tmp_path: Path) -> None:
 
 def test_a_block_of_a_run_that_ended_is_not_written(tmp_path: Path) -> None:
     # As a worker that outlives its run would write it, over the result of the next.
-    from itkstream.compute.fill import BlockSink
+    from itkstream.compute.resume import BlockSink
     from itkstream.errors import OutputError
     from itkstream.io.storage.chunk_files import ChunkFiles
 

@@ -20,7 +20,7 @@ from distributed.deploy.subprocess import SubprocessCluster
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.graph import Result, map_blocks
 from itkstream.compute.execute import execute
-from itkstream.compute.lending import LENT_BYTES, Parcel, _Held, lent
+from itkstream.compute.shared_inputs import LENT_BYTES, Parcel, _Held, lent
 from itkstream.geometry import Block, BlockGrid, DisplacementField, Grid, Image
 from itkstream.transform import prepare_apply_local_affines, prepare_apply_position_field
 

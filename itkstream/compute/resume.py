@@ -1,6 +1,6 @@
 """Stored arrays filled with blocks, so that a run that was killed can be continued.
 
-The notes of `itkstream.compute.records` say which blocks are written; what their files do not bear
+The notes of `itkstream.compute.ledger` say which blocks are written; what their files do not bear
 out is computed again. Blocks are written by whoever computes them, each its own files.
 """
 
@@ -20,10 +20,10 @@ import zarr
 from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
+from itkstream.compute.ledger import Header, Ledger
 from itkstream.compute.lock import Lock, still_held
-from itkstream.compute.records import Header, Ledger
+from itkstream.compute.progress import Blocks
 from itkstream.compute.sinks import Work
-from itkstream.compute.tally import Blocks
 from itkstream.errors import BlockFailure, ExistingOutputError, OutputError
 from itkstream.io.storage.chunk_files import (
     ChunkFiles,
