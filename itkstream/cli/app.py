@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from itkstream.cli import transforms as cli_transforms
+from itkstream.cli import transform_commands
 from itkstream.cli.console import ConsoleReporter, tabulate_plan
 from itkstream.cli.options import (
     CommandOfImages,
@@ -48,8 +48,8 @@ def commands(verbose: int) -> None:
     logging.getLogger("itkstream").setLevel(level)
 
 
-for _name in cli_transforms.__all__:
-    commands.add_command(getattr(cli_transforms, _name))
+for _name in transform_commands.__all__:
+    commands.add_command(getattr(transform_commands, _name))
 
 
 @commands.command(cls=CommandOfImages)
