@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Grid, Slices
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values, lift_vectors
+from itkstream.numerics.sampling.fields import check_vectors, displacement_bounds
 from itkstream.numerics.sampling.mapping import GridMap, box_around
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["InverseProblem", "Inversion", "displacement_bounds", "invert_displacement"]
+__all__ = ["InverseProblem", "Inversion", "invert_displacement"]
 
 Doubles = NDArray[np.float64]
 
@@ -109,12 +110,12 @@ class InverseProblem:
         index = lift_matrix(to_fixed.index_matrix(self.from_grid))
         back = lift_matrix((self.affine @ self.from_grid.matrix)[:-1, :-1])
         lifted = lift_values(box, slice(0, 1))
-        around = _knots(lifted)
         # Knots are solved as voxels are, from no displacement, on a lattice of every fourth voxel.
+        around = _knots(lifted)
+        coarse = index * (_STEP, _STEP, _STEP, 1), np.eye(3), around
         nothing = np.zeros((*_shape(_knots(around)), 3), np.float32)
-        coarse = index * (_STEP, _STEP, _STEP, 1)
-        knots, _, _ = _solve_box(flat, field, coarse, np.eye(3), around, nothing)
-        vectors, error, iterations = _solve_box(flat, field, index, back, lifted, knots)
+        knots, _, _ = _solve_box(flat, field, coarse, nothing)
+        vectors, error, iterations = _solve_box(flat, field, (index, back, lifted), knots)
         n, shape = len(box), _shape(box)
         found = np.ascontiguousarray(vectors[..., 3 - n :]).reshape(*shape, n)
         return Inversion(found, error.reshape(shape), iterations)
@@ -141,7 +142,7 @@ class InverseProblem:
     ) -> tuple[NDArray[np.float32], _Field]:
         """The numbers of a part of the field, one after the other, and what to solve with them."""
         # Compiled loops would read beyond a field of another shape.
-        _check_shape(part, _shape(region))
+        check_vectors(part, _shape(region))
         vectors, matrix = lift_field(part), lift_matrix(self.from_grid.matrix[:-1, :-1])
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
         low, high = _rows(lift_vectors(bounds))
@@ -174,26 +175,6 @@ def invert_displacement(
     problem = InverseProblem(from_grid, to_grid, matrix, tolerance_vox, max_iterations)
     region, box = (tuple(slice(0, m) for m in grid.shape) for grid in (from_grid, to_grid))
     return problem.solve(field, region, box, displacement_bounds(field, from_grid))
-
-
-def displacement_bounds(field: NDArray[np.floating[Any]], grid: Grid) -> Doubles:
-    """Bounds of the displacement along the axes of the grid, (2, n), in voxels."""
-    _check_shape(field, field.shape[: grid.ndim])
-    ends = np.array([(part.min(), part.max()) for part in np.moveaxis(field, -1, 0)], np.float64)
-    shares = grid.inverse_matrix[:-1, :-1, None] * ends
-    bounds = np.stack([shares.min(axis=-1).sum(axis=1), shares.max(axis=-1).sum(axis=1)])
-    if not np.isfinite(bounds).all():
-        raise InputError("the displacement field holds NaN or infinity: fill it before inverting")
-    return bounds
-
-
-def _check_shape(field: NDArray[Any], shape: tuple[int, ...]) -> None:
-    wanted = (*shape, len(shape))
-    if field.shape != wanted:
-        raise InputError(
-            f"a displacement field on {shape} voxels has shape {wanted}; got {field.shape}: is it "
-            "on another grid?"
-        )
 
 
 def _shape(box: Slices) -> tuple[int, ...]:
@@ -233,16 +214,19 @@ class _Field(NamedTuple):
 def _solve_box(
     flat: NDArray[np.float32],
     field: _Field,
-    index: Doubles,
-    turn: Doubles,
-    box: Slices,
+    lattice: tuple[Doubles, Doubles, Slices],
     knots: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Vectors turn @ (x - y), where y is ``index`` of a box, errors, and the most evaluations."""
-    lattice = _rows(index), _rows(turn), tuple((s.start, s.stop) for s in box)
+    """Vectors x - y, their errors, and the most evaluations of one, from knots around a box.
+
+    The lattice is the matrix from its index to y, one that turns the vectors, and the box.
+    """
+    index, turn, box = lattice
+    corners = tuple((s.start, s.stop) for s in box)
+    numbers = _rows(index[:, :3]), tuple(index[:, 3].tolist()), _rows(turn), corners
     shape, lines = _shape(box), knots.reshape(*knots.shape[:2], -1)
     out = np.empty((*shape, 3), np.float32), np.empty(shape, np.float32), np.zeros(shape[1], int)
-    over_slabs(lambda a, b: _solve_rows(flat, field, lattice, lines, out, a, b), shape[1])
+    over_slabs(lambda a, b: _solve_rows(flat, field, numbers, lines, out, a, b), shape[1])
     return out[0], out[1], int(out[2].max())
 
 
@@ -271,17 +255,12 @@ def _ahead(x, share, step):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _hold(x, low, high):  # type: ignore[no-untyped-def]
-    return min(max(x, low), high)
-
-
-@_inlined
 def _cell(field, x, a):  # type: ignore[no-untyped-def]
     """Start of a cell along an axis, the step to its end, and the place in it.
 
     Beyond the field that step is 0: its value is that at the edge, and it has no slope.
     """
-    cell = np.floor(_hold(x, 0.0, field.top[a]))
+    cell = np.floor(min(max(x, 0.0), field.top[a]))
     step = field.strides[a] if 0.0 <= x < field.top[a] else 0
     # Unsigned, since numba asks of every signed index whether it counts from the end.
     return (cell - field.first[a]) * field.strides[a], np.uint64(step), x - cell
@@ -357,9 +336,9 @@ def _solve(flat, field, y, x):  # type: ignore[no-untyped-def]
     kept = way = x
     for count in range(field.limit):
         x = (
-            _hold(x[0], y[0] - high[0], y[0] - low[0]),
-            _hold(x[1], y[1] - high[1], y[1] - low[1]),
-            _hold(x[2], y[2] - high[2], y[2] - low[2]),
+            min(max(x[0], y[0] - high[0]), y[0] - low[0]),
+            min(max(x[1], y[1] - high[1]), y[1] - low[1]),
+            min(max(x[2], y[2] - high[2]), y[2] - low[2]),
         )
         step, apart, error = _newton(field, y, x, _sample(flat, field, x))
         share *= 0.5
@@ -379,34 +358,25 @@ def _solve_points(flat, field, targets, ends, error, start, stop):  # type: igno
         (ends[m, 0], ends[m, 1], ends[m, 2]), error[m], _ = _solve(flat, field, y, y)
 
 
-@_inlined
-def _guess_row(knots, voxel, first, line):  # type: ignore[no-untyped-def]
-    """Blend the sixteen lines of knots around a row of voxels into one."""
-    a, b = (voxel[0] >> 2) - (first[0] >> 2), (voxel[1] >> 2) - (first[1] >> 2)
-    line[:] = 0.0
-    for p in range(4):
-        for q in range(4):
-            weight = _CUBIC[voxel[0] & 3, p] * _CUBIC[voxel[1] & 3, q]
-            for m in range(line.shape[0]):
-                line[m] += weight * knots[a + p, b + q, m]
-
-
 @_compiled
 def _solve_rows(flat, field, lattice, knots, out, start, stop):  # type: ignore[no-untyped-def]
     """Solve at every point of some rows of a box, from a cubic through the knots."""
-    index, turn, ((i0, i1), (j0, _), (k0, k1)) = lattice
+    index, shift, turn, ((i0, i1), (j0, _), (k0, k1)) = lattice
     vectors, errors, counts = out
     line = np.empty(knots.shape[2])
     for i in range(i0, i1):
         for j in range(j0 + start, j0 + stop):
-            _guess_row(knots, (i, j), (i0, j0), line)
+            # The sixteen lines of knots around the row, blended into one.
+            line[:] = 0.0
+            for p, q in np.ndindex(4, 4):
+                near = knots[(i >> 2) - (i0 >> 2) + p, (j >> 2) - (j0 >> 2) + q]
+                line += _CUBIC[i & 3, p] * _CUBIC[j & 3, q] * near
             for k in range(k0, k1):
-                y = _times(index, (i, j, k))
-                y = y[0] + index[0][3], y[1] + index[1][3], y[2] + index[2][3]
+                y = _ahead(_times(index, (i, j, k)), 1.0, shift)
                 x, at = y, np.uint64(3 * ((k >> 2) - (k0 >> 2)))
                 for t in range(4):
-                    near = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
-                    x = _ahead(x, _CUBIC[np.uint64(k & 3), np.uint64(t)], near)
+                    move = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
+                    x = _ahead(x, _CUBIC[np.uint64(k & 3), np.uint64(t)], move)
                     at += np.uint64(3)
                 x, errors[i - i0, j - j0, k - k0], count = _solve(flat, field, y, x)
                 vector, here = _times(turn, _ahead(x, -1.0, y)), vectors[i - i0, j - j0, k - k0]
