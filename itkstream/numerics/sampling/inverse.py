@@ -2,13 +2,12 @@
 
 For a point y the inverse is the x with ``matrix @ x + u(x) = y``, u interpolated linearly. Its
 slopes within a cell are differences of the same eight vectors, so a Newton step costs one
-evaluation. Every fourth voxel of the output is a knot, solved from scratch; the others start from
-a cubic through the knots, which is so near that most need one evaluation. A step that does not
-bring the images nearer is halved, which also holds where fixed-point iteration does not contract.
+evaluation. Every fourth voxel of the output is a knot, solved from scratch; a cubic through the
+knots starts the others so near that most need one evaluation. A step that does not bring the images
+nearer is halved, which also holds where fixed-point iteration does not contract.
 
-Iterates are kept inside ``y - [min u, max u]``, which holds every solution: what a block has to
-read is known before it starts. Knots are counted in the whole image, so a block gives the bits that
-the whole image gives.
+Iterates are kept inside ``y - [min u, max u]``, which holds every solution, so a block knows what
+to read; knots are counted in the whole image, so it gives the bits that the whole image gives.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ class InverseProblem:
     def solve(self, part: NDArray[Any], region: Slices, box: Slices, bounds: Doubles) -> Inversion:
         """Invert in a box of the output, from the field in at least the region of `reach`."""
         flat, field = self._field(part, region, bounds)
-        to_fixed = GridMap(self.to_grid, np.linalg.inv(self.affine))
+        to_fixed = GridMap(self.to_grid, AffineTransform(self.affine).inverse().matrix)
         index = lift_matrix(to_fixed.index_matrix(self.from_grid))
         back = lift_matrix((self.affine @ self.from_grid.matrix)[:-1, :-1])
         lifted = lift_values(box, slice(0, 1))
@@ -123,10 +122,7 @@ class InverseProblem:
     def solve_points(
         self, part: NDArray[Any], region: Slices, points: Doubles, bounds: Doubles
     ) -> tuple[Doubles, Doubles]:
-        """The fixed points (m, n) that map to `points`, from a region that holds every solution.
-
-        Also returns the error of each, as in `Inversion`; see `reach_points`.
-        """
+        """The fixed points (m, n) that map to `points`, and the errors, from `reach_points`."""
         flat, field = self._field(part, region, bounds)
         targets = lift_vectors(self._on_field(points))
         ends, error = np.empty_like(targets), np.empty(len(targets))
@@ -194,9 +190,8 @@ def _rows(matrix: Doubles) -> tuple[tuple[float, ...], ...]:
 class _Field(NamedTuple):
     """A part of a field to solve with, lifted to three axes."""
 
-    # Numbers from one plane, row and vector to the next.
+    # From one plane, row, vector to the next; the part's first voxel, and the whole field's last.
     strides: tuple[int, ...]
-    # Where the part begins in the whole field, and the last voxel of that.
     first: tuple[float, ...]
     top: tuple[float, ...]
     # From field voxels to physical units, by rows; the inverse, by columns; its determinant.
@@ -217,10 +212,8 @@ def _solve_box(
     lattice: tuple[Doubles, Doubles, Slices],
     knots: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Vectors x - y, their errors, and the most evaluations of one, from knots around a box.
-
-    The lattice is the matrix from its index to y, one that turns the vectors, and the box.
-    """
+    """Vectors x - y in a box, their errors, and the most evaluations that one of them took."""
+    # From an index to y; what the vectors are turned by; the indices.
     index, turn, box = lattice
     corners = tuple((s.start, s.stop) for s in box)
     numbers = _rows(index[:, :3]), tuple(index[:, 3].tolist()), _rows(turn), corners
