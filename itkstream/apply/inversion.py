@@ -19,7 +19,8 @@ from itkstream.blocks.sources import readable_source
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Block, DisplacementField, Grid, Transform, compose
 from itkstream.geometry.chains import FieldChain, kinds_of, links_of
-from itkstream.numerics.sampling.inverse import InverseProblem, Inversion, displacement_bounds
+from itkstream.numerics.sampling.fields import displacement_bounds
+from itkstream.numerics.sampling.inverse import InverseProblem, Inversion, invert_displacement
 
 __all__ = ["invert_transform", "invertible_links", "prepare_bounds", "prepare_invert"]
 
@@ -131,11 +132,14 @@ def invert_transform(
 def _invert_chain(
     chain: FieldChain, grid: Grid, tolerance_vox: float, max_iterations: int
 ) -> Transform:
-    field = chain.field
-    problem = InverseProblem(field.grid, grid, chain.affine.matrix, tolerance_vox, max_iterations)
-    whole, everywhere = (tuple(slice(0, m) for m in g.shape) for g in (grid, field.grid))
-    data = np.asarray(field.data)
-    found = problem.solve(data, everywhere, whole, displacement_bounds(data, field.grid))
+    found = invert_displacement(
+        np.asarray(chain.field.data),
+        chain.field.grid,
+        grid,
+        affine=chain.affine.matrix,
+        tolerance_vox=tolerance_vox,
+        max_iterations=max_iterations,
+    )
     return compose(DisplacementField(found.displacement, grid), chain.affine.inverse())
 
 

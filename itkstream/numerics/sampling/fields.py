@@ -1,4 +1,4 @@
-"""Displacement fields in memory: change of lattice, composition, positions, Jacobian.
+"""Displacement fields in memory: change of lattice, composition, positions, bounds, Jacobian.
 
 A displacement field holds, for each voxel of its grid, the vector from the voxel's physical
 position to its image, in physical units and array-axis order. Displacements are float32, absolute
@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values
 from itkstream.numerics.sampling.interpolate import sample_field
@@ -20,7 +21,9 @@ from itkstream.numerics.threads import over_slabs
 
 __all__ = [
     "affine_to_displacement",
+    "check_vectors",
     "compose",
+    "displacement_bounds",
     "jacobian_determinant",
     "node_vectors",
     "resize_field",
@@ -137,6 +140,27 @@ def affine_to_displacement(affine: NDArray[np.float64], grid: Grid) -> NDArray[n
     matrix = (affine - np.eye(grid.ndim + 1)) @ grid.matrix
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
     return np.asarray(index @ matrix[:-1, :-1].T + matrix[:-1, -1], np.float32)
+
+
+def displacement_bounds(field: Field, grid: Grid) -> NDArray[np.float64]:
+    """Bounds of the displacement along the axes of the grid, (2, n), in voxels."""
+    check_vectors(field, field.shape[: grid.ndim])
+    ends = np.array([(part.min(), part.max()) for part in np.moveaxis(field, -1, 0)], np.float64)
+    shares = grid.inverse_matrix[:-1, :-1, None] * ends
+    bounds = np.stack([shares.min(axis=-1).sum(axis=1), shares.max(axis=-1).sum(axis=1)])
+    if not np.isfinite(bounds).all():
+        raise InputError("the displacement field holds NaN or infinity: fill it before inverting")
+    return bounds
+
+
+def check_vectors(field: Field, shape: tuple[int, ...]) -> None:
+    """Refuse a displacement field of another shape than a lattice has."""
+    wanted = (*shape, len(shape))
+    if field.shape != wanted:
+        raise InputError(
+            f"a displacement field on {shape} voxels has shape {wanted}; got {field.shape}: is it "
+            "on another grid?"
+        )
 
 
 def jacobian_determinant(displacement: Field, grid: Grid) -> NDArray[np.float32]:

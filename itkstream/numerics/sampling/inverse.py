@@ -2,13 +2,12 @@
 
 For a point y the inverse is the x with ``matrix @ x + u(x) = y``, u interpolated linearly. Its
 slopes within a cell are differences of the same eight vectors, so a Newton step costs one
-evaluation. Every fourth voxel of the output is a knot, solved from scratch; the others start from
-a cubic through the knots, which is so near that most need one evaluation. A step that does not
-bring the images nearer is halved, which also holds where fixed-point iteration does not contract.
+evaluation. Every fourth voxel of the output is a knot, solved from scratch; a cubic through the
+knots starts the others so near that most need one evaluation. A step that does not bring the images
+nearer is halved, which also holds where fixed-point iteration does not contract.
 
-Iterates are kept inside ``y - [min u, max u]``, which holds every solution: what a block has to
-read is known before it starts. Knots are counted in the whole image, so a block gives the bits that
-the whole image gives.
+Iterates are kept inside ``y - [min u, max u]``, which holds every solution, so a block knows what
+to read; knots are counted in the whole image, so it gives the bits that the whole image gives.
 """
 
 from __future__ import annotations
@@ -21,11 +20,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import Grid, Slices
+from itkstream.geometry import AffineTransform, Grid, Slices
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values, lift_vectors
+from itkstream.numerics.sampling.fields import check_vectors, displacement_bounds
+from itkstream.numerics.sampling.mapping import GridMap, box_around
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["InverseProblem", "Inversion", "displacement_bounds", "invert_displacement"]
+__all__ = ["InverseProblem", "Inversion", "invert_displacement"]
+
+Doubles = NDArray[np.float64]
 
 # Voxels from one knot to the next; the cubic, the shifts and the masks below take 4 for granted.
 _STEP = 4
@@ -43,10 +46,9 @@ class Inversion:
     """The inverse of a displacement field and how exact it is.
 
     `displacement` (shape + (n,), float32) leads from q to where it comes from, the affine left out.
-    `error` (shape, float32) is the estimated distance from the exact inverse, in the smallest voxel
-    spacing of the output: a bound where the last Newton step, which has been taken, stayed within a
-    cell of the field; else that and several times the step. `iterations` is the most evaluations
-    that one voxel took.
+    `error` (shape, float32) estimates the distance from the exact inverse, in the smallest voxel
+    spacing of the output: a bound where the last Newton step stayed within a cell of the field.
+    `iterations` is the most evaluations that one voxel took.
     """
 
     displacement: NDArray[np.float32]
@@ -65,7 +67,7 @@ class InverseProblem:
 
     from_grid: Grid
     to_grid: Grid
-    affine: NDArray[np.float64]
+    affine: Doubles
     tolerance_vox: float = 0.01
     max_iterations: int = 50
 
@@ -87,82 +89,63 @@ class InverseProblem:
                 f"matrix; got shape {self.affine.shape}"
             )
 
-    def reach(self, box: Slices, bounds: NDArray[np.float64]) -> Slices:
+    def reach(self, box: Slices, bounds: Doubles) -> Slices:
         """The part of the field that the inverse in a box of the output can depend on."""
         ends = [(_STEP * s.start, _STEP * (s.stop - 1)) for s in _knots(box)]
         corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, len(box))
         return self.reach_points(self.to_grid.to_physical(corners), bounds)
 
-    def reach_points(self, points: NDArray[np.float64], bounds: NDArray[np.float64]) -> Slices:
+    def reach_points(self, points: Doubles, bounds: Doubles) -> Slices:
         """The part of the field that holds where some points, (m, n), at least one, come from."""
-        starts, shape = self._on_field(points), np.asarray(self.from_grid.shape)
-        # One voxel more than the bound: corners are computed in another order than voxels are.
-        low = np.floor(starts.min(axis=0) - bounds[1]) - 1
-        high = np.ceil(starts.max(axis=0) - bounds[0]) + 2
-        # Two voxels at least: beyond the field, its last cell is read.
-        low = np.clip(low, 0, np.maximum(shape - 2, 0)).astype(int)
-        high = np.clip(high, np.minimum(low + 2, shape), shape).astype(int)
-        return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        starts, last = self._on_field(points), np.asarray(self.from_grid.shape) - 1
+        low, high = starts.min(axis=0) - bounds[1], starts.max(axis=0) - bounds[0]
+        # Beyond the field, its edge is read.
+        return box_around(np.minimum(low, last), np.maximum(high, 0), self.from_grid.shape)
 
-    def solve(
-        self, part: NDArray[Any], region: Slices, box: Slices, bounds: NDArray[np.float64]
-    ) -> Inversion:
+    def solve(self, part: NDArray[Any], region: Slices, box: Slices, bounds: Doubles) -> Inversion:
         """Invert in a box of the output, from the field in at least the region of `reach`."""
         flat, field = self._field(part, region, bounds)
-        index = lift_matrix((self._to_field() @ self.to_grid.matrix)[:-1])
+        to_fixed = GridMap(self.to_grid, AffineTransform(self.affine).inverse().matrix)
+        index = lift_matrix(to_fixed.index_matrix(self.from_grid))
         back = lift_matrix((self.affine @ self.from_grid.matrix)[:-1, :-1])
         lifted = lift_values(box, slice(0, 1))
-        around = _knots(lifted)
         # Knots are solved as voxels are, from no displacement, on a lattice of every fourth voxel.
+        around = _knots(lifted)
+        coarse = index * (_STEP, _STEP, _STEP, 1), np.eye(3), around
         nothing = np.zeros((*_shape(_knots(around)), 3), np.float32)
-        apart = index * (_STEP, _STEP, _STEP, 1)
-        knots, _, _ = _solve_box(flat, field, (apart, np.eye(3), around), nothing)
+        knots, _, _ = _solve_box(flat, field, coarse, nothing)
         vectors, error, iterations = _solve_box(flat, field, (index, back, lifted), knots)
-        n, shape = self.to_grid.ndim, _shape(box)
+        n, shape = len(box), _shape(box)
         found = np.ascontiguousarray(vectors[..., 3 - n :]).reshape(*shape, n)
         return Inversion(found, error.reshape(shape), iterations)
 
     def solve_points(
-        self,
-        part: NDArray[Any],
-        region: Slices,
-        points: NDArray[np.float64],
-        bounds: NDArray[np.float64],
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The fixed points (m, n) that map to `points`, and the error of each, as in `Inversion`.
-
-        The region must hold every solution; see `reach_points`.
-        """
+        self, part: NDArray[Any], region: Slices, points: Doubles, bounds: Doubles
+    ) -> tuple[Doubles, Doubles]:
+        """The fixed points (m, n) that map to `points`, and the errors, from `reach_points`."""
         flat, field = self._field(part, region, bounds)
         targets = lift_vectors(self._on_field(points))
         ends, error = np.empty_like(targets), np.empty(len(targets))
         over_slabs(lambda a, b: _solve_points(flat, field, targets, ends, error, a, b), len(ends))
         return self.from_grid.to_physical(ends[:, 3 - self.from_grid.ndim :]), error
 
-    def _to_field(self) -> NDArray[np.float64]:
-        """From moving space to where it lies on the field in voxels, u left out."""
-        return np.asarray(self.from_grid.inverse_matrix @ np.linalg.inv(self.affine))
-
-    def _on_field(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        matrix = self._to_field()
-        return np.asarray(points @ matrix[:-1, :-1].T + matrix[:-1, -1])
+    def _on_field(self, points: Doubles) -> Doubles:
+        """Where moving points lie on the field, in voxels, u left out."""
+        return self.from_grid.to_index(AffineTransform(self.affine).inverse().apply(points))
 
     def _field(
-        self, part: NDArray[Any], region: Slices, bounds: NDArray[np.float64]
+        self, part: NDArray[Any], region: Slices, bounds: Doubles
     ) -> tuple[NDArray[np.float32], _Field]:
         """The numbers of a part of the field, one after the other, and what to solve with them."""
         # Compiled loops would read beyond a field of another shape.
-        _check_shape(part, _shape(region))
-        vectors, shape = lift_field(part), np.array(lift_values(self.from_grid.shape, 1))
-        matrix = lift_matrix(self.from_grid.matrix[:-1, :-1])
+        check_vectors(part, _shape(region))
+        vectors, matrix = lift_field(part), lift_matrix(self.from_grid.matrix[:-1, :-1])
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
-        # A field of one plane is read as if its plane came again: at no distance in memory.
-        strides = np.array(vectors.strides[:3]) // vectors.itemsize * (shape > 1)
         low, high = _rows(lift_vectors(bounds))
         return vectors.reshape(-1), _Field(
-            tuple(strides.tolist()),
-            tuple(float(s.start) for s in lift_values(region, slice(0, 1))),
-            tuple(np.maximum(shape - 2.0, 0.0).tolist()),
+            tuple(step // vectors.itemsize for step in vectors.strides[:3]),
+            lift_values((float(s.start) for s in region), 0.0),
+            lift_values((n - 1.0 for n in self.from_grid.shape), 0.0),
             _rows(matrix),
             _rows(inverse.T),
             float(np.linalg.det(inverse)),
@@ -179,40 +162,15 @@ def invert_displacement(
     from_grid: Grid,
     to_grid: Grid,
     *,
-    affine: NDArray[np.float64] | None = None,
+    affine: Doubles | None = None,
     tolerance_vox: float = 0.01,
     max_iterations: int = 50,
 ) -> Inversion:
-    """Invert a displacement field, or one with an affine after it, in memory.
-
-    With ``T(p) = affine(p + u(p))`` the result v satisfies ``affine^-1(q + v(q)) = T^-1(q)``; u is
-    sampled linearly, and constant beyond its grid. See `InverseProblem`.
-    """
+    """Invert a displacement field in memory, or one with an affine after it: `InverseProblem`."""
     matrix = np.eye(from_grid.ndim + 1) if affine is None else affine
     problem = InverseProblem(from_grid, to_grid, matrix, tolerance_vox, max_iterations)
-    bounds = displacement_bounds(field, from_grid)
     region, box = (tuple(slice(0, m) for m in grid.shape) for grid in (from_grid, to_grid))
-    return problem.solve(field, region, box, bounds)
-
-
-def displacement_bounds(field: NDArray[np.floating[Any]], grid: Grid) -> NDArray[np.float64]:
-    """Bounds of the displacement along the axes of the grid, (2, n), in voxels."""
-    _check_shape(field, field.shape[: grid.ndim])
-    ends = np.array([(part.min(), part.max()) for part in np.moveaxis(field, -1, 0)], np.float64)
-    shares = grid.inverse_matrix[:-1, :-1, None] * ends
-    bounds = np.stack([shares.min(axis=-1).sum(axis=1), shares.max(axis=-1).sum(axis=1)])
-    if not np.isfinite(bounds).all():
-        raise InputError("the displacement field holds NaN or infinity: fill it before inverting")
-    return bounds
-
-
-def _check_shape(field: NDArray[Any], shape: tuple[int, ...]) -> None:
-    wanted = (*shape, len(shape))
-    if field.shape != wanted:
-        raise InputError(
-            f"a displacement field on {shape} voxels has shape {wanted}; got {field.shape}: is it "
-            "on another grid?"
-        )
+    return problem.solve(field, region, box, displacement_bounds(field, from_grid))
 
 
 def _shape(box: Slices) -> tuple[int, ...]:
@@ -224,26 +182,23 @@ def _knots(box: Slices) -> Slices:
     return tuple(slice(s.start // _STEP - 1, (s.stop - 1) // _STEP + 3) for s in box)
 
 
-def _rows(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+def _rows(matrix: Doubles) -> tuple[tuple[float, ...], ...]:
     """A matrix as tuples of numbers: these stay in registers, elements of arrays do not."""
     return tuple(map(tuple, matrix.tolist()))
 
 
 class _Field(NamedTuple):
-    """A part of a field to solve with, lifted to three axes.
+    """A part of a field to solve with, lifted to three axes."""
 
-    Numbers from one plane, row and vector to the next; where the part begins in the whole field,
-    and the last cell of that; the matrix from field voxels to physical units by rows, its inverse
-    by columns, and the determinant of that; bounds of the displacement in field voxels; the longest
-    of these in the unit of the error; when to end.
-    """
-
+    # From one plane, row, vector to the next; the part's first voxel, and the whole field's last.
     strides: tuple[int, ...]
     first: tuple[float, ...]
-    last: tuple[float, ...]
+    top: tuple[float, ...]
+    # From field voxels to physical units, by rows; the inverse, by columns; its determinant.
     matrix: tuple[tuple[float, ...], ...]
     inverse: tuple[tuple[float, ...], ...]
     density: float
+    # Bounds of the displacement in field voxels, and the longest of these in units of the error.
     low: tuple[float, ...]
     high: tuple[float, ...]
     scale: float
@@ -254,15 +209,14 @@ class _Field(NamedTuple):
 def _solve_box(
     flat: NDArray[np.float32],
     field: _Field,
-    lattice: tuple[NDArray[np.float64], NDArray[np.float64], Slices],
+    lattice: tuple[Doubles, Doubles, Slices],
     knots: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """The vectors x - y on a box of a lattice, their errors, and the most evaluations of one.
-
-    The lattice is a matrix from its index to y, one that vectors are turned by, and the box.
-    """
+    """Vectors x - y in a box, their errors, and the most evaluations that one of them took."""
+    # From an index to y; what the vectors are turned by; the indices.
     index, turn, box = lattice
-    numbers = _rows(index), _rows(turn), tuple((s.start, s.stop) for s in box)
+    corners = tuple((s.start, s.stop) for s in box)
+    numbers = _rows(index[:, :3]), tuple(index[:, 3].tolist()), _rows(turn), corners
     shape, lines = _shape(box), knots.reshape(*knots.shape[:2], -1)
     out = np.empty((*shape, 3), np.float32), np.empty(shape, np.float32), np.zeros(shape[1], int)
     over_slabs(lambda a, b: _solve_rows(flat, field, numbers, lines, out, a, b), shape[1])
@@ -294,15 +248,15 @@ def _ahead(x, share, step):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _hold(x, low, high):  # type: ignore[no-untyped-def]
-    return min(max(x, low), high)
-
-
-@_inlined
 def _cell(field, x, a):  # type: ignore[no-untyped-def]
-    """Start of the nearest cell along an axis; the place in it, 0 to 1, else beyond the field."""
-    cell = np.floor(_hold(x, 0.0, field.last[a]))
-    return (cell - field.first[a]) * field.strides[a], x - cell
+    """Start of a cell along an axis, the step to its end, and the place in it.
+
+    Beyond the field that step is 0: its value is that at the edge, and it has no slope.
+    """
+    cell = np.floor(min(max(x, 0.0), field.top[a]))
+    step = field.strides[a] if 0.0 <= x < field.top[a] else 0
+    # Unsigned, since numba asks of every signed index whether it counts from the end.
+    return (cell - field.first[a]) * field.strides[a], np.uint64(step), x - cell
 
 
 @_inlined
@@ -328,33 +282,14 @@ def _sample(flat, field, x):  # type: ignore[no-untyped-def]
 
     Apart from `_newton`, and without a branch: numba counts references to an array in each of them.
     """
-    i, px = _cell(field, x[0], 0)
-    j, py = _cell(field, x[1], 1)
-    k, pz = _cell(field, x[2], 2)
-    share = _hold(px, 0.0, 1.0), _hold(py, 0.0, 1.0), _hold(pz, 0.0, 1.0)
-    # Unsigned, since numba asks of every signed index whether it counts from the end.
-    at, (sx, sy, sz) = np.uint64(np.int64(i + j + k)), field.strides
-    steps = np.uint64(sx), np.uint64(sy), np.uint64(sz)
-    u = _component(flat, at, steps, share)
-    v = _component(flat, at + np.uint64(1), steps, share)
-    w = _component(flat, at + np.uint64(2), steps, share)
-    return u, v, w, (px, py, pz)
-
-
-@_inlined
-def _slopes(row, sampled, place):  # type: ignore[no-untyped-def]
-    """A row of the map's slopes; beyond the field only the matrix has any."""
-    return (
-        row[0] + sampled[0] if 0.0 <= place[0] <= 1.0 else row[0],
-        row[1] + sampled[1] if 0.0 <= place[1] <= 1.0 else row[1],
-        row[2] + sampled[2] if 0.0 <= place[2] <= 1.0 else row[2],
-    )
-
-
-@_inlined
-def _room(place, step):  # type: ignore[no-untyped-def]
-    """Voxels left along an axis within the cell; negative where a step begins or ends outside."""
-    return min(place, place + step, 1.0 - place, 1.0 - place - step)
+    i, sx, px = _cell(field, x[0], 0)
+    j, sy, py = _cell(field, x[1], 1)
+    k, sz, pz = _cell(field, x[2], 2)
+    at, steps, place = np.uint64(np.int64(i + j + k)), (sx, sy, sz), (px, py, pz)
+    u = _component(flat, at, steps, place)
+    v = _component(flat, at + np.uint64(1), steps, place)
+    w = _component(flat, at + np.uint64(2), steps, place)
+    return u, v, w, place
 
 
 @_inlined
@@ -366,9 +301,8 @@ def _newton(field, y, x, sample):  # type: ignore[no-untyped-def]
     """
     (u, du, q0), (v, dv, q1), (w, dw, q2), place = sample
     r = _ahead(_times(field.matrix, _ahead(y, -1.0, x)), -1.0, (u, v, w))
-    a = _slopes(field.matrix[0], du, place)
-    b = _slopes(field.matrix[1], dv, place)
-    c = _slopes(field.matrix[2], dw, place)
+    a, b, c = field.matrix
+    a, b, c = _ahead(a, 1.0, du), _ahead(b, 1.0, dv), _ahead(c, 1.0, dw)
     # The columns of the inverse, times the volume.
     f, g, h = _cross(b, c), _cross(c, a), _cross(a, b)
     volume = _dot(a, f)
@@ -377,15 +311,14 @@ def _newton(field, y, x, sample):  # type: ignore[no-untyped-def]
         (f, g, h), d = field.inverse, 1.0
     r0, r1, r2 = d * r[0], d * r[1], d * r[2]
     t = _ahead(_ahead((r0 * f[0], r0 * f[1], r0 * f[2]), r1, g), r2, h)
-    length = _dot(t, t)
-    if fine:
-        magnified = abs(d) * np.sqrt(_dot(f, f) + _dot(g, g) + _dot(h, h))
-        off = 2.0 * magnified * (q0 + q1 + q2) * length
-        if min(_room(place[0], t[0]), _room(place[1], t[1]), _room(place[2], t[2])) < 0.0:
-            off += _DOUBT * np.sqrt(length)
-    else:
+    way, length = place + _ahead(place, 1.0, t), _dot(t, t)
+    magnified = abs(d) * np.sqrt(_dot(f, f) + _dot(g, g) + _dot(h, h))
+    off = 2.0 * magnified * (q0 + q1 + q2) * length
+    if not fine:
         # Where the map folds, the step tells little of how far the solution is.
-        off = np.sqrt(length) / _LEAST_DETERMINANT
+        off += np.sqrt(length) / _LEAST_DETERMINANT
+    elif min(way) < 0.0 or max(way) > 1.0:
+        off += _DOUBT * np.sqrt(length)
     return t, _dot(r, r), field.scale * off
 
 
@@ -396,9 +329,9 @@ def _solve(flat, field, y, x):  # type: ignore[no-untyped-def]
     kept = way = x
     for count in range(field.limit):
         x = (
-            _hold(x[0], y[0] - high[0], y[0] - low[0]),
-            _hold(x[1], y[1] - high[1], y[1] - low[1]),
-            _hold(x[2], y[2] - high[2], y[2] - low[2]),
+            min(max(x[0], y[0] - high[0]), y[0] - low[0]),
+            min(max(x[1], y[1] - high[1]), y[1] - low[1]),
+            min(max(x[2], y[2] - high[2]), y[2] - low[2]),
         )
         step, apart, error = _newton(field, y, x, _sample(flat, field, x))
         share *= 0.5
@@ -418,34 +351,25 @@ def _solve_points(flat, field, targets, ends, error, start, stop):  # type: igno
         (ends[m, 0], ends[m, 1], ends[m, 2]), error[m], _ = _solve(flat, field, y, y)
 
 
-@_inlined
-def _guess_row(knots, voxel, first, line):  # type: ignore[no-untyped-def]
-    """Blend the sixteen lines of knots around a row of voxels into one."""
-    a, b = (voxel[0] >> 2) - (first[0] >> 2), (voxel[1] >> 2) - (first[1] >> 2)
-    line[:] = 0.0
-    for p in range(4):
-        for q in range(4):
-            weight = _CUBIC[voxel[0] & 3, p] * _CUBIC[voxel[1] & 3, q]
-            for m in range(line.shape[0]):
-                line[m] += weight * knots[a + p, b + q, m]
-
-
 @_compiled
 def _solve_rows(flat, field, lattice, knots, out, start, stop):  # type: ignore[no-untyped-def]
     """Solve at every point of some rows of a box, from a cubic through the knots."""
-    index, turn, ((i0, i1), (j0, _), (k0, k1)) = lattice
+    index, shift, turn, ((i0, i1), (j0, _), (k0, k1)) = lattice
     vectors, errors, counts = out
     line = np.empty(knots.shape[2])
     for i in range(i0, i1):
         for j in range(j0 + start, j0 + stop):
-            _guess_row(knots, (i, j), (i0, j0), line)
+            # The sixteen lines of knots around the row, blended into one.
+            line[:] = 0.0
+            for p, q in np.ndindex(4, 4):
+                near = knots[(i >> 2) - (i0 >> 2) + p, (j >> 2) - (j0 >> 2) + q]
+                line += _CUBIC[i & 3, p] * _CUBIC[j & 3, q] * near
             for k in range(k0, k1):
-                y = _times(index, (i, j, k))
-                y = y[0] + index[0][3], y[1] + index[1][3], y[2] + index[2][3]
+                y = _ahead(_times(index, (i, j, k)), 1.0, shift)
                 x, at = y, np.uint64(3 * ((k >> 2) - (k0 >> 2)))
                 for t in range(4):
-                    near = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
-                    x = _ahead(x, _CUBIC[np.uint64(k & 3), np.uint64(t)], near)
+                    move = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
+                    x = _ahead(x, _CUBIC[np.uint64(k & 3), np.uint64(t)], move)
                     at += np.uint64(3)
                 x, errors[i - i0, j - j0, k - k0], count = _solve(flat, field, y, x)
                 vector, here = _times(turn, _ahead(x, -1.0, y)), vectors[i - i0, j - j0, k - k0]

@@ -32,7 +32,7 @@ from itkstream.numerics.sampling.blend import blend_affines
 from itkstream.numerics.sampling.interpolate import MARGIN, Part, sample_field
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["GridMap", "affine_part", "map_on"]
+__all__ = ["GridMap", "affine_part", "box_around", "map_on"]
 
 # So many vectors of a field may be read at a time, 48 MB, or twice as many as are wanted.
 _FIELD_VECTORS = 2**22
@@ -103,12 +103,12 @@ class GridMap:
         shape = np.asarray(moving.shape)
         if np.any(high + room < -0.5) or np.any(low - room >= shape - 0.5):
             return None
-        return _box(low - room, high + room, moving.shape)
+        return box_around(low - room, high + room, moving.shape)
 
     def reach_in(self, field: Grid) -> Slices:
         """The vectors of a field that sampling it with this map reads."""
         low, high = self._finite_bounds(field)
-        return _box(low, high, field.shape)
+        return box_around(low, high, field.shape)
 
     def _finite_bounds(self, lattice: Grid) -> NDArray[np.float64]:
         bounds = self.bounds(lattice)
@@ -117,7 +117,7 @@ class GridMap:
         return bounds
 
 
-def _box(low: NDArray[Any], high: NDArray[Any], shape: Sequence[int]) -> Slices:
+def box_around(low: NDArray[Any], high: NDArray[Any], shape: Sequence[int]) -> Slices:
     """The voxels around a range of indices, with those that interpolation needs beside them."""
     last = np.asarray(shape) - 1
     first = np.clip(np.floor(low) - MARGIN, 0, last).astype(int)

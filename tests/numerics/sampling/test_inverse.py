@@ -10,10 +10,9 @@ from scipy.ndimage import gaussian_filter
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.geometry.itk_bridge import to_itk_transform
-from itkstream.numerics.sampling.fields import jacobian_determinant
+from itkstream.numerics.sampling.fields import displacement_bounds, jacobian_determinant
 from itkstream.numerics.sampling.inverse import (
     InverseProblem,
-    displacement_bounds,
     invert_displacement,
 )
 from itkstream.numerics.threads import using_threads
