@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from itkstream.affine import intensity_affine, ransac_affine
+from itkstream.align import prepare_piecewise_align
 from itkstream.compute.execute import compute
 from itkstream.deform import prepare_piecewise_deformable_align
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Image
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import PhantomPair
-from itkstream.registration.blockwise import prepare_piecewise_align
 from itkstream.registration.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
 
 MATCHING: dict[str, Any] = {"match_threshold": 0.5, "cc_radius": 6}

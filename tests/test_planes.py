@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from itkstream.affine import intensity_affine, prepare_piecewise_ransac_affine, ransac_affine
+from itkstream.align import prepare_piecewise_align
 from itkstream.apply.resampling import prepare_apply_transform, prepare_field
 from itkstream.compute.execute import compute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
@@ -18,7 +19,6 @@ from itkstream.estimate.deformation import prepare_displacement
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 from itkstream.pipelines import register
-from itkstream.registration.blockwise import prepare_piecewise_align
 from itkstream.registration.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
 from itkstream.transform import (
     apply_global_affine,

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from itkstream.affine import intensity_affine, prepare_piecewise_ransac_affine, ransac_affine
+from itkstream.align import prepare_piecewise_align
 from itkstream.compute.execute import compute, execute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
 from itkstream.errors import BlockErrors, InputError, RegistrationError, UnreadableDataError
@@ -20,7 +21,6 @@ from itkstream.geometry import AffineTransform, CompositeTransform, Displacement
 from itkstream.geometry.itk_bridge import quiet_itk, what_itk_says
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import plan, register
-from itkstream.registration.blockwise import prepare_piecewise_align
 from itkstream.registration.steps import Deformable, IntensityAffine, LocalAffines, RansacAffine
 from itkstream.workers.jobs import _exports
 

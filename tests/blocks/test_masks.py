@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from itkstream.affine import intensity_affine, prepare_piecewise_ransac_affine, ransac_affine
+from itkstream.align import prepare_piecewise_align
 from itkstream.blocks.masks import masked
 from itkstream.compute.execute import compute
 from itkstream.deform import deformable_align, prepare_piecewise_deformable_align
@@ -19,7 +20,6 @@ from itkstream.io import create_ome_zarr
 from itkstream.numerics.itk.settings import DemonsSettings, IntensitySettings
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import register
-from itkstream.registration.blockwise import prepare_piecewise_align
 from itkstream.registration.steps import Deformable, IntensityAffine, RansacAffine
 
 SHAPE = (12, 10, 9)
