@@ -65,7 +65,7 @@ def ransac_affine(
     fix, mov : array or Image
         Fixed and moving image.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel; None for an `Image`.
+        µm per voxel; None for an `Image`.
     min_radius, max_radius : float
         Radii of the blobs, in voxels of the fixed image.
     match_threshold : float
@@ -75,15 +75,15 @@ def ransac_affine(
     nspots : int
         Most key points per image.
     align_threshold : float
-        Greatest distance of a match from the affine, in micrometers.
+        Greatest distance of a match from the affine, in µm.
     num_sigma_max : int
         Most blob widths searched.
     fix_mask, mov_mask : Mask, optional
         Which voxels count, see `itkstream.Mask`: no key point lies on another.
     fix_points, mov_points : array_like, (m, 3), optional
-        Key points of your own, in micrometers, such as the centroids of a segmentation.
+        Key points of your own, in µm, such as the centroids of a segmentation.
     max_distance : float, optional
-        Greatest distance of two points that match, in micrometers; default any.
+        Greatest distance of two points that match, in µm; default any.
     max_ambiguity : float, optional
         Greatest ratio of the second best correlation to the best, below 1; default any.
     ransac : RansacSettings, optional
@@ -94,7 +94,7 @@ def ransac_affine(
     Returns
     -------
     ndarray, (4, 4), float64, or AffineEstimate
-        From fixed to moving points, in micrometers ((3, 3) for 2-D images).
+        From fixed to moving points, in µm ((3, 3) for 2-D images).
 
     Raises
     ------
@@ -149,9 +149,9 @@ def intensity_affine(
     fix, mov : array or Image
         Fixed and moving image.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel; None for an `Image`.
+        µm per voxel; None for an `Image`.
     initial : array_like, (4, 4), optional
-        Where to start, from fixed to moving points in micrometers; default identity.
+        Where to start, from fixed to moving points in µm; default identity.
     settings : IntensitySettings, optional
         Model, metric, optimizer, sampling and levels; default those of `IntensitySettings`, scaled
         to the smallest fixed voxel spacing.
@@ -161,7 +161,7 @@ def intensity_affine(
     Returns
     -------
     ndarray, (4, 4), float64
-        From fixed to moving points, in micrometers ((3, 3) for 2-D images).
+        From fixed to moving points, in µm ((3, 3) for 2-D images).
 
     Raises
     ------
@@ -211,7 +211,7 @@ def prepare_piecewise_ransac_affine(
     fix, mov : array or Image
         Fixed image, and moving image resampled through the global affine.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel; None for an `Image`.
+        µm per voxel; None for an `Image`.
     min_radius, max_radius, match_threshold
         As in `ransac_affine`.
     blocksize : sequence of int
@@ -232,10 +232,10 @@ def prepare_piecewise_ransac_affine(
     Returns
     -------
     matrices : dask.array.Array, block grid + (4, 4), float64
-        Lazy. From fixed points to points of the globally aligned image, in micrometers.
+        Lazy. From fixed points to points of the globally aligned image, in µm.
     confidence : dask.array.Array, block grid + (4,), float64
         Only with `return_confidence`. Matches, root mean square residual, disagreement with the
-        neighbours (both in micrometers), and confidence between 0 and 1. Compute both with one
+        neighbours (both in µm), and confidence between 0 and 1. Compute both with one
         call of ``dask.compute`` to find the matches once.
     """
     masks = (fix_mask, mov_mask)

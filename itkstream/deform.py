@@ -74,7 +74,7 @@ def deformable_align(
     fix, mov : array or Image
         Fixed and moving image, already aligned by an affine.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel; None for an `Image`.
+        µm per voxel; None for an `Image`.
     cc_radius : int
         Radius of the correlation window, in voxels of each level.
     gradient_smoothing, field_smoothing : four floats
@@ -85,9 +85,9 @@ def deformable_align(
     shrink_factors : sequence of int
         Of the levels.
     smooth_sigmas : sequence of float
-        Gaussian before shrinking, in micrometers.
+        Gaussian before shrinking, in µm.
     step : float, optional
-        Longest displacement of one iteration, in micrometers; default the smallest fixed voxel
+        Longest displacement of one iteration, in µm; default the smallest fixed voxel
         spacing.
     method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         'lcc' follows local correlation, with the parameters above; the others are SimpleITK's
@@ -101,7 +101,7 @@ def deformable_align(
     Returns
     -------
     ndarray, fixed shape + (3,), float32
-        Displacement in micrometers: the moving position of voxel p is ``p + displacement(p)``.
+        Displacement in µm: the moving position of voxel p is ``p + displacement(p)``.
 
     Raises
     ------
@@ -174,13 +174,13 @@ def prepare_piecewise_deformable_align(
         Fixed image, and moving image resampled through the affines, if there are any; see
         `mov_is`.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel, x first; None for an `Image`.
+        µm per voxel, x first; None for an `Image`.
     blocksize : sequence of int
         Voxels of a block per axis, without its overlap.
     transpose : two bools
         Whether the stored axes of fix and mov are reversed (z, y, x).
     global_affine : array_like, (4, 4), optional
-        From fixed to original moving points, in micrometers.
+        From fixed to original moving points, in µm.
     local_affines : array_like, block grid + (4, 4), optional
         Applied before the global one; for the same blocksize.
     cc_radius, gradient_smoothing, field_smoothing, iterations, shrink_factors, smooth_sigmas, step
@@ -207,7 +207,7 @@ def prepare_piecewise_deformable_align(
     Returns
     -------
     dask.array.Array, fixed shape + (3,), float64
-        Lazy. The original moving image's position of every fixed voxel, in micrometers, x first.
+        Lazy. The original moving image's position of every fixed voxel, in µm, x first.
 
     Raises
     ------

@@ -61,7 +61,7 @@ def read_layers(path: str | list[str]) -> list[LayerData]:
     -------
     list of (data, attributes, type)
         Fixed, moving and aligned image: dask arrays from fine to coarse, and the map from voxels
-        to the fixed image's space in micrometers. The moving image goes through the affine alone
+        to the fixed image's space in µm. The moving image goes through the affine alone
         and is hidden at first. Where the original images are no longer found, only the aligned
         one comes.
     """

@@ -8,7 +8,7 @@ shows. A step that refines is kept only if it raises the local correlation of th
 `itkstream.registration.steps`.
 
 Why in this order: on the tutorial's phantom (8 million voxels, 4 % of the nuclei missing in the
-second round), warped by up to 5 and up to 10 micrometers, the error in voxels after all steps was,
+second round), warped by up to 5 and up to 10 µm, the error in voxels after all steps was,
 median / 95th percentile / maximum,
 
 ====================================================  ====================  ====================
@@ -79,7 +79,7 @@ def register(
       coarse as `RegisterSettings.field_tolerance_vox` lets it; all else is made with this one;
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
     - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs, in
-      micrometers, or in millimeters where the fixed image is, as NIfTI;
+      µm, or in millimeters where the fixed image is, as NIfTI;
     - ``steps``: notes, and fields as they were computed, for a run that goes on; not needed when
       it is complete.
 
@@ -100,7 +100,7 @@ def register(
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
-        Where to start, from fixed to moving points in micrometers: a matrix in the order of the
+        Where to start, from fixed to moving points in µm: a matrix in the order of the
         fixed image's axes, or a transform file, such as landmarks of Slicer or an affine of ANTs,
         whose numbers are millimeters where the fixed image is in millimeters, as NIfTI.
         Every step refines it, key points too: they are sought in the images it aligns.

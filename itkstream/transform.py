@@ -1,6 +1,6 @@
 """Applying transforms to images: whole, or lazily block by block.
 
-All functions map points of the fixed image to points of the moving image, in micrometers, and
+All functions map points of the fixed image to points of the moving image, in µm, and
 resample the moving image on the fixed image's voxels with one interpolation through the whole
 chain. Positions outside the moving image take `background`; its border is ITK's (half a voxel
 beyond the outermost centres).
@@ -85,9 +85,9 @@ def apply_global_affine(
     fix, mov : array or Image
         Fixed and moving image.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel; None for an `Image`.
+        µm per voxel; None for an `Image`.
     affine : array_like, (4, 4)
-        From fixed to moving points, in micrometers ((3, 3) for 2-D images).
+        From fixed to moving points, in µm ((3, 3) for 2-D images).
     order : {1, 0, 2, 3}
         Linear, nearest, quadratic or cubic B-spline.
     interpolator : str, optional
@@ -138,7 +138,7 @@ def prepare_apply_local_affines(
         Fixed image (only its shape counts), and original moving image: one that the affines
         aligned already would be moved twice.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel, x first; None for an `Image`.
+        µm per voxel, x first; None for an `Image`.
     local_affines : array_like, block grid + (4, 4)
         From `itkstream.affine.prepare_piecewise_ransac_affine`.
     blocksize : sequence of int
@@ -190,9 +190,9 @@ def prepare_apply_position_field(
     fix, mov : array or Image
         Fixed (only its shape counts) and moving image.
     fix_spacing, mov_spacing : sequence of float or None
-        Micrometers per voxel, x first; None for an `Image`.
+        µm per voxel, x first; None for an `Image`.
     transform : array of shape + (3,), Transform, or SimpleITK.Transform
-        Moving positions in micrometers of the fixed image's voxels, as
+        Moving positions in µm of the fixed image's voxels, as
         `itkstream.deform.prepare_piecewise_deformable_align` returns; numpy, stored or dask. It
         may be coarser than the fixed image by whole factors (``ceil(shape / factor)`` voxels,
         each the mean of its group). Or any transform of this package or of SimpleITK.

@@ -189,7 +189,7 @@ def write_resampled(
     out : path
         The new OME-Zarr 0.5, ending in ``.zarr``, multiscale, its axes z, y, x after those of a
         series; or a file that ITK, 3D Slicer and ANTs read, ending in ``.nii.gz``, ``.nii``,
-        ``.nrrd`` or ``.mha``, for one image that fits in memory; in micrometers, but NIfTI in
+        ``.nrrd`` or ``.mha``, for one image that fits in memory; in µm, but NIfTI in
         millimeters where `grid` is.
     moving : Image or Series
         In moving space. For a series, the transform is evaluated once.
@@ -243,7 +243,7 @@ class _Resampling:
 
     @property
     def stored_grid(self) -> Grid:
-        """The grid as it is stored: axes z, y, x, in micrometers."""
+        """The grid as it is stored: axes z, y, x, in µm."""
         return self.grid.reorder(stored_axes(self.grid)).in_unit("micrometer")
 
     @property

@@ -182,7 +182,7 @@ def piecewise_transform(
     fixed : Grid
         The fixed image's lattice.
     local_affines : array_like, block grid + (n + 1, n + 1)
-        From fixed points to points of the globally aligned image, in micrometers.
+        From fixed points to points of the globally aligned image, in µm.
     blocksize : sequence of int
         The one they were computed with.
     global_affine : array_like, (n + 1, n + 1), optional

@@ -41,9 +41,9 @@ def as_pair(
     transpose: Sequence[bool] = (False, False),
     masks: tuple[Mask | None, Mask | None] = (None, None),
 ) -> tuple[Image, Image]:
-    """The fixed and the moving image, with the same axes and in micrometers.
+    """The fixed and the moving image, with the same axes and in µm.
 
-    Images are `Image`s, or numpy, dask or stored arrays of 2 or 3 axes with the micrometers per
+    Images are `Image`s, or numpy, dask or stored arrays of 2 or 3 axes with the µm per
     voxel of their axes after `transpose`, which reverses the stored axes (z, y, x) and those of a
     mask that is an array. The moving image's axes come in the fixed image's order; voxels that do
     not count are NaN. Raises `InputError` where an image is no array, lacks a spacing, or the two

@@ -95,7 +95,7 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
     """Map the POINTS of a file through TRANSFORM, from fixed to moving.
 
     POINTS is a CSV or Parquet file with columns x, y, z (others are kept), or a numpy array
-    (m, 3) in this order; in micrometers. TRANSFORM is a registration folder, a
+    (m, 3) in this order; in µm. TRANSFORM is a registration folder, a
     transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
     column `outside`: 1 where the transform says nothing about a point.
     """

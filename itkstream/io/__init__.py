@@ -89,13 +89,13 @@ def open_image(
     level : int, optional
         Resolution level of a multiscale image; default 0, the finest.
     spacing : float or sequence of float, optional
-        Choose the level whose voxel spacing is nearest to this one, in micrometers per array
+        Choose the level whose voxel spacing is nearest to this one, in µm per array
         axis.
     channel, time : int
         Channel and time point, counted from 0.
     unit : str, optional
         Unit of length of the file's numbers, whatever it claims. Where it claims none, they count
-        as micrometers. NIfTI that claims any comes in millimeters, as ITK has it, and in its own
+        as µm. NIfTI that claims any comes in millimeters, as ITK has it, and in its own
         unit where `voxel_spacing` is given.
     voxel_spacing : float or sequence of float, optional
         Voxel spacing per array axis of the opened image, in the unit of the file, whatever it

@@ -63,7 +63,7 @@ class Given:
 class Request:
     """A registration that can be run.
 
-    `pair` are the images without their masks, in micrometers and with the same axes; `units` are
+    `pair` are the images without their masks, in µm and with the same axes; `units` are
     those in which ITK reads each of them; `plan` holds the steps and settings.
     """
 

@@ -54,7 +54,7 @@ class Opened:
 class Selection:
     """The part of a file to open, and what to believe instead of its metadata.
 
-    The fields are arguments of `itkstream.open_image`; `spacing` is in micrometers.
+    The fields are arguments of `itkstream.open_image`; `spacing` is in µm.
     """
 
     level: int | None = None

@@ -1,6 +1,6 @@
 """Transforms in the unit of length of other programs' files.
 
-Inside, and in OME-Zarr, lengths are micrometers. Files of ITK's world carry numbers alone: those
+Inside, and in OME-Zarr, lengths are µm. Files of ITK's world carry numbers alone: those
 of the coordinates that ITK gives the images.
 """
 
@@ -36,7 +36,7 @@ def itk_unit(grid: Grid) -> str:
 def rescaled(transform: Transform, factor: float) -> Transform:
     """Rescale the points of a transform by a factor: ``p -> f * transform(p / f)``; read no field.
 
-    From micrometers to millimeters the factor is 0.001. Grids keep the name of their unit.
+    From µm to millimeters the factor is 0.001. Grids keep the name of their unit.
     """
     if factor == 1.0:
         return transform
@@ -82,7 +82,7 @@ class _Scaled(LazyArray):
 
 
 def micrometers(unit: str) -> float:
-    """Convert a unit, as `Grid` spells it, to micrometers."""
+    """Convert a unit, as `Grid` spells it, to µm."""
     if unit not in MICROMETERS_PER_UNIT:
         raise InputError(f"unknown length unit {unit!r}; known: {', '.join(MICROMETERS_PER_UNIT)}")
     return MICROMETERS_PER_UNIT[unit]

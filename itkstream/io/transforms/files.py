@@ -86,7 +86,7 @@ def read_transform(
     Returns
     -------
     Transform
-        From fixed to moving points; of an OME-Zarr, from the input to the output, in micrometers.
+        From fixed to moving points; of an OME-Zarr, from the input to the output, in µm.
         Fields of a store, an HDF5 file or an uncompressed NRRD or MetaImage stay on disk; other
         files are read into memory.
 

@@ -6,7 +6,7 @@ strain fades out first, then rotation. A block whose matches contradict all its 
 its say.
 
 The unknowns of block b are the coefficients of the displacement ``u_b(p) = t_b + G_b (p - c_b)``
-about its centre c_b. The sum that is least, in squared micrometers, is
+about its centre c_b. The sum that is least, in squared µm, is
 
     sum_b w_b sum_i |u_b(p_i) - d_i|²              over the matches of b, point p_i moved by d_i
     + tie sum_(b, c) mean_p |u_b(p) - u_c(p)|²     over neighbours, p in the cores of both
@@ -47,7 +47,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 CONFIDENCE_COLUMNS = ("matches", "residual", "disagreement", "confidence")
-"""Columns of the confidence map of blocks; residual and disagreement in micrometers."""
+"""Columns of the confidence map of blocks; residual and disagreement in µm."""
 
 # Blocks that differ more than this often from their neighbours than half of all blocks do are
 # wrong. On 18 point phantoms right blocks differed by at most 3.1 µm (median 0.2 to 1.0), blocks
@@ -61,7 +61,7 @@ _MODEST = 10.0
 # 21 rounds (of 2158 of 144: 382 after 3, 201 after 5, 114 after 10); no right block ever lost it.
 # Weights that go only half of the way to their new values get there later, not elsewhere.
 _ROUNDS = 10
-# Relative; the search needs no more than the distance of blocks, in micrometers, to two digits.
+# Relative; the search needs no more than the distance of blocks, in µm, to two digits.
 _ROUGHLY, _EXACTLY = 1e-3, 1e-8
 _MOST_STEPS = 20_000
 

@@ -92,7 +92,7 @@ def open_itk(dataset: Dataset, selection: Selection) -> Opened:
 
     Direction and origin are kept, and the unit that the file states: NIfTI's comes as millimeters,
     into which ITK converts; NRRD's ``space units`` and MetaImage's ``DistanceUnits`` as they are.
-    Where none is stated, numbers count as micrometers.
+    Where none is stated, numbers count as µm.
     """
     name = str(dataset.location)
     header = _read_header(name)

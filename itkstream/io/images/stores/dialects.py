@@ -22,7 +22,7 @@ Names of the axes           ``axes`` or ``axis_names`` (neuroglancer, funlib, n5
    plus offset              ``offset`` (Paintera), and ``(f - 1) / 2`` fine voxels, by which
                             averaging f voxels moves the centre of the first.
 Units                       of the object that holds the numbers, else ``units`` (one per axis) or
-                            ``unit``; micrometers where nothing is said.
+                            ``unit``; µm where nothing is said.
 ==========================  =======================================================================
 
 Where two of these that are stated for the same array differ, the array is refused: nobody can tell

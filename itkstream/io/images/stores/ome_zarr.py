@@ -48,7 +48,7 @@ def open_zarr(dataset: Dataset, selection: Selection) -> Opened:
     """Open an OME-Zarr image, one of its levels, or a plain Zarr array, in stored axis order.
 
     The scales and translations of the dataset and of the multiscale are composed. Axes without a
-    unit count as micrometers. A single plane has no axis z. A group of images (bioformats2raw,
+    unit count as µm. A single plane has no axis z. A group of images (bioformats2raw,
     plates, wells, labels) is opened where it holds one image, and else an error lists them.
     """
     folder = dataset.location

@@ -45,7 +45,7 @@ def read_scene(
 ) -> Transform:
     """Read a transformation that the OME-Zarr group of a scene or of an image lists.
 
-    It leads from its input to its output, in micrometers (in the grid's own unit where this package
+    It leads from its input to its output, in µm (in the grid's own unit where this package
     wrote it), and is an affine, or a composite whose last step is one. Where there are several,
     `name` is that of one or its ends, ``fixed -> moving``; the other way round it is inverted, if
     it can be. Axes are as this package wrote it, else z, y, x, unless others are asked for.
