@@ -130,7 +130,7 @@ class InverseProblem:
         return self.from_grid.to_physical(ends[:, 3 - self.from_grid.ndim :]), error
 
     def _on_field(self, points: Doubles) -> Doubles:
-        """Where moving points lie on the field, in voxels, u left out."""
+        """Places of moving points on the field, in voxels, u left out."""
         return self.from_grid.to_index(AffineTransform(self.affine).inverse().apply(points))
 
     def _field(
