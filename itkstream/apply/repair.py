@@ -15,11 +15,11 @@ from itkstream.geometry import (
     AffineTransform,
     DisplacementField,
     Grid,
-    LazyArray,
     Slices,
     Transform,
     compose,
 )
+from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.numerics.sampling.folds import MINIMUM_JACOBIAN, repair_folds
 from itkstream.workers import Resources
 
@@ -74,26 +74,17 @@ def repair_transform(transform: Transform, *, resources: Resources | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Patched(LazyArray):
+class _Patched(DerivedArray):
     """A stored field with parts of it replaced; of patches that overlap, the last one holds."""
 
-    source: Any
     patches: tuple[tuple[Slices, NDArray[np.float32]], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.source.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.source.dtype)
 
     def with_patch(self, box: Slices, patch: NDArray[np.float32]) -> _Patched:
         return _Patched(self.source, (*self.patches, (box, patch)))
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
         n = len(self.shape) - 1
-        part = np.array(self.source[tuple(map(slice, start, stop))])
+        part = np.array(super().read(start, stop))
         components = slice(start[n], stop[n])
         for box, patch in self.patches:
             low = [max(a, b.start) for a, b in zip(start[:n], box, strict=True)]

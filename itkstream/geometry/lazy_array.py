@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = [
     "ArraySource",
     "ArrayView",
+    "DerivedArray",
     "LazyArray",
     "chunk_shape_of",
     "complete_key",
@@ -262,25 +263,33 @@ class ArrayView(LazyArray):
 
 
 @dataclass(frozen=True, eq=False)
-class _Foreign(LazyArray):
-    """An array that may slice by steps of 1 alone, as Zarr's own do."""
+class DerivedArray(LazyArray):
+    """An array with the shape and type of its source; here, with the same elements."""
 
     source: ArraySource
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Elements per axis."""
         return tuple(self.source.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Element type."""
         return np.dtype(self.source.dtype)
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Read a box of the source."""
+        return np.asarray(self.source[tuple(map(slice, start, stop))])
+
+
+@dataclass(frozen=True, eq=False)
+class _Foreign(DerivedArray):
+    """An array that may slice by steps of 1 alone, as Zarr's own do."""
 
     @property
     def chunk_shape(self) -> tuple[Any, ...] | None:
         return chunk_shape_of(self.source)
-
-    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        return np.asarray(self.source[tuple(map(slice, start, stop))])
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ from itkstream.geometry import (
     Transform,
     array_axes,
     default_axes,
-    named_axes,
     with_axes,
 )
 from itkstream.io import open_image
@@ -166,9 +165,9 @@ def _read_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
             f"the initial transform is {transform.ndim}-D and the images are {fixed.ndim}-D: give "
             f"a matrix of shape {(fixed.ndim + 1,) * 2}, or a transform of the same images"
         )
-    if named_axes(transform) not in (None, axes):
+    if transform.axes not in (None, axes):
         raise InputError(
-            f"the initial transform has points with the axes {named_axes(transform)}, and the "
+            f"the initial transform has points with the axes {transform.axes}, and the "
             f"fixed image has {axes}: read it with axes={axes}, or give its path"
         )
     return with_axes(transform, axes)

@@ -33,11 +33,11 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
-    LazyArray,
     Transform,
     compose,
     steps_of,
 )
+from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.numerics.deformation.quality import local_correlation_in_tissue, tissue_mask
@@ -309,22 +309,10 @@ class LevelMaker:
 
 
 @dataclass(frozen=True, eq=False)
-class _KeptLevel(LazyArray):
+class _KeptLevel(DerivedArray):
     """A stored level, known by what it was made of: made again, it is the same one."""
 
-    stored: ZarrArray
     computation: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.stored.dtype
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return (type(self).__name__, self.computation)
-
-    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        return self.stored[tuple(map(slice, start, stop))]

@@ -124,6 +124,7 @@ MAKERS: dict[str, Callable[[Path], Case]] = {
     "turned view": turned,
     "dask": lambda folder: Case(lazy.DaskSource(da.from_array(VOXELS, chunks=4)), VOXELS),
     "foreign": lambda folder: Case(lazy_array._Foreign(raw_zarr(folder)), VOXELS),
+    "derived": lambda folder: Case(lazy_array.DerivedArray(VOXELS), VOXELS),
     "masked": masked,
     "vectors of nrrd": lambda folder: Case(vectors_in(folder, "t.nrrd"), VECTORS),
     "vectors of hdf5": lambda folder: Case(vectors_in(folder, "t.h5"), VECTORS.astype(float)),

@@ -9,21 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import (
     AffineTransform,
-    ArraySource,
     BSplineTransform,
     CompositeTransform,
     DisplacementField,
     Grid,
-    LazyArray,
     Transform,
 )
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+from itkstream.geometry.lazy_array import DerivedArray
 
 __all__ = ["itk_unit", "micrometers", "rescaled"]
 
@@ -62,23 +60,13 @@ def _scaled(grid: Grid, factor: float) -> Grid:
 
 
 @dataclass(frozen=True)
-class _Scaled(LazyArray):
+class _Scaled(DerivedArray):
     """Vectors, multiplied as they are read."""
 
-    source: ArraySource
     factor: float
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.source.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.source.dtype)
-
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
-        box = np.asarray(self.source[tuple(map(slice, start, stop))])
-        return box * self.dtype.type(self.factor)
+        return super().read(start, stop) * self.dtype.type(self.factor)
 
 
 def micrometers(unit: str) -> float:

@@ -25,7 +25,6 @@ from itkstream.geometry import (
     PiecewiseAffine,
     Slices,
     Transform,
-    named_axes,
     steps_of,
 )
 from itkstream.numerics.sampling.blend import blend_affines
@@ -142,7 +141,7 @@ def affine_part(transform: Transform) -> AffineTransform:
     for step in steps_of(transform):
         if isinstance(step, AffineTransform):
             matrix = step.matrix @ matrix
-    return AffineTransform(matrix, named_axes(transform))
+    return AffineTransform(matrix, transform.axes)
 
 
 def _then(before: GridMap, step: Transform) -> GridMap:
@@ -171,7 +170,7 @@ def _check_same_space(own: Grid, grid: Grid) -> None:
 
 def _check_axes(transform: Transform, grid: Grid) -> None:
     """Refuse an affine, or another transform without a grid, that is known to be of other axes."""
-    axes = named_axes(transform)
+    axes = transform.axes
     if axes and grid.axes_stated:
         _check_order(axes, grid.axes)
 

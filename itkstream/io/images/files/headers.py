@@ -5,6 +5,7 @@ ITK reads a header that lies as it is: it allocates what is meant, whatever the 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from pathlib import Path
 
 from itkstream.errors import InputError, MissingDataError, UnreadableDataError
 
-__all__ = ["FileHeader", "check_length", "check_streams", "require_files", "whole_numbers"]
+__all__ = [
+    "FileHeader",
+    "check_length",
+    "check_streams",
+    "require_files",
+    "take_pattern_apart",
+    "whole_numbers",
+]
 
 # No deflate stream unpacks to more than this many times its size.
 _DEFLATED = 1032
@@ -44,6 +52,24 @@ def whole_numbers(words: Sequence[str], what: str, path: Path) -> tuple[int, ...
             f"{path}: {what} must be whole numbers of voxels, one per axis; got {' '.join(words)!r}"
         )
     return tuple(int(w) for w in words)
+
+
+def take_pattern_apart(
+    words: Sequence[str], number: str, what: str, path: Path
+) -> tuple[str, list[int]]:
+    """Split a pattern of files such as ``slice%03d.raw 1 10 1``: a name, and its numbers.
+
+    `number` is the expression that each number must match.
+    """
+    pattern, *numbers = words
+    if not re.fullmatch(r"[^%]*%0?\d{0,2}d[^%]*", pattern) or not all(
+        re.fullmatch(number, n) for n in numbers
+    ):
+        raise InputError(
+            f"{path}: {what} must be a name without blanks with one number, such as "
+            f"slice%03d.raw 1 10 1; got {' '.join(words)!r}"
+        )
+    return pattern, [int(n) for n in numbers]
 
 
 def check_length(path: Path, needed: int, there: int, *, packed: bool = False) -> None:

@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from itkstream.errors import InputError
-from itkstream.io.images.files.headers import FileHeader, check_length, require_files, whole_numbers
+from itkstream.io.images.files.headers import (
+    FileHeader,
+    check_length,
+    require_files,
+    take_pattern_apart,
+    whole_numbers,
+)
 from itkstream.io.images.selection import parse_unit
 
 __all__ = ["read_nrrd_header"]
@@ -147,15 +153,8 @@ def _data_files(path: Path, fields: Mapping[str, str], names: Sequence[str]) -> 
 
 def _numbered(words: Sequence[str], path: Path) -> list[str]:
     """List the files of a pattern such as ``slice%03d.raw 1 10 1``."""
-    pattern, *numbers = words
-    if not re.fullmatch(r"[^%]*%0?\d{0,2}d[^%]*", pattern) or not all(
-        re.fullmatch(r"-?\d{1,9}", n) for n in numbers
-    ):
-        raise InputError(
-            f"{path}: 'data file' must be a name without blanks with one number, such as "
-            f"slice%03d.raw 1 10 1; got {' '.join(words)!r}"
-        )
-    first, last, step = (int(n) for n in numbers[:3])
+    pattern, numbers = take_pattern_apart(words, r"-?\d{1,9}", "'data file'", path)
+    first, last, step = numbers[:3]
     if not step or (last - first) // step not in range(_LONGEST_HEADER):
         raise InputError(f"{path}: 'data file' counts from {first} to {last} by {step}")
     return [pattern % k for k in range(first, last + (1 if step > 0 else -1), step)]
