@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import dask.array as da
 import numpy as np
@@ -20,7 +21,7 @@ from itkstream.apply.resampling import prepare_apply_to_series, prepare_apply_tr
 from itkstream.blocks.graph import Result, map_blocks
 from itkstream.blocks.inputs import block_grid
 from itkstream.compute.drafts import drafted
-from itkstream.compute.execute import compute, open_begun, run, store
+from itkstream.compute.execute import compute, open_or_create, run, store
 from itkstream.compute.pyramid import compute_pyramid
 from itkstream.compute.resume import Output
 from itkstream.errors import InputError, PlanError
@@ -32,8 +33,8 @@ from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file, check_store
 from itkstream.io.storage.zarr_arrays import ZarrArray
-from itkstream.io.transforms.ngff.inverses import ERROR_ARRAY, create_error_map
-from itkstream.io.transforms.ngff.store import FIELD_ARRAY, as_stored, create_transform, stored_axes
+from itkstream.io.transforms.ngff.inverses import ERROR_ARRAY, create_inverse
+from itkstream.io.transforms.ngff.store import FIELD_ARRAY, as_stored, stored_axes
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.workers import Resources, free_memory
@@ -130,11 +131,8 @@ def write_inverse(
     lazy = as_stored(prepare_invert(transform, grid, (blocksize,) * grid.ndim), grid)
     affine = affine_part(transform).inverse()
     with drafted(place) as draft:
-        target = open_begun(lazy, draft / FIELD_ARRAY)
-        if target is None:
-            draft.remove()
-            target = create_transform(draft, affine, grid, chunks=chunks)
-            create_error_map(draft, grid, chunks)
+        create = partial(create_inverse, draft, affine, grid, chunks)
+        target = open_or_create(lazy, draft, FIELD_ARRAY, create)
         errors = draft / ERROR_ARRAY
         run(lazy, Output(draft / FIELD_ARRAY, target.chunks, last=errors), resources)
         return _largest(ZarrArray.open(errors), blocksize, resources)
@@ -274,10 +272,8 @@ def _write_store(
     series = resampling.series_axes
     chunks = tuple(min(c[0], resampling.blocksize) for c in lazy.chunks[len(series) :])
     with drafted(place) as draft:
-        target = open_begun(lazy, draft / "0")
-        if target is None:
-            draft.remove()
-            target = create_ome_zarr(draft, grid, lazy.dtype, chunks=chunks, series=series)
+        create = partial(create_ome_zarr, draft, grid, lazy.dtype, chunks=chunks, series=series)
+        target = open_or_create(lazy, draft, "0", create)
         store(lazy, target, resources)
         compute_pyramid(draft, labels=labels, resources=resources)
 

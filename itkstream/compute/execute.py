@@ -28,7 +28,7 @@ from itkstream.io.storage.zarr_arrays import written_codecs
 from itkstream.numerics.threads import using_threads
 from itkstream.workers import Resources, connected
 
-__all__ = ["compute", "continues", "execute", "open_begun", "run", "store"]
+__all__ = ["compute", "continues", "execute", "open_or_create", "run", "store"]
 
 logger = logging.getLogger(__name__)
 
@@ -229,9 +229,17 @@ def continues(array: da.Array, path: str | os.PathLike[str]) -> bool:
     return Output(place, found.chunks, found.shards).is_of(array)
 
 
-def open_begun(array: da.Array, place: Location) -> zarr.Array[Any] | None:
-    """The Zarr array that a run of the same computation left, to be filled on; None elsewhere."""
-    return zarr.open_array(place.store(), mode="r+") if continues(array, place) else None
+def open_or_create(
+    array: da.Array, place: Location, name: str, create: Callable[[], zarr.Array[Any]]
+) -> zarr.Array[Any]:
+    """Open the Zarr array that a run of the same computation left in a store, to be filled on.
+
+    What any other computation left in the place is removed, and the store created.
+    """
+    if continues(array, place / name):
+        return zarr.open_array((place / name).store(), mode="r+")
+    place.remove()
+    return create()
 
 
 def run(

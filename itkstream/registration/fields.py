@@ -7,6 +7,7 @@ run stored are kept where their files are sound.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import dask.array as da
 
@@ -17,7 +18,7 @@ from itkstream.apply.coarsening import (
     prepare_decimation,
 )
 from itkstream.apply.resampling import prepare_field
-from itkstream.compute.execute import compute, open_begun, store
+from itkstream.compute.execute import compute, open_or_create, store
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Transform
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
@@ -73,11 +74,9 @@ def store_field(
 ) -> CompositeTransform:
     """Write a displacement field and the affine after it, or finish one that was begun."""
     stored = as_stored(lazy, grid)
-    target = open_begun(stored, path / FIELD_ARRAY)
-    if target is None:
-        path.remove()
-        chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
-        target = create_transform(path, affine, grid, chunks=chunks)
+    chunks = tuple(_chunk(c) for c in lazy.chunks[:-1])
+    create = partial(create_transform, path, affine, grid, chunks=chunks)
+    target = open_or_create(stored, path, FIELD_ARRAY, create)
     store(stored, target, scene.resources, scene.reporter.blocks)
     return read_transform(path, scene.fixed.grid.axes)
 

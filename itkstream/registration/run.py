@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +15,7 @@ from itkstream.apply.certificate import certify
 from itkstream.apply.coarsening import CoarseField
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
-from itkstream.compute.execute import open_begun, store
+from itkstream.compute.execute import open_or_create, store
 from itkstream.compute.pyramid import compute_pyramid
 from itkstream.errors import RegistrationError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
@@ -246,11 +246,9 @@ class Run:
         lazy = prepare_apply_transform(self.fixed, self.moving, transform, blocksize, settings)
         grid = self.fixed.grid.reorder(stored_axes(self.fixed.grid))
         stored = lazy.transpose(self.fixed.grid.axis_order(grid.axes))
-        target = open_begun(stored, path / "0")
-        if target is None:
-            path.remove()
-            chunks = tuple(min(c[0], size) for c in stored.chunks)
-            target = create_ome_zarr(path, grid, stored.dtype, chunks=chunks)
+        chunks = tuple(min(c[0], size) for c in stored.chunks)
+        create = partial(create_ome_zarr, path, grid, stored.dtype, chunks=chunks)
+        target = open_or_create(stored, path, "0", create)
         store(stored, target, self.scene.resources, self.scene.reporter.blocks)
 
     def report(self) -> dict[str, Any]:

@@ -10,27 +10,41 @@ import numpy as np
 import zarr
 
 from itkstream.errors import MissingDataError
-from itkstream.geometry import ArrayView, DisplacementField, Grid, Image, array_axes
+from itkstream.geometry import (
+    AffineTransform,
+    ArrayView,
+    DisplacementField,
+    Grid,
+    Image,
+    array_axes,
+)
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
-from itkstream.io.transforms.ngff.store import read_transform, stored_axes
+from itkstream.io.transforms.ngff.store import create_transform, read_transform, stored_axes
 
-__all__ = ["ERROR_ARRAY", "create_error_map", "read_error_map"]
+__all__ = ["ERROR_ARRAY", "create_inverse", "read_error_map"]
 
 ERROR_ARRAY = "inverse_error"
 """Name of the array in a store that holds the error of every voxel of an inverse."""
 
 
-def create_error_map(place: Location, grid: Grid, chunks: Sequence[int]) -> zarr.Array[Any]:
-    """Create the array for the error of every voxel, in any order of axes, beside a field."""
+def create_inverse(
+    place: Location, affine: AffineTransform, grid: Grid, chunks: Sequence[int]
+) -> zarr.Array[Any]:
+    """Create a store for an inverse, its grid in any order of axes: the field, to be filled.
+
+    An array for the error of every voxel lies beside it.
+    """
+    field = create_transform(place, affine, grid, chunks=chunks)
     order = grid.axis_order(stored_axes(grid))
-    return zarr.create_array(
+    zarr.create_array(
         (place / ERROR_ARRAY).store(),
         shape=tuple(grid.shape[k] for k in order),
         dtype=np.float32,
         chunks=tuple(chunks[k] for k in order),
         dimension_names=stored_axes(grid),
     )
+    return field
 
 
 def read_error_map(path: str | os.PathLike[str], axes: Sequence[str] | None = None) -> Image:
