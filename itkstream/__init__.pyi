@@ -13,8 +13,8 @@ from . import transform as transform
 from . import workers as workers
 from .apply.bundles import Bundle, coarsened, export_ants, export_slicer
 from .apply.certificate import Certificate, certify, check_transform
+from .apply.folds import repair_transform
 from .apply.products import Series, write_inverse, write_resampled
-from .apply.repair import repair_transform
 from .blocks.masks import Mask
 from .cluster import execute
 from .geometry import (

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-import itkstream.pipelines
-import itkstream.registration.config  # noqa: F401
+import itkstream.cli.config
+import itkstream.pipelines  # noqa: F401
 from itkstream.cli.app import main
 
 

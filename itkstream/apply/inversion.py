@@ -20,7 +20,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Block, DisplacementField, Grid, Transform, compose
 from itkstream.geometry.chains import FieldChain, kinds_of, links_of
 from itkstream.numerics.sampling.fields import displacement_bounds
-from itkstream.numerics.sampling.inverse import InverseProblem, Inversion, invert_displacement
+from itkstream.numerics.sampling.inverse import InverseProblem
 
 __all__ = ["invert_transform", "invertible_links", "prepare_bounds", "prepare_invert"]
 
@@ -72,7 +72,7 @@ def prepare_invert(
     invertible_links(transform)
     chain = FieldChain.of(transform, _NOT_BLOCK_BY_BLOCK)
     field = chain.field
-    problem = InverseProblem(field.grid, grid, chain.affine.matrix, tolerance_vox, max_iterations)
+    problem = InverseProblem(field.grid, grid, chain.affine, tolerance_vox, max_iterations)
     blocks = block_grid(grid.shape, blocksize, 0)
     source = readable_source(field.data)
     shared = {"problem": problem, "source": source, "bounds": prepare_bounds(field)}
@@ -132,14 +132,9 @@ def invert_transform(
 def _invert_chain(
     chain: FieldChain, grid: Grid, tolerance_vox: float, max_iterations: int
 ) -> Transform:
-    found = invert_displacement(
-        np.asarray(chain.field.data),
-        chain.field.grid,
-        grid,
-        affine=chain.affine.matrix,
-        tolerance_vox=tolerance_vox,
-        max_iterations=max_iterations,
-    )
+    field = chain.field
+    problem = InverseProblem(field.grid, grid, chain.affine, tolerance_vox, max_iterations)
+    found = problem.solve_whole(np.asarray(field.data))
     return compose(DisplacementField(found.displacement, grid), chain.affine.inverse())
 
 
@@ -181,5 +176,5 @@ def _invert_block(
 ) -> NDArray[np.float32]:
     region = problem.reach(block.core, bounds)
     part = np.asarray(source[(*region, slice(None))])
-    found: Inversion = problem.solve(part, region, block.core, bounds)
+    found = problem.solve(part, region, block.core, bounds)
     return np.concatenate([found.displacement, found.error[..., None]], axis=-1)

@@ -110,7 +110,7 @@ def _map_back(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
 
 def _map_back_through(chain: FieldChain, p: NDArray[np.float64]) -> MappedPoints:
     field, affine = chain.field, chain.affine
-    problem = InverseProblem(field.grid, field.grid, affine.matrix)
+    problem = InverseProblem(field.grid, field.grid, affine)
     bounds = dask.compute(prepare_bounds(field))[0]
     origins, lost = np.empty_like(p), np.zeros(len(p), bool)
     for some in _neighbours(field.grid, affine.inverse().apply(p)):

@@ -20,14 +20,15 @@ from itkstream.apply.inversion import prepare_invert
 from itkstream.apply.resampling import prepare_apply_to_series, prepare_apply_transform
 from itkstream.blocks.graph import Result, map_blocks
 from itkstream.blocks.inputs import block_grid
+from itkstream.blocks.levels import prepare_level_below
 from itkstream.compute.drafts import drafted
 from itkstream.compute.execute import compute, open_or_create, run, store
-from itkstream.compute.pyramid import compute_pyramid
 from itkstream.compute.resume import Output
 from itkstream.errors import InputError, PlanError
 from itkstream.geometry import Block, Grid, Image, Transform
 from itkstream.io import create_ome_zarr
 from itkstream.io.images.files.itk_images import WRITTEN_SUFFIXES, write_itk
+from itkstream.io.images.stores.ome_zarr_writer import begin_levels
 from itkstream.io.images.units import itk_unit
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
@@ -39,7 +40,13 @@ from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.workers import Resources, free_memory
 
-__all__ = ["Series", "check_resampled_output", "write_inverse", "write_resampled"]
+__all__ = [
+    "Series",
+    "check_resampled_output",
+    "compute_pyramid",
+    "write_inverse",
+    "write_resampled",
+]
 
 # Copies of a file's voxels in memory while it is written: ours, and ITK's on its way.
 _COPIES = 3
@@ -298,3 +305,16 @@ def _write_file(
     grid = resampling.grid
     lattice = grid.reorder(stored_axes(grid)).in_unit(itk_unit(grid))
     write_itk(place, Image(compute(lazy, resources), lattice), overwrite=overwrite)
+
+
+def compute_pyramid(
+    path: str | os.PathLike[str], *, labels: bool = False, resources: Resources | None = None
+) -> None:
+    """Compute the levels below the finest of an image made by `create_ome_zarr`.
+
+    They have the bytes that `itkstream.io.write_pyramid` writes in this process.
+    """
+    levels = begin_levels(path, labels=labels)
+    next(levels)
+    for level in levels:
+        store(prepare_level_below(ZarrArray.open(level.above), level), level.array, resources)

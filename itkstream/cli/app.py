@@ -163,7 +163,7 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
 @click.argument("file", required=False)
 def config(defaults: bool, file: str | None) -> None:
     """Print the steps and settings of FILE, checked and in full, or the defaults, as YAML."""
-    from itkstream.registration.config import Config, read_config, to_yaml
+    from itkstream.cli.config import Config, read_config, to_yaml
 
     if defaults == (file is not None):
         raise click.UsageError("give either --defaults or a FILE")

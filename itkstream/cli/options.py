@@ -241,7 +241,7 @@ def collect_resources(options: dict[str, Any]) -> Any:
 
 def collect_config(options: dict[str, Any]) -> Any:
     """Read the file of steps, or change the default steps; files given as options come first."""
-    from itkstream.registration.config import Config, read_config
+    from itkstream.cli.config import Config, read_config
 
     changing = [name for name in _STEP_OPTIONS if options.get(name) is not None]
     if options["config_file"] is None:

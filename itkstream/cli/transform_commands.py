@@ -258,7 +258,7 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
     The ending of OUT decides the format, as for `export`.
     """
     from itkstream.apply.certificate import check_transform
-    from itkstream.apply.repair import repair_transform
+    from itkstream.apply.folds import repair_transform
     from itkstream.io.storage.inputs import check_apart
     from itkstream.io.transforms.files import (
         check_transform_output,

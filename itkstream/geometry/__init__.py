@@ -2,7 +2,7 @@
 
 from itkstream.geometry.blocks import Block, BlockGrid
 from itkstream.geometry.chains import CompositeTransform, compose, named_axes, steps_of, with_axes
-from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, default_axes
+from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, box_shape, default_axes
 from itkstream.geometry.image import Image
 from itkstream.geometry.lazy_array import ArraySource, ArrayView, LazyArray, transposed
 from itkstream.geometry.splines import BSplineTransform, LandmarkSpline
@@ -31,6 +31,7 @@ __all__ = [
     "Transform",
     "array_axes",
     "axis_order",
+    "box_shape",
     "compose",
     "default_axes",
     "named_axes",

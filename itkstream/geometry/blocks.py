@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry.grid import Slices
+from itkstream.geometry.grid import Slices, box_shape
 
 __all__ = ["Block", "BlockGrid"]
 
@@ -45,12 +45,12 @@ class Block:
     @property
     def core_shape(self) -> tuple[int, ...]:
         """Voxels of the core per axis."""
-        return tuple(s.stop - s.start for s in self.core)
+        return box_shape(self.core)
 
     @property
     def padded_shape(self) -> tuple[int, ...]:
         """Voxels of the padded region per axis."""
-        return tuple(s.stop - s.start for s in self.padded)
+        return box_shape(self.padded)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 
-__all__ = ["MICROMETERS_PER_UNIT", "Grid", "Slices", "array_axes", "axis_order", "default_axes"]
+__all__ = [
+    "MICROMETERS_PER_UNIT",
+    "Grid",
+    "Slices",
+    "array_axes",
+    "axis_order",
+    "box_shape",
+    "default_axes",
+]
 
 Slices = tuple[slice, ...]
 
@@ -24,6 +32,11 @@ MICROMETERS_PER_UNIT = {
     "centimeter": 1e4,
     "meter": 1e6,
 }
+
+
+def box_shape(box: Slices) -> tuple[int, ...]:
+    """Voxels of a box per axis."""
+    return tuple(s.stop - s.start for s in box)
 
 
 def default_axes(ndim: int) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.io.storage.stored import kept_times
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
-from itkstream.registration.prices import (
+from itkstream.registration.settings import RegisterSettings
+from itkstream.registration.steps.prices import (
     PROCESS_BYTES,
     Pair,
     StepPrice,
@@ -34,7 +35,6 @@ from itkstream.registration.prices import (
     price_reading,
     price_sampled,
 )
-from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps.step import Step
 from itkstream.workers import Resources, free_memory
 

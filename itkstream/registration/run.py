@@ -13,10 +13,10 @@ from dask.tokenize import tokenize
 
 from itkstream.apply.certificate import certify
 from itkstream.apply.coarsening import CoarseField
+from itkstream.apply.products import compute_pyramid
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
 from itkstream.compute.execute import open_or_create, store
-from itkstream.compute.pyramid import compute_pyramid
 from itkstream.errors import RegistrationError
 from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image

@@ -18,8 +18,7 @@ from itkstream.errors import InputError, unknown_name
 from itkstream.numerics.threads import processors
 from itkstream.workers.batch_systems import SYSTEMS, BatchSystem, seconds_of
 from itkstream.workers.dask_internals import MEMORY_LIMIT
-from itkstream.workers.options import split_config
-from itkstream.workers.presets import presets_path, read_presets
+from itkstream.workers.options import presets_path, read_presets, split_config
 
 __all__ = ["Resources", "check_count", "free_memory"]
 

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from itkstream.apply import folds
 from itkstream.apply.certificate import certify, check_transform
-from itkstream.apply.repair import repair_transform
+from itkstream.apply.folds import repair_transform
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.io.transforms.files import write_transform

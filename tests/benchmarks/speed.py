@@ -42,7 +42,7 @@ from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
 from itkstream.numerics.matching.matches import MatchSettings, match
 from itkstream.numerics.sampling.fields import jacobian_determinant
-from itkstream.numerics.sampling.inverse import invert_displacement
+from itkstream.numerics.sampling.inverse import InverseProblem
 from itkstream.numerics.sampling.mapping import GridMap
 from itkstream.numerics.sampling.warping import WarpSettings, warp_mapped
 from itkstream.numerics.threads import using_threads
@@ -251,8 +251,9 @@ def time_inverse(sizes: Sizes) -> list[Row]:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     grid = Grid((sizes.warp_side,) * 3, SPACING)
     vectors = _strong_vectors(grid)
+    problem = InverseProblem(grid, grid, AffineTransform(np.eye(4)))
     ways: dict[str, Callable[[], Any]] = {
-        "inverse": lambda: invert_displacement(vectors, grid, grid).displacement
+        "inverse": lambda: problem.solve_whole(vectors).displacement
     }
     for dtype in (np.uint16, np.float32):
         name, moving = np.dtype(dtype).name, Image(_enlarged(grid.shape).astype(dtype), grid)

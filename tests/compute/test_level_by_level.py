@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from itkstream.compute.pyramid import compute_pyramid
+from itkstream.apply.products import compute_pyramid
 from itkstream.geometry import Grid
 from itkstream.io import create_ome_zarr, write_pyramid
 from itkstream.io.images.stores import ome_zarr_writer

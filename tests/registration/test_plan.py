@@ -14,8 +14,8 @@ from itkstream.geometry import Grid, Image
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import plan
-from itkstream.registration.prices import PROCESS_BYTES
 from itkstream.registration.steps import Deformable, RansacAffine, RegisterSettings
+from itkstream.registration.steps.prices import PROCESS_BYTES
 from itkstream.workers import Resources
 
 

@@ -8,12 +8,12 @@ import pytest
 from attrs import frozen
 
 from itkstream.align import prepare_piecewise_align
+from itkstream.cli.config import Config, read_config, to_yaml
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.itk.settings import DemonsSettings, IntensitySettings
 from itkstream.pipelines import plan, register
-from itkstream.registration.config import Config, read_config, to_yaml
 from itkstream.registration.scene import Finding
 from itkstream.registration.steps import (
     DEFAULT_STEPS,

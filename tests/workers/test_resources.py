@@ -12,7 +12,7 @@ import pytest
 from itkstream.compute.execute import execute
 from itkstream.errors import InputError
 from itkstream.workers import Resources
-from itkstream.workers.presets import presets_path
+from itkstream.workers.options import presets_path
 
 JOBS = {"cluster": "slurm", "cores": 4, "memory": "16GB"}
 

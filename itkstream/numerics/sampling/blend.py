@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices
+from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices, box_shape
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["NodeLattice", "blend_affines", "blend_points"]
@@ -190,7 +190,7 @@ class NodeLattice:
         (n,).
         """
         if not total.size:
-            shape = tuple(s.stop - s.start for s in self.wanted(block))
+            shape = box_shape(self.wanted(block))
             return np.zeros((*shape, len(shape)), np.float32)
         trust = np.maximum(total[..., -2:-1], np.finfo(np.float32).tiny)
         vectors = np.asarray(total[..., :-2] / trust, np.float32)

@@ -12,21 +12,23 @@ to read; knots are counted in the whole image, so it gives the bits that the who
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
+import attrs
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, Grid, Slices
+from itkstream.geometry import AffineTransform, Grid, Slices, box_shape
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values, lift_vectors
+from itkstream.numerics.parameters import positive_length, whole
 from itkstream.numerics.sampling.fields import check_vectors, displacement_bounds
 from itkstream.numerics.sampling.mapping import GridMap, box_around
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["InverseProblem", "Inversion", "invert_displacement"]
+__all__ = ["InverseProblem", "Inversion"]
 
 Doubles = NDArray[np.float64]
 
@@ -41,7 +43,7 @@ _LEAST_DETERMINANT = 1e-3
 _DOUBT = 8.0
 
 
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class Inversion:
     """The inverse of a displacement field and how exact it is.
 
@@ -56,7 +58,7 @@ class Inversion:
     iterations: int
 
 
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class InverseProblem:
     """The inverse of ``affine(p + u(p))`` on a grid: a displacement before the inverse affine.
 
@@ -67,55 +69,51 @@ class InverseProblem:
 
     from_grid: Grid
     to_grid: Grid
-    affine: Doubles
-    tolerance_vox: float = 0.01
-    max_iterations: int = 50
+    affine: AffineTransform
+    tolerance_vox: float = attrs.field(default=0.01, validator=positive_length)
+    max_iterations: int = attrs.field(default=50, validator=whole(1))
 
-    def __post_init__(self) -> None:
+    def __attrs_post_init__(self) -> None:
         here, there = self.from_grid, self.to_grid
         if (here.axes, here.unit) != (there.axes, there.unit):
             raise InputError(
                 f"the field has axes {here.axes} in {here.unit} and its inverse is wanted on axes "
                 f"{there.axes} in {there.unit}: reorder or convert one of the grids"
             )
-        if not self.tolerance_vox > 0 or self.max_iterations < 1:
-            raise InputError(
-                f"tolerance_vox must be positive and max_iterations at least 1; got "
-                f"{self.tolerance_vox} and {self.max_iterations}"
-            )
-        if self.affine.shape != (here.ndim + 1, here.ndim + 1):
-            raise InputError(
-                f"the affine after a {here.ndim}-D field is a {here.ndim + 1} x {here.ndim + 1} "
-                f"matrix; got shape {self.affine.shape}"
-            )
+        if self.affine.ndim != here.ndim:
+            raise InputError(f"a {self.affine.ndim}-D affine cannot follow a {here.ndim}-D field")
+
+    def solve_whole(self, field: NDArray[np.floating[Any]]) -> Inversion:
+        """Invert everywhere, from the whole field."""
+        region, box = (tuple(slice(0, n) for n in g.shape) for g in (self.from_grid, self.to_grid))
+        return self.solve(field, region, box, displacement_bounds(field, self.from_grid))
 
     def reach(self, box: Slices, bounds: Doubles) -> Slices:
         """The part of the field that the inverse in a box of the output can depend on."""
         ends = [(_STEP * s.start, _STEP * (s.stop - 1)) for s in _knots(box)]
-        corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, len(box))
-        return self.reach_points(self.to_grid.to_physical(corners), bounds)
+        return self.reach_points(self.to_grid.to_physical([*product(*ends)]), bounds)
 
     def reach_points(self, points: Doubles, bounds: Doubles) -> Slices:
-        """The part of the field that holds where some points, (m, n), at least one, come from."""
-        starts, last = self._on_field(points), np.asarray(self.from_grid.shape) - 1
+        """The part of the field where some points, (m, n), come from: its edge, if beyond it."""
+        starts = self.from_grid.to_index(self.affine.inverse().apply(points))
+        last = np.asarray(self.from_grid.shape) - 1
         low, high = starts.min(axis=0) - bounds[1], starts.max(axis=0) - bounds[0]
-        # Beyond the field, its edge is read.
         return box_around(np.minimum(low, last), np.maximum(high, 0), self.from_grid.shape)
 
     def solve(self, part: NDArray[Any], region: Slices, box: Slices, bounds: Doubles) -> Inversion:
         """Invert in a box of the output, from the field in at least the region of `reach`."""
         flat, field = self._field(part, region, bounds)
-        to_fixed = GridMap(self.to_grid, AffineTransform(self.affine).inverse().matrix)
+        to_fixed = GridMap(self.to_grid, self.affine.inverse().matrix)
         index = lift_matrix(to_fixed.index_matrix(self.from_grid))
-        back = lift_matrix((self.affine @ self.from_grid.matrix)[:-1, :-1])
+        back = lift_matrix((self.affine.matrix @ self.from_grid.matrix)[:-1, :-1])
         lifted = lift_values(box, slice(0, 1))
         # Knots are solved as voxels are, from no displacement, on a lattice of every fourth voxel.
         around = _knots(lifted)
         coarse = index * (_STEP, _STEP, _STEP, 1), np.eye(3), around
-        nothing = np.zeros((*_shape(_knots(around)), 3), np.float32)
+        nothing = np.zeros((*box_shape(_knots(around)), 3), np.float32)
         knots, _, _ = _solve_box(flat, field, coarse, nothing)
         vectors, error, iterations = _solve_box(flat, field, (index, back, lifted), knots)
-        n, shape = len(box), _shape(box)
+        n, shape = len(box), box_shape(box)
         found = np.ascontiguousarray(vectors[..., 3 - n :]).reshape(*shape, n)
         return Inversion(found, error.reshape(shape), iterations)
 
@@ -124,21 +122,17 @@ class InverseProblem:
     ) -> tuple[Doubles, Doubles]:
         """The fixed points (m, n) that map to `points`, and the errors, from `reach_points`."""
         flat, field = self._field(part, region, bounds)
-        targets = lift_vectors(self._on_field(points))
+        targets = lift_vectors(self.from_grid.to_index(self.affine.inverse().apply(points)))
         ends, error = np.empty_like(targets), np.empty(len(targets))
         over_slabs(lambda a, b: _solve_points(flat, field, targets, ends, error, a, b), len(ends))
         return self.from_grid.to_physical(ends[:, 3 - self.from_grid.ndim :]), error
-
-    def _on_field(self, points: Doubles) -> Doubles:
-        """Places of moving points on the field, in voxels, u left out."""
-        return self.from_grid.to_index(AffineTransform(self.affine).inverse().apply(points))
 
     def _field(
         self, part: NDArray[Any], region: Slices, bounds: Doubles
     ) -> tuple[NDArray[np.float32], _Field]:
         """The numbers of a part of the field, one after the other, and what to solve with them."""
         # Compiled loops would read beyond a field of another shape.
-        check_vectors(part, _shape(region))
+        check_vectors(part, box_shape(region))
         vectors, matrix = lift_field(part), lift_matrix(self.from_grid.matrix[:-1, :-1])
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
         low, high = _rows(lift_vectors(bounds))
@@ -155,26 +149,6 @@ class InverseProblem:
             self.tolerance_vox,
             self.max_iterations,
         )
-
-
-def invert_displacement(
-    field: NDArray[np.floating[Any]],
-    from_grid: Grid,
-    to_grid: Grid,
-    *,
-    affine: Doubles | None = None,
-    tolerance_vox: float = 0.01,
-    max_iterations: int = 50,
-) -> Inversion:
-    """Invert a displacement field in memory, or one with an affine after it: `InverseProblem`."""
-    matrix = np.eye(from_grid.ndim + 1) if affine is None else affine
-    problem = InverseProblem(from_grid, to_grid, matrix, tolerance_vox, max_iterations)
-    region, box = (tuple(slice(0, m) for m in grid.shape) for grid in (from_grid, to_grid))
-    return problem.solve(field, region, box, displacement_bounds(field, from_grid))
-
-
-def _shape(box: Slices) -> tuple[int, ...]:
-    return tuple(s.stop - s.start for s in box)
 
 
 def _knots(box: Slices) -> Slices:
@@ -217,7 +191,7 @@ def _solve_box(
     index, turn, box = lattice
     corners = tuple((s.start, s.stop) for s in box)
     numbers = _rows(index[:, :3]), tuple(index[:, 3].tolist()), _rows(turn), corners
-    shape, lines = _shape(box), knots.reshape(*knots.shape[:2], -1)
+    shape, lines = box_shape(box), knots.reshape(*knots.shape[:2], -1)
     out = np.empty((*shape, 3), np.float32), np.empty(shape, np.float32), np.zeros(shape[1], int)
     over_slabs(lambda a, b: _solve_rows(flat, field, numbers, lines, out, a, b), shape[1])
     return out[0], out[1], int(out[2].max())
@@ -309,8 +283,7 @@ def _newton(field, y, x, sample):  # type: ignore[no-untyped-def]
     fine, d = volume * field.density >= _LEAST_DETERMINANT, 1.0 / volume
     if not fine:
         (f, g, h), d = field.inverse, 1.0
-    r0, r1, r2 = d * r[0], d * r[1], d * r[2]
-    t = _ahead(_ahead((r0 * f[0], r0 * f[1], r0 * f[2]), r1, g), r2, h)
+    t = _ahead(_ahead(_ahead((0.0, 0.0, 0.0), d * r[0], f), d * r[1], g), d * r[2], h)
     way, length = place + _ahead(place, 1.0, t), _dot(t, t)
     magnified = abs(d) * np.sqrt(_dot(f, f) + _dot(g, g) + _dot(h, h))
     off = 2.0 * magnified * (q0 + q1 + q2) * length

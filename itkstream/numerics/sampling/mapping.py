@@ -25,6 +25,7 @@ from itkstream.geometry import (
     PiecewiseAffine,
     Slices,
     Transform,
+    box_shape,
     steps_of,
 )
 from itkstream.numerics.sampling.blend import blend_affines
@@ -194,7 +195,7 @@ def _sampled(at: GridMap, field: DisplacementField) -> NDArray[np.float32]:
     is small.
     """
     box = at.reach_in(field.grid)
-    vectors = math.prod(s.stop - s.start for s in box)
+    vectors = math.prod(box_shape(box))
     if vectors <= max(_FIELD_VECTORS, 2 * at.grid.size) or at.grid.size == 1:
         near = np.asarray(field.data[(*box, slice(None))])
         return sample_field(

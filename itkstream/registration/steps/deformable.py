@@ -32,7 +32,9 @@ from itkstream.numerics.itk.settings import (
 )
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.registration.fields import store_field
-from itkstream.registration.prices import (
+from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
+from itkstream.registration.steps.blocks import check_blocks
+from itkstream.registration.steps.prices import (
     TASKS_BLENDED,
     TASKS_WRITTEN,
     Pair,
@@ -43,9 +45,7 @@ from itkstream.registration.prices import (
     largest_block,
     work_of,
 )
-from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
-from itkstream.registration.steps.blocks import check_blocks
-from itkstream.registration.steps.tuned import TunedStep, tuned
+from itkstream.registration.steps.step import TunedStep, tuned
 
 __all__ = ["Deformable", "Method"]
 

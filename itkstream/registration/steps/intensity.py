@@ -15,10 +15,10 @@ from itkstream.io.storage.locations import Location
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.registration.prices import Pair, StepPrice
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
 from itkstream.registration.steps.blocks import prepare_refined
-from itkstream.registration.steps.tuned import TunedStep, tuned
+from itkstream.registration.steps.prices import Pair, StepPrice
+from itkstream.registration.steps.step import TunedStep, tuned
 
 __all__ = ["IntensityAffine"]
 

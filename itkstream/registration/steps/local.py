@@ -21,14 +21,6 @@ from itkstream.estimate.affines import (
     split_local_affines,
 )
 from itkstream.io.storage.locations import Location
-from itkstream.registration.prices import (
-    TASKS_BLENDED,
-    Pair,
-    StepPrice,
-    count_blocks,
-    largest_block,
-    work_of,
-)
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
 from itkstream.registration.steps.blocks import check_blocks, prepare_refined
 from itkstream.registration.steps.matching import (
@@ -37,6 +29,14 @@ from itkstream.registration.steps.matching import (
     MatchingStep,
     best_affine,
     checked_radii,
+)
+from itkstream.registration.steps.prices import (
+    TASKS_BLENDED,
+    Pair,
+    StepPrice,
+    count_blocks,
+    largest_block,
+    work_of,
 )
 from itkstream.registration.steps.ransac import RansacAffine
 

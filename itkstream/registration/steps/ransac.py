@@ -15,7 +15,6 @@ from itkstream.estimate.affines import KeyPointSearch
 from itkstream.geometry import AffineTransform
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.registration.prices import Pair, StepPrice
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
 from itkstream.registration.steps.blocks import prepare_refined
 from itkstream.registration.steps.matching import (
@@ -25,6 +24,7 @@ from itkstream.registration.steps.matching import (
     best_affine,
     checked_radii,
 )
+from itkstream.registration.steps.prices import Pair, StepPrice
 
 __all__ = ["RansacAffine"]
 

@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError, MissingDataError
-from itkstream.geometry import Grid
+from itkstream.geometry import Grid, box_shape
 from itkstream.io.images.locate import locate
 from itkstream.io.images.selection import Selection
 from itkstream.io.images.stores.ngff_metadata import level_axes, level_paths, multiscales_of
@@ -287,7 +287,7 @@ def _fill(job: _Job, box: tuple[slice, ...]) -> None:
     """Compute one chunk or shard of a level and write it."""
     source = zarr.open_array(job.source.store(), mode="r")
     target = zarr.open_array(job.target.store(), mode="r+")
-    out = np.empty(tuple(s.stop - s.start for s in box), target.dtype)
+    out = np.empty(box_shape(box), target.dtype)
     for piece in tiles(out.shape, target.chunks):  # a whole shard of fine voxels may not fit
         fine = tuple(
             slice((b.start + p.start) * f, (b.start + p.stop) * f)

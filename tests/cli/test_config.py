@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from itkstream.cli.config import Config, read_config, to_yaml
 from itkstream.errors import InputError, MissingDataError
 from itkstream.io import ImageOptions
-from itkstream.registration.config import Config, read_config, to_yaml
 from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,
