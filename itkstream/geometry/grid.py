@@ -35,7 +35,18 @@ MICROMETERS_PER_UNIT = {
 
 
 def box_shape(box: Slices) -> tuple[int, ...]:
-    """Voxels of a box per axis."""
+    """Count the voxels of a box per axis.
+
+    Parameters
+    ----------
+    box : tuple of slice
+        One per axis, each with a start and a stop.
+
+    Returns
+    -------
+    tuple of int
+        Voxels per axis.
+    """
     return tuple(s.stop - s.start for s in box)
 
 

@@ -1,4 +1,4 @@
-"""What users and sites set: dask"s configuration, options of the jobs, and named clusters."""
+"""Options of users and sites: dask's configuration, those of the jobs, and named clusters."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itkstream.apply import fields as algebra
-from itkstream.apply import repair
+from itkstream.apply import folds
 from itkstream.blocks import masks
 from itkstream.blocks import sources as lazy
 from itkstream.errors import InputError
@@ -94,7 +94,7 @@ def patched(folder: Path) -> Case:
     box = (slice(2, 5), slice(0, 3), slice(4, 8))
     whole = VECTORS.copy()
     whole[box] = 5
-    return Case(repair._Patched(VECTORS, ((box, whole[box]),)), whole)
+    return Case(folds._Patched(VECTORS, ((box, whole[box]),)), whole)
 
 
 def sampled(folder: Path) -> Case:
