@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from attrs import evolve
@@ -24,9 +25,19 @@ from itkstream.numerics.sampling.fields import shrink_field
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.threads import processors, using_threads
 
-__all__ = ["LevelPlan", "after_coarse", "plan_levels", "prepare_start", "solve_coarse"]
+__all__ = [
+    "LevelPlan",
+    "after_coarse",
+    "factors_per_axis",
+    "plan_levels",
+    "prepare_start",
+    "relative_levels",
+    "solve_coarse",
+]
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=DeformSettings)
 
 # A level is as good as one that is wanted where its voxels are not so many times longer.
 _TOO_COARSE = 2.0
@@ -62,15 +73,15 @@ def plan_levels(grid: Grid, settings: DeformSettings, voxels: float) -> LevelPla
     fitting = [f for f in shrinks[:-1] if _shrunk(grid, f, settings).size <= voxels]
     if fitting:
         count, factor = len(fitting), fitting[-1]
-        coarse = _relative(settings.select(slice(count)), factor)
+        coarse = relative_levels(settings.select(slice(count)), factor)
         fine = settings.select(slice(count, None))
-        return LevelPlan(_per_axis(grid, factor, settings), coarse, fine)
+        return LevelPlan(factors_per_axis(grid, factor, settings.isotropic), coarse, fine)
     factor = 2 * shrinks[0]
     while _shrunk(grid, factor, settings).size > voxels:
         factor *= 2
-    first = _relative(settings.select(slice(1)), shrinks[0])
+    first = relative_levels(settings.select(slice(1)), shrinks[0])
     coarse = first.scaled(factor / shrinks[0])
-    return LevelPlan(_per_axis(grid, factor, settings), coarse, settings)
+    return LevelPlan(factors_per_axis(grid, factor, settings.isotropic), coarse, settings)
 
 
 def solve_coarse(
@@ -141,15 +152,16 @@ def _start(fixed: Image, moving: Image, initial: Transform, plan: LevelPlan) -> 
     return after_coarse(solve_coarse(fixed, moving, initial, plan), initial)
 
 
-def _per_axis(grid: Grid, factor: int, settings: DeformSettings) -> tuple[int, ...]:
-    if not settings.isotropic:
+def factors_per_axis(grid: Grid, factor: int, isotropic: bool = True) -> tuple[int, ...]:
+    """The factor on every axis, or so many voxels as span the same length."""
+    if not isotropic:
         return (factor,) * grid.ndim
     finest = min(grid.spacing)
     return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
 
 
 def _shrunk(grid: Grid, factor: int, settings: DeformSettings) -> Grid:
-    return grid.shrink(_per_axis(grid, factor, settings))
+    return grid.shrink(factors_per_axis(grid, factor, settings.isotropic))
 
 
 def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, ...]:
@@ -158,7 +170,7 @@ def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, 
     return tuple(max(1, round(c / h)) for c, h in zip(coarse, moving.spacing, strict=True))
 
 
-def _relative(settings: DeformSettings, factor: int) -> DeformSettings:
+def relative_levels(settings: S, factor: int) -> S:
     """The levels as an image that is shrunk by `factor` already has them."""
     shrinks = np.ravel(settings.shrink_factors)
     return evolve(settings, shrink_factors=tuple(max(1, round(f / factor)) for f in shrinks))

@@ -115,7 +115,7 @@ class Run:
             return note_of(found, after.quality, self.folder.claim())
 
         def complete(note: Note) -> Note:
-            step.restore(self.scene, state, place)
+            step.restore(self.scene, state, place, note["facts"])
             return note
 
         note = self.journal.once(step.title, str(number), key, find, again=complete)

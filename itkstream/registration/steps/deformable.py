@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 from attrs import frozen
 
-from itkstream.errors import unknown_name
+from itkstream.errors import InputError, unknown_name
 from itkstream.estimate.coarse import plan_levels
 from itkstream.estimate.deformation import (
     Task,
@@ -19,10 +19,12 @@ from itkstream.estimate.deformation import (
     positions_of,
     prepare_deformation,
 )
+from itkstream.estimate.stiffness import SAMPLED_VOXELS, choose_stiffness
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Image, Transform
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, DescentSettings
+from itkstream.numerics.deformation.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import (
     BsplineSettings,
@@ -30,6 +32,7 @@ from itkstream.numerics.itk.settings import (
     DemonsMethod,
     DemonsSettings,
 )
+from itkstream.numerics.parameters import finite
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.registration.fields import store_field
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
@@ -68,6 +71,10 @@ _BYTES: dict[Method, float] = {
 }
 # At least so much in planes: "lcc" took 91 there, as coarser levels are a quarter and no eighth.
 _BYTES_IN_PLANES = 98.0
+# A soft field has eight times the nodes at full resolution.
+_NARROW_BYTES = 18.0
+# While the stiffness is chosen: a block, its level and a descent on that, at a time.
+_SAMPLE_BYTES = SAMPLED_VOXELS * 200
 
 
 @frozen(init=False, repr=False)
@@ -83,6 +90,11 @@ class Deformable(TunedStep):
         block.
     overlap : int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
+    stiffness : float or 'auto'
+        How little the field of 'lcc' bends, as a multiple of what its smoothing says: a quarter
+        lets it bend twice as sharply. By 'auto', the stiffness by which voxels that are hidden
+        from the descent are foretold best, between 1/64 and 16; 1 where parameters are given, and
+        where the deformation of blocks is prepared without running.
     **parameters
         Those of the method's settings: `itkstream.deform.DescentSettings`, with the defaults that
         ``itkstream config --defaults`` prints, for 'lcc', and `itkstream.deform.DemonsSettings` or
@@ -105,22 +117,25 @@ class Deformable(TunedStep):
     method: Method
     blocksize: int
     overlap: int | None
+    stiffness: float | Literal["auto"]
 
     def __init__(
         self,
         method: Method = "lcc",
         blocksize: int = 256,
         overlap: int | None = None,
+        stiffness: float | Literal["auto"] = "auto",
         **parameters: Any,
     ) -> None:
         check_blocks(blocksize, overlap, least=16, even=True)
         if method not in _DEFAULTS:
             raise unknown_name("method", method, _DEFAULTS)
+        _check_stiffness(stiffness, method)
         settings, lengths = tuned(
             _DEFAULTS[method],
             parameters,
             f"Deformable(method={method!r})",
-            own=("method", "blocksize", "overlap"),
+            own=("method", "blocksize", "overlap", "stiffness"),
         )
         self.__attrs_init__(
             settings=settings,
@@ -128,39 +143,77 @@ class Deformable(TunedStep):
             method=method,
             blocksize=blocksize,
             overlap=overlap,
+            stiffness=stiffness,
         )
 
-    def settings_for(self, spacing: Sequence[float]) -> DeformSettings:
+    def settings_for(
+        self, spacing: Sequence[float], stiffness: float | None = None
+    ) -> DeformSettings:
         """Scale the settings to an image.
 
         Parameters
         ----------
         spacing : sequence of float
             Of the fixed image, in µm.
+        stiffness : float, optional
+            Chosen for the images; default the given one, or 1.
 
         Returns
         -------
         DeformSettings
             With all lengths in µm.
         """
-        return self._scaled(self.settings.for_voxels(spacing))
+        settings = self._scaled(self.settings.for_voxels(spacing))
+        if stiffness is None:
+            stiffness = 1.0 if self.stiffness == "auto" else self.stiffness
+        return stiffened(settings, stiffness) if self.method == "lcc" else settings
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         path = place()
-        transform = self._store(scene, state, path)
+        facts = self._choose(scene, state)
+        transform = self._store(scene, state, path, facts.get("stiffness"))
         grid = FieldChain.of(transform).field.grid
-        facts = {"field_shape": grid.shape, "field_spacing": grid.spacing}
+        facts |= {"field_shape": grid.shape, "field_spacing": grid.spacing}
         return Finding(transform, facts, required=True, whole=True, place=path)
 
-    def restore(self, scene: Scene, state: State, place: Callable[[], Location]) -> None:
-        self._store(scene, state, place())
+    def restore(
+        self,
+        scene: Scene,
+        state: State,
+        place: Callable[[], Location],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self._store(scene, state, place(), facts.get("stiffness"))
 
-    def _store(self, scene: Scene, state: State, path: Location) -> CompositeTransform:
+    @property
+    def _is_open(self) -> bool:
+        """The stiffness is to be chosen: nothing else says how the field may bend."""
+        return (
+            self.stiffness == "auto"
+            and self.settings == PIPELINE_DEFAULTS
+            and not self.given_lengths
+        )
+
+    def _choose(self, scene: Scene, state: State) -> dict[str, Any]:
+        """Choose the stiffness, if that is left open: facts for the report."""
+        settings = self.settings_for(scene.fixed.spacing)
+        if not self._is_open or not isinstance(settings, DescentSettings):
+            return {}
+        start = state.transform or AffineTransform(np.eye(scene.fixed.ndim + 1))
+        pair = scene.fixed, scene.moving
+        chosen, foretold = choose_stiffness(*pair, start, settings, scene.tissue)
+        told = {f"{tried:g}": round(value, 4) for tried, value in foretold.items()}
+        scene.reporter.note(f"stiffness {chosen:g}")
+        return {"stiffness": chosen, "hidden_correlation": told}
+
+    def _store(
+        self, scene: Scene, state: State, path: Location, stiffness: float | None
+    ) -> CompositeTransform:
         """Find the displacement in front of the affine, coarse to fine; stored as it is computed.
 
         Blocks that an earlier run stored are kept where their files are sound.
         """
-        fixed, settings = scene.fixed, self.settings_for(scene.fixed.spacing)
+        fixed, settings = scene.fixed, self.settings_for(scene.fixed.spacing, stiffness)
         start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
         blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, scene.coarse_voxels)
         factors = field_factors(settings, fixed.grid, blocks)
@@ -190,13 +243,15 @@ class Deformable(TunedStep):
         coarse, bytes_per_voxel = 0.0, _BYTES[self.method]
         if grid.ndim == 2:
             bytes_per_voxel = max(bytes_per_voxel, _BYTES_IN_PLANES)
+        if self._softest < NARROW_BELOW:
+            bytes_per_voxel += _NARROW_BYTES
         if len(blocks) > 1:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = grid.shrink(plan.factors).size * bytes_per_voxel
         return StepPrice(
             self.name,
             *count_blocks(blocks, TASKS_BLENDED + TASKS_WRITTEN),
-            once=pair.held + coarse,
+            once=max(pair.held + coarse, pair.held + _SAMPLE_BYTES * self._is_open),
             per_block=largest_block(blocks) * bytes_per_voxel,
             kept=kept_bytes(*pair.image_bytes) if len(blocks) > 1 else 0.0,
             disk=field_bytes(self.field_grid(pair)),
@@ -207,7 +262,16 @@ class Deformable(TunedStep):
     def field_grid(self, pair: Pair) -> Grid:
         grid = pair.fixed
         blocks = deform_blocks(grid, self.blocksize, self.overlap, pair.settings.coarse_voxels)
-        return grid.shrink(field_factors(self.settings_for(grid.spacing), grid, blocks))
+        return grid.shrink(
+            field_factors(self.settings_for(grid.spacing, self._softest), grid, blocks)
+        )
+
+    @property
+    def _softest(self) -> float:
+        """The least stiffness that may be used, which takes most memory and disk."""
+        if self.stiffness == "auto":
+            return LEAST_STIFFNESS if self._is_open else 1.0
+        return self.stiffness
 
     @property
     def planned_block(self) -> int:
@@ -225,3 +289,15 @@ class Deformable(TunedStep):
                 block, moving, start, self.settings_for(block.spacing)
             )
         }
+
+
+def _check_stiffness(stiffness: Any, method: str) -> None:
+    """Refuse what is no stiffness, and one for a method that has none."""
+    if stiffness == "auto":
+        return
+    if not finite(stiffness) or stiffness <= 0:
+        raise InputError(f"stiffness must be a positive number or 'auto'; got {stiffness!r}")
+    if method != "lcc":
+        raise InputError(
+            f"stiffness is for method 'lcc'; {method!r} has smoothing parameters of its own"
+        )

@@ -73,7 +73,11 @@ class Step(ABC):
         """
 
     def restore(  # noqa: B027  most steps store nothing
-        self, scene: Scene, state: State, place: Callable[[], Location]
+        self,
+        scene: Scene,
+        state: State,
+        place: Callable[[], Location],
+        facts: Mapping[str, Any],
     ) -> None:
         """Complete what an earlier run stored, where files of it are missing or damaged.
 
@@ -81,6 +85,8 @@ class Step(ABC):
         ----------
         scene, state, place
             As for `find`.
+        facts : mapping
+            Those of the earlier finding.
         """
 
     def price(self, pair: Pair) -> StepPrice:

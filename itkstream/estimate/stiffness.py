@@ -1,0 +1,132 @@
+"""Stiffness of the deformation of a pair, chosen on samples of both images.
+
+An image of up to a million voxels is one sample. Of a larger one, the second finest level is used:
+all of it, or a few blocks that show tissue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.blocks.inputs import block_grid
+from itkstream.blocks.levels import read_coarse
+from itkstream.estimate.coarse import factors_per_axis, relative_levels
+from itkstream.geometry import Grid, Image, Slices, Transform
+from itkstream.numerics.deformation.quality import tissue_mask
+from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.deformation.stiffness import (
+    climb,
+    hidden_correlation,
+    hide_cubes,
+    stiffened,
+)
+from itkstream.numerics.engines import deform_block
+from itkstream.numerics.sampling.mapping import GridMap, map_on
+from itkstream.numerics.sampling.warping import WarpSettings, warp_mapped
+from itkstream.numerics.threads import processors, using_threads
+
+__all__ = ["SAMPLED_VOXELS", "choose_stiffness"]
+
+SAMPLED_VOXELS = 1.2e6
+"""Voxels of all samples together, about, and of each while it is read."""
+
+_BLOCKS, _BLOCK = 4, 48
+# Blocks with less of the tissue than this share of what the fullest block has are not sampled.
+_LEAST_TISSUE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """A part of both images; the descent does not see the fixed voxels that are hidden."""
+
+    fixed: Image
+    moving: Image
+    seen: Image
+    hidden: NDArray[np.bool_]
+
+
+def choose_stiffness(
+    fixed: Image,
+    moving: Image,
+    start: Transform,
+    settings: DescentSettings,
+    tissue: NDArray[np.bool_],
+) -> tuple[float, dict[float, float]]:
+    """Choose the stiffness by which hidden voxels of the fixed image are foretold best.
+
+    `tissue` is a mask of the whole fixed image, at any resolution. Returns the stiffness, and the
+    mean squared correlation of hidden voxels by each stiffness that was tried.
+    """
+    factor = 1
+    if fixed.grid.size > SAMPLED_VOXELS and len(settings.shrink_factors) > 1:
+        factor = settings.shrink_factors[-2]
+        settings = relative_levels(settings.select(slice(-1)), factor)
+    factors = factors_per_axis(fixed.grid, factor, settings.isotropic)
+    samples = [
+        sample
+        for box in _boxes(fixed.grid, factors, tissue)
+        if (sample := _sample(fixed[box], moving, start, factors)) is not None
+    ]
+
+    def score(stiffness: float) -> NDArray[np.float64]:
+        tried = stiffened(settings, stiffness)
+        found = [_foretold(sample, start, tried) for sample in samples]
+        return np.concatenate([np.empty(0), *found])
+
+    with using_threads(processors()):
+        return climb(score)
+
+
+def _boxes(grid: Grid, factors: tuple[int, ...], tissue: NDArray[np.bool_]) -> list[Slices]:
+    """The parts of the fixed image that are sampled: all of it, or blocks in the tissue."""
+    shrunk = grid.shrink(factors)
+    if shrunk.size <= SAMPLED_VOXELS:
+        return [tuple(slice(0, n) for n in grid.shape)]
+    cubes = factors_per_axis(shrunk, _BLOCK)
+    blocks = block_grid(grid.shape, [f * n for f, n in zip(factors, cubes, strict=True)], 0)
+    boxes = [block.core for block in blocks]
+    shares = np.array([_share(tissue, grid.shape, box) for box in boxes])
+    full = np.flatnonzero(shares >= _LEAST_TISSUE * shares.max())
+    picked = np.linspace(0, len(full) - 1, _BLOCKS + 2).round().astype(int)[1:-1]
+    return [boxes[full[i]] for i in np.unique(picked)]
+
+
+def _share(tissue: NDArray[np.bool_], shape: Sequence[int], box: Slices) -> float:
+    """Voxels of tissue in a box of the fixed image, in those of the mask."""
+    spans = zip(box, shape, tissue.shape, strict=True)
+    there = tuple(slice(s.start * m // n, -(-s.stop * m // n)) for s, n, m in spans)
+    return float(np.count_nonzero(tissue[there]))
+
+
+def _sample(
+    fixed: Image, moving: Image, start: Transform, factors: tuple[int, ...]
+) -> _Sample | None:
+    """Read a part of both images; None where the moving one does not reach it."""
+    small = read_coarse(fixed, factors)
+    mapping = map_on(start, small.grid)
+    crop = mapping.crop_of(moving.grid, float(_BLOCK / 2 * max(small.spacing)))
+    if crop is None:
+        return None
+    part = moving[crop]
+    lengths = zip(small.spacing, part.spacing, strict=True)
+    other = read_coarse(part, tuple(max(1, round(a / b)) for a, b in lengths))
+    voxels = np.asarray(small.read(), np.float32)
+    hidden = hide_cubes(voxels.shape, small.spacing)
+    seen = np.where(hidden, np.float32(np.nan), voxels)
+    shown = Image(voxels, small.grid)
+    return _Sample(shown, other, Image(seen, small.grid), hidden & tissue_mask(voxels))
+
+
+def _foretold(sample: _Sample, start: Transform, settings: DescentSettings) -> NDArray[np.float64]:
+    """Squared correlation of the hidden voxels after a deformation that does not see them."""
+    estimate = deform_block(sample.seen, sample.moving, start, settings)
+    if estimate.displacement is None:
+        return np.empty(0)
+    grid = sample.fixed.grid
+    mapping = GridMap(grid, estimate.initial.affine, estimate.displacement)
+    warped = warp_mapped(sample.moving, mapping, WarpSettings(background=np.nan, dtype=np.float32))
+    return hidden_correlation(sample.fixed.read(), warped, sample.hidden, grid.spacing)

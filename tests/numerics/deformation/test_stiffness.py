@@ -1,0 +1,83 @@
+"""One number for how little a field bends, chosen by voxels that the descent does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.deformation.stiffness import (
+    LEAST_STIFFNESS,
+    climb,
+    hidden_correlation,
+    hide_cubes,
+    stiffened,
+)
+
+
+def scores(best: float, loss: float) -> Callable[[float], np.ndarray]:
+    """Hidden voxels, worse by `loss` for each factor of four from the best stiffness."""
+    return lambda s: np.full(1000, 1 - 0.3 * loss ** abs(np.log(s / best) / np.log(4)))
+
+
+@pytest.mark.parametrize("best", [1 / 64, 1 / 16, 1.0, 4.0, 16.0])
+def test_the_best_stiffness_is_climbed_to(best) -> None:
+    found, tried = climb(scores(best, 1.2))
+    assert found == best
+    assert max(tried, key=tried.get) == best
+    assert min(tried) >= LEAST_STIFFNESS
+
+
+def test_a_small_gain_is_no_reason_to_bend_more() -> None:
+    assert climb(scores(1 / 16, 1.03))[0] == 1
+
+
+def test_too_few_hidden_voxels_tell_nothing() -> None:
+    found, tried = climb(lambda s: np.full(10, 1 - s / 100))
+    assert found == 1
+    assert set(tried.values()) == {0.0}
+
+
+def test_a_softer_field_is_smoothed_less_and_looks_closer() -> None:
+    assert stiffened(PIPELINE_DEFAULTS, 1) is PIPELINE_DEFAULTS
+    soft, stiff = stiffened(PIPELINE_DEFAULTS, 1 / 16), stiffened(PIPELINE_DEFAULTS, 4)
+    for number in range(3):
+        levels = [s.level(number) for s in (soft, PIPELINE_DEFAULTS, stiff)]
+        field = [level.field_smoothing.a for level in levels]
+        np.testing.assert_allclose(field, field[1] * np.array([1 / 16, 1, 4]))
+        force = [level.gradient_smoothing.a for level in levels]
+        assert force[0] < force[1] < force[2]
+    assert soft.cc_radius == (3, 3, 3)
+    assert soft.node_stride == (1, 2, 2)
+    assert stiff.iterations == PIPELINE_DEFAULTS.iterations
+
+
+def test_stiffness_and_units_go_together() -> None:
+    left = stiffened(PIPELINE_DEFAULTS.for_voxels((2.0, 2.0, 2.0)), 1 / 4)
+    right = stiffened(PIPELINE_DEFAULTS, 1 / 4).for_voxels((2.0, 2.0, 2.0))
+    np.testing.assert_allclose(left.field_smoothing, right.field_smoothing)
+    np.testing.assert_allclose(left.gradient_smoothing, right.gradient_smoothing)
+
+
+def test_a_quarter_is_hidden_in_cubes_of_one_physical_size() -> None:
+    hidden = hide_cubes((64, 192, 192), (3.0, 1.0, 1.0))
+    assert 0.2 < hidden.mean() < 0.3
+    for axis, edge in enumerate((3, 8, 8)):
+        others = tuple({0, 1, 2} - {axis})
+        borders = np.flatnonzero(np.diff(hidden, axis=axis).any(axis=others)) + 1
+        assert not (borders % edge).any()
+    np.testing.assert_array_equal(hidden, hide_cubes((64, 192, 192), (3.0, 1.0, 1.0)))
+
+
+def test_hidden_voxels_do_not_see_the_others() -> None:
+    rng = np.random.default_rng(0)
+    image = gaussian_filter(rng.normal(size=(48, 48, 48)), 1).astype(np.float32)
+    hidden = hide_cubes(image.shape, (1.0, 1.0, 1.0))
+    spoilt = np.where(hidden, image, rng.normal(size=image.shape)).astype(np.float32)
+    found = hidden_correlation(image, spoilt, hidden, (1.0, 1.0, 1.0))
+    assert found.size == hidden.sum()
+    # Values are rounded to a lattice before they are summed.
+    np.testing.assert_allclose(found, 1, atol=1e-6)
