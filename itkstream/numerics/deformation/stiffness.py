@@ -41,9 +41,9 @@ NARROW_BELOW = 0.2
 """Stiffness of fields that bend within few voxels: windows and the finest nodes are narrower."""
 
 # A stiffness is left for another that takes so much of what hidden voxels leave unexplained. Where
-# the truth is known (nuclei in nine cases, membranes, vessels, a neuron) softer fields take at most
-# 1 % and are worse; of two brains the first factor of four takes 11 %, the next 4 %, and the overlap
-# of their labels rises from 0.61 to 0.66 and 0.70.
+# truth is known (nuclei in nine cases, membranes, vessels, a neuron) softer fields take at most 1 %
+# and are worse; of two brains the first factor of four takes 11 %, the next 4 %, and the overlap of
+# their labels rises from 0.61 to 0.66 and 0.70.
 _LEAST_GAIN = 0.03
 # Power of the stiffness by which the smoothing of the force grows.
 _FORCE = 0.75
