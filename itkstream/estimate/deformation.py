@@ -20,7 +20,16 @@ from itkstream.blocks.levels import Levels, prepare_levels
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.coarse import plan_levels, prepare_start
 from itkstream.estimate.content import prepare_content
-from itkstream.geometry import Block, BlockGrid, Grid, Image, PiecewiseAffine, Transform, steps_of
+from itkstream.geometry import (
+    Block,
+    BlockGrid,
+    Grid,
+    Image,
+    Landmarks,
+    PiecewiseAffine,
+    Transform,
+    steps_of,
+)
 from itkstream.numerics.deformation.descent import node_factors
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import BARREN, deform_block
@@ -205,7 +214,8 @@ class Task:
 
     The kind of the settings decides the engine. `coarse_voxels` is the most a level may have on
     which the whole image is solved first, 0 for none; `levels` are both images at so many voxels,
-    where they are known.
+    where they are known. Landmarks are soft constraints of the whole image and of the blocks that
+    hold them.
     """
 
     fixed: Image
@@ -216,6 +226,7 @@ class Task:
     coarse_voxels: float = COARSE_VOXELS
     skip_empty: bool = False
     levels: Levels | None = None
+    landmarks: Landmarks | None = None
 
     @property
     def images(self) -> tuple[Image, Image]:
@@ -289,7 +300,7 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
     fixed, blocks = task.fixed, task.blocks
     if len(blocks) == 1:
         known = {"initial": task.initial, "settings": task.settings}
-        shared = {"moving": task.moving, "output": output, **known}
+        shared = {"moving": task.moving, "output": output, "landmarks": task.landmarks, **known}
         return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
     start, settings = _prepare_whole(task)
     nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
@@ -299,7 +310,7 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
         _refine_block,
         blocks,
         fixed.data,
-        {**where, "moving": task.moving, "settings": settings},
+        {**where, "moving": task.moving, "settings": settings, "landmarks": task.landmarks},
         packed,
         keep=_prepare_keep(task, start),
     )
@@ -318,7 +329,9 @@ def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
     if not task.coarse_voxels:
         return task.initial, task.settings
     plan = plan_levels(task.fixed.grid, task.settings, task.coarse_voxels)
-    start = prepare_start(task.images, task.initial, plan, task.level_voxels, task.coarse_levels)
+    start = prepare_start(
+        task.images, task.initial, plan, task.level_voxels, task.coarse_levels, task.landmarks
+    )
     return start, plan.fine
 
 
@@ -354,8 +367,9 @@ def _only_block(
     output: Output,
     initial: Transform,
     settings: DeformSettings,
+    landmarks: Landmarks | None,
 ) -> NDArray[Any]:
-    estimate = deform_block(Image(part, output.grid), moving, initial, settings)
+    estimate = deform_block(Image(part, output.grid), moving, initial, settings, landmarks)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     on_nodes = isinstance(settings, DescentSettings) and output.factors == node_factors(
@@ -374,11 +388,13 @@ def _refine_block(
     nodes: NodeLattice,
     moving: Image,
     settings: DeformSettings,
+    landmarks: Landmarks | None,
 ) -> NDArray[np.float32]:
     if part is None:
         logger.debug("block %s is empty", block.index)
         return nodes.no_pack()
-    estimate = deform_block(Image(part, grid.crop(block.padded)), moving, initial, settings)
+    fixed = Image(part, grid.crop(block.padded))
+    estimate = deform_block(fixed, moving, initial, settings, landmarks)
     refinement = estimate.refinement()
     if refinement is not None:
         return nodes.pack(block, refinement, estimate.confidence())

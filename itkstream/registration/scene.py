@@ -21,6 +21,7 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from itkstream.apply.points import TargetErrors
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.proven_levels import finest_needed
@@ -33,6 +34,7 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
+    Landmarks,
     Transform,
     compose,
     steps_of,
@@ -50,6 +52,7 @@ __all__ = [
     "Keeping",
     "LevelMaker",
     "LogReporter",
+    "Marks",
     "Nothing",
     "Radii",
     "Reporter",
@@ -108,11 +111,44 @@ class LogReporter:
 
 
 @dataclass(frozen=True, eq=False)
+class Marks:
+    """Landmarks that steps go by, and those that are held out to judge by."""
+
+    fitted: Landmarks
+    held_out: Landmarks
+
+    def facts(self, transform: Transform) -> dict[str, Any]:
+        """Facts of their target registration errors through a transform, for the report."""
+        return {name: errors.facts() for name, errors in self._errors(transform).items()}
+
+    def describe(self, transform: Transform) -> str:
+        """Say their target registration errors through a transform in words."""
+        texts = {"landmarks": "landmarks", "held_out_landmarks": "held out"}
+        return "; ".join(f"{texts[n]}: {e}" for n, e in self._errors(transform).items())
+
+    def table(self, transform: Transform) -> list[dict[str, Any]]:
+        """List the error of each for the report."""
+        rows = []
+        for name, marks in (("landmarks", self.fitted), ("held_out_landmarks", self.held_out)):
+            trust = np.ones(len(marks)) if marks.trust is None else marks.trust
+            errors = TargetErrors.of(transform, marks)
+            rows += [
+                {"name": n, "error_um": float(e), "trust": float(t), "held_out": name != "landmarks"}
+                for n, e, t in zip(errors.names, errors.um, trust, strict=True)
+            ]
+        return rows
+
+    def _errors(self, transform: Transform) -> dict[str, TargetErrors]:
+        kinds = {"landmarks": self.fitted, "held_out_landmarks": self.held_out}
+        return {n: TargetErrors.of(transform, m) for n, m in kinds.items() if len(m)}
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """Two images on one set of axes, in µm, NaN where voxels do not count, and who computes.
 
     `coarse_voxels` is the most a level may have that is held in memory and solved as a whole;
-    `level_makers` give these levels.
+    `level_makers` give these levels; `marks` are landmarks, where there are any.
     """
 
     fixed: Image
@@ -121,6 +157,7 @@ class Scene:
     resources: Resources
     reporter: Reporter
     level_makers: tuple[Callable[[], Image], Callable[[], Image]]
+    marks: Marks | None = None
 
     @cached_property
     def levels(self) -> tuple[Image, Image]:

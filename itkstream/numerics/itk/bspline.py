@@ -16,11 +16,12 @@ from attrs import evolve
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import DisplacementField, Grid
+from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.itk_bridge import sample_transform, what_itk_says
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import mean_local_correlation
 from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport
+from itkstream.numerics.deformation.landmarks import bend_to
 from itkstream.numerics.itk.normalisation import normalise_locally
 from itkstream.numerics.itk.search import ItkImage, ItkSearch
 from itkstream.numerics.itk.settings import BsplineSettings, IntensitySettings
@@ -44,20 +45,24 @@ def descend_bspline(
     settings: BsplineSettings,
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
+    landmarks: Landmarks | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by a B-spline.
+
+    Landmarks bend its start, and what it finds.
 
     Shapes: `initial` fixed shape + (n,).
 
     Rueckert et al., IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
     """
-    pair = _Pair.of(fixed, moving, frame, _start(initial, frame.fixed_grid))
+    start = _bent(_start(initial, frame.fixed_grid), frame, landmarks)
+    pair = _Pair.of(fixed, moving, frame, start)
     spline: sitk.Transform | None = None
     reports = []
     for number in range(len(settings.shrink_factors)):
         spline, report = _descend_level(pair, settings, number, spline)
         reports.append(report)
-    u = pair.start if spline is None else pair.total(spline)
+    u = pair.start if spline is None else _bent(pair.total(spline), frame, landmarks)
     repair = repair_folds(u, frame.fixed_grid, settings.minimum_jacobian)
     return Descent(repair.displacement, tuple(reports), repair.folded_before)
 
@@ -140,6 +145,13 @@ def _start(initial: DisplacementField | NDArray[np.floating[Any]] | None, grid: 
     if isinstance(initial, DisplacementField):
         return resize_field(np.asarray(initial.data), initial.grid, grid)
     return np.ascontiguousarray(initial, np.float32)
+
+
+def _bent(displacement: Floats, frame: Frame, landmarks: Landmarks | None) -> Floats:
+    """A displacement bent to landmarks, where there are any."""
+    if landmarks is None:
+        return displacement
+    return bend_to(landmarks, displacement, frame.fixed_grid, frame.affine)
 
 
 def _warped(moving: Floats, frame: Frame, displacement: Floats) -> Floats:

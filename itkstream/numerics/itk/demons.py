@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from itkstream.geometry import DisplacementField, Grid
+from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.itk_bridge import from_itk_transform, quiet_itk, to_itk_image
 from itkstream.numerics.deformation.descent import Descent, Frame, descend
 from itkstream.numerics.itk.normalisation import normalise_locally
@@ -27,6 +27,7 @@ def descend_demons(
     settings: DemonsSettings,
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
+    landmarks: Landmarks | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by ITK's demons.
 
@@ -46,6 +47,7 @@ def descend_demons(
         settings.descent,
         initial=initial,
         propose=partial(_burst, settings),
+        landmarks=landmarks,
     )
 
 

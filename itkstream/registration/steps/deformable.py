@@ -74,6 +74,8 @@ _BYTES_IN_PLANES = 98.0
 class Deformable(TunedStep):
     """A smooth deformation, coarse to fine, block by block.
 
+    Landmarks, where there are any, are soft constraints of every method.
+
     Parameters
     ----------
     method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
@@ -173,6 +175,7 @@ class Deformable(TunedStep):
             scene.coarse_voxels,
             skip_empty=True,
             levels=scene.levels if len(blocks) > 1 else None,
+            landmarks=None if scene.marks is None else scene.marks.fitted,
         )
         lazy = prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
         return store_field(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))

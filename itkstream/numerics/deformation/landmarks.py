@@ -1,0 +1,230 @@
+"""Landmarks in the deformable descent: soft constraints beside what the images say.
+
+A landmark asks the displacement at its fixed point to lead to its moving point. Like a voxel, it
+adds a force and a Gauss-Newton matrix, to the nodes around it with Gaussian weights; one solution
+per node then weighs it against the images. Where these show nothing, landmarks alone decide, each
+node by those around it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.geometry import Grid, Landmarks, Slices
+from itkstream.numerics.deformation.force import solve_newton
+from itkstream.numerics.deformation.kernels import SmoothingKernel
+from itkstream.numerics.lift import lift_field, lift_grid, lift_vectors
+from itkstream.numerics.sampling.fields import compose, resize_field
+
+__all__ = ["LandmarkPull", "Targets", "bend_to", "normal_of_moves"]
+
+Floats = NDArray[np.float64]
+
+WEIGHT = 0.1
+"""Matrix of a landmark that was placed within 1 unit of length, in squared correlation per unit^2.
+
+Well textured voxels of edge 1 have about as much: a landmark placed as exactly as a voxel is large
+and the image around it then have half of the say each.
+"""
+
+REACH = 3.0
+"""Widths of the Gaussian beyond which a landmark adds nothing: exp(-4.5) is 1 %."""
+
+LEAST_WIDTH = 1.5
+"""Width of the Gaussian, in nodes, below which single nodes would be pulled."""
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Landmarks as points and the displacements wanted there, along the axes of a fixed lattice.
+
+    Shapes: `points` (m, 3); `moves` (m, 3); `weights` (m,).
+    """
+
+    points: Floats
+    moves: Floats
+    weights: Floats
+
+    @classmethod
+    def of(cls, landmarks: Landmarks, grid: Grid, affine: Floats) -> Targets:
+        """What landmarks in a fixed image ask of the displacement in front of an affine."""
+        index = grid.to_index(landmarks.fixed)
+        inside = ((index >= -0.5) & (index <= np.subtract(grid.shape, 0.5))).all(axis=1)
+        kept = landmarks.select(inside).placed_within(max(grid.spacing))
+        back = np.linalg.inv(affine)
+        moves = kept.moving @ back[:-1, :-1].T + back[:-1, -1] - kept.fixed
+        direction = np.asarray(grid.direction)
+        trust = np.ones(len(kept)) if kept.trust is None else kept.trust
+        assert kept.sigma_um is not None
+        return cls(
+            lift_vectors(index[inside] * grid.spacing),
+            lift_vectors(moves @ direction),
+            WEIGHT * trust / kept.sigma_um**2,
+        )
+
+    def pull(self, nodes: Grid, kernel: SmoothingKernel) -> LandmarkPull | None:
+        """Their pull on the nodes of a level, as wide as its forces are smoothed; None for none."""
+        if not len(self.points):
+            return None
+        # A kernel (a, 0, 1, d) has the variance a d along each axis.
+        wide = math.sqrt(kernel.a * kernel.d / kernel.c)
+        long = [h for h, n in zip(nodes.spacing, nodes.shape, strict=True) if n > 1]
+        width = max(wide, LEAST_WIDTH * max(long, default=1.0))
+        index = nodes.to_index(self.points)
+        return LandmarkPull(index, self.moves, self.weights, nodes, width)
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkPull:
+    """The part of landmarks in the normal matrices of a level.
+
+    Shapes: `index` (m, 3), in nodes; `moves` (m, 3), the displacements wanted; `weights` (m,).
+    """
+
+    index: Floats
+    moves: Floats
+    weights: Floats
+    nodes: Grid
+    width: float
+
+    def penalty(self, u: NDArray[np.float32]) -> float:
+        """Mean squared miss of the nodes, in the unit of squared correlation."""
+        miss = self.moves - _at(u, self.index)[0]
+        shares = [share.sum() for _, share in self._footprints()]
+        sizes = np.einsum("mc,mc->m", miss, miss) * self.weights * shares
+        return float(sizes.sum() / math.prod(self.nodes.shape))
+
+    def add(self, normal: NDArray[np.float32], u: NDArray[np.float32]) -> None:
+        """Add forces, and matrices if there are any, to those of the images, in place.
+
+        Shapes: `normal` nodes + (3 or 9,); `u` nodes + (3,).
+        """
+        there, slope = _at(u, self.index)
+        jacobian = np.eye(3) + slope / np.asarray(self.nodes.spacing)
+        miss = self.moves - there
+        # The step acts first, then u: its effect at a landmark is the Jacobian of the map there.
+        force = np.einsum("mab,ma->mb", jacobian, miss)
+        matrix = np.einsum("mab,mac->mbc", jacobian, jacobian)
+        parts = np.stack([*force.T, *(matrix[:, a, b] for a, b in _ELEMENTS)], axis=1)
+        parts = (parts * self.weights[:, None])[:, : normal.shape[-1]].astype(np.float32)
+        for (box, share), part in zip(self._footprints(), parts, strict=True):
+            normal[box] += share[..., None] * part
+
+    def _footprints(self) -> list[tuple[Slices, NDArray[np.float32]]]:
+        """The nodes around each landmark and its weights there; on the nodes, each has all."""
+        return [self._footprint(place) for place in self.index]
+
+    def _footprint(self, place: Floats) -> tuple[Slices, NDArray[np.float32]]:
+        box, shares = [], []
+        for x, n, h in zip(place, self.nodes.shape, self.nodes.spacing, strict=True):
+            reach = REACH * self.width / h
+            first = max(0, math.ceil(x - reach))
+            last = min(n, math.floor(x + reach) + 1)
+            box.append(slice(first, last))
+            away = (np.arange(first, last) - x) * h / self.width
+            shares.append(np.exp(-0.5 * away**2))
+        product = shares[0][:, None, None] * shares[1][:, None] * shares[2]
+        return tuple(box), product.astype(np.float32)
+
+
+# Rows and columns of a matrix in the order in which forces are collected.
+_ELEMENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+
+def _at(u: NDArray[Any], index: Floats) -> tuple[Floats, Floats]:
+    """A field between its nodes and its slopes per node; beyond the outer ones it goes on so.
+
+    Shapes: `u` (a, b, c, 3); `index` (m, 3); returns (m, 3) and (m, 3, 3), components first.
+    """
+    last = np.maximum(np.subtract(u.shape[:3], 2), 0)
+    low = np.clip(np.floor(index), 0, last).astype(np.intp)
+    beyond = np.minimum(low + 1, np.subtract(u.shape[:3], 1))
+    part = np.where(beyond > low, index - low, 0.0)
+    value, slope = np.zeros((len(index), 3)), np.zeros((len(index), 3, 3))
+    for corner in np.ndindex(2, 2, 2):
+        at = np.where(corner, beyond, low)
+        shares = np.where(corner, part, 1.0 - part)
+        vectors = u[at[:, 0], at[:, 1], at[:, 2]].astype(np.float64)
+        value += shares.prod(axis=1)[:, None] * vectors
+        for axis in range(3):
+            others = np.delete(shares, axis, axis=1).prod(axis=1)
+            sign = np.where(beyond[:, axis] > low[:, axis], 2.0 * corner[axis] - 1.0, 0.0)
+            slope[:, :, axis] += (others * sign)[:, None] * vectors
+    return value, slope
+
+
+def normal_of_moves(
+    moves: NDArray[np.float32], spacing: float, share: float = 1.0
+) -> NDArray[np.float32]:
+    """Normal matrices whose solution is a given step, a share as sure as well textured voxels are.
+
+    Shapes: `moves` nodes + (3,); returns nodes + (9,).
+    """
+    sure = np.float32(share * WEIGHT / spacing**2)
+    normal = np.zeros((*moves.shape[:-1], 9), np.float32)
+    normal[..., :3] = sure * moves
+    normal[..., 3:6] = sure
+    return normal
+
+
+_BEND_STRIDES = (16, 8, 4)
+_BEND_STEPS = 10
+# Share of the say of well textured voxels that a finished registration has.
+_BEND_SHARE = 0.1
+_INVERSIONS = 30
+
+
+def bend_to(
+    landmarks: Landmarks, u: NDArray[np.float32], grid: Grid, affine: Floats
+) -> NDArray[np.float32]:
+    """Bend a displacement smoothly, coarse to fine, so that it meets landmarks better.
+
+    Shapes: `u` grid.shape + (n,); returns the same.
+    """
+    wanted = Targets.of(landmarks, grid, affine)
+    if not len(wanted.points):
+        return u
+    n, direction = grid.ndim, np.asarray(grid.direction, np.float32)
+    lattice = lift_grid(grid)
+    field = lift_field(u @ direction)
+    targets = replace(wanted, moves=_origins(wanted, field, lattice) - wanted.points)
+    bend, nodes = np.zeros((1, 1, 1, 3), np.float32), lattice.shrink(lattice.shape)
+    for stride in _BEND_STRIDES:
+        fits = (max(1, min(stride, size // 2)) for size in lattice.shape)
+        finer = lattice.shrink(tuple(fits))
+        bend = _fitted(targets, resize_field(bend, nodes, finer), finer, min(grid.spacing))
+        nodes = finer
+    total = compose(resize_field(bend, nodes, lattice), field, lattice)
+    return np.ascontiguousarray(total.reshape((*grid.shape, 3))[..., 3 - n :] @ direction.T)
+
+
+def _origins(wanted: Targets, field: NDArray[np.float32], lattice: Grid) -> Floats:
+    """The points that a displacement already carries to where the landmarks should be."""
+    goal = wanted.points + wanted.moves
+    origins = goal.copy()
+    for _ in range(_INVERSIONS):
+        # Half of each step: where the field is steep, whole ones swing.
+        there = _at(field, lattice.to_index(origins))[0]
+        origins += 0.5 * (goal - there - origins)
+    return origins
+
+
+def _fitted(
+    targets: Targets, bend: NDArray[np.float32], nodes: Grid, voxel: float
+) -> NDArray[np.float32]:
+    """A displacement at the nodes between none and what landmarks want, each with its say."""
+    wide = LEAST_WIDTH * max(nodes.spacing)
+    pull = targets.pull(nodes, SmoothingKernel(wide**2, 0.0, 1.0, 1.0))
+    assert pull is not None
+    for _ in range(_BEND_STEPS):
+        normal = normal_of_moves(-bend, voxel, _BEND_SHARE)
+        pull.add(normal, bend)
+        step = np.empty_like(bend)
+        solve_newton(normal, 0.0, step)
+        bend = bend + step
+    return bend
