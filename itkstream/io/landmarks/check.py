@@ -29,13 +29,13 @@ def check_landmarks(landmarks: Landmarks, fixed: Grid, moving: Grid) -> None:
     Landmarks and grids are in µm, with the same axes.
     """
     sides = (("fixed", landmarks.fixed, fixed), ("moving", landmarks.moving, moving))
+    exchanged = _fits(landmarks.moving, fixed) and _fits(landmarks.fixed, moving)
     for which, points, grid in sides:
         inside = _share_inside(points, grid, _MARGIN)
         if inside >= _LEAST_INSIDE:
             continue
-        others = landmarks.moving if which == "fixed" else landmarks.fixed
-        readings = _readings(points, others, grid)
-        fits = [text for text, p in readings if _fits(p, grid)]
+        fits = [text for text, p in _readings(points, grid) if _fits(p, grid)]
+        fits += ["Fixed and moving landmarks seem to be exchanged"] if exchanged else []
         hint = fits[0] if fits else "Check their unit and the order of their axes"
         raise InputError(
             f"{round((1 - inside) * len(points))} of {len(points)} {which} landmarks lie far "
@@ -44,7 +44,7 @@ def check_landmarks(landmarks: Landmarks, fixed: Grid, moving: Grid) -> None:
         )
 
 
-def _readings(points: Floats, others: Floats, grid: Grid) -> Iterator[tuple[str, Floats]]:
+def _readings(points: Floats, grid: Grid) -> Iterator[tuple[str, Floats]]:
     """Other meanings of the same numbers, and what to do where one is right."""
     index, turned = grid.to_physical(points), points[:, ::-1]
     yield "As voxel indices they lie inside: read them with unit='voxel'", index
@@ -62,7 +62,6 @@ def _readings(points: Floats, others: Floats, grid: Grid) -> Iterator[tuple[str,
         "coordinates are LPS",
         points * signs,
     )
-    yield "Fixed and moving landmarks seem to be exchanged: exchange them", others
 
 
 def _fits(points: Floats, grid: Grid) -> bool:
