@@ -149,9 +149,7 @@ def register(
     RegistrationError
         Where no affine was found.
     """
-    given = Given(
-        fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out
-    )
+    given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out)
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
     )

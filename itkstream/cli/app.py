@@ -98,7 +98,7 @@ for _name in transform_commands.__all__:
     "--landmark-sigma",
     type=float,
     metavar="UM",
-    help="How exactly landmarks were placed: standard deviation, in micrometers. [default: a voxel]",
+    help="How exactly landmarks were placed: standard deviation, in µm. [default: a voxel]",
 )
 @click.option(
     "--hold-out",

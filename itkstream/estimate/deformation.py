@@ -32,7 +32,7 @@ from itkstream.geometry import (
 )
 from itkstream.numerics.deformation.descent import node_factors
 from itkstream.numerics.deformation.settings import DescentSettings
-from itkstream.numerics.engines import BARREN, deform_block
+from itkstream.numerics.engines import BARREN, DeformEstimate, deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.blend import NodeLattice, blend_points
 from itkstream.numerics.sampling.fields import (
@@ -244,6 +244,18 @@ class Task:
         return self.levels or prepare_levels(*self.images, self.level_voxels)
 
 
+@dataclass(frozen=True, eq=False)
+class _Guide:
+    """What the deformation of a block follows."""
+
+    settings: DeformSettings
+    landmarks: Landmarks | None
+
+    def deform(self, fixed: Image, moving: Image, initial: Transform) -> DeformEstimate:
+        """Deform a block."""
+        return deform_block(fixed, moving, initial, self.settings, self.landmarks)
+
+
 @dataclass(frozen=True)
 class Output:
     """The lattice and the form in which a result is wanted; positions, through what follows."""
@@ -299,8 +311,8 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
     """Prepare a deformation: one block is the direct call; several join on nodes."""
     fixed, blocks = task.fixed, task.blocks
     if len(blocks) == 1:
-        known = {"initial": task.initial, "settings": task.settings}
-        shared = {"moving": task.moving, "output": output, "landmarks": task.landmarks, **known}
+        known = {"initial": task.initial, "guide": _Guide(task.settings, task.landmarks)}
+        shared = {"moving": task.moving, "output": output, **known}
         return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
     start, settings = _prepare_whole(task)
     nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
@@ -310,7 +322,7 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
         _refine_block,
         blocks,
         fixed.data,
-        {**where, "moving": task.moving, "settings": settings, "landmarks": task.landmarks},
+        {**where, "moving": task.moving, "guide": _Guide(settings, task.landmarks)},
         packed,
         keep=_prepare_keep(task, start),
     )
@@ -366,10 +378,10 @@ def _only_block(
     moving: Image,
     output: Output,
     initial: Transform,
-    settings: DeformSettings,
-    landmarks: Landmarks | None,
+    guide: _Guide,
 ) -> NDArray[Any]:
-    estimate = deform_block(Image(part, output.grid), moving, initial, settings, landmarks)
+    settings = guide.settings
+    estimate = guide.deform(Image(part, output.grid), moving, initial)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     on_nodes = isinstance(settings, DescentSettings) and output.factors == node_factors(
@@ -387,14 +399,12 @@ def _refine_block(
     initial: Transform,
     nodes: NodeLattice,
     moving: Image,
-    settings: DeformSettings,
-    landmarks: Landmarks | None,
+    guide: _Guide,
 ) -> NDArray[np.float32]:
     if part is None:
         logger.debug("block %s is empty", block.index)
         return nodes.no_pack()
-    fixed = Image(part, grid.crop(block.padded))
-    estimate = deform_block(fixed, moving, initial, settings, landmarks)
+    estimate = guide.deform(Image(part, grid.crop(block.padded)), moving, initial)
     refinement = estimate.refinement()
     if refinement is not None:
         return nodes.pack(block, refinement, estimate.confidence())

@@ -69,7 +69,9 @@ class Landmarks:
             raise InputError(f"sigma_um must be above 0 µm; got {sigma.min():g}")
         trust = None if self.trust is None else _per_landmark("trust", self.trust, m)
         if trust is not None and not ((trust >= 0) & (trust <= 1)).all():
-            raise InputError(f"trust must lie between 0 and 1; got {trust.min():g}, {trust.max():g}")
+            raise InputError(
+                f"trust must lie between 0 and 1; got {trust.min():g}, {trust.max():g}"
+            )
         known = {"fixed": fixed, "moving": moving, "names": names, "axes": axes}
         known |= {"sigma_um": sigma, "trust": trust, "source": tuple(map(str, self.source))}
         for name, value in known.items():
@@ -136,9 +138,7 @@ class Landmarks:
                 f"{len(wanted)} coordinates"
             )
         order = list(axis_order(self.axes or wanted, wanted))
-        return replace(
-            self, fixed=self.fixed[:, order], moving=self.moving[:, order], axes=wanted
-        )
+        return replace(self, fixed=self.fixed[:, order], moving=self.moving[:, order], axes=wanted)
 
     def placed_within(self, sigma_um: float) -> Landmarks:
         """State how exactly they were placed, where that is not known.

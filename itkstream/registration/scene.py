@@ -133,7 +133,12 @@ class Marks:
             trust = np.ones(len(marks)) if marks.trust is None else marks.trust
             errors = TargetErrors.of(transform, marks)
             rows += [
-                {"name": n, "error_um": float(e), "trust": float(t), "held_out": name != "landmarks"}
+                {
+                    "name": n,
+                    "error_um": float(e),
+                    "trust": float(t),
+                    "held_out": name != "landmarks",
+                }
                 for n, e, t in zip(errors.names, errors.um, trust, strict=True)
             ]
         return rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,9 @@ def json_pairs(known: Any, where: str) -> Pairs:
             )
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} holds landmarks of BigWarp that are not whole: {error}") from error
+        raise InputError(
+            f"{where} holds landmarks of BigWarp that are not whole: {error}"
+        ) from error
     return _pairs(found, where)
 
 

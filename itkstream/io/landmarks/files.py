@@ -105,7 +105,9 @@ def read_landmarks(
     grids = _grid(fixed), _grid(moving)
     slicer = str(path).lower().endswith(_SLICER)
     units, points = [], []
-    for which, side, grid in zip(("fixed", "moving"), (pairs.fixed, pairs.moving), grids, strict=True):
+    for which, side, grid in zip(
+        ("fixed", "moving"), (pairs.fixed, pairs.moving), grids, strict=True
+    ):
         known = itk_unit(grid) if slicer and grid is not None else "micrometer"
         units.append(_unit(side, unit, known, str(path)))
         points.append(to_micrometers(side, grid, units[-1], which))
@@ -231,14 +233,14 @@ def write_landmarks(
             partial.write_text(text, encoding="utf-8")
 
 
-def _pairs_for(
-    landmarks: Landmarks, kind: Kind, grids: tuple[Grid | None, Grid | None]
-) -> Pairs:
+def _pairs_for(landmarks: Landmarks, kind: Kind, grids: tuple[Grid | None, Grid | None]) -> Pairs:
     """Bring landmarks to the units and axes of a kind of file."""
     known = landmarks.reorder(default_axes(landmarks.ndim))
     axes = array_axes(known.ndim) if kind == "napari" else default_axes(known.ndim)
     sides = []
-    for which, points, grid in zip(("fixed", "moving"), (known.fixed, known.moving), grids, strict=True):
+    for which, points, grid in zip(
+        ("fixed", "moving"), (known.fixed, known.moving), grids, strict=True
+    ):
         usual = itk_unit(grid) if kind == "slicer" and grid is not None else "micrometer"
         unit = VOXEL if kind == "napari" else usual
         sides.append(Side(from_micrometers(points, grid, unit, axes, which), known.names, axes))

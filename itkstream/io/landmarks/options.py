@@ -43,9 +43,7 @@ class LandmarkOptions:
             )
         object.__setattr__(self, "files", given)
         if self.unit is not None and self.unit not in UNITS:
-            raise InputError(
-                f"unknown unit of landmarks {self.unit!r}; known: {', '.join(UNITS)}"
-            )
+            raise InputError(f"unknown unit of landmarks {self.unit!r}; known: {', '.join(UNITS)}")
         if self.sigma_um is not None and not (
             isinstance(self.sigma_um, int | float) and 0 < self.sigma_um < np.inf
         ):

@@ -132,7 +132,9 @@ def joined(
     sigma = None
     if pairs.sigma is not None:
         if scale is None:
-            raise InputError("how exactly landmarks were placed is stated in voxels: state it in µm")
+            raise InputError(
+                "how exactly landmarks were placed is stated in voxels: state it in µm"
+            )
         sigma = pairs.sigma * scale
     axes = default_axes(points[0].shape[1])
     return Landmarks(*points, names=pairs.fixed.names, sigma_um=sigma, axes=axes)

@@ -15,7 +15,7 @@ from itkstream.io.landmarks.check import check_landmarks
 from itkstream.io.landmarks.files import read_landmarks, write_landmarks
 
 FIXED = np.array([[1.0, 2.0, 3.0], [4.0, 5.5, 6.0], [10.0, 0.25, 7.0], [2.0, 9.0, 1.0]])
-MOVING = FIXED + (100.0, 0.5, -1.0)
+MOVING = FIXED + np.array([100.0, 0.5, -1.0])
 MARKS = Landmarks(FIXED, MOVING, ("a", "b", "c", "d"), sigma_um=2.0, axes=("x", "y", "z"))
 GRID = Grid((20, 30, 40), (2.0, 0.5, 0.5), (1.0, 2.0, 3.0), axes=("z", "y", "x"))
 MILLIMETERS = Grid((20, 30, 40), (0.1, 0.1, 0.1), axes=("z", "y", "x"), unit="millimeter")
@@ -128,7 +128,7 @@ def test_slicer_says_its_coordinate_system_and_pairs_by_label(tmp_path: Path) ->
     np.testing.assert_allclose(scaled.fixed, FIXED * 1e3)
     np.testing.assert_allclose(scaled.moving, MOVING)
     other = write(tmp_path, markups("LPS", MOVING, "abce"), "other.mrk.json")
-    with pytest.raises(InputError, match="2 landmarks have a partner in one of .* only: d, e"):
+    with pytest.raises(InputError, match=r"2 landmarks have a partner in one of .* only: d, e"):
         read_landmarks(fixed, other)
 
 
@@ -209,7 +209,7 @@ def test_other_refusals(tmp_path: Path) -> None:
     four = write(tmp_path, f"x,y,z\n{rows(MOVING)}\n", "four.csv")
     with pytest.raises(MissingDataError):
         read_landmarks(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="holds 3 points and .* 4, and no labels"):
+    with pytest.raises(InputError, match=r"holds 3 points and .* 4, and no labels"):
         read_landmarks(three, four)
     with pytest.raises(InputError, match="holds pairs: give it alone"):
         read_landmarks(pairs, four)

@@ -1,0 +1,129 @@
+"""Landmarks as soft constraints: forces against numbers, images without texture, a wrong one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import evolve
+
+from itkstream.geometry import Grid, Landmarks
+from itkstream.numerics.deformation.descent import Frame, descend
+from itkstream.numerics.deformation.kernels import SmoothingKernel
+from itkstream.numerics.deformation.landmarks import LandmarkPull, Targets, bend_to
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.sampling.fields import compose, jacobian_determinant
+from itkstream.numerics.sampling.interpolate import sample_field
+
+GRID = Grid((40, 36, 32), (1.0, 1.5, 1.0))
+KERNEL = SmoothingKernel(12.0, 0.0, 1.0, 2.0)
+RNG = np.random.default_rng(0)
+
+
+def smooth_moves(points: np.ndarray[Any, Any], height: float = 3.0) -> np.ndarray[Any, Any]:
+    return height * np.sin(points[..., [1, 2, 0]] / 9.0)
+
+
+def marks_of(grid: Grid, count: int = 40, **known: Any) -> Landmarks:
+    low, high = grid.corners().min(axis=0), grid.corners().max(axis=0)
+    places = RNG.uniform(low, high, (count, grid.ndim))
+    moves = smooth_moves(places) if grid.ndim == 3 else 3 * np.sin(places[:, ::-1] / 9.0)
+    return Landmarks(places, places + moves, **known)
+
+
+def pull_of(marks: Landmarks, grid: Grid = GRID) -> LandmarkPull:
+    pull = Targets.of(marks, grid, np.eye(4)).pull(grid, KERNEL)
+    assert pull is not None
+    return pull
+
+
+def test_the_force_is_the_slope_of_the_penalty() -> None:
+    pull = pull_of(marks_of(GRID, sigma_um=1.0))
+    u = smooth_moves(GRID.positions(), 1.0).astype(np.float32)
+    normal = np.zeros((*GRID.shape, 9), np.float32)
+    pull.add(normal, u)
+    step = np.array([0.3, -0.5, 0.4])
+    changes = []
+    for size in (-0.05, 0.05):
+        small = np.broadcast_to((size * step).astype(np.float32), u.shape)
+        changes.append(pull.penalty(compose(np.ascontiguousarray(small), u, GRID)))
+    slope = (changes[1] - changes[0]) / 0.1
+    force = normal[..., :3].sum(axis=(0, 1, 2), dtype=np.float64) / np.prod(GRID.shape)
+    # Twice the force, downhill; interpolation between voxels rounds a little.
+    assert slope == pytest.approx(-2 * force @ step, rel=0.02)
+
+
+def test_matrices_are_positive_and_weights_add_up() -> None:
+    one = Landmarks([[20.0, 24.0, 16.0]], [[21.0, 24.0, 16.0]], sigma_um=2.0)
+    pull = pull_of(one)
+    normal = np.zeros((*GRID.shape, 9), np.float32)
+    pull.add(normal, np.zeros((*GRID.shape, 3), np.float32))
+    # A landmark placed within 2 µm has a quarter of what one within 1 µm has, 0.1; see WEIGHT.
+    assert normal[20, 16, 16] == pytest.approx([0.025, 0, 0, 0.025, 0.025, 0.025, 0, 0, 0])
+    twice = normal.copy()
+    pull.add(twice, np.zeros((*GRID.shape, 3), np.float32))
+    np.testing.assert_allclose(twice, 2 * normal)
+
+
+def test_landmarks_outside_do_not_count() -> None:
+    marks = Landmarks([[-5.0, 3.0, 3.0]], [[0.0, 0.0, 0.0]], sigma_um=1.0)
+    assert Targets.of(marks, GRID, np.eye(4)).pull(GRID, KERNEL) is None
+
+
+def found_without_texture(grid: Grid, marks: Landmarks, **settings: Any) -> np.ndarray[Any, Any]:
+    flat = np.full(grid.shape, 7.0, np.float32)
+    frame = Frame(grid, grid, np.eye(grid.ndim + 1))
+    known = evolve(PIPELINE_DEFAULTS, **settings)
+    return descend(flat, flat, frame, known, landmarks=marks).displacement
+
+
+def at(u: np.ndarray[Any, Any], grid: Grid, points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    index = grid.to_index(points)
+    matrix = np.zeros((grid.ndim, grid.ndim + 1))
+    values = []
+    for place in index:
+        matrix[:, -1] = place
+        values.append(sample_field(u, matrix, (1,) * grid.ndim).ravel())
+    return np.array(values)
+
+
+@pytest.mark.parametrize("grid", [GRID, Grid((48, 40), (1.0, 1.0))], ids=["3-D", "2-D"])
+def test_where_images_show_nothing_landmarks_decide(grid: Grid) -> None:
+    marks = marks_of(grid, 60, sigma_um=1.0)
+    kept, held = marks.hold_out(0.3)
+    u = found_without_texture(grid, kept)
+    miss = held.fixed + at(u, grid, held.fixed) - held.moving
+    before = np.linalg.norm(held.fixed - held.moving, axis=1)
+    after = np.linalg.norm(miss, axis=1)
+    assert np.median(after) < 0.35 * np.median(before)
+    assert jacobian_determinant(u, grid).min() > 0.1
+
+
+def test_turned_grids_and_affines() -> None:
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    grid = Grid((40, 36, 32), (1.0, 1.5, 1.0), (5.0, -3.0, 2.0), tuple(map(tuple, turn)))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = 1.1 * np.eye(3), (4.0, 0.0, -2.0)
+    marks = marks_of(grid, 60, sigma_um=1.0)
+    moved = marks.moving @ affine[:3, :3].T + affine[:3, 3]
+    marks = Landmarks(marks.fixed, moved, sigma_um=1.0)
+    flat = np.full(grid.shape, 7.0, np.float32)
+    far = Grid((80, 80, 80), (1.0, 1.0, 1.0), (-60.0, -20.0, -20.0))
+    moving = np.full(far.shape, 7.0, np.float32)
+    u = descend(flat, moving, Frame(grid, far, affine), PIPELINE_DEFAULTS, landmarks=marks)
+    there = (marks.fixed + at(u.displacement, grid, marks.fixed)) @ affine[:3, :3].T
+    after = np.linalg.norm(there + affine[:3, 3] - marks.moving, axis=1)
+    assert np.median(after) < 0.4 * np.median(np.linalg.norm(smooth_moves(marks.fixed), axis=1))
+
+
+def test_a_displacement_is_bent_to_landmarks() -> None:
+    marks = marks_of(GRID, 60, sigma_um=0.5)
+    start = smooth_moves(GRID.positions(), 1.0).astype(np.float32)
+    bent = bend_to(marks, start, GRID, np.eye(4))
+    away = [
+        np.linalg.norm(marks.fixed + at(u, GRID, marks.fixed) - marks.moving, axis=1)
+        for u in (start, bent)
+    ]
+    assert np.median(away[1]) < 0.3 * np.median(away[0])
+    assert jacobian_determinant(bent, GRID).min() > 0
