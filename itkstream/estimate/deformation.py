@@ -246,7 +246,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class _Guide:
-    """What the deformation of a block follows."""
+    """Settings and landmarks that the deformation of a block follows."""
 
     settings: DeformSettings
     landmarks: Landmarks | None

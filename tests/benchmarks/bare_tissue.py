@@ -26,7 +26,7 @@ from itkstream.estimate.landmarks import weigh_landmarks
 from itkstream.geometry import AffineTransform, Image, Landmarks
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.sampling.fields import jacobian_determinant
-from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
+from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, SyntheticTransform, make_pair
 from itkstream.registration.steps import Deformable
 
 __all__ = ["BareCase", "Score", "make_case", "measure"]
@@ -34,6 +34,8 @@ __all__ = ["BareCase", "Score", "make_case", "measure"]
 _PLACED = 90
 _HELD_OUT = 1 / 3
 _WRONG_UM = 50.0
+_BUMPS = 10
+_BUMP_WIDTH = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +49,12 @@ class BareCase:
     fitted: Landmarks
     held_out: Landmarks
 
+    truth: SyntheticTransform
+
     @property
     def start(self) -> AffineTransform:
         """The affine part of the truth."""
-        return AffineTransform(np.array(self.pair.truth.matrix))
+        return AffineTransform(np.array(self.truth.matrix))
 
     def with_one_wrong(self) -> Landmarks:
         """The landmarks to fit by, the first 50 µm off."""
@@ -70,21 +74,43 @@ class Score:
     least_jacobian: float
 
 
-def make_case(size: int, seed: int, placed_within: float = 1.0, warp_um: float = 6.0) -> BareCase:
+def make_case(size: int, seed: int, placed_within: float = 0.5) -> BareCase:
     """Make a pair of `size` voxels along the first axis; landmarks err by so many µm."""
     shape = (size, size * 5 // 6, size * 2 // 3)
-    motion = Motion(rotation_deg=2, stretch=0.02, shear=0.01, shift=0.02, warp_um=warp_um)
-    pair = make_pair(PhantomSettings(shape, (1.0, 1.0, 1.5), seed, motion=motion))
+    still = Motion(rotation_deg=0, stretch=0, shear=0, shift=0, warp_um=0)
+    pair = make_pair(PhantomSettings(shape, (1.0, 1.0, 1.5), seed, motion=still))
     rng = np.random.default_rng([seed, 17])
     points = pair.fixed.grid.positions()
-    bare = _inner(pair, points)
-    there = pair.truth.inverse(pair.moving.grid.positions())
-    fixed, moving = _emptied(pair.fixed, bare, rng), _emptied(pair.moving, _inner(pair, there), rng)
+    bare, truth = _inner(pair, points), _draw_truth(pair, rng)
+    there = truth.inverse(points)
+    index = pair.moving.grid.to_index(there)
+    moved = map_coordinates(pair.moving.read(), np.moveaxis(index, -1, 0), order=3, mode="nearest")
+    fixed = _emptied(pair.fixed, bare, rng)
+    moving = _emptied(Image(moved, pair.moving.grid), _inner(pair, there), rng)
     chosen = rng.choice(np.flatnonzero(bare), _PLACED, replace=False)
     places = points.reshape(-1, 3)[chosen] + rng.uniform(-0.5, 0.5, (_PLACED, 3))
-    placed = pair.truth(places) + rng.normal(0, placed_within, (_PLACED, 3)) / np.sqrt(3)
+    placed = truth(places) + rng.normal(0, placed_within, (_PLACED, 3)) / np.sqrt(3)
     marks = Landmarks(places, placed, sigma_um=placed_within, axes=pair.fixed.grid.axes)
-    return BareCase(pair, fixed, moving, bare, *marks.hold_out(_HELD_OUT, seed))
+    return BareCase(pair, fixed, moving, bare, *marks.hold_out(_HELD_OUT, seed), truth)
+
+
+def _draw_truth(pair: PhantomPair, rng: np.random.Generator) -> SyntheticTransform:
+    """Draw an affine and bumps, most of them in the bare part, that leave volumes above 0.4."""
+    grid = pair.fixed.grid
+    ends = grid.corners()
+    low, extent = ends.min(axis=0), np.ptp(ends, axis=0)
+    matrix = np.eye(4)
+    matrix[:3, :3] += rng.normal(0, 0.01, (3, 3))
+    matrix[:3, 3] = rng.normal(0, 2.0, 3)
+    centres = low + extent * rng.uniform(0.25, 0.75, (_BUMPS, 3))
+    widths = np.full(_BUMPS, _BUMP_WIDTH * extent.min())
+    vectors = rng.normal(size=(_BUMPS, 3)) * 0.6 * widths[0]
+    points = grid.positions()[::4, ::4, ::4]
+    while True:
+        truth = SyntheticTransform(matrix, centres, vectors, widths)
+        if truth.jacobian_determinant(points).min() > 0.4:
+            return truth
+        vectors = 0.9 * vectors
 
 
 def _inner(pair: PhantomPair, points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -112,7 +138,7 @@ def measure(case: BareCase, method: str, landmarks: Landmarks | None) -> Score:
     assert estimate.displacement is not None, estimate.reason
     u, affine = estimate.displacement, AffineTransform(estimate.initial.affine)
     points = grid.positions()
-    miss = np.linalg.norm(affine.apply(points + u) - case.pair.truth(points), axis=-1)
+    miss = np.linalg.norm(affine.apply(points + u) - case.truth(points), axis=-1)
     away = affine.apply(case.held_out.fixed + _sampled(u, case)) - case.held_out.moving
     jacobian = jacobian_determinant(u, grid)
     voxel = min(grid.spacing)

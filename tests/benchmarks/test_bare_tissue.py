@@ -10,7 +10,7 @@ from bare_tissue import BareCase, main, make_case, measure
 
 @pytest.fixture(scope="module")
 def case() -> BareCase:
-    return make_case(60, 1, warp_um=4.0)
+    return make_case(60, 1)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,12 @@ from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import ValueRange, correlation_residual
 from itkstream.numerics.deformation.force import collect_forces, solve_newton, warp_through_nodes
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
-from itkstream.numerics.deformation.landmarks import LandmarkPull, Targets, normal_of_moves
+from itkstream.numerics.deformation.landmarks import (
+    WIDTH,
+    LandmarkPull,
+    Targets,
+    normal_of_moves,
+)
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     DescentSettings,
@@ -171,7 +176,8 @@ def descend(
     for number in range(len(settings.shrink_factors)):
         level = replace(_prepare(pair, settings, number), propose=propose)
         if targets is not None:
-            level = replace(level, pull=targets.pull(level.nodes, level.gradient_kernel))
+            width = WIDTH * _finest(level.lattice)
+            level = replace(level, pull=targets.pull(level.nodes, width))
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
         u, report = _descend_level(level, u)
@@ -218,7 +224,7 @@ class _Level:
         return self.lattice.shrink(self.stride)
 
     def penalty(self, u: NDArray[np.float32]) -> float:
-        """How much correlation the landmarks' misses count for."""
+        """Squared correlation that the landmarks' misses count for."""
         return 0.0 if self.pull is None else self.pull.penalty(u)
 
 

@@ -10,14 +10,13 @@ from attrs import evolve
 
 from itkstream.geometry import Grid, Landmarks
 from itkstream.numerics.deformation.descent import Frame, descend
-from itkstream.numerics.deformation.kernels import SmoothingKernel
 from itkstream.numerics.deformation.landmarks import LandmarkPull, Targets, bend_to
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.sampling.fields import compose, jacobian_determinant
 from itkstream.numerics.sampling.interpolate import sample_field
 
 GRID = Grid((40, 36, 32), (1.0, 1.5, 1.0))
-KERNEL = SmoothingKernel(12.0, 0.0, 1.0, 2.0)
+WIDTH = 5.0
 RNG = np.random.default_rng(0)
 
 
@@ -33,7 +32,7 @@ def marks_of(grid: Grid, count: int = 40, **known: Any) -> Landmarks:
 
 
 def pull_of(marks: Landmarks, grid: Grid = GRID) -> LandmarkPull:
-    pull = Targets.of(marks, grid, np.eye(4)).pull(grid, KERNEL)
+    pull = Targets.of(marks, grid, np.eye(4)).pull(grid, WIDTH)
     assert pull is not None
     return pull
 
@@ -68,7 +67,7 @@ def test_matrices_are_positive_and_weights_add_up() -> None:
 
 def test_landmarks_outside_do_not_count() -> None:
     marks = Landmarks([[-5.0, 3.0, 3.0]], [[0.0, 0.0, 0.0]], sigma_um=1.0)
-    assert Targets.of(marks, GRID, np.eye(4)).pull(GRID, KERNEL) is None
+    assert Targets.of(marks, GRID, np.eye(4)).pull(GRID, WIDTH) is None
 
 
 def found_without_texture(grid: Grid, marks: Landmarks, **settings: Any) -> np.ndarray[Any, Any]:
