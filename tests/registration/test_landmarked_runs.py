@@ -126,8 +126,10 @@ def test_blocks_join_without_seams(pair: PhantomPair, marks: Landmarks, tmp_path
         away = done.transform.apply(marks.fixed) - marks.moving
         assert np.median(np.linalg.norm(away, axis=1)) < 0.7
     bends = np.linalg.norm(np.diff(fields[1], 2, axis=0), axis=-1).max(axis=(1, 2))
-    # Voxels 4 to 59: blocks join about number 28, where no bend is sharper than elsewhere.
-    assert bends[20:36].max() <= 1.3 * max(bends[:20].max(), bends[36:].max())
+    # Voxels 4 to 59: blocks join about number 28. Linear between nodes, the field bends at these by
+    # 0.02 to 0.04 µm everywhere; a seam of a tenth of a voxel would be a bend of 0.1.
+    assert bends[20:36].max() < 2 * max(bends[:20].max(), bends[36:].max())
+    assert np.median(np.linalg.norm(fields[1] - fields[0], axis=-1)) < 0.15
 
 
 def refusals() -> dict[str, tuple[dict[str, Any], str]]:

@@ -30,7 +30,7 @@ from itkstream.numerics.deformation.landmarks import (
     WIDTH,
     LandmarkPull,
     Targets,
-    normal_of_moves,
+    expect_moves,
 )
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
@@ -422,24 +422,22 @@ def _small_step(
 ) -> NDArray[np.float32]:
     """The smoothed field by which an iteration goes ahead, at the nodes."""
     nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
-    finest, newton = _finest(level.lattice), level.settings.update == "newton"
+    moves = None
     if level.propose is not None:
         moves = shrink_field(level.propose(level.fixed, work.warped, level.lattice), level.stride)
         moves *= np.float32(share)
         moves = smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice)
         if level.pull is None:
             return _bounded(moves, step)
-        normal = normal_of_moves(moves, finest)
-        level.pull.add(normal, u)
-        return _bounded_newton(normal, 0.0, step)
+    newton = moves is not None or level.settings.update == "newton"
     force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
     collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
     force = _smooth_force(force, level)
+    if moves is not None:
+        expect_moves(force, moves)
     if level.pull is not None:
         level.pull.add(force, u)
-    if newton:
-        return _bounded_newton(force, level.settings.damping / finest**2, step)
-    return _scaled_gradient(force, step)
+    return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
 
 
 def _smooth_force(force: NDArray[np.float32], level: _Level) -> NDArray[np.float32]:
@@ -473,11 +471,10 @@ def _scaled_gradient(force: NDArray[np.float32], step: float) -> NDArray[np.floa
     return force
 
 
-def _bounded_newton(
-    normal: NDArray[np.float32], damping: float, step: float
-) -> NDArray[np.float32]:
+def _bounded_newton(level: _Level, normal: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    finest = _finest(level.lattice)
     small = np.empty((*normal.shape[:-1], 3), np.float32)
-    solve_newton(normal, damping, small)
+    solve_newton(normal, level.settings.damping / finest**2, small)
     return _bounded(small, step)
 
 

@@ -9,18 +9,16 @@ node by those around it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import Grid, Landmarks, Slices
-from itkstream.numerics.deformation.force import solve_newton
-from itkstream.numerics.lift import lift_field, lift_grid, lift_vectors
-from itkstream.numerics.sampling.fields import compose, resize_field
+from itkstream.numerics.lift import lift_vectors
 
-__all__ = ["WIDTH", "LandmarkPull", "Targets", "bend_to", "normal_of_moves"]
+__all__ = ["WIDTH", "LandmarkPull", "Targets", "expect_moves"]
 
 Floats = NDArray[np.float64]
 
@@ -171,74 +169,14 @@ def _at(u: NDArray[Any], index: Floats) -> tuple[Floats, Floats]:
     return value, slope
 
 
-def normal_of_moves(
-    moves: NDArray[np.float32], spacing: float, share: float = 1.0
-) -> NDArray[np.float32]:
-    """Normal matrices whose solution is a given step, a share as sure as well textured voxels are.
+def expect_moves(normal: NDArray[np.float32], moves: NDArray[np.float32]) -> None:
+    """Replace the forces of normal matrices, in place, by those that lead to given moves.
 
-    Shapes: `moves` nodes + (3,); returns nodes + (9,).
+    The matrices stay: they say how sure the images are of each place.
+
+    Shapes: `normal` nodes + (9,); `moves` nodes + (3,).
     """
-    sure = np.float32(share * WEIGHT / spacing**2)
-    normal = np.zeros((*moves.shape[:-1], 9), np.float32)
-    normal[..., :3] = sure * moves
-    normal[..., 3:6] = sure
-    return normal
-
-
-_BEND_STRIDES = (16, 8, 4)
-_BEND_STEPS = 10
-# Of the Gaussians, in nodes.
-_BEND_WIDTH = 1.5
-# Share of the say of well textured voxels that a finished registration has.
-_BEND_SHARE = 0.1
-_INVERSIONS = 30
-
-
-def bend_to(
-    landmarks: Landmarks, u: NDArray[np.float32], grid: Grid, affine: Floats
-) -> NDArray[np.float32]:
-    """Bend a displacement smoothly, coarse to fine, so that it meets landmarks better.
-
-    Shapes: `u` grid.shape + (n,); returns the same.
-    """
-    wanted = Targets.of(landmarks, grid, affine)
-    if not len(wanted.points):
-        return u
-    n, direction = grid.ndim, np.asarray(grid.direction, np.float32)
-    lattice = lift_grid(grid)
-    field = lift_field(u @ direction)
-    targets = replace(wanted, moves=_origins(wanted, field, lattice) - wanted.points)
-    bend, nodes = np.zeros((1, 1, 1, 3), np.float32), lattice.shrink(lattice.shape)
-    for stride in _BEND_STRIDES:
-        fits = (max(1, min(stride, size // 2)) for size in lattice.shape)
-        finer = lattice.shrink(tuple(fits))
-        bend = _fitted(targets, resize_field(bend, nodes, finer), finer, min(grid.spacing))
-        nodes = finer
-    total = compose(resize_field(bend, nodes, lattice), field, lattice)
-    return np.ascontiguousarray(total.reshape((*grid.shape, 3))[..., 3 - n :] @ direction.T)
-
-
-def _origins(wanted: Targets, field: NDArray[np.float32], lattice: Grid) -> Floats:
-    """The points that a displacement already carries to where the landmarks should be."""
-    goal = wanted.points + wanted.moves
-    origins = goal.copy()
-    for _ in range(_INVERSIONS):
-        # Half of each step: where the field is steep, whole ones swing.
-        there = _at(field, lattice.to_index(origins))[0]
-        origins += 0.5 * (goal - there - origins)
-    return origins
-
-
-def _fitted(
-    targets: Targets, bend: NDArray[np.float32], nodes: Grid, voxel: float
-) -> NDArray[np.float32]:
-    """A displacement at the nodes between none and what landmarks want, each with its say."""
-    pull = targets.pull(nodes, _BEND_WIDTH * max(nodes.spacing))
-    assert pull is not None
-    for _ in range(_BEND_STEPS):
-        normal = normal_of_moves(-bend, voxel, _BEND_SHARE)
-        pull.add(normal, bend)
-        step = np.empty_like(bend)
-        solve_newton(normal, 0.0, step)
-        bend = bend + step
-    return bend
+    normal[..., :3] = normal[..., 3:6] * moves
+    for element, (a, b) in enumerate(_ELEMENTS[3:], 6):
+        normal[..., a] += normal[..., element] * moves[..., b]
+        normal[..., b] += normal[..., element] * moves[..., a]
