@@ -27,7 +27,6 @@ from itkstream.numerics.deformation.correlation import ValueRange, correlation_r
 from itkstream.numerics.deformation.force import collect_forces, solve_newton, warp_through_nodes
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.landmarks import (
-    WIDTH,
     LandmarkPull,
     Targets,
     expect_moves,
@@ -176,8 +175,8 @@ def descend(
     for number in range(len(settings.shrink_factors)):
         level = replace(_prepare(pair, settings, number), propose=propose)
         if targets is not None:
-            width = WIDTH * _finest(level.lattice)
-            level = replace(level, pull=targets.pull(level.nodes, width))
+            pull = targets.pull(level.nodes, _finest(level.lattice))
+            level = replace(level, pull=pull)
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
         u, report = _descend_level(level, u)

@@ -9,7 +9,9 @@ node by those around it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,12 +57,13 @@ REACH = 3.0
 class Targets:
     """Landmarks as points and the displacements wanted there, along the axes of a fixed lattice.
 
-    Shapes: `points` (m, 3); `moves` (m, 3); `weights` (m,).
+    Shapes: `points` (m, 3); `moves` (m, 3); `sigmas` (m,); `trust` (m,).
     """
 
     points: Floats
     moves: Floats
-    weights: Floats
+    sigmas: Floats
+    trust: Floats
 
     @classmethod
     def of(cls, landmarks: Landmarks, grid: Grid, affine: Floats) -> Targets:
@@ -76,18 +79,20 @@ class Targets:
         return cls(
             lift_vectors(index[inside] * grid.spacing),
             lift_vectors(moves @ direction),
-            WEIGHT * trust / kept.sigma_um**2,
+            kept.sigma_um,
+            trust,
         )
 
-    def pull(self, nodes: Grid, width: float) -> LandmarkPull | None:
-        """Their pull on the nodes of a level, in Gaussians of some width; None for no landmark."""
+    def pull(self, nodes: Grid, voxel: float) -> LandmarkPull | None:
+        """Their pull on the nodes of a level with voxels of some length; None for no landmark."""
         if not len(self.points):
             return None
-        # Between nodes a narrower one would be lost.
+        # Between nodes a narrower Gaussian would be lost.
         long = [h for h, n in zip(nodes.spacing, nodes.shape, strict=True) if n > 1]
-        wide = max(width, *long) if long else width
-        index = nodes.to_index(self.points)
-        return LandmarkPull(index, self.moves, self.weights, nodes, wide)
+        width = max(WIDTH * voxel, *long) if long else WIDTH * voxel
+        # A coarse level places nothing better than to half of its voxels.
+        weights = WEIGHT * self.trust / (self.sigmas**2 + (voxel / 2) ** 2)
+        return LandmarkPull(nodes.to_index(self.points), self.moves, weights, nodes, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +111,7 @@ class LandmarkPull:
     def penalty(self, u: NDArray[np.float32]) -> float:
         """Mean squared miss of the nodes, in the unit of squared correlation."""
         miss = self.moves - _at(u, self.index)[0]
-        shares = [share.sum() for _, share in self._footprints()]
+        shares = [share.sum(dtype=np.float64) for _, share in self._footprints()]
         sizes = np.einsum("mc,mc->m", miss, miss) * self.weights * shares
         return float(sizes.sum() / math.prod(self.nodes.shape))
 
@@ -126,9 +131,24 @@ class LandmarkPull:
         for (box, share), part in zip(self._footprints(), parts, strict=True):
             normal[box] += share[..., None] * part
 
-    def _footprints(self) -> list[tuple[Slices, NDArray[np.float32]]]:
-        """The nodes around each landmark and its weights there; on the nodes, each has all."""
-        return [self._footprint(place) for place in self.index]
+    def _footprints(self) -> Iterator[tuple[Slices, NDArray[np.float32]]]:
+        """The nodes around each landmark, and its shares there."""
+        for place in self.index:
+            box, share = self._footprint(place)
+            yield box, share / self._crowding[box]
+
+    @cached_property
+    def _crowding(self) -> NDArray[np.float32]:
+        """Landmarks at each node, at least 1: together they have the say of one.
+
+        Else many of them would outvote the images around them.
+        """
+        total = np.zeros(self.nodes.shape, np.float32)
+        largest = max(float(self.weights.max()), 1e-30)
+        for place, weight in zip(self.index, self.weights, strict=True):
+            box, share = self._footprint(place)
+            total[box] += np.float32(weight / largest) * share
+        return np.maximum(total, np.float32(1.0))
 
     def _footprint(self, place: Floats) -> tuple[Slices, NDArray[np.float32]]:
         box, shares = [], []
