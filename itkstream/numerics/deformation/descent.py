@@ -156,12 +156,14 @@ def descend(
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
     propose: Proposal | None = None,
     landmarks: Landmarks | None = None,
+    keep: bool = False,
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
     NaN voxels do not count. `initial` is a coarser solution on its own grid, or vectors on the
     fixed one, fixed shape + (n,). `propose` finds the small step instead of the force of local
-    correlation. Landmarks inside the fixed image are soft constraints. The map found has a
+    correlation. Landmarks inside the fixed image are soft constraints; with `keep` they alone move
+    the initial displacement, which the images hold where they show anything. The map found has a
     positive Jacobian determinant at every voxel.
 
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
@@ -169,7 +171,7 @@ def descend(
     Gauss-Newton step with matrices averaged over a neighbourhood.
     """
     pair = _pair(fixed, moving, frame)
-    u, nodes = _initial(initial, frame)
+    u, nodes = first = _initial(initial, frame)
     targets = None if landmarks is None else Targets.of(landmarks, frame.fixed_grid, frame.affine)
     reports = []
     for number in range(len(settings.shrink_factors)):
@@ -177,6 +179,8 @@ def descend(
         if targets is not None:
             pull = targets.pull(level.nodes, _finest(level.lattice))
             level = replace(level, pull=pull)
+        if keep:
+            level = replace(level, home=resize_field(*first, level.nodes))
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
         u, report = _descend_level(level, u)
@@ -217,6 +221,7 @@ class _Level:
     settings: DescentSettings
     propose: Proposal | None = None
     pull: LandmarkPull | None = None
+    home: NDArray[np.float32] | None = None
 
     @property
     def nodes(self) -> Grid:
@@ -421,19 +426,16 @@ def _small_step(
 ) -> NDArray[np.float32]:
     """The smoothed field by which an iteration goes ahead, at the nodes."""
     nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
-    moves = None
+    newton = level.settings.update == "newton"
     if level.propose is not None:
         moves = shrink_field(level.propose(level.fixed, work.warped, level.lattice), level.stride)
         moves *= np.float32(share)
-        moves = smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice)
-        if level.pull is None:
-            return _bounded(moves, step)
-    newton = moves is not None or level.settings.update == "newton"
+        return _bounded(smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice), step)
     force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
     collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
     force = _smooth_force(force, level)
-    if moves is not None:
-        expect_moves(force, moves)
+    if level.home is not None:
+        expect_moves(force, level.home - u)
     if level.pull is not None:
         level.pull.add(force, u)
     return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)

@@ -20,8 +20,8 @@ from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.itk_bridge import sample_transform, what_itk_says
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import mean_local_correlation
-from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport, descend
-from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport
+from itkstream.numerics.itk.landmarks import bend_to
 from itkstream.numerics.itk.normalisation import normalise_locally
 from itkstream.numerics.itk.search import ItkImage, ItkSearch
 from itkstream.numerics.itk.settings import BsplineSettings, IntensitySettings
@@ -49,25 +49,22 @@ def descend_bspline(
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by a B-spline.
 
-    Landmarks bend its start, and what it finds.
+    It is bent to landmarks.
 
     Shapes: `initial` fixed shape + (n,).
 
     Rueckert et al., IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
     """
     pair = _Pair.of(fixed, moving, frame, _start(initial, frame.fixed_grid))
-    if landmarks is not None:
-        pair = _Pair.of(fixed, moving, frame, _bent(pair, pair.start, landmarks))
     spline: sitk.Transform | None = None
     reports = []
     for number in range(len(settings.shrink_factors)):
         spline, report = _descend_level(pair, settings, number, spline)
         reports.append(report)
     u = pair.start if spline is None else pair.total(spline)
-    if landmarks is not None:
-        u = _bent(pair, u, landmarks)
     repair = repair_folds(u, frame.fixed_grid, settings.minimum_jacobian)
-    return Descent(repair.displacement, tuple(reports), repair.folded_before)
+    found = Descent(repair.displacement, tuple(reports), repair.folded_before)
+    return found if landmarks is None else bend_to(landmarks, found, fixed, moving, frame)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,26 +145,6 @@ def _start(initial: DisplacementField | NDArray[np.floating[Any]] | None, grid: 
     if isinstance(initial, DisplacementField):
         return resize_field(np.asarray(initial.data), initial.grid, grid)
     return np.ascontiguousarray(initial, np.float32)
-
-
-def _bent(pair: _Pair, displacement: Floats, landmarks: Landmarks) -> Floats:
-    """A displacement bent to landmarks, as far as what the images show lets them."""
-    settings = PIPELINE_DEFAULTS.for_voxels(pair.frame.fixed_grid.spacing)
-    return descend(
-        pair.fixed,
-        pair.moving,
-        pair.frame,
-        # A B-spline is smooth: what it found stays as it is.
-        evolve(settings, field_smoothing=(0.0, 0.0, 1.0, 0.0)),
-        initial=displacement,
-        propose=_stay,
-        landmarks=landmarks,
-    ).displacement
-
-
-def _stay(fixed: Floats, warped: Floats, lattice: Grid) -> Floats:
-    """No displacement."""
-    return np.zeros((*lattice.shape, lattice.ndim), np.float32)
 
 
 def _warped(moving: Floats, frame: Frame, displacement: Floats) -> Floats:
