@@ -36,17 +36,21 @@ WIDTH = 3.5
 from landmark to landmark, and narrow on fine ones, where what is left of a miss must not pull at
 what the images show beside it.
 
-Sixty landmarks placed within 0.5 voxel in tissue without texture (tests/benchmarks/bare_tissue.py;
-72 x 60 x 48 voxels, two seeds): errors there and in the textured tissue beside it, in voxels.
+tests/benchmarks/bare_tissue.py, 72 x 60 x 48 voxels, two seeds: errors in tissue without texture
+and in the textured tissue beside it, in voxels, with sixty landmarks in the former placed within
+0.5 voxel; and with sixty in all of the tissue placed within 1 voxel, as they are by default.
 
-====================================  ===========  ===========
-width on the three levels, voxels     bare         textured
-====================================  ===========  ===========
-no landmarks                          1.42, 1.37   0.17, 0.17
-10, 7, 7, as the forces are smoothed  0.48, 0.56   0.36, 0.41
-14, 7, 4: this                        0.37, 0.42   0.19, 0.17
-20, 10, 4                             0.40, 0.45   0.46, 0.31
-====================================  ===========  ===========
+======  =====  ===========  ===========  ===========  ===========
+WEIGHT  WIDTH  bare         textured     bare         textured
+======  =====  ===========  ===========  ===========  ===========
+no landmarks   1.42, 1.37   0.17, 0.17   1.42, 1.37   0.17, 0.17
+-------------  -----------  -----------  -----------  -----------
+0.03    3.5    0.44, 0.48   0.15, 0.16   1.20, 0.88   0.18, 0.17
+0.1     3.5    0.38, 0.44   0.16, 0.17   1.10, 0.69   0.22, 0.22
+0.3     3.5    0.38, 0.44   0.19, 0.19   1.04, 0.63   0.28, 0.29
+0.1     2.5    0.38, 0.44   0.17, 0.18   1.13, 0.73   0.22, 0.22
+0.1     5      0.40, 0.46   0.20, 0.20   1.07, 0.64   0.24, 0.24
+======  =====  ===========  ===========  ===========  ===========
 """
 
 REACH = 3.0

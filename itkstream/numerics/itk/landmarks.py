@@ -29,7 +29,7 @@ def bend_to(
         fixed,
         moving,
         frame,
-        evolve(settings, field_smoothing=_NO_SMOOTHING),
+        evolve(settings, field_smoothing=(_NO_SMOOTHING,) * len(settings.shrink_factors)),
         initial=found.displacement,
         landmarks=landmarks,
         keep=True,

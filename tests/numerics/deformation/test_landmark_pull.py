@@ -16,7 +16,7 @@ from itkstream.numerics.sampling.fields import compose, jacobian_determinant
 from itkstream.numerics.sampling.interpolate import sample_field
 
 GRID = Grid((40, 36, 32), (1.0, 1.5, 1.0))
-WIDTH = 5.0
+VOXEL = 1.0
 RNG = np.random.default_rng(0)
 
 
@@ -32,7 +32,7 @@ def marks_of(grid: Grid, count: int = 40, **known: Any) -> Landmarks:
 
 
 def pull_of(marks: Landmarks, grid: Grid = GRID) -> LandmarkPull:
-    pull = Targets.of(marks, grid, np.eye(4)).pull(grid, WIDTH)
+    pull = Targets.of(marks, grid, np.eye(4)).pull(grid, VOXEL)
     assert pull is not None
     return pull
 
@@ -53,21 +53,27 @@ def test_the_force_is_the_slope_of_the_penalty() -> None:
     assert slope == pytest.approx(-2 * force @ step, rel=0.02)
 
 
-def test_matrices_are_positive_and_weights_add_up() -> None:
-    one = Landmarks([[20.0, 24.0, 16.0]], [[21.0, 24.0, 16.0]], sigma_um=2.0)
-    pull = pull_of(one)
+def added(marks: Landmarks) -> np.ndarray[Any, Any]:
     normal = np.zeros((*GRID.shape, 9), np.float32)
-    pull.add(normal, np.zeros((*GRID.shape, 3), np.float32))
-    # A landmark placed within 2 µm has a quarter of what one within 1 µm has, 0.1; see WEIGHT.
-    assert normal[20, 16, 16] == pytest.approx([0.025, 0, 0, 0.025, 0.025, 0.025, 0, 0, 0])
-    twice = normal.copy()
-    pull.add(twice, np.zeros((*GRID.shape, 3), np.float32))
-    np.testing.assert_allclose(twice, 2 * normal)
+    pull_of(marks).add(normal, np.zeros((*GRID.shape, 3), np.float32))
+    return normal
+
+
+def test_weights_fall_with_the_variance_and_a_crowd_has_the_say_of_one() -> None:
+    place, moved = [20.0, 24.0, 16.0], [21.0, 24.0, 16.0]
+    one = added(Landmarks([place], [moved], sigma_um=2.0))
+    # 0.1 for a variance of 1 (see WEIGHT); half of a voxel is added to the deviation.
+    size = 0.1 / (4 + 0.25)
+    assert one[20, 16, 16] == pytest.approx([size, 0, 0, size, size, size, 0, 0, 0])
+    np.testing.assert_allclose(added(Landmarks([place] * 5, [moved] * 5, sigma_um=2.0))[20, 16, 16],
+                               one[20, 16, 16], rtol=1e-5)  # fmt: skip
+    doubted = added(Landmarks([place], [moved], sigma_um=2.0, trust=[0.1]))
+    np.testing.assert_allclose(doubted, 0.1 * one, rtol=1e-5, atol=1e-9)
 
 
 def test_landmarks_outside_do_not_count() -> None:
     marks = Landmarks([[-5.0, 3.0, 3.0]], [[0.0, 0.0, 0.0]], sigma_um=1.0)
-    assert Targets.of(marks, GRID, np.eye(4)).pull(GRID, WIDTH) is None
+    assert Targets.of(marks, GRID, np.eye(4)).pull(GRID, VOXEL) is None
 
 
 def found_without_texture(grid: Grid, marks: Landmarks, **settings: Any) -> np.ndarray[Any, Any]:
