@@ -171,7 +171,9 @@ def descend(
     Gauss-Newton step with matrices averaged over a neighbourhood.
     """
     pair = _pair(fixed, moving, frame)
-    u, nodes = first = _initial(initial, frame)
+    u, nodes = _initial(initial, frame)
+    # Held for as long as it is needed only: it is a fifth of a block's memory.
+    home = (u, nodes) if keep else None
     targets = None if landmarks is None else Targets.of(landmarks, frame.fixed_grid, frame.affine)
     reports = []
     for number in range(len(settings.shrink_factors)):
@@ -179,8 +181,8 @@ def descend(
         if targets is not None:
             pull = targets.pull(level.nodes, _finest(level.lattice))
             level = replace(level, pull=pull)
-        if keep:
-            level = replace(level, home=resize_field(*first, level.nodes))
+        if home is not None:
+            level = replace(level, home=resize_field(*home, level.nodes))
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
         u, report = _descend_level(level, u)
