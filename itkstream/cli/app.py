@@ -101,6 +101,13 @@ for _name in transform_commands.__all__:
     help="How exactly landmarks were placed: standard deviation, in µm. [default: a voxel]",
 )
 @click.option(
+    "--near-landmarks",
+    is_flag=True,
+    default=None,
+    help="Only deform, only in blocks with a landmark that --initial misses: to add landmarks to a "
+    "finished registration.",
+)
+@click.option(
     "--hold-out",
     type=float,
     metavar="SHARE",

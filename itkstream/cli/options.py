@@ -281,7 +281,14 @@ def _landmarks(known: Any, options: dict[str, Any]) -> Any:
     return changed
 
 
-_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
+_STEP_OPTIONS = (
+    "radii",
+    "match_threshold",
+    "block",
+    "local_block",
+    "seed",
+    "near_landmarks",
+)
 
 
 def _change_steps(options: dict[str, Any]) -> list[Any]:
@@ -291,6 +298,9 @@ def _change_steps(options: dict[str, Any]) -> list[Any]:
     affine, intensity, local, deformation = DEFAULT_STEPS
     # `plan` has only those that change what a run costs.
     matching = {name: options.get(name) for name in ("match_threshold", "seed")}
+    if options.get("near_landmarks"):
+        where = {"where": "landmarks", "blocksize": options["block"]}
+        return [deformation.evolve(**_given(**where))]
     radii = options.get("radii")
     steps = [
         affine.evolve(**_given(radii=None if radii is None else (radii,), **matching)),

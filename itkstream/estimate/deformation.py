@@ -14,12 +14,12 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import Result, judged, map_blocks, map_neighbours
+from itkstream.blocks.graph import Result, judged, map_blocks, map_neighbours, once
 from itkstream.blocks.inputs import as_pair, block_grid
 from itkstream.blocks.levels import Levels, prepare_levels
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.coarse import plan_levels, prepare_start
-from itkstream.estimate.content import prepare_content
+from itkstream.estimate.content import find_landmarks, prepare_content
 from itkstream.geometry import (
     Block,
     BlockGrid,
@@ -215,7 +215,7 @@ class Task:
     The kind of the settings decides the engine. `coarse_voxels` is the most a level may have on
     which the whole image is solved first, 0 for none; `levels` are both images at so many voxels,
     where they are known. Landmarks are soft constraints of the whole image and of the blocks that
-    hold them.
+    hold them. Where some are to be reached, blocks that hold none of these stay as they start.
     """
 
     fixed: Image
@@ -227,6 +227,7 @@ class Task:
     skip_empty: bool = False
     levels: Levels | None = None
     landmarks: Landmarks | None = None
+    to_reach: Landmarks | None = None
 
     @property
     def images(self) -> tuple[Image, Image]:
@@ -250,6 +251,7 @@ class _Guide:
 
     settings: DeformSettings
     landmarks: Landmarks | None
+    others_stay: bool = False
 
     def deform(self, fixed: Image, moving: Image, initial: Transform) -> DeformEstimate:
         """Deform a block."""
@@ -318,11 +320,12 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
     nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
+    guide = _Guide(settings, task.landmarks, task.to_reach is not None)
     found = map_blocks(
         _refine_block,
         blocks,
         fixed.data,
-        {**where, "moving": task.moving, "guide": _Guide(settings, task.landmarks)},
+        {**where, "moving": task.moving, "guide": guide},
         packed,
         keep=_prepare_keep(task, start),
     )
@@ -348,7 +351,9 @@ def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
 
 
 def _prepare_keep(task: Task, start: Transform | Delayed) -> Delayed | None:
-    """Prepare to find the blocks that show anything; None where all are computed."""
+    """Prepare to find the blocks that are computed; None where all are."""
+    if task.to_reach is not None:
+        return once(find_landmarks, task.to_reach, task.fixed.grid, task.blocks)
     if not task.skip_empty:
         return None
     return prepare_content(task.images, start, task.blocks, task.level_voxels, task.coarse_levels)
@@ -401,6 +406,8 @@ def _refine_block(
     moving: Image,
     guide: _Guide,
 ) -> NDArray[np.float32]:
+    if part is None and guide.others_stay:
+        return nodes.still_pack(block)
     if part is None:
         logger.debug("block %s is empty", block.index)
         return nodes.no_pack()

@@ -11,9 +11,11 @@ import pytest
 
 from itkstream.apply.points import apply_to_points
 from itkstream.errors import InputError
+from itkstream.estimate import deformation
 from itkstream.geometry import Image, Landmarks
 from itkstream.io import create_ome_zarr
 from itkstream.io.landmarks.files import write_landmarks
+from itkstream.numerics.engines import deform_block
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import register
 from itkstream.registration.steps import Deformable, RegisterSettings
@@ -160,3 +162,67 @@ def test_landmarks_in_another_unit_are_told(
     scaled = Landmarks(marks.fixed * 1000, marks.moving * 1000)
     with pytest.raises(InputError, match="unit='nanometer'"):
         register(far, pair.moving, tmp_path / "run", (), SETTINGS, landmarks=scaled)
+
+
+def test_landmarks_are_added_to_a_finished_run_in_the_blocks_they_touch(
+    pair: PhantomPair, marks: Landmarks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RegisterSettings(blocksize=32, field_tolerance_vox=0)
+    first = register(
+        pair.fixed,
+        pair.moving,
+        tmp_path / "first",
+        (Deformable(),),
+        settings,
+        initial_transform=pair.truth.matrix,
+    )
+    # Near a corner of the image, 4 µm from where the run puts it, in the padding of one block.
+    place = np.array([[8.0, 9.0, 9.6]])
+    wanted = first.transform.apply(place) + np.array([0.0, 0.0, 4.0])
+    known = marks.select(np.arange(5))
+    more = Landmarks(
+        np.vstack([known.fixed, place]),
+        np.vstack([first.transform.apply(known.fixed), wanted]),
+        sigma_um=1.0,
+    )
+    computed = []
+    monkeypatch.setattr(
+        deformation,
+        "deform_block",
+        lambda fixed, *others: computed.append(fixed.shape) or deform_block(fixed, *others),
+    )
+    step = Deformable(blocksize=32, overlap=8, where="landmarks")
+    again = register(
+        pair.fixed,
+        pair.moving,
+        tmp_path / "again",
+        (step,),
+        settings,
+        initial_transform=first.out / "transform.ome.zarr",
+        landmarks=more,
+    )
+    # Of 2 x 2 x 2 blocks one holds it.
+    assert len(computed) == 1
+    assert np.linalg.norm(again.transform.apply(place) - wanted) < 2.0
+    points = pair.fixed.grid.positions()
+    change = np.linalg.norm(again.transform.apply(points) - first.transform.apply(points), axis=-1)
+    assert change[8, 9, 8] > 2.0
+    # Beyond the block and its overlap nothing moves but by rounding of the lattice of nodes.
+    assert change[42:].max() < 0.05
+    assert change[:, 42:].max() < 0.05
+
+
+def test_landmarks_are_needed_where_only_they_are_followed(
+    pair: PhantomPair, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="needs landmarks; there are none"):
+        register(
+            pair.fixed,
+            pair.moving,
+            tmp_path / "run",
+            (Deformable(where="landmarks"),),
+            SETTINGS,
+            initial_transform=np.eye(4),
+        )
+    with pytest.raises(InputError, match="unknown where"):
+        Deformable(where="here")  # type: ignore[arg-type]

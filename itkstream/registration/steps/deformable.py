@@ -9,7 +9,8 @@ import dask.array as da
 import numpy as np
 from attrs import frozen
 
-from itkstream.errors import unknown_name
+from itkstream.apply.points import TargetErrors
+from itkstream.errors import InputError, unknown_name
 from itkstream.estimate.coarse import plan_levels
 from itkstream.estimate.deformation import (
     Task,
@@ -19,7 +20,14 @@ from itkstream.estimate.deformation import (
     positions_of,
     prepare_deformation,
 )
-from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Image, Transform
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    Grid,
+    Image,
+    Landmarks,
+    Transform,
+)
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
@@ -50,6 +58,10 @@ from itkstream.registration.steps.step import TunedStep, tuned
 __all__ = ["Deformable", "Method"]
 
 Method: TypeAlias = Literal["lcc", "bspline"] | DemonsMethod
+Where: TypeAlias = Literal["everywhere", "landmarks"]
+
+# Standard deviations of its placing by which a landmark is missed.
+_MISSED = 2.0
 
 _DEFAULTS: dict[str, DeformSettings] = {
     "lcc": PIPELINE_DEFAULTS,
@@ -85,6 +97,10 @@ class Deformable(TunedStep):
         block.
     overlap : int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
+    where : {'everywhere', 'landmarks'}
+        'landmarks': only in blocks, of any image, with a landmark that the start misses by more
+        than twice its standard deviation; others are not read and stay as they start. So landmarks
+        are added to a finished registration, whose transform is the start.
     **parameters
         Those of the method's settings: `itkstream.deform.DescentSettings`, with the defaults that
         ``itkstream config --defaults`` prints, for 'lcc', and `itkstream.deform.DemonsSettings` or
@@ -107,14 +123,18 @@ class Deformable(TunedStep):
     method: Method
     blocksize: int
     overlap: int | None
+    where: Where
 
     def __init__(
         self,
         method: Method = "lcc",
         blocksize: int = 256,
         overlap: int | None = None,
+        where: Where = "everywhere",
         **parameters: Any,
     ) -> None:
+        if where not in get_args(Where):
+            raise unknown_name("where", where, get_args(Where))
         check_blocks(blocksize, overlap, least=16, even=True)
         if method not in _DEFAULTS:
             raise unknown_name("method", method, _DEFAULTS)
@@ -122,7 +142,7 @@ class Deformable(TunedStep):
             _DEFAULTS[method],
             parameters,
             f"Deformable(method={method!r})",
-            own=("method", "blocksize", "overlap"),
+            own=("method", "blocksize", "overlap", "where"),
         )
         self.__attrs_init__(
             settings=settings,
@@ -130,6 +150,7 @@ class Deformable(TunedStep):
             method=method,
             blocksize=blocksize,
             overlap=overlap,
+            where=where,
         )
 
     def settings_for(self, spacing: Sequence[float]) -> DeformSettings:
@@ -164,7 +185,8 @@ class Deformable(TunedStep):
         """
         fixed, settings = scene.fixed, self.settings_for(scene.fixed.spacing)
         start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
-        blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, scene.coarse_voxels)
+        voxels = self._coarse_voxels(scene.coarse_voxels)
+        blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, voxels)
         factors = field_factors(settings, fixed.grid, blocks)
         task = Task(
             fixed,
@@ -172,13 +194,28 @@ class Deformable(TunedStep):
             start,
             settings,
             blocks,
-            scene.coarse_voxels,
+            voxels,
             skip_empty=True,
             levels=scene.levels if len(blocks) > 1 else None,
             landmarks=None if scene.marks is None else scene.marks.fitted,
+            to_reach=self._missed(scene, start),
         )
         lazy = prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
         return store_field(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
+
+    def _coarse_voxels(self, voxels: float) -> float:
+        """Voxels of a level that is solved as a whole: 0 where most of the image stays."""
+        return voxels if self.where == "everywhere" else 0.0
+
+    def _missed(self, scene: Scene, start: Transform) -> Landmarks | None:
+        """Landmarks that are still to be reached; None where all blocks are computed."""
+        if self.where == "everywhere":
+            return None
+        if scene.marks is None:
+            raise InputError("Deformable(where='landmarks') needs landmarks; there are none")
+        marks = scene.marks.fitted
+        assert marks.sigma_um is not None
+        return marks.select(TargetErrors.of(start, marks).um > _MISSED * marks.sigma_um)
 
     def prepare_positions(self, scene: BlockScene, start: Start) -> da.Array:
         grid = scene.fixed.grid
@@ -188,12 +225,12 @@ class Deformable(TunedStep):
         return prepare_deformation(task, positions_of(grid))
 
     def price(self, pair: Pair) -> StepPrice:
-        grid, voxels = pair.fixed, pair.settings.coarse_voxels
+        grid, voxels = pair.fixed, self._coarse_voxels(pair.settings.coarse_voxels)
         blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
         coarse, bytes_per_voxel = 0.0, _BYTES[self.method]
         if grid.ndim == 2:
             bytes_per_voxel = max(bytes_per_voxel, _BYTES_IN_PLANES)
-        if len(blocks) > 1:
+        if len(blocks) > 1 and voxels:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = grid.shrink(plan.factors).size * bytes_per_voxel
         return StepPrice(
@@ -208,8 +245,8 @@ class Deformable(TunedStep):
         )
 
     def field_grid(self, pair: Pair) -> Grid:
-        grid = pair.fixed
-        blocks = deform_blocks(grid, self.blocksize, self.overlap, pair.settings.coarse_voxels)
+        grid, voxels = pair.fixed, self._coarse_voxels(pair.settings.coarse_voxels)
+        blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
         return grid.shrink(field_factors(self.settings_for(grid.spacing), grid, blocks))
 
     @property
