@@ -70,10 +70,13 @@ class TargetErrors:
 
     def __str__(self) -> str:
         worst = int(np.argmax(self.um))
-        return (
-            f"median {np.median(self.um):.3g} µm, at most {self.um[worst]:.3g} µm "
-            f"({self.names[worst]})"
-        )
+        median, largest = (_in_words(float(um)) for um in (np.median(self.um), self.um[worst]))
+        return f"median {median} µm, at most {largest} µm ({self.names[worst]})"
+
+
+def _in_words(um: float) -> str:
+    """Three digits, or whole µm of long lengths."""
+    return f"{um:.3g}" if um < 1000 else f"{um:,.0f}"
 
 
 def apply_to_points(

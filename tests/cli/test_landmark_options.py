@@ -56,6 +56,19 @@ def test_files_and_shares_come_from_the_file_of_steps_or_the_options(
     assert "landmarks: median" in done.stdout
 
 
+def test_landmarks_are_added_to_a_run(folder: Path, command: Command) -> None:
+    images = ("register", "fixed.n5/s0", "moving.n5/s0", "--landmarks", "marks.csv")
+    assert command(*images, "--out", "run", "--config", "steps.yaml", cwd=folder).returncode == 0
+    more = ("--out", "more", "--initial", "run/transform.ome.zarr", "--near-landmarks")
+    done = command(*images, *more, "--block", "32", "--landmark-sigma", "0.5", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "more" / "registration.json").read_text())
+    (step,) = report["settings"]["steps"]
+    assert step["deformable"]["where"] == "landmarks"
+    before, after = (part["landmarks"]["median_um"] for part in report["steps"][:2])
+    assert after < before
+
+
 def test_a_wrong_unit_and_options_without_files_are_refused(folder: Path, command: Command) -> None:
     given = ("register", "fixed.n5/s0", "moving.n5/s0", "--out", "run")
     wrong = command(*given, "--landmarks", "marks.csv", "--landmark-unit", "millimeter", cwd=folder)
