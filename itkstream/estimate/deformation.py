@@ -352,11 +352,17 @@ def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
 
 def _prepare_keep(task: Task, start: Transform | Delayed) -> Delayed | None:
     """Prepare to find the blocks that are computed; None where all are."""
+    where = task.fixed.grid, task.blocks
     if task.to_reach is not None:
-        return once(find_landmarks, task.to_reach, task.fixed.grid, task.blocks)
+        return once(find_landmarks, task.to_reach, *where)
     if not task.skip_empty:
         return None
-    return prepare_content(task.images, start, task.blocks, task.level_voxels, task.coarse_levels)
+    levels = task.level_voxels, task.coarse_levels
+    content = prepare_content(task.images, start, task.blocks, *levels)
+    if task.landmarks is None:
+        return content
+    # Where images show nothing, landmarks may still say something.
+    return once(np.logical_or, content, once(find_landmarks, task.landmarks, *where))
 
 
 def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:

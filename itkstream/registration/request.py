@@ -215,8 +215,11 @@ def _read_marks(
         return None
     landmarks, files = given.landmarks, given.landmark_files
     if files:
-        if len(files) > 2:
-            raise InputError(f"landmarks are in one file, or one per image; got {len(files)}")
+        if len(files) > 2 or not all(isinstance(f, (str, os.PathLike)) for f in files):
+            raise InputError(
+                "landmarks are Landmarks, or in one file of pairs or one per image; got "
+                f"{len(files)} of {type(files[0]).__name__}"
+            )
         landmarks = read_landmarks(*files, fixed=opened[0], moving=opened[1])
     if not len(landmarks):
         raise InputError("there are no landmarks: give at least one pair, or none of them at all")

@@ -139,7 +139,8 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "none": ({"landmarks": Landmarks(np.empty((0, 3)), np.empty((0, 3)))}, "no landmarks"),
         "all held out": ({"hold_out": 0.99}, "none is left to go by"),
         "more than all": ({"hold_out": 1.0}, "below 1"),
-        "three files": ({"landmarks": ("a", "b", "c")}, "one file, or one per image; got 3"),
+        "three files": ({"landmarks": ("a", "b", "c")}, "one per image; got 3 of str"),
+        "arrays": ({"landmarks": (np.eye(3), np.eye(3))}, "got 2 of ndarray"),
         "flat": ({"landmarks": Landmarks([[1.0, 2.0]], [[1.0, 2.0]])}, "2-D and the images 3-D"),
     }
 

@@ -218,6 +218,8 @@ class Deformable(TunedStep):
         return marks.select(TargetErrors.of(start, marks).um > _MISSED * marks.sigma_um)
 
     def prepare_positions(self, scene: BlockScene, start: Start) -> da.Array:
+        if self.where != "everywhere":
+            raise InputError("Deformable(where='landmarks') needs landmarks: use register")
         grid = scene.fixed.grid
         known = AffineTransform(np.eye(grid.ndim + 1)) if start is None else start
         settings = self.settings_for(grid.spacing)
