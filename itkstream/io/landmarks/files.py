@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid, Image, Landmarks, array_axes, default_axes
-from itkstream.io.images.units import itk_unit, micrometers
+from itkstream.io.images.units import itk_unit
 from itkstream.io.landmarks.bigwarp import (
     bigwarp_pairs,
     bigwarp_text,
@@ -108,19 +108,19 @@ def read_landmarks(
     for which, side, grid in zip(
         ("fixed", "moving"), (pairs.fixed, pairs.moving), grids, strict=True
     ):
-        known = itk_unit(grid) if slicer and grid is not None else "micrometer"
-        units.append(_unit(side, unit, known, str(path)))
+        if slicer and grid is not None:
+            side = replace(side, usual=itk_unit(grid))
+        units.append(_unit(side, unit, str(path)))
         points.append(to_micrometers(side, grid, units[-1], which))
-    scale = None if units[0] == VOXEL else micrometers(units[0])
     source = tuple(str(p) for p in (path, moving_path) if p is not None)
-    return replace(joined(pairs, (points[0], points[1]), scale), source=source)
+    return replace(joined(pairs, (points[0], points[1]), units[0]), source=source)
 
 
-def _unit(side: Side, given: str | None, usual: str, where: str) -> str:
+def _unit(side: Side, given: str | None, where: str) -> str:
     """The unit of a file's points: what it states, what is given, what is usual."""
-    if None not in (given, side.unit) and given != side.unit and VOXEL not in (given, side.unit):
+    if None not in (given, side.unit) and given != side.unit:
         raise InputError(f"{where} states that it is in {side.unit}s, and unit={given!r} is given")
-    return given or side.unit or usual
+    return given or side.unit or side.usual
 
 
 def _grid(image: Image | Grid | None) -> Grid | None:

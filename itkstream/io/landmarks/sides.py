@@ -7,7 +7,7 @@ image's axes as viewers show them, slowest first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,8 @@ UNITS = (*MICROMETERS_PER_UNIT, VOXEL)
 class Side:
     """Points of one image, (m, n), in the order of `axes` and in a unit, where the file states it.
 
-    `labelled` tells whether the file gave the names.
+    Else they are in the unit that is `usual` for the program. `labelled` tells whether the file
+    gave the names.
     """
 
     points: NDArray[np.float64]
@@ -47,23 +48,25 @@ class Side:
     axes: tuple[str, ...]
     unit: str | None = None
     labelled: bool = True
+    usual: str = "micrometer"
 
     def select(self, numbers: Sequence[int]) -> Side:
         """Take some of the points."""
         names = tuple(self.names[k] for k in numbers)
-        return Side(self.points[list(numbers)], names, self.axes, self.unit, self.labelled)
+        return replace(self, points=self.points[list(numbers)], names=names)
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Fixed and moving points, one to one, and how exactly they were placed where a file says it.
 
-    The deviations are in the unit of the fixed points.
+    The deviations are in a unit of their own, or in that of the fixed points.
     """
 
     fixed: Side
     moving: Side
     sigma: NDArray[np.float64] | None = None
+    sigma_unit: str | None = None
 
 
 def paired(fixed: Side, moving: Side, where: tuple[str, str]) -> Pairs:
@@ -84,7 +87,7 @@ def paired(fixed: Side, moving: Side, where: tuple[str, str]) -> Pairs:
             f"{where[0]} holds {len(fixed.points)} points and {where[1]} {len(moving.points)}, and "
             "no labels pair them: landmarks are as many in both, in one order"
         )
-    return Pairs(fixed, Side(moving.points, fixed.names, moving.axes, moving.unit))
+    return Pairs(fixed, replace(moving, names=fixed.names))
 
 
 def to_micrometers(side: Side, grid: Grid | None, unit: str, which: str) -> NDArray[np.float64]:
@@ -126,15 +129,16 @@ def _same_axes(grid: Grid, side: Side, which: str) -> Grid:
 
 
 def joined(
-    pairs: Pairs, points: tuple[NDArray[np.float64], NDArray[np.float64]], scale: float | None
+    pairs: Pairs, points: tuple[NDArray[np.float64], NDArray[np.float64]], unit: str
 ) -> Landmarks:
-    """Landmarks in µm and x, y, z; `scale` is the µm in the unit of the deviations."""
-    sigma = None
+    """Join points in µm and x, y, z to landmarks; the unit is that of the fixed ones' file."""
+    sigma, unit = None, pairs.sigma_unit or unit
     if pairs.sigma is not None:
-        if scale is None:
+        if unit == VOXEL:
             raise InputError(
-                "how exactly landmarks were placed is stated in voxels: state it in µm"
+                "how exactly landmarks were placed is stated in voxels: state it in µm, in a "
+                "column sigma_um"
             )
-        sigma = pairs.sigma * scale
+        sigma = pairs.sigma * micrometers(unit)
     axes = default_axes(points[0].shape[1])
     return Landmarks(*points, names=pairs.fixed.names, sigma_um=sigma, axes=axes)

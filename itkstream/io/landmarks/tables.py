@@ -143,8 +143,11 @@ def pairs_of(table: Table) -> Pairs | None:
             f"the moving ones {', '.join(moving.axes)}"
         )
     deviations = [c for c, title in enumerate(table.header) if set(_words(title)) & _SIGMAS]
-    sigma = table.numbers(deviations[:1])[:, 0] if deviations else None
-    return Pairs(fixed, moving, sigma)
+    if not deviations:
+        return Pairs(fixed, moving)
+    sigma, title = table.numbers(deviations[:1])[:, 0], table.header[deviations[0]]
+    units = [_UNITS[word] for word in _words(title) if word in _UNITS]
+    return Pairs(fixed, moving, sigma, units[0] if units else None)
 
 
 def side_of(table: Table) -> Side:
@@ -153,7 +156,8 @@ def side_of(table: Table) -> Side:
     if axes:
         # napari's points are indices along the axes of the array it shows.
         names = tuple(str(k + 1) for k in range(len(table.rows)))
-        return Side(table.numbers(axes), names, _array_axes(axes, table), VOXEL, labelled=False)
+        order = _array_axes(axes, table)
+        return Side(table.numbers(axes), names, order, labelled=False, usual=VOXEL)
     columns = {c: found for c, title in enumerate(table.header) if (found := _column(title))}
     return _side(table.without_inactive(), columns, "")
 

@@ -68,6 +68,23 @@ def test_columns_in_any_order_with_names_deviations_and_rows_out_of_use(tmp_path
     assert marks.sigma_um.tolist() == [0.5, 0.7]
 
 
+@pytest.mark.parametrize(
+    ("column", "sigma"), [("sigma", 500.0), ("sigma_um", 0.5), ("std (nm)", 0.0005)]
+)
+def test_deviations_have_the_unit_of_their_column(
+    tmp_path: Path, column: str, sigma: float
+) -> None:
+    text = f"fx_mm,fy_mm,fz_mm,mx_mm,my_mm,mz_mm,{column}\n1,2,3,4,5,6,0.5\n"
+    assert read_landmarks(write(tmp_path, text)).sigma_um == pytest.approx([sigma])
+    text = text.replace("_mm", "_px")
+    if column == "sigma":
+        with pytest.raises(InputError, match="stated in voxels"):
+            read_landmarks(write(tmp_path, text), fixed=GRID, moving=GRID)
+    else:
+        marks = read_landmarks(write(tmp_path, text), fixed=GRID, moving=GRID)
+        assert marks.sigma_um == pytest.approx([sigma])
+
+
 def test_indices_on_request(tmp_path: Path) -> None:
     path = write(tmp_path, f"fx,fy,fz,mx,my,mz\n{rows(FIXED, FIXED)}\n")
     marks = read_landmarks(path, unit="voxel", fixed=GRID, moving=MILLIMETERS)
@@ -215,8 +232,9 @@ def test_other_refusals(tmp_path: Path) -> None:
         read_landmarks(pairs, four)
     with pytest.raises(InputError, match="unknown unit of landmarks 'mm'"):
         read_landmarks(pairs, unit="mm")
-    with pytest.raises(InputError, match="states that it is in millimeters"):
-        read_landmarks(pairs, unit="nanometer")
+    for unit in ("nanometer", "voxel"):
+        with pytest.raises(InputError, match="states that it is in millimeters"):
+            read_landmarks(pairs, unit=unit, fixed=GRID, moving=GRID)
     with pytest.raises(InputError, match="neither a point list"):
         read_landmarks(write(tmp_path, "{}", "a.json"))
     with pytest.raises(InputError, match="is no JSON"):
