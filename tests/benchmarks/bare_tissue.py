@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 scores.setdefault(name, []).append(measure(case, method, given))
         for name, found in scores.items():
             table.add_row(method, name, *_cells(found))
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def _cells(scores: Sequence[Score]) -> list[Any]:
