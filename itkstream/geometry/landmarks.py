@@ -103,7 +103,9 @@ class Landmarks:
         Landmarks
             Those, in that order.
         """
-        numbers = np.arange(len(self))[np.asarray(which)]
+        chosen = np.asarray(which)
+        # An empty list has no type of its own.
+        numbers = np.arange(len(self))[chosen if chosen.size else chosen.astype(np.intp)]
         return replace(
             self,
             fixed=self.fixed[numbers],

@@ -77,6 +77,10 @@ Keeping: TypeAlias = Callable[[str, Callable[[Location], bool]], Location]
 ``known(place)`` tells whether the level, or a part of it, is there already.
 """
 
+# A change leads away from landmarks where their median error is so many times as large as before,
+# and so many of their deviations larger, and more than as many deviations as any may miss them.
+_WORSE, _NOISE, _AS_PLACED = 1.1, 0.25, 1.5
+
 # Voxels per axis of the level in which a task judges a transform.
 _JUDGED_BLOCK = 64
 
@@ -125,6 +129,21 @@ class Marks:
         """Say their target registration errors through a transform in words."""
         texts = {"landmarks": "landmarks", "held_out_landmarks": "held out"}
         return "; ".join(f"{texts[n]}: {e}" for n, e in self._errors(transform).items())
+
+    def objection(self, state: State, after: Transform) -> str:
+        """Say that a change leads away from the landmarks to fit by; empty where it does not.
+
+        A better affine than theirs may miss them a little more, and any as much as they were
+        placed. Few of them would object to all but their own.
+        """
+        marks, sigma = self.fitted, self.fitted.sigma_um
+        if state.transform is None or sigma is None or len(marks) < 3 * (marks.ndim + 1):
+            return ""
+        before, now = (np.median(TargetErrors.of(t, marks).um) for t in (state.transform, after))
+        placed = float(np.median(sigma))
+        if now <= max(_AS_PLACED * placed, _WORSE * before + _NOISE * placed):
+            return ""
+        return f"it led away from the landmarks: their median error rose to {now:.3g} µm"
 
     def table(self, transform: Transform) -> list[dict[str, Any]]:
         """List the error of each for the report."""
@@ -284,7 +303,8 @@ def next_state(
 ) -> tuple[State, dict[str, Any]]:
     """Keep what a step found if it aligns the images better, or is required.
 
-    The facts for the report hold ``local_correlation``, or the reason under ``dropped``.
+    Landmarks, which no affine step follows, may object. The facts for the report hold
+    ``local_correlation``, and the reason under ``dropped``.
     """
     if isinstance(found, Nothing):
         return state, {**found.facts, "dropped": found.reason}
@@ -292,6 +312,10 @@ def next_state(
     facts = {**found.facts, "local_correlation": quality}
     if quality <= state.quality and not found.required:
         return state, {**facts, "dropped": "it lowered the local correlation"}
+    if scene.marks is not None and not found.required:
+        against = scene.marks.objection(state, found.transform(state))
+        if against:
+            return state, {**facts, "dropped": against}
     return found.after(state, quality), facts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 from itkstream.apply.points import apply_to_points
 from itkstream.errors import InputError
 from itkstream.estimate import deformation
-from itkstream.geometry import Image, Landmarks
+from itkstream.geometry import AffineTransform, Image, Landmarks
 from itkstream.io import create_ome_zarr
 from itkstream.io.landmarks.files import write_landmarks
 from itkstream.numerics.engines import deform_block
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import register
+from itkstream.registration.scene import Finding, LogReporter, Marks, Scene, State, next_state
 from itkstream.registration.steps import Deformable, RegisterSettings
+from itkstream.workers import Resources
 
 SETTINGS = RegisterSettings(blocksize=32)
 
@@ -227,3 +230,21 @@ def test_landmarks_are_needed_where_only_they_are_followed(
         )
     with pytest.raises(InputError, match="unknown where"):
         Deformable(where="here")  # type: ignore[arg-type]
+
+
+def test_an_affine_that_leads_away_from_landmarks_is_left_out(
+    pair: PhantomPair, marks: Landmarks
+) -> None:
+    levels = (lambda: pair.fixed, lambda: pair.moving)
+    known = Marks(marks, marks.select([]))
+    scene = Scene(pair.fixed, pair.moving, 20e6, Resources(), LogReporter(), levels, known)
+    state = State(AffineTransform(pair.truth.matrix), 0.0)
+    shifted = np.eye(4)
+    for shift, kept in ((0.1, True), (3.0, False)):
+        shifted[0, 3] = shift
+        after, facts = next_state(scene, state, Finding(AffineTransform(shifted)))
+        assert (after is not state) == kept
+        assert ("led away from the landmarks" in facts.get("dropped", "")) != kept
+    # Three landmarks are met by an affine of their own whatever is right: they do not object.
+    few = replace(scene, marks=Marks(marks.select([0, 1, 2]), marks.select([])))
+    assert next_state(few, state, Finding(AffineTransform(shifted)))[0] is not state
