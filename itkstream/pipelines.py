@@ -97,8 +97,8 @@ def register(
     steps : sequence of Step
         What is done: `RansacAffine`, `IntensityAffine`, `LocalAffines`, `Deformable`; default
         `itkstream.pipelines.DEFAULT_STEPS`. Each refines what the ones before have found, and is
-        left out where that lowers the local correlation. A deformation is always kept, and so is
-        the first affine.
+        left out where that lowers the local correlation, or leads away from twelve landmarks or
+        more (nine in 2-D). A deformation is always kept, and so is the first affine.
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
