@@ -24,10 +24,12 @@ from .geometry import (
     DisplacementField,
     Grid,
     Image,
+    Landmarks,
     LandmarkSpline,
     PiecewiseAffine,
 )
 from .io import ImageOptions, open_container, open_image
+from .io.landmarks.files import read_landmarks, write_landmarks
 from .io.transforms.files import read_transform, write_transform
 from .io.transforms.itk.transform_files import read_itk_transform
 from .numerics.sampling.warping import WarpSettings
@@ -56,6 +58,7 @@ __all__ = [
     "ImageOptions",
     "IntensityAffine",
     "LandmarkSpline",
+    "Landmarks",
     "LocalAffines",
     "Mask",
     "PiecewiseAffine",
@@ -87,12 +90,14 @@ __all__ = [
     "pipelines",
     "plan",
     "read_itk_transform",
+    "read_landmarks",
     "read_transform",
     "register",
     "repair_transform",
     "transform",
     "workers",
     "write_inverse",
+    "write_landmarks",
     "write_resampled",
     "write_transform",
 ]

@@ -43,7 +43,7 @@ from numpy.typing import ArrayLike
 
 from itkstream.blocks.inputs import as_pair
 from itkstream.blocks.masks import Mask
-from itkstream.geometry import Image, Transform
+from itkstream.geometry import Image, Landmarks, Transform
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
@@ -65,6 +65,8 @@ def register(
     initial_transform: Transform | ArrayLike | str | os.PathLike[str] | None = None,
     fixed_mask: Mask | str | os.PathLike[str] | None = None,
     moving_mask: Mask | str | os.PathLike[str] | None = None,
+    landmarks: Landmarks | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    hold_out: float = 0.0,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -95,8 +97,8 @@ def register(
     steps : sequence of Step
         What is done: `RansacAffine`, `IntensityAffine`, `LocalAffines`, `Deformable`; default
         `itkstream.pipelines.DEFAULT_STEPS`. Each refines what the ones before have found, and is
-        left out where that lowers the local correlation. A deformation is always kept, and so is
-        the first affine.
+        left out where that lowers the local correlation, or leads away from twelve landmarks or
+        more (nine in 2-D). A deformation is always kept, and so is the first affine.
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
@@ -108,6 +110,15 @@ def register(
         Which voxels count, see `itkstream.Mask`, or the path of an image. A function
         is called once, with the coarse level. A file that does not state its spacing covers the
         image. The aligned image shows all voxels.
+    landmarks : Landmarks, path, or two paths, optional
+        Pairs of points, or what `itkstream.read_landmarks` reads: one file of pairs, or one per
+        image, fixed first. Without `initial_transform` the affine they give is the start; in a
+        deformation they are soft constraints, weighed by how exactly they were placed
+        (`itkstream.Landmarks`). One that contradicts those around it is named and counts for
+        little. The report says their target registration error after each step.
+    hold_out : float
+        Share of the landmarks, at least 0 and below 1, drawn by a fixed seed, that no step sees:
+        their error is the one to believe.
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
@@ -125,7 +136,8 @@ def register(
     Raises
     ------
     InputError
-        For images, steps or an initial transform that cannot be used, for images of whose axes
+        For images, steps, landmarks or an initial transform that cannot be used, for landmarks
+        far outside their image, as in another unit, for images of whose axes
         nothing says which is x, for an `out` that is, holds or lies in one of them, or that has the
         ending of a file.
     PlanError
@@ -137,7 +149,7 @@ def register(
     RegistrationError
         Where no affine was found.
     """
-    given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask)
+    given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out)
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import dask
 import numpy as np
@@ -15,6 +16,7 @@ from itkstream.geometry import (
     AffineTransform,
     DisplacementField,
     Grid,
+    Landmarks,
     Transform,
     compose,
     steps_of,
@@ -23,7 +25,7 @@ from itkstream.geometry.chains import FieldChain
 from itkstream.geometry.transforms import GridTransform
 from itkstream.numerics.sampling.inverse import InverseProblem
 
-__all__ = ["MappedPoints", "apply_to_points"]
+__all__ = ["MappedPoints", "TargetErrors", "apply_to_points"]
 
 # Voxels per axis of the parts of a field whose points are mapped together.
 _PART = 128
@@ -41,6 +43,40 @@ class MappedPoints:
 
     points: NDArray[np.float64]
     outside: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetErrors:
+    """Target registration errors of landmarks, (m,), in µm, and their names."""
+
+    um: NDArray[np.float64]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, transform: Transform, landmarks: Landmarks) -> TargetErrors:
+        """Measure how far from its moving point a transform puts each fixed one."""
+        away = apply_to_points(transform, landmarks.fixed).points - landmarks.moving
+        return cls(np.linalg.norm(away, axis=1), landmarks.names)
+
+    def facts(self) -> dict[str, Any]:
+        """Summarise them for a report."""
+        worst = int(np.argmax(self.um))
+        return {
+            "count": len(self.um),
+            "median_um": float(np.median(self.um)),
+            "max_um": float(self.um[worst]),
+            "worst": self.names[worst],
+        }
+
+    def __str__(self) -> str:
+        worst = int(np.argmax(self.um))
+        median, largest = (_in_words(float(um)) for um in (np.median(self.um), self.um[worst]))
+        return f"median {median} µm, at most {largest} µm ({self.names[worst]})"
+
+
+def _in_words(um: float) -> str:
+    """Three digits, or whole µm of long lengths."""
+    return f"{um:.3g}" if um < 1000 else f"{um:,.0f}"
 
 
 def apply_to_points(

@@ -81,6 +81,38 @@ for _name in transform_commands.__all__:
     help="Value of the aligned image outside MOVING. [default: as on its border if that is bright "
     "or negative, else 0]",
 )
+@click.option(
+    "--landmarks",
+    multiple=True,
+    metavar="FILE",
+    help="Pairs of landmarks: CSV with columns fixed_x ... moving_z, or of BigWarp. Twice, fixed "
+    "first, for files of one image each, as of Slicer and napari.",
+)
+@click.option(
+    "--landmark-unit",
+    metavar="NAME",
+    help="Unit of the landmarks' coordinates, such as millimeter; voxel for indices. [default: "
+    "what the file says, else micrometer]",
+)
+@click.option(
+    "--landmark-sigma",
+    type=float,
+    metavar="UM",
+    help="How exactly landmarks were placed: standard deviation, in µm. [default: a voxel]",
+)
+@click.option(
+    "--near-landmarks",
+    is_flag=True,
+    default=None,
+    help="Only deform, only in blocks with a landmark that --initial misses: to add landmarks to a "
+    "finished registration.",
+)
+@click.option(
+    "--hold-out",
+    type=float,
+    metavar="SHARE",
+    help="Share of the landmarks that only judge the result. [default: 0]",
+)
 @click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
 @click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
 @click.option(
@@ -104,17 +136,23 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
 
     check_apart(out, fixed, moving, options["config_file"])
     config = collect_config(options)
+    check_apart(out, *config.landmarks.files)
+    images = (
+        open_given_image("fixed", config.fixed, fixed),
+        open_given_image("moving", config.moving, moving),
+    )
     console = Console()
     with ConsoleReporter(console) as reporter:
         result = run(
-            open_given_image("fixed", config.fixed, fixed),
-            open_given_image("moving", config.moving, moving),
+            *images,
             out,
             config.steps,
             config.settings,
             initial_transform=config.initial_transform,
             fixed_mask=config.fixed_mask,
             moving_mask=config.moving_mask,
+            landmarks=config.landmarks.read(*images),
+            hold_out=config.landmarks.hold_out,
             resources=collect_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,

@@ -14,6 +14,7 @@ from attrs import Converter, Factory, field, frozen
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.io.images.options import ImageOptions
+from itkstream.io.landmarks.options import LandmarkOptions
 from itkstream.numerics.parameters import check
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import (
@@ -32,11 +33,13 @@ _HEAD = """\
 # Lengths are in micrometers, areas (a and b of the smoothings) in their square; null suits the
 # voxels. Radii of blobs and windows are in voxels. Files are named relative to this one. Below
 # fixed and moving stands what is said of an image file: spacing (a number, or one per axis) and
-# unit, axes (such as zyx), channel, time, level; what is null there is taken from the file.
+# unit, axes (such as zyx), channel, time, level; what is null there is taken from the file. Files
+# of landmarks are one of pairs, or one per image; sigma_um says how exactly they were placed.
 """
 _FILES = ("initial_transform", "fixed_mask", "moving_mask")
 _IMAGES = ("fixed", "moving")
 _OPTIONS = [f.name for f in dataclasses.fields(ImageOptions)]
+_LANDMARKS = [f.name for f in dataclasses.fields(LandmarkOptions)]
 _SETTINGS = [f.name for f in dataclasses.fields(RegisterSettings)]
 
 _file = check(lambda v: isinstance(v, str | None), "be the name of a file")
@@ -71,6 +74,7 @@ class Config:
     moving_mask: str | tuple[float, ...] | None = _mask_field()
     fixed: ImageOptions = Factory(ImageOptions)
     moving: ImageOptions = Factory(ImageOptions)
+    landmarks: LandmarkOptions = Factory(LandmarkOptions)
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
@@ -96,6 +100,7 @@ def to_yaml(config: Config) -> str:
         **dataclasses.asdict(config.settings),
         **{name: getattr(config, name) for name in _FILES},
         **{name: dataclasses.asdict(getattr(config, name)) for name in _IMAGES},
+        "landmarks": _listed(config.landmarks),
         "steps": [{step.name: step_parameters(step)} for step in config.steps],
     }
     return _HEAD + yaml.dump(
@@ -126,12 +131,14 @@ _Loader.add_implicit_resolver(
 
 def _config(found: Any, folder: Path) -> Config:
     known = _mapping("the file", found)
-    check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "steps"])
+    check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "landmarks", "steps"])
     settings = {name: known[name] for name in _SETTINGS if name in known}
     rest: dict[str, Any] = {
         **{name: _near(folder, known[name]) for name in _FILES if name in known},
         **{name: _image(name, known[name]) for name in _IMAGES if name in known},
     }
+    if "landmarks" in known:
+        rest["landmarks"] = _landmarks(folder, known["landmarks"])
     return Config(_steps(known.get("steps")), RegisterSettings(**settings), **rest)
 
 
@@ -147,6 +154,23 @@ def _image(which: str, given: Any) -> ImageOptions:
         return ImageOptions(**{name: value for name, value in known.items() if value is not None})
     except InputError as error:
         raise InputError(f"{which}: {error}") from error
+
+
+def _landmarks(folder: Path, given: Any) -> LandmarkOptions:
+    """Read the options of landmarks; their files lie relative to the folder."""
+    known = _mapping("landmarks", given)
+    check_names("key of landmarks", known, _LANDMARKS)
+    said = {name: value for name, value in known.items() if value is not None}
+    files = said.pop("files", ())
+    files = (files,) if isinstance(files, str) else tuple(files)
+    try:
+        return LandmarkOptions(tuple(_near(folder, file) for file in files), **said)
+    except InputError as error:
+        raise InputError(f"landmarks: {error}") from error
+
+
+def _listed(options: LandmarkOptions) -> dict[str, Any]:
+    return {**dataclasses.asdict(options), "files": list(options.files)}
 
 
 def _steps(given: Any) -> tuple[Step, ...]:

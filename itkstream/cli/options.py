@@ -263,10 +263,32 @@ def collect_config(options: dict[str, Any]) -> Any:
     background = options.get("background")
     if background is not None:
         given["settings"] = replace(config.settings, background=background)
+    given["landmarks"] = _landmarks(config.landmarks, options)
     return evolve(config, **given)
 
 
-_STEP_OPTIONS = ("radii", "match_threshold", "block", "local_block", "seed")
+def _landmarks(known: Any, options: dict[str, Any]) -> Any:
+    """Landmarks of a file of steps, changed as the options ask."""
+    said = {
+        "files": options.get("landmarks") or None,
+        "unit": options.get("landmark_unit"),
+        "sigma_um": options.get("landmark_sigma"),
+        "hold_out": options.get("hold_out"),
+    }
+    changed = replace(known, **{name: value for name, value in said.items() if value is not None})
+    if not changed.files and changed != known:
+        raise click.UsageError("--landmark-unit, --landmark-sigma and --hold-out need --landmarks")
+    return changed
+
+
+_STEP_OPTIONS = (
+    "radii",
+    "match_threshold",
+    "block",
+    "local_block",
+    "seed",
+    "near_landmarks",
+)
 
 
 def _change_steps(options: dict[str, Any]) -> list[Any]:
@@ -276,6 +298,9 @@ def _change_steps(options: dict[str, Any]) -> list[Any]:
     affine, intensity, local, deformation = DEFAULT_STEPS
     # `plan` has only those that change what a run costs.
     matching = {name: options.get(name) for name in ("match_threshold", "seed")}
+    if options.get("near_landmarks"):
+        where = {"where": "landmarks", "blocksize": options["block"]}
+        return [deformation.evolve(**_given(**where))]
     radii = options.get("radii")
     steps = [
         affine.evolve(**_given(radii=None if radii is None else (radii,), **matching)),

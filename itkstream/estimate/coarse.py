@@ -18,7 +18,14 @@ from dask.delayed import Delayed
 from itkstream.blocks.graph import once
 from itkstream.blocks.levels import Levels, factors_to_fit, prepare_level, read_coarse
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import CompositeTransform, DisplacementField, Grid, Image, Transform
+from itkstream.geometry import (
+    CompositeTransform,
+    DisplacementField,
+    Grid,
+    Image,
+    Landmarks,
+    Transform,
+)
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.fields import shrink_field
@@ -85,7 +92,11 @@ def plan_levels(grid: Grid, settings: DeformSettings, voxels: float) -> LevelPla
 
 
 def solve_coarse(
-    fixed: Image, moving: Image, initial: Transform, plan: LevelPlan
+    fixed: Image,
+    moving: Image,
+    initial: Transform,
+    plan: LevelPlan,
+    landmarks: Landmarks | None = None,
 ) -> DisplacementField:
     """Solve the coarse levels of a deformation on the whole images, which are read once, shrunk.
 
@@ -95,7 +106,7 @@ def solve_coarse(
     with using_threads(processors()):
         small = read_coarse(fixed, plan.factors)
         other = read_coarse(moving, _moving_factors(fixed, moving, plan))
-        estimate = deform_block(small, other, initial, plan.coarse)
+        estimate = deform_block(small, other, initial, plan.coarse, landmarks)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     logger.info("coarse levels on %s voxels: %s", small.shape, estimate.levels)
@@ -109,6 +120,7 @@ def prepare_start(
     plan: LevelPlan,
     voxels: float,
     levels: Levels,
+    landmarks: Landmarks | None = None,
 ) -> Delayed:
     """Prepare where the blocks of a deformation start: what the whole image shows.
 
@@ -120,7 +132,7 @@ def prepare_start(
         for image, level, factors in zip(images, levels, wanted, strict=True)
     )
     left = replace(plan, factors=fixed.factors)
-    return once(_start, fixed.image, moving.image, initial, left)
+    return once(_start, fixed.image, moving.image, initial, left, landmarks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +160,14 @@ def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
     return CompositeTransform((field, affine_part(initial)))
 
 
-def _start(fixed: Image, moving: Image, initial: Transform, plan: LevelPlan) -> Transform:
-    return after_coarse(solve_coarse(fixed, moving, initial, plan), initial)
+def _start(
+    fixed: Image,
+    moving: Image,
+    initial: Transform,
+    plan: LevelPlan,
+    landmarks: Landmarks | None,
+) -> Transform:
+    return after_coarse(solve_coarse(fixed, moving, initial, plan, landmarks), initial)
 
 
 def factors_per_axis(grid: Grid, factor: int, isotropic: bool = True) -> tuple[int, ...]:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from itkstream.blocks.graph import once
 from itkstream.blocks.levels import Levels, factors_to_fit, prepare_levels
 from itkstream.estimate.coarse import logger
-from itkstream.geometry import BlockGrid, Image, Transform
+from itkstream.geometry import BlockGrid, Grid, Image, Landmarks, Transform
 from itkstream.numerics.deformation.quality import content_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 
-__all__ = ["find_content", "prepare_content"]
+__all__ = ["find_content", "find_landmarks", "prepare_content"]
 
 
 def prepare_content(
@@ -54,4 +54,15 @@ def find_content(
         )
         keep[block.index] = content[near].any()
     logger.info("%d of %d blocks hold content", keep.sum(), len(blocks))
+    return keep
+
+
+def find_landmarks(landmarks: Landmarks, grid: Grid, blocks: BlockGrid) -> NDArray[np.bool_]:
+    """Find the blocks of a lattice in whose padded region a landmark lies."""
+    index = np.rint(grid.to_index(landmarks.fixed))
+    keep = np.zeros(blocks.numblocks, bool)
+    for block in blocks:
+        first, last = ([getattr(s, end) for s in block.padded] for end in ("start", "stop"))
+        keep[block.index] = ((index >= first) & (index < last)).all(axis=1).any()
+    logger.info("%d of %d blocks hold landmarks that are missed", keep.sum(), len(blocks))
     return keep

@@ -14,16 +14,25 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from itkstream.blocks.graph import Result, judged, map_blocks, map_neighbours
+from itkstream.blocks.graph import Result, judged, map_blocks, map_neighbours, once
 from itkstream.blocks.inputs import as_pair, block_grid
 from itkstream.blocks.levels import Levels, prepare_levels
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.coarse import plan_levels, prepare_start
-from itkstream.estimate.content import prepare_content
-from itkstream.geometry import Block, BlockGrid, Grid, Image, PiecewiseAffine, Transform, steps_of
+from itkstream.estimate.content import find_landmarks, prepare_content
+from itkstream.geometry import (
+    Block,
+    BlockGrid,
+    Grid,
+    Image,
+    Landmarks,
+    PiecewiseAffine,
+    Transform,
+    steps_of,
+)
 from itkstream.numerics.deformation.descent import node_factors
 from itkstream.numerics.deformation.settings import DescentSettings
-from itkstream.numerics.engines import BARREN, deform_block
+from itkstream.numerics.engines import BARREN, DeformEstimate, deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.blend import NodeLattice, blend_points
 from itkstream.numerics.sampling.fields import (
@@ -205,7 +214,8 @@ class Task:
 
     The kind of the settings decides the engine. `coarse_voxels` is the most a level may have on
     which the whole image is solved first, 0 for none; `levels` are both images at so many voxels,
-    where they are known.
+    where they are known. Landmarks are soft constraints of the whole image and of the blocks that
+    hold them. Where some are to be reached, blocks that hold none of these stay as they start.
     """
 
     fixed: Image
@@ -216,6 +226,8 @@ class Task:
     coarse_voxels: float = COARSE_VOXELS
     skip_empty: bool = False
     levels: Levels | None = None
+    landmarks: Landmarks | None = None
+    to_reach: Landmarks | None = None
 
     @property
     def images(self) -> tuple[Image, Image]:
@@ -231,6 +243,19 @@ class Task:
     def coarse_levels(self) -> Levels:
         """Both images, averaged; to be computed where they are not known."""
         return self.levels or prepare_levels(*self.images, self.level_voxels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Guide:
+    """Settings and landmarks that the deformation of a block follows."""
+
+    settings: DeformSettings
+    landmarks: Landmarks | None
+    others_stay: bool = False
+
+    def deform(self, fixed: Image, moving: Image, initial: Transform) -> DeformEstimate:
+        """Deform a block."""
+        return deform_block(fixed, moving, initial, self.settings, self.landmarks)
 
 
 @dataclass(frozen=True)
@@ -288,18 +313,19 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
     """Prepare a deformation: one block is the direct call; several join on nodes."""
     fixed, blocks = task.fixed, task.blocks
     if len(blocks) == 1:
-        known = {"initial": task.initial, "settings": task.settings}
+        known = {"initial": task.initial, "guide": _Guide(task.settings, task.landmarks)}
         shared = {"moving": task.moving, "output": output, **known}
         return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
     start, settings = _prepare_whole(task)
     nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
+    guide = _Guide(settings, task.landmarks, task.to_reach is not None)
     found = map_blocks(
         _refine_block,
         blocks,
         fixed.data,
-        {**where, "moving": task.moving, "settings": settings},
+        {**where, "moving": task.moving, "guide": guide},
         packed,
         keep=_prepare_keep(task, start),
     )
@@ -318,15 +344,25 @@ def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
     if not task.coarse_voxels:
         return task.initial, task.settings
     plan = plan_levels(task.fixed.grid, task.settings, task.coarse_voxels)
-    start = prepare_start(task.images, task.initial, plan, task.level_voxels, task.coarse_levels)
+    start = prepare_start(
+        task.images, task.initial, plan, task.level_voxels, task.coarse_levels, task.landmarks
+    )
     return start, plan.fine
 
 
 def _prepare_keep(task: Task, start: Transform | Delayed) -> Delayed | None:
-    """Prepare to find the blocks that show anything; None where all are computed."""
+    """Prepare to find the blocks that are computed; None where all are."""
+    where = task.fixed.grid, task.blocks
+    if task.to_reach is not None:
+        return once(find_landmarks, task.to_reach, *where)
     if not task.skip_empty:
         return None
-    return prepare_content(task.images, start, task.blocks, task.level_voxels, task.coarse_levels)
+    levels = task.level_voxels, task.coarse_levels
+    content = prepare_content(task.images, start, task.blocks, *levels)
+    if task.landmarks is None:
+        return content
+    # Where images show nothing, landmarks may still say something.
+    return once(np.logical_or, content, once(find_landmarks, task.landmarks, *where))
 
 
 def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tuple[int, ...]:
@@ -353,9 +389,10 @@ def _only_block(
     moving: Image,
     output: Output,
     initial: Transform,
-    settings: DeformSettings,
+    guide: _Guide,
 ) -> NDArray[Any]:
-    estimate = deform_block(Image(part, output.grid), moving, initial, settings)
+    settings = guide.settings
+    estimate = guide.deform(Image(part, output.grid), moving, initial)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     on_nodes = isinstance(settings, DescentSettings) and output.factors == node_factors(
@@ -373,12 +410,14 @@ def _refine_block(
     initial: Transform,
     nodes: NodeLattice,
     moving: Image,
-    settings: DeformSettings,
+    guide: _Guide,
 ) -> NDArray[np.float32]:
+    if part is None and guide.others_stay:
+        return nodes.still_pack(block)
     if part is None:
         logger.debug("block %s is empty", block.index)
         return nodes.no_pack()
-    estimate = deform_block(Image(part, grid.crop(block.padded)), moving, initial, settings)
+    estimate = guide.deform(Image(part, grid.crop(block.padded)), moving, initial)
     refinement = estimate.refinement()
     if refinement is not None:
         return nodes.pack(block, refinement, estimate.confidence())

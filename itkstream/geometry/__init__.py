@@ -4,6 +4,7 @@ from itkstream.geometry.blocks import Block, BlockGrid
 from itkstream.geometry.chains import CompositeTransform, compose, named_axes, steps_of, with_axes
 from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, box_shape, default_axes
 from itkstream.geometry.image import Image
+from itkstream.geometry.landmarks import Landmarks
 from itkstream.geometry.lazy_array import ArraySource, ArrayView, LazyArray, transposed
 from itkstream.geometry.splines import BSplineTransform, LandmarkSpline
 from itkstream.geometry.transforms import (
@@ -25,6 +26,7 @@ __all__ = [
     "Grid",
     "Image",
     "LandmarkSpline",
+    "Landmarks",
     "LazyArray",
     "PiecewiseAffine",
     "Slices",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import Image, Transform
+from itkstream.geometry import AffineTransform, Image, Landmarks, Transform
 from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport, descend
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.itk.bspline import descend_bspline
@@ -86,12 +86,16 @@ def deform_block(
     moving: Image,
     initial: Transform,
     settings: DeformSettings,
+    landmarks: Landmarks | None = None,
 ) -> DeformEstimate:
-    """Refine a transform by a deformation, in one block."""
+    """Refine a transform by a deformation, in one block; landmarks outside it do not count."""
     mapping = map_on(initial, fixed.grid)
     # The coarsest correlation window is as far as a block looks beyond where it starts.
     coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
-    crop = mapping.crop_of(moving.grid, float(coarsest * max(fixed.grid.spacing)))
+    margin = float(coarsest * max(fixed.grid.spacing))
+    if landmarks is not None:
+        margin = max(margin, _farthest(landmarks, mapping))
+    crop = mapping.crop_of(moving.grid, margin)
     if crop is None:
         return DeformEstimate(None, mapping, (), BARREN["no overlap"])
     part = moving[crop]
@@ -103,6 +107,7 @@ def deform_block(
             frame,
             settings,
             initial=mapping.displacement,
+            landmarks=landmarks,
         )
     except InputError as error:
         return DeformEstimate(None, mapping, (), str(error))
@@ -110,3 +115,15 @@ def deform_block(
         reason = BARREN[descent.levels[-1].stopped]
         return DeformEstimate(None, mapping, descent.levels, reason)
     return DeformEstimate(descent.displacement, mapping, descent.levels)
+
+
+def _farthest(landmarks: Landmarks, mapping: GridMap) -> float:
+    """Greatest distance from where a map puts a landmark of its grid to where it should be."""
+    grid = mapping.grid
+    index = np.rint(grid.to_index(landmarks.fixed)).astype(np.intp)
+    inside = ((index >= 0) & (index < grid.shape)).all(axis=1)
+    points = landmarks.fixed[inside]
+    if mapping.displacement is not None:
+        points = points + mapping.displacement[tuple(index[inside].T)]
+    away = AffineTransform(mapping.affine).apply(points) - landmarks.moving[inside]
+    return float(np.linalg.norm(away, axis=1).max(initial=0.0))

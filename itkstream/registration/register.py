@@ -81,6 +81,8 @@ class Registration:
 def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
     """Do all steps and write all results into the folder."""
     unit, moving_unit = request.units
+    for note in request.notes:
+        reporter.note(note)
     if moving_unit != unit:
         reporter.note(_UNITS_DIFFER.format(unit=unit, moving=moving_unit))
     with folder.locked():
@@ -91,6 +93,8 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             transform, aligned, certificate = run.all_steps(request.initial, keys)
         run.export(transform, keys[-1], unit)
         report = run.report() | request.given.described() | {"certificate": certificate}
+        if request.marks is not None:
+            report["landmarks"] = request.marks.table(transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
         registered = Registration(folder.claim(), transform, aligned, report)
         return registered.moved(folder.finish())
@@ -105,10 +109,10 @@ def _prepare_run(
     fixed = _see(request.pair[0], request.masks[0], "fixed", make)
     moving = _see(request.pair[1], request.masks[1], "moving", make)
     images = fixed.image, moving.image
-    keys = run_keys(images, request.initial, steps, settings)
+    keys = run_keys(images, request.initial, steps, settings, request.marks)
     folder.settle(tokenize(keys[-1], request.pair))
     makers = fixed.level, moving.level
-    scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers)
+    scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers, request.marks)
     return Run(request.pair, steps, settings, scene, folder), keys
 
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from itkstream.blocks.inputs import as_pair, check_start
 from itkstream.errors import InputError, UnknownSpacingError
+from itkstream.estimate.landmarks import start_from, weigh_landmarks
 from itkstream.geometry import (
     AffineTransform,
     Image,
+    Landmarks,
     Transform,
     array_axes,
     default_axes,
@@ -21,13 +23,20 @@ from itkstream.geometry import (
 from itkstream.io import open_image
 from itkstream.io.images.locate import locate
 from itkstream.io.images.units import itk_unit
+from itkstream.io.landmarks.check import check_landmarks
+from itkstream.io.landmarks.files import read_landmarks
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.transforms.files import read_transform
 from itkstream.registration.plan import Plan, plan_steps
+from itkstream.registration.scene import Marks
 from itkstream.registration.steps import RegisterSettings, Step
 from itkstream.workers import Resources
 
 __all__ = ["Given", "Request", "open_given", "open_mask", "plan_request", "read_request"]
+
+# Trust below which a landmark is named, and how many are.
+_DOUBTED = 0.5
+_NAMED_DOUBTS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +48,16 @@ class Given:
     initial_transform: Any = None
     fixed_mask: Any = None
     moving_mask: Any = None
+    landmarks: Any = None
+    hold_out: float = 0.0
+
+    @property
+    def landmark_files(self) -> tuple[Any, ...]:
+        """Paths of the files of landmarks: of pairs, or of the points of each image."""
+        if self.landmarks is None or isinstance(self.landmarks, Landmarks):
+            return ()
+        one = isinstance(self.landmarks, (str, os.PathLike))
+        return (self.landmarks,) if one else tuple(self.landmarks)
 
     def check_apart(self, out: str | os.PathLike[str]) -> None:
         """Refuse an `out` that is, holds or lies in one of them; nothing is opened."""
@@ -49,13 +68,18 @@ class Given:
             self.initial_transform,
             self.fixed_mask,
             self.moving_mask,
+            *self.landmark_files,
         )
 
     def described(self) -> dict[str, Any]:
-        """Start and masks as a report names them."""
+        """Start, masks and files of landmarks as a report names them."""
         names = ("initial_transform", "fixed_mask", "moving_mask")
         given = {name: getattr(self, name) for name in names}
-        return {name: _described(value) for name, value in given.items() if value is not None}
+        known = {name: _described(value) for name, value in given.items() if value is not None}
+        if self.landmarks is None:
+            return known
+        files = self.landmark_files or getattr(self.landmarks, "source", ())
+        return {**known, "landmark_files": [*map(str, files)], "hold_out": self.hold_out}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +87,8 @@ class Request:
     """A registration that can be run.
 
     `pair` are the images without their masks, in µm and with the same axes; `units` are
-    those in which ITK reads each of them; `plan` holds the steps and settings.
+    those in which ITK reads each of them; `plan` holds the steps and settings; `notes` are for
+    who runs it.
     """
 
     given: Given
@@ -73,6 +98,8 @@ class Request:
     initial: Transform | None
     plan: Plan
     resources: Resources
+    marks: Marks | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -95,6 +122,13 @@ def read_request(
     check_apart(out, pair)
     units = itk_unit(opened[0].grid), itk_unit(opened[1].grid)
     initial = _read_initial(given.initial_transform, pair[0], units[0])
+    marks = _read_marks(given, opened, pair)
+    notes: tuple[str, ...] = ()
+    if marks is not None:
+        notes = _doubts(marks)
+        if initial is None:
+            start = start_from(marks.fitted)
+            initial, notes = start.transform, (*notes, str(start))
     matched = bool(steps) and steps[0].starts_anywhere
     # Key points bring images together wherever they lie.
     check_start(*pair, initial, anywhere=initial is None and matched)
@@ -102,7 +136,7 @@ def read_request(
     if resources.cluster == "local":
         resources = replace(resources, threads_per_worker=planned.threads)
     masks = open_mask(given.fixed_mask, pair[0]), open_mask(given.moving_mask, pair[1])
-    return Request(given, pair, units, masks, initial, planned, resources)
+    return Request(given, pair, units, masks, initial, planned, resources, marks, notes)
 
 
 def plan_request(
@@ -171,6 +205,46 @@ def _read_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
             f"fixed image has {axes}: read it with axes={axes}, or give its path"
         )
     return with_axes(transform, axes)
+
+
+def _read_marks(
+    given: Given, opened: tuple[Image, Image], pair: tuple[Image, Image]
+) -> Marks | None:
+    """Read landmarks, see whether they lie in the images, and hold some of them out."""
+    if given.landmarks is None:
+        return None
+    landmarks, files = given.landmarks, given.landmark_files
+    if files:
+        if len(files) > 2 or not all(isinstance(f, (str, os.PathLike)) for f in files):
+            raise InputError(
+                "landmarks are Landmarks, or in one file of pairs or one per image; got "
+                f"{len(files)} of {type(files[0]).__name__}"
+            )
+        landmarks = read_landmarks(*files, fixed=opened[0], moving=opened[1])
+    if not len(landmarks):
+        raise InputError("there are no landmarks: give at least one pair, or none of them at all")
+    known = landmarks.reorder(pair[0].grid.axes)
+    check_landmarks(known, pair[0].grid, pair[1].grid)
+    known = known.placed_within(max(*pair[0].spacing, *pair[1].spacing))
+    kept, held = known.hold_out(given.hold_out)
+    if not len(kept):
+        raise InputError(
+            f"with {given.hold_out:g} of {len(known)} landmarks held out, none is left to go by"
+        )
+    return Marks(weigh_landmarks(kept), held)
+
+
+def _doubts(marks: Marks) -> tuple[str, ...]:
+    """Name the landmarks that contradict those around them."""
+    trust = marks.fitted.trust
+    if trust is None or trust.min() >= _DOUBTED:
+        return ()
+    doubted = [n for n, t in zip(marks.fitted.names, trust, strict=True) if t < _DOUBTED]
+    shown = ", ".join(doubted[:_NAMED_DOUBTS])
+    return (
+        f"{len(doubted)} of {len(trust)} landmarks lie far from where those around them put them "
+        f"and count for little: {shown}",
+    )
 
 
 def _described(given: Any) -> Any:

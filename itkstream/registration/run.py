@@ -29,7 +29,7 @@ from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.registration.fields import measure_coarser, store_coarser, store_transform
 from itkstream.registration.folder import ALIGNED, TRANSFORM, RunFolder
 from itkstream.registration.journal import Journal, Note, next_from, note_of
-from itkstream.registration.scene import Nothing, Scene, State, next_state
+from itkstream.registration.scene import Marks, Nothing, Scene, State, next_state
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step, step_parameters
 
@@ -95,6 +95,7 @@ class Run:
             facts["local_correlation"] = self.scene.correlation(initial or _identity(self.fixed))
             if initial is not None:
                 facts["initial_affine"] = affine_part(initial).matrix.tolist()
+            facts |= self._judge_marks(initial or _identity(self.fixed))
             return {}
 
         note = self.journal.once("read", _BEGIN, key, measure, hold=True)
@@ -110,6 +111,7 @@ class Run:
             found = step.find(self.scene, state, place)
             after, told = next_state(self.scene, state, found)
             facts |= told
+            facts |= self._judge_marks(after.transform or _identity(self.fixed))
             if isinstance(found, Nothing) or after is state:
                 return {}
             return note_of(found, after.quality, self.folder.claim())
@@ -120,6 +122,14 @@ class Run:
 
         note = self.journal.once(step.title, str(number), key, find, again=complete)
         return next_from(note, state, self.scene, self.folder.claim())
+
+    def _judge_marks(self, transform: Transform) -> Note:
+        """Measure the landmarks' target registration error, where there are any, and tell it."""
+        marks = self.scene.marks
+        if marks is None:
+            return {}
+        self.scene.reporter.note(marks.describe(transform))
+        return marks.facts(transform)
 
     def _stored(self, state: State, key: str) -> CompositeTransform:
         """Store what was found as a displacement field and an affine, as it is handed out."""
@@ -278,13 +288,15 @@ def run_keys(
     initial: Transform | None,
     steps: tuple[Step, ...],
     settings: RegisterSettings,
+    marks: Marks | None = None,
 ) -> list[str]:
     """Name what the beginning, every step and the results depend on, all before it included.
 
     The images are masked. There is a key of the beginning, one of each step, and that of all
     results.
     """
-    keys = [tokenize(code_version(), seen, initial, settings.coarse_voxels)]
+    known = (initial, marks) if marks is not None else initial
+    keys = [tokenize(code_version(), seen, known, settings.coarse_voxels)]
     for number, step in enumerate(steps, 1):
         result = _is_result(number, steps, settings)
         keys.append(tokenize(keys[-1], step.name, step_parameters(step), result))

@@ -21,6 +21,7 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from itkstream.apply.points import TargetErrors
 from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.proven_levels import finest_needed
@@ -33,6 +34,7 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
+    Landmarks,
     Transform,
     compose,
     steps_of,
@@ -50,6 +52,7 @@ __all__ = [
     "Keeping",
     "LevelMaker",
     "LogReporter",
+    "Marks",
     "Nothing",
     "Radii",
     "Reporter",
@@ -73,6 +76,10 @@ Keeping: TypeAlias = Callable[[str, Callable[[Location], bool]], Location]
 
 ``known(place)`` tells whether the level, or a part of it, is there already.
 """
+
+# A change leads away from landmarks where their median error is so many times as large as before,
+# and so many of their deviations larger, and more than as many deviations as any may miss them.
+_WORSE, _NOISE, _AS_PLACED = 1.1, 0.25, 1.5
 
 # Voxels per axis of the level in which a task judges a transform.
 _JUDGED_BLOCK = 64
@@ -108,11 +115,64 @@ class LogReporter:
 
 
 @dataclass(frozen=True, eq=False)
+class Marks:
+    """Landmarks that steps go by, and those that are held out to judge by."""
+
+    fitted: Landmarks
+    held_out: Landmarks
+
+    def facts(self, transform: Transform) -> dict[str, Any]:
+        """Facts of their target registration errors through a transform, for the report."""
+        return {name: errors.facts() for name, errors in self._errors(transform).items()}
+
+    def describe(self, transform: Transform) -> str:
+        """Say their target registration errors through a transform in words."""
+        texts = {"landmarks": "landmarks", "held_out_landmarks": "held out"}
+        return "; ".join(f"{texts[n]}: {e}" for n, e in self._errors(transform).items())
+
+    def objection(self, state: State, after: Transform) -> str:
+        """Say that a change leads away from the landmarks to fit by; empty where it does not.
+
+        A better affine than theirs may miss them a little more, and any as much as they were
+        placed. Few of them would object to all but their own.
+        """
+        marks, sigma = self.fitted, self.fitted.sigma_um
+        if state.transform is None or sigma is None or len(marks) < 3 * (marks.ndim + 1):
+            return ""
+        before, now = (np.median(TargetErrors.of(t, marks).um) for t in (state.transform, after))
+        placed = float(np.median(sigma))
+        if now <= max(_AS_PLACED * placed, _WORSE * before + _NOISE * placed):
+            return ""
+        return f"it led away from the landmarks: their median error rose to {now:.3g} µm"
+
+    def table(self, transform: Transform) -> list[dict[str, Any]]:
+        """List the error of each for the report."""
+        rows = []
+        for name, marks in (("landmarks", self.fitted), ("held_out_landmarks", self.held_out)):
+            trust = np.ones(len(marks)) if marks.trust is None else marks.trust
+            errors = TargetErrors.of(transform, marks)
+            rows += [
+                {
+                    "name": n,
+                    "error_um": float(e),
+                    "trust": float(t),
+                    "held_out": name != "landmarks",
+                }
+                for n, e, t in zip(errors.names, errors.um, trust, strict=True)
+            ]
+        return rows
+
+    def _errors(self, transform: Transform) -> dict[str, TargetErrors]:
+        kinds = {"landmarks": self.fitted, "held_out_landmarks": self.held_out}
+        return {n: TargetErrors.of(transform, m) for n, m in kinds.items() if len(m)}
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """Two images on one set of axes, in µm, NaN where voxels do not count, and who computes.
 
     `coarse_voxels` is the most a level may have that is held in memory and solved as a whole;
-    `level_makers` give these levels.
+    `level_makers` give these levels; `marks` are landmarks, where there are any.
     """
 
     fixed: Image
@@ -121,6 +181,7 @@ class Scene:
     resources: Resources
     reporter: Reporter
     level_makers: tuple[Callable[[], Image], Callable[[], Image]]
+    marks: Marks | None = None
 
     @cached_property
     def levels(self) -> tuple[Image, Image]:
@@ -242,7 +303,8 @@ def next_state(
 ) -> tuple[State, dict[str, Any]]:
     """Keep what a step found if it aligns the images better, or is required.
 
-    The facts for the report hold ``local_correlation``, or the reason under ``dropped``.
+    Landmarks, which no affine step follows, may object. The facts for the report hold
+    ``local_correlation``, and the reason under ``dropped``.
     """
     if isinstance(found, Nothing):
         return state, {**found.facts, "dropped": found.reason}
@@ -250,6 +312,10 @@ def next_state(
     facts = {**found.facts, "local_correlation": quality}
     if quality <= state.quality and not found.required:
         return state, {**facts, "dropped": "it lowered the local correlation"}
+    if scene.marks is not None and not found.required:
+        against = scene.marks.objection(state, found.transform(state))
+        if against:
+            return state, {**facts, "dropped": against}
     return found.after(state, quality), facts
 
 

@@ -11,6 +11,7 @@ import yaml
 from itkstream.cli.config import Config, read_config, to_yaml
 from itkstream.errors import InputError, MissingDataError
 from itkstream.io import ImageOptions
+from itkstream.io.landmarks.options import LandmarkOptions
 from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,
@@ -33,6 +34,7 @@ EVERYTHING = Config(
     moving_mask="tissue.ome.zarr",
     fixed=ImageOptions((2, 0.5, 0.5), "um", "czyx", channel=1, time=2, level=3),
     moving=ImageOptions(spacing=0.5),
+    landmarks=LandmarkOptions(("fixed.fcsv", "moving.fcsv"), "millimeter", 2.5, 0.25),
 )
 
 
@@ -58,6 +60,8 @@ def test_files_are_named_relative_to_the_file(tmp_path: Path) -> None:
     assert read.initial_transform == str(tmp_path / "landmarks.tfm")
     assert read.moving_mask == str(tmp_path / "tissue.ome.zarr")
     assert read.fixed_mask == (0, 65535)
+    files = tuple(str(tmp_path / f"{side}.fcsv") for side in ("fixed", "moving"))
+    assert read.landmarks == LandmarkOptions(files, "millimeter", 2.5, 0.25)
     url = read_config(write(tmp_path, "fixed_mask: s3://bucket/tissue.zarr"))
     assert url.fixed_mask == "s3://bucket/tissue.zarr"
 

@@ -21,11 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import DisplacementField, Grid
+from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import ValueRange, correlation_residual
 from itkstream.numerics.deformation.force import collect_forces, solve_newton, warp_through_nodes
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.deformation.landmarks import (
+    LandmarkPull,
+    Targets,
+    expect_moves,
+)
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     DescentSettings,
@@ -150,12 +155,16 @@ def descend(
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
     propose: Proposal | None = None,
+    landmarks: Landmarks | None = None,
+    keep: bool = False,
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
     NaN voxels do not count. `initial` is a coarser solution on its own grid, or vectors on the
     fixed one, fixed shape + (n,). `propose` finds the small step instead of the force of local
-    correlation. The map found has a positive Jacobian determinant at every voxel.
+    correlation. Landmarks inside the fixed image are soft constraints; with `keep` they alone move
+    the initial displacement, which the images hold where they show anything. The map found has a
+    positive Jacobian determinant at every voxel.
 
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
     diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
@@ -163,9 +172,17 @@ def descend(
     """
     pair = _pair(fixed, moving, frame)
     u, nodes = _initial(initial, frame)
+    # Held for as long as it is needed only: it is a fifth of a block's memory.
+    home = (u, nodes) if keep else None
+    targets = None if landmarks is None else Targets.of(landmarks, frame.fixed_grid, frame.affine)
     reports = []
     for number in range(len(settings.shrink_factors)):
         level = replace(_prepare(pair, settings, number), propose=propose)
+        if targets is not None:
+            pull = targets.pull(level.nodes, _finest(level.lattice))
+            level = replace(level, pull=pull)
+        if home is not None:
+            level = replace(level, home=resize_field(*home, level.nodes))
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
         u, report = _descend_level(level, u)
@@ -205,10 +222,16 @@ class _Level:
     factor: int
     settings: DescentSettings
     propose: Proposal | None = None
+    pull: LandmarkPull | None = None
+    home: NDArray[np.float32] | None = None
 
     @property
     def nodes(self) -> Grid:
         return self.lattice.shrink(self.stride)
+
+    def penalty(self, u: NDArray[np.float32]) -> float:
+        """Squared correlation that the landmarks' misses count for."""
+        return 0.0 if self.pull is None else self.pull.penalty(u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,19 +360,21 @@ def _descend_level(
     level: _Level, u: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], LevelReport]:
     work = _Workspace(*(np.empty(level.lattice.shape, np.float32) for _ in range(3)))
+    correlations: list[float] = []
     history: list[float] = []
-    best, share, since, stopped = u, 1.0, 0, ""
+    best, after, share, since, stopped = u, 0.0, 1.0, 0, ""
     while not stopped:
-        history.append(_evaluate(level, u, work))
+        correlations.append(_evaluate(level, u, work))
+        history.append(correlations[-1] - level.penalty(u))
         if history[-1] >= max(history):
-            best = u
+            best, after = u, correlations[-1]
         trend = _trend(history[since:], level)
         if trend < 0 and share > SMALLEST_SHARE:
             share, since = share / 2, len(history)
-        stopped = _reason(history, trend, level, work)
+        stopped = _reason(correlations, trend, level, work)
         if not stopped:
             u = _advance(level, u, work, share)
-    return best, LevelReport(level.factor, history[0], max(history), len(history) - 1, stopped)
+    return best, LevelReport(level.factor, correlations[0], after, len(history) - 1, stopped)
 
 
 def _evaluate(level: _Level, u: NDArray[np.float32], work: _Workspace) -> float:
@@ -367,11 +392,13 @@ def _trend(history: list[float], level: _Level) -> float:
     return (sum(history[-window:]) - sum(history[-2 * window : -window])) / window**2
 
 
-def _reason(history: list[float], trend: float, level: _Level, work: _Workspace) -> str:
+def _reason(correlations: list[float], trend: float, level: _Level, work: _Workspace) -> str:
     """Why to stop here; empty to go on."""
-    if history[-1] == 0:
-        return "no texture" if np.isfinite(work.warped).any() else "no overlap"
-    if len(history) > level.iterations:
+    if correlations[-1] == 0:
+        overlap = bool(np.isfinite(work.warped).any())
+        if not overlap or level.pull is None:
+            return "no texture" if overlap else "no overlap"
+    if len(correlations) > level.iterations:
         return "iterations"
     newton = level.settings.update == "newton"
     settled = trend < level.settings.tolerance if newton else 0 <= trend < level.settings.tolerance
@@ -386,7 +413,7 @@ def _advance(
     A share of a step comes with the same share of smoothing: the balance of both is kept.
     """
     nodes, lattice = level.nodes, level.lattice.spacing
-    small = _small_step(level, work, share)
+    small = _small_step(level, u, work, share)
     u = compose(small, u, nodes)
     trend = _affine_part(u)
     u -= trend
@@ -396,7 +423,9 @@ def _advance(
     return u
 
 
-def _small_step(level: _Level, work: _Workspace, share: float) -> NDArray[np.float32]:
+def _small_step(
+    level: _Level, u: NDArray[np.float32], work: _Workspace, share: float
+) -> NDArray[np.float32]:
     """The smoothed field by which an iteration goes ahead, at the nodes."""
     nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
     newton = level.settings.update == "newton"
@@ -407,6 +436,10 @@ def _small_step(level: _Level, work: _Workspace, share: float) -> NDArray[np.flo
     force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
     collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
     force = _smooth_force(force, level)
+    if level.home is not None:
+        expect_moves(force, level.home - u)
+    if level.pull is not None:
+        level.pull.add(force, u)
     return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
 
 

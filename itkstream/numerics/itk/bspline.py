@@ -16,11 +16,12 @@ from attrs import evolve
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import DisplacementField, Grid
+from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.itk_bridge import sample_transform, what_itk_says
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import mean_local_correlation
 from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport
+from itkstream.numerics.itk.landmarks import bend_to
 from itkstream.numerics.itk.normalisation import normalise_locally
 from itkstream.numerics.itk.search import ItkImage, ItkSearch
 from itkstream.numerics.itk.settings import BsplineSettings, IntensitySettings
@@ -44,8 +45,11 @@ def descend_bspline(
     settings: BsplineSettings,
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
+    landmarks: Landmarks | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by a B-spline.
+
+    It is bent to landmarks.
 
     Shapes: `initial` fixed shape + (n,).
 
@@ -59,7 +63,8 @@ def descend_bspline(
         reports.append(report)
     u = pair.start if spline is None else pair.total(spline)
     repair = repair_folds(u, frame.fixed_grid, settings.minimum_jacobian)
-    return Descent(repair.displacement, tuple(reports), repair.folded_before)
+    found = Descent(repair.displacement, tuple(reports), repair.folded_before)
+    return found if landmarks is None else bend_to(landmarks, found, fixed, moving, frame)
 
 
 @dataclass(frozen=True, eq=False)

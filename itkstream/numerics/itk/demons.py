@@ -10,9 +10,10 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from itkstream.geometry import DisplacementField, Grid
+from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.itk_bridge import from_itk_transform, quiet_itk, to_itk_image
 from itkstream.numerics.deformation.descent import Descent, Frame, descend
+from itkstream.numerics.itk.landmarks import bend_to
 from itkstream.numerics.itk.normalisation import normalise_locally
 from itkstream.numerics.itk.settings import DemonsSettings
 from itkstream.numerics.threads import get_threads
@@ -27,19 +28,21 @@ def descend_demons(
     settings: DemonsSettings,
     *,
     initial: DisplacementField | NDArray[np.floating[Any]] | None = None,
+    landmarks: Landmarks | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine, by ITK's demons.
 
     The coarse-to-fine loop is that of `descent.descend`: only the small step of an iteration
     comes from a short burst of a demons filter. The loop smooths it, composes it with the
     displacement, smooths that, keeps the iterate of highest local correlation and repairs folds.
+    The result is bent to landmarks.
 
     Shapes: `initial` fixed shape + (n,).
 
     Thirion, Medical Image Analysis 2 (1998) 243-260, doi:10.1016/S1361-8415(98)80022-4. Vercauteren
     et al., NeuroImage 45 (2009) S61-S72, doi:10.1016/j.neuroimage.2008.10.040.
     """
-    return descend(
+    found = descend(
         fixed,
         moving,
         frame,
@@ -47,6 +50,7 @@ def descend_demons(
         initial=initial,
         propose=partial(_burst, settings),
     )
+    return found if landmarks is None else bend_to(landmarks, found, fixed, moving, frame)
 
 
 _DEMONS: dict[str, Callable[[], Any]] = {

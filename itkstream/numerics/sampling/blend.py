@@ -145,6 +145,16 @@ class NodeLattice:
         packed[..., :-1] *= np.float32(confidence)
         return packed
 
+    def still_pack(self, block: Block) -> NDArray[np.float32]:
+        """Pack no change at all, for sure, of a block that keeps what is known.
+
+        Shapes: returns shape of the held nodes + (n + 2,).
+        """
+        n = len(self.factors)
+        packed = np.zeros((*box_shape(self.held(block)), n + 2), np.float32)
+        packed[..., n:] = 1.0
+        return packed
+
     def no_pack(self, why: int = 0) -> NDArray[np.float32]:
         """An empty array, which a failed block brings; its length along the first axis says why."""
         n = len(self.factors)

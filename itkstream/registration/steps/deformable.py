@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 from attrs import frozen
 
+from itkstream.apply.points import TargetErrors
 from itkstream.errors import InputError, unknown_name
 from itkstream.estimate.coarse import plan_levels
 from itkstream.estimate.deformation import (
@@ -20,7 +21,14 @@ from itkstream.estimate.deformation import (
     prepare_deformation,
 )
 from itkstream.estimate.stiffness import SAMPLED_VOXELS, choose_stiffness
-from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Image, Transform
+from itkstream.geometry import (
+    AffineTransform,
+    CompositeTransform,
+    Grid,
+    Image,
+    Landmarks,
+    Transform,
+)
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, DescentSettings
@@ -53,6 +61,10 @@ from itkstream.registration.steps.step import TunedStep, tuned
 __all__ = ["Deformable", "Method"]
 
 Method: TypeAlias = Literal["lcc", "bspline"] | DemonsMethod
+Where: TypeAlias = Literal["everywhere", "landmarks"]
+
+# Standard deviations of its placing by which a landmark is missed.
+_MISSED = 2.0
 
 _DEFAULTS: dict[str, DeformSettings] = {
     "lcc": PIPELINE_DEFAULTS,
@@ -81,6 +93,8 @@ _SAMPLE_BYTES = SAMPLED_VOXELS * 200
 class Deformable(TunedStep):
     """A smooth deformation, coarse to fine, block by block.
 
+    Landmarks, where there are any, are soft constraints of every method.
+
     Parameters
     ----------
     method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
@@ -95,6 +109,10 @@ class Deformable(TunedStep):
         lets it bend twice as sharply. By 'auto', the stiffness by which voxels that are hidden
         from the descent are foretold best, between 1/64 and 16; 1 where parameters are given, and
         where the deformation of blocks is prepared without running.
+    where : {'everywhere', 'landmarks'}
+        'landmarks': only in blocks, of any image, with a landmark that the start misses by more
+        than twice its standard deviation; others are not read and stay as they start. So landmarks
+        are added to a finished registration, whose transform is the start.
     **parameters
         Those of the method's settings: `itkstream.deform.DescentSettings`, with the defaults that
         ``itkstream config --defaults`` prints, for 'lcc', and `itkstream.deform.DemonsSettings` or
@@ -118,15 +136,18 @@ class Deformable(TunedStep):
     blocksize: int
     overlap: int | None
     stiffness: float | Literal["auto"]
+    where: Where
 
     def __init__(
         self,
         method: Method = "lcc",
         blocksize: int = 256,
         overlap: int | None = None,
-        stiffness: float | Literal["auto"] = "auto",
+        own=("method", "blocksize", "overlap", "stiffness", "where"),
         **parameters: Any,
     ) -> None:
+        if where not in get_args(Where):
+            raise unknown_name("where", where, get_args(Where))
         check_blocks(blocksize, overlap, least=16, even=True)
         if method not in _DEFAULTS:
             raise unknown_name("method", method, _DEFAULTS)
@@ -136,6 +157,7 @@ class Deformable(TunedStep):
             parameters,
             f"Deformable(method={method!r})",
             own=("method", "blocksize", "overlap", "stiffness"),
+            own=("method", "blocksize", "overlap", "where"),
         )
         self.__attrs_init__(
             settings=settings,
@@ -144,6 +166,7 @@ class Deformable(TunedStep):
             blocksize=blocksize,
             overlap=overlap,
             stiffness=stiffness,
+            where=where,
         )
 
     def settings_for(
@@ -190,6 +213,7 @@ class Deformable(TunedStep):
         """The stiffness is to be chosen: nothing else says how the field may bend."""
         return (
             self.stiffness == "auto"
+            and self.where == "everywhere"
             and self.settings == PIPELINE_DEFAULTS
             and not self.given_lengths
         )
@@ -215,7 +239,8 @@ class Deformable(TunedStep):
         """
         fixed, settings = scene.fixed, self.settings_for(scene.fixed.spacing, stiffness)
         start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
-        blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, scene.coarse_voxels)
+        voxels = self._coarse_voxels(scene.coarse_voxels)
+        blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, voxels)
         factors = field_factors(settings, fixed.grid, blocks)
         task = Task(
             fixed,
@@ -223,14 +248,32 @@ class Deformable(TunedStep):
             start,
             settings,
             blocks,
-            scene.coarse_voxels,
+            voxels,
             skip_empty=True,
             levels=scene.levels if len(blocks) > 1 else None,
+            landmarks=None if scene.marks is None else scene.marks.fitted,
+            to_reach=self._missed(scene, start),
         )
         lazy = prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
         return store_field(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
 
+    def _coarse_voxels(self, voxels: float) -> float:
+        """Voxels of a level that is solved as a whole: 0 where most of the image stays."""
+        return voxels if self.where == "everywhere" else 0.0
+
+    def _missed(self, scene: Scene, start: Transform) -> Landmarks | None:
+        """Landmarks that are still to be reached; None where all blocks are computed."""
+        if self.where == "everywhere":
+            return None
+        if scene.marks is None:
+            raise InputError("Deformable(where='landmarks') needs landmarks; there are none")
+        marks = scene.marks.fitted
+        assert marks.sigma_um is not None
+        return marks.select(TargetErrors.of(start, marks).um > _MISSED * marks.sigma_um)
+
     def prepare_positions(self, scene: BlockScene, start: Start) -> da.Array:
+        if self.where != "everywhere":
+            raise InputError("Deformable(where='landmarks') needs landmarks: use register")
         grid = scene.fixed.grid
         known = AffineTransform(np.eye(grid.ndim + 1)) if start is None else start
         settings = self.settings_for(grid.spacing)
@@ -238,14 +281,14 @@ class Deformable(TunedStep):
         return prepare_deformation(task, positions_of(grid))
 
     def price(self, pair: Pair) -> StepPrice:
-        grid, voxels = pair.fixed, pair.settings.coarse_voxels
+        grid, voxels = pair.fixed, self._coarse_voxels(pair.settings.coarse_voxels)
         blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
         coarse, bytes_per_voxel = 0.0, _BYTES[self.method]
         if grid.ndim == 2:
             bytes_per_voxel = max(bytes_per_voxel, _BYTES_IN_PLANES)
         if self._softest < NARROW_BELOW:
             bytes_per_voxel += _NARROW_BYTES
-        if len(blocks) > 1:
+        if len(blocks) > 1 and voxels:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = grid.shrink(plan.factors).size * bytes_per_voxel
         return StepPrice(
@@ -260,11 +303,10 @@ class Deformable(TunedStep):
         )
 
     def field_grid(self, pair: Pair) -> Grid:
-        grid = pair.fixed
-        blocks = deform_blocks(grid, self.blocksize, self.overlap, pair.settings.coarse_voxels)
-        return grid.shrink(
-            field_factors(self.settings_for(grid.spacing, self._softest), grid, blocks)
-        )
+        grid, voxels = pair.fixed, self._coarse_voxels(pair.settings.coarse_voxels)
+        blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
+        softest = self.settings_for(grid.spacing, self._softest)
+        return grid.shrink(field_factors(softest, grid, blocks))
 
     @property
     def _softest(self) -> float:

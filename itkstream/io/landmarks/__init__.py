@@ -1,0 +1,1 @@
+"""Files of landmarks: tables, 3D Slicer, BigWarp, napari."""
