@@ -34,6 +34,7 @@ from .numerics.sampling.warping import WarpSettings
 from .pipelines import Plan, Registration, plan, register
 from .registration.steps import (
     Deformable,
+    InitialSearch,
     IntensityAffine,
     LocalAffines,
     RansacAffine,
@@ -54,6 +55,7 @@ __all__ = [
     "Grid",
     "Image",
     "ImageOptions",
+    "InitialSearch",
     "IntensityAffine",
     "LandmarkSpline",
     "LocalAffines",

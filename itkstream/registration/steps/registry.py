@@ -7,6 +7,7 @@ from typing import Any
 
 from itkstream.errors import InputError, unknown_name
 from itkstream.registration.steps.deformable import Deformable
+from itkstream.registration.steps.initial import InitialSearch
 from itkstream.registration.steps.intensity import IntensityAffine
 from itkstream.registration.steps.local import LocalAffines
 from itkstream.registration.steps.ransac import RansacAffine
@@ -22,7 +23,8 @@ __all__ = [
 ]
 
 KINDS: dict[str, type[Step]] = {
-    kind.name: kind for kind in (RansacAffine, IntensityAffine, LocalAffines, Deformable)
+    kind.name: kind
+    for kind in (InitialSearch, RansacAffine, IntensityAffine, LocalAffines, Deformable)
 }
 """Every kind of step."""
 

@@ -1,0 +1,153 @@
+"""A start between two images that lie anyhow: candidates, each judged by matching key points again.
+
+Candidates come from key points whose contexts turn with them; where these do not convince, from
+centres of mass and axes of inertia, and from all turns on a lattice with the best shift of each.
+Those that bring about most matches are settled by them, and judged against chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.numerics.matching.contexts import ContextSource, ContextWindow
+from itkstream.numerics.search.evidence import Evidence, Witness
+from itkstream.numerics.search.lattice import lattice_starts
+from itkstream.numerics.search.moments import moment_starts
+from itkstream.numerics.search.settings import SearchSettings
+from itkstream.numerics.search.turned import Sided, match_turned, turned_starts
+from itkstream.numerics.search.witnesses import Witnesses, settle
+
+__all__ = ["Candidate", "Found", "SearchResult", "find_start"]
+
+Floats = NDArray[np.float64]
+
+# Half widths of the contexts that turn, in voxels, of the witnesses in turn, and samples across.
+_TURNING = (14, 16, 10)
+_SAMPLES = 7
+# Key points that are given frames, and starts of each kind that are looked at and settled.
+_POINTS = 800
+_SLACK = 3.0
+_STARTS, _SETTLED = 8, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A start and where it comes from; from fixed to moving points."""
+
+    origin: str
+    matrix: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A start that was settled and judged."""
+
+    origin: str
+    matrix: Floats
+    evidence: Evidence
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether it mirrors."""
+        return bool(np.linalg.det(self.matrix[:-1, :-1]) < 0)
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers for a report."""
+        return {"origin": self.origin, "matrix": self.matrix.tolist(), **self.evidence.facts()}
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """What a search found, the best first, and how many starts it looked at."""
+
+    found: tuple[Found, ...]
+    looked_at: int
+
+    @property
+    def best(self) -> Found | None:
+        """The start with most evidence of those that do not mirror."""
+        return next((found for found in self.found if not found.mirrored), None)
+
+    @property
+    def mirrored(self) -> Found | None:
+        """The start with most evidence of those that mirror."""
+        return next((found for found in self.found if found.mirrored), None)
+
+
+def find_start(
+    witnesses: Witnesses, settings: SearchSettings, known: Sequence[Candidate] = ()
+) -> SearchResult:
+    """Look for a start, those that are known first, then kind after kind, until one convinces.
+
+    Mirror images are looked at where they are allowed and, to be told of, where nothing else
+    convinces.
+    """
+    found: list[Found] = []
+    looked = 0
+    plain, mirrored = (_kinds(witnesses, settings, which) for which in (False, True))
+    for starts in chain([list(known)], plain, mirrored):
+        looked += len(starts)
+        found += _judged(witnesses, starts, settings.seed)
+        if any(f.evidence.outcome == "convincing" for f in found):
+            break
+    found.sort(key=lambda f: -f.evidence.margin)
+    return SearchResult(tuple(found), looked)
+
+
+def _kinds(
+    witnesses: Witnesses, settings: SearchSettings, mirrored: bool
+) -> Iterator[list[Candidate]]:
+    """Starts of one kind after the other, the most telling first; each is made when asked for."""
+    n = witnesses.fixed.ndim
+    flip = np.diag([-1.0 if mirrored else 1.0, *(1.0,) * (n - 1)])
+    pair = witnesses.fixed, witnesses.moving
+    for scale in settings.scales[:1] if mirrored else settings.scales:
+        for number, witness in enumerate(witnesses):
+            yield _turned(witnesses, witness, number, scale * flip)
+        if scale == settings.scales[0] and not mirrored:
+            yield [
+                Candidate("centres of mass and axes of inertia", m) for m in moment_starts(*pair)
+            ]
+        yield [
+            Candidate("all turns on a coarse level", start.matrix)
+            for start in lattice_starts(*pair, scale * flip, settings.overlap, _STARTS)
+        ]
+
+
+def _turned(witnesses: Witnesses, witness: Witness, number: int, copy: Floats) -> list[Candidate]:
+    """Starts from key points whose contexts turn with them."""
+    voxel = witnesses.voxel
+    window = ContextWindow((_TURNING[number] * voxel,) * len(copy), _SAMPLES, ball=True)
+    window = window.within(witnesses.fixed.grid, witnesses.moving.grid)
+    points = witness.fixed.points[:_POINTS], witness.moving_points[:_POINTS]
+    same = np.eye(len(copy))
+    sides = [
+        Sided(ContextSource.of(image.read(), image.grid, window), at, which)
+        for image, at, which in zip(
+            (witnesses.fixed, witnesses.moving), points, (same, copy), strict=True
+        )
+    ]
+    lead = np.eye(len(copy) + 1)
+    lead[:-1, :-1] = copy
+    starts = turned_starts(match_turned(*sides), _SLACK * voxel, _STARTS)
+    return [Candidate("key points that turn", lead @ matrix) for _, matrix in starts]
+
+
+def _judged(witnesses: Witnesses, starts: list[Candidate], seed: int) -> list[Found]:
+    """Settle and judge the starts that bring about most matches."""
+    found: list[Found] = []
+    for witness in witnesses:
+        counts = [int(witness.rematch(witness.aligned(s.matrix)).supported.sum()) for s in starts]
+        for k in np.argsort(-np.array(counts), kind="stable")[:_SETTLED]:
+            settled = settle(witness, starts[k].matrix, seed)
+            evidence = witness.evidence(settled.matrix)
+            found.append(Found(starts[k].origin, settled.matrix, evidence))
+            if evidence.outcome == "convincing":
+                return found
+    return found

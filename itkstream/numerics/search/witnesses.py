@@ -1,0 +1,112 @@
+"""Several witnesses of one pair, asked in turn: where blobs of one size say nothing, others may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError, RegistrationError
+from itkstream.geometry import Image
+from itkstream.numerics.matching.contexts import ContextWindow
+from itkstream.numerics.matching.keypoints import KeyPointSettings
+from itkstream.numerics.matching.ransac import Model, RansacSettings, fit_ransac
+from itkstream.numerics.search.evidence import Evidence, Witness, WitnessSettings
+
+__all__ = ["RADII", "Settled", "Witnesses", "settle"]
+
+Floats = NDArray[np.float64]
+
+RADII = ((3.0, 10.0), (6.0, 20.0), (2.0, 6.0))
+"""Radii of the blobs by which a start is judged, in voxels of the level."""
+
+# In voxels: half width of the contexts, and how far a match may be from where a start puts it.
+_CONTEXT, _REACH = 10, 12.0
+_POINTS = 1500
+# Matches that a start brings about may be so many voxels from an affine; fewer than so many are
+# fitted rigidly.
+_SLACK = 3.0
+_ENOUGH = 30
+_LEAST = 6
+_ROUNDS = 3
+# A fit that loses a few of many matches is nearer than the start it was made from.
+_AS_MANY = 0.97
+_TRIALS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """An affine fitted to the matches that it brings about, and how many of these are supported."""
+
+    matrix: Floats
+    supported: int
+
+
+@dataclass(frozen=True, eq=False)
+class Witnesses:
+    """Two images in memory, whose key points are found when they are first asked."""
+
+    fixed: Image
+    moving: Image
+    _found: dict[int, Witness | None] = field(default_factory=dict)
+
+    @property
+    def voxel(self) -> float:
+        """Median spacing of the fixed image."""
+        return float(np.median(self.fixed.spacing))
+
+    def __iter__(self) -> Iterator[Witness]:
+        """The witnesses, the most telling first."""
+        for number in range(len(RADII)):
+            if number not in self._found:
+                self._found[number] = self._make(number)
+            witness = self._found[number]
+            if witness is not None:
+                yield witness
+
+    def _make(self, number: int) -> Witness | None:
+        """Find the key points of some radii; None where an image cannot show such blobs."""
+        grid, voxel = self.fixed.grid, self.voxel
+        window = ContextWindow((_CONTEXT * voxel,) * grid.ndim, ball=True)
+        points = KeyPointSettings.from_voxels(*RADII[number], grid.spacing, nspots=_POINTS)
+        settings = WitnessSettings(points, window.within(grid, self.moving.grid), _REACH * voxel)
+        try:
+            return Witness.of(self.fixed, self.moving, settings)
+        except (InputError, RegistrationError):
+            return None
+
+    def evidence(self, matrix: Floats) -> Evidence:
+        """Judge an affine by the witness that says most for it."""
+        best = Evidence(0, (), 0)
+        for witness in self:
+            found = witness.evidence(matrix)
+            if found.outcome == "convincing":
+                return found
+            if found.margin > best.margin:
+                best = found
+        return best
+
+
+def settle(witness: Witness, matrix: Floats, seed: int) -> Settled:
+    """Fit an affine to the supported matches that a start brings about, again and again."""
+    best = Settled(matrix, 0)
+    voxel = witness.settings.reach_um / _REACH
+    for _ in range(_ROUNDS + 1):
+        found = witness.rematch(witness.aligned(matrix))
+        count = int(found.supported.sum())
+        if count >= _AS_MANY * best.supported:
+            best = Settled(matrix, count)
+        else:
+            break
+        if count < _LEAST:
+            break
+        model: Model = "affine" if count >= _ENOUGH else "rigid"
+        settings = RansacSettings(model, _SLACK * voxel, _TRIALS, seed=seed, min_inliers=_LEAST)
+        which = found.supported
+        change = fit_ransac(found.fixed_points[which], found.aligned_points[which], settings)
+        if change.matrix is None:
+            break
+        matrix = matrix @ change.matrix
+    return best
