@@ -235,7 +235,7 @@ class ContextSource:
         """
         at, n = as_points(points), self.grid.ndim
         if at.shape[1] != n:
-            raise InputError(f"points of {at.shape[1]} coordinates do not fit {n} axes")
+            raise InputError(f"points of {at.shape[1]} coordinates do not fit an image of {n} axes")
         to_index = self.grid.inverse_matrix[:-1, :-1]
         offsets = self.window.offsets()
         if turns is None or turns.ndim == 2:

@@ -34,6 +34,12 @@ _SAMPLES = 7
 _POINTS = 800
 _SLACK = 3.0
 _STARTS, _SETTLED = 8, 3
+# Where starts come from, for reports.
+_TURNED, _MOMENTS, _LATTICE = (
+    "key points that turn",
+    "centres of mass and axes of inertia",
+    "all turns on a coarse level",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +116,12 @@ def _kinds(
     for scale in settings.scales[:1] if mirrored else settings.scales:
         for number, witness in enumerate(witnesses):
             yield _turned(witnesses, witness, number, scale * flip)
-        if scale == settings.scales[0] and not mirrored:
-            yield [
-                Candidate("centres of mass and axes of inertia", m) for m in moment_starts(*pair)
-            ]
-        yield [
-            Candidate("all turns on a coarse level", start.matrix)
-            for start in lattice_starts(*pair, scale * flip, settings.overlap, _STARTS)
-        ]
+        if scale != settings.scales[0]:
+            continue
+        if not mirrored:
+            yield [Candidate(_MOMENTS, matrix) for matrix in moment_starts(*pair)]
+        starts = lattice_starts(*pair, scale * flip, settings.overlap, _STARTS)
+        yield [Candidate(_LATTICE, start.matrix) for start in starts]
 
 
 def _turned(witnesses: Witnesses, witness: Witness, number: int, copy: Floats) -> list[Candidate]:
@@ -136,7 +140,7 @@ def _turned(witnesses: Witnesses, witness: Witness, number: int, copy: Floats) -
     lead = np.eye(len(copy) + 1)
     lead[:-1, :-1] = copy
     starts = turned_starts(match_turned(*sides), _SLACK * voxel, _STARTS)
-    return [Candidate("key points that turn", lead @ matrix) for _, matrix in starts]
+    return [Candidate(_TURNED, lead @ matrix) for _, matrix in starts]
 
 
 def _judged(witnesses: Witnesses, starts: list[Candidate], seed: int) -> list[Found]:

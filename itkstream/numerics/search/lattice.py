@@ -19,8 +19,8 @@ __all__ = ["lattice_starts"]
 Floats = NDArray[np.float64]
 
 # Voxels along the longer axis of the coarse level, and rotations, in a plane and in space.
-_LENGTHS = {2: 96, 3: 28}
-_ROTATIONS = {2: 90, 3: 800}
+_LENGTHS = {2: 96, 3: 24}
+_ROTATIONS = {2: 90, 3: 600}
 # Blur of the level, in its voxels.
 _SIGMA = 0.7
 

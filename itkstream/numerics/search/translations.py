@@ -20,6 +20,7 @@ Floats = NDArray[np.float32]
 _WRAPPED = 0.25
 # Variance below this share of the whole image's is rounding.
 _LEAST_VARIANCE = 1e-3
+_MOST = 0.999
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class MaskedCorrelation:
         return cls(shape, fixed.shape, wrapped, spectra, overlap)
 
     def best(self, moving: Floats) -> tuple[float, NDArray[np.intp]]:
-        """The highest correlation, and the shift of the moving image in voxels that has it."""
+        """What correlation is worth at most, and the shift of the moving image in voxels."""
         one, f, ff = self.spectra
         g1, g, gg = (np.conj(rfftn(part, self.shape)) for part in _parts(moving))
         products = (one * g1, f * g1, one * g, f * g, ff * g1, one * gg)
@@ -63,11 +64,13 @@ class MaskedCorrelation:
         cross, vf, vg = cross - sf * sg / count, vf - sf**2 / count, vg - sg**2 / count
         least = _LEAST_VARIANCE * count
         score = cross / np.sqrt(np.maximum(vf, least) * np.maximum(vg, least))
-        score[count < self.overlap] = -1
-        at = np.unravel_index(int(score.argmax()), self.shape)
+        # What correlation over so many voxels is worth: a corner may correlate well by chance.
+        worth = np.arctanh(np.clip(score, -_MOST, _MOST)) * np.sqrt(count)
+        worth[count < self.overlap] = -np.inf
+        at = np.unravel_index(int(worth.argmax()), self.shape)
         last = [f - 1 - w for f, w in zip(self.fixed, self.wrapped, strict=True)]
         shift = [k if k <= e else k - n for k, e, n in zip(at, last, self.shape, strict=True)]
-        return float(score[at]), np.array(shift, np.intp)
+        return float(worth[at]), np.array(shift, np.intp)
 
 
 def _parts(image: Floats) -> tuple[Floats, Floats, Floats]:
