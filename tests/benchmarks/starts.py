@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def attempt(kind: str, trial: int) -> dict[str, Any]:
         seconds = round(time.perf_counter() - began, 1)
         return row | {"error": None, "outcome": "refused", "seconds": seconds, "said": str(error)}
     seconds = round(time.perf_counter() - began, 1)
-    points, share = _shared(pair, pair.matrix)
+    points, _ = _shared(pair, pair.matrix)
     one, other = (AffineTransform(m).apply(points) for m in (_matrix(found), pair.matrix))
     error = np.median(np.linalg.norm(one - other, axis=1)) / np.median(pair.fixed.spacing)
     outcome = found.facts["evidence"]["outcome"]
@@ -210,7 +211,6 @@ def attempt(kind: str, trial: int) -> dict[str, Any]:
         "error": float(error),
         "right": bool(error < pair.right),
         "outcome": outcome,
-        "overlap": round(share, 2),
         "seconds": seconds,
     }
 
@@ -232,6 +232,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _tell(row: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do the trials of some kinds; one JSON line each, and one for each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -243,8 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = []
         for trial in range(options.first, options.first + options.trials):
             rows.append(attempt(kind, trial))
-            print(json.dumps(rows[-1]), flush=True)
-        print(json.dumps(summary(rows)), flush=True)
+            _tell(rows[-1])
+        _tell(summary(rows))
 
 
 if __name__ == "__main__":

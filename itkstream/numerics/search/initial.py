@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -91,13 +91,11 @@ def find_start(
 ) -> SearchResult:
     """Look for a start, those that are known first, then kind after kind, until one convinces.
 
-    Mirror images are looked at where they are allowed and, to be told of, where nothing else
-    convinces.
+    Mirror images are looked at too, where they are refused to say that one fits better.
     """
     found: list[Found] = []
     looked = 0
-    plain, mirrored = (_kinds(witnesses, settings, which) for which in (False, True))
-    for starts in chain([list(known)], plain, mirrored):
+    for starts in chain([list(known)], _kinds(witnesses, settings)):
         looked += len(starts)
         found += _judged(witnesses, starts, settings.seed)
         if any(f.evidence.outcome == "convincing" for f in found):
@@ -106,22 +104,21 @@ def find_start(
     return SearchResult(tuple(found), looked)
 
 
-def _kinds(
-    witnesses: Witnesses, settings: SearchSettings, mirrored: bool
-) -> Iterator[list[Candidate]]:
-    """Starts of one kind after the other, the most telling first; each is made when asked for."""
-    n = witnesses.fixed.ndim
-    flip = np.diag([-1.0 if mirrored else 1.0, *(1.0,) * (n - 1)])
-    pair = witnesses.fixed, witnesses.moving
-    for scale in settings.scales[:1] if mirrored else settings.scales:
+def _kinds(witnesses: Witnesses, settings: SearchSettings) -> Iterator[list[Candidate]]:
+    """Starts of one kind after the other, the quick and telling first; each is made when needed."""
+    pair, n = (witnesses.fixed, witnesses.moving), witnesses.fixed.ndim
+    first, *others = settings.scales
+    same, flip = first * np.eye(n), first * np.diag([-1.0, *(1.0,) * (n - 1)])
+    for copy in (same, flip):
         for number, witness in enumerate(witnesses):
-            yield _turned(witnesses, witness, number, scale * flip)
-        if scale != settings.scales[0]:
-            continue
-        if not mirrored:
-            yield [Candidate(_MOMENTS, matrix) for matrix in moment_starts(*pair)]
-        starts = lattice_starts(*pair, scale * flip, settings.overlap, _STARTS)
+            yield _turned(witnesses, witness, number, copy)
+    yield [Candidate(_MOMENTS, matrix) for matrix in moment_starts(*pair)]
+    for copy in (same, flip) if settings.mirror == "allow" else (same,):
+        starts = lattice_starts(*pair, copy, settings.overlap, _STARTS)
         yield [Candidate(_LATTICE, start.matrix) for start in starts]
+    for scale in others:
+        for witness in islice(witnesses, 1):
+            yield _turned(witnesses, witness, 0, scale * np.eye(n))
 
 
 def _turned(witnesses: Witnesses, witness: Witness, number: int, copy: Floats) -> list[Candidate]:

@@ -16,8 +16,9 @@ __all__ = ["MaskedCorrelation"]
 
 Floats = NDArray[np.float32]
 
-# Shifts by which the images overlap less along an axis, as a share of the smaller one, wrap around.
-_WRAPPED = 0.25
+# Shifts by which the images overlap less along an axis, as a share of the smaller one, would wrap
+# around shorter transforms: they are left out.
+_WRAPPED = 0.3
 # Variance below this share of the whole image's is rounding.
 _LEAST_VARIANCE = 1e-3
 _MOST = 0.999
@@ -31,8 +32,8 @@ class MaskedCorrelation:
     ----------
     shape : tuple of int
         Of the transforms.
-    fixed, wrapped : tuple of int
-        Shape of the fixed image, and voxels of overlap below which shifts are not told apart.
+    fixed, moving, wrapped : tuple of int
+        Shapes of the images, and voxels of overlap per axis below which no shift is looked at.
     spectra : tuple of ndarray
         Of the mask of the fixed image, of the image and of its square.
     overlap : float
@@ -41,6 +42,7 @@ class MaskedCorrelation:
 
     shape: tuple[int, ...]
     fixed: tuple[int, ...]
+    moving: tuple[int, ...]
     wrapped: tuple[int, ...]
     spectra: tuple[NDArray[np.complex64], ...]
     overlap: float
@@ -50,9 +52,9 @@ class MaskedCorrelation:
         """Transform a fixed image, NaN where it does not count; mean 0 and deviation 1."""
         wrapped = tuple(int(_WRAPPED * min(n, m)) for n, m in zip(fixed.shape, moving, strict=True))
         lengths = zip(fixed.shape, moving, wrapped, strict=True)
-        shape = tuple(next_fast_len(n + m - 1 - 2 * w, real=True) for n, m, w in lengths)
+        shape = tuple(next_fast_len(n + m - 1 - w, real=True) for n, m, w in lengths)
         spectra = tuple(rfftn(part, shape) for part in _parts(fixed))
-        return cls(shape, fixed.shape, wrapped, spectra, overlap)
+        return cls(shape, fixed.shape, moving, wrapped, spectra, overlap)
 
     def best(self, moving: Floats) -> tuple[float, NDArray[np.intp]]:
         """What correlation is worth at most, and the shift of the moving image in voxels."""
@@ -67,10 +69,15 @@ class MaskedCorrelation:
         # What correlation over so many voxels is worth: a corner may correlate well by chance.
         worth = np.arctanh(np.clip(score, -_MOST, _MOST)) * np.sqrt(count)
         worth[count < self.overlap] = -np.inf
+        shifts = [
+            np.where(np.arange(n) < f - w, np.arange(n), np.arange(n) - n)
+            for n, f, w in zip(self.shape, self.fixed, self.wrapped, strict=True)
+        ]
+        for axis, (along, m, w) in enumerate(zip(shifts, self.moving, self.wrapped, strict=True)):
+            beyond = np.moveaxis(worth, axis, 0)
+            beyond[along <= w - m] = -np.inf
         at = np.unravel_index(int(worth.argmax()), self.shape)
-        last = [f - 1 - w for f, w in zip(self.fixed, self.wrapped, strict=True)]
-        shift = [k if k <= e else k - n for k, e, n in zip(at, last, self.shape, strict=True)]
-        return float(worth[at]), np.array(shift, np.intp)
+        return float(worth[at]), np.array([s[k] for s, k in zip(shifts, at, strict=True)], np.intp)
 
 
 def _parts(image: Floats) -> tuple[Floats, Floats, Floats]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Image
@@ -34,6 +35,9 @@ _ROUNDS = 3
 # A fit that loses a few of many matches is nearer than the start it was made from.
 _AS_MANY = 0.97
 _TRIALS = 1000
+# A blob is one that an affine was fitted to where it lies so many voxels from it. So many matches
+# never agree by chance (40 at most were seen), and would leave too few blobs to judge by.
+_SAME, _BEYOND_CHANCE = 3.0, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +81,19 @@ class Witnesses:
         except (InputError, RegistrationError):
             return None
 
-    def evidence(self, matrix: Floats) -> Evidence:
-        """Judge an affine by the witness that says most for it."""
+    def evidence(self, matrix: Floats, spent: Floats | None = None) -> Evidence:
+        """Judge an affine by the witness that says most for it.
+
+        Blobs at points that it was fitted to are held out: they are `spent` (m, n), in the fixed
+        image.
+        """
         best = Evidence(0, (), 0)
         for witness in self:
-            found = witness.evidence(matrix)
+            which = None
+            if spent is not None and 0 < len(spent) < _BEYOND_CHANCE:
+                apart = cKDTree(spent).query(witness.fixed.points)[0]
+                which = np.asarray(apart > _SAME * self.voxel)
+            found = witness.evidence(matrix, which)
             if found.outcome == "convincing":
                 return found
             if found.margin > best.margin:

@@ -15,6 +15,7 @@ from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.affines import KeyPointSearch
 from itkstream.geometry import AffineTransform, Image
 from itkstream.io.storage.locations import Location
+from itkstream.numerics.matching.affine import best_affine_block
 from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
@@ -33,7 +34,6 @@ from itkstream.registration.steps.matching import (
     COMMON_RADII,
     KEY_POINT_BYTES,
     MatchingStep,
-    best_affine,
     checked_radii,
 )
 from itkstream.registration.steps.prices import Pair, StepPrice
@@ -180,7 +180,7 @@ class RansacAffine(MatchingStep):
             moving = Image(warp_block(moving, AffineTransform(start), grid, settings), grid)
         choices = [self.settings_for(pair.fixed.spacing, radii) for radii in self.radii]
         try:
-            estimate, best = best_affine(pair.fixed, moving, choices)
+            estimate, pairs, best = best_affine_block(pair.fixed, moving, choices)
         except (InputError, RegistrationError) as error:
             return _Affine(reason=str(error))
         if estimate.matrix is None:
@@ -191,8 +191,8 @@ class RansacAffine(MatchingStep):
             "inliers": int(estimate.inliers.sum()),
             "median_residual": float(np.median(estimate.residuals[estimate.inliers])),
         }
-        evidence = pair.witnesses.evidence(matrix)
-        return _Affine(matrix, evidence, facts, self.radii[best])
+        evidence = pair.witnesses.evidence(matrix, pairs.fixed_points[estimate.inliers])
+        return _Affine(matrix, evidence, facts, self.radii[choices.index(best)])
 
     def _searched(
         self, pair: _Pair, found: _Affine, scene: Scene, facts: dict[str, Any]
