@@ -13,10 +13,12 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+from attrs import evolve
 from numpy.typing import NDArray
 
 from itkstream.numerics.matching.contexts import ContextSource, ContextWindow
 from itkstream.numerics.search.evidence import Evidence, Witness
+from itkstream.numerics.search.information import most_informed
 from itkstream.numerics.search.lattice import lattice_starts
 from itkstream.numerics.search.moments import moment_starts
 from itkstream.numerics.search.settings import SearchSettings
@@ -35,10 +37,11 @@ _POINTS = 800
 _SLACK = 3.0
 _STARTS, _SETTLED = 8, 3
 # Where starts come from, for reports.
-_TURNED, _MOMENTS, _LATTICE = (
+_TURNED, _MOMENTS, _LATTICE, _INFORMATION = (
     "key points that turn",
     "centres of mass and axes of inertia",
     "all turns on a coarse level",
+    "mutual information",
 )
 
 
@@ -94,14 +97,27 @@ def find_start(
     Mirror images are looked at too, where they are refused to say that one fits better.
     """
     found: list[Found] = []
-    looked = 0
-    for starts in chain([list(known)], _kinds(witnesses, settings)):
-        looked += len(starts)
-        found += _judged(witnesses, starts, settings.seed)
+    starts: list[Candidate] = []
+    for kind in chain([list(known)], _kinds(witnesses, settings)):
+        starts += kind
+        found += _judged(witnesses, kind, settings.seed)
         if any(f.evidence.outcome == "convincing" for f in found):
             break
-    found.sort(key=lambda f: -f.evidence.margin)
-    return SearchResult(tuple(found), looked)
+    else:
+        found += _informed(witnesses, starts)
+    found.sort(key=lambda f: (f.evidence.informed, f.evidence.margin), reverse=True)
+    return SearchResult(tuple(found), len(starts))
+
+
+def _informed(witnesses: Witnesses, starts: list[Candidate]) -> list[Found]:
+    """The start whose mutual information stands out from that of all others, if one does."""
+    n = witnesses.fixed.ndim
+    few = [s.matrix for s in starts if s.origin in (_MOMENTS, _LATTICE)]
+    best = most_informed(witnesses.fixed, witnesses.moving, [np.eye(n + 1), *few])
+    if best is None or not best.stands_out:
+        return []
+    evidence = evolve(witnesses.evidence(best.matrix), informed=True)
+    return [Found(_INFORMATION, best.matrix, evidence)]
 
 
 def _kinds(witnesses: Witnesses, settings: SearchSettings) -> Iterator[list[Candidate]]:

@@ -14,7 +14,7 @@ from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.search.rotations import spread_rotations
 from itkstream.numerics.search.translations import MaskedCorrelation
 
-__all__ = ["lattice_starts"]
+__all__ = ["cubes", "lattice_starts"]
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def lattice_starts(
     ndim = fixed.ndim
     grids = fixed.grid, moving.grid
     spacing = max(np.max(np.multiply(g.shape, g.spacing)) for g in grids) / _LENGTHS[ndim]
-    still, turning = _level(fixed, spacing), _level(moving, spacing)
+    still, turning = cubes(fixed, spacing), cubes(moving, spacing)
     correlation = None
     found = []
     for rotation in spread_rotations(ndim, _ROTATIONS[ndim]):
@@ -75,7 +75,7 @@ def _angle(a: Floats, b: Floats) -> float:
     return float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
 
 
-def _level(image: Image, spacing: float) -> Image:
+def cubes(image: Image, spacing: float) -> Image:
     """The image on cubes of an edge, blurred for them; NaN where its voxels do not count."""
     voxels, counts = finite_voxels(image.read(), image.grid)
     blurred = blur(BlurredImage(voxels, image.grid), (_SIGMA * spacing,) * image.ndim)

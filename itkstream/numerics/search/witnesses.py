@@ -96,7 +96,7 @@ class Witnesses:
             found = witness.evidence(matrix, which)
             if found.outcome == "convincing":
                 return found
-            if found.margin > best.margin:
+            if found.rank > best.rank:
                 best = found
         return best
 

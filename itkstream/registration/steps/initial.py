@@ -118,7 +118,7 @@ def witnesses_of(fixed: Image, moving: Image) -> Witnesses:
 def choose(result: SearchResult, settings: SearchSettings) -> Found:
     """The start with most evidence, or a `RegistrationError` where there is none to speak of."""
     best, mirrored = result.best, result.mirrored
-    better = mirrored and (best is None or mirrored.evidence.margin > best.evidence.margin)
+    better = mirrored and (best is None or mirrored.evidence.rank > best.evidence.rank)
     if mirrored and better and mirrored.evidence.outcome == "convincing":
         if settings.mirror == "allow":
             return mirrored

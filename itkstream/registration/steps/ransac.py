@@ -73,9 +73,9 @@ class _Affine:
     reason: str = ""
 
     @property
-    def margin(self) -> float:
-        """How many times the chance level bears it out."""
-        return self.evidence.margin if self.evidence else -1.0
+    def rank(self) -> tuple[int, float]:
+        """What is better by its evidence is greater."""
+        return self.evidence.rank if self.evidence else (0, -1.0)
 
     @property
     def outcome(self) -> Outcome:
@@ -211,7 +211,7 @@ class RansacAffine(MatchingStep):
             return _Affine(reason=f"{found.reason}; {error}" if found.reason else str(error))
         again = self._matched(pair, start.matrix)
         settled = _Affine(start.matrix, start.evidence)
-        return max(again, settled, key=lambda affine: affine.margin)
+        return max(again, settled, key=lambda affine: affine.rank)
 
     def _finding(
         self, scene: Scene, state: State, found: _Affine, facts: dict[str, Any]

@@ -71,9 +71,9 @@ def test_a_rough_start_is_settled_by_its_matches(
     ("supported", "chance", "outcome"),
     [
         (0, (), "chance"),
-        (30, (0, 0), "convincing"),
-        (29, (0, 0), "doubtful"),
-        (19, (), "chance"),
+        (24, (0, 0), "convincing"),
+        (23, (0, 0), "doubtful"),
+        (15, (), "chance"),
         (100, (33, 1), "convincing"),
         (100, (34, 1), "doubtful"),
         (100, (64, 1), "chance"),
