@@ -113,6 +113,11 @@ def _judge_start(scene: Scene, witnesses: Witnesses) -> dict[str, Any]:
 class RansacAffine(MatchingStep):
     """An affine from key points: blobs, matched by their contexts, fitted robustly.
 
+    It is judged by evidence that it did not maximise: key points are matched again where it puts
+    them, without those it was fitted to, and those that agree with their neighbours are counted,
+    also under wrong alignments of the same images. The report holds the numbers and what they say,
+    ``convincing``, ``doubtful`` (which is said) or ``chance`` (which is refused).
+
     Parameters
     ----------
     match_threshold : float
@@ -137,8 +142,8 @@ class RansacAffine(MatchingStep):
         Least and greatest radius of the blobs, in voxels; one pair after the other is tried until
         matches abound.
     search : {'auto', 'never'}
-        Whether an `InitialSearch` looks for a start where whole images are matched, nothing is
-        known of how they lie, and what their key points tell does not convince.
+        Whether an `InitialSearch` looks for a start where whole images are matched, no transform is
+        known yet, and the affine of their key points does not convince.
 
     Raises
     ------

@@ -40,7 +40,7 @@ DEFAULT_STEPS = (
     LocalAffines(),
     Deformable(),
 )
-"""Default steps of `itkstream.register`.
+"""Default steps of `itkstream.register`. The first looks for a start by itself where it must.
 
 Locally normalised, intensities raise the local correlation after the key points from 0.743 to 0.752
 on an expansion microscopy pair (456 x 241 x 149 voxels) and from 0.695 to 0.707 on the tutorial's
