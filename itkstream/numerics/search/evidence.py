@@ -106,14 +106,14 @@ class Evidence:
 
     @property
     def outcome(self) -> Outcome:
-        """What the numbers say."""
+        """Meaning of the numbers."""
         if self.margin >= 1:
             return "convincing"
         return "doubtful" if self.margin >= _SOME or self.informed else "chance"
 
     @property
     def rank(self) -> tuple[int, float]:
-        """What is better by its evidence is greater."""
+        """Order of evidence: the greater is the better."""
         return ("chance", "doubtful", "convincing").index(self.outcome), self.margin
 
     def facts(self) -> dict[str, Any]:
@@ -137,12 +137,12 @@ class Evidence:
 
     @property
     def needed(self) -> int:
-        """How many would convince."""
+        """Number that would convince."""
         return math.ceil(max(_bar(self.asked), _TIMES * self.level))
 
 
 def _bar(asked: int) -> float:
-    """How many supported matches convince where none are by chance."""
+    """Number of supported matches that convinces where none are by chance."""
     return min(max(_SHARE * asked, _FEWEST), _MOST)
 
 
@@ -253,7 +253,7 @@ def _some(contexts: Contexts, which: NDArray[np.bool_]) -> Contexts:
 
 
 def _supported(points: Floats, targets: Floats, alike: float) -> NDArray[np.bool_]:
-    """Which matches are shifted as several of their neighbours are."""
+    """Find the matches that are shifted as several of their neighbours are."""
     if len(points) <= _AGREEING:
         return np.zeros(len(points), bool)
     neighbours = cKDTree(points).query(points, min(_ASKED + 1, len(points)))[1][:, 1:]

@@ -23,7 +23,7 @@ from itkstream.numerics.search.lattice import lattice_starts
 from itkstream.numerics.search.moments import moment_starts
 from itkstream.numerics.search.settings import SearchSettings
 from itkstream.numerics.search.turned import Sided, match_turned, turned_starts
-from itkstream.numerics.search.witnesses import Witnesses, settle
+from itkstream.numerics.search.witnesses import LEAST_SETTLED, Witnesses, settle
 
 __all__ = ["Candidate", "Found", "SearchResult", "find_start"]
 
@@ -73,7 +73,7 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """What a search found, the best first, and how many starts it looked at."""
+    """Starts that a search judged, the best first, and the number it looked at."""
 
     found: tuple[Found, ...]
     looked_at: int
@@ -160,11 +160,14 @@ def _judged(witnesses: Witnesses, starts: list[Candidate], seed: int) -> list[Fo
     """Settle and judge the starts that bring about most matches."""
     found: list[Found] = []
     for witness in witnesses:
-        counts = [int(witness.rematch(witness.aligned(s.matrix)).supported.sum()) for s in starts]
-        for k in np.argsort(-np.array(counts), kind="stable")[:_SETTLED]:
-            settled = settle(witness, starts[k].matrix, seed)
-            evidence = witness.evidence(settled.matrix)
-            found.append(Found(starts[k].origin, settled.matrix, evidence))
+        looks = [witness.rematch(witness.aligned(start.matrix)) for start in starts]
+        counts = np.array([int(look.supported.sum()) for look in looks])
+        for k in np.argsort(-counts, kind="stable")[:_SETTLED]:
+            matrix, evidence = starts[k].matrix, Evidence(int(counts[k]), (), looks[k].asked)
+            if counts[k] >= LEAST_SETTLED:
+                matrix = settle(witness, matrix, seed)
+                evidence = witness.evidence(matrix)
+            found.append(Found(starts[k].origin, matrix, evidence))
             if evidence.outcome == "convincing":
                 return found
     return found

@@ -57,7 +57,7 @@ class MaskedCorrelation:
         return cls(shape, fixed.shape, moving, wrapped, spectra, overlap)
 
     def best(self, moving: Floats) -> tuple[float, NDArray[np.intp]]:
-        """What correlation is worth at most, and the shift of the moving image in voxels."""
+        """Find the shift of the moving image, in voxels, at which correlation is worth most."""
         one, f, ff = self.spectra
         g1, g, gg = (np.conj(rfftn(part, self.shape)) for part in _parts(moving))
         products = (one * g1, f * g1, one * g, f * g, ff * g1, one * gg)

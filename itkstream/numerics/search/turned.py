@@ -184,7 +184,7 @@ def _refined(
 
 
 def _agree(p: Floats, q: Floats, turns: Floats, h: int, slack: float) -> NDArray[np.bool_]:
-    """Which matches agree with the transform that one of them gives."""
+    """Find the matches that agree with the transform that one of them gives."""
     out = np.empty(len(p), bool)
     _agreement(p, q, turns, h, slack, _least_trace(p.shape[1]), out)
     return out
@@ -199,13 +199,13 @@ def _least_trace(n: int) -> float:
 def _votes(
     p: Floats, q: Floats, turns: Floats, point: NDArray[np.intp], slack: float
 ) -> NDArray[np.intp]:
-    """How many fixed points have a match that agrees with each match; equal points in a row."""
+    """Count the fixed points with a match that agrees with each match; equal points in a row."""
     return np.asarray(_count(p, q, turns, point, slack, _least_trace(p.shape[1])), np.intp)
 
 
 @njit(nogil=True, cache=True)
 def _agreement(p, q, turns, h, slack, least, out):  # type: ignore[no-untyped-def]
-    """Which matches agree with match h in position, the less exactly the further off, and turn."""
+    """Find the matches that agree with match h in position, less exactly further off, and turn."""
     n = p.shape[1]
     for j in range(len(p)):
         apart, error, trace = 0.0, 0.0, 0.0

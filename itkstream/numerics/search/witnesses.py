@@ -16,9 +16,12 @@ from itkstream.numerics.matching.keypoints import KeyPointSettings
 from itkstream.numerics.matching.ransac import Model, RansacSettings, fit_ransac
 from itkstream.numerics.search.evidence import Evidence, Witness, WitnessSettings
 
-__all__ = ["RADII", "Settled", "Witnesses", "settle"]
+__all__ = ["LEAST_SETTLED", "RADII", "Witnesses", "settle"]
 
 Floats = NDArray[np.float64]
+
+LEAST_SETTLED = 6
+"""Fewer matches fit no affine."""
 
 RADII = ((3.0, 10.0), (6.0, 20.0), (2.0, 6.0))
 """Radii of the blobs by which a start is judged, in voxels of the level."""
@@ -30,7 +33,6 @@ _POINTS = 1500
 # fitted rigidly.
 _SLACK = 3.0
 _ENOUGH = 30
-_LEAST = 6
 _ROUNDS = 3
 # A fit that loses a few of many matches is nearer than the start it was made from.
 _AS_MANY = 0.97
@@ -38,14 +40,6 @@ _TRIALS = 1000
 # A blob is one that an affine was fitted to where it lies so many voxels from it. So many matches
 # never agree by chance (40 at most were seen), and would leave too few blobs to judge by.
 _SAME, _BEYOND_CHANCE = 3.0, 100
-
-
-@dataclass(frozen=True, eq=False)
-class Settled:
-    """An affine fitted to the matches that it brings about, and how many of these are supported."""
-
-    matrix: Floats
-    supported: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,22 +95,22 @@ class Witnesses:
         return best
 
 
-def settle(witness: Witness, matrix: Floats, seed: int) -> Settled:
+def settle(witness: Witness, matrix: Floats, seed: int) -> Floats:
     """Fit an affine to the supported matches that a start brings about, again and again."""
-    best = Settled(matrix, 0)
+    best, most = matrix, 0
     voxel = witness.settings.reach_um / _REACH
     for _ in range(_ROUNDS + 1):
         found = witness.rematch(witness.aligned(matrix))
-        count = int(found.supported.sum())
-        if count >= _AS_MANY * best.supported:
-            best = Settled(matrix, count)
-        else:
+        which, count = found.supported, int(found.supported.sum())
+        if count < _AS_MANY * most:
             break
-        if count < _LEAST:
+        best, most = matrix, max(count, most)
+        if count < LEAST_SETTLED:
             break
         model: Model = "affine" if count >= _ENOUGH else "rigid"
-        settings = RansacSettings(model, _SLACK * voxel, _TRIALS, seed=seed, min_inliers=_LEAST)
-        which = found.supported
+        settings = RansacSettings(
+            model, _SLACK * voxel, _TRIALS, seed=seed, min_inliers=LEAST_SETTLED
+        )
         change = fit_ransac(found.fixed_points[which], found.aligned_points[which], settings)
         if change.matrix is None:
             break

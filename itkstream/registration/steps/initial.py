@@ -138,7 +138,7 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
 
 
 def search_facts(result: SearchResult) -> dict[str, Any]:
-    """What a search found, for a report."""
+    """Facts of a search for a report."""
     best = result.best
     facts: dict[str, Any] = {"looked_at": result.looked_at}
     if best is None:

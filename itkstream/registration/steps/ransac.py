@@ -74,12 +74,12 @@ class _Affine:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """What is better by its evidence is greater."""
+        """Order of evidence: the greater is the better."""
         return self.evidence.rank if self.evidence else (0, -1.0)
 
     @property
     def outcome(self) -> Outcome:
-        """What the evidence says; where most matches agree, there is some."""
+        """Meaning of the evidence; where most matches agree, there is some."""
         if self.evidence is None:
             return "chance"
         found = self.evidence.outcome
@@ -87,7 +87,7 @@ class _Affine:
         return "doubtful" if found == "chance" and most else found
 
     def said(self) -> str:
-        """What was found, in words."""
+        """Put into words what was found."""
         if self.matrix is None:
             return "key points as they lie give no affine"
         if not self.facts:
@@ -221,7 +221,7 @@ class RansacAffine(MatchingStep):
     def _finding(
         self, scene: Scene, state: State, found: _Affine, facts: dict[str, Any]
     ) -> Finding | Nothing:
-        """What was found, with its evidence; nothing where that is at chance level."""
+        """Make a finding with its evidence; nothing where that is at chance level."""
         assert found.matrix is not None
         assert found.evidence is not None
         facts |= found.facts | {"evidence": found.evidence.facts()}
