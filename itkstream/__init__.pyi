@@ -36,6 +36,7 @@ from .numerics.sampling.warping import WarpSettings
 from .pipelines import Plan, Registration, plan, register
 from .registration.steps import (
     Deformable,
+    InitialSearch,
     IntensityAffine,
     LocalAffines,
     RansacAffine,
@@ -56,6 +57,7 @@ __all__ = [
     "Grid",
     "Image",
     "ImageOptions",
+    "InitialSearch",
     "IntensityAffine",
     "LandmarkSpline",
     "Landmarks",

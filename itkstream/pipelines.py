@@ -95,10 +95,11 @@ def register(
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
-        What is done: `RansacAffine`, `IntensityAffine`, `LocalAffines`, `Deformable`; default
-        `itkstream.pipelines.DEFAULT_STEPS`. Each refines what the ones before have found, and is
-        left out where that lowers the local correlation, or leads away from twelve landmarks or
-        more (nine in 2-D). A deformation is always kept, and so is the first affine.
+        What is done: `InitialSearch`, `RansacAffine`, `IntensityAffine`, `LocalAffines`,
+        `Deformable`; default `itkstream.pipelines.DEFAULT_STEPS`. Each refines what the ones before
+        have found, and is left out where that lowers the local correlation, or leads away from
+        twelve landmarks or more (nine in 2-D). A deformation is always kept, and so is the first
+        affine that is better than chance.
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
@@ -147,7 +148,7 @@ def register(
     BusyOutputError
         Where another run is writing to `out`.
     RegistrationError
-        Where no affine was found.
+        Where no affine was found, or none better than chance.
     """
     given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out)
     request = read_request(

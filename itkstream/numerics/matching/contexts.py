@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.lift import lift_values, lift_vectors
+from itkstream.numerics.lift import lift_matrix, lift_values, lift_vectors
 from itkstream.numerics.matching.keypoints import as_points, finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur, halve
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["ContextWindow", "Contexts", "sample_around", "sample_contexts"]
+__all__ = ["ContextSource", "ContextWindow", "Contexts", "sample_around", "sample_contexts"]
 
 Floats = NDArray[np.float64]
 
@@ -44,6 +44,8 @@ class ContextWindow:
     min_inside : float
         Fraction of the samples that must lie inside the image, at most 1. A point on a face of
         the image has one half.
+    ball : bool
+        Leave out the samples in the corners, which a turned window does not share.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class ContextWindow:
     half_width_um: tuple[float, ...]
     samples: int = 9
     min_inside: float = 0.5
+    ball: bool = False
 
     def __post_init__(self) -> None:
         width = tuple(float(w) for w in self.half_width_um)
@@ -123,12 +126,15 @@ class ContextWindow:
 
         Returns
         -------
-        ndarray, (samples ** n, n)
+        ndarray, (samples ** n, n), or fewer in a ball
             In µm.
         """
         along = np.arange(self.samples) - self.samples // 2
         lattice = np.stack(np.meshgrid(*[along] * len(self.half_width_um), indexing="ij"), -1)
-        return np.asarray(lattice.reshape(-1, len(self.half_width_um)) * self.step_um)
+        lattice = lattice.reshape(-1, len(self.half_width_um))
+        if self.ball:
+            lattice = lattice[np.square(lattice).sum(axis=1) <= (self.samples // 2) ** 2 + 1]
+        return np.asarray(lattice * self.step_um)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,27 +190,69 @@ def sample_contexts(
     RegistrationError
         Where the image is constant or has no finite voxel.
     """
-    voxels, _ = finite_voxels(image, grid)
-    at = as_points(points)
-    if at.shape[1] != grid.ndim or len(window.half_width_um) != grid.ndim:
-        raise InputError(
-            f"points of {at.shape[1]} coordinates and a window of {len(window.half_width_um)} do "
-            f"not fit an image of {grid.ndim} axes"
-        )
-    blurred = BlurredImage(voxels, grid)
-    for axis, step in enumerate(window.step_um):
-        while 2 * blurred.grid.spacing[axis] <= step * (1 + 1e-6) and blurred.grid.shape[axis] > 2:
-            blurred = halve(blurred, axis)
-    blurred = blur(blurred, _BLUR_PER_STEP * window.step_um)
-    data = np.asarray(blurred.data, np.float32)
-    to_index = blurred.grid.inverse_matrix[:-1, :-1]
-    samples, inside = sample_around(data, blurred.grid.to_index(at), window.offsets() @ to_index.T)
-    kept = np.flatnonzero((inside >= window.min_inside) & samples.any(axis=1))
-    return Contexts(at[kept], samples[kept], kept)
+    return ContextSource.of(image, grid, window).sample(points)
+
+
+@dataclass(frozen=True, eq=False)
+class ContextSource:
+    """An image blurred for contexts of a window, so that many may be sampled.
+
+    Parameters
+    ----------
+    data : ndarray, float32
+        The blurred image.
+    grid : Grid
+        Where its voxels lie.
+    window : ContextWindow
+        Extent and samples.
+    """
+
+    data: NDArray[np.float32]
+    grid: Grid
+    window: ContextWindow
+
+    @classmethod
+    def of(cls, image: NDArray[Any], grid: Grid, window: ContextWindow) -> ContextSource:
+        """Blur an image to the step of the window's lattice."""
+        voxels, _ = finite_voxels(image, grid)
+        if len(window.half_width_um) != grid.ndim:
+            raise InputError(
+                f"a window of {len(window.half_width_um)} axes does not fit an image of {grid.ndim}"
+            )
+        blurred = BlurredImage(voxels, grid)
+        for axis, step in enumerate(window.step_um):
+            while (
+                2 * blurred.grid.spacing[axis] <= step * (1 + 1e-6) and blurred.grid.shape[axis] > 2
+            ):
+                blurred = halve(blurred, axis)
+        blurred = blur(blurred, _BLUR_PER_STEP * window.step_um)
+        return cls(np.asarray(blurred.data, np.float32), blurred.grid, window)
+
+    def sample(self, points: ArrayLike, turns: Floats | None = None) -> Contexts:
+        """Sample the contexts of points, with lattices turned by matrices, one or one per point.
+
+        Shapes: `points` (m, n); `turns` (n, n) or (m, n, n).
+        """
+        at, n = as_points(points), self.grid.ndim
+        if at.shape[1] != n:
+            raise InputError(f"points of {at.shape[1]} coordinates do not fit an image of {n} axes")
+        to_index = self.grid.inverse_matrix[:-1, :-1]
+        offsets = self.window.offsets()
+        if turns is None or turns.ndim == 2:
+            turned = offsets if turns is None else offsets @ turns.T
+            offsets, each = turned @ to_index.T, None
+        else:
+            each = to_index @ turns
+        samples, inside = sample_around(self.data, self.grid.to_index(at), offsets, each)
+        kept = np.flatnonzero((inside >= self.window.min_inside) & samples.any(axis=1))
+        return Contexts(at[kept], samples[kept], kept)
 
 
 def sample_around(
-    data: NDArray[np.float32], centres: NDArray[np.float64], offsets: NDArray[np.float64]
+    data: NDArray[np.float32],
+    centres: NDArray[np.float64],
+    offsets: NDArray[np.float64],
+    turns: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Sample an image linearly around each of many centres, and normalise each set of samples.
 
@@ -216,7 +264,8 @@ def sample_around(
     precision holds exactly: a matrix library gives the same bits in whatever order and with
     however many threads it adds. What rounding costs a correlation is below 0.001.
 
-    Shapes: `centres` (m, n); `offsets` (k, n); returns `samples` (m, k), `inside` (m,).
+    Shapes: `centres` (m, n); `offsets` (k, n), before each centre's own of the `turns` (m, n, n);
+    returns `samples` (m, k), `inside` (m,).
     """
     volume = np.ascontiguousarray(data, np.float32).reshape(lift_values(data.shape, 1))
     at, steps = lift_vectors(centres), lift_vectors(offsets)
@@ -225,7 +274,18 @@ def sample_around(
     # Rounding adds at most half a unit per sample to the norm.
     norm = _EXACT_NORM - 0.5 * math.sqrt(len(steps))
     outputs = (samples, inside)
-    over_slabs(lambda a, b: _sample_slab(volume, at, steps, norm, outputs, a, b), len(at))
+    if turns is None:
+        over_slabs(lambda a, b: _sample_slab(volume, at, steps, norm, outputs, a, b), len(at))
+        return samples, inside
+    each = np.array([lift_matrix(turn) for turn in turns])
+
+    def kernel(start: int, stop: int) -> None:
+        for row in range(start, stop):
+            own = tuple(part[row : row + 1] for part in outputs)
+            turned = steps @ each[row].T
+            _sample_slab(volume, at[row : row + 1], turned, norm, own, 0, 1)
+
+    over_slabs(kernel, len(at))
     return samples, inside
 
 

@@ -13,6 +13,7 @@ them; `step.Step` says what a kind has.
 
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps.deformable import Deformable, Method
+from itkstream.registration.steps.initial import InitialSearch
 from itkstream.registration.steps.intensity import IntensityAffine
 from itkstream.registration.steps.local import LocalAffines
 from itkstream.registration.steps.ransac import RansacAffine
@@ -28,6 +29,7 @@ from itkstream.registration.steps.step import Step
 __all__ = [
     "DEFAULT_STEPS",
     "Deformable",
+    "InitialSearch",
     "IntensityAffine",
     "LocalAffines",
     "Method",

@@ -156,8 +156,7 @@ class Deformable(TunedStep):
             _DEFAULTS[method],
             parameters,
             f"Deformable(method={method!r})",
-            own=("method", "blocksize", "overlap", "stiffness"),
-            own=("method", "blocksize", "overlap", "where"),
+            own=("method", "blocksize", "overlap", "stiffness", "where"),
         )
         self.__attrs_init__(
             settings=settings,

@@ -3,35 +3,120 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import attrs
 import numpy as np
 from attrs import frozen
 from dask.delayed import Delayed
+from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.affines import KeyPointSearch
-from itkstream.geometry import AffineTransform
+from itkstream.geometry import AffineTransform, Image
 from itkstream.io.storage.locations import Location
+from itkstream.numerics.matching.affine import best_affine_block
+from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.search.evidence import Evidence, Outcome
+from itkstream.numerics.search.initial import Candidate
+from itkstream.numerics.search.witnesses import Witnesses
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
 from itkstream.registration.steps.blocks import prepare_refined
+from itkstream.registration.steps.initial import (
+    InitialSearch,
+    choose,
+    search_facts,
+    witnesses_of,
+)
 from itkstream.registration.steps.matching import (
     COMMON_RADII,
     KEY_POINT_BYTES,
     MatchingStep,
-    best_affine,
     checked_radii,
 )
 from itkstream.registration.steps.prices import Pair, StepPrice
 
 __all__ = ["RansacAffine"]
 
+Search = Literal["auto", "never"]
+
+
+_ADVICE = (
+    "Check the spacings and that both images show the same tissue; other radii or a lower "
+    "match_threshold may help"
+)
+_LOOK = "Look at the aligned image before you use it"
+
+# An affine with which so large a share of all matches agrees is no chance, however few they are.
+_MAJORITY = 0.3
+
+
+@frozen
+class _Pair:
+    """The images in which key points are matched, and the witnesses of what is found."""
+
+    fixed: Image
+    moving: Image
+    witnesses: Witnesses
+
+
+@frozen
+class _Affine:
+    """An affine and the evidence for it, or why there is none."""
+
+    matrix: NDArray[np.float64] | None = None
+    evidence: Evidence | None = None
+    facts: dict[str, Any] = attrs.field(factory=dict)
+    radii: Radii | None = None
+    reason: str = ""
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Order of evidence: the greater is the better."""
+        return self.evidence.rank if self.evidence else (0, -1.0)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Meaning of the evidence; where most matches agree, there is some."""
+        if self.evidence is None:
+            return "chance"
+        found = self.evidence.outcome
+        most = self.facts and self.facts["inliers"] > _MAJORITY * self.facts["matches"]
+        return "doubtful" if found == "chance" and most else found
+
+    def said(self) -> str:
+        """Put into words what was found."""
+        if self.matrix is None:
+            return "key points as they lie give no affine"
+        if not self.facts:
+            return "an affine from the search"
+        return (
+            f"{self.facts['inliers']} of {self.facts['matches']} matches agree, median residual "
+            f"{self.facts['median_residual']:.2f} µm"
+        )
+
+
+def _judge_start(scene: Scene, witnesses: Witnesses) -> dict[str, Any]:
+    """Judge the transform that is known, and say so where nothing bears it out."""
+    evidence = witnesses.evidence(np.eye(witnesses.fixed.ndim + 1))
+    if evidence.outcome == "chance":
+        scene.reporter.note(
+            f"what is known so far aligns the images no better than chance: {evidence.said()}. "
+            "Check the initial transform, its direction (fixed to moving) and its unit"
+        )
+    return evidence.facts()
+
 
 @frozen(kw_only=True)
 class RansacAffine(MatchingStep):
     """An affine from key points: blobs, matched by their contexts, fitted robustly.
+
+    It is judged by evidence that it did not maximise: key points are matched again where it puts
+    them, without those it was fitted to, and those that agree with their neighbours are counted,
+    also under wrong alignments of the same images. The report holds the numbers and what they say,
+    ``convincing``, ``doubtful`` (which is said) or ``chance`` (which is refused).
 
     Parameters
     ----------
@@ -56,6 +141,9 @@ class RansacAffine(MatchingStep):
     radii : sequence of (float, float)
         Least and greatest radius of the blobs, in voxels; one pair after the other is tried until
         matches abound.
+    search : {'auto', 'never'}
+        Whether an `InitialSearch` looks for a start where whole images are matched, no transform is
+        known yet, and the affine of their key points does not convince.
 
     Raises
     ------
@@ -68,39 +156,87 @@ class RansacAffine(MatchingStep):
     starts_anywhere: ClassVar[bool] = True
 
     radii: tuple[Radii, ...] = attrs.field(default=COMMON_RADII, converter=checked_radii)
+    search: Search = attrs.field(default="auto", validator=one_of(Search))
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
-        fixed, moving = scene.coarse
         required = state.transform is None
+        fixed, moving = scene.coarse
         if state.transform is not None:
             moving = scene.aligned(state.transform)
+        pair = _Pair(fixed, moving, witnesses_of(fixed, moving))
+        facts: dict[str, Any] = {}
+        if not required:
+            facts["start"] = _judge_start(scene, pair.witnesses)
+        found = self._matched(pair, np.eye(fixed.ndim + 1))
+        if required and self.search == "auto" and found.outcome != "convincing":
+            found = self._searched(pair, found, scene, facts)
+        if found.matrix is None:
+            if required:
+                raise RegistrationError(f"no affine found: {found.reason}")
+            return Nothing(found.reason, facts)
+        return self._finding(scene, state, found, facts)
+
+    def _matched(self, pair: _Pair, start: NDArray[np.float64]) -> _Affine:
+        """Match key points as a start puts them, and judge what is found."""
+        moving = pair.moving
+        if not np.array_equal(start, np.eye(len(start))):
+            settings = WarpSettings(background=np.nan, dtype=np.float32)
+            grid = pair.fixed.grid
+            moving = Image(warp_block(moving, AffineTransform(start), grid, settings), grid)
+        choices = [self.settings_for(pair.fixed.spacing, radii) for radii in self.radii]
         try:
-            choices = [self.settings_for(fixed.spacing, radii) for radii in self.radii]
-            estimate, best = best_affine(fixed, moving, choices)
+            estimate, pairs, best = best_affine_block(pair.fixed, moving, choices)
         except (InputError, RegistrationError) as error:
-            if required:
-                raise RegistrationError(f"no affine found: {error}") from error
-            return Nothing(str(error))
+            return _Affine(reason=str(error))
         if estimate.matrix is None:
-            if required:
-                raise RegistrationError(
-                    f"no affine found: {estimate.reason}. Check the spacings and that both images "
-                    "show the same tissue; other radii or a lower match_threshold may help"
-                )
-            return Nothing(estimate.reason)
-        facts: dict[str, Any] = {
+            return _Affine(reason=f"{estimate.reason}. {_ADVICE}")
+        matrix = start @ estimate.matrix
+        facts = {
             "matches": len(estimate.inliers),
             "inliers": int(estimate.inliers.sum()),
             "median_residual": float(np.median(estimate.residuals[estimate.inliers])),
         }
-        change = AffineTransform(estimate.matrix)
-        found = Finding(change, facts, radii=self.radii[best], required=required)
-        facts["matrix"] = affine_part(found.transform(state)).matrix.tolist()
+        evidence = pair.witnesses.evidence(matrix, pairs.fixed_points[estimate.inliers])
+        return _Affine(matrix, evidence, facts, self.radii[choices.index(best)])
+
+    def _searched(
+        self, pair: _Pair, found: _Affine, scene: Scene, facts: dict[str, Any]
+    ) -> _Affine:
+        """Look for a start, and match key points from there, where that leads to more evidence."""
         scene.reporter.note(
-            f"{facts['inliers']} of {facts['matches']} matches agree, median residual "
-            f"{facts['median_residual']:.2f} {fixed.grid.unit}"
+            f"{found.said()}: searching all directions for a start, which may take half a minute"
         )
-        return found
+        known = [] if found.matrix is None else [Candidate("key points as they lie", found.matrix)]
+        search = InitialSearch(seed=self.seed)
+        result = search.search(pair.witnesses, known)
+        facts["search"] = search_facts(result)
+        try:
+            start = choose(result, search)
+        except RegistrationError as error:
+            return _Affine(reason=f"{found.reason}; {error}" if found.reason else str(error))
+        again = self._matched(pair, start.matrix)
+        settled = _Affine(start.matrix, start.evidence)
+        return max(again, settled, key=lambda affine: affine.rank)
+
+    def _finding(
+        self, scene: Scene, state: State, found: _Affine, facts: dict[str, Any]
+    ) -> Finding | Nothing:
+        """Make a finding with its evidence; nothing where that is at chance level."""
+        assert found.matrix is not None
+        assert found.evidence is not None
+        facts |= found.facts | {"evidence": found.evidence.facts()}
+        required = state.transform is None
+        if found.outcome == "chance":
+            reason = f"{found.said()}, no more than by chance. {_ADVICE}"
+            if required:
+                raise RegistrationError(f"no affine found: {reason}")
+            return Nothing(reason, facts)
+        change = Finding(AffineTransform(found.matrix), facts, found.radii, required=required)
+        facts["matrix"] = affine_part(change.transform(state)).matrix.tolist()
+        scene.reporter.note(found.said())
+        if found.outcome == "doubtful":
+            scene.reporter.note(f"this affine is doubtful: {found.evidence.said()}. {_LOOK}")
+        return change
 
     def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
         settings = [self.settings_for(scene.fixed.spacing, radii) for radii in self.radii]
@@ -109,4 +245,5 @@ class RansacAffine(MatchingStep):
     def price(self, pair: Pair) -> StepPrice:
         size = float(sum(grid.size for grid in pair.coarse))
         once = pair.held + size * KEY_POINT_BYTES + self.context_bytes(size, pair.fixed.ndim)
+        once = max(once, InitialSearch().price(pair).once)
         return StepPrice(self.name, once=max(once, pair.judged), work=size, kind="points")

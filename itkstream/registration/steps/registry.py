@@ -7,6 +7,7 @@ from typing import Any
 
 from itkstream.errors import InputError, unknown_name
 from itkstream.registration.steps.deformable import Deformable
+from itkstream.registration.steps.initial import InitialSearch
 from itkstream.registration.steps.intensity import IntensityAffine
 from itkstream.registration.steps.local import LocalAffines
 from itkstream.registration.steps.ransac import RansacAffine
@@ -22,7 +23,8 @@ __all__ = [
 ]
 
 KINDS: dict[str, type[Step]] = {
-    kind.name: kind for kind in (RansacAffine, IntensityAffine, LocalAffines, Deformable)
+    kind.name: kind
+    for kind in (InitialSearch, RansacAffine, IntensityAffine, LocalAffines, Deformable)
 }
 """Every kind of step."""
 
@@ -38,7 +40,7 @@ DEFAULT_STEPS = (
     LocalAffines(),
     Deformable(),
 )
-"""Default steps of `itkstream.register`.
+"""Default steps of `itkstream.register`. The first looks for a start by itself where it must.
 
 Locally normalised, intensities raise the local correlation after the key points from 0.743 to 0.752
 on an expansion microscopy pair (456 x 241 x 149 voxels) and from 0.695 to 0.707 on the tutorial's

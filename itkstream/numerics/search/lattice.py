@@ -1,0 +1,120 @@
+"""Starts from all turns on a lattice of rotations, each with its best shift, on a coarse level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.numerics.matching.keypoints import finite_voxels
+from itkstream.numerics.matching.scale_space import BlurredImage, blur
+from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.search.rotations import spread_rotations
+from itkstream.numerics.search.translations import MaskedCorrelation
+
+__all__ = ["cubes", "lattice_starts"]
+
+Floats = NDArray[np.float64]
+
+# Voxels along the longer axis of the coarse level, and rotations, in a plane and in space.
+_LENGTHS = {2: 96, 3: 24}
+_ROTATIONS = {2: 90, 3: 600}
+# Blur of the level, in its voxels.
+_SIGMA = 0.7
+
+
+@dataclass(frozen=True)
+class LatticeStart:
+    """A rotation with its best shift: correlation, and matrix from fixed to moving points."""
+
+    correlation: float
+    matrix: Floats
+
+
+def lattice_starts(
+    fixed: Image, moving: Image, copy: Floats, overlap: float, count: int
+) -> list[LatticeStart]:
+    """The best starts of all rotations that differ."""
+    ndim = fixed.ndim
+    grids = fixed.grid, moving.grid
+    spacing = max(np.max(np.multiply(g.shape, g.spacing)) for g in grids) / _LENGTHS[ndim]
+    still, turning = cubes(fixed, spacing), cubes(moving, spacing)
+    correlation = None
+    found = []
+    for rotation in spread_rotations(ndim, _ROTATIONS[ndim]):
+        part, onto = _turned(turning, copy @ rotation, still.grid)
+        if correlation is None:
+            least = overlap * min(np.isfinite(still.read()).sum(), np.isfinite(part).sum())
+            correlation = MaskedCorrelation.of(_standard(still.read()), part.shape, least)
+        score, shift = correlation.best(_standard(part))
+        move = np.eye(ndim + 1)
+        move[:ndim, ndim] = -(np.asarray(still.grid.direction) @ (shift * spacing))
+        found.append(LatticeStart(score, onto @ move))
+    return distinct(found, count)
+
+
+def distinct(starts: list[LatticeStart], count: int, degrees: float = 12.0) -> list[LatticeStart]:
+    """The best of those that are turned alike, from the best on."""
+    kept: list[LatticeStart] = []
+    for start in sorted(starts, key=lambda s: -s.correlation):
+        if all(_angle(start.matrix, other.matrix) > degrees for other in kept):
+            kept.append(start)
+        if len(kept) == count:
+            break
+    return kept
+
+
+def _angle(a: Floats, b: Floats) -> float:
+    """Degrees between the turns of two matrices."""
+    n = len(a) - 1
+    u, _, vt = np.linalg.svd(a[:n, :n] @ np.linalg.inv(b[:n, :n]))
+    trace = np.trace(u @ vt)
+    cosine = (trace - 1) / 2 if n == 3 else trace / 2
+    return float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def cubes(image: Image, spacing: float) -> Image:
+    """The image on cubes of an edge, blurred for them; NaN where its voxels do not count."""
+    voxels, counts = finite_voxels(image.read(), image.grid)
+    blurred = blur(BlurredImage(voxels, image.grid), (_SIGMA * spacing,) * image.ndim)
+    data = np.asarray(blurred.data, np.float32)
+    if counts is not None:
+        data = np.where(counts, data, np.float32(np.nan))
+    room = np.multiply(image.grid.shape, image.grid.spacing)
+    shape = tuple(int(n) for n in np.maximum(np.rint(room / spacing), 1))
+    # The cubes have the middle of the image.
+    middle = image.grid.to_physical((np.array(image.grid.shape) - 1) / 2)
+    origin = middle - np.asarray(image.grid.direction) @ (spacing * (np.array(shape) - 1) / 2)
+    grid = replace(image.grid, shape=shape, spacing=(spacing,) * image.ndim, origin=tuple(origin))
+    same = AffineTransform(np.eye(image.ndim + 1))
+    settings = WarpSettings(background=np.nan, dtype=np.float32)
+    return Image(warp_block(Image(data, image.grid), same, grid, settings), grid)
+
+
+def _turned(image: Image, linear: Floats, like: Grid) -> tuple[NDArray[np.float32], Floats]:
+    """The image turned about its middle, on a cube, and the matrix from `like`'s points to its own.
+
+    The matrix takes the first voxel of `like` for that of the cube.
+    """
+    n, spacing = image.ndim, image.grid.spacing[0]
+    length = int(np.ceil(np.linalg.norm(image.grid.shape)))
+    centre = image.grid.to_physical((np.array(image.grid.shape) - 1) / 2)
+    direction = np.asarray(like.direction)
+    corner = -direction @ np.full(n, spacing * (length - 1) / 2)
+    grid = replace(like, shape=(length,) * n, origin=tuple(corner))
+    turn = np.eye(n + 1)
+    turn[:n, :n], turn[:n, n] = linear, centre
+    settings = WarpSettings(background=np.nan, dtype=np.float32)
+    voxels = warp_block(image, AffineTransform(turn), grid, settings)
+    move = np.eye(n + 1)
+    move[:n, n] = corner - np.array(like.origin)
+    return voxels, turn @ move
+
+
+def _standard(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean 0 and deviation 1 of the voxels that count."""
+    known = voxels[np.isfinite(voxels)]
+    deviation = known.std() if known.size else 0.0
+    return (voxels - known.mean()) / (deviation or 1.0) if known.size else voxels
