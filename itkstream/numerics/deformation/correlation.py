@@ -21,10 +21,17 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.numerics.checks import without_infinities
+from itkstream.numerics.deformation.force import collect_forces
 from itkstream.numerics.lift import lift_values
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["ValueRange", "correlation_residual", "local_correlation", "mean_local_correlation"]
+__all__ = [
+    "LocalCorrelation",
+    "ValueRange",
+    "correlation_residual",
+    "local_correlation",
+    "mean_local_correlation",
+]
 
 LEAST_FILLED = 0.1
 """Windows with a smaller share of valid voxels do not count; a cut corner window holds 1/8."""
@@ -118,6 +125,38 @@ def correlation_residual(
     )
     total, count = totals.sum(axis=0)
     return float(total / count) if count else 0.0
+
+
+class LocalCorrelation:
+    """Squared local correlation of a fixed image with a moving one as it is warped, and its pull.
+
+    `radius` is that of the window, in voxels per axis.
+    """
+
+    def __init__(
+        self,
+        fixed: NDArray[np.float32],
+        moving: NDArray[np.float32],
+        radius: tuple[int, ...],
+    ) -> None:
+        self._fixed = self._warped = fixed
+        self._ranges = ValueRange.of(fixed), ValueRange.of(moving)
+        self._radius = radius
+        self._residual, self._weight = np.empty_like(fixed), np.empty_like(fixed)
+
+    def compare(self, warped: NDArray[np.float32]) -> float:
+        """Mean squared local correlation with the warped image."""
+        self._warped = warped
+        images = self._fixed, warped
+        return correlation_residual(
+            images, self._ranges, self._radius, self._residual, self._weight
+        )
+
+    def collect(
+        self, spacing: tuple[float, ...], stride: tuple[int, ...], out: NDArray[np.float32]
+    ) -> None:
+        """Mean force, and Gauss-Newton matrix if wanted, of the voxels of each node."""
+        collect_forces(self._warped, (self._residual, self._weight), spacing, stride, out)
 
 
 def _pair(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -33,6 +33,7 @@ __all__ = ["PIPELINE_DEFAULTS", "DescentSettings", "LevelSettings", "kernels", "
 
 Abcd: TypeAlias = tuple[float, float, float, float]
 Update = Literal["newton", "gradient"]
+Similarity = Literal["lcc", "mind"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class DescentSettings(Settings):
         Of each level, coarse to fine; 1 is full resolution.
     cc_radius : int or sequence of int
         Radius of the correlation window in voxels of the level; one number or one per level.
+        ``"mind"`` has no such window, and a block looks as far beyond its border.
     gradient_smoothing, field_smoothing : four floats, or a sequence of them
         (a, b, c, d) of the operators (`kernels.SmoothingKernel`) for the force and for the
         displacement; one or one per level.
@@ -142,9 +144,15 @@ class DescentSettings(Settings):
         Of the Gauss-Newton matrix, relative to squared correlation per squared voxel spacing:
         displacement is not trusted where texture is weaker than this.
     tolerance : float
-        A level ends when squared correlation gains less than this per iteration.
+        A level ends when squared correlation, or what descriptors have in common, gains less than
+        this per iteration.
     minimum_jacobian : float
         The result is repaired where its Jacobian determinant does not exceed this.
+    similarity : {"lcc", "mind"}
+        ``"lcc"``: squared local correlation, for images in which what is bright in one is bright,
+        or all of it dark, in the other. ``"mind"``: self-similarity descriptors (Heinrich et al.,
+        doi:10.1016/j.media.2012.05.008 and doi:10.1007/978-3-642-40811-3_24), for two stains or
+        two kinds of microscope; patches of 3 voxels, 12 channels in volumes and 4 in planes.
 
     Raises
     ------
@@ -170,6 +178,7 @@ class DescentSettings(Settings):
     damping: float = attrs.field(default=0.05, validator=at_least(0))
     tolerance: float = attrs.field(default=1e-5, validator=at_least(0))
     minimum_jacobian: float = attrs.field(default=MINIMUM_JACOBIAN, validator=minimum_jacobian)
+    similarity: Similarity = attrs.field(default="lcc", validator=one_of(Similarity))
 
     def __attrs_post_init__(self) -> None:
         if self.damping == 0 and self.update == "newton":
