@@ -207,7 +207,7 @@ def _add_plane(a, b, code, sign, columns):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
     """Add one row of the plane of sums, or take it away, to the sums along axes 0 and 1."""
-    for q in range(6):
+    for q in range(columns.shape[0]):
         for k in range(columns.shape[2]):
             rows[q, k] += sign * columns[q, j, k]
 
@@ -216,7 +216,7 @@ def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
 def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
     """Running sums along axis 2."""
     n = rows.shape[1]
-    for q in range(6):
+    for q in range(rows.shape[0]):
         total = 0.0
         for k in range(min(radius, n)):
             total += rows[q, k]
@@ -229,7 +229,7 @@ def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
+def next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
     """Sums of the windows centred on row j, given those sums along axis 1 of row j - 1."""
     if j == 0:
         rows[:] = 0.0
@@ -279,7 +279,7 @@ def _quality(a, b, code, window, out, start, stop):  # type: ignore[no-untyped-d
     for i in range(start, stop):
         _next_plane(a, b, code, window, i, start, columns)
         for j in range(a.shape[1]):
-            _next_line(columns, j, window, rows, sums)
+            next_line(columns, j, window, rows, sums)
             for k in range(a.shape[2]):
                 _, _, va, vb, vab = _moments(sums, k, code[4])
                 out[i, j, k] = min(vab * vab / (va * vb), 1.0) if va > 0.0 else 0.0
@@ -317,7 +317,7 @@ def _residual(images, code, window, outputs, totals, start, stop):  # type: igno
     for i in range(start, stop):
         _next_plane(a, b, code, window, i, start, columns)
         for j in range(a.shape[1]):
-            _next_line(columns, j, window, rows, sums)
+            next_line(columns, j, window, rows, sums)
             total, count = _residual_line(
                 a[i, j], b[i, j], code, sums, residual[i, j], weight[i, j]
             )

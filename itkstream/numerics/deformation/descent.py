@@ -299,10 +299,10 @@ def _likeness(
     radius: int,
 ) -> Likeness:
     """The measure that the settings name, for the images of a level."""
+    window = _window(radius, lattice) if settings.isotropic else (radius,) * 3
     if settings.similarity == "mind":
         steps, patch = (_factors(n, lattice, settings.isotropic) for n in (ARM_VOX, PATCH_VOX))
-        return SelfSimilarity(fixed, moving, PatchPairs.along(lattice.shape, steps, patch))
-    window = _window(radius, lattice) if settings.isotropic else (radius,) * 3
+        return SelfSimilarity(fixed, moving, PatchPairs.along(lattice.shape, steps, patch), window)
     return LocalCorrelation(fixed, moving, window)
 
 
