@@ -385,9 +385,7 @@ def _trend(history: list[float], level: _Level) -> float:
     return (sum(history[-window:]) - sum(history[-2 * window : -window])) / window**2
 
 
-def _reason(
-    history: list[float], trend: float, level: _Level, warped: NDArray[np.float32]
-) -> str:
+def _reason(history: list[float], trend: float, level: _Level, warped: NDArray[np.float32]) -> str:
     """Why to stop here; empty to go on."""
     if history[-1] == 0:
         return "no texture" if np.isfinite(warped).any() else "no overlap"
@@ -416,9 +414,7 @@ def _advance(
     return u
 
 
-def _small_step(
-    level: _Level, warped: NDArray[np.float32], share: float
-) -> NDArray[np.float32]:
+def _small_step(level: _Level, warped: NDArray[np.float32], share: float) -> NDArray[np.float32]:
     """The smoothed field by which an iteration goes ahead, at the nodes."""
     nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
     newton = level.settings.update == "newton"

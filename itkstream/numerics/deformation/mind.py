@@ -7,22 +7,23 @@ Heinrich et al., Medical Image Analysis 16 (2012) 1423-1435, doi:10.1016/j.media
 the descriptors; Heinrich et al., MICCAI (2013) 187-194, doi:10.1007/978-3-642-40811-3_24, for the
 pairs of neighbours, which leave the noise of the voxel itself out.
 
-The descriptors of two images are compared by their squared correlation in box windows, as
-intensities are by `correlation`: noise makes those of one image fainter, here and there, and a
-plain difference takes that for a displacement. On the nuclei of the benchmarks, inverted and with
-noise, it left a median error of 0.23 voxel, correlation PPP.
+Two images are compared by the squared correlation of their descriptors in box windows, all channels
+together, as `correlation` compares intensities. The force at a voxel is that of both images moved
+half a step, towards each other: where they agree it vanishes, however noise weakens the descriptors
+of one of them. Plain differences of the same descriptors do as well on nuclei in random contrast
+(0.10 to 0.15 voxel), and less on two real stains (median and 95th percentile 1.75 and 3.45 against
+1.54 and 3.11 voxels) and on cell membranes (1.01 and 2.51 against 0.89 and 2.19).
 
-Both images are described anew in each iteration, on the fixed lattice, so that the axes of the
-patches agree however the affine turns; descriptors of the moving image that are warped as
-intensities are would not. They are bytes, so that those of both take less than half of what the
-rest of the descent does.
+Both images are described on the fixed lattice, the warped one anew in each iteration. Descriptors
+of the moving image, warped as intensities are, would keep the axes of their patches however the
+affine turns, and twelve channels take as long to warp as to compute. They are bytes: those of both
+images take less than half of what the rest of the descent does.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -46,10 +47,13 @@ FLOOR = 0.5
 """Share of an image's mean contrast that is added to that of each place, so that all pairs look
 alike where there is nothing but noise."""
 
-_TABLE = 4096
+ARM_VOX = PATCH_VOX = 1
+"""Voxels of a level from a voxel to its patches, and from their middle to their border.
 
-ARM_VOX = 1
-PATCH_VOX = 1
+Two of either leave 1.1 to 2 times the error on nuclei: patches of noise that overlap are alike.
+"""
+
+_TABLE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +143,7 @@ class SelfSimilarity:
         self._fixed = describe(fixed, pairs, mean_contrast(fixed))
         self._warped = self._fixed
         self._window = np.array(radius, np.int64)
-        self._scales = np.empty((2, *fixed.shape), np.float32)
+        self._scales = np.empty((3, *fixed.shape), np.float32)
 
     def compare(self, warped: Floats) -> float:
         """Mean squared local correlation of the descriptors of the warped image and the fixed."""
@@ -151,9 +155,7 @@ class SelfSimilarity:
         least, totals = max(2.0, LEAST_FILLED * cut), np.zeros((shape[0], 2))
         images = self._fixed, self._warped
         over_slabs(
-            lambda i, j: _compare_planes(
-                images, self._window, least, self._scales, totals, i, j
-            ),
+            lambda i, j: _compare_planes(images, self._window, least, self._scales, totals, i, j),
             shape[0],
         )
         total, count = totals.sum(axis=0)
@@ -273,12 +275,13 @@ def _next_plane(a, b, radius, i, start, columns):  # type: ignore[no-untyped-def
 
 @njit(nogil=True, cache=True)
 def _compare_planes(images, window, least, scales, totals, start, stop):  # type: ignore[no-untyped-def]
-    """Squared correlation by plane, and of each voxel the slope of fixed over warped descriptors.
+    """Squared correlation by plane, and of each voxel the scales of its force and its matrices.
 
-    Second comes what one over the mean square of the fixed ones is; 0 where nothing is compared.
+    These are half of r over both deviations, and of r^2 over either variance; 0 where nothing is
+    compared.
     """
     a, b = images
-    nx, ny, nz = a.shape[:3]
+    ny, nz = a.shape[1:3]
     columns = np.zeros((4, ny, nz))
     rows, sums = np.zeros((4, nz)), np.zeros((4, nz))
     for i in range(start, stop):
@@ -286,16 +289,63 @@ def _compare_planes(images, window, least, scales, totals, start, stop):  # type
         for j in range(ny):
             next_line(columns, j, window, rows, sums)
             for k in range(nz):
-                scales[0, i, j, k] = 0.0
-                scales[1, i, j, k] = 0.0
+                scales[:, i, j, k] = 0.0
                 if a[i, j, k, 0] == NO_VALUE or b[i, j, k, 0] == NO_VALUE:
                     continue
                 totals[i, 1] += 1
                 n, aa, bb, ab = sums[0, k], sums[1, k], sums[2, k], sums[3, k]
                 if n >= least and aa > 0.0 and bb > 0.0:
                     totals[i, 0] += ab * ab / (aa * bb)
-                    scales[0, i, j, k] = ab / bb
-                    scales[1, i, j, k] = n / aa
+                    pull = 0.5 * n * ab / (aa * bb)
+                    scales[0, i, j, k] = pull
+                    scales[1, i, j, k] = pull * ab / aa
+                    scales[2, i, j, k] = pull * ab / bb
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _counts(a, b, i, j, k):  # type: ignore[no-untyped-def]
+    """Whether both images describe a voxel."""
+    return a[i, j, k, 0] != NO_VALUE and b[i, j, k, 0] != NO_VALUE
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _neighbours(a, b, i, j, k):  # type: ignore[no-untyped-def]
+    """Along each axis, the voxels before and after one, or itself where there is none."""
+    nx, ny, nz = a.shape[:3]
+    x0 = i - 1 if i > 0 and _counts(a, b, i - 1, j, k) else i
+    x1 = i + 1 if i < nx - 1 and _counts(a, b, i + 1, j, k) else i
+    y0 = j - 1 if j > 0 and _counts(a, b, i, j - 1, k) else j
+    y1 = j + 1 if j < ny - 1 and _counts(a, b, i, j + 1, k) else j
+    z0 = k - 1 if k > 0 and _counts(a, b, i, j, k - 1) else k
+    z1 = k + 1 if k < nz - 1 and _counts(a, b, i, j, k + 1) else k
+    return x0, x1, y0, y1, z0, z1
+
+
+@njit(nogil=True, cache=True)
+def _multiply(a, b, voxel, near, found):  # type: ignore[no-untyped-def]
+    """Sums over the channels: the pull, and products of the slopes of either image."""
+    i, j, k = voxel
+    x0, x1, y0, y1, z0, z1 = near
+    gx = gy = gz = axx = ayy = azz = axy = axz = ayz = np.int32(0)
+    bxx = byy = bzz = bxy = bxz = byz = np.int32(0)
+    for c in range(a.shape[3]):
+        p, q = np.int32(a[i, j, k, c]), np.int32(b[i, j, k, c])
+        x = np.int32(b[x1, j, k, c]) - np.int32(b[x0, j, k, c])
+        y = np.int32(b[i, y1, k, c]) - np.int32(b[i, y0, k, c])
+        z = np.int32(b[i, j, z1, c]) - np.int32(b[i, j, z0, c])
+        u = np.int32(a[x1, j, k, c]) - np.int32(a[x0, j, k, c])
+        v = np.int32(a[i, y1, k, c]) - np.int32(a[i, y0, k, c])
+        w = np.int32(a[i, j, z1, c]) - np.int32(a[i, j, z0, c])
+        gx, gy, gz = gx + p * x - q * u, gy + p * y - q * v, gz + p * z - q * w
+        axx, ayy, azz = axx + u * u, ayy + v * v, azz + w * w
+        axy, axz, ayz = axy + u * v, axz + u * w, ayz + v * w
+        bxx, byy, bzz = bxx + x * x, byy + y * y, bzz + z * z
+        bxy, bxz, byz = bxy + x * y, bxz + x * z, byz + y * z
+    found[0, 0], found[0, 1], found[0, 2] = gx, gy, gz
+    found[1, 0], found[1, 1], found[1, 2] = axx, ayy, azz
+    found[1, 3], found[1, 4], found[1, 5] = axy, axz, ayz
+    found[2, 0], found[2, 1], found[2, 2] = bxx, byy, bzz
+    found[2, 3], found[2, 4], found[2, 5] = bxy, bxz, byz
 
 
 @njit(nogil=True, cache=True)
@@ -303,43 +353,27 @@ def _collect_line(images, scales, line, h, stride, sums):  # type: ignore[no-unt
     """Add one line of voxels to the sums of its nodes."""
     a, b = images
     i, j = line
-    nx, ny, nz, channels = b.shape
-    for k in range(nz):
-        slope = scales[0, i, j, k]
-        if slope == 0.0:
+    found = np.empty((3, 6), np.int32)
+    f = np.empty(3, np.float32)
+    for k in range(a.shape[2]):
+        if scales[0, i, j, k] == 0.0:
             continue
-        x0 = i - 1 if i > 0 and b[i - 1, j, k, 0] != NO_VALUE else i
-        x1 = i + 1 if i < nx - 1 and b[i + 1, j, k, 0] != NO_VALUE else i
-        y0 = j - 1 if j > 0 and b[i, j - 1, k, 0] != NO_VALUE else j
-        y1 = j + 1 if j < ny - 1 and b[i, j + 1, k, 0] != NO_VALUE else j
-        z0 = k - 1 if k > 0 and b[i, j, k - 1, 0] != NO_VALUE else k
-        z1 = k + 1 if k < nz - 1 and b[i, j, k + 1, 0] != NO_VALUE else k
-        ax = ay = az = bx = by = bz = xx = yy = zz = xy = xz = yz = np.int32(0)
-        for c in range(channels):
-            p, q = np.int32(a[i, j, k, c]), np.int32(b[i, j, k, c])
-            x = np.int32(b[x1, j, k, c]) - np.int32(b[x0, j, k, c])
-            y = np.int32(b[i, y1, k, c]) - np.int32(b[i, y0, k, c])
-            z = np.int32(b[i, j, z1, c]) - np.int32(b[i, j, z0, c])
-            ax, ay, az = ax + p * x, ay + p * y, az + p * z
-            bx, by, bz = bx + q * x, by + q * y, bz + q * z
-            xx, yy, zz = xx + x * x, yy + y * y, zz + z * z
-            xy, xz, yz = xy + x * y, xz + x * z, yz + y * z
+        near = _neighbours(a, b, i, j, k)
+        _multiply(a, b, (i, j, k), near, found)
         # A one-sided difference spans half of what a central one does.
-        fx = slope * h[0] if x1 - x0 == 2 else 2 * slope * h[0]
-        fy = slope * h[1] if y1 - y0 == 2 else 2 * slope * h[1]
-        fz = slope * h[2] if z1 - z0 == 2 else 2 * slope * h[2]
-        over = scales[1, i, j, k]
+        f[0] = h[0] if near[1] - near[0] == 2 else 2 * h[0]
+        f[1] = h[1] if near[3] - near[2] == 2 else 2 * h[1]
+        f[2] = h[2] if near[5] - near[4] == 2 else 2 * h[2]
+        pull, s, t = scales[0, i, j, k], scales[1, i, j, k], scales[2, i, j, k]
         node = k // stride
-        sums[0, node] += (ax - slope * bx) * fx * over
-        sums[1, node] += (ay - slope * by) * fy * over
-        sums[2, node] += (az - slope * bz) * fz * over
+        for axis in range(3):
+            sums[axis, node] += found[0, axis] * f[axis] * pull
         if sums.shape[0] == 9:
-            sums[3, node] += xx * fx * fx * over
-            sums[4, node] += yy * fy * fy * over
-            sums[5, node] += zz * fz * fz * over
-            sums[6, node] += xy * fx * fy * over
-            sums[7, node] += xz * fx * fz * over
-            sums[8, node] += yz * fy * fz * over
+            for axis in range(3):
+                sums[3 + axis, node] += (found[1, axis] * s + found[2, axis] * t) * f[axis] ** 2
+            sums[6, node] += (found[1, 3] * s + found[2, 3] * t) * f[0] * f[1]
+            sums[7, node] += (found[1, 4] * s + found[2, 4] * t) * f[0] * f[2]
+            sums[8, node] += (found[1, 5] * s + found[2, 5] * t) * f[1] * f[2]
 
 
 @njit(nogil=True, cache=True)
