@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 from attrs import frozen
 
-from itkstream.errors import unknown_name
+from itkstream.errors import InputError, unknown_name
 from itkstream.estimate.coarse import plan_levels
 from itkstream.estimate.deformation import (
     Task,
@@ -22,7 +22,8 @@ from itkstream.estimate.deformation import (
 from itkstream.geometry import AffineTransform, CompositeTransform, Grid, Image, Transform
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.deformation.contrast import find_similarity
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND, Similarity
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import (
     BsplineSettings,
@@ -51,23 +52,27 @@ __all__ = ["Deformable", "Method"]
 
 Method: TypeAlias = Literal["lcc", "bspline"] | DemonsMethod
 
+Chosen: TypeAlias = Literal["auto"] | Similarity
+
 _DEFAULTS: dict[str, DeformSettings] = {
     "lcc": PIPELINE_DEFAULTS,
     **{method: DemonsSettings(method) for method in get_args(DemonsMethod)},
     "bspline": BsplineSettings(),
 }
 
-# Bytes per voxel of a block. One of 96^3 voxels that starts from a field took 56, 120, 187, 187 and
-# 227; the rest is for blending it.
-_BYTES: dict[Method, float] = {
+# Bytes per voxel of a block. One of 96^3 voxels that starts from a field took 56, 75, 120, 187,
+# 187 and 227; the rest is for blending it.
+_BYTES: dict[Method | Literal["mind"], float] = {
     "lcc": 62.0,
+    "mind": 88.0,
     "bspline": 130.0,
     "demons": 200.0,
     "symmetric-demons": 200.0,
     "diffeomorphic-demons": 240.0,
 }
-# At least so much in planes: "lcc" took 91 there, as coarser levels are a quarter and no eighth.
-_BYTES_IN_PLANES = 98.0
+# At least so much in planes, and for "mind": they took 91 and 107 there, as coarser levels are a
+# quarter and no eighth.
+_BYTES_IN_PLANES, _MIND_IN_PLANES = 98.0, 115.0
 
 
 @frozen(init=False, repr=False)
@@ -83,6 +88,12 @@ class Deformable(TunedStep):
         block.
     overlap : int, optional
         Voxels each block looks beyond its border; default an eighth of the block.
+    similarity : {'auto', 'lcc', 'mind'}
+        What method 'lcc' follows: local correlation of intensities, or of self-similarity
+        descriptors, for images whose contrasts differ (`itkstream.deform.DescentSettings`). 'auto',
+        in `itkstream.register`: 'lcc' where the signs of local correlation agree on a coarse level;
+        else the one after which the images tell more of each other there. Block by block, in
+        `itkstream.align`, 'auto' is 'lcc'.
     **parameters
         Those of the method's settings: `itkstream.deform.DescentSettings`, with the defaults that
         ``itkstream config --defaults`` prints, for 'lcc', and `itkstream.deform.DemonsSettings` or
@@ -105,22 +116,23 @@ class Deformable(TunedStep):
     method: Method
     blocksize: int
     overlap: int | None
+    similarity: Chosen
 
     def __init__(
         self,
         method: Method = "lcc",
         blocksize: int = 256,
         overlap: int | None = None,
+        similarity: Chosen = "auto",
         **parameters: Any,
     ) -> None:
         check_blocks(blocksize, overlap, least=16, even=True)
-        if method not in _DEFAULTS:
-            raise unknown_name("method", method, _DEFAULTS)
+        _check_similarity(method, similarity)
         settings, lengths = tuned(
-            _DEFAULTS[method],
+            PIPELINE_MIND if similarity == "mind" else _DEFAULTS[method],
             parameters,
             f"Deformable(method={method!r})",
-            own=("method", "blocksize", "overlap"),
+            own=("method", "blocksize", "overlap", "similarity"),
         )
         self.__attrs_init__(
             settings=settings,
@@ -128,7 +140,11 @@ class Deformable(TunedStep):
             method=method,
             blocksize=blocksize,
             overlap=overlap,
+            similarity=similarity,
         )
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "similarity": self.similarity}
 
     def settings_for(self, spacing: Sequence[float]) -> DeformSettings:
         """Scale the settings to an image.
@@ -147,13 +163,23 @@ class Deformable(TunedStep):
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         path = place()
-        transform = self._store(scene, state, path)
+        decided, facts = self._decided(scene, state)
+        transform = decided._store(scene, state, path)
         grid = FieldChain.of(transform).field.grid
-        facts = {"field_shape": grid.shape, "field_spacing": grid.spacing}
+        facts |= {"field_shape": grid.shape, "field_spacing": grid.spacing}
         return Finding(transform, facts, required=True, whole=True, place=path)
 
     def restore(self, scene: Scene, state: State, place: Callable[[], Location]) -> None:
-        self._store(scene, state, place())
+        self._decided(scene, state)[0]._store(scene, state, place())
+
+    def _decided(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any]]:
+        """The step with a similarity that suits the images, and facts for the report."""
+        if self.method != "lcc" or self.similarity != "auto":
+            return self, {}
+        start = state.transform or AffineTransform(np.eye(scene.fixed.ndim + 1))
+        evidence = find_similarity(scene.coarse[0], scene.aligned(start).read(), scene.tissue)
+        scene.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
+        return self.evolve(similarity=evidence.similarity), evidence.facts
 
     def _store(self, scene: Scene, state: State, path: Location) -> CompositeTransform:
         """Find the displacement in front of the affine, coarse to fine; stored as it is computed.
@@ -187,9 +213,12 @@ class Deformable(TunedStep):
     def price(self, pair: Pair) -> StepPrice:
         grid, voxels = pair.fixed, pair.settings.coarse_voxels
         blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
-        coarse, bytes_per_voxel = 0.0, _BYTES[self.method]
+        # What is chosen is not known before: the dearer one.
+        follows = "mind" if self.method == "lcc" and self.similarity != "lcc" else self.method
+        coarse, bytes_per_voxel = 0.0, _BYTES[follows]
         if grid.ndim == 2:
-            bytes_per_voxel = max(bytes_per_voxel, _BYTES_IN_PLANES)
+            least = _MIND_IN_PLANES if follows == "mind" else _BYTES_IN_PLANES
+            bytes_per_voxel = max(bytes_per_voxel, least)
         if len(blocks) > 1:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = grid.shrink(plan.factors).size * bytes_per_voxel
@@ -225,3 +254,17 @@ class Deformable(TunedStep):
                 block, moving, start, self.settings_for(block.spacing)
             )
         }
+
+
+def _check_similarity(method: Any, similarity: Any) -> None:
+    """Refuse what is unknown, and similarities of methods that have their own."""
+    if method not in _DEFAULTS:
+        raise unknown_name("method", method, _DEFAULTS)
+    known = ("auto", *get_args(Similarity))
+    if similarity not in known:
+        raise unknown_name("similarity", similarity, known)
+    if method != "lcc" and similarity != "auto":
+        raise InputError(
+            f"similarity is for method 'lcc'; got {similarity!r} with method {method!r}, which has "
+            "its own measure: leave similarity out"
+        )
