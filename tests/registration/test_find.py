@@ -9,9 +9,9 @@ import attrs
 import numpy as np
 import pytest
 
-from itkstream.geometry import AffineTransform
+from itkstream.geometry import AffineTransform, Image
 from itkstream.phantoms import PhantomPair
-from itkstream.pipelines import register
+from itkstream.pipelines import Registration, register
 from itkstream.registration.scene import Finding, LogReporter, Nothing, Scene, State
 from itkstream.registration.steps import (
     Deformable,
@@ -101,6 +101,46 @@ def test_seeds_act(scene: Scene, pair: PhantomPair, rough: AffineTransform, step
 def test_no_parameter_is_left_out() -> None:
     for step, changes in ((RANSAC, RANSAC_CHANGES), (LOCAL, LOCAL_CHANGES)):
         assert {field.name for field in attrs.fields(type(step))} == {*changes, "seed"}
+
+
+class Listener(LogReporter):
+    """Keeps the notes of a run."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("contrast", ["same", "folded"])
+def test_a_deformation_follows_what_suits_the_contrast(
+    pair: PhantomPair, rough: AffineTransform, tmp_path: Path, contrast: str
+) -> None:
+    moving = pair.moving
+    if contrast == "folded":
+        bright = moving.read() / np.percentile(moving.read(), 99)
+        # What is neither dim nor bright is dark.
+        voxels = 1000 * (1 + np.cos(7 * np.sqrt(bright)))
+        moving = Image(voxels.astype(np.uint16), moving.grid)
+    listener = Listener()
+
+    def run(place: str, **parameters: Any) -> Registration:
+        steps = [Deformable(iterations=(12, 8, 4), **parameters)]
+        start: dict[str, Any] = {"initial_transform": rough, "reporter": listener}
+        return register(pair.fixed, moving, tmp_path / place, steps, **start)
+
+    result = run("auto")
+    facts = result.report["steps"][1]
+    wanted = "lcc" if contrast == "same" else "mind"
+    assert facts["similarity"] == wanted
+    assert (facts["contrast_coherence"] < 0.62) == (wanted == "mind")
+    assert ("information_by_mind" in facts) == (wanted == "mind")
+    assert any(f"similarity '{wanted}'" in note for note in listener.notes)
+    points = pair.fixed.grid.positions()[::6, ::6, ::6]
+    same = run("chosen", similarity=wanted)
+    np.testing.assert_array_equal(same.transform.apply(points), result.transform.apply(points))
+    assert "contrast_coherence" not in same.report["steps"][1]
 
 
 def test_blocks_and_overlaps_act_in_a_whole_run(

@@ -71,10 +71,10 @@ SMALLEST_SHARE = 1 / 8
 
 
 class Likeness(Protocol):
-    """How alike a fixed image and a warped one are, and which way they grow more so."""
+    """Measure of how alike a fixed image and a warped one are, and the way they grow more so."""
 
     def compare(self, warped: NDArray[np.float32]) -> float:
-        """How alike they are: 1 for the same image, 0 where nothing can be compared."""
+        """Measure it: 1 for the same image, 0 where nothing can be compared."""
 
     def collect(
         self, spacing: tuple[float, ...], stride: tuple[int, ...], out: NDArray[np.float32]

@@ -29,6 +29,7 @@ KINDS: dict[str, type[Step]] = {
 DEFAULT_STEPS = (
     RansacAffine(),
     IntensityAffine(
+        metric="auto",
         sampling_fraction=0.05,
         shrink_factors=(2,),
         smooth_sigmas=(0.0,),
