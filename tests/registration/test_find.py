@@ -15,10 +15,12 @@ from itkstream.pipelines import Registration, register
 from itkstream.registration.scene import Finding, LogReporter, Nothing, Scene, State
 from itkstream.registration.steps import (
     Deformable,
+    IntensityAffine,
     LocalAffines,
     RansacAffine,
     RegisterSettings,
     Step,
+    intensity,
 )
 from itkstream.workers import Resources
 
@@ -141,6 +143,46 @@ def test_a_deformation_follows_what_suits_the_contrast(
     same = run("chosen", similarity=wanted)
     np.testing.assert_array_equal(same.transform.apply(points), result.transform.apply(points))
     assert "contrast_coherence" not in same.report["steps"][1]
+
+
+@pytest.mark.parametrize("contrast", ["same", "folded"])
+def test_an_affine_goes_by_what_suits_the_contrast(
+    scene: Scene, pair: PhantomPair, rough: AffineTransform, contrast: str
+) -> None:
+    step = IntensityAffine(metric="auto")
+    plain = IntensityAffine().find(scene, State(rough, 0.0), lambda: pytest.fail("stored"))
+    if contrast == "folded":
+        bright = pair.moving.read() / np.percentile(pair.moving.read(), 99)
+        other = Image(
+            (1000 * (1 + np.cos(7 * np.sqrt(bright)))).astype(np.uint16), pair.moving.grid
+        )
+        levels = (lambda: pair.fixed, lambda: other)
+        scene = Scene(pair.fixed, other, 20e6, Resources(), LogReporter(), levels)
+    chosen = found(scene, step, rough)
+    assert isinstance(chosen, Finding)
+    if contrast == "same":
+        np.testing.assert_array_equal(moved(chosen, pair), moved(plain, pair))
+        assert chosen.facts["similarity"] == "lcc"
+        assert not chosen.required
+        return
+    assert chosen.facts["similarity"] == "mind"
+    assert chosen.facts["descriptors_after"] > chosen.facts["descriptors_before"]
+    # Local correlation, which is blind here, does not decide.
+    assert chosen.required
+    before, after = (pair.error(t.apply).vox for t in (rough, chosen.change))
+    assert np.median(after) < 0.7 * np.median(before)
+
+
+def test_an_affine_that_makes_descriptors_less_alike_is_left_out(
+    scene: Scene, rough: AffineTransform
+) -> None:
+    away = rough.matrix.copy()
+    away[:3, 3] += 4.0
+    off = Finding(AffineTransform(away), whole=True)
+    judged = intensity._judged(scene, State(rough, 0.0), off, rough)
+    assert isinstance(judged, Nothing)
+    assert "descriptors" in judged.reason
+    assert judged.facts["descriptors_after"] < judged.facts["descriptors_before"]
 
 
 def test_blocks_and_overlaps_act_in_a_whole_run(

@@ -130,8 +130,7 @@ def descriptor_likeness(fixed: Image, aligned: NDArray[Any], tissue: NDArray[np.
     """
     a = np.where(tissue, fixed.read(), np.nan).astype(np.float32)
     frame = Frame(fixed.grid, fixed.grid, np.eye(fixed.ndim + 1))
-    levels = {"shrink_factors": (1,), "iterations": (0,), "smooth_sigmas": (0.0,)}
-    look = evolve(PIPELINE_MIND.select(slice(-1, None)), **levels)
+    look = evolve(PIPELINE_MIND.select(slice(-1, None)), shrink_factors=(1,), iterations=(0,))
     b = np.asarray(aligned, np.float32)
     if not (np.isfinite(a) & np.isfinite(b)).any():
         return 0.0

@@ -6,6 +6,7 @@ import pytest
 from itkstream.geometry import Grid, Image
 from itkstream.numerics.deformation.contrast import (
     coherence,
+    descriptor_likeness,
     find_similarity,
     mutual_information,
 )
@@ -105,3 +106,18 @@ def test_information_is_that_of_a_known_distribution():
     b[::2] = np.nan
     assert mutual_information(a, b) == pytest.approx(mutual_information(a[1::2], b[1::2]))
     assert mutual_information(a, np.full_like(a, np.nan)) == 0.0
+
+
+def test_descriptors_tell_what_lies_nearer():
+    fixed, aligned = pair("folded", noise=0.0)
+    tissue = np.zeros(SHAPE, bool)
+    tissue[8:-8, 8:-8, 8:-8] = True
+    points = GRID.positions()
+    moved = points + 2 * np.sin(2 * np.pi / 60 * points)
+    right = CONTRASTS["folded"](texture(moved))
+    far, near, there = (
+        descriptor_likeness(fixed, x, tissue) for x in (-points[..., 0], aligned, right)
+    )
+    assert far < near < there
+    assert there > 0.5
+    assert descriptor_likeness(fixed, np.full(SHAPE, np.nan), tissue) == 0.0
