@@ -27,7 +27,7 @@ from itkstream.estimate.deformation import (
     prepare_positions,
 )
 from itkstream.geometry import AffineTransform, Grid, Transform
-from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.deformation.settings import DescentSettings, Similarity
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings
 from itkstream.registration.steps import Deformable, Method
@@ -63,6 +63,7 @@ def deformable_align(
     step: float | None = None,
     *,
     method: Method = "lcc",
+    similarity: Similarity = "lcc",
     settings: DeformSettings | None = None,
     fix_mask: Mask | None = None,
     mov_mask: Mask | None = None,
@@ -93,6 +94,9 @@ def deformable_align(
         'lcc' follows local correlation, with the parameters above; the others are SimpleITK's
         with the defaults of `DemonsSettings` and `BsplineSettings`, scaled to the smallest fixed
         voxel spacing.
+    similarity : {'lcc', 'mind'}
+        What method 'lcc' follows: local correlation of intensities or, for images whose contrasts
+        differ, of self-similarity descriptors; see `DescentSettings`.
     settings : DeformSettings, optional
         All parameters in one value, instead of those above; its kind decides the method.
     fix_mask, mov_mask : Mask, optional
@@ -118,6 +122,7 @@ def deformable_align(
         shrink_factors=shrink_factors,
         smooth_sigmas=smooth_sigmas,
         step=step,
+        similarity=similarity,
     )
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
@@ -148,6 +153,7 @@ def prepare_piecewise_deformable_align(
     *,
     overlap: Sequence[int] | int | None = None,
     method: Method = "lcc",
+    similarity: Similarity = "lcc",
     settings: DeformSettings | None = None,
     coarse_voxels: float = COARSE_VOXELS,
     skip_empty: bool = False,
@@ -189,6 +195,8 @@ def prepare_piecewise_deformable_align(
         Voxels each block looks beyond its border; default an eighth of the block.
     method : {'lcc', 'demons', 'symmetric-demons', 'diffeomorphic-demons', 'bspline'}
         As in `deformable_align`.
+    similarity : {'lcc', 'mind'}
+        As in `deformable_align`.
     settings : DeformSettings, optional
         All parameters of the deformation in one value; its kind decides the method.
     coarse_voxels : float
@@ -222,6 +230,7 @@ def prepare_piecewise_deformable_align(
         shrink_factors=shrink_factors,
         smooth_sigmas=smooth_sigmas,
         step=step,
+        similarity=similarity,
     )
     masks = (fix_mask, mov_mask)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
@@ -267,7 +276,8 @@ def _choose(
         return given
     if given != DescentSettings():
         raise InputError(
-            f"cc_radius, smoothings, iterations, levels and step given one by one are for method "
-            f"'lcc'; for method {method!r} give settings={type(step.settings).__name__}(...)"
+            f"cc_radius, smoothings, iterations, levels, step and similarity given one by one are "
+            f"for method 'lcc'; for method {method!r} give "
+            f"settings={type(step.settings).__name__}(...)"
         )
     return step.settings_for(grid.spacing)

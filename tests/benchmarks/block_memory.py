@@ -1,4 +1,4 @@
-"""Tell the bytes per voxel that a block deformed by the method named holds at most.
+"""Tell the bytes per voxel that a block deformed by a method, or by "mind", holds at most.
 
 As ``block_memory.py METHOD VOXELS VOXELS [VOXELS]``, the shape of the block; a process of its own:
 no memory is left over from others. Blocks start from a field, as all do where there are several.
@@ -24,7 +24,7 @@ def deform(method: str, shape: tuple[int, ...]) -> None:
     Parameters
     ----------
     method : str
-        Of `Deformable`.
+        Of `Deformable`, or "mind" for this similarity of "lcc".
     shape : tuple of int
         Voxels per axis.
     """
@@ -33,8 +33,9 @@ def deform(method: str, shape: tuple[int, ...]) -> None:
     start = DisplacementField(np.full((*half.shape, grid.ndim), 0.3, np.float32), half)
     voxels = np.random.default_rng(0).integers(0, 4000, grid.shape, np.uint16)
     fixed, moving = Image(voxels, grid), Image(np.roll(voxels, 1, axis=0), grid)
-    levels = len(Deformable(method).settings.shrink_factors)
-    step = Deformable(method, iterations=(1,) * levels)
+    kind = {"similarity": "mind"} if method == "mind" else {"method": method}
+    levels = len(Deformable(**kind).settings.shrink_factors)
+    step = Deformable(**kind, iterations=(1,) * levels)
     with using_threads(1):
         deform_block(fixed, moving, start, step.settings_for(grid.spacing))
 

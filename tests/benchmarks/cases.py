@@ -4,7 +4,8 @@ How the truth is built: the fixed image F is the texture itself. A smooth random
 from fixed to moving points is drawn, its inverse e(q) = -d(q + e(q)) is found by fixed-point
 iteration to a thousandth of a voxel, and the moving image is M(q) = F(q + e(q)), sampled with a
 cubic spline, so that M(p + d(p)) = F(p) and d is known at every fixed voxel. Then M is degraded:
-gamma, a smooth multiplicative bias, Poisson noise; some cases degrade F, or both, independently.
+gamma, another contrast, a smooth multiplicative bias, Poisson noise; some cases degrade F, or both,
+independently.
 The roles matter to engines that take the gradient of one image: degrading F in place of M halves
 the error of picsl-greedy.
 
@@ -17,14 +18,15 @@ least 16 fine voxels away from the border.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import interpolate, ndimage
 
 from itkstream.io import open_image
 
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float32]
+Contrast = Literal["same", "inverted", "remapped"]
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTURES = (
@@ -50,6 +53,9 @@ TEXTURES = (
 BORDER = 16
 _INVERSE_TOLERANCE_VOX = 1e-3
 _MOST_ITERATIONS = 100
+# Brightnesses between which the curve of another contrast is smooth, and the least share of its
+# range by which it rises and falls.
+_KNOTS, _LEAST_TURN = 6, 0.3
 BLOCK = ((100, 40, 0), (160, 160, 149))
 PART = ((124, 64, 26), (112, 112, 96))
 SLAB = ((100, 40, 1), (160, 160, 147))
@@ -67,15 +73,22 @@ class Degradation:
         Greatest relative change by a smooth multiplicative field.
     counts : float
         Photons of the brightest voxels, for Poisson noise; 0 for none.
+    contrast : {'same', 'inverted', 'remapped'}
+        Whether dark becomes bright, or every brightness a random other one, by a smooth curve that
+        both rises and falls.
     """
 
     gamma: float = 1.0
     bias: float = 0.0
     counts: float = 0.0
+    contrast: Contrast = "same"
 
 
 CLEAN = Degradation()
 HARD = Degradation(0.8, 0.3, 150.0)
+# Photons count what the stain shows, and backgrounds that are bright now have noise of their own.
+INVERTED = replace(HARD, contrast="inverted")
+REMAPPED = replace(HARD, contrast="remapped")
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,10 @@ CASES = {
         Case("submicron", spacing=(0.23, 0.23, 0.21)),
         Case("submicron-anisotropic", group=(1, 1, 3), spacing=(0.23, 0.23, 0.21), region=SLAB),
         Case("coarse", spacing=(4.0, 4.0, 4.0)),
+        Case("inverted", moving=INVERTED),
+        Case("remapped", moving=REMAPPED),
+        Case("remapped-block", moving=REMAPPED, region=BLOCK),
+        Case("remapped-short", fields=((12.0, 4.0), (7.0, 2.0)), moving=REMAPPED),
     )
 }
 
@@ -339,12 +356,28 @@ def _degrade(image: Floats, how: Degradation, rng: np.random.Generator) -> Float
         return np.ascontiguousarray(image, np.float32)
     bright = np.clip(image, 0, None) / np.percentile(image, 99.9)
     bright = bright**how.gamma
+    if how.contrast != "same":
+        bright = _curve(how.contrast, rng)(np.clip(bright, 0, 1))
     if how.bias:
         smooth = ndimage.gaussian_filter(rng.standard_normal(image.shape, np.float32), 30)
         bright *= 1 + how.bias * smooth / np.abs(smooth).max()
     if how.counts:
         bright = rng.poisson(how.counts * bright)
     return np.ascontiguousarray(bright, np.float32)
+
+
+def _curve(contrast: Contrast, rng: np.random.Generator) -> Callable[[Floats], Any]:
+    """From brightness to that of another stain, both 0 to 1."""
+    if contrast == "inverted":
+        return lambda bright: 1 - bright
+    while True:
+        heights = rng.random(_KNOTS)
+        heights = (heights - heights.min()) / np.ptp(heights)
+        steps = np.diff(heights)
+        if min(steps.clip(0).sum(), -steps.clip(None, 0).sum()) >= _LEAST_TURN:
+            smooth = interpolate.PchipInterpolator(np.linspace(0, 1, _KNOTS), heights)
+            # Rounding leaves its lowest point a little below 0, where no photons are.
+            return lambda bright: smooth(bright).clip(0)
 
 
 def _jacobian(vectors: Floats) -> Floats:

@@ -54,13 +54,21 @@ class Engine:
         return processes.version_of(self.package) is not None
 
 
-def _itkstream(fixed: Floats, moving: Floats, spacing: Sequence[float], tutorial: bool) -> Any:
+def _itkstream(
+    fixed: Floats,
+    moving: Floats,
+    spacing: Sequence[float],
+    tutorial: bool = False,
+    similarity: str = "lcc",
+) -> Any:
+    import attrs
+
     from itkstream.deform import deformable_align
     from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 
     if tutorial:
         return deformable_align(fixed, moving, spacing, spacing, cc_radius=12, iterations=(20, 10))
-    settings = PIPELINE_DEFAULTS.for_voxels(spacing)
+    settings = attrs.evolve(PIPELINE_DEFAULTS.for_voxels(spacing), similarity=similarity)
     return deformable_align(fixed, moving, spacing, spacing, settings=settings)
 
 
@@ -88,7 +96,12 @@ def _greedy(
 
 
 def _ants(
-    fixed: Floats, moving: Floats, spacing: Sequence[float], radius: int, iterations: Sequence[int]
+    fixed: Floats,
+    moving: Floats,
+    spacing: Sequence[float],
+    radius: int,
+    iterations: Sequence[int],
+    metric: str = "CC",
 ) -> Any:
     import ants
 
@@ -99,7 +112,7 @@ def _ants(
         *images,
         type_of_transform="SyNOnly",
         initial_transform="Identity",
-        syn_metric="CC",
+        syn_metric=metric,
         syn_sampling=radius,
         reg_iterations=tuple(iterations),
     )
@@ -154,7 +167,8 @@ ENGINES = {
     "itkstream": Engine(
         "itkstream",
         {
-            "pipeline": partial(_itkstream, tutorial=False),
+            "pipeline": _itkstream,
+            "mind": partial(_itkstream, similarity="mind"),
             "20x10 r=12": partial(_itkstream, tutorial=True),
             **{
                 method: partial(_itkstream_method, method=method)
@@ -174,6 +188,9 @@ ENGINES = {
         {
             "SyN CC r=4 100x50x10": partial(_ants, radius=4, iterations=(100, 50, 10)),
             "SyN CC r=2 100x50x0": partial(_ants, radius=2, iterations=(100, 50, 0)),
+            "SyN mattes 100x50x10": partial(
+                _ants, radius=32, iterations=(100, 50, 10), metric="mattes"
+            ),
         },
     ),
     "SimpleITK": Engine(

@@ -9,16 +9,18 @@ import attrs
 import numpy as np
 import pytest
 
-from itkstream.geometry import AffineTransform
+from itkstream.geometry import AffineTransform, Image
 from itkstream.phantoms import PhantomPair
-from itkstream.pipelines import register
+from itkstream.pipelines import Registration, register
 from itkstream.registration.scene import Finding, LogReporter, Nothing, Scene, State
 from itkstream.registration.steps import (
     Deformable,
+    IntensityAffine,
     LocalAffines,
     RansacAffine,
     RegisterSettings,
     Step,
+    intensity,
 )
 from itkstream.workers import Resources
 
@@ -102,6 +104,86 @@ def test_no_parameter_is_left_out() -> None:
     # Where key points convince, nothing is searched: tests/registration/test_starts.py.
     for step, others in ((RANSAC, {*RANSAC_CHANGES, "search"}), (LOCAL, {*LOCAL_CHANGES})):
         assert {field.name for field in attrs.fields(type(step))} == others | {"seed"}
+
+
+class Listener(LogReporter):
+    """Keeps the notes of a run."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("contrast", ["same", "folded"])
+def test_a_deformation_follows_what_suits_the_contrast(
+    pair: PhantomPair, rough: AffineTransform, tmp_path: Path, contrast: str
+) -> None:
+    moving = pair.moving
+    if contrast == "folded":
+        bright = moving.read() / np.percentile(moving.read(), 99)
+        # What is neither dim nor bright is dark.
+        voxels = 1000 * (1 + np.cos(7 * np.sqrt(bright)))
+        moving = Image(voxels.astype(np.uint16), moving.grid)
+    listener = Listener()
+
+    def run(place: str, **parameters: Any) -> Registration:
+        steps = [Deformable(iterations=(12, 8, 4), **parameters)]
+        start: dict[str, Any] = {"initial_transform": rough, "reporter": listener}
+        return register(pair.fixed, moving, tmp_path / place, steps, **start)
+
+    result = run("auto")
+    facts = result.report["steps"][1]
+    wanted = "lcc" if contrast == "same" else "mind"
+    assert facts["similarity"] == wanted
+    assert (facts["contrast_coherence"] < 0.62) == (wanted == "mind")
+    assert ("information_by_mind" in facts) == (wanted == "mind")
+    assert any(f"similarity '{wanted}'" in note for note in listener.notes)
+    points = pair.fixed.grid.positions()[::6, ::6, ::6]
+    same = run("chosen", similarity=wanted)
+    np.testing.assert_array_equal(same.transform.apply(points), result.transform.apply(points))
+    assert "contrast_coherence" not in same.report["steps"][1]
+
+
+@pytest.mark.parametrize("contrast", ["same", "folded"])
+def test_an_affine_goes_by_what_suits_the_contrast(
+    scene: Scene, pair: PhantomPair, rough: AffineTransform, contrast: str
+) -> None:
+    step = IntensityAffine(metric="auto")
+    plain = IntensityAffine().find(scene, State(rough, 0.0), lambda: pytest.fail("stored"))
+    if contrast == "folded":
+        bright = pair.moving.read() / np.percentile(pair.moving.read(), 99)
+        other = Image(
+            (1000 * (1 + np.cos(7 * np.sqrt(bright)))).astype(np.uint16), pair.moving.grid
+        )
+        levels = (lambda: pair.fixed, lambda: other)
+        scene = Scene(pair.fixed, other, 20e6, Resources(), LogReporter(), levels)
+    chosen = found(scene, step, rough)
+    assert isinstance(chosen, Finding)
+    if contrast == "same":
+        np.testing.assert_array_equal(moved(chosen, pair), moved(plain, pair))
+        assert chosen.facts["similarity"] == "lcc"
+        assert not chosen.required
+        return
+    assert chosen.facts["similarity"] == "mind"
+    assert chosen.facts["descriptors_after"] > chosen.facts["descriptors_before"]
+    # Local correlation, which is blind here, does not decide.
+    assert chosen.required
+    before, after = (pair.error(t.apply).vox for t in (rough, chosen.change))
+    assert np.median(after) < 0.7 * np.median(before)
+
+
+def test_an_affine_that_makes_descriptors_less_alike_is_left_out(
+    scene: Scene, rough: AffineTransform
+) -> None:
+    away = rough.matrix.copy()
+    away[:3, 3] += 4.0
+    off = Finding(AffineTransform(away), whole=True)
+    judged = intensity._judged(scene, State(rough, 0.0), off, rough)
+    assert isinstance(judged, Nothing)
+    assert "descriptors" in judged.reason
+    assert judged.facts["descriptors_after"] < judged.facts["descriptors_before"]
 
 
 def test_blocks_and_overlaps_act_in_a_whole_run(

@@ -179,6 +179,8 @@ BLOCK_MEMORY = Path(__file__).parents[1] / "benchmarks" / "block_memory.py"
     [
         ("lcc", (96, 96, 96)),
         ("lcc", (900, 900)),
+        ("mind", (96, 96, 96)),
+        ("mind", (900, 900)),
         ("bspline", (96, 96, 96)),
         ("demons", (96, 96, 96)),
         ("symmetric-demons", (96, 96, 96)),
@@ -188,7 +190,8 @@ BLOCK_MEMORY = Path(__file__).parents[1] / "benchmarks" / "block_memory.py"
 def test_a_block_of_every_method_takes_what_it_is_priced(method, shape):
     image = Image(np.empty(shape, np.uint16), Grid(shape, (1.0,) * len(shape)))
     settings = RegisterSettings(coarse_voxels=image.grid.size)
-    made = plan(image, image, [Deformable(method)], settings)
+    chosen = {"similarity": method} if method in ("lcc", "mind") else {"method": method}
+    made = plan(image, image, [Deformable(**chosen)], settings)
     price = next(p for p in made.prices if p.name == "deformable").per_block / image.grid.size
     told = subprocess.run(
         [sys.executable, str(BLOCK_MEMORY), method, *map(str, shape)],

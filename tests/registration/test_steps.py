@@ -11,7 +11,7 @@ from itkstream.align import prepare_piecewise_align
 from itkstream.cli.config import Config, read_config, to_yaml
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform
-from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
 from itkstream.numerics.itk.settings import DemonsSettings, IntensitySettings
 from itkstream.pipelines import plan, register
 from itkstream.registration.scene import Finding
@@ -39,6 +39,8 @@ CHANGED = [
     Deformable(blocksize=64, overlap=8, cc_radius=3, gradient_smoothing=(9.0, 0.0, 1.0, 2.0)),
     Deformable("diffeomorphic-demons", burst=3, local_normalisation=None, shrink_factors=(2, 1)),
     Deformable("demons", iterations=(3, 2, 1), step=0.5),
+    Deformable(similarity="mind", cc_radius=3),
+    IntensityAffine(metric="auto", local_normalisation=4),
     Deformable("bspline", control_spacing=30.0, metric="mutual-information"),
 ]
 
@@ -53,6 +55,22 @@ def test_steps_survive_files_and_processes(step):
     kind = {"RansacAffine": RansacAffine, "LocalAffines": LocalAffines}
     kind |= {"IntensityAffine": IntensityAffine, "Deformable": Deformable}
     assert eval(repr(step), kind) == step
+
+
+def test_descriptors_have_defaults_of_their_own():
+    spacing = (0.5, 0.5, 2.0)
+    assert Deformable(similarity="mind").settings_for(spacing) == PIPELINE_MIND.for_voxels(spacing)
+    for decided in (Deformable(), Deformable(similarity="lcc")):
+        found = decided.evolve(similarity="mind")
+        assert found.settings_for(spacing) == PIPELINE_MIND.for_voxels(spacing)
+    given = Deformable(field_smoothing=(5.0, 0.0, 1.0, 2.0)).evolve(similarity="mind")
+    assert given.settings_for(spacing).field_smoothing == ((5.0, 0.0, 1.0, 2.0),) * 3
+
+
+@pytest.mark.parametrize("method", ["demons", "bspline"])
+def test_methods_with_a_measure_of_their_own_take_no_similarity(method):
+    with pytest.raises(InputError, match="similarity is for method 'lcc'"):
+        Deformable(method, similarity="mind")
 
 
 def test_names_and_defaults():
@@ -125,6 +143,7 @@ def test_key_points_are_scaled_to_the_image():
         (Deformable, "blocksize", "big"),
         (Deformable, "overlap", -1),
         (Deformable, "method", "optical-flow"),
+        (Deformable, "similarity", "nmi"),
         (Deformable, "cc_radius", 0),
         (Deformable, "iterations", (1, 2)),
         (Deformable, "shrink_factors", 2),

@@ -21,10 +21,17 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.numerics.checks import without_infinities
+from itkstream.numerics.deformation.force import collect_forces
 from itkstream.numerics.lift import lift_values
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["ValueRange", "correlation_residual", "local_correlation", "mean_local_correlation"]
+__all__ = [
+    "LocalCorrelation",
+    "ValueRange",
+    "correlation_residual",
+    "local_correlation",
+    "mean_local_correlation",
+]
 
 LEAST_FILLED = 0.1
 """Windows with a smaller share of valid voxels do not count; a cut corner window holds 1/8."""
@@ -120,6 +127,38 @@ def correlation_residual(
     return float(total / count) if count else 0.0
 
 
+class LocalCorrelation:
+    """Squared local correlation of a fixed image with a moving one as it is warped, and its pull.
+
+    `radius` is that of the window, in voxels per axis.
+    """
+
+    def __init__(
+        self,
+        fixed: NDArray[np.float32],
+        moving: NDArray[np.float32],
+        radius: tuple[int, ...],
+    ) -> None:
+        self._fixed = self._warped = fixed
+        self._ranges = ValueRange.of(fixed), ValueRange.of(moving)
+        self._radius = radius
+        self._residual, self._weight = np.empty_like(fixed), np.empty_like(fixed)
+
+    def compare(self, warped: NDArray[np.float32]) -> float:
+        """Mean squared local correlation with the warped image."""
+        self._warped = warped
+        images = self._fixed, warped
+        return correlation_residual(
+            images, self._ranges, self._radius, self._residual, self._weight
+        )
+
+    def collect(
+        self, spacing: tuple[float, ...], stride: tuple[int, ...], out: NDArray[np.float32]
+    ) -> None:
+        """Mean force, and Gauss-Newton matrix if wanted, of the voxels of each node."""
+        collect_forces(self._warped, (self._residual, self._weight), spacing, stride, out)
+
+
 def _pair(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.shape != b.shape or a.ndim not in (2, 3):
         raise InputError(
@@ -168,7 +207,7 @@ def _add_plane(a, b, code, sign, columns):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
     """Add one row of the plane of sums, or take it away, to the sums along axes 0 and 1."""
-    for q in range(6):
+    for q in range(columns.shape[0]):
         for k in range(columns.shape[2]):
             rows[q, k] += sign * columns[q, j, k]
 
@@ -177,7 +216,7 @@ def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
 def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
     """Running sums along axis 2."""
     n = rows.shape[1]
-    for q in range(6):
+    for q in range(rows.shape[0]):
         total = 0.0
         for k in range(min(radius, n)):
             total += rows[q, k]
@@ -190,7 +229,7 @@ def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
+def next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
     """Sums of the windows centred on row j, given those sums along axis 1 of row j - 1."""
     if j == 0:
         rows[:] = 0.0
@@ -240,7 +279,7 @@ def _quality(a, b, code, window, out, start, stop):  # type: ignore[no-untyped-d
     for i in range(start, stop):
         _next_plane(a, b, code, window, i, start, columns)
         for j in range(a.shape[1]):
-            _next_line(columns, j, window, rows, sums)
+            next_line(columns, j, window, rows, sums)
             for k in range(a.shape[2]):
                 _, _, va, vb, vab = _moments(sums, k, code[4])
                 out[i, j, k] = min(vab * vab / (va * vb), 1.0) if va > 0.0 else 0.0
@@ -278,7 +317,7 @@ def _residual(images, code, window, outputs, totals, start, stop):  # type: igno
     for i in range(start, stop):
         _next_plane(a, b, code, window, i, start, columns)
         for j in range(a.shape[1]):
-            _next_line(columns, j, window, rows, sums)
+            next_line(columns, j, window, rows, sums)
             total, count = _residual_line(
                 a[i, j], b[i, j], code, sums, residual[i, j], weight[i, j]
             )

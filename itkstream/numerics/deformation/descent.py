@@ -1,9 +1,10 @@
-"""Deformable registration in memory: coarse to fine, by local correlation.
+"""Deformable registration in memory: coarse to fine, by local correlation or self-similarity.
 
 The transform is ``T(p) = affine(p + u(p))``, fixed points to moving points. Each iteration samples
 the moving image once, from its own voxels, through the affine and the current u; takes the force
-of squared local correlation; smooths it; composes the small step with u (u acts after the step, so
-maps are chained, never added); and smooths u. The iterate of highest correlation is kept.
+of a `Likeness`, such as squared local correlation; smooths it; composes the small step with u (u
+acts after the step, so maps are chained, never added); and smooths u. The iterate that makes both
+images most alike is kept.
 
 u lives on nodes, the centres of groups of voxels: both smoothings pass little above half the
 Nyquist frequency, so every second voxel holds what they leave, at an eighth of time and memory.
@@ -15,7 +16,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,19 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.numerics.checks import counting_voxels
-from itkstream.numerics.deformation.correlation import ValueRange, correlation_residual
-from itkstream.numerics.deformation.force import collect_forces, solve_newton, warp_through_nodes
+from itkstream.numerics.deformation.correlation import LocalCorrelation
+from itkstream.numerics.deformation.force import solve_newton, warp_through_nodes
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.landmarks import (
     LandmarkPull,
     Targets,
     expect_moves,
+)
+from itkstream.numerics.deformation.mind import (
+    ARM_VOX,
+    PATCH_VOX,
+    PatchPairs,
+    SelfSimilarity,
 )
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
@@ -66,6 +73,18 @@ settle: shorter windows take that for the end.
 
 SMALLEST_SHARE = 1 / 8
 """Share of the first step below which it is not shortened any further."""
+
+
+class Likeness(Protocol):
+    """Measure of how alike a fixed image and a warped one are, and the way they grow more so."""
+
+    def compare(self, warped: NDArray[np.float32]) -> float:
+        """Measure it: 1 for the same image, 0 where nothing can be compared."""
+
+    def collect(
+        self, spacing: tuple[float, ...], stride: tuple[int, ...], out: NDArray[np.float32]
+    ) -> None:
+        """Mean force of the voxels of each node, and Gauss-Newton matrix if `out` has room."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +133,8 @@ class LevelReport:
     shrink_factor : int
         Of the level.
     before, after : float
-        Mean squared local correlation at its start and of its best iterate.
+        How alike the images were at its start and are by its best iterate: mean squared local
+        correlation, or the share of their descriptors' variance that they have in common.
     iterations : int
         Steps taken.
     stopped : str
@@ -209,12 +229,11 @@ class _Level:
 
     fixed: NDArray[np.float32]
     moving: NDArray[np.float32]
-    ranges: tuple[ValueRange, ValueRange]
+    likeness: Likeness
     index: NDArray[np.float64]
     vector: NDArray[np.float64]
     lattice: Grid
     stride: tuple[int, ...]
-    radius: tuple[int, ...]
     gradient_kernel: SmoothingKernel
     field_kernel: SmoothingKernel
     iterations: int
@@ -232,15 +251,6 @@ class _Level:
     def penalty(self, u: NDArray[np.float32]) -> float:
         """Squared correlation that the landmarks' misses count for."""
         return 0.0 if self.pull is None else self.pull.penalty(u)
-
-
-@dataclass(frozen=True, eq=False)
-class _Workspace:
-    """Arrays an iteration overwrites."""
-
-    warped: NDArray[np.float32]
-    residual: NDArray[np.float32]
-    weight: NDArray[np.float32]
 
 
 def _pair(fixed: NDArray[Any], moving: NDArray[Any], frame: Frame) -> _Pair:
@@ -290,12 +300,11 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     return _Level(
         fixed=fixed,
         moving=moving,
-        ranges=(ValueRange.of(fixed), ValueRange.of(moving)),
+        likeness=_likeness(fixed, moving, lattice, settings, s.cc_radius),
         index=np.ascontiguousarray((matrix @ lattice.matrix)[:3]),
         vector=np.ascontiguousarray(matrix[:3, :3]),
         lattice=lattice,
         stride=_factors(s.node_stride, lattice, True),
-        radius=_window(s.cc_radius, lattice) if settings.isotropic else (s.cc_radius,) * 3,
         gradient_kernel=s.gradient_smoothing,
         field_kernel=s.field_smoothing,
         iterations=s.iterations,
@@ -303,6 +312,21 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
         factor=s.shrink_factor,
         settings=settings,
     )
+
+
+def _likeness(
+    fixed: NDArray[np.float32],
+    moving: NDArray[np.float32],
+    lattice: Grid,
+    settings: DescentSettings,
+    radius: int,
+) -> Likeness:
+    """The measure that the settings name, for the images of a level."""
+    window = _window(radius, lattice) if settings.isotropic else (radius,) * 3
+    if settings.similarity == "mind":
+        steps, patch = (_factors(n, lattice, settings.isotropic) for n in (ARM_VOX, PATCH_VOX))
+        return SelfSimilarity(fixed, moving, PatchPairs.along(lattice.shape, steps, patch), window)
+    return LocalCorrelation(fixed, moving, window)
 
 
 def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
@@ -359,43 +383,39 @@ def _initial(
 def _descend_level(
     level: _Level, u: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], LevelReport]:
-    work = _Workspace(*(np.empty(level.lattice.shape, np.float32) for _ in range(3)))
+    warped = np.empty(level.lattice.shape, np.float32)
     correlations: list[float] = []
     history: list[float] = []
     best, after, share, since, stopped = u, 0.0, 1.0, 0, ""
     while not stopped:
-        correlations.append(_evaluate(level, u, work))
+        warp_through_nodes(level.moving, level.index, level.vector, u, level.stride, warped)
+        correlations.append(level.likeness.compare(warped))
         history.append(correlations[-1] - level.penalty(u))
         if history[-1] >= max(history):
             best, after = u, correlations[-1]
         trend = _trend(history[since:], level)
         if trend < 0 and share > SMALLEST_SHARE:
             share, since = share / 2, len(history)
-        stopped = _reason(correlations, trend, level, work)
+        stopped = _reason(correlations, trend, level, warped)
         if not stopped:
-            u = _advance(level, u, work, share)
+            u = _advance(level, u, warped, share)
     return best, LevelReport(level.factor, correlations[0], after, len(history) - 1, stopped)
 
 
-def _evaluate(level: _Level, u: NDArray[np.float32], work: _Workspace) -> float:
-    warp_through_nodes(level.moving, level.index, level.vector, u, level.stride, work.warped)
-    return correlation_residual(
-        (level.fixed, work.warped), level.ranges, level.radius, work.residual, work.weight
-    )
-
-
 def _trend(history: list[float], level: _Level) -> float:
-    """Gain of correlation per iteration, between two windows; infinite before there are two."""
+    """Gain of likeness per iteration, between two windows; infinite before there are two."""
     window = WINDOWS[level.settings.update]
     if len(history) < 2 * window:
         return math.inf
     return (sum(history[-window:]) - sum(history[-2 * window : -window])) / window**2
 
 
-def _reason(correlations: list[float], trend: float, level: _Level, work: _Workspace) -> str:
+def _reason(
+    correlations: list[float], trend: float, level: _Level, warped: NDArray[np.float32]
+) -> str:
     """Why to stop here; empty to go on."""
     if correlations[-1] == 0:
-        overlap = bool(np.isfinite(work.warped).any())
+        overlap = bool(np.isfinite(warped).any())
         if not overlap or level.pull is None:
             return "no texture" if overlap else "no overlap"
     if len(correlations) > level.iterations:
@@ -406,14 +426,14 @@ def _reason(correlations: list[float], trend: float, level: _Level, work: _Works
 
 
 def _advance(
-    level: _Level, u: NDArray[np.float32], work: _Workspace, share: float
+    level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32], share: float
 ) -> NDArray[np.float32]:
     """One step: the small field acts first, then u; then u is smoothed.
 
     A share of a step comes with the same share of smoothing: the balance of both is kept.
     """
     nodes, lattice = level.nodes, level.lattice.spacing
-    small = _small_step(level, u, work, share)
+    small = _small_step(level, u, warped, share)
     u = compose(small, u, nodes)
     trend = _affine_part(u)
     u -= trend
@@ -424,17 +444,17 @@ def _advance(
 
 
 def _small_step(
-    level: _Level, u: NDArray[np.float32], work: _Workspace, share: float
+    level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32], share: float
 ) -> NDArray[np.float32]:
     """The smoothed field by which an iteration goes ahead, at the nodes."""
     nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
     newton = level.settings.update == "newton"
     if level.propose is not None:
-        moves = shrink_field(level.propose(level.fixed, work.warped, level.lattice), level.stride)
+        moves = shrink_field(level.propose(level.fixed, warped, level.lattice), level.stride)
         moves *= np.float32(share)
         return _bounded(smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice), step)
     force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
-    collect_forces(work.warped, (work.residual, work.weight), lattice, level.stride, force)
+    level.likeness.collect(lattice, level.stride, force)
     force = _smooth_force(force, level)
     if level.home is not None:
         expect_moves(force, level.home - u)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 import attrs
 import numpy as np
-from attrs import Attribute, Converter, frozen
+from attrs import Attribute, Converter, evolve, frozen
 
 from itkstream.errors import InputError
 from itkstream.numerics.deformation.kernels import SmoothingKernel
@@ -29,10 +29,19 @@ from itkstream.numerics.parameters import (
 )
 from itkstream.numerics.sampling.folds import MINIMUM_JACOBIAN
 
-__all__ = ["PIPELINE_DEFAULTS", "DescentSettings", "LevelSettings", "kernels", "node_strides"]
+__all__ = [
+    "PIPELINE_DEFAULTS",
+    "PIPELINE_MIND",
+    "DescentSettings",
+    "LevelSettings",
+    "Similarity",
+    "kernels",
+    "node_strides",
+]
 
 Abcd: TypeAlias = tuple[float, float, float, float]
 Update = Literal["newton", "gradient"]
+Similarity = Literal["lcc", "mind"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,12 @@ class DescentSettings(Settings):
         A level ends when squared correlation gains less than this per iteration.
     minimum_jacobian : float
         The result is repaired where its Jacobian determinant does not exceed this.
+    similarity : {"lcc", "mind"}
+        What is correlated in the windows. ``"lcc"``: intensities, where what is bright in one image
+        is bright in the other, or all of it dark. ``"mind"``: self-similarity descriptors (Heinrich
+        et al., doi:10.1016/j.media.2012.05.008 and doi:10.1007/978-3-642-40811-3_24), where two
+        stains or two microscopes show the same edges in other ways; it takes twice as long, and is
+        less exact where ``"lcc"`` serves.
 
     Raises
     ------
@@ -170,6 +185,7 @@ class DescentSettings(Settings):
     damping: float = attrs.field(default=0.05, validator=at_least(0))
     tolerance: float = attrs.field(default=1e-5, validator=at_least(0))
     minimum_jacobian: float = attrs.field(default=MINIMUM_JACOBIAN, validator=minimum_jacobian)
+    similarity: Similarity = attrs.field(default="lcc", validator=one_of(Similarity))
 
     def __attrs_post_init__(self) -> None:
         if self.damping == 0 and self.update == "newton":
@@ -278,4 +294,27 @@ geometric mean, wide            0.10 / 0.24  0.07 / 0.18  0.10 / 0.21  0.28 / 0.
 
 Full windows suit nuclei that are missing in one image less well: 0.09 / 0.32 for the pair, whose
 voxels are 1.5 times as deep as wide, against 0.08 / 0.27 with these.
+"""
+
+PIPELINE_MIND = evolve(
+    PIPELINE_DEFAULTS,
+    field_smoothing=((24.0, 0.0, 1.0, 2.0), (24.0, 0.0, 1.0, 2.0), (8.0, 0.0, 1.0, 2.0)),
+    similarity="mind",
+)
+"""`PIPELINE_DEFAULTS` for images whose contrasts differ: descriptors are noisier than intensities.
+
+Errors in voxels, median / 95th percentile, of 80^3 nuclei at 1.84 x 1.84 x 1.68 µm (inverted;
+random contrast, two seeds; random with short waves; random with 40 counts at the brightest) and of
+two real stains of a fish after an affine by information (2.9 / 6.0):
+
+==================  ===========  ===========  ===========  ===========  ===========  ===========
+field a             inverted     random       random       short        noisy        stains
+==================  ===========  ===========  ===========  ===========  ===========  ===========
+24, 24, 8: these    0.15 / 0.32  0.11 / 0.22  0.10 / 0.19  0.25 / 0.42  0.15 / 0.27  1.54 / 3.11
+8, 8, 2, as "lcc"   0.22 / 0.45  0.13 / 0.30  0.12 / 0.23  0.16 / 0.32  0.19 / 0.38  2.52 / 5.72
+24, 24, 24          0.15 / 0.30  0.15 / 0.25  0.15 / 0.27  0.38 / 0.64  0.20 / 0.30  1.62 / 3.14
+==================  ===========  ===========  ===========  ===========  ===========  ===========
+
+Local correlation leaves 0.10, 0.15, 0.17, 0.22, 0.17 there, with 95th percentiles up to 0.72, and
+7.3 / 12.6 on the stains.
 """

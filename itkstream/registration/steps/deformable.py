@@ -31,7 +31,8 @@ from itkstream.geometry import (
 )
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, DescentSettings
+from itkstream.numerics.deformation.contrast import find_similarity
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND, Similarity
 from itkstream.numerics.deformation.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import (
@@ -66,23 +67,27 @@ Where: TypeAlias = Literal["everywhere", "landmarks"]
 # Standard deviations of its placing by which a landmark is missed.
 _MISSED = 2.0
 
+Chosen: TypeAlias = Literal["auto"] | Similarity
+
 _DEFAULTS: dict[str, DeformSettings] = {
     "lcc": PIPELINE_DEFAULTS,
     **{method: DemonsSettings(method) for method in get_args(DemonsMethod)},
     "bspline": BsplineSettings(),
 }
 
-# Bytes per voxel of a block. One of 96^3 voxels that starts from a field took 56, 120, 187, 187 and
-# 227; the rest is for blending it.
-_BYTES: dict[Method, float] = {
+# Bytes per voxel of a block. One of 96^3 voxels that starts from a field took 56, 75, 120, 187,
+# 187 and 227; the rest is for blending it.
+_BYTES: dict[Method | Literal["mind"], float] = {
     "lcc": 62.0,
+    "mind": 88.0,
     "bspline": 130.0,
     "demons": 200.0,
     "symmetric-demons": 200.0,
     "diffeomorphic-demons": 240.0,
 }
-# At least so much in planes: "lcc" took 91 there, as coarser levels are a quarter and no eighth.
-_BYTES_IN_PLANES = 98.0
+# At least so much in planes, and for "mind": they took 91 and 107 there, as coarser levels are a
+# quarter and no eighth.
+_BYTES_IN_PLANES, _MIND_IN_PLANES = 98.0, 115.0
 # A soft field has eight times the nodes at full resolution.
 _NARROW_BYTES = 18.0
 # While the stiffness is chosen: a block, its level and a descent on that, at a time.
@@ -113,6 +118,12 @@ class Deformable(TunedStep):
         'landmarks': only in blocks, of any image, with a landmark that the start misses by more
         than twice its standard deviation; others are not read and stay as they start. So landmarks
         are added to a finished registration, whose transform is the start.
+    similarity : {'auto', 'lcc', 'mind'}
+        What method 'lcc' follows: local correlation of intensities, or of self-similarity
+        descriptors, for images whose contrasts differ (`itkstream.deform.DescentSettings`). 'auto',
+        in `itkstream.register`: 'lcc' where the signs of local correlation agree on a coarse level;
+        else the one after which the images tell more of each other there. Block by block, in
+        `itkstream.align`, 'auto' is 'lcc'.
     **parameters
         Those of the method's settings: `itkstream.deform.DescentSettings`, with the defaults that
         ``itkstream config --defaults`` prints, for 'lcc', and `itkstream.deform.DemonsSettings` or
@@ -137,26 +148,28 @@ class Deformable(TunedStep):
     overlap: int | None
     stiffness: float | Literal["auto"]
     where: Where
+    similarity: Chosen
 
     def __init__(
         self,
         method: Method = "lcc",
         blocksize: int = 256,
         overlap: int | None = None,
-        own=("method", "blocksize", "overlap", "stiffness", "where"),
+        stiffness: float | Literal["auto"] = "auto",
+        where: Where = "everywhere",
+        similarity: Chosen = "auto",
         **parameters: Any,
     ) -> None:
         if where not in get_args(Where):
             raise unknown_name("where", where, get_args(Where))
         check_blocks(blocksize, overlap, least=16, even=True)
-        if method not in _DEFAULTS:
-            raise unknown_name("method", method, _DEFAULTS)
+        _check_similarity(method, similarity)
         _check_stiffness(stiffness, method)
         settings, lengths = tuned(
-            _DEFAULTS[method],
+            PIPELINE_MIND if similarity == "mind" else _DEFAULTS[method],
             parameters,
             f"Deformable(method={method!r})",
-            own=("method", "blocksize", "overlap", "stiffness", "where"),
+            own=("method", "blocksize", "overlap", "stiffness", "where", "similarity"),
         )
         self.__attrs_init__(
             settings=settings,
@@ -166,19 +179,19 @@ class Deformable(TunedStep):
             overlap=overlap,
             stiffness=stiffness,
             where=where,
+            similarity=similarity,
         )
 
-    def settings_for(
-        self, spacing: Sequence[float], stiffness: float | None = None
-    ) -> DeformSettings:
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "similarity": self.similarity}
+
+    def settings_for(self, spacing: Sequence[float]) -> DeformSettings:
         """Scale the settings to an image.
 
         Parameters
         ----------
         spacing : sequence of float
             Of the fixed image, in µm.
-        stiffness : float, optional
-            Chosen for the images; default the given one, or 1.
 
         Returns
         -------
@@ -186,14 +199,12 @@ class Deformable(TunedStep):
             With all lengths in µm.
         """
         settings = self._scaled(self.settings.for_voxels(spacing))
-        if stiffness is None:
-            stiffness = 1.0 if self.stiffness == "auto" else self.stiffness
-        return stiffened(settings, stiffness) if self.method == "lcc" else settings
+        return settings if self.stiffness == "auto" else stiffened(settings, self.stiffness)
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         path = place()
-        facts = self._choose(scene, state)
-        transform = self._store(scene, state, path, facts.get("stiffness"))
+        decided, facts = self._decide(scene, state)
+        transform = decided._store(scene, state, path)
         grid = FieldChain.of(transform).field.grid
         facts |= {"field_shape": grid.shape, "field_spacing": grid.spacing}
         return Finding(transform, facts, required=True, whole=True, place=path)
@@ -205,7 +216,26 @@ class Deformable(TunedStep):
         place: Callable[[], Location],
         facts: Mapping[str, Any],
     ) -> None:
-        self._store(scene, state, place(), facts.get("stiffness"))
+        decided = {n: facts[n] for n in ("similarity", "stiffness") if n in facts}
+        self.evolve(**decided)._store(scene, state, place())
+
+    def _decide(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any]]:
+        """The step with a similarity and a stiffness that suit the images, and facts of both."""
+        start = state.transform or AffineTransform(np.eye(scene.fixed.ndim + 1))
+        decided, facts = self, dict[str, Any]()
+        if self.method == "lcc" and self.similarity == "auto":
+            evidence = find_similarity(scene.coarse[0], scene.aligned(start).read(), scene.tissue)
+            scene.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
+            decided, facts = self.evolve(similarity=evidence.similarity), evidence.facts
+        if decided._is_open:
+            settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
+            pair = scene.fixed, scene.moving
+            chosen, foretold = choose_stiffness(*pair, start, settings, scene.tissue)
+            scene.reporter.note(f"stiffness {chosen:g}")
+            told = {f"{tried:g}": round(value, 4) for tried, value in foretold.items()}
+            facts |= {"stiffness": chosen, "hidden_correlation": told}
+            decided = decided.evolve(stiffness=chosen)
+        return decided, facts
 
     @property
     def _is_open(self) -> bool:
@@ -217,26 +247,12 @@ class Deformable(TunedStep):
             and not self.given_lengths
         )
 
-    def _choose(self, scene: Scene, state: State) -> dict[str, Any]:
-        """Choose the stiffness, if that is left open: facts for the report."""
-        settings = self.settings_for(scene.fixed.spacing)
-        if not self._is_open or not isinstance(settings, DescentSettings):
-            return {}
-        start = state.transform or AffineTransform(np.eye(scene.fixed.ndim + 1))
-        pair = scene.fixed, scene.moving
-        chosen, foretold = choose_stiffness(*pair, start, settings, scene.tissue)
-        told = {f"{tried:g}": round(value, 4) for tried, value in foretold.items()}
-        scene.reporter.note(f"stiffness {chosen:g}")
-        return {"stiffness": chosen, "hidden_correlation": told}
-
-    def _store(
-        self, scene: Scene, state: State, path: Location, stiffness: float | None
-    ) -> CompositeTransform:
+    def _store(self, scene: Scene, state: State, path: Location) -> CompositeTransform:
         """Find the displacement in front of the affine, coarse to fine; stored as it is computed.
 
         Blocks that an earlier run stored are kept where their files are sound.
         """
-        fixed, settings = scene.fixed, self.settings_for(scene.fixed.spacing, stiffness)
+        fixed, settings = scene.fixed, self.settings_for(scene.fixed.spacing)
         start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
         voxels = self._coarse_voxels(scene.coarse_voxels)
         blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, voxels)
@@ -282,11 +298,14 @@ class Deformable(TunedStep):
     def price(self, pair: Pair) -> StepPrice:
         grid, voxels = pair.fixed, self._coarse_voxels(pair.settings.coarse_voxels)
         blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
-        coarse, bytes_per_voxel = 0.0, _BYTES[self.method]
+        # What is chosen is not known before: the dearer one.
+        follows = "mind" if self.method == "lcc" and self.similarity != "lcc" else self.method
+        coarse, bytes_per_voxel = 0.0, _BYTES[follows]
         if grid.ndim == 2:
-            bytes_per_voxel = max(bytes_per_voxel, _BYTES_IN_PLANES)
+            least = _MIND_IN_PLANES if follows == "mind" else _BYTES_IN_PLANES
+            bytes_per_voxel = max(bytes_per_voxel, least)
         if self._softest < NARROW_BELOW:
-            bytes_per_voxel += _NARROW_BYTES
+            bytes_per_voxel = max(bytes_per_voxel, _BYTES["lcc"] + _NARROW_BYTES)
         if len(blocks) > 1 and voxels:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = grid.shrink(plan.factors).size * bytes_per_voxel
@@ -304,8 +323,8 @@ class Deformable(TunedStep):
     def field_grid(self, pair: Pair) -> Grid:
         grid, voxels = pair.fixed, self._coarse_voxels(pair.settings.coarse_voxels)
         blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
-        softest = self.settings_for(grid.spacing, self._softest)
-        return grid.shrink(field_factors(softest, grid, blocks))
+        softest = self.evolve(stiffness=LEAST_STIFFNESS) if self._is_open else self
+        return grid.shrink(field_factors(softest.settings_for(grid.spacing), grid, blocks))
 
     @property
     def _softest(self) -> float:
@@ -341,4 +360,18 @@ def _check_stiffness(stiffness: Any, method: str) -> None:
     if method != "lcc":
         raise InputError(
             f"stiffness is for method 'lcc'; {method!r} has smoothing parameters of its own"
+        )
+
+
+def _check_similarity(method: Any, similarity: Any) -> None:
+    """Refuse what is unknown, and similarities of methods that have their own."""
+    if method not in _DEFAULTS:
+        raise unknown_name("method", method, _DEFAULTS)
+    known = ("auto", *get_args(Similarity))
+    if similarity not in known:
+        raise unknown_name("similarity", similarity, known)
+    if method != "lcc" and similarity != "auto":
+        raise InputError(
+            f"similarity is for method 'lcc'; got {similarity!r} with method {method!r}, which has "
+            "its own measure: leave similarity out"
         )

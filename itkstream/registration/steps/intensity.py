@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from attrs import frozen
 from dask.delayed import Delayed
 
 from itkstream.estimate.affines import IntensitySearch
-from itkstream.geometry import AffineTransform
+from itkstream.geometry import AffineTransform, Transform
 from itkstream.io.storage.locations import Location
+from itkstream.numerics.deformation.contrast import descriptor_likeness, find_similarity
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
 from itkstream.numerics.sampling.mapping import affine_part
@@ -21,6 +23,8 @@ from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import TunedStep, tuned
 
 __all__ = ["IntensityAffine"]
+
+Compared: TypeAlias = Literal["auto"] | Metric
 
 # Bytes per voxel of the coarse levels that are compared.
 _BYTES = 24.0
@@ -34,8 +38,12 @@ class IntensityAffine(TunedStep):
     ----------
     model : {'translation', 'rigid', 'similarity', 'affine'}
         What may be added to the transform found so far.
-    metric : {'correlation', 'mutual-information', 'mean-squares', 'neighbourhood-correlation'}
-        How alike two images are.
+    metric : {'correlation', 'mutual-information', 'mean-squares', \
+'neighbourhood-correlation', 'auto'}
+        How alike two images are. 'auto', in `itkstream.register`: 'correlation', unless evidence on
+        a coarse level says that contrasts differ (as `Deformable` finds it); then
+        ``IntensityAffine(model, 'mutual-information', optimizer)``, kept where self-similarity
+        descriptors grow more alike. Block by block, in `itkstream.align`, 'auto' is 'correlation'.
     optimizer : {'gradient-descent', 'lbfgsb', 'powell', 'exhaustive'}
         How the best transform is searched.
     **parameters
@@ -54,19 +62,24 @@ class IntensityAffine(TunedStep):
 
     settings: IntensitySettings
     given_lengths: frozenset[str]
+    metric: Compared
 
     def __init__(
         self,
         model: Model = "affine",
-        metric: Metric = "correlation",
+        metric: Compared = "correlation",
         optimizer: Optimizer = "gradient-descent",
         **parameters: Any,
     ) -> None:
-        named = {"model": model, "metric": metric, "optimizer": optimizer}
+        first = "correlation" if metric == "auto" else metric
+        named = {"model": model, "metric": first, "optimizer": optimizer}
         settings, lengths = tuned(
             IntensitySettings(), {**named, **parameters}, "an IntensityAffine"
         )
-        self.__attrs_init__(settings=settings, given_lengths=lengths)
+        self.__attrs_init__(settings=settings, given_lengths=lengths, metric=metric)
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "metric": self.metric}
 
     def settings_for(self, spacing: Sequence[float]) -> IntensitySettings:
         """Scale the settings to an image.
@@ -84,6 +97,22 @@ class IntensityAffine(TunedStep):
         return self._scaled(self.settings.for_voxels(spacing))
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
+        if self.metric != "auto":
+            return self._compare(scene, state)
+        known = state.transform or AffineTransform(np.eye(scene.fixed.ndim + 1))
+        evidence = find_similarity(scene.coarse[0], scene.aligned(known).read(), scene.tissue)
+        scene.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
+        if evidence.similarity == "lcc":
+            found = self._compare(scene, state)
+        else:
+            settings = self.settings
+            inform = IntensityAffine(settings.model, "mutual-information", settings.optimizer)
+            found = _judged(scene, state, inform._compare(scene, state), known)
+        found.facts.update(evidence.facts)
+        return found
+
+    def _compare(self, scene: Scene, state: State) -> Finding | Nothing:
+        """Find the affine by the metric of the settings."""
         fixed, moving = scene.coarse
         start, known = np.eye(fixed.ndim + 1), state.transform
         if isinstance(known, AffineTransform):
@@ -107,3 +136,19 @@ class IntensityAffine(TunedStep):
     def price(self, pair: Pair) -> StepPrice:
         once = pair.held + sum(grid.size for grid in pair.coarse) * _BYTES
         return StepPrice(self.name, once=max(once, pair.judged))
+
+
+def _judged(
+    scene: Scene, state: State, found: Finding | Nothing, known: Transform
+) -> Finding | Nothing:
+    """Keep a finding that makes descriptors more alike: local correlation is blind here."""
+    if isinstance(found, Nothing):
+        return found
+    before, after = (
+        descriptor_likeness(scene.coarse[0], scene.aligned(transform).read(), scene.tissue)
+        for transform in (known, found.transform(state))
+    )
+    found.facts.update(descriptors_before=before, descriptors_after=after)
+    if not after > before:
+        return Nothing("it made self-similarity descriptors less alike", found.facts)
+    return replace(found, required=True)

@@ -31,6 +31,7 @@ KINDS: dict[str, type[Step]] = {
 DEFAULT_STEPS = (
     RansacAffine(),
     IntensityAffine(
+        metric="auto",
         sampling_fraction=0.05,
         shrink_factors=(2,),
         smooth_sigmas=(0.0,),

@@ -396,6 +396,7 @@ CHANGES = {
     "damping": 0.1,
     "tolerance": 0.2,
     "minimum_jacobian": 0.95,
+    "similarity": "mind",
 }
 
 
@@ -433,6 +434,7 @@ def test_no_parameter_is_left_out():
         ("damping", -1.0),
         ("tolerance", float("nan")),
         ("minimum_jacobian", 1.0),
+        ("similarity", "nmi"),
     ],
 )
 def test_a_bad_setting_is_named(name, value):
