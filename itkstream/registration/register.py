@@ -35,6 +35,10 @@ _UNITS_DIFFER = (
     "the fixed image is in {unit}s as ITK reads it and the moving image in {moving}s: lengths are "
     "converted here, but the files in itk/ fit ITK only after both are saved in {unit}s"
 )
+_PATTERN = (
+    "the camera of the {which} image adds the same to every plane ({what}): that is left out of "
+    "what is compared, and stays in the aligned image"
+)
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,11 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
         with ExitStack() as stack:
             # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(request.resources, reporter.note)))
-            run, keys = _prepare_run(request, folder, reporter, start)
+            run, keys, patterns = _prepare_run(request, folder, reporter, start)
             transform, aligned, certificate = run.all_steps(request.initial, keys)
         run.export(transform, keys[-1], unit)
-        report = run.report() | request.given.described() | {"certificate": certificate}
+        report = run.report() | request.given.described() | patterns
+        report |= {"certificate": certificate}
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
         registered = Registration(folder.claim(), transform, aligned, report)
         return registered.moved(folder.finish())
@@ -98,18 +103,43 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
 
 def _prepare_run(
     request: Request, folder: RunFolder, reporter: Reporter, start: Callable[[], Resources]
-) -> tuple[Run, list[str]]:
-    """Make the run and the keys of its notes; `start` brings its workers up."""
+) -> tuple[Run, list[str], dict[str, Any]]:
+    """Make the run, the keys of its notes and what was taken out; `start` brings workers up."""
     steps, settings = request.plan.steps, request.plan.settings
     make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
-    fixed = _see(request.pair[0], request.masks[0], "fixed", make)
-    moving = _see(request.pair[1], request.masks[1], "moving", make)
+    pair, patterns = request.pair, {}
+    if settings.camera_pattern == "auto":
+        pair, patterns = _without_patterns(pair, make, reporter)
+    fixed = _see(pair[0], request.masks[0], "fixed", make)
+    moving = _see(pair[1], request.masks[1], "moving", make)
     images = fixed.image, moving.image
     keys = run_keys(images, request.initial, steps, settings)
     folder.settle(tokenize(keys[-1], request.pair))
     makers = fixed.level, moving.level
     scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers)
-    return Run(request.pair, steps, settings, scene, folder), keys
+    return Run(request.pair, steps, settings, scene, folder), keys, patterns
+
+
+def _without_patterns(
+    pair: tuple[Image, Image], make: LevelMaker, reporter: Reporter
+) -> tuple[tuple[Image, Image], dict[str, Any]]:
+    """The images without what their cameras add to every plane, and what that is, told too."""
+    images, told = [], {}
+    for which, image in zip(("fixed", "moving"), pair, strict=True):
+        cleaned, found = make.without_pattern(image, which)
+        images.append(cleaned)
+        if found:
+            told[which] = found
+            reporter.note(_PATTERN.format(which=which, what=_in_words(found)))
+    return (images[0], images[1]), {"camera_pattern": told} if told else {}
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    """What a camera adds, as a note says it."""
+    said = [f"{n} {name.replace('_', ' ')}" for name, n in found.items() if n and name != "noise"]
+    if found["noise"]:
+        said.append(f"fixed noise of {found['noise']:.3g}")
+    return ", ".join(said)
 
 
 @dataclass(frozen=True, eq=False)

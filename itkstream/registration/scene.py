@@ -17,11 +17,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
+import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.blocks.camera import (
+    can_tell_pattern,
+    describe_pattern,
+    prepare_pattern,
+    read_pattern,
+    shows_pattern,
+    without_pattern,
+)
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.proven_levels import finest_needed
 from itkstream.blocks.sources import readable
@@ -29,6 +38,7 @@ from itkstream.compute.execute import compute, continues
 from itkstream.compute.progress import Progress
 from itkstream.errors import RegistrationError
 from itkstream.geometry import (
+    ArraySource,
     BlockGrid,
     DisplacementField,
     Grid,
@@ -276,16 +286,26 @@ def make_level(
     lazy, grid = prepare_coarse(*finest_needed(image, factors)), image.grid.shrink(factors)
     if place is None:
         return Image(compute(lazy, resources, progress), grid, image.name)
+    return Image(_keep(lazy, resources, progress, place), grid, image.name)
+
+
+def _keep(
+    lazy: da.Array,
+    resources: Resources,
+    progress: Progress,
+    place: Callable[[Callable[[Location], bool]], Location],
+) -> _Kept:
+    """Compute an array into the place where it is kept, or go on with what is there."""
     kept = place(lambda there: continues(lazy, there))
     if not continues(lazy, kept):
         kept.remove()
     compute(lazy, resources, progress, keep=kept)
-    return Image(_KeptLevel(ZarrArray.open(kept), str(lazy.name)), grid, image.name)
+    return _Kept(ZarrArray.open(kept), str(lazy.name))
 
 
 @dataclass(frozen=True, eq=False)
 class LevelMaker:
-    """Makes the levels of a run, or finds those that an earlier run left.
+    """Makes the levels and patterns of a run, or finds those that an earlier run left.
 
     `resources` gives the workers that average an image, and is called when one must be.
     """
@@ -307,10 +327,33 @@ class LevelMaker:
             lambda known: self.keeping(name, known),
         )
 
+    def without_pattern(self, image: Image, name: str) -> tuple[Image, dict[str, Any]]:
+        """Take out what a camera adds to every plane, and say what that is; {} where nothing is.
+
+        The pattern of an image too large for memory is kept, by a name.
+        """
+        image = readable(image)
+        if not can_tell_pattern(image.grid):
+            return image, {}
+        pattern: ArraySource
+        if max(factors_to_fit(image.grid, self.voxels)) == 1:
+            pattern = read_pattern(image)
+        elif not shows_pattern(image):
+            return image, {}
+        else:
+            pattern = _keep(
+                prepare_pattern(image),
+                self.resources(),
+                self.progress,
+                lambda known: self.keeping(f"{name}-pattern", known),
+            )
+        found = describe_pattern(pattern, image.grid)
+        return (without_pattern(image, pattern), found) if found else (image, {})
+
 
 @dataclass(frozen=True, eq=False)
-class _KeptLevel(DerivedArray):
-    """A stored level, known by what it was made of: made again, it is the same one."""
+class _Kept(DerivedArray):
+    """A stored array, known by what it was made of: made again, it is the same one."""
 
     computation: str
 

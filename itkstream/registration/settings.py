@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 from itkstream.errors import InputError
 from itkstream.numerics.parameters import finite
 
-__all__ = ["RegisterSettings"]
+__all__ = ["CameraPattern", "RegisterSettings"]
+
+CameraPattern: TypeAlias = Literal["auto", "keep"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class RegisterSettings:
     background : float, optional
         Value of the aligned image outside the moving one; default what the moving image's border
         tells: 0, unless that is bright or negative.
+    camera_pattern : {"auto", "keep"}
+        "auto": hot and dead pixels, columns, rows and fixed noise, which a camera adds to every
+        plane of a stack along z, are taken out of what the steps see where they are found; of the
+        aligned image they are not. "keep": the steps see the images as they are.
 
     Raises
     ------
@@ -38,6 +45,7 @@ class RegisterSettings:
     blocksize: int = 128
     field_tolerance_vox: float = 0.05
     background: float | None = None
+    camera_pattern: CameraPattern = "auto"
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
@@ -50,3 +58,7 @@ class RegisterSettings:
             )
         if self.background is not None and not finite(self.background):
             raise InputError(f"background must be a number or None; got {self.background!r}")
+        if self.camera_pattern not in get_args(CameraPattern):
+            raise InputError(
+                f"camera_pattern must be 'auto' or 'keep'; got {self.camera_pattern!r}"
+            )
