@@ -41,7 +41,7 @@ _LEAST_PIXELS = 16
 
 def can_tell_pattern(grid: Grid) -> bool:
     """Whether an image is a stack of planes in which a camera's pattern can be told from tissue."""
-    if grid.ndim != 3 or "z" not in grid.axes:
+    if grid.ndim == 2:
         return False
     planes = grid.shape[_across(grid)]
     return planes >= _LEAST_PLANES and min(_plane_shape(grid)) >= _LEAST_PIXELS

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ _EXCEPTIONS = 2
 # spreads over several pixels. The least difference is this share of the image's range.
 _SHARP = 2.5
 _LEAST = 1e-3
-# Fewer pixels, or a smaller share of all, cost nothing, and may be tissue that stands across planes.
+# Fewer pixels, or a smaller share of all, cost nothing; tissue that stands across planes has some.
 _FEW, _FEW_SHARE = 4, 2e-5
 # Lines are seen in so many bands of the plane; of all bands and places, so many may differ. They
 # stand out by so many standard deviations of all lines.
@@ -85,7 +86,7 @@ def count_pattern(pattern: Floats) -> PatternCount:
     return PatternCount(int(single.sum()), (int(second.sum()), int(first.sum())), noise)
 
 
-def repair_planes(planes: NDArray[np.generic], pattern: Floats) -> NDArray[np.generic]:
+def repair_planes(planes: NDArray[Any], pattern: Floats) -> NDArray[Any]:
     """Subtract a pattern from planes; a pixel that says nothing becomes the median around it.
 
     Shapes: `planes` (n, y, x), `pattern` (y, x).
@@ -102,7 +103,7 @@ def repair_planes(planes: NDArray[np.generic], pattern: Floats) -> NDArray[np.ge
     return out.astype(planes.dtype, copy=False)
 
 
-def _medians_around(planes: NDArray[np.generic], bad: NDArray[np.bool_]) -> NDArray[np.generic]:
+def _medians_around(planes: NDArray[Any], bad: NDArray[np.bool_]) -> NDArray[Any]:
     """Median of the good pixels around each bad one; of itself where there is none.
 
     Shapes: `planes` (n, y, x); returns (n, bad pixels).

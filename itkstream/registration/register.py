@@ -107,7 +107,7 @@ def _prepare_run(
     """Make the run, the keys of its notes and what was taken out; `start` brings workers up."""
     steps, settings = request.plan.steps, request.plan.settings
     make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
-    pair, patterns = request.pair, {}
+    pair, patterns = request.pair, dict[str, Any]()
     if settings.camera_pattern == "auto":
         pair, patterns = _without_patterns(pair, make, reporter)
     fixed = _see(pair[0], request.masks[0], "fixed", make)
