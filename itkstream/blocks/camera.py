@@ -50,11 +50,13 @@ def can_tell_pattern(grid: Grid) -> bool:
 def shows_pattern(image: Image) -> bool:
     """Whether a few looks at the planes of an image show what its camera adds to each."""
     plane, across = _plane_shape(image.grid), _across(image.grid)
-    for place in _LOOKS:
+    looks = _LOOKS if max(plane) > 2 * _LOOK else _LOOKS[:1]
+    size = _LOOK if max(plane) > 2 * _LOOK else max(plane)
+    for place in looks:
         spans = []
         for n, share in zip(plane, place, strict=True):
-            start = round(share * max(0, n - _LOOK))
-            spans.append(slice(start, min(n, start + _LOOK)))
+            start = round(share * max(0, n - size))
+            spans.append(slice(start, min(n, start + size)))
         if np.any(find_pattern(_sample(image.data, tuple(spans), across))):
             return True
     return False

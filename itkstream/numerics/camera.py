@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 
 __all__ = ["MARGIN", "PatternCount", "count_pattern", "find_pattern", "repair_planes"]
 
@@ -38,6 +39,8 @@ _FEW, _FEW_SHARE = 4, 2e-5
 # stand out by so many standard deviations of all lines.
 _BANDS = 4
 _LINE_EXCEPTIONS = 0.1
+# Where all lines add something, the level they are compared to is a Gaussian of so many of them.
+_LEVEL_SIGMA = 5.0
 _OUTLYING = 4.0
 _TO_DEVIATION = 1.4826  # from the median absolute deviation of Gaussian noise to its standard one
 # Fixed noise is so much alike at places far apart, and so much less alike one pixel further. One
@@ -68,7 +71,7 @@ def find_pattern(stack: NDArray[np.floating]) -> Floats:
     low, high = np.percentile(filled, (1, 99.5)).tolist()
     least = max(_LEAST * (high - low), 1e-30)
     deviation = max(_TO_DEVIATION * float(np.median(np.abs(rest))), least)
-    columns, rows = (_find_lines(rest, axis, least, deviation) for axis in (2, 1))
+    columns, rows = (_find_lines(filled, rest, axis, (least, deviation)) for axis in (2, 1))
     pattern = columns[None, :] + rows[:, None]
     rest = np.where(np.isnan(pattern), 0, rest - np.nan_to_num(pattern))
     pattern[_find_pixels(rest, least)] = np.nan
@@ -139,19 +142,34 @@ def _median_of_5(stack: Floats, axis: int) -> Floats:
     return np.moveaxis(middle, 0, axis)
 
 
-def _find_lines(rest: Floats, axis: int, least: float, deviation: float) -> Floats:
-    """What lines across an axis add, each seen as its median; NaN for those that say nothing."""
-    bands = np.array_split(rest, _BANDS, axis=3 - axis)
-    seen = np.stack([np.median(band, axis=3 - axis) for band in bands], axis=1)
-    offset = _fixed_part(seen, deviation)
-    every = seen.reshape(-1, seen.shape[-1]) - offset
+def _find_lines(stack: Floats, rest: Floats, axis: int, sizes: tuple[float, float]) -> Floats:
+    """What lines across an axis add, each seen as its median; NaN for those that say nothing.
+
+    The sizes are the least difference that counts and the deviation of pixels.
+    """
+    least, deviation = sizes
+    seen = _medians_of_lines(rest, axis)
+    every = (seen - _fixed_part(seen, deviation)).reshape(-1, seen.shape[-1])
     noise = max(least, _TO_DEVIATION * float(np.median(np.abs(every))))
     # Two lines side by side may be bad; light spreads further.
     padded = np.pad(np.abs(every), ((0, 0), (2, 2)))
     beside = np.maximum(padded[:, :-4], padded[:, 4:])
     stands_out = np.abs(every) > np.maximum(_OUTLYING * noise, _SHARP * beside)
     bad = _comes_again(every, stands_out, int(_LINE_EXCEPTIONS * len(every)))
+    offset = np.zeros(bad.shape, np.float32)
+    seen[..., bad] = 0
+    if _fixed_part(seen, deviation).any():
+        # The median of five took away much of what lines add.
+        level, line = _medians_of_lines(stack, axis).mean(axis=(0, 1)), np.arange(len(bad))
+        level = np.interp(line, line[~bad], level[~bad])
+        offset = (level - gaussian_filter1d(level, _LEVEL_SIGMA)).astype(np.float32)
     return np.where(bad, np.float32(np.nan), offset)
+
+
+def _medians_of_lines(stack: Floats, axis: int) -> Floats:
+    """Medians (places, bands, lines) of the lines across an axis, in bands of the plane."""
+    bands = np.array_split(stack, _BANDS, axis=3 - axis)
+    return np.stack([np.median(band, axis=3 - axis) for band in bands], axis=1)
 
 
 def _find_pixels(rest: Floats, least: float) -> NDArray[np.bool_]:
