@@ -16,6 +16,7 @@ from each_step import ROWS, measure, phantom, run_each_step
 from engines import ENGINES, Engine
 from run import main
 from scipy import ndimage
+from small_images import measure as measure_small_images
 from speed import run_speed
 
 from itkstream.phantoms import PhantomSettings
@@ -164,3 +165,8 @@ def test_what_a_cameras_pattern_costs() -> None:
     assert (taken["camera_pattern"], kept["camera_pattern"]) == ("auto", "keep")
     assert taken["found"]["fixed"]["pixels"] > 0
     assert taken["median"] < 1
+
+
+def test_small_images_are_measured_in_fresh_processes() -> None:
+    (run,) = measure_small_images(128, 1)
+    assert all(value > 0 for value in run.values())
