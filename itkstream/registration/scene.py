@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
@@ -32,6 +32,7 @@ from itkstream.blocks.camera import (
     without_pattern,
 )
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
+from itkstream.blocks.masks import masked
 from itkstream.blocks.proven_levels import finest_needed
 from itkstream.blocks.sources import readable
 from itkstream.compute.execute import compute, continues
@@ -50,6 +51,7 @@ from itkstream.geometry import (
 from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
+from itkstream.numerics.deformation.one_sided import find_one_sided
 from itkstream.numerics.deformation.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.workers import Resources
@@ -168,6 +170,20 @@ class Scene:
     def tissue(self) -> NDArray[np.bool_]:
         """A mask of the coarse fixed image, true where it shows tissue."""
         return tissue_mask(self.coarse[0].read())
+
+    def common(self, transform: Transform) -> tuple[Scene, float]:
+        """Leave out the fixed voxels that only one image shows, and say which share they are.
+
+        The transform aligns the images roughly. Itself, and 0, where there are none.
+        """
+        left_out = find_one_sided(*self.coarse, transform)
+        if not left_out.any():
+            return self, 0.0
+        counts = Image(~left_out, self.coarse[0].grid)
+        level, other = masked(self.levels[0], counts, "fixed"), self.levels[1]
+        fixed = masked(readable(self.fixed), counts, "fixed")
+        makers = (lambda: level), (lambda: other)
+        return replace(self, fixed=fixed, level_makers=makers), float(left_out.mean())
 
     def correlation(self, transform: Transform) -> float:
         """Measure the mean squared local correlation of the coarse images over the tissue."""

@@ -8,9 +8,10 @@ from typing import Literal, TypeAlias, get_args
 from itkstream.errors import InputError
 from itkstream.numerics.parameters import finite
 
-__all__ = ["CameraPattern", "RegisterSettings"]
+__all__ = ["CameraPattern", "Content", "RegisterSettings"]
 
 CameraPattern: TypeAlias = Literal["auto", "keep"]
+Content: TypeAlias = Literal["common", "all"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class RegisterSettings:
         "auto": hot and dead pixels, columns, rows and fixed noise, which a camera adds to every
         plane of a stack along z, are taken out of what the steps see where they are found; of the
         aligned image they are not. "keep": the steps see the images as they are.
+    content : {"common", "all"}
+        "common": where an image was painted over (one value, up to its border) and the other shows
+        much tissue there, as the skull beside a template of the brain, no voxel counts in the
+        steps that refine a transform. "all": every voxel counts that no mask leaves out.
 
     Raises
     ------
@@ -46,6 +51,7 @@ class RegisterSettings:
     field_tolerance_vox: float = 0.05
     background: float | None = None
     camera_pattern: CameraPattern = "auto"
+    content: Content = "common"
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
@@ -58,7 +64,9 @@ class RegisterSettings:
             )
         if self.background is not None and not finite(self.background):
             raise InputError(f"background must be a number or None; got {self.background!r}")
-        if self.camera_pattern not in get_args(CameraPattern):
-            raise InputError(
-                f"camera_pattern must be 'auto' or 'keep'; got {self.camera_pattern!r}"
-            )
+        for name, kind in (("camera_pattern", CameraPattern), ("content", Content)):
+            known = get_args(kind)
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"{name} must be {known[0]!r} or {known[1]!r}; got {getattr(self, name)!r}"
+                )
