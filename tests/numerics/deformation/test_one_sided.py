@@ -42,7 +42,7 @@ def test_a_head_counts_where_its_painted_brain_is(ground: float) -> None:
     for fixed, moving in (pair, pair[::-1]):
         left_out = find_one_sided(fixed, moving, STILL)
         assert left_out[r > 20].all()
-        assert not left_out[r < 17].any()
+        assert not left_out[r < 16.5].any()
 
 
 def test_what_lies_elsewhere_is_compared_through_the_transform() -> None:
