@@ -143,7 +143,7 @@ def _median_of_5(stack: Floats, axis: int) -> Floats:
 
 
 def _find_lines(stack: Floats, rest: Floats, axis: int, sizes: tuple[float, float]) -> Floats:
-    """What lines across an axis add, each seen as its median; NaN for those that say nothing.
+    """Offsets of the lines across an axis, each seen as its median; NaN for those that say nothing.
 
     The sizes are the least difference that counts and the deviation of pixels.
     """
@@ -187,14 +187,14 @@ def _find_pixels(rest: Floats, least: float) -> NDArray[np.bool_]:
 
 
 def _comes_again(seen: Floats, stands_out: NDArray[np.bool_], exceptions: int) -> NDArray[np.bool_]:
-    """Where something stands out with one sign at all places but some."""
+    """Mark what stands out with one sign at all places but some."""
     needed = len(seen) - exceptions
     signs = (stands_out & (seen > 0), stands_out & (seen < 0))
     return np.asarray(np.maximum(*(sign.sum(axis=0) for sign in signs)) >= needed)
 
 
 def _fixed_part(seen: Floats, deviation: float) -> Floats:
-    """What is alike at all places and sharp; 0 where little is, compared to the pixels' deviation.
+    """The part that is alike at all places and sharp; 0 where it is little beside the deviation.
 
     The share kept of the mean over places is that which noise has not made, as of a Wiener filter.
     Shapes: `seen` (places, bands, ...); returns (...).

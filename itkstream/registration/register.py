@@ -135,7 +135,7 @@ def _without_patterns(
 
 
 def _in_words(found: dict[str, Any]) -> str:
-    """What a camera adds, as a note says it."""
+    """A camera's pattern, as a note says it."""
     said = [f"{n} {name.replace('_', ' ')}" for name, n in found.items() if n and name != "noise"]
     if found["noise"]:
         said.append(f"fixed noise of {found['noise']:.3g}")

@@ -139,7 +139,7 @@ class Run:
         return next_from(note, state, self.scene, self.folder.claim())
 
     def _common(self, state: State) -> tuple[Scene, State]:
-        """What both images show, as the first transform tells that a step refines.
+        """The scene of what both images show, as the first transform tells that a step refines.
 
         The state's quality is then that of what they show.
         """
