@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.blocks.graph import Result, map_blocks
+from itkstream.blocks.sources import readable
 from itkstream.geometry import ArraySource, Block, BlockGrid, Grid, Image, LazyArray, Slices
 from itkstream.io.storage.stored import tiles
 from itkstream.numerics.camera import MARGIN, count_pattern, find_pattern, repair_planes
@@ -98,7 +99,7 @@ def describe_pattern(pattern: ArraySource, grid: Grid) -> dict[str, Any]:
 
 def without_pattern(image: Image, pattern: ArraySource) -> Image:
     """An image without a pattern; read only when the result is."""
-    return Image(_Repaired(image, pattern), image.grid, image.name)
+    return Image(_Repaired(readable(image), pattern), image.grid, image.name)
 
 
 @dataclass(frozen=True, eq=False)

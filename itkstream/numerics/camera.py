@@ -92,14 +92,16 @@ def count_pattern(pattern: Floats) -> PatternCount:
 def repair_planes(planes: NDArray[Any], pattern: Floats) -> NDArray[Any]:
     """Subtract a pattern from planes; a pixel that says nothing becomes the median around it.
 
+    Voxels that are not finite stay so.
+
     Shapes: `planes` (n, y, x), `pattern` (y, x).
     """
     bad, whole = np.isnan(pattern), planes.dtype.kind in "iu"
     offset = np.where(bad, 0, pattern)
     out = planes - offset if offset.any() else np.array(planes)
     if bad.any():
-        middle = _medians_around(out, bad)
-        out[:, bad] = np.rint(middle) if whole else middle
+        given, middle = out[:, bad], _medians_around(out, bad)
+        out[:, bad] = np.where(np.isfinite(given), np.rint(middle) if whole else middle, given)
     if whole and out.dtype != planes.dtype:
         bounds = np.iinfo(planes.dtype)
         out = np.clip(np.rint(out), bounds.min, bounds.max)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from dask.tokenize import tokenize
 
+from itkstream.blocks.camera import without_pattern
 from itkstream.blocks.masks import masked
 from itkstream.blocks.sources import readable
 from itkstream.geometry import CompositeTransform, Image
@@ -30,6 +31,8 @@ from itkstream.registration.scene import LevelMaker, Reporter, Scene
 from itkstream.workers import Resources, session
 
 __all__ = ["Registration", "run_request"]
+
+_Clean: TypeAlias = Callable[[Image], Image]
 
 _UNITS_DIFFER = (
     "the fixed image is in {unit}s as ITK reads it and the moving image in {moving}s: lengths are "
@@ -107,11 +110,12 @@ def _prepare_run(
     """Make the run, the keys of its notes and what was taken out; `start` brings workers up."""
     steps, settings = request.plan.steps, request.plan.settings
     make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
-    pair, patterns = request.pair, dict[str, Any]()
+    patterns: dict[str, Any] = {}
+    clean: tuple[_Clean, _Clean] = (_as_it_is, _as_it_is)
     if settings.camera_pattern == "auto":
-        pair, patterns = _without_patterns(pair, make, reporter)
-    fixed = _see(pair[0], request.masks[0], "fixed", make)
-    moving = _see(pair[1], request.masks[1], "moving", make)
+        clean, patterns = _find_patterns(request.pair, make, reporter)
+    fixed = _see(request.pair[0], request.masks[0], "fixed", make, clean[0])
+    moving = _see(request.pair[1], request.masks[1], "moving", make, clean[1])
     images = fixed.image, moving.image
     keys = run_keys(images, request.initial, steps, settings)
     folder.settle(tokenize(keys[-1], request.pair))
@@ -120,18 +124,24 @@ def _prepare_run(
     return Run(request.pair, steps, settings, scene, folder), keys, patterns
 
 
-def _without_patterns(
+def _find_patterns(
     pair: tuple[Image, Image], make: LevelMaker, reporter: Reporter
-) -> tuple[tuple[Image, Image], dict[str, Any]]:
-    """The images without what their cameras add to every plane, and what that is, told too."""
-    images, told = [], {}
-    for which, image in zip(("fixed", "moving"), pair, strict=True):
-        cleaned, found = make.without_pattern(image, which)
-        images.append(cleaned)
-        if found:
+) -> tuple[tuple[_Clean, _Clean], dict[str, Any]]:
+    """Find what both cameras add to every plane: ways to take it out, and facts for the report."""
+    told: dict[str, Any] = {}
+    clean: list[_Clean] = [_as_it_is, _as_it_is]
+    for number, which in enumerate(("fixed", "moving")):
+        pattern, found = make.pattern(pair[number], which)
+        if pattern is not None and found:
+            clean[number] = partial(without_pattern, pattern=pattern)
             told[which] = found
             reporter.note(_PATTERN.format(which=which, what=_in_words(found)))
-    return (images[0], images[1]), {"camera_pattern": told} if told else {}
+    return (clean[0], clean[1]), {"camera_pattern": told} if told else {}
+
+
+def _as_it_is(image: Image) -> Image:
+    """No pattern."""
+    return image
 
 
 def _in_words(found: dict[str, Any]) -> str:
@@ -150,13 +160,15 @@ class _Seen:
     level: Callable[[], Image]
 
 
-def _see(image: Image, mask: Any, which: str, make: LevelMaker) -> _Seen:
-    """Mask an image and its level."""
-    if mask is None:
-        return _Seen(image, partial(make, image, which))
-    if not callable(mask):
-        shown = masked(readable(image), mask, which)
+def _see(image: Image, mask: Any, which: str, make: LevelMaker, clean: _Clean) -> _Seen:
+    """Mask an image and its level, and clean both.
+
+    Intensities that do not count are those of the image as it was given.
+    """
+    if mask is None or not callable(mask):
+        shown = clean(image if mask is None else masked(readable(image), mask, which))
         return _Seen(shown, partial(make, shown, which))
+    image = clean(image)
     level = make(image, which)
     chosen = Image(np.asarray(mask(level.read())), level.grid)
     # Groups of voxels count or do not count as a whole, so no other pass over the image is needed.

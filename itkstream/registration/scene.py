@@ -29,7 +29,6 @@ from itkstream.blocks.camera import (
     prepare_pattern,
     read_pattern,
     shows_pattern,
-    without_pattern,
 )
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
 from itkstream.blocks.masks import masked
@@ -343,19 +342,19 @@ class LevelMaker:
             lambda known: self.keeping(name, known),
         )
 
-    def without_pattern(self, image: Image, name: str) -> tuple[Image, dict[str, Any]]:
-        """Take out what a camera adds to every plane, and say what that is; {} where nothing is.
+    def pattern(self, image: Image, name: str) -> tuple[ArraySource | None, dict[str, Any]]:
+        """Find what a camera adds to every plane, and say what that is; {} where it is nothing.
 
         The pattern of an image too large for memory is kept, by a name.
         """
         image = readable(image)
         if not can_tell_pattern(image.grid):
-            return image, {}
+            return None, {}
         pattern: ArraySource
         if max(factors_to_fit(image.grid, self.voxels)) == 1:
             pattern = read_pattern(image)
         elif not shows_pattern(image):
-            return image, {}
+            return None, {}
         else:
             pattern = _keep(
                 prepare_pattern(image),
@@ -363,8 +362,7 @@ class LevelMaker:
                 self.progress,
                 lambda known: self.keeping(f"{name}-pattern", known),
             )
-        found = describe_pattern(pattern, image.grid)
-        return (without_pattern(image, pattern), found) if found else (image, {})
+        return pattern, describe_pattern(pattern, image.grid)
 
 
 @dataclass(frozen=True, eq=False)

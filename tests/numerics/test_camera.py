@@ -121,3 +121,13 @@ def test_offsets_are_subtracted_within_the_range_of_the_voxels() -> None:
 def test_a_pixel_with_no_good_one_around_stays() -> None:
     planes = np.arange(25, dtype=np.uint8).reshape(1, 5, 5)
     np.testing.assert_array_equal(repair_planes(planes, np.full((5, 5), np.nan)), planes)
+
+
+def test_voxels_that_do_not_count_stay_out() -> None:
+    planes = np.arange(50, dtype=np.float32).reshape(2, 5, 5)
+    pattern = np.zeros((5, 5), np.float32)
+    pattern[2, 2], pattern[0] = np.nan, 3
+    planes[0, 2, 2] = planes[1, 0, 1] = np.nan
+    repaired = repair_planes(planes, pattern)
+    np.testing.assert_array_equal(np.isnan(repaired), np.isnan(planes))
+    assert repaired[1, 2, 2] == np.nanmedian(np.delete((planes - pattern)[1].ravel(), 12))

@@ -13,6 +13,7 @@ from itkstream.geometry import AffineTransform, Image
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 from itkstream.pipelines import Registration, register
+from itkstream.registration.scene import Nothing
 from itkstream.registration.steps import Deformable, RansacAffine, RegisterSettings
 
 MOTION = Motion(rotation_deg=1, stretch=0.01, shear=0.01, shift=0.06, warp_um=1.5)
@@ -87,6 +88,33 @@ def test_a_pattern_may_be_kept(pair: PhantomPair, tmp_path: Path) -> None:
     assert errors[0] > 1.5 * errors[1]
     with pytest.raises(InputError, match="camera_pattern must be"):
         RegisterSettings(camera_pattern="remove")
+
+
+def test_masks_count_intensities_as_they_were_given(pair: PhantomPair, tmp_path: Path) -> None:
+    """Stripes change all voxels; those that a mask leaves out by their value are left out still."""
+    stripes = np.random.default_rng(1).normal(0, 60, (1, pair.fixed.shape[1], 1))
+    voxels = np.clip(np.rint(pair.fixed.read() + stripes), 0, 65535).astype(np.uint16)
+    voxels[:20] = 0
+    image = Image(voxels, pair.fixed.grid)
+    seen: list[np.ndarray] = []
+
+    def look(scene: Any, *_: Any) -> Nothing:
+        seen.append(np.asarray(scene.fixed.read()))
+        return Nothing("it only looked")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RansacAffine, "find", lambda _self, *words: look(*words))
+        start = AffineTransform(np.array(pair.truth.matrix))
+        result = register(
+            image,
+            pair.moving,
+            tmp_path / "out",
+            STEPS[:1],
+            initial_transform=start,
+            fixed_mask=(0,),
+        )
+    assert result.report["camera_pattern"]["fixed"]["noise"] > 0
+    np.testing.assert_array_equal(np.isnan(seen[0]), voxels == 0)
 
 
 def test_blocks_of_stored_images_see_none(pair: PhantomPair, tmp_path: Path) -> None:
