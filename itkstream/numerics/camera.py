@@ -109,10 +109,7 @@ def repair_planes(planes: NDArray[Any], pattern: Floats) -> NDArray[Any]:
 
 
 def _medians_around(planes: NDArray[Any], bad: NDArray[np.bool_]) -> NDArray[Any]:
-    """Median of the good pixels around each bad one; of itself where there is none.
-
-    Shapes: `planes` (n, y, x); returns (n, bad pixels).
-    """
+    """Medians (n, bad pixels) of the good pixels around bad ones; themselves where there are none."""
     room = ((MARGIN, MARGIN),) * 2
     unusable = np.pad(bad, room, constant_values=True)
     padded = np.pad(planes, ((0, 0), *room), mode="edge")
@@ -145,10 +142,8 @@ def _median_of_5(stack: Floats, axis: int) -> Floats:
 
 
 def _find_lines(stack: Floats, rest: Floats, axis: int, sizes: tuple[float, float]) -> Floats:
-    """Offsets of the lines across an axis, each seen as its median; NaN for those that say nothing.
-
-    The sizes are the least difference that counts and the deviation of pixels.
-    """
+    """Offsets of the lines across an axis, seen as their medians; NaN where they say nothing."""
+    # The least difference that counts, and the deviation of pixels.
     least, deviation = sizes
     seen = _medians_of_lines(rest, axis)
     every = (seen - _fixed_part(seen, deviation)).reshape(-1, seen.shape[-1])
@@ -196,11 +191,7 @@ def _comes_again(seen: Floats, stands_out: NDArray[np.bool_], exceptions: int) -
 
 
 def _fixed_part(seen: Floats, deviation: float) -> Floats:
-    """The part that is alike at all places and sharp; 0 where it is little beside the deviation.
-
-    The share kept of the mean over places is that which noise has not made, as of a Wiener filter.
-    Shapes: `seen` (places, bands, ...); returns (...).
-    """
+    """The part of (places, bands, ...) that is alike at all places, sharp, and not too little."""
     # Tissue that stands out in one of them tells nothing of the others.
     most = 3 * _TO_DEVIATION * np.median(np.abs(seen))
     usual = np.clip(seen, -most, most)
@@ -217,6 +208,7 @@ def _fixed_part(seen: Floats, deviation: float) -> Floats:
     if weak or common <= alike * apart or blunt > _BLUNT * common:
         return np.zeros_like(middle)
     middle -= middle.mean()
+    # The share that noise has not made, as of a Wiener filter.
     return middle * np.float32(min(1.0, common / float((middle**2).mean())))
 
 

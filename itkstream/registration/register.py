@@ -161,11 +161,9 @@ class _Seen:
 
 
 def _see(image: Image, mask: Any, which: str, make: LevelMaker, clean: _Clean) -> _Seen:
-    """Mask an image and its level, and clean both.
-
-    Intensities that do not count are those of the image as it was given.
-    """
+    """Mask an image and its level, and clean both."""
     if mask is None or not callable(mask):
+        # Intensities that do not count are those of the image as it was given.
         shown = clean(image if mask is None else masked(readable(image), mask, which))
         return _Seen(shown, partial(make, shown, which))
     image = clean(image)

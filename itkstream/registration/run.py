@@ -139,10 +139,7 @@ class Run:
         return next_from(note, state, self.scene, self.folder.claim())
 
     def _common(self, state: State) -> tuple[Scene, State]:
-        """The scene of what both images show, as the first transform tells that a step refines.
-
-        The state's quality is then that of what they show.
-        """
+        """The scene of what both images show, and the state with the quality of that."""
         scene, _ = self._common_scene
         if scene is self.scene or state.transform is None:
             return self.scene, state
