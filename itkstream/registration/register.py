@@ -11,11 +11,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from dask.tokenize import tokenize
 
+from itkstream.blocks.camera import without_pattern
 from itkstream.blocks.masks import masked
 from itkstream.blocks.sources import readable
 from itkstream.geometry import CompositeTransform, Image
@@ -31,9 +32,15 @@ from itkstream.workers import Resources, session
 
 __all__ = ["Registration", "run_request"]
 
+_Clean: TypeAlias = Callable[[Image], Image]
+
 _UNITS_DIFFER = (
     "the fixed image is in {unit}s as ITK reads it and the moving image in {moving}s: lengths are "
     "converted here, but the files in itk/ fit ITK only after both are saved in {unit}s"
+)
+_PATTERN = (
+    "the camera of the {which} image adds the same to every plane ({what}): that is left out of "
+    "what is compared, and stays in the aligned image"
 )
 
 
@@ -89,10 +96,11 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
         with ExitStack() as stack:
             # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(request.resources, reporter.note)))
-            run, keys = _prepare_run(request, folder, reporter, start)
+            run, keys, patterns = _prepare_run(request, folder, reporter, start)
             transform, aligned, certificate = run.all_steps(request.initial, keys)
         run.export(transform, keys[-1], unit)
-        report = run.report() | request.given.described() | {"certificate": certificate}
+        report = run.report() | request.given.described() | patterns
+        report |= {"certificate": certificate}
         if request.marks is not None:
             report["landmarks"] = request.marks.table(transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
@@ -102,18 +110,50 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
 
 def _prepare_run(
     request: Request, folder: RunFolder, reporter: Reporter, start: Callable[[], Resources]
-) -> tuple[Run, list[str]]:
-    """Make the run and the keys of its notes; `start` brings its workers up."""
+) -> tuple[Run, list[str], dict[str, Any]]:
+    """Make the run, the keys of its notes and what was taken out; `start` brings workers up."""
     steps, settings = request.plan.steps, request.plan.settings
     make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
-    fixed = _see(request.pair[0], request.masks[0], "fixed", make)
-    moving = _see(request.pair[1], request.masks[1], "moving", make)
+    patterns: dict[str, Any] = {}
+    clean: tuple[_Clean, _Clean] = (_as_it_is, _as_it_is)
+    if settings.camera_pattern == "auto":
+        clean, patterns = _find_patterns(request.pair, make, reporter)
+    fixed = _see(request.pair[0], request.masks[0], "fixed", make, clean[0])
+    moving = _see(request.pair[1], request.masks[1], "moving", make, clean[1])
     images = fixed.image, moving.image
     keys = run_keys(images, request.initial, steps, settings, request.marks)
     folder.settle(tokenize(keys[-1], request.pair))
     makers = fixed.level, moving.level
     scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers, request.marks)
-    return Run(request.pair, steps, settings, scene, folder), keys
+    return Run(request.pair, steps, settings, scene, folder), keys, patterns
+
+
+def _find_patterns(
+    pair: tuple[Image, Image], make: LevelMaker, reporter: Reporter
+) -> tuple[tuple[_Clean, _Clean], dict[str, Any]]:
+    """Find what both cameras add to every plane: ways to take it out, and facts for the report."""
+    told: dict[str, Any] = {}
+    clean: list[_Clean] = [_as_it_is, _as_it_is]
+    for number, which in enumerate(("fixed", "moving")):
+        pattern, found = make.pattern(pair[number], which)
+        if pattern is not None and found:
+            clean[number] = partial(without_pattern, pattern=pattern)
+            told[which] = found
+            reporter.note(_PATTERN.format(which=which, what=_in_words(found)))
+    return (clean[0], clean[1]), {"camera_pattern": told} if told else {}
+
+
+def _as_it_is(image: Image) -> Image:
+    """No pattern."""
+    return image
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    """A camera's pattern, as a note says it."""
+    said = [f"{n} {name.replace('_', ' ')}" for name, n in found.items() if n and name != "noise"]
+    if found["noise"]:
+        said.append(f"fixed noise of {found['noise']:.3g}")
+    return ", ".join(said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +164,13 @@ class _Seen:
     level: Callable[[], Image]
 
 
-def _see(image: Image, mask: Any, which: str, make: LevelMaker) -> _Seen:
-    """Mask an image and its level."""
-    if mask is None:
-        return _Seen(image, partial(make, image, which))
-    if not callable(mask):
-        shown = masked(readable(image), mask, which)
+def _see(image: Image, mask: Any, which: str, make: LevelMaker, clean: _Clean) -> _Seen:
+    """Mask an image and its level, and clean both."""
+    if mask is None or not callable(mask):
+        # Intensities that do not count are those of the image as it was given.
+        shown = clean(image if mask is None else masked(readable(image), mask, which))
         return _Seen(shown, partial(make, shown, which))
+    image = clean(image)
     level = make(image, which)
     chosen = Image(np.asarray(mask(level.read())), level.grid)
     # Groups of voxels count or do not count as a whole, so no other pass over the image is needed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
@@ -44,6 +45,11 @@ _BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _FILES = (
     "files",
 )
 
+_ONE_SIDED = (
+    "one image was painted over where the other shows tissue: {:.2g} % of the fixed voxels are "
+    "left out of what is compared"
+)
+
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
 
 
@@ -67,6 +73,7 @@ class Run:
         self.scene = scene
         self.folder = folder
         self.journal = Journal(folder, scene.reporter)
+        self._aligned: Transform | None = None
 
     @property
     def facts(self) -> list[Note]:
@@ -107,17 +114,27 @@ class Run:
         def place() -> Location:
             return self._place(number)
 
+        # Key points bring images together wherever they lie, and see all of them.
+        refines = state.transform is not None and not step.starts_anywhere
+        if refines and self._aligned is None:
+            self._aligned = state.transform
+
         def find(facts: Note) -> Note:
-            found = step.find(self.scene, state, place)
-            after, told = next_state(self.scene, state, found)
+            scene, before = self._common(state) if refines else (self.scene, state)
+            found = step.find(scene, before, place)
+            after, told = next_state(scene, before, found)
             facts |= told
             facts |= self._judge_marks(after.transform or _identity(self.fixed))
-            if isinstance(found, Nothing) or after is state:
+            if scene is not self.scene:
+                facts["left_out"] = self._common_scene[1]
+            if isinstance(found, Nothing) or after is before:
                 return {}
             return note_of(found, after.quality, self.folder.claim())
 
         def complete(note: Note) -> Note:
-            step.restore(self.scene, state, place, note["facts"])
+            found_in_common = "left_out" in note["facts"]
+            scene = self._common_scene[0] if found_in_common else self.scene
+            step.restore(scene, state, place, note["facts"])
             return note
 
         note = self.journal.once(step.title, str(number), key, find, again=complete)
@@ -130,6 +147,22 @@ class Run:
             return {}
         self.scene.reporter.note(marks.describe(transform))
         return marks.facts(transform)
+
+    def _common(self, state: State) -> tuple[Scene, State]:
+        """The scene of what both images show, and the state with the quality of that."""
+        scene, _ = self._common_scene
+        if scene is self.scene or state.transform is None:
+            return self.scene, state
+        return scene, replace(state, quality=scene.correlation(state.transform))
+
+    @cached_property
+    def _common_scene(self) -> tuple[Scene, float]:
+        if self.settings.content == "all" or self._aligned is None:
+            return self.scene, 0.0
+        scene, left_out = self.scene.common(self._aligned)
+        if left_out:
+            self.scene.reporter.note(_ONE_SIDED.format(100 * left_out))
+        return scene, left_out
 
     def _stored(self, state: State, key: str) -> CompositeTransform:
         """Store what was found as a displacement field and an affine, as it is handed out."""
@@ -296,7 +329,7 @@ def run_keys(
     results.
     """
     known = (initial, marks) if marks is not None else initial
-    keys = [tokenize(code_version(), seen, known, settings.coarse_voxels)]
+    keys = [tokenize(code_version(), seen, known, settings.coarse_voxels, settings.content)]
     for number, step in enumerate(steps, 1):
         result = _is_result(number, steps, settings)
         keys.append(tokenize(keys[-1], step.name, step_parameters(step), result))

@@ -13,23 +13,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
+import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from itkstream.apply.points import TargetErrors
 from itkstream.apply.resampling import prepare_apply_transform
+from itkstream.blocks.camera import (
+    can_tell_pattern,
+    describe_pattern,
+    prepare_pattern,
+    read_pattern,
+    shows_pattern,
+)
 from itkstream.blocks.levels import factors_to_fit, prepare_coarse
+from itkstream.blocks.masks import masked
 from itkstream.blocks.proven_levels import finest_needed
 from itkstream.blocks.sources import readable
 from itkstream.compute.execute import compute, continues
 from itkstream.compute.progress import Progress
 from itkstream.errors import RegistrationError
 from itkstream.geometry import (
+    ArraySource,
     BlockGrid,
     DisplacementField,
     Grid,
@@ -42,6 +52,7 @@ from itkstream.geometry import (
 from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
+from itkstream.numerics.deformation.one_sided import find_one_sided
 from itkstream.numerics.deformation.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.workers import Resources
@@ -220,6 +231,20 @@ class Scene:
         """A mask of the coarse fixed image, true where it shows tissue."""
         return tissue_mask(self.coarse[0].read())
 
+    def common(self, transform: Transform) -> tuple[Scene, float]:
+        """Leave out the fixed voxels that only one image shows, and say which share they are.
+
+        The transform aligns the images roughly. Itself, and 0, where there are none.
+        """
+        left_out = find_one_sided(*self.coarse, transform)
+        if not left_out.any():
+            return self, 0.0
+        counts = Image(~left_out, self.coarse[0].grid)
+        level, other = masked(self.levels[0], counts, "fixed"), self.levels[1]
+        fixed = masked(readable(self.fixed), counts, "fixed")
+        makers = (lambda: level), (lambda: other)
+        return replace(self, fixed=fixed, level_makers=makers), float(left_out.mean())
+
     def correlation(self, transform: Transform) -> float:
         """Measure the mean squared local correlation of the coarse images over the tissue."""
         aligned = self.aligned(transform).read()
@@ -342,16 +367,26 @@ def make_level(
     lazy, grid = prepare_coarse(*finest_needed(image, factors)), image.grid.shrink(factors)
     if place is None:
         return Image(compute(lazy, resources, progress), grid, image.name)
+    return Image(_keep(lazy, resources, progress, place), grid, image.name)
+
+
+def _keep(
+    lazy: da.Array,
+    resources: Resources,
+    progress: Progress,
+    place: Callable[[Callable[[Location], bool]], Location],
+) -> _Kept:
+    """Compute an array into the place where it is kept, or go on with what is there."""
     kept = place(lambda there: continues(lazy, there))
     if not continues(lazy, kept):
         kept.remove()
     compute(lazy, resources, progress, keep=kept)
-    return Image(_KeptLevel(ZarrArray.open(kept), str(lazy.name)), grid, image.name)
+    return _Kept(ZarrArray.open(kept), str(lazy.name))
 
 
 @dataclass(frozen=True, eq=False)
 class LevelMaker:
-    """Makes the levels of a run, or finds those that an earlier run left.
+    """Makes the levels and patterns of a run, or finds those that an earlier run left.
 
     `resources` gives the workers that average an image, and is called when one must be.
     """
@@ -373,10 +408,32 @@ class LevelMaker:
             lambda known: self.keeping(name, known),
         )
 
+    def pattern(self, image: Image, name: str) -> tuple[ArraySource | None, dict[str, Any]]:
+        """Find what a camera adds to every plane, and say what that is; {} where it is nothing.
+
+        The pattern of an image too large for memory is kept, by a name.
+        """
+        image = readable(image)
+        if not can_tell_pattern(image.grid):
+            return None, {}
+        pattern: ArraySource
+        if max(factors_to_fit(image.grid, self.voxels)) == 1:
+            pattern = read_pattern(image)
+        elif not shows_pattern(image):
+            return None, {}
+        else:
+            pattern = _keep(
+                prepare_pattern(image),
+                self.resources(),
+                self.progress,
+                lambda known: self.keeping(f"{name}-pattern", known),
+            )
+        return pattern, describe_pattern(pattern, image.grid)
+
 
 @dataclass(frozen=True, eq=False)
-class _KeptLevel(DerivedArray):
-    """A stored level, known by what it was made of: made again, it is the same one."""
+class _Kept(DerivedArray):
+    """A stored array, known by what it was made of: made again, it is the same one."""
 
     computation: str
 

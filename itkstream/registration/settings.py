@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 from itkstream.errors import InputError
 from itkstream.numerics.parameters import finite
 
-__all__ = ["RegisterSettings"]
+__all__ = ["CameraPattern", "Content", "RegisterSettings"]
+
+CameraPattern: TypeAlias = Literal["auto", "keep"]
+Content: TypeAlias = Literal["common", "all"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,14 @@ class RegisterSettings:
     background : float, optional
         Value of the aligned image outside the moving one; default what the moving image's border
         tells: 0, unless that is bright or negative.
+    camera_pattern : {"auto", "keep"}
+        "auto": hot and dead pixels, columns, rows and fixed noise, which a camera adds to every
+        plane of a stack along z, are taken out of what the steps see where they are found; of the
+        aligned image they are not. "keep": the steps see the images as they are.
+    content : {"common", "all"}
+        "common": where an image was painted over (one value, up to its border) and the other shows
+        much tissue there, as the skull beside a template of the brain, no voxel counts in the
+        steps that refine a transform. "all": every voxel counts that no mask leaves out.
 
     Raises
     ------
@@ -38,6 +50,8 @@ class RegisterSettings:
     blocksize: int = 128
     field_tolerance_vox: float = 0.05
     background: float | None = None
+    camera_pattern: CameraPattern = "auto"
+    content: Content = "common"
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
@@ -50,3 +64,9 @@ class RegisterSettings:
             )
         if self.background is not None and not finite(self.background):
             raise InputError(f"background must be a number or None; got {self.background!r}")
+        for name, kind in (("camera_pattern", CameraPattern), ("content", Content)):
+            known = get_args(kind)
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"{name} must be {known[0]!r} or {known[1]!r}; got {getattr(self, name)!r}"
+                )

@@ -10,12 +10,17 @@ import numpy as np
 import processes
 import pytest
 from accuracy import Plan, medians, run_accuracy, shortfalls
+from camera_patterns import measure as measure_patterns
 from cases import CASES, CLEAN, make_pair, shrunk
 from each_step import ROWS, measure, phantom, run_each_step
 from engines import ENGINES, Engine
 from run import main
 from scipy import ndimage
+from small_images import measure as measure_small_images
 from speed import run_speed
+
+from itkstream.phantoms import PhantomSettings
+from itkstream.registration.steps import RansacAffine
 
 # Half of the scales and amplitudes of the reference block: up to 3.2 voxels, in 56^3.
 TINY = shrunk(CASES["block"], 2.0)
@@ -151,3 +156,17 @@ def test_shortfalls_name_the_better_peer() -> None:
     assert [line.split(":")[0] for line in shortfalls(merged)] == ["c", "c"]
     assert "antspyx b has 0.120" in shortfalls(merged)[0]
     assert shortfalls(merged[:1]) == []
+
+
+def test_what_a_cameras_pattern_costs() -> None:
+    settings = PhantomSettings((64, 56, 48), (1.0, 1.0, 1.0), 3, radii_um=(2.5, 5.0))
+    steps = (RansacAffine(radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8),)
+    taken, kept = measure_patterns(settings, ("0.5 % hot pixels",), steps)
+    assert (taken["camera_pattern"], kept["camera_pattern"]) == ("auto", "keep")
+    assert taken["found"]["fixed"]["pixels"] > 0
+    assert taken["median"] < 1
+
+
+def test_small_images_are_measured_in_fresh_processes() -> None:
+    (run,) = measure_small_images(128, 1)
+    assert all(value > 0 for value in run.values())

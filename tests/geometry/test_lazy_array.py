@@ -116,7 +116,7 @@ MAKERS: dict[str, Callable[[Path], Case]] = {
     "nii.gz": lambda folder: Case(itk_file(folder, ".nii.gz"), VOXELS),
     "kept chunks": lambda folder: Case(KeptChunks.of(stored_n5(folder), (3, 4, 5)), VOXELS),
     "kept level": lambda folder: Case(
-        kept_levels._KeptLevel(stored_zarr(folder).source, "some name"), VOXELS
+        kept_levels._Kept(stored_zarr(folder).source, "some name"), VOXELS
     ),
     "view": lambda folder: Case(
         ArrayView(VOXELS, (slice(1, 6), 4, slice(0, 8)), (1, 0)), VOXELS[1:6, 4].T

@@ -90,7 +90,8 @@ def run(pair: PhantomPair, out: Path, phases: Phases, **how: Any) -> tuple[list[
         Image(source, image.grid, name)
         for source, (name, image) in zip(sources, given, strict=True)
     ]
-    settings = RegisterSettings(coarse_voxels=pair.fixed.grid.size / 3, blocksize=32)
+    # The look for a camera's pattern would be counted too.
+    settings = RegisterSettings(pair.fixed.grid.size / 3, 32, camera_pattern="keep")
     how.setdefault("initial_transform", pair.truth.matrix)
     try:
         done = register(*images, out, (STEP,), settings, reporter=phases, **how)

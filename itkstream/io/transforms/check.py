@@ -26,6 +26,8 @@ __all__ = ["TransformReader", "check_written", "grids_of"]
 TransformReader = Callable[[Path], Transform]
 
 _POINTS = 100
+# Fields of so many numbers in all are read as a whole.
+_SMALL = 2**22
 # How often points are drawn anew where none passes through every lattice of a chain.
 _ROUNDS = 20
 # The outermost cells may lie beyond the grid once a format has rounded its geometry.
@@ -72,6 +74,8 @@ def grids_of(transform: Transform) -> list[Grid]:
 
 
 def _mapped(transform: Transform, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    if sum(grid.size * grid.ndim for grid in grids_of(transform)) <= _SMALL:
+        return transform.apply(points)
     # One point at a time, so that little of a stored field is read.
     return np.concatenate([transform.apply(p[None]) for p in points])
 

@@ -120,14 +120,19 @@ def _smooth_cosine(
         for n, h, s in zip(padded, spacing, steps, strict=True)
     ]
     waves = [np.zeros(1, np.float32)] * (3 - len(waves)) + waves
-    out = np.empty_like(vectors)
+    out = np.zeros_like(vectors)
+    # Nothing is to be smoothed along the depth of a plane, nor of what points that way.
+    how: dict[str, Any] = {"axes": [k for k, n in enumerate(padded) if n > 1] or [0]}
+    how |= {"overwrite_x": True, "workers": get_threads()}
     for c in range(vectors.shape[-1]):
+        if not vectors[..., c].any():
+            continue
         values = _reflected(
             vectors[..., c], [(0, m - n) for n, m in zip(shape, padded, strict=True)]
         )
-        spectrum = fft.dctn(values, overwrite_x=True, workers=get_threads())
+        spectrum = fft.dctn(values, **how)
         _damp(spectrum.reshape([len(w) for w in waves]), waves, kernel)
-        values = fft.idctn(spectrum, overwrite_x=True, workers=get_threads())
+        values = fft.idctn(spectrum, **how)
         out[..., c] = values[tuple(slice(n) for n in shape)]
     return out
 

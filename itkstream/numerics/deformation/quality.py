@@ -10,13 +10,24 @@ from scipy.ndimage import gaussian_filter
 
 from itkstream.numerics.deformation.correlation import mean_local_correlation
 
-__all__ = ["WINDOW_RADIUS_VOX", "content_mask", "local_correlation_in_tissue", "tissue_mask"]
+__all__ = [
+    "WINDOW_RADIUS_VOX",
+    "border_of",
+    "content_mask",
+    "is_bright_field",
+    "local_correlation_in_tissue",
+    "tissue_mask",
+]
 
 WINDOW_RADIUS_VOX = 12
 """The yardstick's window of 25 voxels."""
 
 # Nuclei and the gaps between them are one tissue: the blur closes gaps of a few voxels.
 _TISSUE_SIGMA_VOX = 4.0
+
+# The slide around a stained section is brighter than so much of the image's range, and even: half
+# of its voxels differ by less than this share of the range.
+_BRIGHT, _EVEN = 0.75, 0.05
 
 _LIGHT_SIGMA_VOX = 1.0
 _DARK_PERCENT = 5
@@ -27,7 +38,7 @@ _TO_DEVIATION = 1.4826  # from the median absolute deviation of Gaussian noise t
 
 
 def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
-    """Voxels that show tissue rather than background.
+    """Voxels that show tissue rather than background, which is dark, or bright as a slide is.
 
     The blurred image is split in two by Otsu's threshold on a logarithmic scale of intensity.
 
@@ -35,6 +46,8 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     Systems, Man, and Cybernetics 9 (1979) 62-66, doi:10.1109/TSMC.1979.4310076.
     """
     values = image.astype(np.float32)
+    if is_bright_field(values):
+        values = -values
     known = np.isfinite(values)
     darkest = values.min(where=known, initial=np.inf) if known.any() else 0.0
     smooth = gaussian_filter(np.where(known, values, darkest), _TISSUE_SIGMA_VOX)
@@ -42,6 +55,24 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     if smooth.max() == smooth.min():
         return np.ones(image.shape, bool)
     return np.asarray(smooth > _otsu(smooth))
+
+
+def border_of(image: NDArray[Any]) -> NDArray[Any]:
+    """The finite voxels of all faces of an image."""
+    ends = [np.take(image, (0, -1), axis).ravel() for axis in range(image.ndim)]
+    border = np.concatenate(ends)
+    return border[np.isfinite(border)]
+
+
+def is_bright_field(image: NDArray[Any]) -> bool:
+    """Whether tissue is dark on a bright, even ground, as in light that shines through a slide."""
+    border = border_of(image)
+    if not border.size:
+        return False
+    low, high = np.percentile(image[np.isfinite(image)], (1, 99))
+    first, middle, third = np.percentile(border, (25, 50, 75))
+    bright = middle - low > _BRIGHT * (high - low)
+    return bool(bright and third - first < _EVEN * (high - low))
 
 
 def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,0 +1,93 @@
+"""Content of one image only: a head beside its brain, and pairs of which both show the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.numerics.deformation.one_sided import find_one_sided, painted_background
+from itkstream.numerics.deformation.quality import is_bright_field, tissue_mask
+
+SIDE = 64
+STILL = AffineTransform(np.eye(4))
+
+
+def from_middle() -> np.ndarray:
+    return np.asarray(np.linalg.norm(np.indices((SIDE,) * 3) - (SIDE - 1) / 2, axis=0))
+
+
+def head(seed: int = 0) -> np.ndarray:
+    """A ball of texture in a shell that lies apart, on a ground with noise."""
+    rng, r = np.random.default_rng(seed), from_middle()
+    texture = ndimage.gaussian_filter(rng.normal(0, 1, r.shape), 2)
+    out = np.where(r < 16, 100 + 20 * texture / texture.std(), 8)
+    out = np.where((r > 19) & (r < 28), 130, out)
+    return np.asarray(out + rng.normal(0, 2, r.shape), np.float32)
+
+
+def brain(seed: int = 0, ground: float = 0.0) -> np.ndarray:
+    return np.where(from_middle() < 16, head(seed), np.float32(ground))
+
+
+def image(voxels: np.ndarray) -> Image:
+    return Image(voxels, Grid(voxels.shape, (1.0,) * voxels.ndim))
+
+
+@pytest.mark.parametrize("ground", [0.0, -1000.0, 7.0])
+def test_a_head_counts_where_its_painted_brain_is(ground: float) -> None:
+    pair = image(brain(0, ground)), image(head(1))
+    r = from_middle()
+    for fixed, moving in (pair, pair[::-1]):
+        left_out = find_one_sided(fixed, moving, STILL)
+        assert left_out[r > 20].all()
+        assert not left_out[r < 16.5].any()
+
+
+def test_what_lies_elsewhere_is_compared_through_the_transform() -> None:
+    """The head lies 9 voxels off, and where the transform puts it."""
+    shift = np.eye(4)
+    shift[0, 3] = 9
+    moved = image(np.roll(head(1), 9, axis=0))
+    left_out = find_one_sided(image(brain()), moved, AffineTransform(shift))
+    np.testing.assert_array_equal(left_out, find_one_sided(image(brain()), image(head(1)), STILL))
+
+
+def test_pairs_that_show_the_same_count_whole() -> None:
+    dots = np.where(np.random.default_rng(3).random((SIDE,) * 3) < 0.002, 255, 0)
+    dots = ndimage.uniform_filter(dots.astype(np.float32), 3)
+    noisy = dots + np.random.default_rng(4).normal(0, 1, dots.shape).astype(np.float32)
+    pairs = [
+        (head(0), head(1)),
+        (brain(0), brain(1)),
+        (brain(0), np.roll(brain(1), 4, axis=1)),
+        (dots, noisy),
+        (np.zeros_like(dots), head(1)),
+    ]
+    for fixed, moving in pairs:
+        assert not find_one_sided(image(fixed), image(moving), STILL).any()
+
+
+def test_dark_tissue_inside_is_no_background() -> None:
+    voxels = brain()
+    voxels[30:34, 30:34, 30:34] = 0
+    np.testing.assert_array_equal(painted_background(voxels), from_middle() >= 16)
+    assert not painted_background(head()).any()
+    assert not painted_background(np.full((8, 8, 8), np.nan, np.float32)).any()
+
+
+def test_tissue_on_a_bright_slide_is_what_is_dark() -> None:
+    light = brain()[SIDE // 2]
+    slide = np.float32(255) - light
+    assert is_bright_field(slide)
+    assert not is_bright_field(light)
+    np.testing.assert_array_equal(tissue_mask(slide), tissue_mask(light))
+
+
+def test_bright_tissue_that_fills_the_image_is_tissue() -> None:
+    rng = np.random.default_rng(0)
+    full = 200 + ndimage.gaussian_filter(rng.normal(0, 60, (96, 96)), 2)
+    full[40:56, 40:56] = 0
+    assert not is_bright_field(full)
+    assert not is_bright_field(np.full((9, 9), np.nan))
