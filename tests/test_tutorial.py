@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from itkstream.numerics.deformation.quality import local_correlation_in_tissue, tissue_mask
+from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "tutorial.ipynb"

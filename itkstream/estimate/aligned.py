@@ -19,7 +19,7 @@ from itkstream.blocks.levels import Levels, factors_to_fit, read_coarse
 from itkstream.errors import InputError, RefusedInputError
 from itkstream.geometry import AffineTransform, Image, Transform
 from itkstream.numerics.deformation.correlation import local_correlation
-from itkstream.numerics.deformation.quality import WINDOW_RADIUS_VOX, tissue_mask
+from itkstream.numerics.evidence.quality import WINDOW_RADIUS_VOX, tissue_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import processors, using_threads
 

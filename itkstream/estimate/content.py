@@ -12,7 +12,7 @@ from itkstream.blocks.graph import once
 from itkstream.blocks.levels import Levels, factors_to_fit, prepare_levels
 from itkstream.estimate.coarse import logger
 from itkstream.geometry import BlockGrid, Grid, Image, Landmarks, Transform
-from itkstream.numerics.deformation.quality import content_mask
+from itkstream.numerics.evidence.quality import content_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 
 __all__ = ["find_content", "find_landmarks", "prepare_content"]

@@ -16,15 +16,15 @@ from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.levels import read_coarse
 from itkstream.estimate.coarse import factors_per_axis, relative_levels
 from itkstream.geometry import Grid, Image, Slices, Transform
-from itkstream.numerics.deformation.quality import tissue_mask
 from itkstream.numerics.deformation.settings import DescentSettings
-from itkstream.numerics.deformation.stiffness import (
+from itkstream.numerics.engines import deform_block
+from itkstream.numerics.evidence.quality import tissue_mask
+from itkstream.numerics.evidence.stiffness import (
     climb,
     hidden_correlation,
     hide_cubes,
     stiffened,
 )
-from itkstream.numerics.engines import deform_block
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import WarpSettings, warp_mapped
 from itkstream.numerics.threads import processors, using_threads

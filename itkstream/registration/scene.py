@@ -52,8 +52,8 @@ from itkstream.geometry import (
 from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
-from itkstream.numerics.deformation.one_sided import find_one_sided
-from itkstream.numerics.deformation.quality import local_correlation_in_tissue, tissue_mask
+from itkstream.numerics.evidence.one_sided import find_one_sided
+from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.workers import Resources
 

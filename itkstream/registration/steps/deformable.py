@@ -31,10 +31,10 @@ from itkstream.geometry import (
 )
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.deformation.contrast import find_similarity
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND, Similarity
-from itkstream.numerics.deformation.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
 from itkstream.numerics.engines import deform_block
+from itkstream.numerics.evidence.contrast import find_similarity
+from itkstream.numerics.evidence.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
 from itkstream.numerics.itk.settings import (
     BsplineSettings,
     DeformSettings,
@@ -45,7 +45,6 @@ from itkstream.numerics.parameters import finite
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.registration.fields import store_field
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
-from itkstream.registration.steps.blocks import check_blocks
 from itkstream.registration.steps.prices import (
     TASKS_BLENDED,
     TASKS_WRITTEN,
@@ -57,7 +56,7 @@ from itkstream.registration.steps.prices import (
     largest_block,
     work_of,
 )
-from itkstream.registration.steps.step import TunedStep, tuned
+from itkstream.registration.steps.step import TunedStep, check_blocks, tuned
 
 __all__ = ["Deformable", "Method"]
 

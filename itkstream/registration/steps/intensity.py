@@ -13,14 +13,13 @@ from dask.delayed import Delayed
 from itkstream.estimate.affines import IntensitySearch
 from itkstream.geometry import AffineTransform, Transform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.deformation.contrast import descriptor_likeness, find_similarity
+from itkstream.numerics.evidence.contrast import descriptor_likeness, find_similarity
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
-from itkstream.registration.steps.blocks import prepare_refined
 from itkstream.registration.steps.prices import Pair, StepPrice
-from itkstream.registration.steps.step import TunedStep, tuned
+from itkstream.registration.steps.step import TunedStep, prepare_refined, tuned
 
 __all__ = ["IntensityAffine"]
 

@@ -22,7 +22,6 @@ from itkstream.estimate.affines import (
 )
 from itkstream.io.storage.locations import Location
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
-from itkstream.registration.steps.blocks import check_blocks, prepare_refined
 from itkstream.registration.steps.matching import (
     COMMON_RADII,
     KEY_POINT_BYTES,
@@ -39,6 +38,7 @@ from itkstream.registration.steps.prices import (
     work_of,
 )
 from itkstream.registration.steps.ransac import RansacAffine
+from itkstream.registration.steps.step import check_blocks, prepare_refined
 
 __all__ = ["LocalAffines"]
 

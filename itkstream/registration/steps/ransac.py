@@ -23,7 +23,6 @@ from itkstream.numerics.search.evidence import Evidence, Outcome
 from itkstream.numerics.search.initial import Candidate
 from itkstream.numerics.search.witnesses import Witnesses
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
-from itkstream.registration.steps.blocks import prepare_refined
 from itkstream.registration.steps.initial import (
     InitialSearch,
     choose,
@@ -37,6 +36,7 @@ from itkstream.registration.steps.matching import (
     checked_radii,
 )
 from itkstream.registration.steps.prices import Pair, StepPrice
+from itkstream.registration.steps.step import prepare_refined
 
 __all__ = ["RansacAffine"]
 

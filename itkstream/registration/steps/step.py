@@ -1,4 +1,4 @@
-"""Contract of a kind of step: parameters, a way to find, a price."""
+"""Contract of a kind of step (parameters, a way to find, a price), and what kinds share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 import attrs
+import dask
 import dask.array as da
 import numpy as np
 from attrs import evolve
@@ -16,15 +17,26 @@ from numpy.typing import NDArray
 from itkstream.blocks.graph import Result, map_blocks
 from itkstream.blocks.inputs import block_grid
 from itkstream.errors import InputError, unknown_name
-from itkstream.geometry import AffineTransform, Block, Grid, Image, Transform
+from itkstream.estimate.affines import AffineTask, Search, prepare_affines, split_local_affines
+from itkstream.geometry import (
+    AffineTransform,
+    Block,
+    BlockGrid,
+    CompositeTransform,
+    Grid,
+    Image,
+    PiecewiseAffine,
+    Transform,
+    steps_of,
+)
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.parameters import Settings
+from itkstream.numerics.parameters import Settings, finite
 from itkstream.numerics.sampling.fields import to_positions
 from itkstream.numerics.sampling.mapping import map_on
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
 from itkstream.registration.steps.prices import Pair, StepPrice
 
-__all__ = ["Step", "TunedStep", "check_names", "tuned"]
+__all__ = ["Step", "TunedStep", "check_blocks", "check_names", "prepare_refined", "tuned"]
 
 
 class Step(ABC):
@@ -329,3 +341,37 @@ def _for_levels(defaults: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: getattr(defaults, name) for name in defaults.names_per_level()}
     missing = len(shrinks) - len(defaults.shrink_factors)
     return {name: v[:1] * missing + v[-len(shrinks) :] for name, v in values.items()}
+
+
+def check_blocks(blocksize: Any, overlap: Any, least: int, even: bool = False) -> None:
+    """Refuse blocks that are too small, and overlaps of more than a quarter of them."""
+    if not finite(blocksize) or blocksize % (2 if even else 1) or blocksize < least:
+        kind = "an even" if even else "a whole"
+        raise InputError(f"blocksize must be {kind} number >= {least}; got {blocksize!r}")
+    if overlap is None:
+        return
+    if not finite(overlap) or overlap != int(overlap) or not 0 <= overlap <= blocksize // 4:
+        raise InputError(
+            f"overlap must be a whole number up to a quarter of the blocksize, or None; "
+            f"got {overlap!r}"
+        )
+
+
+def prepare_refined(
+    scene: BlockScene, start: Start, search: Search, blocks: BlockGrid | None = None
+) -> Delayed:
+    """Prepare the transform after an affine of every block; by default, of the scene's blocks."""
+    blocks = blocks or scene.blocks
+    packed = prepare_affines(AffineTask(scene.fixed, scene.moving, start, blocks, search))
+    known = start if isinstance(start, Delayed) else dask.delayed(start, traverse=False)
+    return dask.delayed(_before)(packed, blocks, scene.fixed.grid, known)
+
+
+def _before(
+    packed: NDArray[np.float64], blocks: BlockGrid, grid: Grid, known: Transform | None
+) -> Transform:
+    """The blocks' affines, and then what was known before."""
+    local = PiecewiseAffine(split_local_affines(packed, grid.ndim)[0], blocks, grid)
+    if known is None:
+        return local
+    return CompositeTransform((local, *steps_of(known)))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream.geometry import Image, Transform
-from itkstream.numerics.deformation.quality import border_of, tissue_mask
+from itkstream.numerics.evidence.quality import border_of, tissue_mask
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 
 __all__ = ["find_one_sided", "painted_background"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from itkstream.numerics.deformation.quality import (
+from itkstream.numerics.evidence.quality import (
     content_mask,
     local_correlation_in_tissue,
     tissue_mask,

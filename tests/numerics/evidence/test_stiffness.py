@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
-from itkstream.numerics.deformation.stiffness import (
+from itkstream.numerics.evidence.stiffness import (
     LEAST_STIFFNESS,
     climb,
     hidden_correlation,

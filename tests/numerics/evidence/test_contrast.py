@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from itkstream.geometry import Grid, Image
-from itkstream.numerics.deformation.contrast import (
+from itkstream.numerics.evidence.contrast import (
     coherence,
     descriptor_likeness,
     find_similarity,
