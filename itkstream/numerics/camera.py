@@ -109,7 +109,7 @@ def repair_planes(planes: NDArray[Any], pattern: Floats) -> NDArray[Any]:
 
 
 def _medians_around(planes: NDArray[Any], bad: NDArray[np.bool_]) -> NDArray[Any]:
-    """Medians (n, bad pixels) of the good pixels around bad ones, themselves if there are none."""
+    """Medians (n, bad pixels) of good pixels around bad ones; themselves where there are none."""
     room = ((MARGIN, MARGIN),) * 2
     unusable = np.pad(bad, room, constant_values=True)
     padded = np.pad(planes, ((0, 0), *room), mode="edge")

@@ -28,7 +28,7 @@ from itkstream.registration.steps import Deformable, RegisterSettings
 from itkstream.workers import Resources
 
 CHUNK = 16
-STEP = Deformable(blocksize=32)
+STEP = Deformable(blocksize=32, stiffness=1)
 
 
 def silent(_done: int, _total: int) -> None:

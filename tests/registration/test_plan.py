@@ -47,8 +47,9 @@ def test_sums_and_counts_agree_with_the_graphs(tmp_path):
     steps = {price.name: price for price in made.prices}
     # 2000/256, 1800/256 and 900/256, remainders of less than half a block joined.
     assert steps["deformable"].blocks == 8 * 7 * 4
-    # Voxels of 1 x 0.5 x 0.5: a vector every 2 x 4 x 4 of them; how many of these is not known.
-    vectors = 1000 * 450 * 225 * 3 * 4
+    # Voxels of 1 x 0.5 x 0.5: a vector every 2 x 2 x 2 of them, if the softest field is chosen; how
+    # many of these are kept is not known.
+    vectors = 1000 * 900 * 450 * 3 * 4
     assert steps["deformable"].disk == steps["field"].disk == vectors
     assert steps["ITK files"].disk == 2 * vectors
     assert steps["aligned image"].disk == pytest.approx(image.grid.size * 2 * 8 / 7)
