@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import processes
 import pytest
+import starts
 from accuracy import Plan, medians, run_accuracy, shortfalls
 from cases import CASES, CLEAN, make_pair, shrunk
 from each_step import ROWS, measure, phantom, run_each_step
@@ -151,3 +152,11 @@ def test_shortfalls_name_the_better_peer() -> None:
     assert [line.split(":")[0] for line in shortfalls(merged)] == ["c", "c"]
     assert "antspyx b has 0.120" in shortfalls(merged)[0]
     assert shortfalls(merged[:1]) == []
+
+
+def test_starts_are_tried_from_all_directions(capsys: pytest.CaptureFixture[str]) -> None:
+    starts.main(["--trials", "1", "--first", "3", "--kinds", "nuclei"])
+    trial, whole = map(json.loads, capsys.readouterr().out.splitlines())
+    assert trial["right"]
+    assert trial["outcome"] == "convincing"
+    assert (whole["right"], whole["wrong, convincing"]) == (1, 0)
