@@ -44,8 +44,9 @@ DATA = Path(os.environ.get("ITKSTREAM_DATA", Path(__file__).parents[3] / "shared
 
 _LEAST_OVERLAP, _SHIFT = 0.6, 0.3
 _NOISE = 0.03
-# Individuals differ by more than an affine: their reference is one of many that are as good.
-_RIGHT, _RIGHT_BETWEEN = 3.0, 12.0
+# Individuals differ by more than an affine, and their reference is one of many that are as good: so
+# many voxels, or this share of the longest side.
+_RIGHT, _RIGHT_BETWEEN, _SHARE_BETWEEN = 3.0, 12.0, 0.05
 _POINTS = 4000
 
 Floats = NDArray[np.float64]
@@ -94,15 +95,16 @@ def real(name: str) -> Callable[[int], Pair]:
             _in_memory(open_image(DATA / "real" / f"{name}_{which}.nrrd"))
             for which in ("fixed", "moving")
         )
+        right = max(_RIGHT_BETWEEN, _SHARE_BETWEEN * max(fixed.shape))
         truth = DATA / "real" / f"{name}_truth.npz"
         if truth.exists():
             points = np.load(truth)
             unit = float(fixed.spacing[0]) / float(_own_spacing(name))
             pair = (points[which][:, ::-1] * unit for which in ("fixed", "moving"))
-            return Pair(fixed, moving, fit_affine(*pair), _RIGHT_BETWEEN)
+            return Pair(fixed, moving, fit_affine(*pair), right)
         found = first_affine(fixed, moving)
         assert isinstance(found, Finding)
-        return Pair(fixed, moving, _matrix(found), _RIGHT_BETWEEN)
+        return Pair(fixed, moving, _matrix(found), right)
 
     return load
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import processes
 import pytest
+import starts
 from accuracy import Plan, medians, run_accuracy, shortfalls
 from camera_patterns import measure as measure_patterns
 from cases import CASES, CLEAN, make_pair, shrunk
@@ -170,3 +171,11 @@ def test_what_a_cameras_pattern_costs() -> None:
 def test_small_images_are_measured_in_fresh_processes() -> None:
     (run,) = measure_small_images(128, 1)
     assert all(value > 0 for value in run.values())
+
+
+def test_starts_are_tried_from_all_directions(capsys: pytest.CaptureFixture[str]) -> None:
+    starts.main(["--trials", "1", "--first", "3", "--kinds", "nuclei"])
+    trial, whole = map(json.loads, capsys.readouterr().out.splitlines())
+    assert trial["right"]
+    assert trial["outcome"] == "convincing"
+    assert (whole["right"], whole["wrong, convincing"]) == (1, 0)

@@ -82,6 +82,16 @@ def test_a_far_turn_is_found(pair: PhantomPair, far: tuple[Image, np.ndarray], s
     assert facts["supported_matches"] > 3 * max(facts["supported_by_chance"])
 
 
+def test_a_search_keeps_to_the_model(pair: PhantomPair, far: tuple[Image, np.ndarray]) -> None:
+    scene, _ = scene_of(pair.fixed, far[0])
+    found = find(scene, RansacAffine(**SMALL, model="rigid", align_threshold=3.0))
+    assert isinstance(found, Finding)
+    linear = found.change.matrix[:3, :3]
+    np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
+    # The truth stretches by 2 %, over some 30 µm to either side.
+    assert error_um(pair, found, far[1]) < 2.5
+
+
 def test_nothing_is_searched_where_that_is_not_wanted(
     pair: PhantomPair, far: tuple[Image, np.ndarray]
 ) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from itkstream.numerics.matching.contexts import ContextSource, ContextWindow
 from itkstream.numerics.search.evidence import Evidence, Witness
 from itkstream.numerics.search.information import most_informed
-from itkstream.numerics.search.lattice import lattice_starts
+from itkstream.numerics.search.lattice import angle_between, lattice_starts
 from itkstream.numerics.search.moments import moment_starts
 from itkstream.numerics.search.settings import SearchSettings
 from itkstream.numerics.search.turned import Sided, match_turned, turned_starts
@@ -36,6 +36,8 @@ _SAMPLES = 7
 _POINTS = 800
 _SLACK = 3.0
 _STARTS, _SETTLED = 8, 3
+# A start that is turned by more, with so large a share of the evidence of the best, is its rival.
+_APART_DEG, _NEARLY = 15.0, 0.8
 # Where starts come from, for reports.
 _TURNED, _MOMENTS, _LATTICE, _INFORMATION = (
     "key points that turn",
@@ -82,6 +84,17 @@ class SearchResult:
     def best(self) -> Found | None:
         """The start with most evidence of those that do not mirror."""
         return next((found for found in self.found if not found.mirrored), None)
+
+    @property
+    def rival(self) -> Found | None:
+        """A start that is turned otherwise than the best, with nearly as much evidence."""
+        best = self.best
+        if best is None:
+            return None
+        least = _NEARLY * best.evidence.margin
+        others = [f for f in self.found if not f.mirrored and f.evidence.margin >= least]
+        turned = (f for f in others if angle_between(f.matrix, best.matrix) > _APART_DEG)
+        return next(turned, None)
 
     @property
     def mirrored(self) -> Found | None:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.matching.keypoints import finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
-from itkstream.numerics.search.rotations import spread_rotations
 from itkstream.numerics.search.translations import MaskedCorrelation
 
-__all__ = ["cubes", "lattice_starts"]
+__all__ = ["angle_between", "cubes", "lattice_starts", "spread_rotations"]
 
 Floats = NDArray[np.float64]
 
@@ -23,13 +23,15 @@ _LENGTHS = {2: 96, 3: 24}
 _ROTATIONS = {2: 90, 3: 600}
 # Blur of the level, in its voxels.
 _SIGMA = 0.7
+# Of the super-Fibonacci spiral: sqrt(2), and the positive root of psi**4 = psi + 4.
+_PHI, _PSI = np.sqrt(2.0), 1.533751168755204288118041
 
 
 @dataclass(frozen=True)
 class LatticeStart:
-    """A rotation with its best shift: correlation, and matrix from fixed to moving points."""
+    """A rotation with its best shift: what that is worth, and matrix from fixed to moving."""
 
-    correlation: float
+    worth: float
     matrix: Floats
 
 
@@ -52,22 +54,22 @@ def lattice_starts(
         move = np.eye(ndim + 1)
         move[:ndim, ndim] = -(np.asarray(still.grid.direction) @ (shift * spacing))
         found.append(LatticeStart(score, onto @ move))
-    return distinct(found, count)
+    return _distinct(found, count)
 
 
-def distinct(starts: list[LatticeStart], count: int, degrees: float = 12.0) -> list[LatticeStart]:
+def _distinct(starts: list[LatticeStart], count: int, degrees: float = 12.0) -> list[LatticeStart]:
     """The best of those that are turned alike, from the best on."""
     kept: list[LatticeStart] = []
-    for start in sorted(starts, key=lambda s: -s.correlation):
-        if all(_angle(start.matrix, other.matrix) > degrees for other in kept):
+    for start in sorted(starts, key=lambda s: -s.worth):
+        if all(angle_between(start.matrix, other.matrix) > degrees for other in kept):
             kept.append(start)
         if len(kept) == count:
             break
     return kept
 
 
-def _angle(a: Floats, b: Floats) -> float:
-    """Degrees between the turns of two matrices."""
+def angle_between(a: Floats, b: Floats) -> float:
+    """Degrees between the turns of two matrices (n + 1, n + 1)."""
     n = len(a) - 1
     u, _, vt = np.linalg.svd(a[:n, :n] @ np.linalg.inv(b[:n, :n]))
     trace = np.trace(u @ vt)
@@ -118,3 +120,23 @@ def _standard(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
     known = voxels[np.isfinite(voxels)]
     deviation = known.std() if known.size else 0.0
     return (voxels - known.mean()) / (deviation or 1.0) if known.size else voxels
+
+
+def spread_rotations(ndim: int, count: int) -> NDArray[np.float64]:
+    """So many rotation matrices, evenly spread; the first of a plane turns nothing.
+
+    In 3-D after M. Alexa, "Super-Fibonacci spirals", CVPR 2022, 8291-8300,
+    doi:10.1109/CVPR52688.2022.00811.
+    """
+    if ndim == 2:
+        angles = 2 * np.pi * np.arange(count) / count
+        c, s = np.cos(angles), np.sin(angles)
+        return np.moveaxis(np.array([[c, -s], [s, c]]), -1, 0)
+    s = np.arange(count) + 0.5
+    t = s / count
+    alpha, beta = 2 * np.pi * s / _PHI, 2 * np.pi * s / _PSI
+    r, w = np.sqrt(t), np.sqrt(1 - t)
+    quaternions = np.stack(
+        [r * np.sin(alpha), r * np.cos(alpha), w * np.sin(beta), w * np.cos(beta)], axis=1
+    )
+    return Rotation.from_quat(quaternions).as_matrix()

@@ -19,15 +19,14 @@ from itkstream.registration.scene import Finding, Nothing, Scene, State
 from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import Step
 
-__all__ = ["InitialSearch", "choose", "witnesses_of"]
+__all__ = ["InitialSearch", "choose", "search_facts", "tell_rival", "witnesses_of"]
 
 # Voxels of the level that is searched: nuclei of real pairs of 16 million voxels are told apart.
 _VOXELS = 2e6
 # Bytes of both levels blurred, of contexts, and of a matrix of scores.
 _BYTES_PER_VOXEL, _SCORES_BYTES = 40.0, 150e6
-# Runners-up that a report names, and the share of the evidence that makes one a tie.
+# Runners-up that a report names.
 _RUNNERS_UP = 3
-_TIE = 0.8
 
 
 @frozen(kw_only=True)
@@ -83,6 +82,7 @@ class InitialSearch(SearchSettings, Step):
                 raise
             return Nothing(str(error), facts)
         scene.reporter.note(f"{best.origin}: {best.evidence.said()}")
+        tell_rival(scene, result)
         return Finding(AffineTransform(best.matrix), facts, required=required)
 
     def search(self, witnesses: Witnesses, known: Sequence[Candidate] = ()) -> SearchResult:
@@ -137,6 +137,15 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
     return best
 
 
+def tell_rival(scene: Scene, result: SearchResult) -> None:
+    """Say that another start is nearly as good, where one is."""
+    if result.rival is not None:
+        scene.reporter.note(
+            f"another start, from {result.rival.origin}, is turned otherwise and nearly as good: "
+            f"{result.rival.evidence.said()}. Look at the aligned image before you use it"
+        )
+
+
 def search_facts(result: SearchResult) -> dict[str, Any]:
     """Facts of a search for a report."""
     best = result.best
@@ -146,4 +155,5 @@ def search_facts(result: SearchResult) -> dict[str, Any]:
     facts |= best.facts()
     others = [found for found in result.found if found is not best][:_RUNNERS_UP]
     facts["runners_up"] = [found.facts() for found in others]
+    facts["tie"] = result.rival is not None
     return facts

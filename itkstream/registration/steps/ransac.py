@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.affines import KeyPointSearch
-from itkstream.geometry import AffineTransform, Image
+from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.matching.affine import best_affine_block
+from itkstream.numerics.matching.ransac import Model, fit_affine
 from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.search.evidence import Evidence, Outcome
-from itkstream.numerics.search.initial import Candidate
 from itkstream.numerics.search.witnesses import Witnesses
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
 from itkstream.registration.steps.initial import (
     InitialSearch,
     choose,
     search_facts,
+    tell_rival,
     witnesses_of,
 )
 from itkstream.registration.steps.matching import (
@@ -96,6 +97,15 @@ class _Affine:
             f"{self.facts['inliers']} of {self.facts['matches']} matches agree, median residual "
             f"{self.facts['median_residual']:.2f} µm"
         )
+
+
+def _of_model(matrix: NDArray[np.float64], grid: Grid, model: Model) -> NDArray[np.float64]:
+    """The transform of a model that is nearest to an affine in an image."""
+    if model == "affine":
+        return matrix
+    ends = np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij")
+    corners = grid.to_physical(np.stack(ends, axis=-1).reshape(-1, grid.ndim))
+    return fit_affine(corners, AffineTransform(matrix).apply(corners), model)
 
 
 def _judge_start(scene: Scene, witnesses: Witnesses) -> dict[str, Any]:
@@ -168,7 +178,8 @@ class RansacAffine(MatchingStep):
         if not required:
             facts["start"] = _judge_start(scene, pair.witnesses)
         found = self._matched(pair, np.eye(fixed.ndim + 1))
-        if required and self.search == "auto" and found.outcome != "convincing":
+        searched = required and self.search == "auto" and self.model != "translation"
+        if searched and found.outcome != "convincing":
             found = self._searched(pair, found, scene, facts)
         if found.matrix is None:
             if required:
@@ -206,17 +217,20 @@ class RansacAffine(MatchingStep):
         scene.reporter.note(
             f"{found.said()}: searching all directions for a start, which may take half a minute"
         )
-        known = [] if found.matrix is None else [Candidate("key points as they lie", found.matrix)]
         search = InitialSearch(seed=self.seed)
-        result = search.search(pair.witnesses, known)
+        result = search.search(pair.witnesses)
         facts["search"] = search_facts(result)
         try:
             start = choose(result, search)
         except RegistrationError as error:
+            mirrored = result.mirrored and result.mirrored.evidence.outcome == "convincing"
+            if found.outcome == "doubtful" and not mirrored:
+                return found
             return _Affine(reason=f"{found.reason}; {error}" if found.reason else str(error))
-        again = self._matched(pair, start.matrix)
-        settled = _Affine(start.matrix, start.evidence)
-        return max(again, settled, key=lambda affine: affine.rank)
+        tell_rival(scene, result)
+        matrix = _of_model(start.matrix, pair.fixed.grid, self.model)
+        settled = _Affine(matrix, start.evidence)
+        return max(self._matched(pair, matrix), settled, found, key=lambda affine: affine.rank)
 
     def _finding(
         self, scene: Scene, state: State, found: _Affine, facts: dict[str, Any]

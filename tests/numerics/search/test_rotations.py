@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from itkstream.numerics.search.rotations import spread_rotations
+from itkstream.numerics.search.lattice import spread_rotations
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -14,8 +14,9 @@ from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.matching.contexts import ContextSource, ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.search.evidence import Evidence
 from itkstream.numerics.search.information import most_informed
-from itkstream.numerics.search.initial import Candidate, find_start
+from itkstream.numerics.search.initial import Candidate, Found, SearchResult, find_start
 from itkstream.numerics.search.lattice import lattice_starts
 from itkstream.numerics.search.moments import moment_starts
 from itkstream.numerics.search.settings import SearchSettings
@@ -88,6 +89,20 @@ def test_what_is_known_is_looked_at_first(turned: Three) -> None:
     assert result.looked_at == 1
     assert result.best is not None
     assert result.best.origin == "known"
+
+
+def test_a_rival_is_turned_otherwise_and_nearly_as_good() -> None:
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+    def found(matrix: np.ndarray, supported: int) -> Found:
+        return Found("here", matrix, Evidence(supported, (3,), 1000))
+
+    best = found(np.eye(4), 100)
+    assert SearchResult((best, found(turn, 85)), 9).rival is not None
+    assert SearchResult((best, found(turn, 75)), 9).rival is None
+    assert SearchResult((best, found(np.diag([1.1, 1.0, 1.0, 1.0]), 99)), 9).rival is None
+    assert SearchResult((best, found(np.diag([-1.0, 1.0, 1.0, 1.0]), 99)), 9).rival is None
+    assert SearchResult((), 9).rival is None
 
 
 def ellipsoid(turn: np.ndarray) -> Image:
