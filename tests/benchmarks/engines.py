@@ -61,15 +61,13 @@ def _itkstream(
     tutorial: bool = False,
     similarity: str = "lcc",
 ) -> Any:
-    import attrs
-
     from itkstream.deform import deformable_align
-    from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+    from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
 
     if tutorial:
         return deformable_align(fixed, moving, spacing, spacing, cc_radius=12, iterations=(20, 10))
-    settings = attrs.evolve(PIPELINE_DEFAULTS.for_voxels(spacing), similarity=similarity)
-    return deformable_align(fixed, moving, spacing, spacing, settings=settings)
+    settings = PIPELINE_MIND if similarity == "mind" else PIPELINE_DEFAULTS
+    return deformable_align(fixed, moving, spacing, spacing, settings=settings.for_voxels(spacing))
 
 
 def _itkstream_method(fixed: Floats, moving: Floats, spacing: Sequence[float], method: str) -> Any:

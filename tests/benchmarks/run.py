@@ -9,6 +9,9 @@ and `--engines`, such as ``--engines itkstream/pipeline picsl-greedy``.
 Peers take nearly all the time and do not change: ``--earlier peers.json`` adds the errors they had
 in an earlier run where the images are the same, bit by bit. Their times are not added.
 
+Images whose contrasts differ: ``accuracy --cases inverted remapped remapped-block remapped-short
+--engines itkstream/pipeline itkstream/mind antspyx/mattes``.
+
 Errors are in fine voxels; ratios refer to picsl-greedy NCC 4x4x4 100x50x10 on the same images in
 the same run. See cases.py for how the truth is built.
 """

@@ -15,9 +15,11 @@ of one of them. Plain differences of the same descriptors do as well on nuclei i
 1.54 and 3.11 voxels) and on cell membranes (1.01 and 2.51 against 0.89 and 2.19).
 
 Both images are described on the fixed lattice, the warped one anew in each iteration. Descriptors
-of the moving image, warped as intensities are, would keep the axes of their patches however the
-affine turns, and twelve channels take as long to warp as to compute. They are bytes: those of both
-images take less than half of what the rest of the descent does.
+of the moving image, warped as intensities are, led as far (0.11, 0.10 and 0.17 voxel on nuclei
+against 0.11, 0.10 and 0.15, and 1.47 and 3.32 on the stains). But they keep the axes of their
+patches however the affine turns, and the twelve channels take 354 ns a voxel to warp, 145 to
+compute. Descriptors are bytes: with those of both images a block takes 75 bytes a voxel, without
+them 44. An iteration takes four times as long as one by intensities, 0.4 µs a voxel on one core.
 """
 
 from __future__ import annotations
@@ -44,13 +46,17 @@ NO_VALUE = -128
 """Byte of voxels that do not count, in all channels."""
 
 FLOOR = 0.5
-"""Share of an image's mean contrast that is added to that of each place, so that all pairs look
-alike where there is nothing but noise."""
+"""Share of an image's mean contrast that is added to that of each place.
+
+All pairs look alike where there is nothing but noise. A fifth of it leaves 1.1 to 1.2 times the
+error on noisy nuclei; four times as much 0.85 to 1.0 times, but 1.3 times on two real stains, as
+long as the field is soft.
+"""
 
 ARM_VOX = PATCH_VOX = 1
 """Voxels of a level from a voxel to its patches, and from their middle to their border.
 
-Two of either leave 1.1 to 2 times the error on nuclei: patches of noise that overlap are alike.
+Steps of two leave 1.0 to 1.3 times the error on nuclei, larger patches 1.1 to 1.5 times.
 """
 
 _TABLE = 4096

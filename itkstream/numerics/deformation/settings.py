@@ -158,8 +158,8 @@ class DescentSettings(Settings):
         What is correlated in the windows. ``"lcc"``: intensities, where what is bright in one image
         is bright in the other, or all of it dark. ``"mind"``: self-similarity descriptors (Heinrich
         et al., doi:10.1016/j.media.2012.05.008 and doi:10.1007/978-3-642-40811-3_24), where two
-        stains or two microscopes show the same edges in other ways; it takes twice as long, and is
-        less exact where ``"lcc"`` serves.
+        stains or two microscopes show the same edges in other ways; it takes four times as long,
+        and is less exact where ``"lcc"`` serves.
 
     Raises
     ------
