@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from itkstream.apply import fields as algebra
 from itkstream.apply import folds
-from itkstream.blocks import masks
+from itkstream.blocks import camera, masks
 from itkstream.blocks import sources as lazy
 from itkstream.errors import InputError
 from itkstream.geometry import (
@@ -97,6 +97,14 @@ def patched(folder: Path) -> Case:
     return Case(folds._Patched(VECTORS, ((box, whole[box]),)), whole)
 
 
+def repaired(folder: Path) -> Case:
+    """A plane across z of which one pixel is too bright by 7."""
+    pattern = np.zeros(SHAPE[1:], np.float32)
+    pattern[3, 2] = 7
+    image = Image(VOXELS + pattern, GRID)
+    return Case(camera.without_pattern(image, pattern).data, VOXELS.astype(np.float32))
+
+
 def sampled(folder: Path) -> Case:
     matrix = np.eye(4)
     matrix[:3, :3] += np.random.default_rng(2).normal(0, 0.1, (3, 3))
@@ -130,6 +138,7 @@ MAKERS: dict[str, Callable[[Path], Case]] = {
     "vectors of hdf5": lambda folder: Case(vectors_in(folder, "t.h5"), VECTORS.astype(float)),
     "vectors of ngff": lambda folder: Case(vectors_in(folder, "t.ome.zarr"), VECTORS),
     "patched": patched,
+    "repaired": repaired,
     "sampled": sampled,
     "scaled": lambda folder: Case(units._Scaled(VECTORS, 0.001), VECTORS * np.float32(0.001)),
 }

@@ -192,6 +192,8 @@ def test_a_block_of_every_method_takes_what_it_is_priced(method, shape):
     image = Image(np.empty(shape, np.uint16), Grid(shape, (1.0,) * len(shape)))
     settings = RegisterSettings(coarse_voxels=image.grid.size)
     chosen = {"similarity": method} if method in ("lcc", "mind") else {"method": method}
+    if method == "lcc":
+        chosen["stiffness"] = 1.0
     made = plan(image, image, [Deformable(**chosen)], settings)
     price = next(p for p in made.prices if p.name == "deformable").per_block / image.grid.size
     told = subprocess.run(

@@ -26,7 +26,7 @@ __all__ = ["TransformReader", "check_written", "grids_of"]
 TransformReader = Callable[[Path], Transform]
 
 _POINTS = 100
-# Fields of so many numbers in all are read as a whole.
+# Stored fields of so many numbers in all are read as a whole.
 _SMALL = 2**22
 # How often points are drawn anew where none passes through every lattice of a chain.
 _ROUNDS = 20

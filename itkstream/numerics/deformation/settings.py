@@ -240,7 +240,7 @@ PIPELINE_DEFAULTS = DescentSettings(
     node_stride=(1, 2, 4),
     isotropic=True,
     damping=0.001,
-    minimum_jacobian=0.05,
+    minimum_jacobian=0.1,
 )
 """Settings for cubic voxels of edge 1; use ``PIPELINE_DEFAULTS.for_voxels(spacing)``.
 

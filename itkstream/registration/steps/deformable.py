@@ -89,8 +89,8 @@ _BYTES: dict[Method | Literal["mind"], float] = {
 _BYTES_IN_PLANES, _MIND_IN_PLANES = 98.0, 115.0
 # A soft field has eight times the nodes at full resolution.
 _NARROW_BYTES = 18.0
-# While the stiffness is chosen: a block, its level and a descent on that, at a time.
-_SAMPLE_BYTES = SAMPLED_VOXELS * 200
+# Per voxel of the samples on which the stiffness is chosen, and of a descent on them.
+_SAMPLE_BYTES = 130.0
 
 
 @frozen(init=False, repr=False)
@@ -308,11 +308,14 @@ class Deformable(TunedStep):
         if len(blocks) > 1 and voxels:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = grid.shrink(plan.factors).size * bytes_per_voxel
+        samples = _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS) if self._is_open else 0.0
+        per_block = largest_block(blocks) * bytes_per_voxel
         return StepPrice(
             self.name,
             *count_blocks(blocks, TASKS_BLENDED + TASKS_WRITTEN),
-            once=max(pair.held + coarse, pair.held + _SAMPLE_BYTES * self._is_open),
-            per_block=largest_block(blocks) * bytes_per_voxel,
+            # Samples are gone when blocks are computed.
+            once=pair.held + max(coarse, samples - per_block),
+            per_block=per_block,
             kept=kept_bytes(*pair.image_bytes) if len(blocks) > 1 else 0.0,
             disk=field_bytes(self.field_grid(pair)),
             work=work_of(blocks),

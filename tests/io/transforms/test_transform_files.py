@@ -29,7 +29,7 @@ from itkstream.geometry import (
 )
 from itkstream.geometry.blocks import BlockGrid
 from itkstream.geometry.itk_bridge import to_itk_image, to_itk_transform
-from itkstream.io.transforms import displacement_images
+from itkstream.io.transforms import check, displacement_images
 from itkstream.io.transforms import files as transform_files
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.io.transforms.itk.hdf5_files import Hdf5Vectors, write_hdf5_transform
@@ -272,6 +272,7 @@ def test_slicers_nifti_vectors_point_the_other_way(odd_grid, smooth_transform, t
 
 def test_images_are_streamed(odd_grid, smooth_transform, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(displacement_images, "_SLAB", 500)
+    monkeypatch.setattr(check, "_SMALL", 0)
     transform = smooth_transform(odd_grid(3, axes=("y", "z", "x")))
     seen = []
 
