@@ -42,8 +42,8 @@ _LEAST_SHIFT = 0.25
 
 # What convinces: this share of the key points, between these numbers, and so many times the chance
 # level. Of 120 wrong starts between unrelated phantoms of 1400 key points, the best found 38; one
-# for two stains that lay 22 voxels off found 46, and one in a corner with 13 key points, 11 of them. Right ones, of one tissue or of two individuals,
-# find 44 of 280 to 900 of 1400.
+# for two stains that lay 22 voxels off found 46, and one in a corner 11 of 13. Right ones, of one
+# tissue or of two individuals, find 44 of 280 to 900 of 1400.
 _SHARE, _FEWEST, _MOST = 0.12, 20, 60
 _TIMES = 3.0
 # Below this share of what convinces there is no evidence.
