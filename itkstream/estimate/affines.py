@@ -37,7 +37,7 @@ from itkstream.numerics.matching.consistency import (
 from itkstream.numerics.matching.matches import Correspondences
 from itkstream.numerics.matching.ransac import AffineEstimate, Model, RansacSettings, fit_ransac
 from itkstream.numerics.sampling.mapping import map_on
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 
 __all__ = [
     "AffineTask",
@@ -356,8 +356,7 @@ def _simpler(
 def _aligned_part(grid: Grid, moving: Image, initial: Transform | None) -> Image:
     """The moving image around a block, aligned; NaN where there is none."""
     if initial is not None:
-        settings = WarpSettings(background=np.nan, dtype=np.float32)
-        return Image(warp_block(moving, initial, grid, settings), grid)
+        return Image(warp_block(moving, initial, grid, NAN_OUTSIDE), grid)
     crop = map_on(AffineTransform(np.eye(grid.ndim + 1)), grid).crop_of(moving.grid)
     if crop is None:
         raise RegistrationError("it lies outside the moving image")

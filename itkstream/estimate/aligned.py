@@ -20,7 +20,7 @@ from itkstream.errors import InputError, RefusedInputError
 from itkstream.geometry import AffineTransform, Image, Transform
 from itkstream.numerics.deformation.correlation import local_correlation
 from itkstream.numerics.evidence.quality import WINDOW_RADIUS_VOX, tissue_mask
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.numerics.threads import processors, using_threads
 
 __all__ = ["MovIs", "checked_mov_is", "prepare_start_of"]
@@ -93,7 +93,6 @@ def _correlation(
     fixed: Image, moving: Image, transform: Transform, tissue: NDArray[np.bool_]
 ) -> float:
     """Mean squared local correlation in the tissue, 0 where the moving image does not reach."""
-    settings = WarpSettings(background=np.nan, dtype=np.float32)
-    aligned = warp_block(moving, transform, fixed.grid, settings)
+    aligned = warp_block(moving, transform, fixed.grid, NAN_OUTSIDE)
     values = local_correlation(fixed.read(), aligned, WINDOW_RADIUS_VOX)
     return float(np.nan_to_num(values)[tissue].mean())

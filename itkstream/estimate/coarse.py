@@ -8,6 +8,7 @@ that with the levels that are left; which blocks show anything at all is seen th
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from itkstream.geometry import (
     Landmarks,
     Transform,
 )
+from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.fields import shrink_field
@@ -36,6 +38,7 @@ __all__ = [
     "LevelPlan",
     "after_coarse",
     "factors_per_axis",
+    "moving_factors",
     "plan_levels",
     "prepare_start",
     "relative_levels",
@@ -105,7 +108,7 @@ def solve_coarse(
     """
     with using_threads(processors()):
         small = read_coarse(fixed, plan.factors)
-        other = read_coarse(moving, _moving_factors(fixed, moving, plan))
+        other = read_coarse(moving, moving_factors(fixed.grid, moving.grid, plan.factors))
         estimate = deform_block(small, other, initial, plan.coarse, landmarks)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
@@ -126,7 +129,7 @@ def prepare_start(
 
     The images are averaged only where the levels, of at most so many voxels, are too coarse.
     """
-    wanted = plan.factors, _moving_factors(*images, plan)
+    wanted = plan.factors, moving_factors(images[0].grid, images[1].grid, plan.factors)
     fixed, moving = (
         _prepare_source(image, level, factors, voxels)
         for image, level, factors in zip(images, levels, wanted, strict=True)
@@ -174,17 +177,16 @@ def factors_per_axis(grid: Grid, factor: int, isotropic: bool = True) -> tuple[i
     """The factor on every axis, or so many voxels as span the same length."""
     if not isotropic:
         return (factor,) * grid.ndim
-    finest = min(grid.spacing)
-    return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+    return voxels_spanning(factor * min(grid.spacing), grid.spacing)
 
 
 def _shrunk(grid: Grid, factor: int, settings: DeformSettings) -> Grid:
     return grid.shrink(factors_per_axis(grid, factor, settings.isotropic))
 
 
-def _moving_factors(fixed: Image, moving: Image, plan: LevelPlan) -> tuple[int, ...]:
-    """Moving voxels as long as the coarse voxels of the fixed image, axis by axis."""
-    coarse = [h * f for h, f in zip(fixed.spacing, plan.factors, strict=True)]
+def moving_factors(fixed: Grid, moving: Grid, factors: Sequence[int]) -> tuple[int, ...]:
+    """Moving voxels as long as so many of the fixed image, axis by axis."""
+    coarse = [h * f for h, f in zip(fixed.spacing, factors, strict=True)]
     return tuple(max(1, round(c / h)) for c, h in zip(coarse, moving.spacing, strict=True))
 
 

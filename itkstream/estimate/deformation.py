@@ -30,6 +30,7 @@ from itkstream.geometry import (
     Transform,
     steps_of,
 )
+from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.deformation.descent import node_factors
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import BARREN, DeformEstimate, deform_block
@@ -373,9 +374,9 @@ def _joining_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) ->
     # A B-spline's control points lie further apart than any nodes here.
     strides = np.ravel(getattr(settings, "node_stride", 2))
     stride = int(strides[-1]) * int(np.ravel(settings.shrink_factors)[-1])
+    wanted = voxels_spanning(stride * min(grid.spacing), grid.spacing)
     factors = []
-    for h, size, halo in zip(grid.spacing, blocks.blocksize, blocks.overlap, strict=True):
-        factor = max(1, round(stride * min(grid.spacing) / h))
+    for factor, size, halo in zip(wanted, blocks.blocksize, blocks.overlap, strict=True):
         if 8 * factor > size or size % factor or halo % factor:
             factor = min(factor, 2)
         factors.append(factor if 8 * factor <= size else 1)

@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Landmarks
+from itkstream.numerics.checks import TO_DEVIATION
 from itkstream.numerics.matching.ransac import Model, fit_affine
 
 __all__ = ["LandmarkStart", "start_from", "weigh_landmarks"]
@@ -20,7 +21,6 @@ Floats = NDArray[np.float64]
 # along it is told from the errors of placing.
 _THIN = 0.1
 _ROUNDS = 30
-_TO_DEVIATION = 1.4826  # from the median absolute deviation of Gaussian noise to its standard one
 
 # Of a landmark: those around it that tell where it should be, and the deviations beyond which it
 # is doubted.
@@ -56,7 +56,7 @@ def start_from(landmarks: Landmarks) -> LandmarkStart:
     matrix = fit_affine(p, q, model, weights)
     for _ in range(_ROUNDS):
         residuals = _distances(matrix, p, q)
-        scale = _TO_DEVIATION * float(np.median(residuals))
+        scale = TO_DEVIATION * float(np.median(residuals))
         if scale <= 1e-9:
             break
         matrix = fit_affine(p, q, model, weights / (1.0 + (residuals / scale) ** 2))
@@ -89,7 +89,7 @@ def _extents(points: Floats) -> Floats:
 
 
 def _distances(matrix: Floats, fixed: Floats, moving: Floats) -> Floats:
-    away = fixed @ matrix[:-1, :-1].T + matrix[:-1, -1] - moving
+    away = AffineTransform(matrix).apply(fixed) - moving
     return np.asarray(np.linalg.norm(away, axis=1))
 
 
@@ -103,9 +103,8 @@ def weigh_landmarks(landmarks: Landmarks) -> Landmarks:
     m = len(landmarks)
     if m < _LEAST_JUDGED:
         return landmarks
-    matrix = start_from(landmarks).transform.matrix
     p = landmarks.fixed
-    left = landmarks.moving - (p @ matrix[:-1, :-1].T + matrix[:-1, -1])
+    left = landmarks.moving - start_from(landmarks).transform.apply(p)
     near = cKDTree(p).query(p, min(_NEIGHBOURS, m - 1) + 1)[1][:, 1:]
     apart = np.linalg.norm(left - np.median(left[near], axis=1), axis=1)
     sigma = 0.0 if landmarks.sigma_um is None else float(np.median(landmarks.sigma_um))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.levels import read_coarse
-from itkstream.estimate.coarse import factors_per_axis, relative_levels
+from itkstream.estimate.coarse import factors_per_axis, moving_factors, relative_levels
 from itkstream.geometry import Grid, Image, Slices, Transform
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
@@ -26,7 +26,7 @@ from itkstream.numerics.evidence.stiffness import (
     stiffened,
 )
 from itkstream.numerics.sampling.mapping import GridMap, map_on
-from itkstream.numerics.sampling.warping import WarpSettings, warp_mapped
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
 from itkstream.numerics.threads import processors, using_threads
 
 __all__ = ["SAMPLED_VOXELS", "choose_stiffness"]
@@ -112,8 +112,7 @@ def _sample(
     if crop is None:
         return None
     part = moving[crop]
-    lengths = zip(small.spacing, part.spacing, strict=True)
-    other = read_coarse(part, tuple(max(1, round(a / b)) for a, b in lengths))
+    other = read_coarse(part, moving_factors(fixed.grid, part.grid, factors))
     voxels = np.asarray(small.read(), np.float32)
     hidden = hide_cubes(voxels.shape, small.spacing)
     seen = np.where(hidden, np.float32(np.nan), voxels)
@@ -128,5 +127,5 @@ def _foretold(sample: _Sample, start: Transform, settings: DescentSettings) -> N
         return np.empty(0)
     grid = sample.fixed.grid
     mapping = GridMap(grid, estimate.initial.affine, estimate.displacement)
-    warped = warp_mapped(sample.moving, mapping, WarpSettings(background=np.nan, dtype=np.float32))
+    warped = warp_mapped(sample.moving, mapping, NAN_OUTSIDE)
     return hidden_correlation(sample.fixed.read(), warped, sample.hidden, grid.spacing)

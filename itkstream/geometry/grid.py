@@ -20,6 +20,7 @@ __all__ = [
     "axis_order",
     "box_shape",
     "default_axes",
+    "voxels_spanning",
 ]
 
 Slices = tuple[slice, ...]
@@ -48,6 +49,11 @@ def box_shape(box: Slices) -> tuple[int, ...]:
         Voxels per axis.
     """
     return tuple(s.stop - s.start for s in box)
+
+
+def voxels_spanning(length: float, spacing: Sequence[float]) -> tuple[int, ...]:
+    """Count the voxels of each axis that span a length best, at least one."""
+    return tuple(max(1, round(length / h)) for h in spacing)
 
 
 def default_axes(ndim: int) -> tuple[str, ...]:

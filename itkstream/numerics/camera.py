@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
+from itkstream.numerics.checks import TO_DEVIATION
+
 __all__ = ["MARGIN", "PatternCount", "count_pattern", "find_pattern", "repair_planes"]
 
 Floats = NDArray[np.float32]
@@ -42,7 +44,6 @@ _LINE_EXCEPTIONS = 0.1
 # Where all lines add something, the level they are compared to is a Gaussian of so many of them.
 _LEVEL_SIGMA = 5.0
 _OUTLYING = 4.0
-_TO_DEVIATION = 1.4826  # from the median absolute deviation of Gaussian noise to its standard one
 # Fixed noise is so much alike at places far apart, and so much less alike one pixel further. One
 # of a smaller share of the deviation of pixels than this makes no images alike.
 _ALIKE, _BLUNT = 0.1, 0.3
@@ -70,7 +71,7 @@ def find_pattern(stack: NDArray[np.floating]) -> Floats:
     rest[~known] = 0
     low, high = np.percentile(filled, (1, 99.5)).tolist()
     least = max(_LEAST * (high - low), 1e-30)
-    deviation = max(_TO_DEVIATION * float(np.median(np.abs(rest))), least)
+    deviation = max(TO_DEVIATION * float(np.median(np.abs(rest))), least)
     columns, rows = (_find_lines(filled, rest, axis, (least, deviation)) for axis in (2, 1))
     pattern = columns[None, :] + rows[:, None]
     rest = np.where(np.isnan(pattern), 0, rest - np.nan_to_num(pattern))
@@ -147,7 +148,7 @@ def _find_lines(stack: Floats, rest: Floats, axis: int, sizes: tuple[float, floa
     least, deviation = sizes
     seen = _medians_of_lines(rest, axis)
     every = (seen - _fixed_part(seen, deviation)).reshape(-1, seen.shape[-1])
-    noise = max(least, _TO_DEVIATION * float(np.median(np.abs(every))))
+    noise = max(least, TO_DEVIATION * float(np.median(np.abs(every))))
     # Two lines side by side may be bad; light spreads further.
     padded = np.pad(np.abs(every), ((0, 0), (2, 2)))
     beside = np.maximum(padded[:, :-4], padded[:, 4:])
@@ -193,7 +194,7 @@ def _comes_again(seen: Floats, stands_out: NDArray[np.bool_], exceptions: int) -
 def _fixed_part(seen: Floats, deviation: float) -> Floats:
     """The part of (places, bands, ...) that is alike at all places, sharp, and not too little."""
     # Tissue that stands out in one of them tells nothing of the others.
-    most = 3 * _TO_DEVIATION * np.median(np.abs(seen))
+    most = 3 * TO_DEVIATION * np.median(np.abs(seen))
     usual = np.clip(seen, -most, most)
     some = 3 * len(seen) // 8
     halves = usual[:some, ::2], usual[-some:, 1::2] if seen.shape[1] > 1 else usual[-some:]

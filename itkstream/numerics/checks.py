@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 
-__all__ = ["check_image", "counting_voxels", "without_infinities"]
+__all__ = ["TO_DEVIATION", "check_image", "counting_voxels", "without_infinities"]
+
+TO_DEVIATION = 1.4826
+"""From the median absolute deviation of Gaussian noise to its standard one."""
 
 
 def check_image(what: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from dask.tokenize import tokenize
 
 from itkstream.apply.certificate import certify
@@ -19,7 +18,7 @@ from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
 from itkstream.compute.execute import open_or_create, store
 from itkstream.errors import RegistrationError
-from itkstream.geometry import AffineTransform, CompositeTransform, Image, Transform
+from itkstream.geometry import CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import write_transform
@@ -99,10 +98,10 @@ class Run:
 
         def measure(facts: Note) -> Note:
             facts["coarse_shapes"] = [image.shape for image in self.scene.coarse]
-            facts["local_correlation"] = self.scene.correlation(initial or _identity(self.fixed))
+            facts["local_correlation"] = self.scene.correlation(self.scene.known(initial))
             if initial is not None:
                 facts["initial_affine"] = affine_part(initial).matrix.tolist()
-            facts |= self._judge_marks(initial or _identity(self.fixed))
+            facts |= self._judge_marks(self.scene.known(initial))
             return {}
 
         note = self.journal.once("read", _BEGIN, key, measure, hold=True)
@@ -124,7 +123,7 @@ class Run:
             found = step.find(scene, before, place)
             after, told = next_state(scene, before, found)
             facts |= told
-            facts |= self._judge_marks(after.transform or _identity(self.fixed))
+            facts |= self._judge_marks(self.scene.known(after.transform))
             if scene is not self.scene:
                 facts["left_out"] = self._common_scene[1]
             if isinstance(found, Nothing) or after is before:
@@ -192,7 +191,7 @@ class Run:
 
     def _computed(self, state: State) -> CompositeTransform:
         """Store what was found as a displacement field and an affine, as it was computed."""
-        found = state.transform or _identity(self.fixed)
+        found = self.scene.known(state.transform)
         if self.steps and self.steps[-1].finds_field:
             assert isinstance(found, CompositeTransform)
             return found
@@ -328,8 +327,8 @@ def run_keys(
     The images are masked. There is a key of the beginning, one of each step, and that of all
     results.
     """
-    known = (initial, marks) if marks is not None else initial
-    keys = [tokenize(code_version(), seen, known, settings.coarse_voxels, settings.content)]
+    known = seen, initial, marks
+    keys = [tokenize(code_version(), *known, settings.coarse_voxels, settings.content)]
     for number, step in enumerate(steps, 1):
         result = _is_result(number, steps, settings)
         keys.append(tokenize(keys[-1], step.name, step_parameters(step), result))
@@ -370,7 +369,3 @@ def _describe(image: Image) -> dict[str, Any]:
 def _plain(value: Any) -> dict[str, Any]:
     """A frozen value as its fields."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-def _identity(image: Image) -> AffineTransform:
-    return AffineTransform(np.eye(image.ndim + 1))

@@ -39,6 +39,7 @@ from itkstream.compute.execute import compute, continues
 from itkstream.compute.progress import Progress
 from itkstream.errors import RegistrationError
 from itkstream.geometry import (
+    AffineTransform,
     ArraySource,
     BlockGrid,
     DisplacementField,
@@ -52,9 +53,10 @@ from itkstream.geometry import (
 from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
+from itkstream.numerics.evidence.contrast import ContrastEvidence, find_similarity
 from itkstream.numerics.evidence.one_sided import find_one_sided
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.workers import Resources
 
 __all__ = [
@@ -231,6 +233,17 @@ class Scene:
         """A mask of the coarse fixed image, true where it shows tissue."""
         return tissue_mask(self.coarse[0].read())
 
+    def known(self, transform: Transform | None) -> Transform:
+        """The transform that is known so far, or the identity."""
+        return transform or AffineTransform(np.eye(self.fixed.ndim + 1))
+
+    def find_similarity(self, transform: Transform) -> ContrastEvidence:
+        """Find the similarity that suits the images through a transform, and tell it."""
+        aligned = self.aligned(transform).read()
+        evidence = find_similarity(self.coarse[0], aligned, self.tissue)
+        self.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
+        return evidence
+
     def common(self, transform: Transform) -> tuple[Scene, float]:
         """Leave out the fixed voxels that only one image shows, and say which share they are.
 
@@ -253,13 +266,12 @@ class Scene:
     def aligned(self, transform: Transform) -> Image:
         """Resample the coarse moving image on the coarse fixed one; NaN where there is none."""
         fixed, moving = self.coarse
-        settings = WarpSettings(background=np.nan, dtype=np.float32)
         if _largest_field(transform) > 2 * fixed.grid.size:
             # All of the field is read: for the workers.
             size = (_JUDGED_BLOCK,) * fixed.ndim
-            lazy = prepare_apply_transform(fixed.grid, self.levels[1], transform, size, settings)
+            lazy = prepare_apply_transform(fixed.grid, self.levels[1], transform, size, NAN_OUTSIDE)
             return Image(compute(lazy, self.resources, self.reporter.blocks), fixed.grid)
-        return Image(warp_block(moving, transform, fixed.grid, settings), fixed.grid)
+        return Image(warp_block(moving, transform, fixed.grid, NAN_OUTSIDE), fixed.grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,12 +345,13 @@ def next_state(
     """
     if isinstance(found, Nothing):
         return state, {**found.facts, "dropped": found.reason}
-    quality = scene.correlation(found.transform(state))
+    through = found.transform(state)
+    quality = scene.correlation(through)
     facts = {**found.facts, "local_correlation": quality}
     if quality <= state.quality and not found.required:
         return state, {**facts, "dropped": "it lowered the local correlation"}
     if scene.marks is not None and not found.required:
-        against = scene.marks.objection(state, found.transform(state))
+        against = scene.marks.objection(state, through)
         if against:
             return state, {**facts, "dropped": against}
     return found.after(state, quality), facts

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid, Landmarks
+from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import LocalCorrelation
 from itkstream.numerics.deformation.force import solve_newton, warp_through_nodes
@@ -56,6 +57,7 @@ __all__ = [
     "LevelReport",
     "LevelSettings",
     "descend",
+    "measure_likeness",
     "node_factors",
 ]
 
@@ -212,6 +214,16 @@ def descend(
     return _finish(u, nodes, frame, settings, tuple(reports))
 
 
+def measure_likeness(
+    fixed: NDArray[Any], moving: NDArray[Any], frame: Frame, settings: DescentSettings
+) -> float:
+    """Measure how alike two images are after an affine, as the first level of a descent does."""
+    level = _prepare(_pair(fixed, moving, frame), settings, 0)
+    still = np.zeros((*level.nodes.shape, 3), np.float32)
+    warped = np.empty(level.lattice.shape, np.float32)
+    return _compare(level, still, warped)
+
+
 @dataclass(frozen=True, eq=False)
 class _Pair:
     """Both images as 3-D arrays on axis-aligned lattices, and the map between these."""
@@ -333,8 +345,7 @@ def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
     """The factor on every axis, or as many voxels as span the same length."""
     if not even:
         return (factor,) * grid.ndim
-    finest = _finest(grid)
-    return tuple(max(1, round(factor * finest / h)) for h in grid.spacing)
+    return voxels_spanning(factor * _finest(grid), grid.spacing)
 
 
 def node_factors(grid: Grid, settings: DescentSettings) -> tuple[int, ...]:
@@ -388,8 +399,7 @@ def _descend_level(
     history: list[float] = []
     best, after, share, since, stopped = u, 0.0, 1.0, 0, ""
     while not stopped:
-        warp_through_nodes(level.moving, level.index, level.vector, u, level.stride, warped)
-        correlations.append(level.likeness.compare(warped))
+        correlations.append(_compare(level, u, warped))
         history.append(correlations[-1] - level.penalty(u))
         if history[-1] >= max(history):
             best, after = u, correlations[-1]
@@ -400,6 +410,12 @@ def _descend_level(
         if not stopped:
             u = _advance(level, u, warped, share)
     return best, LevelReport(level.factor, correlations[0], after, len(history) - 1, stopped)
+
+
+def _compare(level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32]) -> float:
+    """Warp the moving image, in place, and measure how alike the images are."""
+    warp_through_nodes(level.moving, level.index, level.vector, u, level.stride, warped)
+    return level.likeness.compare(warped)
 
 
 def _trend(history: list[float], level: _Level) -> float:

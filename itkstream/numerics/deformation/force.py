@@ -177,6 +177,15 @@ def _collect_line(warped, drive, line, h, stride, sums):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True)
+def mean_line(sums, lines, stride, length, out):  # type: ignore[no-untyped-def]
+    """From the sums of a line of nodes, over so many lines of voxels, to their means."""
+    for k in range(out.shape[0]):
+        count = lines * (min((k + 1) * stride, length) - k * stride)
+        for c in range(out.shape[1]):
+            out[k, c] = sums[c, k] / count
+
+
+@njit(nogil=True, cache=True)
 def _collect_planes(warped, drive, h, stride, out, start, stop):  # type: ignore[no-untyped-def]
     sums = np.empty((out.shape[3], out.shape[2]), np.float32)
     nx, ny, nz = warped.shape
@@ -189,10 +198,7 @@ def _collect_planes(warped, drive, h, stride, out, start, stop):  # type: ignore
                 for j in range(b * stride[1], y1):
                     _collect_line(warped, drive, (i, j), h, stride[2], sums)
             lines = (x1 - a * stride[0]) * (y1 - b * stride[1])
-            for k in range(out.shape[2]):
-                count = lines * (min((k + 1) * stride[2], nz) - k * stride[2])
-                for c in range(out.shape[3]):
-                    out[a, b, k, c] = sums[c, k] / count
+            mean_line(sums, lines, stride[2], nz, out[a, b])
 
 
 @njit(nogil=True, cache=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.geometry import Grid, Landmarks, Slices
+from itkstream.geometry import AffineTransform, Grid, Landmarks, Slices
 from itkstream.numerics.lift import lift_vectors
 
 __all__ = ["WIDTH", "LandmarkPull", "Targets", "expect_moves"]
@@ -75,8 +75,7 @@ class Targets:
         index = grid.to_index(landmarks.fixed)
         inside = ((index >= -0.5) & (index <= np.subtract(grid.shape, 0.5))).all(axis=1)
         kept = landmarks.select(inside).placed_within(max(grid.spacing))
-        back = np.linalg.inv(affine)
-        moves = kept.moving @ back[:-1, :-1].T + back[:-1, -1] - kept.fixed
+        moves = AffineTransform(affine).inverse().apply(kept.moving) - kept.fixed
         direction = np.asarray(grid.direction)
         trust = np.ones(len(kept)) if kept.trust is None else kept.trust
         assert kept.sigma_um is not None
@@ -115,8 +114,7 @@ class LandmarkPull:
     def penalty(self, u: NDArray[np.float32]) -> float:
         """Mean squared miss of the nodes, in the unit of squared correlation."""
         miss = self.moves - _at(u, self.index)[0]
-        shares = [share.sum(dtype=np.float64) for _, share in self._footprints()]
-        sizes = np.einsum("mc,mc->m", miss, miss) * self.weights * shares
+        sizes = np.einsum("mc,mc->m", miss, miss) * self.weights * self._shares
         return float(sizes.sum() / math.prod(self.nodes.shape))
 
     def add(self, normal: NDArray[np.float32], u: NDArray[np.float32]) -> None:
@@ -140,6 +138,11 @@ class LandmarkPull:
         for place in self.index:
             box, share = self._footprint(place)
             yield box, share / self._crowding[box]
+
+    @cached_property
+    def _shares(self) -> Floats:
+        """Sum of the shares of each landmark, which the displacement does not change."""
+        return np.array([share.sum(dtype=np.float64) for _, share in self._footprints()])
 
     @cached_property
     def _crowding(self) -> NDArray[np.float32]:

@@ -32,6 +32,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.numerics.deformation.correlation import LEAST_FILLED, next_line
+from itkstream.numerics.deformation.force import mean_line
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["ARM_VOX", "PATCH_VOX", "PatchPairs", "SelfSimilarity", "describe", "mean_contrast"]
@@ -395,7 +396,4 @@ def _collect_planes(images, scales, h, stride, out, start, stop):  # type: ignor
                 for j in range(b * stride[1], y1):
                     _collect_line(images, scales, (i, j), h, stride[2], sums)
             lines = (x1 - a * stride[0]) * (y1 - b * stride[1])
-            for k in range(out.shape[2]):
-                count = lines * (min((k + 1) * stride[2], nz) - k * stride[2])
-                for c in range(out.shape[3]):
-                    out[a, b, k, c] = sums[c, k] / count
+            mean_line(sums, lines, stride[2], nz, out[a, b])

@@ -37,6 +37,7 @@ __all__ = [
     "Similarity",
     "kernels",
     "node_strides",
+    "scaled_kernels",
 ]
 
 Abcd: TypeAlias = tuple[float, float, float, float]
@@ -74,7 +75,7 @@ def _kernels_per_level(name: str, values: Any, count: int) -> tuple[Abcd, ...]:
     return tuple((k.a, k.b, k.c, k.d) for k in checked)
 
 
-def _scaled_kernels(values: tuple[Abcd, ...], length: float) -> tuple[Abcd, ...]:
+def scaled_kernels(values: tuple[Abcd, ...], length: float) -> tuple[Abcd, ...]:
     """The operators for spacings `length` times as large."""
     scaled = [SmoothingKernel(*k).scaled(length) for k in values]
     return tuple((k.a, k.b, k.c, k.d) for k in scaled)
@@ -87,7 +88,7 @@ def kernels(default: Any) -> Any:
         return _kernels_per_level(field.name, values, len(settings.shrink_factors))
 
     return per_level_field(
-        default, Converter(convert, takes_self=True, takes_field=True), _scaled_kernels
+        default, Converter(convert, takes_self=True, takes_field=True), scaled_kernels
     )
 
 

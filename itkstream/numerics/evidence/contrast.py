@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
-from itkstream.numerics.deformation.descent import Frame, descend
+from itkstream.numerics.deformation.descent import Frame, descend, measure_likeness
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     PIPELINE_MIND,
@@ -26,7 +26,7 @@ from itkstream.numerics.deformation.settings import (
     Similarity,
 )
 from itkstream.numerics.sampling.pyramid import shrink
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 
 __all__ = [
     "ContrastEvidence",
@@ -130,12 +130,11 @@ def descriptor_likeness(fixed: Image, aligned: NDArray[Any], tissue: NDArray[np.
     """
     a = np.where(tissue, fixed.read(), np.nan).astype(np.float32)
     frame = Frame(fixed.grid, fixed.grid, np.eye(fixed.ndim + 1))
-    look = evolve(PIPELINE_MIND.select(slice(-1, None)), shrink_factors=(1,), iterations=(0,))
+    look = evolve(PIPELINE_MIND.select(slice(-1, None)), shrink_factors=(1,))
     b = np.asarray(aligned, np.float32)
     if not (np.isfinite(a) & np.isfinite(b)).any():
         return 0.0
-    (level,) = descend(a, b, frame, look.for_voxels(fixed.spacing)).levels
-    return level.before
+    return measure_likeness(a, b, frame, look.for_voxels(fixed.spacing))
 
 
 def coherence(a: Floats, b: Floats, counts: NDArray[np.bool_]) -> float:
@@ -196,5 +195,4 @@ def _follow(a: Floats, b: Floats, grid: Grid, settings: DescentSettings) -> Floa
     found = descend(a, b, Frame(grid, grid, still), coarse.for_voxels(grid.spacing))
     field = DisplacementField(found.displacement, grid)
     through = CompositeTransform((field, AffineTransform(still)))
-    outside = WarpSettings(background=np.nan, dtype=np.float32)
-    return warp_block(Image(b, grid), through, grid, outside)
+    return warp_block(Image(b, grid), through, grid, NAN_OUTSIDE)

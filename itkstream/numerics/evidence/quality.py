@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from itkstream.numerics.checks import TO_DEVIATION
 from itkstream.numerics.deformation.correlation import mean_local_correlation
 
 __all__ = [
@@ -34,7 +35,6 @@ _DARK_PERCENT = 5
 # The darkest twentieth of pure noise lies up to one deviation too low: 6 are left, which one voxel
 # in a thousand million exceeds.
 _CONTENT_DEVIATIONS = 7
-_TO_DEVIATION = 1.4826  # from the median absolute deviation of Gaussian noise to its standard one
 
 
 def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
@@ -96,7 +96,7 @@ def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     rough = np.abs((voxels - light)[dark])
     # What a Gaussian of one voxel leaves of white noise, along each axis.
     kept = np.sqrt(1 / (2 * np.sqrt(np.pi) * _LIGHT_SIGMA_VOX)) ** image.ndim
-    noise = kept * _TO_DEVIATION * np.median(rough)
+    noise = kept * TO_DEVIATION * np.median(rough)
     content = light > _CONTENT_DEVIATIONS * noise
     return np.asarray(content if content.any() else np.ones(image.shape, bool))
 

@@ -17,9 +17,9 @@ import numpy as np
 from attrs import evolve
 from numpy.typing import NDArray
 
+from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.deformation.correlation import local_correlation
-from itkstream.numerics.deformation.kernels import SmoothingKernel
-from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.deformation.settings import DescentSettings, scaled_kernels
 
 __all__ = [
     "LEAST_STIFFNESS",
@@ -67,8 +67,10 @@ def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
     if stiffness == 1:
         return settings
     changes: dict[str, Any] = {
-        "field_smoothing": _scaled(settings.field_smoothing, stiffness),
-        "gradient_smoothing": _scaled(settings.gradient_smoothing, stiffness**_FORCE),
+        "field_smoothing": scaled_kernels(settings.field_smoothing, math.sqrt(stiffness)),
+        "gradient_smoothing": scaled_kernels(
+            settings.gradient_smoothing, math.sqrt(stiffness**_FORCE)
+        ),
     }
     if stiffness < 1:
         first, *others = settings.iterations
@@ -80,14 +82,9 @@ def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
     return evolve(settings, **changes)
 
 
-def _scaled(kernels: tuple[Any, ...], times: float) -> tuple[Any, ...]:
-    scaled = [SmoothingKernel(*k).scaled(math.sqrt(times)) for k in kernels]
-    return tuple((k.a, k.b, k.c, k.d) for k in scaled)
-
-
 def hide_cubes(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.bool_]:
     """A quarter of an image, in random cubes of eight voxels of its smallest spacing."""
-    edges = [max(1, round(_HIDDEN_EDGE * min(spacing) / h)) for h in spacing]
+    edges = voxels_spanning(_HIDDEN_EDGE * min(spacing), spacing)
     counts = tuple(-(-n // edge) for n, edge in zip(shape, edges, strict=True))
     hidden = np.random.default_rng(_SEED).random(counts) < _HIDDEN_SHARE
     for axis, edge in enumerate(edges):
@@ -102,7 +99,7 @@ def hidden_correlation(
     spacing: tuple[float, ...],
 ) -> NDArray[np.float64]:
     """Squared local correlation at the hidden voxels, seeing none of the others."""
-    radius = [max(1, round(_RADIUS * min(spacing) / h)) for h in spacing]
+    radius = voxels_spanning(_RADIUS * min(spacing), spacing)
     none = np.float32(np.nan)
     found = local_correlation(
         np.where(hidden, fixed, none), np.where(hidden, warped, none), radius

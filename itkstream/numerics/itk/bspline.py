@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid, Landmarks
+from itkstream.geometry.grid import voxels_spanning
 from itkstream.geometry.itk_bridge import sample_transform, what_itk_says
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.correlation import mean_local_correlation
@@ -98,7 +99,7 @@ def _descend_level(
     """Search on one level; what was known where nothing better is found."""
     factor, sigma = settings.shrink_factors[number], settings.smooth_sigmas[number]
     grid = pair.frame.fixed_grid
-    factors = [max(1, round(factor * min(grid.spacing) / h)) for h in grid.spacing]
+    factors = voxels_spanning(factor * min(grid.spacing), grid.spacing)
     known = pair.warped if before is None else _warped(pair.moving, pair.frame, pair.total(before))
     correlations = [_correlation(pair.fixed, known, grid, factors, settings)]
     if correlations[0] == 0:
@@ -163,7 +164,7 @@ def _warped(moving: Floats, frame: Frame, displacement: Floats) -> Floats:
 
 
 def _correlation(
-    fixed: Floats, warped: Floats, grid: Grid, factors: list[int], settings: BsplineSettings
+    fixed: Floats, warped: Floats, grid: Grid, factors: tuple[int, ...], settings: BsplineSettings
 ) -> float:
     """Mean squared local correlation of both on a level; 0 where there is nothing to compare."""
     small = [shrink(image, grid, factors)[0] for image in (fixed, warped)]
@@ -174,7 +175,7 @@ def _correlation(
 
 
 def _sides(
-    pair: _Pair, factors: list[int], sigma: float, radius: int | None
+    pair: _Pair, factors: tuple[int, ...], sigma: float, radius: int | None
 ) -> tuple[ItkImage, ItkImage]:
     """Both images of a level, locally normalised over the voxels they share."""
     small = [shrink(im, pair.frame.fixed_grid, factors, sigma) for im in (pair.fixed, pair.warped)]

@@ -23,7 +23,7 @@ from itkstream.numerics.sampling.background import background_of
 from itkstream.numerics.sampling.interpolate import Part, as_voxel, round_to, warp
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 
-__all__ = ["AnyTransform", "WarpSettings", "warp_block", "warp_mapped"]
+__all__ = ["NAN_OUTSIDE", "AnyTransform", "WarpSettings", "warp_block", "warp_mapped"]
 
 
 AnyTransform: TypeAlias = Transform | sitk.Transform
@@ -213,3 +213,7 @@ def _as_transform(mapping: GridMap) -> Transform:
     if mapping.displacement is None:
         return affine
     return CompositeTransform((DisplacementField(mapping.displacement, mapping.grid), affine))
+
+
+NAN_OUTSIDE = WarpSettings(background=np.nan, dtype=np.float32)
+"""Images to be compared: NaN, which does not count, where there is none of the moving image."""

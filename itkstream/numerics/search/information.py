@@ -14,7 +14,7 @@ from itkstream.numerics.evidence.contrast import descriptor_likeness
 from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.numerics.search.lattice import cubes
 
 __all__ = ["Informed", "most_informed"]
@@ -79,8 +79,7 @@ def most_informed(fixed: Image, moving: Image, starts: Sequence[Floats]) -> Info
 def _likeness(pair: tuple[Image, Image], matrix: Floats) -> float:
     """Likeness of descriptors in the fixed tissue."""
     fixed, moving = pair
-    nothing = WarpSettings(background=np.nan, dtype=np.float32)
-    aligned = warp_block(moving, AffineTransform(matrix), fixed.grid, nothing)
+    aligned = warp_block(moving, AffineTransform(matrix), fixed.grid, NAN_OUTSIDE)
     return descriptor_likeness(fixed, aligned, tissue_mask(fixed.read()))
 
 
@@ -109,7 +108,6 @@ def _refined(pair: tuple[Image, Image], start: Floats, rounds: int) -> tuple[flo
 def _apart(image: Image, one: Floats, other: Floats) -> float:
     """Greatest distance of where two matrices lead the corners of an image."""
     n = image.ndim
-    ends = np.stack(np.meshgrid(*[(0, k - 1) for k in image.shape], indexing="ij"), -1)
-    corners = image.grid.to_physical(ends.reshape(-1, n))
+    corners = image.grid.corners()
     change = one - other
     return float(np.linalg.norm(corners @ change[:n, :n].T + change[:n, n], axis=1).max())

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.matching.keypoints import finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.numerics.search.translations import MaskedCorrelation
 
 __all__ = ["angle_between", "cubes", "lattice_starts", "spread_rotations"]
@@ -91,8 +91,7 @@ def cubes(image: Image, spacing: float) -> Image:
     origin = middle - np.asarray(image.grid.direction) @ (spacing * (np.array(shape) - 1) / 2)
     grid = replace(image.grid, shape=shape, spacing=(spacing,) * image.ndim, origin=tuple(origin))
     same = AffineTransform(np.eye(image.ndim + 1))
-    settings = WarpSettings(background=np.nan, dtype=np.float32)
-    return Image(warp_block(Image(data, image.grid), same, grid, settings), grid)
+    return Image(warp_block(Image(data, image.grid), same, grid, NAN_OUTSIDE), grid)
 
 
 def _turned(image: Image, linear: Floats, like: Grid) -> tuple[NDArray[np.float32], Floats]:
@@ -108,8 +107,7 @@ def _turned(image: Image, linear: Floats, like: Grid) -> tuple[NDArray[np.float3
     grid = replace(like, shape=(length,) * n, origin=tuple(corner))
     turn = np.eye(n + 1)
     turn[:n, :n], turn[:n, n] = linear, centre
-    settings = WarpSettings(background=np.nan, dtype=np.float32)
-    voxels = warp_block(image, AffineTransform(turn), grid, settings)
+    voxels = warp_block(image, AffineTransform(turn), grid, NAN_OUTSIDE)
     move = np.eye(n + 1)
     move[:n, n] = corner - np.array(like.origin)
     return voxels, turn @ move

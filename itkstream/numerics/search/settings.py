@@ -29,26 +29,7 @@ def _scales(given: Any) -> tuple[float, ...]:
 
 @frozen(kw_only=True)
 class SearchSettings:
-    """Parameters of a search for a start; every value is checked once, here.
-
-    Parameters
-    ----------
-    mirror : {'refuse', 'allow'}
-        Whether the moving image may be a mirror image of the fixed one.
-    scales : sequence of float
-        Sizes of the moving tissue relative to the fixed one, tried in turn until one convinces;
-        each finds what is up to some 15 % larger or smaller.
-    overlap : float
-        Least share of the smaller image that lies in the other one, above 0 and at most 1, where
-        all turns are tried on a coarse level.
-    seed : int
-        Of the robust fits.
-
-    Raises
-    ------
-    InputError
-        For a value out of range; the message names it.
-    """
+    """Parameters of a search for a start, as `itkstream.InitialSearch` documents them."""
 
     mirror: Mirror = attrs.field(default="refuse", validator=one_of(Mirror))
     scales: tuple[float, ...] = attrs.field(default=(1.0, 0.8, 1.25), converter=_scales)

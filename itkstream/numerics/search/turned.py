@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from itkstream.errors import RegistrationError
+from itkstream.geometry import AffineTransform
 from itkstream.numerics.matching.contexts import ContextSource
 from itkstream.numerics.matching.matches import correlate
 from itkstream.numerics.matching.ransac import fit_affine
@@ -172,13 +173,12 @@ def _refined(
     p: Floats, q: Floats, matrix: Floats, agree: NDArray[np.bool_], slack: float
 ) -> Floats:
     """The rigid transform of the matches that agree, again and again."""
-    n = p.shape[1]
     for _ in range(_REFINEMENTS):
         try:
             matrix = fit_affine(p[agree], q[agree], "rigid")
         except RegistrationError:
             break
-        error = p @ matrix[:n, :n].T + matrix[:n, n] - q
+        error = AffineTransform(matrix).apply(p) - q
         agree = np.linalg.norm(error, axis=1) < 2 * slack
     return matrix
 

@@ -33,7 +33,6 @@ from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND, Similarity
 from itkstream.numerics.engines import deform_block
-from itkstream.numerics.evidence.contrast import find_similarity
 from itkstream.numerics.evidence.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
 from itkstream.numerics.itk.settings import (
     BsplineSettings,
@@ -220,11 +219,10 @@ class Deformable(TunedStep):
 
     def _decide(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any]]:
         """The step with a similarity and a stiffness that suit the images, and facts of both."""
-        start = state.transform or AffineTransform(np.eye(scene.fixed.ndim + 1))
+        start = scene.known(state.transform)
         decided, facts = self, dict[str, Any]()
         if self.method == "lcc" and self.similarity == "auto":
-            evidence = find_similarity(scene.coarse[0], scene.aligned(start).read(), scene.tissue)
-            scene.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
+            evidence = scene.find_similarity(start)
             decided, facts = self.evolve(similarity=evidence.similarity), evidence.facts
         if decided._is_open:
             settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
@@ -252,7 +250,7 @@ class Deformable(TunedStep):
         Blocks that an earlier run stored are kept where their files are sound.
         """
         fixed, settings = scene.fixed, self.settings_for(scene.fixed.spacing)
-        start = state.transform or AffineTransform(np.eye(fixed.ndim + 1))
+        start = scene.known(state.transform)
         voxels = self._coarse_voxels(scene.coarse_voxels)
         blocks = deform_blocks(fixed.grid, self.blocksize, self.overlap, voxels)
         factors = field_factors(settings, fixed.grid, blocks)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from attrs import fields, frozen
+from attrs import frozen
 
 from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.errors import RegistrationError
@@ -100,8 +100,7 @@ class InitialSearch(SearchSettings, Step):
         SearchResult
             All that were judged.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(SearchSettings)}
-        return find_start(witnesses, SearchSettings(**given), known)
+        return find_start(witnesses, self, known)
 
     def price(self, pair: Pair) -> StepPrice:
         size = sum(min(grid.size, _VOXELS) for grid in pair.coarse)

@@ -13,7 +13,7 @@ from dask.delayed import Delayed
 from itkstream.estimate.affines import IntensitySearch
 from itkstream.geometry import AffineTransform, Transform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.evidence.contrast import descriptor_likeness, find_similarity
+from itkstream.numerics.evidence.contrast import descriptor_likeness
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
 from itkstream.numerics.sampling.mapping import affine_part
@@ -98,9 +98,8 @@ class IntensityAffine(TunedStep):
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         if self.metric != "auto":
             return self._compare(scene, state)
-        known = state.transform or AffineTransform(np.eye(scene.fixed.ndim + 1))
-        evidence = find_similarity(scene.coarse[0], scene.aligned(known).read(), scene.tissue)
-        scene.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
+        known = scene.known(state.transform)
+        evidence = scene.find_similarity(known)
         if evidence.similarity == "lcc":
             found = self._compare(scene, state)
         else:

@@ -19,7 +19,7 @@ from itkstream.numerics.matching.affine import best_affine_block
 from itkstream.numerics.matching.ransac import Model, fit_affine
 from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.numerics.search.evidence import Evidence, Outcome
 from itkstream.numerics.search.witnesses import Witnesses
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
@@ -103,8 +103,7 @@ def _of_model(matrix: NDArray[np.float64], grid: Grid, model: Model) -> NDArray[
     """The transform of a model that is nearest to an affine in an image."""
     if model == "affine":
         return matrix
-    ends = np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij")
-    corners = grid.to_physical(np.stack(ends, axis=-1).reshape(-1, grid.ndim))
+    corners = grid.corners()
     return fit_affine(corners, AffineTransform(matrix).apply(corners), model)
 
 
@@ -191,9 +190,8 @@ class RansacAffine(MatchingStep):
         """Match key points as a start puts them, and judge what is found."""
         moving = pair.moving
         if not np.array_equal(start, np.eye(len(start))):
-            settings = WarpSettings(background=np.nan, dtype=np.float32)
             grid = pair.fixed.grid
-            moving = Image(warp_block(moving, AffineTransform(start), grid, settings), grid)
+            moving = Image(warp_block(moving, AffineTransform(start), grid, NAN_OUTSIDE), grid)
         choices = [self.settings_for(pair.fixed.spacing, radii) for radii in self.radii]
         try:
             estimate, pairs, best = best_affine_block(pair.fixed, moving, choices)

@@ -8,6 +8,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from waves import bend, texture
 
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid
@@ -37,25 +38,6 @@ FAST = evolve(
 TUTORIAL = DescentSettings(
     cc_radius=6, iterations=(30, 10), smooth_sigmas=(1.0, 0.0), field_smoothing=(0.5, 0, 1, 2)
 )
-
-
-def texture(points, seed=0):
-    """Waves of 6 to 20 units in all directions."""
-    rng = np.random.default_rng(seed)
-    n = points.shape[-1]
-    total = np.zeros(points.shape[:-1])
-    for _ in range(60):
-        k = rng.normal(size=n)
-        k *= 2 * np.pi / rng.uniform(6, 20) / np.linalg.norm(k)
-        total += np.cos(points @ k + rng.uniform(0, 7))
-    return 100 + 10 * total
-
-
-def bend(points, amplitude=2.5, length=60.0):
-    """A smooth displacement, at most `amplitude` along each axis."""
-    n = points.shape[-1]
-    phases = points @ (2 * np.pi / length * (np.eye(n) + 0.4 * np.roll(np.eye(n), 1, axis=0)))
-    return amplitude * np.sin(phases + np.arange(n))
 
 
 def rotation(degrees):

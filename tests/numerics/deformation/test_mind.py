@@ -1,6 +1,7 @@
 """Self-similarity descriptors against plain sums, and registration of images of other contrast."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from waves import bend
+from waves import texture as waves
 
 from itkstream.geometry import Grid
 from itkstream.numerics.deformation import mind
@@ -35,28 +38,13 @@ CONTRASTS = {
 }
 
 
-def texture(points, seed=0):
-    """Waves of 8 to 20 units in all directions, with a deviation of 55 about 100."""
-    rng = np.random.default_rng(seed)
-    n = points.shape[-1]
-    total = np.zeros(points.shape[:-1])
-    for _ in range(60):
-        k = rng.normal(size=n)
-        k *= 2 * np.pi / rng.uniform(8, 20) / np.linalg.norm(k)
-        total += np.cos(points @ k + rng.uniform(0, 7))
-    return 100 + 10 * total
-
-
-def bend(points, amplitude=2.0, length=60.0):
-    n = points.shape[-1]
-    phases = points @ (2 * np.pi / length * (np.eye(n) + 0.4 * np.roll(np.eye(n), 1, axis=0)))
-    return amplitude * np.sin(phases + np.arange(n))
+texture = partial(waves, shortest=8)
 
 
 def case(contrast="folded", spacing=(1.0, 1.0, 1.0), shape=SHAPE):
     grid = Grid(shape, spacing)
     points = grid.positions()
-    u = bend(points)
+    u = bend(points, 2.0)
     moving = CONTRASTS[contrast](texture(points))
     return texture(points + u), moving, Frame(grid, grid, np.eye(grid.ndim + 1)), u
 
@@ -210,7 +198,7 @@ def test_planes_are_registered_too():
 def test_descriptors_are_along_the_fixed_axes():
     grid = Grid(SHAPE, (1.0, 1.0, 1.0))
     points = grid.positions()
-    u = bend(points)
+    u = bend(points, 2.0)
     c, s = np.cos(np.radians(50)), np.sin(np.radians(50))
     turn = np.eye(4)
     turn[:2, :2] = [[c, -s], [s, c]]

@@ -1,7 +1,10 @@
 """Choice of a similarity: images of one contrast, of another, and of none in common."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from waves import texture as waves
 
 from itkstream.geometry import Grid, Image
 from itkstream.numerics.evidence.contrast import (
@@ -21,16 +24,7 @@ CONTRASTS = {
 }
 
 
-def texture(points, seed=0):
-    """Waves of 8 to 20 units in all directions, with a deviation of 55 about 100."""
-    rng = np.random.default_rng(seed)
-    n = points.shape[-1]
-    total = np.zeros(points.shape[:-1])
-    for _ in range(60):
-        k = rng.normal(size=n)
-        k *= 2 * np.pi / rng.uniform(8, 20) / np.linalg.norm(k)
-        total += np.cos(points @ k + rng.uniform(0, 7))
-    return 100 + 10 * total
+texture = partial(waves, shortest=8)
 
 
 def pair(contrast, grid=GRID, noise=8.0):
