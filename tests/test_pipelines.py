@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import zarr
 
 import itkstream
-from itkstream.apply.coarsening import prepare_decimation
+from itkstream.apply.coarsening import decimate
 from itkstream.blocks.masks import masked
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError, RegistrationError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
@@ -162,7 +162,7 @@ def test_a_field_is_stored_as_coarse_as_the_tolerance_lets_it(rounds, smooth):
     assert field.grid.spacing == tuple(np.multiply(fine.grid.spacing, step["factors"]))
     # The error is that at the worst node, and the next coarser lattice would be out of tolerance.
     nodes, voxel = fine.grid.positions(), min(rounds.fixed.spacing)
-    coarser = prepare_decimation(fine, (6, 6, 4))
+    coarser = decimate(fine, (6, 6, 4))
     errors = [
         np.linalg.norm(f.apply(nodes) - fine.apply(nodes), axis=-1).max() / voxel
         for f in (field, coarser)

@@ -42,8 +42,9 @@ def _named_in(text: str) -> Iterator[str]:
 def _texts() -> Iterator[tuple[str, str]]:
     yield "README.md", (_ROOT / "README.md").read_text()
     yield "CHANGELOG.md", (_ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
-    cells = json.loads((_ROOT / "notebooks" / "tutorial.ipynb").read_text())["cells"]
-    yield "tutorial.ipynb", "\n".join("".join(cell["source"]) for cell in cells)
+    for notebook in sorted((_ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(notebook.read_text())["cells"]
+        yield notebook.name, "\n".join("".join(cell["source"]) for cell in cells)
     yield "itkstream", itkstream.__doc__ or ""
     for name in sorted(set(public_names())):
         yield name, inspect.getdoc(locate(name)) or ""

@@ -21,6 +21,7 @@ from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.sources import readable_source
 from itkstream.errors import InputError
 from itkstream.geometry import Block, DisplacementField, Grid, Slices
+from itkstream.geometry.lazy_array import DerivedArray
 
 __all__ = [
     "DECIMATION_BLOCK",
@@ -29,7 +30,8 @@ __all__ = [
     "CoarseField",
     "CoarseLattices",
     "coarsen_field",
-    "prepare_decimation",
+    "decimate",
+    "prepare_decimated",
 ]
 
 MAX_FIELD_FACTOR = 16
@@ -161,8 +163,8 @@ class CoarseLattices:
         return _first_that_fits(self.field.grid, self._rungs, self.max_nodes)
 
 
-def prepare_decimation(field: DisplacementField, factors: Sequence[int]) -> DisplacementField:
-    """Prepare to keep one node in so many along each axis of a field, and both ends.
+def decimate(field: DisplacementField, factors: Sequence[int]) -> DisplacementField:
+    """Keep one node in so many along each axis of a field, and both ends, as it is read.
 
     Lazy, on ``ceil((n - 1) / factor) + 1`` nodes per axis.
     """
@@ -170,10 +172,15 @@ def prepare_decimation(field: DisplacementField, factors: Sequence[int]) -> Disp
     if len(by) != field.ndim or min(by) < 1 or by != tuple(factors):
         raise InputError(f"factors must be {field.ndim} whole numbers >= 1; got {factors}")
     coarse = _decimated_grid(field.grid, by)
-    shared = {"source": readable_source(field.data), "factors": by, "shape": field.grid.shape}
-    blocks = block_grid(coarse.shape, tuple(max(1, DECIMATION_BLOCK // f) for f in by), 0)
-    kept = map_blocks(_nodes_block, blocks, None, shared, Result(field.data.dtype, (field.ndim,)))
-    return DisplacementField(kept, coarse)
+    return DisplacementField(_Decimated(readable_source(field.data), by), coarse)
+
+
+def prepare_decimated(kept: DisplacementField, factors: Sequence[int]) -> da.Array:
+    """Prepare to read a decimated field, in blocks of so many nodes of the finer one."""
+    shared = {"source": readable_source(kept.data)}
+    edges = tuple(max(1, DECIMATION_BLOCK // f) for f in factors)
+    blocks = block_grid(kept.grid.shape, edges, 0)
+    return map_blocks(_read_block, blocks, None, shared, Result(kept.data.dtype, (kept.ndim,)))
 
 
 def _ladder(grid: Grid, max_factor: int) -> tuple[tuple[int, ...], ...]:
@@ -281,7 +288,7 @@ def _decimated(field: DisplacementField, factors: tuple[int, ...]) -> Displaceme
     if max(factors) == 1:
         return field
     if not isinstance(field.data, np.ndarray):
-        return prepare_decimation(field, factors)
+        return decimate(field, factors)
     coarse = _decimated_grid(field.grid, factors)
     whole = tuple(slice(0, n) for n in coarse.shape)
     return DisplacementField(_nodes(field.data, whole, factors, field.grid.shape), coarse)
@@ -328,12 +335,23 @@ def _kept(
     return kept
 
 
-def _nodes_block(
-    _part: None,
-    block: Block,
-    *,
-    source: Any,
-    factors: tuple[int, ...],
-    shape: tuple[int, ...],
-) -> NDArray[Any]:
-    return _nodes(source, block.core, factors, shape)
+@dataclass(frozen=True, eq=False)
+class _Decimated(DerivedArray):
+    """Every so many nodes of a field, and both ends."""
+
+    factors: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *nodes, n = self.source.shape
+        return (*_coarse_shape(tuple(nodes), self.factors), n)
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        n = len(self.factors)
+        box = tuple(map(slice, start[:n], stop[:n]))
+        vectors = _nodes(self.source, box, self.factors, tuple(self.source.shape[:n]))
+        return vectors[..., start[n] : stop[n]]
+
+
+def _read_block(_part: None, block: Block, *, source: Any) -> NDArray[Any]:
+    return np.asarray(source[(*block.core, slice(None))])

@@ -37,6 +37,7 @@ __all__ = [
     "foldable_chain",
     "prepare_fold_count",
     "repair_transform",
+    "unfold",
 ]
 
 # Voxels per block and axis in which folds are counted.
@@ -81,14 +82,16 @@ def foldable_chain(transform: Transform, verb: str) -> FieldChain:
 
 
 def count_folds(
-    field: DisplacementField, resources: Resources | None = None
+    field: DisplacementField, resources: Resources | None = None, least: float = 0.0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Least Jacobian determinant and number of folded voxels, per block, over the whole field."""
-    stretch = compute(prepare_fold_count(field, (_BLOCK,) * field.ndim), resources)
+    """Least Jacobian determinant, and number of voxels not above `least`, per block of a field."""
+    stretch = compute(prepare_fold_count(field, (_BLOCK,) * field.ndim, least), resources)
     return stretch[..., 0], stretch[..., 1]
 
 
-def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da.Array:
+def prepare_fold_count(
+    field: DisplacementField, blocksize: Sequence[int], least: float = 0.0
+) -> da.Array:
     """Prepare the least Jacobian determinant of a field and its number of folded voxels, per block.
 
     Parameters
@@ -97,25 +100,29 @@ def prepare_fold_count(field: DisplacementField, blocksize: Sequence[int]) -> da
         In memory or stored.
     blocksize : sequence of int
         Voxels of a block per axis.
+    least : float
+        Determinant that a voxel must exceed; one of 0 is folded.
 
     Returns
     -------
     dask.array.Array, block grid + (2,), float64
-        Lazy. Least determinant of the block's voxels, and how many are 0 or less.
+        Lazy. Least determinant of the block's voxels, and how many are not above `least`.
     """
     blocks = block_grid(field.grid.shape, blocksize, 1)
-    shared = {"grid": field.grid}
+    shared = {"grid": field.grid, "least": least}
     return map_blocks(_fold_block, blocks, field.data, shared, Result(np.float64, (2,), "block"))
 
 
-def _fold_block(part: NDArray[np.float32], block: Block, *, grid: Grid) -> NDArray[np.float64]:
+def _fold_block(
+    part: NDArray[np.float32], block: Block, *, grid: Grid, least: float
+) -> NDArray[np.float64]:
     determinant = jacobian_determinant(part, grid.crop(block.padded))[block.core_in_padded]
-    count = np.count_nonzero(~(determinant > 0))
+    count = np.count_nonzero(~(determinant > least))
     return np.array([float(determinant.min()), count]).reshape((1,) * grid.ndim + (2,))
 
 
 def find_folded_regions(
-    field: DisplacementField, counts: NDArray[np.float64]
+    field: DisplacementField, counts: NDArray[np.float64], least: float = 0.0
 ) -> list[FoldedRegion]:
     """The folded regions of a field; only blocks with folds, by their `counts`, are read."""
     blocks = block_grid(field.grid.shape, (_BLOCK,) * field.ndim, 1)
@@ -125,7 +132,7 @@ def find_folded_regions(
         part = np.asarray(field.data[(*block.padded, slice(None))])
         determinant = jacobian_determinant(part, field.grid.crop(block.padded))
         corner = [c.start for c in block.core]
-        for region in _regions_in(determinant[block.core_in_padded], corner):
+        for region in _regions_in(determinant[block.core_in_padded], corner, least):
             found = _add_region(found, region)
     return found
 
@@ -141,10 +148,12 @@ def _add_region(regions: list[FoldedRegion], new: FoldedRegion) -> list[FoldedRe
     return [*apart, new]
 
 
-def _regions_in(determinant: NDArray[np.float32], corner: list[int]) -> Iterator[FoldedRegion]:
+def _regions_in(
+    determinant: NDArray[np.float32], corner: list[int], least: float
+) -> Iterator[FoldedRegion]:
     from skimage.measure import label, regionprops
 
-    for region in regionprops(label(~(determinant > 0)), determinant):
+    for region in regionprops(label(~(determinant > least)), determinant):
         yield FoldedRegion(
             tuple(c + s.start for c, s in zip(corner, region.slice, strict=True)),
             tuple(c + s.stop for c, s in zip(corner, region.slice, strict=True)),
@@ -189,16 +198,21 @@ def repair_transform(transform: Transform, *, resources: Resources | None = None
     if isinstance(simple, AffineTransform):
         return transform
     chain = foldable_chain(simple, "repaired")
-    field = chain.field
-    determinants, counts = count_folds(field, resources)
+    field = unfold(chain.field, resources)
+    return transform if field is chain.field else compose(field, chain.affine)
+
+
+def unfold(
+    field: DisplacementField, resources: Resources | None = None, least: float = 0.0
+) -> DisplacementField:
+    """Smooth a field where its Jacobian determinant is not above `least`; itself where it is."""
+    determinants, counts = count_folds(field, resources, least)
     if not np.isfinite(determinants).all():
         raise InputError("the displacement field holds NaN or infinity: fill it first")
     repaired = _Patched(field.data, ())
-    for region in find_folded_regions(field, counts):
-        repaired = _with_repair(repaired, field.grid, region)
-    if not repaired.patches:
-        return transform
-    return compose(DisplacementField(repaired, field.grid), chain.affine)
+    for region in find_folded_regions(field, counts, least):
+        repaired = _with_repair(repaired, field.grid, region, max(least, MINIMUM_JACOBIAN))
+    return DisplacementField(repaired, field.grid) if repaired.patches else field
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +240,7 @@ class _Patched(DerivedArray):
         return part
 
 
-def _with_repair(data: _Patched, grid: Grid, region: FoldedRegion) -> _Patched:
+def _with_repair(data: _Patched, grid: Grid, region: FoldedRegion, minimum: float) -> _Patched:
     """A field with one of its folds smoothed, in as small a box around it as will do."""
     room = _ROOM
     while True:
@@ -235,7 +249,7 @@ def _with_repair(data: _Patched, grid: Grid, region: FoldedRegion) -> _Patched:
             for a, b, n in zip(region.first, region.stop, grid.shape, strict=True)
         )
         before = np.asarray(data[(*box, slice(None))], np.float32)
-        result = repair_folds(before, grid.crop(box), MINIMUM_JACOBIAN)
+        result = repair_folds(before, grid.crop(box), minimum)
         changed = (before != result.displacement).any(axis=-1)
         whole = all(s.stop - s.start == n for s, n in zip(box, grid.shape, strict=True))
         if result.folded_after == 0 and (whole or _rim_kept(changed, box, grid)):

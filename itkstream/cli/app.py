@@ -35,6 +35,7 @@ __all__ = ["main"]
 
 _FAILED = 1
 _BAD_INPUT = 2
+_NOT_ALIGNED = 4
 _INTERRUPTED = 130
 
 
@@ -130,6 +131,9 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
     report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
+
+    At the end a verdict says whether the result is good, why not, and where to look. The exit code
+    is 4 where it failed; all files are kept.
     """
     from itkstream.io.storage.inputs import check_apart
     from itkstream.pipelines import register as run
@@ -157,6 +161,11 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             overwrite=options["overwrite"],
             reporter=reporter,
         )
+    for line in result.verdict.describe():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if result.verdict.outcome == "failed":
+        console.print(f"files kept: {result.out}", highlight=False, soft_wrap=True)
+        sys.exit(_NOT_ALIGNED)
     console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
 
 
@@ -238,7 +247,8 @@ def demo(out: str, **options: Any) -> None:
 def main() -> None:
     """Run the command line, without tracebacks for what it knows.
 
-    Exit code 1: a result is missing or not sound; 2: the input is at fault; 130: it was stopped.
+    Exit code 1: a result is missing or not sound; 2: the input is at fault; 4: the images were not
+    aligned; 130: it was stopped.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C does
     try:

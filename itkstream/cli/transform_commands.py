@@ -25,7 +25,7 @@ from itkstream.errors import MissingDataError
 __all__ = ["apply", "check", "export", "invert", "points", "repair"]
 
 _REGIONS_SHOWN = 10
-_NOT_SOUND = 1
+_NOT_SOUND, _NOT_ALIGNED = 1, 4
 _BUNDLE_TOLERANCE = 0.05  # voxels of the field
 
 
@@ -215,17 +215,32 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
 @click.argument("transform")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
 def check(transform: str, as_json: bool) -> None:
-    """Check TRANSFORM: no folds, and an inverse that leads back.
+    """Check TRANSFORM: no folds, an inverse that leads back; of a registration, its verdict.
 
-    The exit code is 0 if it is sound, 1 if not, and 2 if it cannot be read.
+    The exit code is 0 if it is sound, 1 if not, 2 if it cannot be read, and 4 if it is of a
+    registration that failed.
     """
     from itkstream.apply.certificate import certify
     from itkstream.io.transforms.files import read_transform
+    from itkstream.registration.folder import registered_verdict
 
     found = certify(read_transform(transform), name=transform)
+    verdict = registered_verdict(transform)
+    failed = verdict is not None and verdict.outcome == "failed"
+    code = 0 if found["passed"] else _NOT_SOUND
     if as_json:
-        click.echo(json.dumps(found, indent=2))
-        sys.exit(0 if found["passed"] else _NOT_SOUND)
+        told = {} if verdict is None else {"verdict": verdict.facts}
+        click.echo(json.dumps(found | told, indent=2))
+        sys.exit(_NOT_ALIGNED if failed else code)
+    _report_soundness(found)
+    for line in verdict.describe() if verdict else ():
+        click.echo(line)
+    if failed or code:
+        sys.exit(_NOT_ALIGNED if failed else code)
+    click.echo("passed")
+
+
+def _report_soundness(found: Any) -> None:
     click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
     click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
     for region in found["regions"][:_REGIONS_SHOWN]:
@@ -243,9 +258,6 @@ def check(transform: str, as_json: bool) -> None:
         click.echo(f"failed: {reason}")
     if found["repair"]:
         click.echo(f"to smooth the folds alone: {found['repair']}")
-    if not found["passed"]:
-        sys.exit(_NOT_SOUND)
-    click.echo("passed")
 
 
 @click.command()

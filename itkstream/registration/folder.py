@@ -27,6 +27,7 @@ from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_folder, check_folder_name, write_text
+from itkstream.registration.verdict import Verdict
 
 __all__ = [
     "ALIGNED",
@@ -40,6 +41,7 @@ __all__ = [
     "registered_images",
     "registered_places",
     "registered_unit",
+    "registered_verdict",
 ]
 
 logger = logging.getLogger(__name__)
@@ -283,6 +285,12 @@ def registered_unit(folder: str | os.PathLike[str]) -> str:
     """Read the unit of the ITK files of a registration: "micrometer" for any other transform."""
     steps = _report_around(folder).get("steps", [])
     return str(next((step["unit"] for step in steps if "unit" in step), "micrometer"))
+
+
+def registered_verdict(folder: str | os.PathLike[str]) -> Verdict | None:
+    """Read the verdict on a registration; None for any other transform."""
+    facts = _report_around(folder).get("verdict")
+    return None if facts is None else Verdict.from_facts(facts)
 
 
 def registered_places(folder: str | os.PathLike[str]) -> tuple[str, ...]:

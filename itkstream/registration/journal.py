@@ -95,7 +95,8 @@ def next_from(note: Note, state: State, scene: Scene, folder: Location) -> State
     if kept is None:
         return state
     radii = None if kept["radii"] is None else (kept["radii"][0], kept["radii"][1])
-    found = Finding(_change(kept, scene, folder), radii=radii, whole=kept["whole"])
+    place = folder / kept["store"] if "store" in kept else None
+    found = Finding(_change(kept, scene, folder), radii=radii, whole=kept["whole"], place=place)
     return found.after(state, kept["quality"])
 
 

@@ -28,6 +28,7 @@ from itkstream.registration.folder import ALIGNED, REPORT, TRANSFORM, RunFolder
 from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
 from itkstream.registration.scene import LevelMaker, Reporter, Scene
+from itkstream.registration.verdict import Verdict
 from itkstream.workers import Resources, session
 
 __all__ = ["Registration", "run_request"]
@@ -65,6 +66,11 @@ class Registration:
     aligned: Image
     report: dict[str, Any]
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the registration is good, why not, and where to look."""
+        return Verdict.from_facts(self.report["verdict"])
+
     def moved(self, out: Location) -> Registration:
         """The same registration after its folder was given another name.
 
@@ -97,10 +103,9 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(request.resources, reporter.note)))
             run, keys, patterns = _prepare_run(request, folder, reporter, start)
-            transform, aligned, certificate = run.all_steps(request.initial, keys)
+            transform, aligned, judged = run.all_steps(request.initial, keys)
         run.export(transform, keys[-1], unit)
-        report = run.report() | request.given.described() | patterns
-        report |= {"certificate": certificate}
+        report = run.report() | request.given.described() | patterns | judged
         if request.marks is not None:
             report["landmarks"] = request.marks.table(transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")

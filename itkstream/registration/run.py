@@ -32,15 +32,17 @@ from itkstream.registration.journal import Journal, Note, next_from, note_of
 from itkstream.registration.scene import Marks, Nothing, Scene, State, next_state
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step, step_parameters
+from itkstream.registration.verdict import Evidence, judge
 
 __all__ = ["Run", "run_keys"]
 
 # Notes of what is done beside the steps, which are called by their numbers.
-_BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _FILES = (
+_BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _VERDICT, _FILES = (
     "begin",
     "field",
     "aligned",
     "certificate",
+    "verdict",
     "files",
 )
 
@@ -82,16 +84,18 @@ class Run:
     def all_steps(
         self, initial: Transform | None, keys: Sequence[str]
     ) -> tuple[CompositeTransform, Image, dict[str, Any]]:
-        """Do all steps, from an initial transform, and make field, aligned image and certificate.
+        """Do all steps, from an initial transform, and make field and aligned image; judge them.
 
         The keys are from `run_keys`. The transform is a displacement field, then an affine; it and
-        the aligned image are on disk.
+        the aligned image are on disk. Certificate and verdict are as registration.json holds them.
         """
         state = self.begin(initial, keys[0])
         for number, (step, key) in enumerate(zip(self.steps, keys[1:-1], strict=True), 1):
             state = self.refine(state, step, number, key)
         transform = self._stored(state, keys[-1])
-        return transform, self._align(transform, keys[-1]), self._certify(transform, keys[-1])
+        aligned, certificate = self._align(transform, keys[-1]), self._certify(transform, keys[-1])
+        verdict = self._judge(transform, certificate, keys[-1])
+        return transform, aligned, {"certificate": certificate, "verdict": verdict}
 
     def begin(self, initial: Transform | None, key: str) -> State:
         """Measure how good that is which is known before the first step."""
@@ -192,11 +196,11 @@ class Run:
     def _computed(self, state: State) -> CompositeTransform:
         """Store what was found as a displacement field and an affine, as it was computed."""
         found = self.scene.known(state.transform)
-        if self.steps and self.steps[-1].finds_field:
-            assert isinstance(found, CompositeTransform)
+        thinned, path = self.settings.field_tolerance_vox, self.folder.claim() / TRANSFORM
+        stored = state.place is not None and (thinned or state.place == path)
+        if stored and isinstance(found, CompositeTransform):
             return found
-        path = self.folder.claim() / TRANSFORM
-        if self.settings.field_tolerance_vox:
+        if thinned:
             path = self.folder.place(_FIELD)
         return store_transform(self.scene, found, path, self.settings.blocksize)
 
@@ -236,6 +240,22 @@ class Run:
 
         note = self.journal.once("certificate", _CERTIFICATE, key, inspect)
         found: dict[str, Any] = note["certificate"]
+        return found
+
+    def _judge(
+        self, transform: CompositeTransform, certificate: dict[str, Any], key: str
+    ) -> dict[str, Any]:
+        """Judge what was found by evidence that no step maximised, and say so."""
+
+        def look(facts: Note) -> Note:
+            facts["local_correlation"], overlap = self.scene.compare(transform)
+            matrix = affine_part(transform).matrix
+            evidence = Evidence(
+                matrix, overlap, facts["local_correlation"], self.facts, certificate, {}
+            )
+            return {"verdict": judge(evidence).facts}
+
+        found: dict[str, Any] = self.journal.once("verdict", _VERDICT, key, look)["verdict"]
         return found
 
     def export(self, transform: CompositeTransform, key: str, unit: str) -> None:

@@ -56,6 +56,7 @@ from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.numerics.evidence.contrast import ContrastEvidence, find_similarity
 from itkstream.numerics.evidence.one_sided import find_one_sided
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
+from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.workers import Resources
 
@@ -263,6 +264,22 @@ class Scene:
         aligned = self.aligned(transform).read()
         return local_correlation_in_tissue(self.coarse[0].read(), aligned, self.tissue)
 
+    def compare(self, transform: Transform) -> tuple[float, dict[str, float]]:
+        """Measure correlation, as `correlation` does, and overlap of the coarse images' tissue.
+
+        The overlap is the share of the tissue of the 'fixed' and the 'moving' image that the other
+        one shows; that of the moving one is told by the affine part alone.
+        """
+        aligned = self.aligned(transform).read()
+        fixed, moving = self.coarse
+        index = np.argwhere(tissue_mask(moving.read()))
+        back = affine_part(transform).inverse()
+        there = fixed.grid.to_index(back.apply(moving.grid.to_physical(index)))
+        inside = ((there >= -0.5) & (there <= np.subtract(fixed.shape, 0.5))).all(axis=1)
+        overlap = {"fixed": np.isfinite(aligned)[self.tissue].mean(), "moving": inside.mean()}
+        shares = {name: round(float(share), 4) for name, share in overlap.items()}
+        return local_correlation_in_tissue(fixed.read(), aligned, self.tissue), shares
+
     def aligned(self, transform: Transform) -> Image:
         """Resample the coarse moving image on the coarse fixed one; NaN where there is none."""
         fixed, moving = self.coarse
@@ -292,12 +309,13 @@ class State:
     """The transform known before a step, from fixed to moving points, if there is one.
 
     `quality` is the local correlation of the coarse images through it; `radii` are those of the
-    blobs by which an affine was found.
+    blobs by which an affine was found. Of a field, `place` is where it is stored.
     """
 
     transform: Transform | None
     quality: float
     radii: Radii | None = None
+    place: Location | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +344,7 @@ class Finding:
 
     def after(self, state: State, quality: float) -> State:
         """Join it to what was known; `quality` is the local correlation through both."""
-        return State(self.transform(state), quality, self.radii or state.radii)
+        return State(self.transform(state), quality, self.radii or state.radii, self.place)
 
     def transform(self, state: State) -> Transform:
         """Compose it with the transform that was known."""

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from itkstream.apply import folds
 from itkstream.apply.certificate import certify, check_transform
-from itkstream.apply.folds import repair_transform
+from itkstream.apply.folds import repair_transform, unfold
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.io.transforms.files import write_transform
@@ -196,3 +196,14 @@ def test_bad_input(folder, command) -> None:
         done = command(*words, cwd=folder)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_a_field_is_smoothed_where_it_shrinks_too_much() -> None:
+    thin, sound = dented(FOLDS), waves(0.9)
+    assert unfold(sound, least=0.05) is sound
+    wide = unfold(thin, least=0.05)
+    assert jacobian_determinant(np.asarray(wide.data), wide.grid).min() > 0.05
+    # What only has to be free of folds is changed less.
+    barely = unfold(thin)
+    apart = [np.abs(np.asarray(f.data) - thin.data).sum() for f in (barely, wide)]
+    assert 0 < apart[0] <= apart[1]

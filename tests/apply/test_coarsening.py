@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from itkstream.apply.coarsening import coarsen_field, prepare_decimation
+from itkstream.apply.coarsening import coarsen_field, decimate, prepare_decimated
 from itkstream.apply.fields import sample_transform
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
@@ -88,10 +88,12 @@ def test_a_bound_on_the_size_goes_before_the_tolerance() -> None:
 def test_nodes_that_are_kept(factors: tuple[int, ...]) -> None:
     grid = Grid((290, 9, 11), (0.5, 1.0, 1.6), (5, -7, 11))
     field = smooth_field(1, grid, 3.0, sigma=8.0)
-    kept = prepare_decimation(field, factors)
-    assert isinstance(kept.data, da.Array)
-    assert kept.data.npartitions > 1
-    vectors = kept.data.compute()
+    kept = decimate(field, factors)
+    lazy = prepare_decimated(kept, factors)
+    assert isinstance(lazy, da.Array)
+    assert lazy.npartitions > 1
+    vectors = lazy.compute()
+    np.testing.assert_array_equal(kept.data[1:3, ..., 1], vectors[1:3, ..., 1])
     every = tuple(slice(None, None, f) for f in factors)
     inside = tuple(slice(-(-n // f)) for n, f in zip(grid.shape, factors, strict=True))
     np.testing.assert_array_equal(vectors[inside], field.data[every])
@@ -104,7 +106,7 @@ def test_nodes_that_are_kept(factors: tuple[int, ...]) -> None:
 def test_nodes_that_cannot_be_kept(factors: tuple[float, ...]) -> None:
     field = smooth_field(1, Grid((9, 8, 7), (1.0, 1.0, 1.0)), 1.0, sigma=4.0)
     with pytest.raises(InputError, match="factors must be 3 whole numbers"):
-        prepare_decimation(field, factors)  # type: ignore[arg-type]
+        decimate(field, factors)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [{"tolerance": 0.0}, {"tolerance": np.nan}, {"max_factor": 64}])

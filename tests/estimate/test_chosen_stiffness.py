@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from itkstream.estimate.stiffness import choose_stiffness
+from itkstream.estimate.stiffness import Foretold, choose_stiffness
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 
@@ -29,7 +30,7 @@ def pair(sigma: float, length: float, noise: float) -> tuple[Image, Image]:
     return fixed, moving
 
 
-def choose(images: tuple[Image, Image], shift: float = 0.0) -> tuple[float, dict[float, float]]:
+def choose(images: tuple[Image, Image], shift: float = 0.0) -> Foretold:
     matrix = np.eye(4)
     matrix[:3, 3] = shift
     start = AffineTransform(matrix)
@@ -37,11 +38,31 @@ def choose(images: tuple[Image, Image], shift: float = 0.0) -> tuple[float, dict
 
 
 def test_sharp_bends_want_a_soft_field_and_noise_a_stiff_one() -> None:
-    soft, _ = choose(pair(sigma=3.5, length=1.0, noise=0.1))
-    stiff, scores = choose(pair(sigma=20, length=1.0, noise=1.2))
-    assert soft < 1 <= stiff
-    assert scores[1 / 4] < scores[1.0]
+    soft = choose(pair(sigma=3.5, length=1.0, noise=0.1))
+    stiff = choose(pair(sigma=20, length=1.0, noise=1.2))
+    assert soft.stiffness < 1 <= stiff.stiffness
+    assert stiff.correlations[1 / 4] < stiff.correlations[1.0]
+    # Small moves in much noise are told from chance with room to spare.
+    assert not soft.is_chance
+    assert stiff.deviations > 12
+    assert not choose(pair(sigma=20, length=0.2, noise=0.1)).is_chance
 
 
 def test_images_apart_from_each_other_leave_the_default() -> None:
-    assert choose(pair(sigma=20, length=1.0, noise=0.1), shift=500.0)[0] == 1
+    found = choose(pair(sigma=20, length=1.0, noise=0.1), shift=500.0)
+    assert found.stiffness == 1
+    assert found.facts["hidden_gain_deviations"] is None
+    # Nothing tells that it is chance.
+    assert not found.is_chance
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_deformations_of_unrelated_images_are_chance(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = [Image(smooth(1, rng).astype(np.float32), GRID) for _ in range(2)]
+    texture = [smooth(1.5, rng) + smooth(4, rng) for _ in range(2)]
+    blobs = [Image(image.astype(np.float32), GRID) for image in texture]
+    for images in (noise, blobs):
+        found = choose((images[0], images[1]))
+        assert found.is_chance
+        assert found.start < 0.15

@@ -16,8 +16,8 @@ from dask.base import tokenize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from itkstream.apply import coarsening, folds
 from itkstream.apply import fields as algebra
-from itkstream.apply import folds
 from itkstream.blocks import camera, masks
 from itkstream.blocks import sources as lazy
 from itkstream.errors import InputError
@@ -97,6 +97,11 @@ def patched(folder: Path) -> Case:
     return Case(folds._Patched(VECTORS, ((box, whole[box]),)), whole)
 
 
+def decimated(folder: Path) -> Case:
+    kept = coarsening.decimate(DisplacementField(VECTORS, GRID), (2, 2, 7))
+    return Case(kept.data, VECTORS[::2, ::2, ::7])
+
+
 def repaired(folder: Path) -> Case:
     """A plane across z of which one pixel is too bright by 7."""
     pattern = np.zeros(SHAPE[1:], np.float32)
@@ -138,6 +143,7 @@ MAKERS: dict[str, Callable[[Path], Case]] = {
     "vectors of hdf5": lambda folder: Case(vectors_in(folder, "t.h5"), VECTORS.astype(float)),
     "vectors of ngff": lambda folder: Case(vectors_in(folder, "t.ome.zarr"), VECTORS),
     "patched": patched,
+    "decimated": decimated,
     "repaired": repaired,
     "sampled": sampled,
     "scaled": lambda folder: Case(units._Scaled(VECTORS, 0.001), VECTORS * np.float32(0.001)),

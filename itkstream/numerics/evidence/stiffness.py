@@ -25,8 +25,11 @@ __all__ = [
     "LEAST_STIFFNESS",
     "NARROW_BELOW",
     "climb",
+    "gain_in_cubes",
     "hidden_correlation",
     "hide_cubes",
+    "mean_score",
+    "number_cubes",
     "stiffened",
 ]
 
@@ -47,6 +50,10 @@ NARROW_BELOW = 0.2
 _LEAST_GAIN = 0.03
 # Power of the stiffness by which the smoothing of the force grows.
 _FORCE = 0.75
+# And of the damping of a softer field, which noise leads astray where there is little texture: at
+# 1/16, 0.03 instead of 0.001 raises the overlap of lobes of two lungs from 0.868 to 0.884, that of
+# labels of two brains from 0.647 to 0.649 (at half resolution). At 1 it costs nuclei 6 %.
+_DAMPING = -1.25
 # A softer field has further to go on the coarsest level.
 _MORE_ITERATIONS = 5 / 3
 
@@ -55,8 +62,8 @@ _HIDDEN_EDGE = 8
 # Windows around hidden voxels span a hidden cube.
 _RADIUS = 4
 _SEED = 1
-# Fewer voxels tell nothing.
-_LEAST_HIDDEN = 500
+# Fewer voxels tell nothing, nor do fewer cubes with so many.
+_LEAST_HIDDEN, _LEAST_CUBES, _LEAST_IN_CUBE = 500, 8, 60
 
 
 def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
@@ -75,6 +82,7 @@ def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
     if stiffness < 1:
         first, *others = settings.iterations
         changes["iterations"] = (round(first * _MORE_ITERATIONS), *others)
+        changes["damping"] = settings.damping * stiffness**_DAMPING
     if stiffness < NARROW_BELOW:
         changes["cc_radius"] = tuple(max(1, r - 1) for r in settings.cc_radius)
         *others, finest = settings.node_stride
@@ -84,12 +92,31 @@ def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
 
 def hide_cubes(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.bool_]:
     """A quarter of an image, in random cubes of eight voxels of its smallest spacing."""
-    edges = voxels_spanning(_HIDDEN_EDGE * min(spacing), spacing)
-    counts = tuple(-(-n // edge) for n, edge in zip(shape, edges, strict=True))
-    hidden = np.random.default_rng(_SEED).random(counts) < _HIDDEN_SHARE
-    for axis, edge in enumerate(edges):
-        hidden = np.repeat(hidden, edge, axis=axis)
-    return hidden[tuple(slice(0, n) for n in shape)]
+    counts = _cubes(shape, spacing)
+    return _spread(np.random.default_rng(_SEED).random(counts) < _HIDDEN_SHARE, shape, spacing)
+
+
+def number_cubes(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.int64]:
+    """The number of the cube that each voxel of an image lies in, of those that may be hidden."""
+    counts = _cubes(shape, spacing)
+    return _spread(np.arange(math.prod(counts)).reshape(counts), shape, spacing)
+
+
+def _cubes(shape: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
+    return tuple(-(-n // edge) for n, edge in zip(shape, _edges(spacing), strict=True))
+
+
+def _edges(spacing: tuple[float, ...]) -> tuple[int, ...]:
+    return voxels_spanning(_HIDDEN_EDGE * min(spacing), spacing)
+
+
+def _spread(
+    values: NDArray[Any], shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> NDArray[Any]:
+    """Give every voxel the value of its cube."""
+    for axis, edge in enumerate(_edges(spacing)):
+        values = np.repeat(values, edge, axis=axis)
+    return values[tuple(slice(0, n) for n in shape)]
 
 
 def hidden_correlation(
@@ -98,13 +125,32 @@ def hidden_correlation(
     hidden: NDArray[np.bool_],
     spacing: tuple[float, ...],
 ) -> NDArray[np.float64]:
-    """Squared local correlation at the hidden voxels, seeing none of the others."""
+    """Squared local correlation at the hidden voxels, seeing none of the others; NaN for none."""
     radius = voxels_spanning(_RADIUS * min(spacing), spacing)
     none = np.float32(np.nan)
-    found = local_correlation(
+    found: NDArray[np.float64] = local_correlation(
         np.where(hidden, fixed, none), np.where(hidden, warped, none), radius
     )[hidden]
-    return found[np.isfinite(found)]
+    return found
+
+
+def gain_in_cubes(
+    before: NDArray[np.float64], after: NDArray[np.float64], cubes: NDArray[np.int64]
+) -> float:
+    """The mean gain of hidden cubes in its standard errors; NaN where there are too few.
+
+    Both are of the same hidden voxels, and `cubes` are the numbers of their cubes.
+    """
+    gain = after - before
+    told = np.isfinite(gain)
+    number, place = np.unique(cubes[told], return_inverse=True)
+    voxels = np.bincount(place, minlength=number.size)
+    sums = np.bincount(place, weights=gain[told], minlength=number.size)
+    means = (sums / np.maximum(voxels, 1))[voxels >= _LEAST_IN_CUBE]
+    if means.size < _LEAST_CUBES:
+        return math.nan
+    error = float(means.std(ddof=1)) / math.sqrt(means.size)
+    return float(means.mean()) / max(error, 1e-12)
 
 
 def climb(score: Callable[[float], NDArray[np.float64]]) -> tuple[float, dict[float, float]]:
@@ -113,12 +159,12 @@ def climb(score: Callable[[float], NDArray[np.float64]]) -> tuple[float, dict[fl
     `score` gives the squared correlation of hidden voxels. Returns the stiffness, and the mean
     score of each that was tried.
     """
-    scores = {1.0: _mean(score(1.0))}
+    scores = {1.0: mean_score(score(1.0))}
     best = 1.0
     for step in (1 / STEP, STEP):
         while LEAST_STIFFNESS <= best * step <= _GREATEST:
             tried = best * step
-            scores[tried] = _mean(score(tried))
+            scores[tried] = mean_score(score(tried))
             if 1 - scores[tried] > (1 - _LEAST_GAIN) * (1 - scores[best]):
                 break
             best = tried
@@ -127,5 +173,7 @@ def climb(score: Callable[[float], NDArray[np.float64]]) -> tuple[float, dict[fl
     return best, scores
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size >= _LEAST_HIDDEN else 0.0
+def mean_score(values: NDArray[np.float64]) -> float:
+    """The mean over hidden voxels that can be compared; 0 where there are too few."""
+    told = values[np.isfinite(values)]
+    return float(told.mean()) if told.size >= _LEAST_HIDDEN else 0.0

@@ -62,6 +62,11 @@ __all__ = ["Deformable", "Method"]
 Method: TypeAlias = Literal["lcc", "bspline"] | DemonsMethod
 Where: TypeAlias = Literal["everywhere", "landmarks"]
 
+_CHANCE = (
+    "no deformation foretells parts of the fixed image that were hidden from it better than none "
+    "does: what it would follow is chance"
+)
+
 # Standard deviations of its placing by which a landmark is missed.
 _MISSED = 2.0
 
@@ -200,8 +205,10 @@ class Deformable(TunedStep):
         return settings if self.stiffness == "auto" else stiffened(settings, self.stiffness)
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
+        decided, facts, objection = self._decide(scene, state)
+        if objection:
+            return Nothing(objection, facts)
         path = place()
-        decided, facts = self._decide(scene, state)
         transform = decided._store(scene, state, path)
         grid = FieldChain.of(transform).field.grid
         facts |= {"field_shape": grid.shape, "field_spacing": grid.spacing}
@@ -217,22 +224,23 @@ class Deformable(TunedStep):
         decided = {n: facts[n] for n in ("similarity", "stiffness") if n in facts}
         self.evolve(**decided)._store(scene, state, place())
 
-    def _decide(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any]]:
-        """The step with a similarity and a stiffness that suit the images, and facts of both."""
+    def _decide(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any], str]:
+        """The step with a similarity and a stiffness that suit the images, facts, an objection."""
         start = scene.known(state.transform)
         decided, facts = self, dict[str, Any]()
         if self.method == "lcc" and self.similarity == "auto":
             evidence = scene.find_similarity(start)
             decided, facts = self.evolve(similarity=evidence.similarity), evidence.facts
-        if decided._is_open:
-            settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
-            pair = scene.fixed, scene.moving
-            chosen, foretold = choose_stiffness(*pair, start, settings, scene.tissue)
-            scene.reporter.note(f"stiffness {chosen:g}")
-            told = {f"{tried:g}": round(value, 4) for tried, value in foretold.items()}
-            facts |= {"stiffness": chosen, "hidden_correlation": told}
-            decided = decided.evolve(stiffness=chosen)
-        return decided, facts
+        if not decided._is_open:
+            return decided, facts, ""
+        settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
+        found = choose_stiffness(scene.fixed, scene.moving, start, settings, scene.tissue)
+        facts |= found.facts
+        # Where landmarks pull, images need not: bare tissue foretells nothing.
+        if found.is_chance and scene.marks is None:
+            return decided, facts, _CHANCE
+        scene.reporter.note(f"stiffness {found.stiffness:g}")
+        return decided.evolve(stiffness=found.stiffness), facts, ""
 
     @property
     def _is_open(self) -> bool:

@@ -12,8 +12,10 @@ from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.evidence.stiffness import (
     LEAST_STIFFNESS,
     climb,
+    gain_in_cubes,
     hidden_correlation,
     hide_cubes,
+    number_cubes,
     stiffened,
 )
 
@@ -81,3 +83,17 @@ def test_hidden_voxels_do_not_see_the_others() -> None:
     assert found.size == hidden.sum()
     # Values are rounded to a lattice before they are summed.
     np.testing.assert_allclose(found, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("gain", "least", "most"), [(0.0, -4, 4), (0.02, 6, 60)])
+def test_a_gain_counts_where_most_cubes_gain(gain: float, least: float, most: float) -> None:
+    rng = np.random.default_rng(4)
+    cubes = number_cubes((48, 48, 48), (1.0, 1.0, 1.0)).ravel()
+    assert np.unique(cubes).size == 6**3
+    before = rng.uniform(0.2, 0.4, cubes.size)
+    # What differs between cubes, not between their voxels, tells how sure a gain is.
+    after = before + gain + 0.03 * rng.normal(size=cubes.max() + 1)[cubes]
+    after[:1000] = np.nan
+    assert least < gain_in_cubes(before, after, cubes) < most
+    few = cubes < 7
+    assert np.isnan(gain_in_cubes(before[few], after[few], cubes[few]))

@@ -1,0 +1,272 @@
+"""Verdict on a registration: good, to be looked at, or failed, with reasons and places.
+
+It rests on evidence that no step maximised: the predicted error, correlation against its level by
+chance, key points matched again, and how plausible the affine is. What a step made as large as it
+could (its own correlation, the residuals of its own matches) proves nothing: T. Rohlfing, "Image
+similarity and tissue overlaps as surrogates for image registration accuracy", IEEE Transactions on
+Medical Imaging 31 (2012) 153-163, doi:10.1109/TMI.2011.2163944.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Evidence", "Outcome", "Region", "Verdict", "judge"]
+
+Outcome: TypeAlias = Literal["good", "look", "failed"]
+
+Span: TypeAlias = tuple[float, float]
+
+# Shares of the tissue that both images show of which more than 5 voxels of error is predicted, or
+# nothing: above the first a look is due; above the second it has failed.
+_LOOK_SHARE, _FAILED_SHARE = 0.15, 0.7
+# Of the tissue of the fixed image, at least so much must lie in the moving one.
+_LEAST_OVERLAP = 0.05
+# No tissue shrinks or swells so much, nor shears, but in error of a spacing.
+_STRETCH, _SHEAR_DEG = 1.3, 15.0
+# Spacings that are wrong are so by a whole number, and a third more, mostly along one axis.
+_SHOWN_REGIONS = 10
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place to look at.
+
+    Parameters
+    ----------
+    box_voxels, box_um : tuple of (float, float)
+        First and last place per axis of the fixed image, in voxels and in µm.
+    share_of_tissue : float
+        Of all tissue of the fixed image.
+    what : str
+        What was seen there.
+    """
+
+    box_voxels: tuple[Span, ...]
+    box_um: tuple[Span, ...]
+    share_of_tissue: float
+    what: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a verdict rests on.
+
+    `matrix` is the affine part, `overlap` the shares of the tissue of both images that the other
+    one shows, `correlation` the mean squared local correlation that was reached, `steps` the facts
+    of all steps, `error` those of the predicted error and of chance, or nothing.
+    """
+
+    matrix: NDArray[np.float64]
+    overlap: Mapping[str, float]
+    correlation: float
+    steps: Sequence[Mapping[str, Any]]
+    certificate: Mapping[str, Any]
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of a registration, and why.
+
+    Parameters
+    ----------
+    outcome : {'good', 'look', 'failed'}
+        'good': nothing speaks against it; 'look': see the regions and reasons before you use it;
+        'failed': do not use it.
+    reasons : tuple of str
+        Why, the gravest first; what it rests on, where it is good.
+    regions : tuple of Region
+        Where to look, the largest first.
+    share_of_tissue : dict
+        Shares of the tissue that both images show: 'sound', 'doubtful' (more than 5 voxels of
+        error are predicted) and 'unknown'; empty where no error was predicted.
+    overlap : dict
+        Shares of the tissue of the 'fixed' and the 'moving' image that the other one shows.
+    affine : dict
+        'stretch' per principal axis, and whether it is 'mirrored'.
+    """
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    regions: tuple[Region, ...]
+    share_of_tissue: dict[str, float]
+    overlap: dict[str, float]
+    affine: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As registration.json holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Verdict:
+        """Read what registration.json holds.
+
+        Parameters
+        ----------
+        facts : mapping
+            As from `facts`, also after JSON.
+
+        Returns
+        -------
+        Verdict
+            The same.
+        """
+        regions = tuple(
+            Region(_spans(r["box_voxels"]), _spans(r["box_um"]), r["share_of_tissue"], r["what"])
+            for r in facts["regions"]
+        )
+        known = {**facts, "regions": regions, "reasons": tuple(facts["reasons"])}
+        return cls(**known)
+
+    def describe(self) -> list[str]:
+        """Say it in words.
+
+        Returns
+        -------
+        list of str
+            Lines: the outcome, the reasons, the regions.
+        """
+        lines = [f"verdict: {_MEANS[self.outcome]}"]
+        lines += [f"  {reason}" for reason in self.reasons]
+        for region in self.regions[:_SHOWN_REGIONS]:
+            spans = ", ".join(f"{a:.0f}:{b:.0f}" for a, b in region.box_voxels)
+            share = f"{100 * region.share_of_tissue:.2g} % of the tissue"
+            lines.append(f"  voxels {spans} ({share}): {region.what}")
+        return lines
+
+
+_MEANS: dict[Outcome, str] = {
+    "good": "good",
+    "look": "look at it before you use it",
+    "failed": "failed, do not use it",
+}
+
+
+@dataclass(frozen=True)
+class _Doubt:
+    outcome: Outcome
+    text: str
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Judge a registration by its evidence."""
+    doubts = [
+        *_doubts_of_images(evidence),
+        *_doubts_of_error(evidence.error),
+        *_doubts_of_starts(evidence.steps),
+        *_doubts_of_affine(evidence.matrix),
+        *(_Doubt("look", text) for text in evidence.certificate["failures"]),
+    ]
+    failed = [d.text for d in doubts if d.outcome == "failed"]
+    others = [d.text for d in doubts if d.outcome == "look"]
+    outcome: Outcome = "failed" if failed else "look" if others else "good"
+    linear = np.asarray(evidence.matrix)[:-1, :-1]
+    return Verdict(
+        outcome,
+        (*failed, *others) or _praise(evidence),
+        tuple(_regions(evidence.error)),
+        _shares(evidence.error),
+        dict(evidence.overlap),
+        {
+            "stretch": np.linalg.svd(linear, compute_uv=False).tolist(),
+            "mirrored": bool(np.linalg.det(linear) < 0),
+        },
+    )
+
+
+def _praise(evidence: Evidence) -> tuple[str, ...]:
+    """What a good verdict rests on."""
+    error = evidence.error
+    if not error:
+        return ("key points matched again bear it out; no error map was asked for",)
+    return (
+        f"predicted error: {error['median_um']:.2g} µm in the median, {error['p95_um']:.2g} µm for "
+        "95 % of the tissue",
+    )
+
+
+def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
+    """Images that have nothing in common, or are no more alike than unrelated ones."""
+    seen = evidence.overlap["fixed"]
+    if seen < _LEAST_OVERLAP:
+        yield _Doubt(
+            "failed", f"the moving image shows {100 * seen:.2g} % of the fixed image's tissue"
+        )
+    chance = evidence.error.get("chance")
+    if chance and evidence.correlation <= chance["local_correlation_p95"]:
+        yield _Doubt(
+            "failed",
+            f"the images are no more alike than unrelated parts of them: local correlation "
+            f"{evidence.correlation:.2g}, at wrong places "
+            f"{chance['local_correlation_median']:.2g} to {chance['local_correlation_p95']:.2g}",
+        )
+
+
+def _doubts_of_error(error: Mapping[str, Any]) -> Iterator[_Doubt]:
+    """Too much tissue that lies far off, or of which nothing is known."""
+    shares = _shares(error)
+    if not shares:
+        return
+    bad = 1 - shares["sound"]
+    if bad > _LOOK_SHARE:
+        outcome: Outcome = "failed" if bad > _FAILED_SHARE else "look"
+        yield _Doubt(
+            outcome,
+            f"{100 * shares['doubtful']:.2g} % of the tissue may be more than 5 voxels off, and of "
+            f"{100 * shares['unknown']:.2g} % nothing can be said",
+        )
+
+
+def _shares(error: Mapping[str, Any]) -> dict[str, float]:
+    if not error:
+        return {}
+    unknown, doubtful = error["share_unknown"], error["share_over_5_vox"]
+    return {"sound": 1 - unknown - doubtful, "doubtful": doubtful, "unknown": unknown}
+
+
+def _doubts_of_starts(steps: Sequence[Mapping[str, Any]]) -> Iterator[_Doubt]:
+    """Affines of the run that little speaks for; the last one counts."""
+    judged = [step["evidence"] for step in steps if "evidence" in step and "dropped" not in step]
+    if judged and judged[-1]["outcome"] == "doubtful":
+        yield _Doubt("look", "little more than chance speaks for the affine that was found")
+
+
+def _doubts_of_affine(matrix: NDArray[np.float64]) -> Iterator[_Doubt]:
+    """Mirrored, stretched and sheared as no tissue is."""
+    linear = np.asarray(matrix)[:-1, :-1]
+    if np.linalg.det(linear) < 0:
+        yield _Doubt("look", "the affine mirrors the image")
+    lengths = np.linalg.norm(linear, axis=0)
+    for axis, length in enumerate(lengths):
+        if not 1 / _STRETCH <= length <= _STRETCH:
+            yield _Doubt(
+                "look",
+                f"axis {axis} is stretched {length:.2f} times: check the voxel spacing of both "
+                "images along it",
+            )
+    cosines = (linear / lengths).T @ (linear / lengths)
+    most = float(np.abs(np.triu(cosines, 1)).max())
+    sheared = np.rad2deg(np.arcsin(min(most, 1.0)))
+    if sheared > _SHEAR_DEG:
+        yield _Doubt("look", f"the affine shears by {sheared:.0f} degrees")
+
+
+def _regions(error: Mapping[str, Any]) -> Iterator[Region]:
+    for region in error.get("regions", ()):
+        yield Region(
+            _spans(region["box_voxels"]),
+            _spans(region["box_um"]),
+            region["share_of_tissue"],
+            region["what"],
+        )
+
+
+def _spans(box: Sequence[Sequence[float]]) -> tuple[Span, ...]:
+    return tuple((start, stop) for start, stop in box)

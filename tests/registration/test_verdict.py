@@ -1,0 +1,97 @@
+"""Verdicts follow from evidence, whatever the similarity that was reached."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from itkstream.registration.verdict import Evidence, Verdict, judge
+
+SOUND: dict[str, Any] = {
+    "median_um": 0.4,
+    "p95_um": 1.1,
+    "share_over_2_vox": 0.02,
+    "share_over_5_vox": 0.01,
+    "share_unknown": 0.02,
+    "chance": {"local_correlation_median": 0.05, "local_correlation_p95": 0.09},
+    "regions": [
+        {
+            "box_voxels": [[0, 8], [4, 20], [0, 16]],
+            "box_um": [[0, 4.0], [4, 20], [0, 16]],
+            "share_of_tissue": 0.01,
+            "what": "far shifts fit as well",
+        }
+    ],
+}
+GOOD = Evidence(
+    np.diag([1.02, 0.97, 1.0, 1.0]),
+    {"fixed": 0.9, "moving": 0.8},
+    0.7,
+    [{"name": "affine", "evidence": {"outcome": "convincing"}}],
+    {"failures": []},
+    SOUND,
+)
+
+
+def test_nothing_speaks_against_a_good_one() -> None:
+    found = judge(GOOD)
+    assert found.outcome == "good"
+    assert "0.4 µm in the median" in found.reasons[0]
+    assert found.share_of_tissue == pytest.approx(
+        {"sound": 0.97, "doubtful": 0.01, "unknown": 0.02}
+    )
+    assert (
+        found.describe()[-1]
+        == "  voxels 0:8, 4:20, 0:16 (1 % of the tissue): far shifts fit as well"
+    )
+    assert Verdict.from_facts(json.loads(json.dumps(found.facts))) == found
+
+
+def with_shares(doubtful: float, unknown: float) -> Evidence:
+    return replace(GOOD, error=SOUND | {"share_over_5_vox": doubtful, "share_unknown": unknown})
+
+
+@pytest.mark.parametrize(
+    ("evidence", "outcome", "said"),
+    [
+        (with_shares(0.1, 0.2), "look", "10 % of the tissue may be more than 5 voxels off"),
+        (with_shares(0.8, 0.1), "failed", "of 10 % nothing can be said"),
+        (replace(GOOD, correlation=0.08), "failed", "no more alike than unrelated parts"),
+        (replace(GOOD, overlap={"fixed": 0.01, "moving": 0.5}), "failed", "shows 1 % of the fixed"),
+        (replace(GOOD, matrix=np.diag([1.0, 1, 0.5, 1])), "look", "axis 2 is stretched 0.50 times"),
+        (replace(GOOD, matrix=np.diag([1.0, -1, 1, 1])), "look", "mirrors the image"),
+        (replace(GOOD, certificate={"failures": ["9 of 9 voxels"]}), "look", "9 of 9 voxels"),
+    ],
+)
+def test_whatever_speaks_against_it_is_said(evidence: Evidence, outcome: str, said: str) -> None:
+    found = judge(evidence)
+    assert found.outcome == outcome
+    assert said in found.reasons[0]
+
+
+def test_the_last_affine_that_was_kept_is_judged() -> None:
+    doubtful = {"name": "affine", "evidence": {"outcome": "doubtful"}}
+    assert judge(replace(GOOD, steps=[doubtful])).outcome == "look"
+    kept = replace(GOOD, steps=[doubtful, *GOOD.steps])
+    assert judge(kept).outcome == "good"
+    assert (
+        judge(replace(GOOD, steps=[*GOOD.steps, doubtful | {"dropped": "why"}])).outcome == "good"
+    )
+
+
+def test_a_turn_shears_and_stretches_nothing() -> None:
+    c, s = np.cos(0.7), np.sin(0.7)
+    turn = np.array([[c, -s, 0, 5], [s, c, 0, 7], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert judge(replace(GOOD, matrix=turn)).outcome == "good"
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.4
+    assert "shears by 2" in judge(replace(GOOD, matrix=sheared)).reasons[0]
+
+
+def test_without_an_error_map_the_rest_is_judged() -> None:
+    found = judge(replace(GOOD, error={}))
+    assert (found.outcome, found.regions, found.share_of_tissue) == ("good", (), {})
