@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.lift import lift_matrix, lift_values, lift_vectors
+from itkstream.numerics.lift import lift_values, lift_vectors
 from itkstream.numerics.matching.keypoints import as_points, finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur, halve
 from itkstream.numerics.threads import over_slabs
@@ -274,34 +274,32 @@ def sample_around(
     # Rounding adds at most half a unit per sample to the norm.
     norm = _EXACT_NORM - 0.5 * math.sqrt(len(steps))
     outputs = (samples, inside)
-    if turns is None:
-        over_slabs(lambda a, b: _sample_slab(volume, at, steps, norm, outputs, a, b), len(at))
-        return samples, inside
-    each = np.array([lift_matrix(turn) for turn in turns])
-
-    def kernel(start: int, stop: int) -> None:
-        for row in range(start, stop):
-            own = tuple(part[row : row + 1] for part in outputs)
-            turned = steps @ each[row].T
-            _sample_slab(volume, at[row : row + 1], turned, norm, own, 0, 1)
-
-    over_slabs(kernel, len(at))
+    each = np.empty((0, 3, 3))
+    if turns is not None:
+        lead = 3 - turns.shape[-1]
+        each = np.tile(np.eye(3), (len(turns), 1, 1))
+        each[:, lead:, lead:] = turns
+    over_slabs(lambda a, b: _sample_slab(volume, at, (steps, each), norm, outputs, a, b), len(at))
     return samples, inside
 
 
 @njit(nogil=True, cache=True)
-def _sample_slab(data, centres, offsets, norm, outputs, start, stop):  # type: ignore[no-untyped-def]
+def _sample_slab(data, centres, lattices, norm, outputs, start, stop):  # type: ignore[no-untyped-def]
+    offsets, turns = lattices
+    steps = offsets
     for row in range(start, stop):
+        if len(turns):
+            steps = offsets @ turns[row].T
         values = outputs[0][row]
         x, y, z = centres[row, 0], centres[row, 1], centres[row, 2]
         count, total = 0, 0.0
-        for k in range(offsets.shape[0]):
-            value = _linear(data, x + offsets[k, 0], y + offsets[k, 1], z + offsets[k, 2])
+        for k in range(steps.shape[0]):
+            value = _linear(data, x + steps[k, 0], y + steps[k, 1], z + steps[k, 2])
             values[k] = value
             if not math.isnan(value):
                 count += 1
                 total += values[k]
-        outputs[1][row] = count / offsets.shape[0]
+        outputs[1][row] = count / steps.shape[0]
         _normalise(values, total / max(count, 1), norm)
 
 

@@ -6,9 +6,11 @@ Processing 21 (2012) 2706-2718, doi:10.1109/TIP.2011.2181402.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 from scipy.fft import irfftn, next_fast_len, rfftn
 
@@ -61,14 +63,8 @@ class MaskedCorrelation:
         one, f, ff = self.spectra
         g1, g, gg = (np.conj(rfftn(part, self.shape)) for part in _parts(moving))
         products = (one * g1, f * g1, one * g, f * g, ff * g1, one * gg)
-        count, sf, sg, cross, vf, vg = (irfftn(product, self.shape) for product in products)
-        count = np.maximum(count, 1)
-        cross, vf, vg = cross - sf * sg / count, vf - sf**2 / count, vg - sg**2 / count
-        least = _LEAST_VARIANCE * count
-        score = cross / np.sqrt(np.maximum(vf, least) * np.maximum(vg, least))
-        # What correlation over so many voxels is worth: a corner may correlate well by chance.
-        worth = np.arctanh(np.clip(score, -_MOST, _MOST)) * np.sqrt(count)
-        worth[count < self.overlap] = -np.inf
+        sums = [irfftn(product, self.shape).ravel() for product in products]
+        worth = _worths(*sums, self.overlap).reshape(self.shape)
         shifts = [
             np.where(np.arange(n) < f - w, np.arange(n), np.arange(n) - n)
             for n, f, w in zip(self.shape, self.fixed, self.wrapped, strict=True)
@@ -84,3 +80,18 @@ def _parts(image: Floats) -> tuple[Floats, Floats, Floats]:
     counts = np.isfinite(image)
     filled = np.where(counts, image, np.float32(0))
     return counts.astype(np.float32), filled, filled**2
+
+
+@njit(nogil=True, cache=True)
+def _worths(count, sf, sg, cross, sff, sgg, overlap):  # type: ignore[no-untyped-def]
+    """Compute what correlation is worth at each shift: a corner may correlate well by chance."""
+    worth = np.full(count.size, -np.inf, np.float32)
+    for k in range(count.size):
+        n = max(count[k], np.float32(1))
+        if n < overlap:
+            continue
+        least = _LEAST_VARIANCE * n
+        vf, vg = max(sff[k] - sf[k] ** 2 / n, least), max(sgg[k] - sg[k] ** 2 / n, least)
+        score = (cross[k] - sf[k] * sg[k] / n) / math.sqrt(vf * vg)
+        worth[k] = math.atanh(min(max(score, -_MOST), _MOST)) * math.sqrt(n)
+    return worth

@@ -90,10 +90,7 @@ def match_turned(fixed: Sided, moving: Sided) -> TurnedMatches:
     for start in range(0, len(partner), _ROWS):
         rows = slice(start, start + _ROWS)
         scores = correlate(f.samples[rows], g.samples)
-        for side in range(f.sides.shape[1]):
-            scores[np.abs(f.sides[rows, side, None] - g.sides[:, side]) > _SIDES] = -1
-        partner[rows] = scores.argmax(axis=1)
-        score[rows] = scores.max(axis=1)
+        _best_partners(scores, f.sides[rows], g.sides, partner[rows], score[rows])
     i = np.argsort(-score, kind="stable")[:_MOST_MATCHES]
     i = i[score[i] > _LEAST_CORRELATION]
     j = partner[i]
@@ -201,6 +198,20 @@ def _votes(
 ) -> NDArray[np.intp]:
     """Count the fixed points with a match that agrees with each match; equal points in a row."""
     return np.asarray(_count(p, q, turns, point, slack, _least_trace(p.shape[1])), np.intp)
+
+
+@njit(nogil=True, cache=True)
+def _best_partners(scores, sides, others, partner, score):  # type: ignore[no-untyped-def]
+    """Find the best score of each row among those whose triangles agree; -1 where none does."""
+    for i in range(len(sides)):
+        partner[i], score[i] = 0, -1
+        for j in range(len(others)):
+            if scores[i, j] > score[i]:
+                agree = True
+                for side in range(sides.shape[1]):
+                    agree = agree and abs(sides[i, side] - others[j, side]) <= _SIDES
+                if agree:
+                    partner[i], score[i] = j, scores[i, j]
 
 
 @njit(nogil=True, cache=True)
