@@ -36,6 +36,7 @@ __all__ = [
     "Ours",
     "RunFolder",
     "Vacant",
+    "kept_level",
     "registered_grids",
     "registered_images",
     "registered_places",
@@ -188,12 +189,12 @@ class RunFolder:
         holds a complete run that may be another, that is refused.
         """
         work, held = self._work
-        place = work.child(_NOTES, f"{name}.zarr")
+        place = kept_level(work, name)
         if held and known(place):
             return place
         if held and work == self._place and self._run["key"] is None and self._is_complete():
             check_folder(self._place, REPORT, self._overwrite)
-        return self.claim().child(_NOTES, f"{name}.zarr")
+        return kept_level(self.claim(), name)
 
     def recall(self, name: str, key: str) -> dict[str, Any] | None:
         """Read the note of a part of the run; None where there is none under this key.
@@ -254,6 +255,11 @@ class RunFolder:
             self._place.child(LEDGER_FOLDER).path.rmdir()
             if new:
                 self._place.path.rmdir()
+
+
+def kept_level(folder: Location, name: str) -> Location:
+    """Name the array in which a run keeps the coarse level of a large image."""
+    return folder.child(_NOTES, f"{name}.zarr")
 
 
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:

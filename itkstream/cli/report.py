@@ -1,0 +1,41 @@
+"""The command that makes a registration's report again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from itkstream.cli.options import (
+    CommandOfImages,
+    collect_image_options,
+    open_given_image,
+    with_image_options,
+)
+
+__all__ = ["report"]
+
+
+@click.command(cls=CommandOfImages)
+@click.argument("folder")
+@click.option("--fixed", help="Fixed image. [default: the one registered]")
+@click.option("--moving", help="Moving image. [default: the one registered]")
+@with_image_options("fixed", "moving", common=False)
+def report(folder: str, fixed: str | None, moving: str | None, **options: Any) -> None:
+    """Write report.html and report.json into FOLDER, which `register` wrote.
+
+    The page shows the registration: before and after, where it may be wrong, what it was made of.
+    """
+    from itkstream.registration.folder import registered_images
+    from itkstream.report.write import write_report
+
+    paths = {"fixed": fixed, "moving": moving}
+    images: list[Any] = [None, None]
+    for number, (which, path) in enumerate(paths.items()):
+        if path is not None:
+            said = collect_image_options(options, which, common=False)
+            images[number] = open_given_image(which, said, path)
+    if None in images:
+        known = registered_images(folder)
+        images = [given or found for given, found in zip(images, known, strict=True)]
+    click.echo(f"written: {write_report(folder, (images[0], images[1]))}")
