@@ -145,7 +145,7 @@ def _config(found: Any, folder: Path) -> Config:
 
 
 def _of_a_run(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a registration.json says of its run, as a file of steps says it.
+    """Read a run from its registration.json as a file of steps says it.
 
     Its files are named as they were for that run.
     """

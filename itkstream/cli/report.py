@@ -26,16 +26,14 @@ def report(folder: str, fixed: str | None, moving: str | None, **options: Any) -
 
     The page shows the registration: before and after, where it may be wrong, what it was made of.
     """
-    from itkstream.registration.folder import registered_images
+    from itkstream.registration.folder import registered_image
     from itkstream.report.write import write_report
 
-    paths = {"fixed": fixed, "moving": moving}
-    images: list[Any] = [None, None]
-    for number, (which, path) in enumerate(paths.items()):
-        if path is not None:
+    images = []
+    for which, path in (("fixed", fixed), ("moving", moving)):
+        if path is None:
+            images.append(registered_image(folder, which))
+        else:
             said = collect_image_options(options, which, common=False)
-            images[number] = open_given_image(which, said, path)
-    if None in images:
-        known = registered_images(folder)
-        images = [given or found for given, found in zip(images, known, strict=True)]
+            images.append(open_given_image(which, said, path))
     click.echo(f"written: {write_report(folder, (images[0], images[1]))}")

@@ -38,6 +38,7 @@ __all__ = [
     "Vacant",
     "kept_level",
     "registered_grids",
+    "registered_image",
     "registered_images",
     "registered_places",
     "registered_unit",
@@ -264,19 +265,21 @@ def kept_level(folder: Location, name: str) -> Location:
 
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
     """Open the fixed and the moving image of a registration folder, as they were registered."""
-    report = _report(folder)
-    images = []
-    for side in ("fixed", "moving"):
-        name = str(report[side]["name"])
-        try:
-            # With the channel, the spacing and whatever else was said of it.
-            images.append(open_image(**(report[side].get("opened") or {"path": name})))
-        except (MissingDataError, InputError) as error:
-            raise MissingDataError(
-                f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
-                f"say where it is ({error})"
-            ) from error
-    return images[0], images[1]
+    return registered_image(folder, "fixed"), registered_image(folder, "moving")
+
+
+def registered_image(folder: str | os.PathLike[str], side: str) -> Image:
+    """Open the "fixed" or the "moving" image of a registration folder, as it was registered."""
+    told = _report(folder)[side]
+    name = str(told["name"])
+    try:
+        # With the channel, the spacing and whatever else was said of it.
+        return open_image(**(told.get("opened") or {"path": name}))
+    except (MissingDataError, InputError) as error:
+        raise MissingDataError(
+            f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
+            f"say where it is ({error})"
+        ) from error
 
 
 def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:

@@ -141,7 +141,8 @@ def _ransac(told: dict[str, Any], cite: _Cited) -> str:
             f"{told['median_residual']:.2f} µm"
         )
     return (
-        f"{searched}An affine transform was fitted to key points, bright blobs of any scale {cite(_BLOBS)}, "
+        f"{searched}An affine transform was fitted to key points, bright blobs of any scale "
+        f"{cite(_BLOBS)}, "
         "matched by the correlation of their neighbourhoods (at least "
         f"{told['match_threshold']:g}, radius {told['cc_radius']} voxels), by random sample "
         f"consensus {cite(_RANSAC, _MSAC)}"

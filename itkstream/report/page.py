@@ -62,7 +62,7 @@ _OUTCOMES = {
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a page shows."""
+    """Contents of a page: numbers, pictures that are still arrays, and words."""
 
     numbers: dict[str, Any]
     planes: tuple[Plane, ...]

@@ -40,7 +40,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """What is drawn of a plane through both images; `grid` is one pixel thick.
+    """A plane through both images and all that is drawn of it; `grid` is one pixel thick.
 
     `covered` is true where the moving image shows something, `tissue` where the fixed one does.
     `error_um` is None where no error was predicted. `moves_um` are the displacement vectors within
@@ -184,7 +184,7 @@ def _slab(shape: Sequence[int], cut: Cut, reach: int) -> tuple[slice, ...]:
 
 
 def _position(grid: Grid, cut: Cut) -> float:
-    """Where a plane lies across, from the first voxel of the image."""
+    """The place of a plane across, from the first voxel of the image."""
     return 0.0 if cut.across is None else cut.at * grid.spacing[cut.across]
 
 

@@ -31,7 +31,7 @@ from itkstream.registration.folder import (
     registered_images,
 )
 
-__all__ = ["ERROR", "PIXELS", "Sources", "View", "open_sources", "sampled"]
+__all__ = ["ERROR", "PIXELS", "Sources", "View", "open_sources", "sampled", "view_of"]
 
 ERROR = "error.ome.zarr"
 """The predicted error: radius in µm within which the true place lies, NaN where unknown."""
@@ -71,7 +71,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """What a registration folder holds, opened: images in µm, on the axes of the fixed one."""
+    """A registration folder, opened: images in µm, on the axes of the fixed one."""
 
     folder: Location
     facts: dict[str, Any]
@@ -126,9 +126,9 @@ def open_sources(folder: Location, images: tuple[Image, Image] | None = None) ->
         folder,
         facts,
         (fixed, moving),
-        _view(fixed, voxels, kept_level(folder, "fixed")),
-        _view(moving, voxels, kept_level(folder, "moving")),
-        _view(aligned, voxels),
+        view_of(fixed, voxels, kept_level(folder, "fixed")),
+        view_of(moving, voxels, kept_level(folder, "moving")),
+        view_of(aligned, voxels),
         FieldChain.of(read_transform(folder / TRANSFORM, fixed.grid.axes)),
         _stored(folder / ERROR, fixed.grid) if (folder / ERROR).exists() else None,
     )
@@ -147,7 +147,7 @@ def _stored(place: Location, grid: Grid) -> Image:
     return found.reorder(grid.axes).in_unit(grid.unit)
 
 
-def _view(image: Image, voxels: float, kept: Location | None = None) -> View:
+def view_of(image: Image, voxels: float, kept: Location | None = None) -> View:
     """Find the level of an image that the registration used, without averaging a large one."""
     factors = factors_to_fit(image.grid, voxels)
     grid = image.grid.shrink(factors)

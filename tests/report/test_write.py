@@ -15,9 +15,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import HOSTILE, SETTINGS, STEPS  # type: ignore[import-not-found]
 
 import itkstream
+from itkstream.cli.app import commands
 from itkstream.cli.config import read_config
 from itkstream.errors import MissingDataError
 from itkstream.phantoms import PhantomPair
@@ -286,6 +288,29 @@ def test_images_that_are_gone_are_asked_for(copied: Callable[..., Path], pair: P
     with pytest.raises(MissingDataError, match=r"moving image .* gone\.n5/s0"):
         write_report(folder)
     assert write_report(folder, (pair.fixed, pair.moving)).is_file()
+
+
+def test_the_command_makes_it_again(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    (folder / "report.html").unlink()
+    done = CliRunner().invoke(commands, ["report", str(folder)])
+    assert done.exit_code == 0
+    assert done.output.strip() == f"written: {folder}/report.html"
+    assert (folder / "report.html").is_file()
+
+
+def test_the_command_takes_images_that_were_moved(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    file = folder / "registration.json"
+    known = json.loads(file.read_text())
+    place = known["fixed"]["opened"]["path"]
+    known["fixed"] |= {"name": "gone.n5/s0", "opened": {"path": "gone.n5/s0"}}
+    file.write_text(json.dumps(known))
+    assert isinstance(
+        CliRunner().invoke(commands, ["report", str(folder)]).exception, MissingDataError
+    )
+    done = CliRunner().invoke(commands, ["report", str(folder), "--fixed", place])
+    assert done.exit_code == 0
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
