@@ -42,6 +42,7 @@ from .registration.steps import (
     RansacAffine,
     RegisterSettings,
 )
+from .report.write import write_report
 from .workers import Resources
 
 __version__: str
@@ -100,6 +101,7 @@ __all__ = [
     "workers",
     "write_inverse",
     "write_landmarks",
+    "write_report",
     "write_resampled",
     "write_transform",
 ]

@@ -35,6 +35,7 @@ measured against the nodes (`field_tolerance_vox`).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ from numpy.typing import ArrayLike
 from itkstream.blocks.inputs import as_pair
 from itkstream.blocks.masks import Mask
 from itkstream.geometry import Image, Landmarks, Transform
+from itkstream.io.storage.locations import Location
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
@@ -53,6 +55,8 @@ from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, 
 from itkstream.workers import Resources
 
 __all__ = ["DEFAULT_STEPS", "Plan", "Registration", "Reporter", "plan", "register"]
+
+logger = logging.getLogger(__name__)
 
 
 def register(
@@ -82,6 +86,8 @@ def register(
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
     - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs, in
       µm, or in millimeters where the fixed image is, as NIfTI;
+    - ``report.html``: a page of pictures and numbers, and ``report.json``, the numbers
+      (`itkstream.write_report`), unless `RegisterSettings.report` is False;
     - ``steps``: notes, and fields as they were computed, for a run that goes on; not needed when
       it is complete.
 
@@ -154,8 +160,26 @@ def register(
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
     )
-    folder = RunFolder(out, request.names, overwrite)
-    return run_request(request, folder, reporter or LogReporter())
+    folder, told = RunFolder(out, request.names, overwrite), reporter or LogReporter()
+    registered = run_request(request, folder, told)
+    if request.plan.settings.report:
+        _report(registered.out, request.pair, told)
+    return registered
+
+
+def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> None:
+    """Write the page of a registration; that it fails is a warning."""
+    from itkstream.report.write import write_report
+
+    reporter.step("report")
+    try:
+        reporter.note(str(write_report(out, pair)))
+    except Exception as error:
+        # Hours of computing are not lost for a picture, whatever went wrong with it.
+        logger.warning(
+            "no report was written (itkstream report %s tries again)", out, exc_info=True
+        )
+        reporter.note(f"no report was written: {error}")
 
 
 def plan(

@@ -23,6 +23,7 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
+from itkstream.cli.report import report
 from itkstream.errors import (
     BlockErrors,
     InterruptedRunError,
@@ -51,6 +52,7 @@ def commands(verbose: int) -> None:
 
 for _name in transform_commands.__all__:
     commands.add_command(getattr(transform_commands, _name))
+commands.add_command(report)
 
 
 @commands.command(cls=CommandOfImages)
@@ -120,7 +122,11 @@ for _name in transform_commands.__all__:
     "--config",
     "config_file",
     metavar="FILE",
-    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one, or the "
+    "registration.json of a run to repeat.",
+)
+@click.option(
+    "--no-report", "report", flag_value=False, default=None, help="Leave report.html out."
 )
 @with_resources
 @with_overwrite
@@ -130,7 +136,8 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
 
     FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
     TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
-    report. N5, Zarr and the folder may lie in object stores: s3://bucket/name, gs://bucket/name.
+    report: open report.html. N5, Zarr and the folder may lie in object stores: s3://bucket/name,
+    gs://bucket/name.
 
     At the end a verdict says whether the result is good, why not, and where to look. The exit code
     is 4 where it failed; all files are kept.

@@ -78,7 +78,7 @@ class Config:
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
-    """Read a YAML file as `to_yaml` writes it, or with less in it.
+    """Read a YAML file as `to_yaml` writes it, or with less in it, or a registration.json.
 
     Names of files are made relative to where the process runs. A key or value that is not known is
     an `InputError` with the nearest key.
@@ -131,6 +131,8 @@ _Loader.add_implicit_resolver(
 
 def _config(found: Any, folder: Path) -> Config:
     known = _mapping("the file", found)
+    if isinstance(known.get("settings"), Mapping):
+        known, folder = _of_a_run(known), Path()
     check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "landmarks", "steps"])
     settings = {name: known[name] for name in _SETTINGS if name in known}
     rest: dict[str, Any] = {
@@ -140,6 +142,24 @@ def _config(found: Any, folder: Path) -> Config:
     if "landmarks" in known:
         rest["landmarks"] = _landmarks(folder, known["landmarks"])
     return Config(_steps(known.get("steps")), RegisterSettings(**settings), **rest)
+
+
+def _of_a_run(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a run from its registration.json as a file of steps says it.
+
+    Its files are named as they were for that run.
+    """
+    known = {name: found[name] for name in _FILES if isinstance(found.get(name), str | list)}
+    names = {option: option for option in _OPTIONS} | {"spacing": "voxel_spacing"}
+    for side in _IMAGES:
+        said = found.get(side, {}).get("opened", {})
+        known[side] = {option: said[name] for option, name in names.items() if name in said}
+    if "landmark_files" in found:
+        raise InputError(
+            "that run had landmarks, whose unit and deviation it does not hold: write its steps "
+            "into a file, as `itkstream config --defaults` prints one, and give --landmarks"
+        )
+    return {**found["settings"], **known}
 
 
 def _near(folder: Path, given: Any) -> Any:

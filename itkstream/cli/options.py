@@ -260,9 +260,8 @@ def collect_config(options: dict[str, Any]) -> Any:
     given = {name: file for name, file in files.items() if file is not None}
     for which in ("fixed", "moving"):
         given[which] = collect_image_options(options, which, getattr(config, which))
-    background = options.get("background")
-    if background is not None:
-        given["settings"] = replace(config.settings, background=background)
+    settings = _given(background=options.get("background"), report=options.get("report"))
+    given["settings"] = replace(config.settings, **settings)
     given["landmarks"] = _landmarks(config.landmarks, options)
     return evolve(config, **given)
 

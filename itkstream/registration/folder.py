@@ -37,7 +37,9 @@ __all__ = [
     "Ours",
     "RunFolder",
     "Vacant",
+    "kept_level",
     "registered_grids",
+    "registered_image",
     "registered_images",
     "registered_places",
     "registered_unit",
@@ -190,12 +192,12 @@ class RunFolder:
         holds a complete run that may be another, that is refused.
         """
         work, held = self._work
-        place = work.child(_NOTES, f"{name}.zarr")
+        place = kept_level(work, name)
         if held and known(place):
             return place
         if held and work == self._place and self._run["key"] is None and self._is_complete():
             check_folder(self._place, REPORT, self._overwrite)
-        return self.claim().child(_NOTES, f"{name}.zarr")
+        return kept_level(self.claim(), name)
 
     def recall(self, name: str, key: str) -> dict[str, Any] | None:
         """Read the note of a part of the run; None where there is none under this key.
@@ -258,21 +260,28 @@ class RunFolder:
                 self._place.path.rmdir()
 
 
+def kept_level(folder: Location, name: str) -> Location:
+    """Name the array in which a run keeps the coarse level of a large image."""
+    return folder.child(_NOTES, f"{name}.zarr")
+
+
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
     """Open the fixed and the moving image of a registration folder, as they were registered."""
-    report = _report(folder)
-    images = []
-    for side in ("fixed", "moving"):
-        name = str(report[side]["name"])
-        try:
-            # With the channel, the spacing and whatever else was said of it.
-            images.append(open_image(**(report[side].get("opened") or {"path": name})))
-        except (MissingDataError, InputError) as error:
-            raise MissingDataError(
-                f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
-                f"say where it is ({error})"
-            ) from error
-    return images[0], images[1]
+    return registered_image(folder, "fixed"), registered_image(folder, "moving")
+
+
+def registered_image(folder: str | os.PathLike[str], side: str) -> Image:
+    """Open the "fixed" or the "moving" image of a registration folder, as it was registered."""
+    told = _report(folder)[side]
+    name = str(told["name"])
+    try:
+        # With the channel, the spacing and whatever else was said of it.
+        return open_image(**(told.get("opened") or {"path": name}))
+    except (MissingDataError, InputError) as error:
+        raise MissingDataError(
+            f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
+            f"say where it is ({error})"
+        ) from error
 
 
 def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:

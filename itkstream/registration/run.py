@@ -352,7 +352,8 @@ def run_keys(
     for number, step in enumerate(steps, 1):
         result = _is_result(number, steps, settings)
         keys.append(tokenize(keys[-1], step.name, step_parameters(step), result))
-    return [*keys, tokenize(keys[-1], settings)]
+    # A page about the results changes none of them.
+    return [*keys, tokenize(keys[-1], replace(settings, report=True))]
 
 
 def _is_result(number: int, steps: tuple[Step, ...], settings: RegisterSettings) -> bool:

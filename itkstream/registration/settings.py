@@ -39,6 +39,8 @@ class RegisterSettings:
         "common": where an image was painted over (one value, up to its border) and the other shows
         much tissue there, as the skull beside a template of the brain, no voxel counts in the
         steps that refine a transform. "all": every voxel counts that no mask leaves out.
+    report : bool
+        Whether a page of pictures and numbers is written at the end (`itkstream.write_report`).
 
     Raises
     ------
@@ -52,6 +54,7 @@ class RegisterSettings:
     background: float | None = None
     camera_pattern: CameraPattern = "auto"
     content: Content = "common"
+    report: bool = True
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
@@ -64,6 +67,8 @@ class RegisterSettings:
             )
         if self.background is not None and not finite(self.background):
             raise InputError(f"background must be a number or None; got {self.background!r}")
+        if not isinstance(self.report, bool):
+            raise InputError(f"report must be True or False; got {self.report!r}")
         for name, kind in (("camera_pattern", CameraPattern), ("content", Content)):
             known = get_args(kind)
             if getattr(self, name) not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral
@@ -299,6 +300,14 @@ def _check_jobs(resources: Resources, system: BatchSystem) -> None:
                 f"{name} must be a multiple of processes={processes}, as every job starts that "
                 f"many workers; got {getattr(resources, name)}"
             )
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at most, since it began."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def free_memory() -> int:

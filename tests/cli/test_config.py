@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from itkstream.registration.steps import (
     LocalAffines,
     RansacAffine,
     RegisterSettings,
+    step_parameters,
 )
 
 EVERYTHING = Config(
@@ -53,6 +56,26 @@ def test_what_is_written_is_read(tmp_path: Path, config: Config) -> None:
     assert (read.fixed, read.moving) == (config.fixed, config.moving)
     # Any YAML reader sees the same.
     assert yaml.safe_load(text)["coarse_voxels"] == config.settings.coarse_voxels
+
+
+def test_the_report_of_a_run_is_a_file_of_steps(tmp_path: Path) -> None:
+    steps = [{step.name: step_parameters(step)} for step in EVERYTHING.steps]
+    told = {
+        "fixed": {"name": "a", "opened": {"path": "a", "voxel_spacing": [2, 0.5, 0.5]}},
+        "moving": {"name": "b", "opened": {"path": "b", "channel": 1}},
+        "settings": {**asdict(EVERYTHING.settings), "steps": steps},
+        "fixed_mask": [0, 65535],
+        "initial_transform": "near/start.tfm",
+    }
+    file = tmp_path / "registration.json"
+    file.write_text(json.dumps(told))
+    read = read_config(file)
+    assert (read.steps, read.settings) == (EVERYTHING.steps, EVERYTHING.settings)
+    assert (read.fixed, read.moving) == (ImageOptions((2, 0.5, 0.5)), ImageOptions(channel=1))
+    assert (read.fixed_mask, read.initial_transform) == ((0, 65535), "near/start.tfm")
+    file.write_text(json.dumps(told | {"landmark_files": ["pairs.csv"], "hold_out": 0.0}))
+    with pytest.raises(InputError, match="had landmarks"):
+        read_config(file)
 
 
 def test_files_are_named_relative_to_the_file(tmp_path: Path) -> None:

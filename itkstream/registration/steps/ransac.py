@@ -53,6 +53,9 @@ _LOOK = "Look at the aligned image before you use it"
 # An affine with which so large a share of all matches agrees is no chance, however few they are.
 _MAJORITY = 0.3
 
+# Points of either kind that the report draws at most: as many as can be told apart.
+_DRAWN = 300
+
 
 @frozen
 class _Pair:
@@ -105,6 +108,15 @@ def _of_model(matrix: NDArray[np.float64], grid: Grid, model: Model) -> NDArray[
         return matrix
     corners = grid.corners()
     return fit_affine(corners, AffineTransform(matrix).apply(corners), model)
+
+
+def _drawn(points: NDArray[np.float64], agree: NDArray[np.bool_]) -> dict[str, Any]:
+    """Some of the fixed image's matched points, for the report's picture; in µm."""
+    kinds = {"agree": points[agree], "differ": points[~agree]}
+    return {
+        name: found[:: -(-len(found) // _DRAWN) or 1].round(2).tolist()
+        for name, found in kinds.items()
+    }
 
 
 def _judge_start(scene: Scene, witnesses: Witnesses) -> dict[str, Any]:
@@ -204,6 +216,7 @@ class RansacAffine(MatchingStep):
             "matches": len(estimate.inliers),
             "inliers": int(estimate.inliers.sum()),
             "median_residual": float(np.median(estimate.residuals[estimate.inliers])),
+            "drawn_points": _drawn(pairs.fixed_points, estimate.inliers),
         }
         evidence = pair.witnesses.evidence(matrix, pairs.fixed_points[estimate.inliers])
         return _Affine(matrix, evidence, facts, self.radii[choices.index(best)])

@@ -1,0 +1,87 @@
+"""Arrays made into pictures that stand in a page: files of their own, as data URIs."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CONTRAST", "Scale", "Window", "colour_bar", "coloured", "grey"]
+
+CONTRAST = (0.5, 99.8)
+"""Percentiles of an image's values in all planes that become black and white."""
+
+_JPEG_QUALITY = 90
+_STRIPES = 8  # pixels
+_STRIPE_GREY = 128
+_BAR_COLOURS = 9
+
+
+@dataclass(frozen=True)
+class Window:
+    """The intensities that become black and white; linear in between."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, *pictures: NDArray[np.float32]) -> Window:
+        """Find the window of an image from all pictures of it."""
+        values = np.concatenate([p[np.isfinite(p)] for p in pictures])
+        if not values.size:
+            return cls(0.0, 1.0)
+        low, high = np.percentile(values, CONTRAST)
+        return cls(float(low), float(high if high > low else low + 1.0))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A colour map of matplotlib, and the values at its ends."""
+
+    colours: str
+    low: float
+    high: float
+
+
+def grey(picture: NDArray[np.float32], window: Window) -> str:
+    """Encode a picture in shades of grey; black where there is no value."""
+    import imagecodecs
+
+    known = np.where(np.isfinite(picture), picture, window.low)
+    shades = np.clip((known - window.low) / (window.high - window.low), 0, 1)
+    file = imagecodecs.jpeg8_encode(_bytes(shades), level=_JPEG_QUALITY)
+    return _uri("jpeg", file)
+
+
+def coloured(picture: NDArray[np.float32], scale: Scale, *, stripes: bool = False) -> str:
+    """Encode values in colours; clear, or striped, where there is no value."""
+    import imagecodecs
+    from matplotlib import colormaps
+
+    known = np.isfinite(picture)
+    shares = np.where(known, (picture - scale.low) / (scale.high - scale.low), 0.0)
+    colours = _bytes(colormaps[scale.colours](np.clip(shares, 0, 1)))
+    colours[~known] = 0
+    if stripes:
+        rows, columns = np.indices(picture.shape)
+        colours[~known & ((rows + columns) % _STRIPES < 2)] = (*(_STRIPE_GREY,) * 3, 255)
+    return _uri("png", imagecodecs.png_encode(colours))
+
+
+def colour_bar(scale: Scale) -> str:
+    """Write a colour map as the stops of a CSS gradient."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return ", ".join(to_hex(c) for c in colormaps[scale.colours](np.linspace(0, 1, _BAR_COLOURS)))
+
+
+def _bytes(shares: Any) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.rint(np.asarray(shares) * 255), np.uint8)
+
+
+def _uri(kind: str, file: Any) -> str:
+    return f"data:image/{kind};base64,{b64encode(bytes(file)).decode()}"
