@@ -263,6 +263,8 @@ def collect_config(options: dict[str, Any]) -> Any:
     background = options.get("background")
     if background is not None:
         given["settings"] = replace(config.settings, background=background)
+    if options.get("orient") is not None:
+        given["orient"] = options["orient"]
     given["landmarks"] = _landmarks(config.landmarks, options)
     return evolve(config, **given)
 
