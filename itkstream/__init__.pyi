@@ -27,6 +27,8 @@ from .geometry import (
     Landmarks,
     LandmarkSpline,
     PiecewiseAffine,
+    orientation_code,
+    orientation_transform,
 )
 from .io import ImageOptions, open_container, open_image
 from .io.landmarks.files import read_landmarks, write_landmarks
@@ -88,6 +90,8 @@ __all__ = [
     "io",
     "open_container",
     "open_image",
+    "orientation_code",
+    "orientation_transform",
     "overlay",
     "phantoms",
     "pipelines",

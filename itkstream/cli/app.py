@@ -79,6 +79,14 @@ commands.add_command(report)
     help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
 )
 @click.option(
+    "--orient",
+    type=(str, str),
+    metavar="FIXED MOVING",
+    help="How both images are known to lie, to start from: three letters each for where x, y and z "
+    "lead, such as LIP RAS (left or right, anterior or posterior, inferior or superior), or `file` "
+    "where its direction says it.",
+)
+@click.option(
     "--background",
     type=float,
     help="Value of the aligned image outside MOVING. [default: as on its border if that is bright "
@@ -159,7 +167,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             out,
             config.steps,
             config.settings,
-            initial_transform=config.initial_transform,
+            initial_transform=config.start(*images),
             fixed_mask=config.fixed_mask,
             moving_mask=config.moving_mask,
             landmarks=config.landmarks.read(*images),

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from attrs import Converter, Factory, field, frozen
 
 from itkstream.errors import InputError, MissingDataError
+from itkstream.geometry import AffineTransform, Image, orientation_code, orientation_transform
+from itkstream.geometry.orientation import check_orientation
 from itkstream.io.images.options import ImageOptions
 from itkstream.io.landmarks.options import LandmarkOptions
 from itkstream.numerics.parameters import check
@@ -35,12 +38,15 @@ _HEAD = """\
 # fixed and moving stands what is said of an image file: spacing (a number, or one per axis) and
 # unit, axes (such as zyx), channel, time, level; what is null there is taken from the file. Files
 # of landmarks are one of pairs, or one per image; sigma_um says how exactly they were placed.
+# orient: [LIP, RAS] says how the fixed and the moving image lie: where x, y and z lead.
 """
 _FILES = ("initial_transform", "fixed_mask", "moving_mask")
 _IMAGES = ("fixed", "moving")
 _OPTIONS = [f.name for f in dataclasses.fields(ImageOptions)]
 _LANDMARKS = [f.name for f in dataclasses.fields(LandmarkOptions)]
 _SETTINGS = [f.name for f in dataclasses.fields(RegisterSettings)]
+
+_FILE_SAYS = "file"
 
 _file = check(lambda v: isinstance(v, str | None), "be the name of a file")
 
@@ -55,6 +61,22 @@ def _mask(given: Any, mask: Any) -> str | tuple[float, ...] | None:
     return numbers
 
 
+def _orient(given: Any) -> tuple[str, str] | None:
+    """Two codes of how images lie; a file may say it."""
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise InputError(
+            f"orient must be two codes, of the fixed and the moving image, such as LIP RAS; got "
+            f"{given!r}"
+        )
+    fixed, moving = (
+        code if code == _FILE_SAYS else check_orientation(code, f"the orientation of the {which}")
+        for code, which in zip(given, ("fixed image", "moving image"), strict=True)
+    )
+    return fixed, moving
+
+
 def _mask_field() -> Any:
     return field(default=None, converter=Converter(_mask, takes_field=True))
 
@@ -64,7 +86,8 @@ class Config:
     """All that `itkstream.register` takes beside images and folder.
 
     A mask is the path of an image that is not 0 where voxels count, or intensities that do not
-    count. `fixed` and `moving` say what the image files do not.
+    count. `fixed` and `moving` say what the image files do not; `orient` says how both images lie,
+    where that is the start.
     """
 
     steps: tuple[Step, ...] = field(default=DEFAULT_STEPS, converter=checked_steps)
@@ -75,6 +98,21 @@ class Config:
     fixed: ImageOptions = Factory(ImageOptions)
     moving: ImageOptions = Factory(ImageOptions)
     landmarks: LandmarkOptions = Factory(LandmarkOptions)
+    orient: tuple[str, str] | None = field(default=None, converter=_orient)
+
+    def __attrs_post_init__(self) -> None:
+        if self.orient is not None and self.initial_transform is not None:
+            raise InputError(
+                "orient and an initial transform both say where to start: give one of them"
+            )
+
+    def start(self, fixed: Image, moving: Image) -> AffineTransform | str | None:
+        """The transform to start from, or its file, if anything is known."""
+        if self.orient is None:
+            return self.initial_transform
+        pair = (fixed, moving)
+        codes = [_known(*of) for of in zip(self.orient, pair, _IMAGES, strict=True)]
+        return orientation_transform(fixed, moving, codes[0], codes[1])
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
@@ -101,11 +139,24 @@ def to_yaml(config: Config) -> str:
         **{name: getattr(config, name) for name in _FILES},
         **{name: dataclasses.asdict(getattr(config, name)) for name in _IMAGES},
         "landmarks": _listed(config.landmarks),
+        "orient": None if config.orient is None else list(config.orient),
         "steps": [{step.name: step_parameters(step)} for step in config.steps],
     }
     return _HEAD + yaml.dump(
         known, Dumper=_Dumper, default_flow_style=None, sort_keys=False, width=100
     )
+
+
+def _known(code: str, image: Image, which: str) -> str:
+    """The code of an image, from its direction where its file is to say it."""
+    if code != _FILE_SAYS:
+        return code
+    if np.array_equal(image.grid.direction, np.eye(image.ndim)):
+        raise InputError(
+            f"the direction of the {which} image is the identity, as of files that state none: say "
+            "how it lies in three letters, such as LPS if the file means that"
+        )
+    return orientation_code(image)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -133,11 +184,12 @@ def _config(found: Any, folder: Path) -> Config:
     known = _mapping("the file", found)
     if isinstance(known.get("settings"), Mapping):
         known, folder = _of_a_run(known), Path()
-    check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "landmarks", "steps"])
+    check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "landmarks", "orient", "steps"])
     settings = {name: known[name] for name in _SETTINGS if name in known}
     rest: dict[str, Any] = {
         **{name: _near(folder, known[name]) for name in _FILES if name in known},
         **{name: _image(name, known[name]) for name in _IMAGES if name in known},
+        "orient": known.get("orient"),
     }
     if "landmarks" in known:
         rest["landmarks"] = _landmarks(folder, known["landmarks"])

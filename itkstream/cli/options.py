@@ -262,6 +262,7 @@ def collect_config(options: dict[str, Any]) -> Any:
         given[which] = collect_image_options(options, which, getattr(config, which))
     settings = _given(background=options.get("background"), report=options.get("report"))
     given["settings"] = replace(config.settings, **settings)
+    given |= _given(orient=options.get("orient"))
     given["landmarks"] = _landmarks(config.landmarks, options)
     return evolve(config, **given)
 

@@ -133,6 +133,24 @@ def test_a_file_says_what_is_done(command, containers, tmp_path):
     assert "nowhere.tfm" in other.stderr
 
 
+def test_images_that_lie_otherwise_are_told_by_letters(command, containers, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("steps: []\n")
+    words = ("register", containers / "fix.n5/s0", containers / "mov.n5/s0", "--config", config)
+    done = command(*words, "--out", tmp_path / "out", "--orient", "LPS", "RAS")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "registration.json").read_text())
+    matrix = np.array(report["steps"][0]["initial_affine"])
+    np.testing.assert_array_equal(matrix[:3, :3], np.diag([-1.0, -1.0, 1.0]))
+    for codes, said in (
+        (("LPS", "RRS"), "moving image is three capitals"),
+        (("asr", "RAS"), "LIP"),
+    ):
+        done = command(*words, "--out", tmp_path / "not", "--orient", *codes)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
     # Kernels of a block are under way in threads that nothing can end but the end of the process.

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from itkstream.cli.config import Config, read_config, to_yaml
 from itkstream.errors import InputError, MissingDataError
+from itkstream.geometry import AffineTransform, Grid, Image, orientation_transform
 from itkstream.io import ImageOptions
 from itkstream.io.landmarks.options import LandmarkOptions
 from itkstream.registration.steps import (
@@ -116,6 +118,9 @@ def test_little_is_enough(tmp_path: Path) -> None:
         ("- a", "the file must hold names"),
         ("a: [", "no YAML file"),
         ("initial_transform: 5", "initial_transform must be the name of a file"),
+        ("orient: LPS", "orient must be two codes.* such as LIP RAS; got 'LPS'"),
+        ("orient: [LPS, RAR]", "the orientation of the moving image is three capitals"),
+        ("orient: [LPS, RAS]\ninitial_transform: a.tfm", "orient and an initial transform"),
         ("fixed_mask: {a: 1}", "fixed_mask must be the name of an image"),
         ("fixed: {chanel: 1}", "unknown key of fixed 'chanel'; did you mean 'channel'"),
         ("fixd: {channel: 1}", "unknown key 'fixd'; did you mean 'fixed'"),
@@ -138,6 +143,21 @@ def test_what_is_not_known_is_named(tmp_path: Path, text: str, message: str) -> 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="config --defaults"):
         read_config(tmp_path / "nowhere.yaml")
+
+
+def test_how_images_lie_is_a_start(tmp_path: Path) -> None:
+    config = Config(orient=("LIP", "file"))
+    assert read_config(write(tmp_path, to_yaml(config))).orient == config.orient
+    turned = np.diag([-1.0, -1.0, 1.0])
+    grids = Grid((4, 6, 8), (1.0,) * 3), Grid((4, 8, 6), (1.0,) * 3, direction=turned.tolist())
+    fixed, moving = (Image(np.zeros(grid.shape), grid) for grid in grids)
+    expected = orientation_transform(fixed, moving, "LIP", "RAS")
+    start = config.start(fixed, moving)
+    assert isinstance(start, AffineTransform)
+    np.testing.assert_array_equal(start.matrix, expected.matrix)
+    with pytest.raises(InputError, match="direction of the moving image is the identity"):
+        config.start(fixed, fixed)
+    assert Config(initial_transform="a.tfm").start(fixed, moving) == "a.tfm"
 
 
 @pytest.mark.parametrize("steps", [Deformable(), ["deformable"]])

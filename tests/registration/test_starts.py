@@ -12,10 +12,13 @@ from scipy.spatial.transform import Rotation
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.search.evidence import Evidence
+from itkstream.numerics.search.initial import Found, SearchResult
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import plan
 from itkstream.registration.scene import Finding, LogReporter, Nothing, Scene, State
 from itkstream.registration.steps import InitialSearch, RansacAffine, Step, step_from
+from itkstream.registration.steps.initial import choose
 from itkstream.workers import Resources
 
 SMALL = {"radii": ((2, 6),), "match_threshold": 0.5, "cc_radius": 6}
@@ -123,6 +126,37 @@ def test_a_mirror_image_is_refused_and_named() -> None:
     found = find(scene, InitialSearch(mirror="allow"))
     assert isinstance(found, Finding)
     np.testing.assert_allclose(found.change.apply((70.0, 20.0)), (70.0, 139.0), atol=0.5)
+
+
+def judged(supported: int, *, mirrored: bool) -> Found:
+    """A start for which so many of 1000 key points speak; 60 convince."""
+    matrix = np.diag([-1.0 if mirrored else 1.0, 1.0, 1.0, 1.0])
+    return Found("here", matrix, Evidence(supported, (3,), 1000))
+
+
+@pytest.mark.parametrize(
+    ("plain", "flipped", "refused", "allowed"),
+    [
+        (100, 70, "plain", "plain"),  # both convince
+        (70, 100, "better", "flipped"),
+        (55, 58, "plain", "flipped"),  # both are doubtful
+        (9, 55, "better", "flipped"),
+        (9, 20, "none of", "none of"),
+    ],
+)
+def test_a_mirrored_copy_is_taken_or_named(
+    plain: int, flipped: int, refused: str, allowed: str
+) -> None:
+    starts = {"plain": judged(plain, mirrored=False), "flipped": judged(flipped, mirrored=True)}
+    found = sorted(starts.values(), key=lambda f: -f.evidence.margin)
+    result = SearchResult(tuple(found), 9)
+    for mirror, expected in (("refuse", refused), ("allow", allowed)):
+        settings = InitialSearch(mirror=mirror)
+        if expected in starts:
+            assert choose(result, settings) is starts[expected]
+        else:
+            with pytest.raises(RegistrationError, match=expected):
+                choose(result, settings)
 
 
 def test_unrelated_images_are_refused_with_numbers() -> None:

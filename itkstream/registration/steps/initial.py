@@ -117,15 +117,17 @@ def witnesses_of(fixed: Image, moving: Image) -> Witnesses:
 def choose(result: SearchResult, settings: SearchSettings) -> Found:
     """The start with most evidence, or a `RegistrationError` where there is none to speak of."""
     best, mirrored = result.best, result.mirrored
-    better = mirrored and (best is None or mirrored.evidence.rank > best.evidence.rank)
-    if mirrored and better and mirrored.evidence.outcome == "convincing":
-        if settings.mirror == "allow":
+    if mirrored and (best is None or mirrored.evidence.rank > best.evidence.rank):
+        outcome = mirrored.evidence.outcome
+        if settings.mirror == "allow" and outcome != "chance":
             return mirrored
-        raise RegistrationError(
-            f"a mirrored copy of the moving image fits better than the image itself: "
-            f"{mirrored.evidence.said()}. Check the order of its axes and slices; if one of the "
-            "images is a mirror image, say InitialSearch(mirror='allow')"
-        )
+        lost = best is None or best.evidence.outcome == "chance"
+        if outcome == "convincing" or (outcome == "doubtful" and lost):
+            raise RegistrationError(
+                "a mirrored copy of the moving image fits better than the image itself: "
+                f"{mirrored.evidence.said()}. Check the order of its axes and slices; if one of "
+                "the images is a mirror image, make InitialSearch(mirror='allow') the first step"
+            )
     if best is None or best.evidence.outcome == "chance":
         said = f"; of the best, {best.evidence.said()}" if best else ""
         raise RegistrationError(
