@@ -82,6 +82,12 @@ for _name in transform_commands.__all__:
     "or negative, else 0]",
 )
 @click.option(
+    "--no-error-map",
+    is_flag=True,
+    default=None,
+    help="Leave out the map of how far off the result may be.",
+)
+@click.option(
     "--landmarks",
     multiple=True,
     metavar="FILE",

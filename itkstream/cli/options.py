@@ -260,9 +260,12 @@ def collect_config(options: dict[str, Any]) -> Any:
     given = {name: file for name, file in files.items() if file is not None}
     for which in ("fixed", "moving"):
         given[which] = collect_image_options(options, which, getattr(config, which))
-    background = options.get("background")
-    if background is not None:
-        given["settings"] = replace(config.settings, background=background)
+    changed: dict[str, Any] = {}
+    if options.get("background") is not None:
+        changed["background"] = options["background"]
+    if options.get("no_error_map"):
+        changed["error_map"] = False
+    given["settings"] = replace(config.settings, **changed)
     given["landmarks"] = _landmarks(config.landmarks, options)
     return evolve(config, **given)
 

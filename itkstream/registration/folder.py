@@ -30,6 +30,7 @@ from itkstream.io.storage.outputs import check_folder, check_folder_name, write_
 
 __all__ = [
     "ALIGNED",
+    "ERROR",
     "REPORT",
     "TRANSFORM",
     "Foreign",
@@ -52,6 +53,9 @@ ALIGNED = "aligned.ome.zarr"
 
 TRANSFORM = "transform.ome.zarr"
 """The transform: a displacement field, then an affine."""
+
+ERROR = "error.ome.zarr"
+"""The radius around each place in which the true one lies with 95 % probability."""
 
 _NOTES = "steps"
 _RUN = f"{_NOTES}/run.json"

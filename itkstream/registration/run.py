@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask.tokenize import tokenize
 
@@ -18,6 +18,8 @@ from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
 from itkstream.compute.execute import open_or_create, store
 from itkstream.errors import RegistrationError
+from itkstream.estimate.error_map import Overview, look_over, prepare_error_map
+from itkstream.estimate.error_summary import summarise_error
 from itkstream.geometry import CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
@@ -27,20 +29,21 @@ from itkstream.io.transforms.ngff.store import stored_axes
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.registration.fields import measure_coarser, store_coarser, store_transform
-from itkstream.registration.folder import ALIGNED, TRANSFORM, RunFolder
+from itkstream.registration.folder import ALIGNED, ERROR, TRANSFORM, RunFolder
 from itkstream.registration.journal import Journal, Note, next_from, note_of
 from itkstream.registration.scene import Marks, Nothing, Scene, State, next_state
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step, step_parameters
 
-__all__ = ["Run", "run_keys"]
+__all__ = ["ErrorMap", "Run", "run_keys"]
 
 # Notes of what is done beside the steps, which are called by their numbers.
-_BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _FILES = (
+_BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _ERROR, _FILES = (
     "begin",
     "field",
     "aligned",
     "certificate",
+    "error",
     "files",
 )
 
@@ -50,6 +53,13 @@ _ONE_SIDED = (
 )
 
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
+
+
+class ErrorMap(NamedTuple):
+    """Radii around places in which the true ones lie with 95 % probability, and their summary."""
+
+    image: Image
+    facts: dict[str, Any]
 
 
 class Run:
@@ -237,6 +247,47 @@ class Run:
         note = self.journal.once("certificate", _CERTIFICATE, key, inspect)
         found: dict[str, Any] = note["certificate"]
         return found
+
+    def map_error(self, transform: CompositeTransform, key: str) -> ErrorMap | None:
+        """Map how far off the transform may be, on a lattice of the fixed image; None if unwanted.
+
+        The key is the last of `run_keys`.
+        """
+        if not self.settings.error_map:
+            return None
+        path, scene = self.folder.claim() / ERROR, self.scene
+
+        def open_map() -> Image:
+            stored = open_image(path, axes=stored_axes(self.fixed.grid))
+            return stored.reorder(self.fixed.grid.axes)
+
+        def judge(facts: Note) -> Note:
+            overview = look_over(*scene.coarse, transform)
+            scene.reporter.note(overview.chance.describe())
+            self._store_error(transform, overview, path)
+            tissue = Image(scene.tissue, scene.coarse_grid)
+            found = summarise_error(open_map(), tissue, self.fixed.grid)
+            facts |= {"look": overview.look, **found.facts}
+            scene.reporter.note(found.describe(self.fixed.grid.unit))
+            summary = {**found.facts, "chance": overview.chance.facts}
+            return {"summary": summary, "files": path.fingerprint()}
+
+        def holds(note: Note) -> bool:
+            return bool(path.exists() and note["files"] == path.fingerprint())
+
+        note = self.journal.once("error map", _ERROR, key, judge, holds=holds)
+        return ErrorMap(open_map(), note["summary"])
+
+    def _store_error(self, transform: Transform, overview: Overview, path: Location) -> None:
+        """Write the error map, or finish one that was begun."""
+        lazy, grid = prepare_error_map(self.scene.fixed, self.scene.moving, transform, overview)
+        kept = grid.reorder(stored_axes(grid))
+        stored = lazy.transpose(grid.axis_order(kept.axes))
+        chunks = tuple(c[0] for c in stored.chunks)
+        create = partial(create_ome_zarr, path, kept, stored.dtype, chunks=chunks)
+        target = open_or_create(stored, path, "0", create)
+        store(stored, target, self.scene.resources, self.scene.reporter.blocks)
+        compute_pyramid(path, resources=self.scene.resources)
 
     def export(self, transform: CompositeTransform, key: str, unit: str) -> None:
         """Write the transform as ITK files in some unit, each read back and compared.

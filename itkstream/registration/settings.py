@@ -39,6 +39,9 @@ class RegisterSettings:
         "common": where an image was painted over (one value, up to its border) and the other shows
         much tissue there, as the skull beside a template of the brain, no voxel counts in the
         steps that refine a transform. "all": every voxel counts that no mask leaves out.
+    error_map : bool
+        Whether to make a map of how far off the result may be: for each node the radius in which
+        the true place lies with 95 % probability.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class RegisterSettings:
     background: float | None = None
     camera_pattern: CameraPattern = "auto"
     content: Content = "common"
+    error_map: bool = True
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
@@ -64,6 +68,8 @@ class RegisterSettings:
             )
         if self.background is not None and not finite(self.background):
             raise InputError(f"background must be a number or None; got {self.background!r}")
+        if not isinstance(self.error_map, bool):
+            raise InputError(f"error_map must be True or False; got {self.error_map!r}")
         for name, kind in (("camera_pattern", CameraPattern), ("content", Content)):
             known = get_args(kind)
             if getattr(self, name) not in known:

@@ -82,11 +82,13 @@ def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
     return evolve(settings, **changes)
 
 
-def hide_cubes(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.bool_]:
-    """A quarter of an image, in random cubes of eight voxels of its smallest spacing."""
+def hide_cubes(
+    shape: tuple[int, ...], spacing: tuple[float, ...], share: float = _HIDDEN_SHARE
+) -> NDArray[np.bool_]:
+    """A share of an image, in random cubes of eight voxels of its smallest spacing."""
     edges = voxels_spanning(_HIDDEN_EDGE * min(spacing), spacing)
     counts = tuple(-(-n // edge) for n, edge in zip(shape, edges, strict=True))
-    hidden = np.random.default_rng(_SEED).random(counts) < _HIDDEN_SHARE
+    hidden = np.random.default_rng(_SEED).random(counts) < share
     for axis, edge in enumerate(edges):
         hidden = np.repeat(hidden, edge, axis=axis)
     return hidden[tuple(slice(0, n) for n in shape)]
