@@ -84,6 +84,9 @@ def register(
     - ``transform.ome.zarr``: displacement field and affine (OME-Zarr 0.6 scene), the field as
       coarse as `RegisterSettings.field_tolerance_vox` lets it; all else is made with this one;
     - ``aligned.ome.zarr``: the moving image on the fixed grid, multiscale;
+    - ``error.ome.zarr``: the radius, in the unit of the fixed image, within which the true place
+      lies with 95 % probability, on a coarse lattice; NaN where nothing can be said. The report
+      sums it up and says what local correlation chance reaches;
     - ``itk/affine.tfm`` and ``itk/composite.h5``: the same transform for ITK, Slicer and ANTs, in
       µm, or in millimeters where the fixed image is, as NIfTI;
     - ``report.html``: a page of pictures and numbers, and ``report.json``, the numbers

@@ -93,6 +93,12 @@ commands.add_command(report)
     "or negative, else 0]",
 )
 @click.option(
+    "--no-error-map",
+    is_flag=True,
+    default=None,
+    help="Leave out the map of how far off the result may be.",
+)
+@click.option(
     "--landmarks",
     multiple=True,
     metavar="FILE",

@@ -261,6 +261,8 @@ def collect_config(options: dict[str, Any]) -> Any:
     for which in ("fixed", "moving"):
         given[which] = collect_image_options(options, which, getattr(config, which))
     settings = _given(background=options.get("background"), report=options.get("report"))
+    if options.get("no_error_map"):
+        settings["error_map"] = False
     given["settings"] = replace(config.settings, **settings)
     given |= _given(orient=options.get("orient"))
     given["landmarks"] = _landmarks(config.landmarks, options)

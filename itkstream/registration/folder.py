@@ -31,6 +31,7 @@ from itkstream.registration.verdict import Verdict
 
 __all__ = [
     "ALIGNED",
+    "ERROR",
     "REPORT",
     "TRANSFORM",
     "Foreign",
@@ -56,6 +57,9 @@ ALIGNED = "aligned.ome.zarr"
 
 TRANSFORM = "transform.ome.zarr"
 """The transform: a displacement field, then an affine."""
+
+ERROR = "error.ome.zarr"
+"""The radius around each place in which the true one lies with 95 % probability."""
 
 _NOTES = "steps"
 _RUN = f"{_NOTES}/run.json"

@@ -30,6 +30,7 @@ from itkstream.registration.steps.prices import (
     Pair,
     StepPrice,
     price_aligned,
+    price_error,
     price_field,
     price_files,
     price_reading,
@@ -256,7 +257,10 @@ def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
     field = steps[-1].field_grid(pair) if steps else pair.half
     if pair.settings.field_tolerance_vox:
         prices.append(price_field(pair, field))
-    return (*prices, price_aligned(pair, field), price_files(pair, field))
+    prices.append(price_aligned(pair, field))
+    if pair.settings.error_map:
+        prices.append(price_error(pair, field))
+    return (*prices, price_files(pair, field))
 
 
 def _memory(resources: Resources, workers: int) -> float:

@@ -24,7 +24,7 @@ from itkstream.io import open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform, stored_axes
-from itkstream.registration.folder import ALIGNED, REPORT, TRANSFORM, RunFolder
+from itkstream.registration.folder import ALIGNED, ERROR, REPORT, TRANSFORM, RunFolder
 from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
 from itkstream.registration.scene import LevelMaker, Reporter, Scene
@@ -60,12 +60,17 @@ class Registration:
         The moving image on the fixed grid, stored.
     report : dict
         What registration.json holds.
+    error : Image, optional
+        Radius around each place of the fixed image, in its unit, in which the true place lies with
+        95 % probability; NaN where nothing can be said. Stored, on a coarse lattice; None where
+        `RegisterSettings.error_map` is False.
     """
 
     out: Location
     transform: CompositeTransform
     aligned: Image
     report: dict[str, Any]
+    error: Image | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -83,13 +88,16 @@ class Registration:
         Returns
         -------
         Registration
-            Transform and aligned image opened there.
+            Transform and images opened there.
         """
         axes = self.aligned.grid.axes
         transform = read_transform(out / TRANSFORM, axes)
         stored = stored_axes(self.aligned.grid)
         aligned = open_image(out / ALIGNED, axes=stored).reorder(axes)
-        return Registration(out, transform, aligned, self.report)
+        error = None
+        if self.error is not None:
+            error = open_image(out / ERROR, axes=stored).reorder(axes)
+        return Registration(out, transform, aligned, self.report, error)
 
 
 def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
@@ -104,14 +112,15 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(request.resources, reporter.note)))
             run, keys, patterns = _prepare_run(request, folder, reporter, start)
-            transform, aligned, judged = run.all_steps(request.initial, keys)
-        run.export(transform, keys[-1], unit)
-        report = run.report() | request.given.described() | patterns | judged
+            found = run.all_steps(request.initial, keys)
+        run.export(found.transform, keys[-1], unit)
+        report = run.report() | request.given.described() | patterns | found.judged
         report["memory"] = _memory(request)
         if request.marks is not None:
-            report["landmarks"] = request.marks.table(transform)
+            report["landmarks"] = request.marks.table(found.transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
-        registered = Registration(folder.claim(), transform, aligned, report)
+        images = found.aligned, report, found.error
+        registered = Registration(folder.claim(), found.transform, *images)
         return registered.moved(folder.finish())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask.tokenize import tokenize
 
@@ -18,6 +18,8 @@ from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
 from itkstream.compute.execute import open_or_create, store
 from itkstream.errors import RegistrationError
+from itkstream.estimate.error_map import Overview, look_over, prepare_error_map
+from itkstream.estimate.error_summary import summarise_error
 from itkstream.geometry import CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
@@ -27,21 +29,22 @@ from itkstream.io.transforms.ngff.store import stored_axes
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.registration.fields import measure_coarser, store_coarser, store_transform
-from itkstream.registration.folder import ALIGNED, TRANSFORM, RunFolder
+from itkstream.registration.folder import ALIGNED, ERROR, TRANSFORM, RunFolder
 from itkstream.registration.journal import Journal, Note, next_from, note_of
 from itkstream.registration.scene import Marks, Nothing, Scene, State, next_state
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step, step_parameters
 from itkstream.registration.verdict import Evidence, judge
 
-__all__ = ["Run", "run_keys"]
+__all__ = ["Results", "Run", "run_keys"]
 
 # Notes of what is done beside the steps, which are called by their numbers.
-_BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _VERDICT, _FILES = (
+_BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _ERROR, _VERDICT, _FILES = (
     "begin",
     "field",
     "aligned",
     "certificate",
+    "error",
     "verdict",
     "files",
 )
@@ -52,6 +55,21 @@ _ONE_SIDED = (
 )
 
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
+
+
+class Results(NamedTuple):
+    """What a run made.
+
+    The transform is a displacement field, then an affine; it and the images are on disk. `error`
+    are radii around places in which the true ones lie with 95 % probability, None where they were
+    not wanted. `judged` are certificate, summary of the error and verdict, as registration.json
+    holds them.
+    """
+
+    transform: CompositeTransform
+    aligned: Image
+    error: Image | None
+    judged: dict[str, Any]
 
 
 class Run:
@@ -81,21 +99,21 @@ class Run:
         """Facts of every part that is done, for the report."""
         return self.journal.facts
 
-    def all_steps(
-        self, initial: Transform | None, keys: Sequence[str]
-    ) -> tuple[CompositeTransform, Image, dict[str, Any]]:
-        """Do all steps, from an initial transform, and make field and aligned image; judge them.
+    def all_steps(self, initial: Transform | None, keys: Sequence[str]) -> Results:
+        """Do all steps, from an initial transform, make field and images, and judge them.
 
-        The keys are from `run_keys`. The transform is a displacement field, then an affine; it and
-        the aligned image are on disk. Certificate and verdict are as registration.json holds them.
+        The keys are from `run_keys`.
         """
         state = self.begin(initial, keys[0])
         for number, (step, key) in enumerate(zip(self.steps, keys[1:-1], strict=True), 1):
             state = self.refine(state, step, number, key)
-        transform = self._stored(state, keys[-1])
-        aligned, certificate = self._align(transform, keys[-1]), self._certify(transform, keys[-1])
-        verdict = self._judge(transform, certificate, keys[-1])
-        return transform, aligned, {"certificate": certificate, "verdict": verdict}
+        key = keys[-1]
+        transform = self._stored(state, key)
+        aligned, certificate = self._align(transform, key), self._certify(transform, key)
+        error, summary = self._map_error(transform, key)
+        judged = {"certificate": certificate} | ({"error": summary} if summary else {})
+        judged["verdict"] = self._judge(transform, certificate, summary, key)
+        return Results(transform, aligned, error, judged)
 
     def begin(self, initial: Transform | None, key: str) -> State:
         """Measure how good that is which is known before the first step."""
@@ -243,20 +261,68 @@ class Run:
         return found
 
     def _judge(
-        self, transform: CompositeTransform, certificate: dict[str, Any], key: str
+        self,
+        transform: CompositeTransform,
+        certificate: dict[str, Any],
+        error: dict[str, Any],
+        key: str,
     ) -> dict[str, Any]:
         """Judge what was found by evidence that no step maximised, and say so."""
 
         def look(facts: Note) -> Note:
-            facts["local_correlation"], overlap = self.scene.compare(transform)
+            quality, overlap = self.scene.compare(transform)
+            facts["local_correlation"] = quality
             matrix = affine_part(transform).matrix
             evidence = Evidence(
-                matrix, overlap, facts["local_correlation"], self.facts, certificate, {}
+                self.fixed.grid, matrix, overlap, quality, self.facts, certificate, error
             )
             return {"verdict": judge(evidence).facts}
 
         found: dict[str, Any] = self.journal.once("verdict", _VERDICT, key, look)["verdict"]
         return found
+
+    def _map_error(
+        self, transform: CompositeTransform, key: str
+    ) -> tuple[Image | None, dict[str, Any]]:
+        """Map how far off the transform may be, on a lattice of the fixed image, and sum it up.
+
+        Nothing where that is not wanted.
+        """
+        if not self.settings.error_map:
+            return None, {}
+        path, scene = self.folder.claim() / ERROR, self.scene
+
+        def open_map() -> Image:
+            stored = open_image(path, axes=stored_axes(self.fixed.grid))
+            return stored.reorder(self.fixed.grid.axes)
+
+        def measure(facts: Note) -> Note:
+            overview = look_over(*scene.coarse, transform)
+            scene.reporter.note(overview.chance.describe())
+            self._store_error(transform, overview, path)
+            tissue = Image(scene.tissue, scene.coarse_grid)
+            found = summarise_error(open_map(), tissue, self.fixed.grid)
+            facts |= {"look": overview.look, **found.facts}
+            scene.reporter.note(found.describe(self.fixed.grid.unit))
+            summary = {**found.facts, "chance": overview.chance.facts}
+            return {"summary": summary, "files": path.fingerprint()}
+
+        def holds(note: Note) -> bool:
+            return bool(path.exists() and note["files"] == path.fingerprint())
+
+        note = self.journal.once("error map", _ERROR, key, measure, holds=holds)
+        return open_map(), note["summary"]
+
+    def _store_error(self, transform: Transform, overview: Overview, path: Location) -> None:
+        """Write the error map, or finish one that was begun."""
+        lazy, grid = prepare_error_map(self.scene.fixed, self.scene.moving, transform, overview)
+        kept = grid.reorder(stored_axes(grid))
+        stored = lazy.transpose(grid.axis_order(kept.axes))
+        chunks = tuple(c[0] for c in stored.chunks)
+        create = partial(create_ome_zarr, path, kept, stored.dtype, chunks=chunks)
+        target = open_or_create(stored, path, "0", create)
+        store(stored, target, self.scene.resources, self.scene.reporter.blocks)
+        compute_pyramid(path, resources=self.scene.resources)
 
     def export(self, transform: CompositeTransform, key: str, unit: str) -> None:
         """Write the transform as ITK files in some unit, each read back and compared.

@@ -41,6 +41,9 @@ class RegisterSettings:
         steps that refine a transform. "all": every voxel counts that no mask leaves out.
     report : bool
         Whether a page of pictures and numbers is written at the end (`itkstream.write_report`).
+    error_map : bool
+        Whether to make a map of how far off the result may be: for each node the radius in which
+        the true place lies with 95 % probability.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class RegisterSettings:
     camera_pattern: CameraPattern = "auto"
     content: Content = "common"
     report: bool = True
+    error_map: bool = True
 
     def __post_init__(self) -> None:
         if not finite(self.coarse_voxels) or self.coarse_voxels < 32**2:
@@ -69,6 +73,8 @@ class RegisterSettings:
             raise InputError(f"background must be a number or None; got {self.background!r}")
         if not isinstance(self.report, bool):
             raise InputError(f"report must be True or False; got {self.report!r}")
+        if not isinstance(self.error_map, bool):
+            raise InputError(f"error_map must be True or False; got {self.error_map!r}")
         for name, kind in (("camera_pattern", CameraPattern), ("content", Content)):
             known = get_args(kind)
             if getattr(self, name) not in known:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from itkstream.geometry import Grid
 
 __all__ = ["Evidence", "Outcome", "Region", "Verdict", "judge"]
 
@@ -29,7 +32,6 @@ _LOOK_SHARE, _FAILED_SHARE = 0.15, 0.7
 _LEAST_OVERLAP = 0.05
 # No tissue shrinks or swells so much, nor shears, but in error of a spacing.
 _STRETCH, _SHEAR_DEG = 1.3, 15.0
-# Spacings that are wrong are so by a whole number, and a third more, mostly along one axis.
 _SHOWN_REGIONS = 10
 
 
@@ -57,17 +59,31 @@ class Region:
 class Evidence:
     """What a verdict rests on.
 
-    `matrix` is the affine part, `overlap` the shares of the tissue of both images that the other
-    one shows, `correlation` the mean squared local correlation that was reached, `steps` the facts
-    of all steps, `error` those of the predicted error and of chance, or nothing.
+    `fixed` is the lattice of the fixed image, `matrix` the affine part, `overlap` the shares of the
+    tissue of both images that the other one shows, `correlation` the mean squared local correlation
+    that was reached, `steps` the facts of all steps, `error` those of the predicted error and of
+    chance, or nothing.
     """
 
+    fixed: Grid
     matrix: NDArray[np.float64]
     overlap: Mapping[str, float]
     correlation: float
     steps: Sequence[Mapping[str, Any]]
     certificate: Mapping[str, Any]
     error: Mapping[str, Any]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the tissue that both images show, by its predicted error; {} for none."""
+        if not self.error:
+            return {}
+        seen = max(self.overlap["fixed"], 1e-6)
+        doubtful = min(self.error["share_over_5_vox"] / seen, 1.0)
+        beyond = self.error["share_unknown"] - (1 - self.overlap["fixed"])
+        unknown = min(max(beyond, 0.0) / seen, 1 - doubtful)
+        shares = {"sound": 1 - unknown - doubtful, "doubtful": doubtful, "unknown": unknown}
+        return {name: round(share, 4) for name, share in shares.items()}
 
 
 @dataclass(frozen=True)
@@ -135,7 +151,7 @@ class Verdict:
         """
         lines = [f"verdict: {_MEANS[self.outcome]}"]
         lines += [f"  {reason}" for reason in self.reasons]
-        for region in self.regions[:_SHOWN_REGIONS]:
+        for region in () if self.outcome == "good" else self.regions[:_SHOWN_REGIONS]:
             spans = ", ".join(f"{a:.0f}:{b:.0f}" for a, b in region.box_voxels)
             share = f"{100 * region.share_of_tissue:.2g} % of the tissue"
             lines.append(f"  voxels {spans} ({share}): {region.what}")
@@ -159,7 +175,7 @@ def judge(evidence: Evidence) -> Verdict:
     """Judge a registration by its evidence."""
     doubts = [
         *_doubts_of_images(evidence),
-        *_doubts_of_error(evidence.error),
+        *_doubts_of_error(evidence.shares),
         *_doubts_of_starts(evidence.steps),
         *_doubts_of_affine(evidence.matrix),
         *(_Doubt("look", text) for text in evidence.certificate["failures"]),
@@ -171,8 +187,8 @@ def judge(evidence: Evidence) -> Verdict:
     return Verdict(
         outcome,
         (*failed, *others) or _praise(evidence),
-        tuple(_regions(evidence.error)),
-        _shares(evidence.error),
+        tuple(_regions(evidence.error, evidence.fixed)),
+        evidence.shares,
         dict(evidence.overlap),
         {
             "stretch": np.linalg.svd(linear, compute_uv=False).tolist(),
@@ -185,10 +201,10 @@ def _praise(evidence: Evidence) -> tuple[str, ...]:
     """What a good verdict rests on."""
     error = evidence.error
     if not error:
-        return ("key points matched again bear it out; no error map was asked for",)
+        return ("nothing speaks against it; no error map was asked for",)
     return (
-        f"predicted error: {error['median_um']:.2g} µm in the median, {error['p95_um']:.2g} µm for "
-        "95 % of the tissue",
+        f"predicted error: {error['median_um']:.2g} µm in the median of the tissue, "
+        f"{error['p95_um']:.2g} µm at its 95th percentile",
     )
 
 
@@ -209,26 +225,15 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
         )
 
 
-def _doubts_of_error(error: Mapping[str, Any]) -> Iterator[_Doubt]:
+def _doubts_of_error(shares: Mapping[str, float]) -> Iterator[_Doubt]:
     """Too much tissue that lies far off, or of which nothing is known."""
-    shares = _shares(error)
-    if not shares:
-        return
-    bad = 1 - shares["sound"]
+    bad = 1 - shares["sound"] if shares else 0.0
     if bad > _LOOK_SHARE:
-        outcome: Outcome = "failed" if bad > _FAILED_SHARE else "look"
         yield _Doubt(
-            outcome,
+            "failed" if bad > _FAILED_SHARE else "look",
             f"{100 * shares['doubtful']:.2g} % of the tissue may be more than 5 voxels off, and of "
             f"{100 * shares['unknown']:.2g} % nothing can be said",
         )
-
-
-def _shares(error: Mapping[str, Any]) -> dict[str, float]:
-    if not error:
-        return {}
-    unknown, doubtful = error["share_unknown"], error["share_over_5_vox"]
-    return {"sound": 1 - unknown - doubtful, "doubtful": doubtful, "unknown": unknown}
 
 
 def _doubts_of_starts(steps: Sequence[Mapping[str, Any]]) -> Iterator[_Doubt]:
@@ -258,13 +263,17 @@ def _doubts_of_affine(matrix: NDArray[np.float64]) -> Iterator[_Doubt]:
         yield _Doubt("look", f"the affine shears by {sheared:.0f} degrees")
 
 
-def _regions(error: Mapping[str, Any]) -> Iterator[Region]:
+def _regions(error: Mapping[str, Any], fixed: Grid) -> Iterator[Region]:
     for region in error.get("regions", ()):
+        box = _spans(region["box"])
+        ends = fixed.to_physical(np.array(list(product(*box))) - 0.5)
+        box_um = zip(ends.min(axis=0).tolist(), ends.max(axis=0).tolist(), strict=True)
+        radius = region["median_um"]
         yield Region(
-            _spans(region["box_voxels"]),
-            _spans(region["box_um"]),
-            region["share_of_tissue"],
-            region["what"],
+            box,
+            tuple(box_um),
+            region["share"],
+            "nothing can be said" if radius is None else f"error up to {radius:.2g} µm predicted",
         )
 
 

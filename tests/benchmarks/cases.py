@@ -37,6 +37,7 @@ __all__ = [
     "Degradation",
     "Pair",
     "Score",
+    "inverse_places",
     "load_texture",
     "make_pair",
     "shrunk",
@@ -267,7 +268,7 @@ def make_pair(case: Case, seed: int, limit: int | None = None) -> Pair:
     fine = np.asarray(case.spacing or own_spacing)
     fixed = texture[_region(texture.shape, case, limit)]
     vectors = _smooth_field(fixed.shape, case.fields, rng)
-    moving = ndimage.map_coordinates(fixed, _inverse_places(vectors), order=3, mode="nearest")
+    moving = ndimage.map_coordinates(fixed, inverse_places(vectors), order=3, mode="nearest")
     tissue = _average(_tissue(fixed), case.group) > 0.5
     fixed, moving = (_average(image, case.group) for image in (fixed, moving))
     return Pair(
@@ -320,7 +321,7 @@ def _smooth_field(
     return total
 
 
-def _inverse_places(vectors: Floats) -> Floats:
+def inverse_places(vectors: Floats) -> Floats:
     """Where the inverse of index -> index + vector maps each index; components first."""
     index = np.indices(vectors.shape[:-1], np.float32)
     parts = [np.ascontiguousarray(vectors[..., c]) for c in range(3)]

@@ -73,7 +73,7 @@ def test_fields_are_priced_where_they_are_written(tmp_path):
             written = names if tolerance else names[:1]
             assert {name: disk[name] for name in written} == dict.fromkeys(written, half)
             # The levels that are read once are kept.
-            assert disk.keys() == {"read", *written, "aligned image", "ITK files"}
+            assert disk.keys() == {"read", *written, "aligned image", "error map", "ITK files"}
 
 
 def test_memory_chooses_blocks_and_threads_that_fit(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from itkstream.geometry import Grid
 from itkstream.registration.verdict import Evidence, Verdict, judge
 
 SOUND: dict[str, Any] = {
@@ -17,19 +18,15 @@ SOUND: dict[str, Any] = {
     "share_over_2_vox": 0.02,
     "share_over_5_vox": 0.01,
     "share_unknown": 0.02,
+    "tissue_voxels": 90000,
     "chance": {"local_correlation_median": 0.05, "local_correlation_p95": 0.09},
-    "regions": [
-        {
-            "box_voxels": [[0, 8], [4, 20], [0, 16]],
-            "box_um": [[0, 4.0], [4, 20], [0, 16]],
-            "share_of_tissue": 0.01,
-            "what": "far shifts fit as well",
-        }
-    ],
+    "regions": [{"box": [[0, 8], [4, 20], [0, 16]], "share": 0.01, "median_um": 7.0}],
 }
+FIXED = Grid((40, 60, 60), (2.0, 1.0, 1.0), (10.0, 0.0, 0.0))
 GOOD = Evidence(
+    FIXED,
     np.diag([1.02, 0.97, 1.0, 1.0]),
-    {"fixed": 0.9, "moving": 0.8},
+    {"fixed": 1.0, "moving": 0.8},
     0.7,
     [{"name": "affine", "evidence": {"outcome": "convincing"}}],
     {"failures": []},
@@ -44,15 +41,21 @@ def test_nothing_speaks_against_a_good_one() -> None:
     assert found.share_of_tissue == pytest.approx(
         {"sound": 0.97, "doubtful": 0.01, "unknown": 0.02}
     )
-    assert (
-        found.describe()[-1]
-        == "  voxels 0:8, 4:20, 0:16 (1 % of the tissue): far shifts fit as well"
-    )
+    assert found.regions[0].box_um == ((9.0, 25.0), (3.5, 19.5), (-0.5, 15.5))
+    assert len(found.describe()) == 2
     assert Verdict.from_facts(json.loads(json.dumps(found.facts))) == found
 
 
 def with_shares(doubtful: float, unknown: float) -> Evidence:
     return replace(GOOD, error=SOUND | {"share_over_5_vox": doubtful, "share_unknown": unknown})
+
+
+def test_tissue_that_one_image_shows_is_not_judged() -> None:
+    """Half of the tissue lies outside: nothing is known of it, and that is no fault."""
+    half = replace(with_shares(0.02, 0.53), overlap={"fixed": 0.5, "moving": 0.5})
+    found = judge(half)
+    assert found.outcome == "good"
+    assert found.share_of_tissue == pytest.approx({"sound": 0.9, "doubtful": 0.04, "unknown": 0.06})
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,9 @@ def with_shares(doubtful: float, unknown: float) -> Evidence:
 def test_whatever_speaks_against_it_is_said(evidence: Evidence, outcome: str, said: str) -> None:
     found = judge(evidence)
     assert found.outcome == outcome
+    assert found.describe()[-1] == (
+        "  voxels 0:8, 4:20, 0:16 (1 % of the tissue): error up to 7 µm predicted"
+    )
     assert said in found.reasons[0]
 
 

@@ -90,10 +90,12 @@ def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
     return evolve(settings, **changes)
 
 
-def hide_cubes(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.bool_]:
-    """A quarter of an image, in random cubes of eight voxels of its smallest spacing."""
+def hide_cubes(
+    shape: tuple[int, ...], spacing: tuple[float, ...], share: float = _HIDDEN_SHARE
+) -> NDArray[np.bool_]:
+    """A share of an image, in random cubes of eight voxels of its smallest spacing."""
     counts = _cubes(shape, spacing)
-    return _spread(np.random.default_rng(_SEED).random(counts) < _HIDDEN_SHARE, shape, spacing)
+    return _spread(np.random.default_rng(_SEED).random(counts) < share, shape, spacing)
 
 
 def number_cubes(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 from itkstream.apply.coarsening import DECIMATION_BLOCK, ERROR_BLOCK, MAX_FIELD_FACTOR
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.levels import coarse_blocks, factors_to_fit
+from itkstream.estimate.error_map import OVERVIEW_BYTES, ErrorLattice
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.storage.stored import KEPT_BYTES
 from itkstream.registration.settings import RegisterSettings
@@ -31,6 +32,7 @@ __all__ = [
     "kept_bytes",
     "largest_block",
     "price_aligned",
+    "price_error",
     "price_field",
     "price_files",
     "price_reading",
@@ -56,6 +58,8 @@ _QUALITY = 52.0
 _WARP = 24.0
 # Bytes per number of a field: where its coarser lattices are measured, and where nodes are kept.
 _MEASURE, _DECIMATE = 32.0, 10.0
+# Bytes per fixed voxel, and per voxel of the level, of a block in which patches are compared.
+_ALIGNED_TOO, _PATCHES = 4.0, 56.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,23 @@ def price_aligned(pair: Pair, field: Grid) -> StepPrice:
         kept=kept_bytes(pair.image_bytes[1], field_bytes(field)),
         disk=pair.fixed.size * pair.itemsize * (1.0 + lower),
         work=float(pair.fixed.size),
+        kind="warp",
+    )
+
+
+def price_error(pair: Pair, field: Grid) -> StepPrice:
+    """Price the error map."""
+    lattice = ErrorLattice.of(pair.fixed)
+    blocks = lattice.blocks
+    level = prod(lattice.factors)
+    return StepPrice(
+        "error map",
+        *count_blocks(blocks, 2 + TASKS_WRITTEN),
+        once=pair.held + OVERVIEW_BYTES,
+        per_block=largest_block(blocks) * (pair.itemsize + _ALIGNED_TOO + _PATCHES / level),
+        kept=kept_bytes(pair.image_bytes[1], field_bytes(field)),
+        disk=float(2 * _FLOAT * lattice.nodes.size),
+        work=work_of(blocks),
         kind="warp",
     )
 

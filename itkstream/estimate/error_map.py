@@ -1,0 +1,331 @@
+"""A map of how far off a registration may be, block by block, from an overview of the whole.
+
+The overview is a coarse level of both images, in memory: patches are compared there over a wide
+reach, deformations of two halves of the voxels, and parts that do not belong together, which tells
+what chance reaches. Blocks then compare patches at up to twice the finest voxel. Each node gets a
+radius from what both saw (`itkstream.numerics.evidence.radius`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from itkstream.blocks.graph import Result, map_blocks
+from itkstream.blocks.levels import read_coarse
+from itkstream.blocks.sources import readable
+from itkstream.estimate.coarse import moving_factors
+from itkstream.geometry import Block, BlockGrid, Grid, Image, Transform
+from itkstream.geometry.grid import voxels_spanning
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
+from itkstream.numerics.evidence.chance import ChanceLevel, find_chance
+from itkstream.numerics.evidence.contrast import COHERENT, coherence
+from itkstream.numerics.evidence.halves import compare_halves
+from itkstream.numerics.evidence.quality import tissue_mask
+from itkstream.numerics.evidence.radius import REACH_NODES, describe_nodes, load_table
+from itkstream.numerics.evidence.residuals import (
+    LEAST_SEEN,
+    MEASURES,
+    PatchSearch,
+    gradient_magnitude,
+    measure_patches,
+)
+from itkstream.numerics.sampling.pyramid import shrink
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
+from itkstream.numerics.threads import processors, using_threads
+
+__all__ = [
+    "OVERVIEW_BYTES",
+    "ErrorLattice",
+    "Overview",
+    "evidence_of",
+    "look_over",
+    "prepare_error_map",
+    "prepare_evidence",
+]
+
+Look = Literal["same", "inverted", "edges"]
+
+OVERVIEW_BYTES = 120e6
+"""The most that the overview takes while it is made."""
+
+# Voxels of the overview; shifts that are tried there and in blocks, in their smallest voxels.
+_OVERVIEW_VOXELS = 2.5e5
+_WIDE, _NARROW = 16, 4
+# An image of more voxels is looked at on a level of half its resolution.
+_FINE_VOXELS = 1.5e6
+# Level voxels of a block, about, in each axis.
+_BLOCK = 96
+# Planes of the level that are resampled at a time.
+_PLANES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """What the coarse level of a pair shows of its registration.
+
+    Parameters
+    ----------
+    grid : Grid
+        Lattice of the nodes.
+    measures : ndarray, grid.shape + (m,)
+        Numbers of `MEASURES`, lengths in voxels of the level.
+    halves : ndarray, grid.shape + (2,)
+        As `compare_halves` finds them, in voxels of the level.
+    look : {'same', 'inverted', 'edges'}
+        How intensities are compared: as they are, one of them inverted, or the lengths of their
+        gradients, where contrasts differ.
+    chance : ChanceLevel
+        What unrelated tissue reaches.
+    """
+
+    grid: Grid
+    measures: NDArray[np.float32]
+    halves: NDArray[np.float32]
+    look: Look
+    chance: ChanceLevel
+
+    def at(self, nodes: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Measures and halves at other nodes."""
+        index = np.moveaxis(self.grid.to_index(nodes.positions()), -1, 0)
+        return _sampled(self.measures, index), _sampled(self.halves, index)
+
+
+@dataclass(frozen=True)
+class ErrorLattice:
+    """Lattices of an error map: the level that is looked at, its nodes, and blocks of both.
+
+    Parameters
+    ----------
+    fixed : Grid
+        Of the fixed image.
+    factors : tuple of int
+        Fixed voxels per voxel of the level.
+    search : PatchSearch
+        On the level.
+    """
+
+    fixed: Grid
+    factors: tuple[int, ...]
+    search: PatchSearch
+
+    @classmethod
+    def of(cls, fixed: Grid) -> ErrorLattice:
+        """The lattices that suit a fixed image."""
+        factor = 1 if fixed.size <= _FINE_VOXELS else 2
+        factors = _clipped(fixed, factor)
+        level = fixed.shrink(factors)
+        return cls(fixed, factors, PatchSearch.of(level.spacing, level.shape, _NARROW))
+
+    @property
+    def level(self) -> Grid:
+        """The level that is looked at."""
+        return self.fixed.shrink(self.factors)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Fixed voxels per node and axis."""
+        return tuple(f * s for f, s in zip(self.factors, self.search.stride, strict=True))
+
+    @property
+    def nodes(self) -> Grid:
+        """Where the radii are."""
+        return self.fixed.shrink(self.steps)
+
+    @property
+    def voxel(self) -> float:
+        """The smallest spacing of the level, in which lengths of its evidence count."""
+        return _least_spacing(self.level)
+
+    @property
+    def blocks(self) -> BlockGrid:
+        """Blocks of the fixed image, whose halos hold what their nodes depend on."""
+        halo = [
+            -(-h * f // step) * step
+            for h, f, step in zip(self.search.halo, self.factors, self.steps, strict=True)
+        ]
+        size = [
+            -(-max(4 * h, _BLOCK * f) // step) * step
+            for h, f, step in zip(halo, self.factors, self.steps, strict=True)
+        ]
+        return BlockGrid(self.fixed.shape, tuple(size), tuple(halo))
+
+    @property
+    def node_blocks(self) -> BlockGrid:
+        """The same blocks, of nodes."""
+        size = [b // s for b, s in zip(self.blocks.blocksize, self.steps, strict=True)]
+        halo = [min(REACH_NODES, n // 4) for n in size]
+        return BlockGrid(self.nodes.shape, tuple(size), tuple(halo))
+
+
+def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
+    """Look over a registration of two images, on a level of both that is made in memory."""
+    with using_threads(processors()):
+        factors = _overview_factors(fixed.grid)
+        small = read_coarse(fixed, factors)
+        other = read_coarse(moving, moving_factors(fixed.grid, moving.grid, factors))
+        voxels = np.asarray(small.read(), np.float32)
+        aligned = warp_block(other, transform, small.grid, NAN_OUTSIDE)
+        tissue = tissue_mask(voxels)
+        look = _choose_look(voxels, aligned, tissue)
+        search = PatchSearch.of(small.spacing, small.shape, _WIDE)
+        nodes = small.grid.shrink(search.stride)
+        shown = _shown(voxels, aligned, look, small.spacing)
+        wanted = [range(n) for n in nodes.shape]
+        measures = measure_patches(*shown, search, small.spacing, wanted)
+        defaults = PIPELINE_MIND if look == "edges" else PIPELINE_DEFAULTS
+        settings = defaults.for_voxels(small.spacing)
+        apart = compare_halves(small, other, transform, settings)
+        halves = [shrink(part, small.grid, search.stride)[0] for part in np.moveaxis(apart, -1, 0)]
+        found = np.stack(halves, axis=-1) / np.float32(_least_spacing(small.grid))
+        chance = find_chance(small, aligned, tissue, settings)
+    return Overview(nodes, measures, found, look, chance)
+
+
+def prepare_evidence(
+    fixed: Image, moving: Image, transform: Transform, overview: Overview
+) -> da.Array:
+    """Prepare what patches tell at each node, block by block: numbers of `MEASURES`."""
+    lattice = ErrorLattice.of(fixed.grid)
+    shared = {
+        "moving": readable(moving),
+        "transform": transform,
+        "lattice": lattice,
+        "look": overview.look,
+    }
+    result = Result(np.float32, (len(MEASURES),), factors=lattice.steps)
+    return map_blocks(_measure_block, lattice.blocks, readable(fixed).data, shared, result)
+
+
+def prepare_error_map(
+    fixed: Image, moving: Image, transform: Transform, overview: Overview
+) -> tuple[da.Array, Grid]:
+    """Prepare the radius around each node in which its true place lies with 95 % probability.
+
+    Physical units, float32; NaN where the moving image is not, or no voxel counts.
+    """
+    lattice = ErrorLattice.of(fixed.grid)
+    evidence = prepare_evidence(fixed, moving, transform, overview)
+    shared = {"lattice": lattice, "overview": overview}
+    radii = map_blocks(_foretell_block, lattice.node_blocks, evidence, shared, Result(np.float32))
+    return radii, lattice.nodes
+
+
+def evidence_of(
+    fixed: Image, moving: Image, transform: Transform, overview: Overview
+) -> NDArray[np.float32]:
+    """Evidence at all nodes of images in memory, as `EVIDENCE` lists it; NaN where none is seen."""
+    lattice = ErrorLattice.of(fixed.grid)
+    lazy = prepare_evidence(fixed, moving, transform, overview)
+    measures = np.asarray(lazy.compute(scheduler="synchronous"))
+    return _describe(measures, overview, lattice.nodes)
+
+
+def _measure_block(
+    part: NDArray[Any],
+    block: Block,
+    *,
+    moving: Image,
+    transform: Transform,
+    lattice: ErrorLattice,
+    look: Look,
+) -> NDArray[np.float32]:
+    """What patches tell at the nodes of a block."""
+    here = lattice.fixed.crop(block.padded)
+    small, grid = shrink(part, here, lattice.factors)
+    aligned = _aligned(moving, transform, here, lattice.factors)
+    shown = _shown(small, aligned, look, grid.spacing)
+    spans = zip(block.core_in_padded, lattice.steps, strict=True)
+    nodes = [range(s.start // step, -(-s.stop // step)) for s, step in spans]
+    return measure_patches(*shown, lattice.search, grid.spacing, nodes)
+
+
+def _aligned(
+    moving: Image, transform: Transform, here: Grid, factors: Sequence[int]
+) -> NDArray[np.float32]:
+    """The moving image on a level of a fixed lattice, a few planes of it at a time."""
+    step = _PLANES * factors[0]
+    parts = []
+    for start in range(0, here.shape[0], step):
+        slab = here.crop((slice(start, min(start + step, here.shape[0])), *_whole(here.shape[1:])))
+        parts.append(shrink(warp_block(moving, transform, slab, NAN_OUTSIDE), slab, factors)[0])
+    return np.concatenate(parts)
+
+
+def _whole(shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in shape)
+
+
+def _foretell_block(
+    part: NDArray[np.float32], block: Block, *, lattice: ErrorLattice, overview: Overview
+) -> NDArray[np.float32]:
+    """Radii of the nodes of a block, in physical units."""
+    evidence = _describe(part, overview, lattice.nodes.crop(block.padded))
+    radii = load_table().radius(evidence) * np.float32(lattice.voxel)
+    return np.asarray(radii[block.core_in_padded])
+
+
+def _describe(
+    measures: NDArray[np.float32], overview: Overview, nodes: Grid
+) -> NDArray[np.float32]:
+    """Evidence at some nodes; NaN where the images are not seen."""
+    evidence = describe_nodes(measures, *overview.at(nodes), _NARROW)
+    evidence[measures[..., MEASURES.index("seen")] < LEAST_SEEN] = np.nan
+    return evidence
+
+
+def _overview_factors(grid: Grid) -> tuple[int, ...]:
+    """Voxels per axis of a level of cubes, at least two, with about so many voxels as it may."""
+    factor = 2
+    while grid.shrink(_clipped(grid, factor)).size > _OVERVIEW_VOXELS:
+        factor += 1
+    return _clipped(grid, factor)
+
+
+def _clipped(grid: Grid, factor: int) -> tuple[int, ...]:
+    """Voxels per axis that span as much as so many of the smallest, where there are as many."""
+    least = _least_spacing(grid)
+    wanted = voxels_spanning(factor * least, grid.spacing)
+    return tuple(min(f, n) for f, n in zip(wanted, grid.shape, strict=True))
+
+
+def _choose_look(
+    fixed: NDArray[np.float32], aligned: NDArray[np.float32], tissue: NDArray[np.bool_]
+) -> Look:
+    """How intensities of two images are compared best."""
+    agree = coherence(fixed, aligned, tissue)
+    if not math.isnan(agree) and agree < COHERENT:
+        return "edges"
+    known = np.isfinite(fixed) & np.isfinite(aligned) & tissue
+    if known.sum() < 2:
+        return "same"
+    return "inverted" if np.corrcoef(fixed[known], aligned[known])[0, 1] < 0 else "same"
+
+
+def _shown(
+    fixed: NDArray[np.float32], aligned: NDArray[np.float32], look: Look, spacing: Sequence[float]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Two images so that they can be compared."""
+    if look == "edges":
+        return gradient_magnitude(fixed, spacing), gradient_magnitude(aligned, spacing)
+    return fixed, -aligned if look == "inverted" else aligned
+
+
+def _least_spacing(grid: Grid) -> float:
+    """The smallest spacing along the axes of more than one voxel."""
+    return min((h for h, n in zip(grid.spacing, grid.shape, strict=True) if n > 1), default=1.0)
+
+
+def _sampled(values: NDArray[np.float32], index: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Values between nodes; NaN where one beside is."""
+    parts = [
+        map_coordinates(part, index, order=1, mode="nearest") for part in np.moveaxis(values, -1, 0)
+    ]
+    return np.stack(parts, axis=-1)

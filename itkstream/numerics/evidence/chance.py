@@ -1,0 +1,137 @@
+"""Local correlation that unrelated tissue reaches: parts of a pair, wrongly laid on each other.
+
+A part of the fixed image is compared with other parts of the aligned one, turned over too, as they
+lie and after a deformation that does its best. What a registration reaches must be judged beside
+that: smooth tissue and soft fields raise it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.geometry import AffineTransform, Grid, Image, Slices
+from itkstream.numerics.deformation.correlation import local_correlation
+from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.engines import deform_block
+from itkstream.numerics.evidence.quality import WINDOW_RADIUS_VOX
+from itkstream.numerics.sampling.mapping import GridMap
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
+
+__all__ = ["ChanceLevel", "find_chance"]
+
+_PARTS, _EDGE = 4, 40
+_LEAST_TISSUE = 0.3
+_SEED = 3
+
+
+@dataclass(frozen=True)
+class ChanceLevel:
+    """Squared local correlation that unrelated parts of two images reach.
+
+    Parameters
+    ----------
+    median, p95 : float
+        Of the voxels of all wrong places, after a deformation; NaN where there was none.
+    mean : float
+        Their mean, to be compared with that of a registration.
+    offsets : int
+        Wrong places that were tried.
+    """
+
+    median: float
+    p95: float
+    mean: float
+    offsets: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Numbers for a report."""
+        numbers = {
+            "local_correlation_median": self.median,
+            "local_correlation_p95": self.p95,
+            "local_correlation_mean": self.mean,
+        }
+        known = {name: round(n, 5) if np.isfinite(n) else None for name, n in numbers.items()}
+        return {**known, "offsets": self.offsets}
+
+    def describe(self) -> str:
+        """The level in words."""
+        if not self.offsets:
+            return "too little tissue to tell what local correlation chance reaches"
+        return f"local correlation {self.mean:.4f} by chance"
+
+
+def find_chance(
+    fixed: Image, aligned: NDArray[Any], tissue: NDArray[np.bool_], settings: DescentSettings
+) -> ChanceLevel:
+    """Find the chance level of a fixed image and a moving one resampled on it.
+
+    NaN voxels do not count; `settings` are those of the deformation. Shapes: `aligned`, `tissue`
+    fixed.shape.
+    """
+    counts = tissue & np.isfinite(aligned)
+    voxels = np.asarray(fixed.read(), np.float32)
+    found = []
+    for here, other, turned in _wrong_places(counts, np.random.default_rng(_SEED)):
+        flipped = np.ascontiguousarray(np.flip(aligned[other], turned), np.float32)
+        grid = fixed.grid.crop(here)
+        best = _deformed(voxels[here], flipped, grid, settings)
+        seen = counts[here] & np.flip(counts[other], turned)
+        squares = local_correlation(voxels[here], best, WINDOW_RADIUS_VOX)[seen]
+        found.append(squares[np.isfinite(squares)])
+    squares = np.concatenate([np.empty(0), *found])
+    if not squares.size:
+        return ChanceLevel(np.nan, np.nan, np.nan, 0)
+    median, p95 = np.percentile(squares, (50, 95))
+    return ChanceLevel(float(median), float(p95), float(squares.mean()), len(found))
+
+
+def _deformed(
+    fixed: NDArray[np.float32],
+    moving: NDArray[np.float32],
+    grid: Grid,
+    settings: DescentSettings,
+) -> NDArray[np.float32]:
+    """The second image on the first after a deformation that does its best."""
+    still = AffineTransform(np.eye(grid.ndim + 1))
+    found = deform_block(Image(fixed, grid), Image(moving, grid), still, settings)
+    if found.displacement is None:
+        return moving
+    mapping = GridMap(grid, still.matrix, found.displacement)
+    return np.asarray(warp_mapped(Image(moving, grid), mapping, NAN_OUTSIDE), np.float32)
+
+
+def _wrong_places(
+    counts: NDArray[np.bool_], rng: np.random.Generator
+) -> Iterator[tuple[Slices, Slices, tuple[int, ...]]]:
+    """Two boxes that hold tissue, and the axes along which the second is turned over."""
+    size = tuple(min(n, _EDGE) for n in counts.shape)
+    axes = [axis for axis, n in enumerate(size) if n > 1]
+    turns = [c for k in range(1, len(axes) + 1) for c in combinations(axes, k)]
+    corners = list(_corners(counts, size))
+    for k in range(_PARTS if corners else 0):
+        here, other = (corners[int(rng.integers(len(corners)))] for _ in range(2))
+        yield _box(here, size), _box(other, size), turns[k % len(turns)]
+
+
+def _corners(counts: NDArray[np.bool_], size: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """First voxels of boxes at half their size that hold much tissue."""
+    along = [
+        np.unique(np.linspace(0, n - m, max(1, 2 * (n // m))).round().astype(int))
+        for n, m in zip(counts.shape, size, strict=True)
+    ]
+    boxes = [tuple(map(int, corner)) for corner in product(*along)]
+    shares = np.array([counts[_box(c, size)].mean() for c in boxes])
+    for corner, share in zip(boxes, shares, strict=True):
+        if share > 0 and share >= _LEAST_TISSUE * shares.max():
+            yield corner
+
+
+def _box(corner: Sequence[int], size: Sequence[int]) -> Slices:
+    return tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))

@@ -1,0 +1,137 @@
+"""Radius within which the true place lies with 95 % probability, foretold from evidence.
+
+The logarithm of the radius is a sum of functions, one of each piece of evidence, that never fall
+where the evidence gets worse. They are straight between knots, and were fitted as the 95th
+percentile of true errors on seeded pairs (``tests/benchmarks/fit_error.py`` writes the table).
+
+Roger Koenker and Gilbert Bassett, "Regression quantiles", Econometrica 46 (1978) 33-50,
+doi:10.2307/1913643.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, uniform_filter
+
+from itkstream.numerics.evidence.residuals import MEASURES
+
+__all__ = ["EVIDENCE", "REACH_NODES", "RadiusTable", "describe_nodes", "load_table"]
+
+Floats = NDArray[np.float32]
+
+EVIDENCE = (
+    *("misfit", "margin", "gain", "shift", "twin", "blur"),
+    *("misfit_around", "margin_around", "shift_around", "distance"),
+    *("misfit_wide", "margin_wide", "shift_wide", "halves", "offset"),
+)
+"""What is known of a node, each the greater the worse."""
+
+REACH_NODES = 4
+"""Nodes around one that its evidence may come from."""
+
+_TABLE = Path(__file__).with_name("radius.json")
+# A patch that fits so much better than at far shifts is evidence.
+_CLEAR = 0.15
+_INDEX = {name: k for k, name in enumerate(MEASURES)}
+
+
+def describe_nodes(measures: Floats, wide: Floats, halves: Floats, far: float) -> Floats:
+    """Evidence at nodes, along a last axis, as `EVIDENCE` lists it.
+
+    `measures` and `wide` hold what `measure_patches` finds at the nodes and on a coarse level, and
+    `halves` what `compare_halves` finds there, all in voxels of their own level; NaN, where nothing
+    was found, counts as the worst there is. `far` is how far shifts reach.
+    """
+    own = _worst_where_unknown(measures, far)
+    coarse = _worst_where_unknown(wide, 4 * far)
+    misfit, margin = _misfit(own), _margin(own)
+    shift = own[..., _INDEX["shift"]]
+    away = distance_transform_edt(margin > -_CLEAR) if (margin > -_CLEAR).any() else 0 * margin
+    split = np.where(np.isfinite(halves), halves, 4 * far)
+    return np.stack(
+        [
+            misfit,
+            margin,
+            own[..., _INDEX["best"]] - own[..., _INDEX["fit"]],
+            shift,
+            own[..., _INDEX["twin"]],
+            np.log(own[..., _INDEX["blur"]] + 1e-3),
+            *(_around(part) for part in (misfit, margin, shift)),
+            np.minimum(away, REACH_NODES),
+            _misfit(coarse),
+            _margin(coarse),
+            coarse[..., _INDEX["shift"]],
+            *np.moveaxis(np.log(split + 0.02), -1, 0),
+        ],
+        axis=-1,
+    ).astype(np.float32)
+
+
+def _misfit(measures: Floats) -> Floats:
+    return np.asarray(1 - measures[..., _INDEX["fit"]])
+
+
+def _margin(measures: Floats) -> Floats:
+    """How much better far shifts fit than none."""
+    return np.asarray(measures[..., _INDEX["far"]] - measures[..., _INDEX["fit"]])
+
+
+def _worst_where_unknown(measures: Floats, far: float) -> Floats:
+    worst = {
+        "fit": 0.0,
+        "best": 0.5,
+        "shift": far,
+        "far": 0.5,
+        "spread": 0.2,
+        "twin": 1.0,
+        "seen": 0.0,
+    }
+    values = np.array([worst.get(name, 2.0) for name in MEASURES], np.float32)
+    return np.where(np.isfinite(measures), measures, values)
+
+
+def _around(values: Floats) -> Floats:
+    """Means of nodes and those that touch them."""
+    return uniform_filter(values, 3, mode="nearest")
+
+
+class RadiusTable:
+    """Knots of the functions whose sum is the logarithm of the radius in voxels.
+
+    `functions` maps names of `EVIDENCE` to places and heights of knots.
+    """
+
+    def __init__(
+        self, base: float, functions: Mapping[str, tuple[list[float], list[float]]]
+    ) -> None:
+        self.base = base
+        self.functions = dict(functions)
+
+    def radius(self, evidence: NDArray[Any]) -> Floats:
+        """Radii in voxels from evidence along the last axis."""
+        total = np.full(evidence.shape[:-1], self.base)
+        for name, (places, heights) in self.functions.items():
+            total += np.interp(evidence[..., EVIDENCE.index(name)], places, heights)
+        return np.exp(total).astype(np.float32)
+
+    def to_json(self) -> str:
+        """Text that `load_table` reads."""
+        functions = {
+            name: [[round(float(v), 4) for v in row] for row in rows]
+            for name, rows in self.functions.items()
+        }
+        return json.dumps({"base": round(self.base, 4), "functions": functions}, indent=1) + "\n"
+
+
+@cache
+def load_table(path: Path = _TABLE) -> RadiusTable:
+    """The fitted table."""
+    found = json.loads(path.read_text())
+    return RadiusTable(found["base"], {n: (r[0], r[1]) for n, r in found["functions"].items()})

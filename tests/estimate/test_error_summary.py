@@ -1,0 +1,63 @@
+"""Summaries of error maps: shares of the tissue, quantiles and boxes, against plain arithmetic."""
+
+import json
+
+import numpy as np
+import pytest
+
+from itkstream.estimate.error_summary import summarise_error
+from itkstream.geometry import Grid, Image
+
+FIXED = Grid((80, 64, 48), (0.5, 0.5, 1.0))
+NODES = FIXED.shrink((8, 8, 4))
+
+
+def summary(radii, tissue=None):
+    mask = np.ones(FIXED.shape, bool) if tissue is None else tissue
+    return summarise_error(Image(radii, NODES), Image(mask, FIXED), FIXED)
+
+
+def test_shares_and_quantiles():
+    radii = np.full(NODES.shape, 0.4, np.float32)
+    radii[:2] = 2.0  # 4 voxels
+    radii[2] = 5.0  # 10 voxels
+    radii[3] = np.nan
+    found = summary(radii)
+    assert found.shares == {
+        "share_over_2_vox": 0.3,
+        "share_over_5_vox": 0.1,
+        "share_unknown": 0.1,
+    }
+    assert found.median_um == pytest.approx(0.4, rel=0.01)
+    assert found.p95_um == pytest.approx(5.0, rel=0.01)
+    assert found.tissue_voxels == FIXED.size
+    json.dumps(found.facts)
+
+
+def test_only_tissue_counts():
+    radii = np.full(NODES.shape, 0.4, np.float32)
+    radii[5:] = 9.0
+    tissue = np.zeros(FIXED.shape, bool)
+    tissue[:40] = True
+    found = summary(radii, tissue)
+    assert found.shares["share_over_2_vox"] == 0
+    assert not found.regions
+    assert found.tissue_voxels == tissue.sum()
+
+
+def test_worst_regions_are_boxes_of_voxels():
+    radii = np.full(NODES.shape, 0.4, np.float32)
+    radii[6:8, :2, :3] = 6.0
+    radii[0, 6:, 9:] = np.nan
+    first, second = summary(radii).regions
+    assert first.box == ((48, 64), (0, 16), (0, 12))
+    assert first.share == pytest.approx(12 / NODES.size, abs=1e-5)
+    assert first.median_um == pytest.approx(6)
+    assert second.box == ((0, 8), (48, 64), (36, 48))
+    assert second.median_um is None
+
+
+def test_nothing_known_is_said():
+    found = summary(np.full(NODES.shape, np.nan, np.float32))
+    assert found.median_um is found.p95_um is None
+    assert "nothing can be said" in found.describe("micrometer")
