@@ -32,7 +32,16 @@ from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.stiffness import stiffened
 
-__all__ = ["FIT_TEXTURES", "KINDS", "UNSEEN_TEXTURES", "Recipe", "Registered", "register_recipe"]
+__all__ = [
+    "FIT_TEXTURES",
+    "KINDS",
+    "UNSEEN_TEXTURES",
+    "Drawn",
+    "Recipe",
+    "Registered",
+    "draw_recipe",
+    "register_recipe",
+]
 
 Floats = NDArray[np.float32]
 
@@ -106,8 +115,50 @@ class Registered:
     tissue: NDArray[np.bool_]
 
 
-def register_recipe(recipe: Recipe) -> Registered:
-    """Make a pair and register it.
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A pair, the true moving place of every fixed voxel, and what else is still to be drawn.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images.
+    places : ndarray, fixed shape + (n,)
+        In micrometers.
+    tissue : ndarray of bool, fixed shape
+        Where errors count.
+    rng : Generator
+        As it was left.
+    """
+
+    fixed: Image
+    moving: Image
+    places: NDArray[np.float64]
+    tissue: NDArray[np.bool_]
+    rng: np.random.Generator
+
+    def error(self, transform: Transform) -> Floats:
+        """Distance from the true place, in micrometers; NaN where the moving image has none.
+
+        Parameters
+        ----------
+        transform : Transform
+            From fixed to moving points.
+
+        Returns
+        -------
+        ndarray, fixed shape
+            The errors.
+        """
+        found = transform.apply(self.fixed.grid.positions())
+        error = np.linalg.norm(found - self.places, axis=-1).astype(np.float32)
+        index = self.moving.grid.to_index(self.places)
+        seen = ((index >= 0) & (index <= np.subtract(self.moving.shape, 1))).all(axis=-1)
+        return np.where(seen, error, np.float32(np.nan))
+
+
+def draw_recipe(recipe: Recipe) -> Drawn:
+    """Make a pair.
 
     Parameters
     ----------
@@ -116,8 +167,8 @@ def register_recipe(recipe: Recipe) -> Registered:
 
     Returns
     -------
-    Registered
-        With its true errors.
+    Drawn
+        Not registered.
     """
     rng = np.random.default_rng([recipe.seed, zlib.crc32(recipe.name.encode())])
     large = tuple(n + 2 * _PAD if n > 1 else 1 for n in recipe.shape)
@@ -136,14 +187,27 @@ def register_recipe(recipe: Recipe) -> Registered:
     moving = Image(_photograph(moved[inner], rng.uniform(0.6, 1.3), counts, rng), grid, "moving")
     if recipe.kind == "half":
         moving = _half(moving, rng)
-    truth = vectors[inner] * np.asarray(recipe.spacing, np.float32)
-    transform = _register(recipe, (fixed, moving), truth, rng)
-    points = grid.positions()
-    places = points + truth
-    error = np.linalg.norm(transform.apply(points) - places, axis=-1).astype(np.float32)
-    index = moving.grid.to_index(places)
-    seen = ((index >= 0) & (index <= np.subtract(moving.shape, 1))).all(axis=-1)
-    return Registered(fixed, moving, transform, np.where(seen, error, np.nan), tissue[inner] > 0.5)
+    places = grid.positions() + vectors[inner] * np.asarray(recipe.spacing, np.float32)
+    return Drawn(fixed, moving, places, tissue[inner] > 0.5, rng)
+
+
+def register_recipe(recipe: Recipe) -> Registered:
+    """Make a pair and register it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to make.
+
+    Returns
+    -------
+    Registered
+        With its true errors.
+    """
+    drawn = draw_recipe(recipe)
+    transform = _register(recipe, drawn.fixed, drawn.moving, drawn.rng)
+    error = drawn.error(transform)
+    return Registered(drawn.fixed, drawn.moving, transform, error, drawn.tissue)
 
 
 def _register(
