@@ -124,7 +124,8 @@ def _prepare_run(
     keys = run_keys(images, request.initial, steps, settings, request.marks)
     folder.settle(tokenize(keys[-1], request.pair))
     makers = fixed.level, moving.level
-    scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers, request.marks)
+    known = makers, request.marks, settings.content
+    scene = Scene(*images, settings.coarse_voxels, start(), reporter, *known)
     return Run(request.pair, steps, settings, scene, folder), keys, patterns
 
 

@@ -62,6 +62,8 @@ __all__ = ["Deformable", "Method"]
 Method: TypeAlias = Literal["lcc", "bspline"] | DemonsMethod
 Where: TypeAlias = Literal["everywhere", "landmarks"]
 
+_NO_COUNTERPART = "without_counterpart"
+
 # Standard deviations of its placing by which a landmark is missed.
 _MISSED = 2.0
 
@@ -201,7 +203,9 @@ class Deformable(TunedStep):
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         path = place()
+        scene, seen = self._without_torn(scene, state)
         decided, facts = self._decide(scene, state)
+        facts |= seen
         transform = decided._store(scene, state, path)
         grid = FieldChain.of(transform).field.grid
         facts |= {"field_shape": grid.shape, "field_spacing": grid.spacing}
@@ -215,7 +219,19 @@ class Deformable(TunedStep):
         facts: Mapping[str, Any],
     ) -> None:
         decided = {n: facts[n] for n in ("similarity", "stiffness") if n in facts}
+        if facts.get(_NO_COUNTERPART, {}).get("left_out"):
+            scene, _ = self._without_torn(scene, state)
         self.evolve(**decided)._store(scene, state, place())
+
+    def _without_torn(self, scene: Scene, state: State) -> tuple[Scene, dict[str, Any]]:
+        """The scene without tissue that only the fixed image shows, and facts of that."""
+        if self.method != "lcc" or self.similarity == "mind" or self.where != "everywhere":
+            return scene, {}
+        seen, found = scene.with_counterpart(scene.known(state.transform))
+        if found is None or not found.describe():
+            return scene, {}
+        scene.reporter.note(found.describe())
+        return seen, {_NO_COUNTERPART: found.facts(scene.fixed.grid)}
 
     def _decide(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any]]:
         """The step with a similarity and a stiffness that suit the images, and facts of both."""
@@ -265,6 +281,7 @@ class Deformable(TunedStep):
             levels=scene.levels if len(blocks) > 1 else None,
             landmarks=None if scene.marks is None else scene.marks.fitted,
             to_reach=self._missed(scene, start),
+            continues=scene.is_torn,
         )
         lazy = prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
         return store_field(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
