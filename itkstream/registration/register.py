@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -124,8 +124,8 @@ def _prepare_run(
     keys = run_keys(images, request.initial, steps, settings, request.marks)
     folder.settle(tokenize(keys[-1], request.pair))
     makers = fixed.level, moving.level
-    known = makers, request.marks, settings.content
-    scene = Scene(*images, settings.coarse_voxels, start(), reporter, *known)
+    scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers, request.marks)
+    scene = replace(scene, content=settings.content)
     return Run(request.pair, steps, settings, scene, folder), keys, patterns
 
 

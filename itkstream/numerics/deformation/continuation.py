@@ -73,12 +73,8 @@ def affine_trend(u: Floats, weights: Floats) -> Floats:
 
     Shapes: `u` (a, b, c, 3); `weights` (a, b, c).
     """
-    shape = weights.shape
-    axes = np.meshgrid(
-        *(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape),
-        indexing="ij",
-        sparse=True,
-    )
+    lines = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in weights.shape]
+    axes = np.meshgrid(*lines, indexing="ij", sparse=True)
     basis = [np.ones((1, 1, 1)), *axes]
     weighted = [weights * b for b in basis]
     matrix = np.array([[float((w * b).sum()) for b in basis] for w in weighted])
