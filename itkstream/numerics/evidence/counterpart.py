@@ -42,6 +42,9 @@ LEAST_AGREEMENT = 0.2
 
 _BESIDE = 0.55
 
+LEAST_MISSING = 0.03
+"""Share of the tissue below which it changes little whether it counts."""
+
 MOST_MISSING = 0.6
 """Share of the tissue above which the images are not aligned, rather than torn."""
 
@@ -80,7 +83,7 @@ class Counterpart:
     @property
     def is_usable(self) -> bool:
         """Whether there is something to leave out."""
-        return not self.reason and bool((self.missing & self.tissue).any())
+        return not self.reason and self.share >= LEAST_MISSING
 
     def facts(self, fixed: Grid) -> dict[str, Any]:
         """Facts for a report, with regions in voxels of the fixed image and in its unit."""
@@ -93,7 +96,7 @@ class Counterpart:
 
     def describe(self) -> str:
         """What it means for a deformation, in words; empty where all tissue has a counterpart."""
-        if not (self.missing & self.tissue).any():
+        if self.share < LEAST_MISSING:
             return ""
         said = f"{100 * self.share:.2g} % of the tissue has no counterpart in the moving image: "
         if self.reason:
