@@ -244,7 +244,7 @@ class Task:
         return self.coarse_voxels or COARSE_VOXELS
 
     def guide(self, settings: DeformSettings, beyond: Beyond) -> _Guide:
-        """What blocks follow, and along what their field goes on where that is wanted."""
+        """The guide of blocks; their field goes on along `beyond` where that is wanted."""
         stay = self.to_reach is not None
         return _Guide(settings, self.landmarks, beyond if self.continues else None, stay)
 

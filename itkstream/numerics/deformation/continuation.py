@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 Smoother = Callable[[Floats], Floats]
 
 Beyond: TypeAlias = Literal["affine", "start"]
-"""What a field follows far from voxels that count: its own affine part, or where it started."""
+"""Guide of a field far from voxels that count: its own affine part, or the field it began as."""
 
 # Less than this of the sound nodes in the reach of a kernel is rounding.
 _LEAST = np.float32(1e-6)
