@@ -39,7 +39,7 @@ def counting_share(image: Floats, stride: tuple[int, ...]) -> Floats | None:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """How a field goes on where no voxel counts: along `home`, or else along its own affine part.
+    """Continuation of a field to where no voxel counts, along `home` or else its own affine part.
 
     Shapes: `share` (a, b, c), of the voxels that count; `home` (a, b, c, 3).
     """

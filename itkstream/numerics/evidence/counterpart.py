@@ -66,7 +66,7 @@ _SHARE_OF_VOXELS = 1 / 8
 
 @dataclass(frozen=True, eq=False)
 class Counterpart:
-    """Where tissue of a fixed image has no counterpart in a moving one.
+    """Tissue of a fixed image without counterpart in a moving one.
 
     `missing` and `tissue`, of either image where it could be judged, are masks on the coarse
     `grid`; `agreement` is the mean correlation of hidden voxels around each, NaN where unknown.
