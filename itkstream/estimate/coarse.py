@@ -28,6 +28,7 @@ from itkstream.geometry import (
     Transform,
 )
 from itkstream.geometry.grid import voxels_spanning
+from itkstream.numerics.deformation.continuation import Beyond
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.fields import shrink_field
@@ -100,6 +101,7 @@ def solve_coarse(
     initial: Transform,
     plan: LevelPlan,
     landmarks: Landmarks | None = None,
+    beyond: Beyond | None = None,
 ) -> DisplacementField:
     """Solve the coarse levels of a deformation on the whole images, which are read once, shrunk.
 
@@ -109,7 +111,7 @@ def solve_coarse(
     with using_threads(processors()):
         small = read_coarse(fixed, plan.factors)
         other = read_coarse(moving, moving_factors(fixed.grid, moving.grid, plan.factors))
-        estimate = deform_block(small, other, initial, plan.coarse, landmarks)
+        estimate = deform_block(small, other, initial, plan.coarse, landmarks, beyond)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     logger.info("coarse levels on %s voxels: %s", small.shape, estimate.levels)
@@ -124,6 +126,7 @@ def prepare_start(
     voxels: float,
     levels: Levels,
     landmarks: Landmarks | None = None,
+    beyond: Beyond | None = None,
 ) -> Delayed:
     """Prepare where the blocks of a deformation start: what the whole image shows.
 
@@ -135,7 +138,7 @@ def prepare_start(
         for image, level, factors in zip(images, levels, wanted, strict=True)
     )
     left = replace(plan, factors=fixed.factors)
-    return once(_start, fixed.image, moving.image, initial, left, landmarks)
+    return once(_start, fixed.image, moving.image, initial, left, landmarks, beyond)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +172,9 @@ def _start(
     initial: Transform,
     plan: LevelPlan,
     landmarks: Landmarks | None,
+    beyond: Beyond | None,
 ) -> Transform:
-    return after_coarse(solve_coarse(fixed, moving, initial, plan, landmarks), initial)
+    return after_coarse(solve_coarse(fixed, moving, initial, plan, landmarks, beyond), initial)
 
 
 def factors_per_axis(grid: Grid, factor: int, isotropic: bool = True) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ from itkstream.geometry import (
     steps_of,
 )
 from itkstream.geometry.grid import voxels_spanning
+from itkstream.numerics.deformation.continuation import Beyond
 from itkstream.numerics.deformation.descent import node_factors
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import BARREN, DeformEstimate, deform_block
@@ -217,6 +218,7 @@ class Task:
     which the whole image is solved first, 0 for none; `levels` are both images at so many voxels,
     where they are known. Landmarks are soft constraints of the whole image and of the blocks that
     hold them. Where some are to be reached, blocks that hold none of these stay as they start.
+    With `continues`, the field goes on smoothly where no fixed voxel counts.
     """
 
     fixed: Image
@@ -229,6 +231,7 @@ class Task:
     levels: Levels | None = None
     landmarks: Landmarks | None = None
     to_reach: Landmarks | None = None
+    continues: bool = False
 
     @property
     def images(self) -> tuple[Image, Image]:
@@ -240,6 +243,11 @@ class Task:
         """Most voxels of the levels, on which blocks are searched for content at least."""
         return self.coarse_voxels or COARSE_VOXELS
 
+    def guide(self, settings: DeformSettings, beyond: Beyond) -> _Guide:
+        """The guide of blocks; their field goes on along `beyond` where that is wanted."""
+        stay = self.to_reach is not None
+        return _Guide(settings, self.landmarks, beyond if self.continues else None, stay)
+
     @cached_property
     def coarse_levels(self) -> Levels:
         """Both images, averaged; to be computed where they are not known."""
@@ -248,15 +256,16 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class _Guide:
-    """Settings and landmarks that the deformation of a block follows."""
+    """Settings and landmarks that the deformation of a block follows, and where it goes on."""
 
     settings: DeformSettings
     landmarks: Landmarks | None
+    beyond: Beyond | None = None
     others_stay: bool = False
 
     def deform(self, fixed: Image, moving: Image, initial: Transform) -> DeformEstimate:
         """Deform a block."""
-        return deform_block(fixed, moving, initial, self.settings, self.landmarks)
+        return deform_block(fixed, moving, initial, self.settings, self.landmarks, self.beyond)
 
 
 @dataclass(frozen=True)
@@ -314,14 +323,14 @@ def prepare_deformation(task: Task, output: Output) -> da.Array:
     """Prepare a deformation: one block is the direct call; several join on nodes."""
     fixed, blocks = task.fixed, task.blocks
     if len(blocks) == 1:
-        known = {"initial": task.initial, "guide": _Guide(task.settings, task.landmarks)}
+        known = {"initial": task.initial, "guide": task.guide(task.settings, "affine")}
         shared = {"moving": task.moving, "output": output, **known}
         return map_blocks(_only_block, blocks, fixed.data, shared, output.result)
     start, settings = _prepare_whole(task)
     nodes = NodeLattice(blocks, _joining_factors(settings, fixed.grid, blocks))
     where = {"grid": fixed.grid, "initial": start, "nodes": nodes}
     packed = Result(np.float32, (fixed.ndim + 2,), "block")
-    guide = _Guide(settings, task.landmarks, task.to_reach is not None)
+    guide = task.guide(settings, "start")
     found = map_blocks(
         _refine_block,
         blocks,
@@ -346,7 +355,13 @@ def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
         return task.initial, task.settings
     plan = plan_levels(task.fixed.grid, task.settings, task.coarse_voxels)
     start = prepare_start(
-        task.images, task.initial, plan, task.level_voxels, task.coarse_levels, task.landmarks
+        task.images,
+        task.initial,
+        plan,
+        task.level_voxels,
+        task.coarse_levels,
+        task.landmarks,
+        "affine" if task.continues else None,
     )
     return start, plan.fine
 

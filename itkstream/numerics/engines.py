@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Image, Landmarks, Transform
+from itkstream.numerics.deformation.continuation import Beyond
 from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport, descend
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.itk.bspline import descend_bspline
@@ -87,8 +88,12 @@ def deform_block(
     initial: Transform,
     settings: DeformSettings,
     landmarks: Landmarks | None = None,
+    beyond: Beyond | None = None,
 ) -> DeformEstimate:
-    """Refine a transform by a deformation, in one block; landmarks outside it do not count."""
+    """Refine a transform by a deformation, in one block; landmarks outside it do not count.
+
+    Beyond the voxels that count the field of `DescentSettings` goes on as `descend` says.
+    """
     mapping = map_on(initial, fixed.grid)
     # The coarsest correlation window is as far as a block looks beyond where it starts.
     coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
@@ -99,6 +104,7 @@ def deform_block(
     if crop is None:
         return DeformEstimate(None, mapping, (), BARREN["no overlap"])
     part = moving[crop]
+    further = {} if beyond is None else {"beyond": beyond}
     frame = Frame(fixed.grid, part.grid, mapping.affine)
     try:
         descent = _ENGINES[type(settings)](
@@ -108,6 +114,7 @@ def deform_block(
             settings,
             initial=mapping.displacement,
             landmarks=landmarks,
+            **further,
         )
     except InputError as error:
         return DeformEstimate(None, mapping, (), str(error))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -147,6 +147,7 @@ def _prepare_run(
     folder.settle(tokenize(keys[-1], request.pair))
     makers = fixed.level, moving.level
     scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers, request.marks)
+    scene = replace(scene, content=settings.content)
     return Run(request.pair, steps, settings, scene, folder), keys, patterns
 
 

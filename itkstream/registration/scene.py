@@ -54,10 +54,12 @@ from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.numerics.evidence.contrast import ContrastEvidence, find_similarity
+from itkstream.numerics.evidence.counterpart import Counterpart, find_counterpart
 from itkstream.numerics.evidence.one_sided import find_one_sided
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
+from itkstream.registration.settings import Content
 from itkstream.workers import Resources
 
 __all__ = [
@@ -196,6 +198,8 @@ class Scene:
     reporter: Reporter
     level_makers: tuple[Callable[[], Image], Callable[[], Image]]
     marks: Marks | None = None
+    content: Content = "common"
+    is_torn: bool = False
 
     @cached_property
     def levels(self) -> tuple[Image, Image]:
@@ -253,11 +257,29 @@ class Scene:
         left_out = find_one_sided(*self.coarse, transform)
         if not left_out.any():
             return self, 0.0
-        counts = Image(~left_out, self.coarse[0].grid)
+        return self._without(left_out, self.coarse[0].grid), float(left_out.mean())
+
+    def with_counterpart(self, transform: Transform) -> tuple[Scene, Counterpart | None]:
+        """Leave out the tissue that the moving image does not show, and say where it is.
+
+        The transform aligns the images as well as is known. Itself where none may be left out, and
+        None where all content counts.
+        """
+        if self.content == "all":
+            return self, None
+        aligned = self.aligned(transform).read()
+        found = find_counterpart(self.coarse[0], aligned, self.tissue)
+        if not found.is_usable:
+            return self, found
+        return replace(self._without(found.missing, found.grid), is_torn=True), found
+
+    def _without(self, left_out: NDArray[np.bool_], grid: Grid) -> Scene:
+        """The scene without fixed voxels that lie in a mask on some grid."""
+        counts = Image(~left_out, grid)
         level, other = masked(self.levels[0], counts, "fixed"), self.levels[1]
         fixed = masked(readable(self.fixed), counts, "fixed")
         makers = (lambda: level), (lambda: other)
-        return replace(self, fixed=fixed, level_makers=makers), float(left_out.mean())
+        return replace(self, fixed=fixed, level_makers=makers)
 
     def correlation(self, transform: Transform) -> float:
         """Measure the mean squared local correlation of the coarse images over the tissue."""

@@ -38,7 +38,9 @@ class RegisterSettings:
     content : {"common", "all"}
         "common": where an image was painted over (one value, up to its border) and the other shows
         much tissue there, as the skull beside a template of the brain, no voxel counts in the
-        steps that refine a transform. "all": every voxel counts that no mask leaves out.
+        steps that refine a transform. Tissue without counterpart in the moving image, torn out or
+        replaced by other tissue, does not count in `Deformable` with method 'lcc', which continues
+        the field there from what surrounds it. "all": every voxel counts that no mask leaves out.
     report : bool
         Whether a page of pictures and numbers is written at the end (`itkstream.write_report`).
     error_map : bool

@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,11 @@ from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.checks import counting_voxels
+from itkstream.numerics.deformation.continuation import (
+    Beyond,
+    Continuation,
+    counting_share,
+)
 from itkstream.numerics.deformation.correlation import LocalCorrelation
 from itkstream.numerics.deformation.force import solve_newton, warp_through_nodes
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
@@ -179,14 +185,17 @@ def descend(
     propose: Proposal | None = None,
     landmarks: Landmarks | None = None,
     keep: bool = False,
+    beyond: Beyond | None = None,
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
     NaN voxels do not count. `initial` is a coarser solution on its own grid, or vectors on the
     fixed one, fixed shape + (n,). `propose` finds the small step instead of the force of local
     correlation. Landmarks inside the fixed image are soft constraints; with `keep` they alone move
-    the initial displacement, which the images hold where they show anything. The map found has a
-    positive Jacobian determinant at every voxel.
+    the initial displacement, which the images hold where they show anything. `beyond` says how the
+    field goes on where no fixed voxel counts: along its own affine part, or along the initial
+    displacement; None leaves these parts to the smoothing. The map found has a positive Jacobian
+    determinant at every voxel.
 
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
     diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
@@ -207,6 +216,8 @@ def descend(
             level = replace(level, home=resize_field(*home, level.nodes))
         u = resize_field(u, nodes, level.nodes)
         nodes = level.nodes
+        if beyond is not None:
+            level, u = _continuing(level, u, beyond)
         u, report = _descend_level(level, u)
         logger.debug("level %d: %s", number, report)
         reports.append(report)
@@ -255,6 +266,7 @@ class _Level:
     propose: Proposal | None = None
     pull: LandmarkPull | None = None
     home: NDArray[np.float32] | None = None
+    continuation: Continuation | None = None
 
     @property
     def nodes(self) -> Grid:
@@ -412,6 +424,17 @@ def _descend_level(
     return best, LevelReport(level.factor, correlations[0], after, len(history) - 1, stopped)
 
 
+def _continuing(
+    level: _Level, u: NDArray[np.float32], beyond: Beyond
+) -> tuple[_Level, NDArray[np.float32]]:
+    """The level and its start, continued to where no fixed voxel counts."""
+    share = counting_share(level.fixed, level.stride)
+    if share is None:
+        return level, u
+    continuation = Continuation(share, u if beyond == "start" else None)
+    return replace(level, continuation=continuation), continuation.begin(u)
+
+
 def _compare(level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32]) -> float:
     """Warp the moving image, in place, and measure how alike the images are."""
     warp_through_nodes(level.moving, level.index, level.vector, u, level.stride, warped)
@@ -450,11 +473,14 @@ def _advance(
     """
     nodes, lattice = level.nodes, level.lattice.spacing
     small = _small_step(level, u, warped, share)
+    kernel = replace(level.field_kernel, d=level.field_kernel.d * share)
+    smoother = partial(smooth_field, spacing=nodes.spacing, kernel=kernel, lattice_spacing=lattice)
+    if level.continuation is not None:
+        return level.continuation.smooth(compose(small, u, nodes), u, smoother)
     u = compose(small, u, nodes)
     trend = _affine_part(u)
     u -= trend
-    kernel = replace(level.field_kernel, d=level.field_kernel.d * share)
-    u = smooth_field(u, nodes.spacing, kernel, lattice)
+    u = smoother(u)
     u += trend
     return u
 

@@ -66,6 +66,7 @@ _CHANCE = (
     "no deformation foretells parts of the fixed image that were hidden from it better than none "
     "does: what it would follow is chance"
 )
+_NO_COUNTERPART = "without_counterpart"
 
 # Standard deviations of its placing by which a landmark is missed.
 _MISSED = 2.0
@@ -205,7 +206,9 @@ class Deformable(TunedStep):
         return settings if self.stiffness == "auto" else stiffened(settings, self.stiffness)
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
+        scene, seen = self._without_torn(scene, state)
         decided, facts, objection = self._decide(scene, state)
+        facts |= seen
         if objection:
             return Nothing(objection, facts)
         path = place()
@@ -222,7 +225,19 @@ class Deformable(TunedStep):
         facts: Mapping[str, Any],
     ) -> None:
         decided = {n: facts[n] for n in ("similarity", "stiffness") if n in facts}
+        if facts.get(_NO_COUNTERPART, {}).get("left_out"):
+            scene, _ = self._without_torn(scene, state)
         self.evolve(**decided)._store(scene, state, place())
+
+    def _without_torn(self, scene: Scene, state: State) -> tuple[Scene, dict[str, Any]]:
+        """The scene without tissue that only the fixed image shows, and facts of that."""
+        if self.method != "lcc" or self.similarity == "mind" or self.where != "everywhere":
+            return scene, {}
+        seen, found = scene.with_counterpart(scene.known(state.transform))
+        if found is None or not found.describe():
+            return scene, {}
+        scene.reporter.note(found.describe())
+        return seen, {_NO_COUNTERPART: found.facts(scene.fixed.grid)}
 
     def _decide(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any], str]:
         """The step with a similarity and a stiffness that suit the images, facts, an objection."""
@@ -273,6 +288,7 @@ class Deformable(TunedStep):
             levels=scene.levels if len(blocks) > 1 else None,
             landmarks=None if scene.marks is None else scene.marks.fitted,
             to_reach=self._missed(scene, start),
+            continues=scene.is_torn,
         )
         lazy = prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
         return store_field(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
