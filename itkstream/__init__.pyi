@@ -27,13 +27,13 @@ from .geometry import (
     Landmarks,
     LandmarkSpline,
     PiecewiseAffine,
-    orientation_code,
-    orientation_transform,
 )
 from .io import ImageOptions, open_container, open_image
+from .io.images.orientation import orientation_code, orientation_transform
 from .io.landmarks.files import read_landmarks, write_landmarks
 from .io.transforms.files import read_transform, write_transform
 from .io.transforms.itk.transform_files import read_itk_transform
+from .judge.verdict import Verdict
 from .numerics.sampling.warping import WarpSettings
 from .pipelines import Plan, Registration, plan, register
 from .registration.steps import (
@@ -73,6 +73,7 @@ __all__ = [
     "Registration",
     "Resources",
     "Series",
+    "Verdict",
     "WarpSettings",
     "affine",
     "align",

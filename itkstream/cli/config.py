@@ -14,9 +14,13 @@ import yaml
 from attrs import Converter, Factory, field, frozen
 
 from itkstream.errors import InputError, MissingDataError
-from itkstream.geometry import AffineTransform, Image, orientation_code, orientation_transform
-from itkstream.geometry.orientation import check_orientation
+from itkstream.geometry import AffineTransform, Image
 from itkstream.io.images.options import ImageOptions
+from itkstream.io.images.orientation import (
+    check_orientation,
+    orientation_code,
+    orientation_transform,
+)
 from itkstream.io.landmarks.options import LandmarkOptions
 from itkstream.numerics.parameters import check
 from itkstream.registration.settings import RegisterSettings

@@ -6,7 +6,6 @@ from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, box_sh
 from itkstream.geometry.image import Image
 from itkstream.geometry.landmarks import Landmarks
 from itkstream.geometry.lazy_array import ArraySource, ArrayView, LazyArray, transposed
-from itkstream.geometry.orientation import orientation_code, orientation_transform
 from itkstream.geometry.splines import BSplineTransform, LandmarkSpline
 from itkstream.geometry.transforms import (
     AffineTransform,
@@ -38,8 +37,6 @@ __all__ = [
     "compose",
     "default_axes",
     "named_axes",
-    "orientation_code",
-    "orientation_transform",
     "steps_of",
     "transposed",
     "with_axes",

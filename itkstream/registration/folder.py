@@ -27,7 +27,7 @@ from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_folder, check_folder_name, write_text
-from itkstream.registration.verdict import Verdict
+from itkstream.judge.verdict import Verdict
 
 __all__ = [
     "ALIGNED",

@@ -24,11 +24,11 @@ from itkstream.io import open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform, stored_axes
+from itkstream.judge.verdict import Verdict
 from itkstream.registration.folder import ALIGNED, ERROR, REPORT, TRANSFORM, RunFolder
 from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
 from itkstream.registration.scene import LevelMaker, Reporter, Scene
-from itkstream.registration.verdict import Verdict
 from itkstream.workers import Resources, session
 from itkstream.workers.resources import peak_memory
 

@@ -18,14 +18,15 @@ from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.fingerprint import code_version
 from itkstream.compute.execute import open_or_create, store
 from itkstream.errors import RegistrationError
-from itkstream.estimate.error_map import Overview, look_over, prepare_error_map
-from itkstream.estimate.error_summary import summarise_error
 from itkstream.geometry import CompositeTransform, Image, Transform
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import write_transform
 from itkstream.io.transforms.ngff.store import read_transform as read_field_and_affine
 from itkstream.io.transforms.ngff.store import stored_axes
+from itkstream.judge.error_map import Overview, look_over, prepare_error_map
+from itkstream.judge.error_summary import summarise_error
+from itkstream.judge.verdict import Evidence, judge
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.registration.fields import measure_coarser, store_coarser, store_transform
@@ -34,7 +35,6 @@ from itkstream.registration.journal import Journal, Note, next_from, note_of
 from itkstream.registration.scene import Marks, Nothing, Scene, State, next_state
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step, step_parameters
-from itkstream.registration.verdict import Evidence, judge
 
 __all__ = ["Results", "Run", "run_keys"]
 

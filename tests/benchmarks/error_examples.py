@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.stats import rankdata
 
-from itkstream.estimate.error_map import ErrorLattice, evidence_of, look_over
 from itkstream.geometry import Grid, Image, Transform
+from itkstream.judge.error_map import ErrorLattice, evidence_of, look_over
 from itkstream.numerics.evidence.radius import RadiusTable
 
 __all__ = [

@@ -16,9 +16,9 @@ from numpy.typing import DTypeLike
 from itkstream.apply.coarsening import DECIMATION_BLOCK, ERROR_BLOCK, MAX_FIELD_FACTOR
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.levels import coarse_blocks, factors_to_fit
-from itkstream.estimate.error_map import OVERVIEW_BYTES, ErrorLattice
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.storage.stored import KEPT_BYTES
+from itkstream.judge.error_map import OVERVIEW_BYTES, ErrorLattice
 from itkstream.registration.settings import RegisterSettings
 
 __all__ = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from itkstream.geometry import Grid
-from itkstream.registration.verdict import Evidence, Verdict, judge
+from itkstream.judge.verdict import Evidence, Verdict, judge
 
 SOUND: dict[str, Any] = {
     "median_um": 0.4,

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from itkstream.estimate.error_summary import summarise_error
 from itkstream.geometry import Grid, Image
+from itkstream.judge.error_summary import summarise_error
 
 FIXED = Grid((80, 64, 48), (0.5, 0.5, 1.0))
 NODES = FIXED.shrink((8, 8, 4))

@@ -10,8 +10,9 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from itkstream.errors import InputError
-from itkstream.geometry import Grid, Image, orientation_code, orientation_transform
+from itkstream.geometry import Grid, Image
 from itkstream.geometry.itk_bridge import to_itk_image
+from itkstream.io.images.orientation import orientation_code, orientation_transform
 
 CODES = ["".join(code) for ends in permutations(("RL", "AP", "IS")) for code in product(*ends)]
 XYZ, ZYX = ("x", "y", "z"), ("z", "y", "x")

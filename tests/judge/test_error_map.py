@@ -6,8 +6,8 @@ import pytest
 from scipy import ndimage
 
 from itkstream.estimate import error_map
-from itkstream.estimate.error_map import look_over, prepare_error_map
 from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.judge.error_map import look_over, prepare_error_map
 
 
 def tissue(shape, seed=0):
