@@ -71,6 +71,7 @@ def register(
     moving_mask: Mask | str | os.PathLike[str] | None = None,
     landmarks: Landmarks | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     hold_out: float = 0.0,
+    crop: str | Sequence[slice] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -126,6 +127,11 @@ def register(
     hold_out : float
         Share of the landmarks, at least 0 and below 1, drawn by a fixed seed, that no step sees:
         their error is the one to believe.
+    crop : str or sequence of slice, optional
+        Register this part of the fixed image alone, per axis, as `itkstream.open_image` takes it:
+        "100:400,0:200um,:". Of the moving image the part is taken in which it may lie: where the
+        initial transform puts it (without one, the images' own positions), and half its length
+        more on either side. The transform is in the coordinates of the whole images.
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
@@ -156,7 +162,9 @@ def register(
     RegistrationError
         Where no affine was found, or none better than chance.
     """
-    given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out)
+    given = Given(
+        fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
+    )
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
     )

@@ -125,11 +125,18 @@ commands.add_command(report)
     "registration.json of a run to repeat.",
 )
 @click.option(
+    "--crop",
+    "part",
+    metavar="A:B,A:B,A:B",
+    help="Register this part of FIXED alone, per axis, in voxels or µm, such as 100:400,0:200um,:, "
+    "with what of MOVING it may lie in. The transform is in the coordinates of the whole images.",
+)
+@click.option(
     "--no-report", "report", flag_value=False, default=None, help="Leave report.html out."
 )
 @with_resources
 @with_overwrite
-@with_image_options("fixed", "moving")
+@with_image_options("fixed", "moving", own=("crop",))
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
@@ -159,6 +166,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             moving_mask=config.moving_mask,
             landmarks=config.landmarks.read(*images),
             hold_out=config.landmarks.hold_out,
+            crop=options["part"],
             resources=collect_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
