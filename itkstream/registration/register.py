@@ -29,7 +29,6 @@ from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
 from itkstream.registration.scene import LevelMaker, Reporter, Scene
 from itkstream.workers import Resources, session
-from itkstream.workers.resources import peak_memory
 
 __all__ = ["Registration", "run_request"]
 
@@ -101,18 +100,12 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             transform, aligned, certificate = run.all_steps(request.initial, keys)
         run.export(transform, keys[-1], unit)
         report = run.report() | request.given.described() | patterns
-        report |= {"certificate": certificate, "memory": _memory(request)}
+        report |= {"certificate": certificate}
         if request.marks is not None:
             report["landmarks"] = request.marks.table(transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
         registered = Registration(folder.claim(), transform, aligned, report)
         return registered.moved(folder.finish())
-
-
-def _memory(request: Request) -> dict[str, int]:
-    """Bytes of the process that needs most, as planned, and of this one, as it was."""
-    planned = int(request.plan.peak_memory)
-    return {"planned_bytes": planned, "peak_bytes_of_this_process": peak_memory()}
 
 
 def _prepare_run(

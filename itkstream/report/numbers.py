@@ -46,7 +46,9 @@ def collect_numbers(
         "landmarks": facts.get("landmarks"),
         "overlap": _overlap(sources),
         "seconds": _seconds(steps),
-        "memory": facts.get("memory"),
+        "peak_bytes": max(
+            (step["peak_bytes"] for step in steps if "peak_bytes" in step), default=0
+        ),
         "parameters": facts["settings"],
         "command": _command(sources),
     }

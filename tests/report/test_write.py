@@ -178,6 +178,8 @@ def test_the_page_shows_the_numbers_of_the_run(
     assert f"{points['inliers']} of {points['matches']}" in page.text
     assert points["inliers"] == steps["affine"]["inliers"]
     assert numbers["certificate"] == told["certificate"]
+    assert numbers["peak_bytes"] == max(step["peak_bytes"] for step in told["steps"])
+    assert f"{numbers['peak_bytes'] / 1e9:.2g} GB at most" in page.text
     assert numbers["parameters"]["steps"] == told["settings"]["steps"]
     for plane in numbers["planes"]:
         assert plane["local_correlation_after"] > plane["local_correlation_before"] + 0.2
