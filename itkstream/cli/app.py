@@ -132,6 +132,13 @@ commands.add_command(report)
     "with what of MOVING it may lie in. The transform is in the coordinates of the whole images.",
 )
 @click.option(
+    "--preview",
+    "previewed",
+    is_flag=True,
+    help="Register a few blocks at full settings, tell what the whole would take, and write only "
+    "a page about it, OUT.preview.html.",
+)
+@click.option(
     "--no-report", "report", flag_value=False, default=None, help="Leave report.html out."
 )
 @with_resources
@@ -155,6 +162,9 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
         open_given_image("moving", config.moving, moving),
     )
     console = Console()
+    if options["previewed"]:
+        _preview(console, images, out, config, options)
+        return
     with ConsoleReporter(console) as reporter:
         result = run(
             *images,
@@ -172,6 +182,31 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             reporter=reporter,
         )
     console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
+
+
+def _preview(
+    console: Console, images: tuple[Any, Any], out: str, config: Any, options: dict[str, Any]
+) -> None:
+    """Write the page about a few blocks beside the folder that the registration would get."""
+    from itkstream.pipelines import preview as run
+
+    if config.landmarks.files or options["part"]:
+        raise click.UsageError("--preview takes neither --landmarks nor --crop")
+    with ConsoleReporter(console) as reporter:
+        result = run(
+            *images,
+            f"{out.rstrip('/')}.preview.html",
+            config.steps,
+            config.settings,
+            initial_transform=config.initial_transform,
+            fixed_mask=config.fixed_mask,
+            moving_mask=config.moving_mask,
+            resources=collect_resources(options),
+            overwrite=options["overwrite"],
+            reporter=reporter,
+        )
+    console.print(tabulate_plan(result.plan))
+    console.print(f"preview: {result.page}", highlight=False, soft_wrap=True)
 
 
 @commands.command(cls=CommandOfImages)
