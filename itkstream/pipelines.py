@@ -205,16 +205,20 @@ def preview(
 
     Parameters
     ----------
-    fixed, moving, steps, settings, initial_transform, fixed_mask, moving_mask
+    fixed, moving
         As in `register`.
     page : path
         The file to write; its name ends in ``.html``.
+    steps, settings, initial_transform, fixed_mask, moving_mask
+        As in `register`.
     blocks : int
-        How many are registered, and timed.
-    resources, reporter
+        Number of blocks that are registered, and timed.
+    resources
         As in `register`.
     overwrite : bool
         Replace a page that is there.
+    reporter
+        As in `register`.
 
     Returns
     -------

@@ -49,7 +49,8 @@ class PreviewedBlock:
     box : tuple of slice
         Its voxels, in the fixed image.
     before, after : float
-        Local correlation of the images there, as they lie and after all steps.
+        Local correlation of the images there, as the start of the block lays them and after all
+        steps.
     seconds : float
         What it took.
     picture : dict

@@ -116,6 +116,7 @@ def _verdict(found: dict[str, Any] | None) -> dict[str, Any]:
         "shares": [
             {"name": name, "share": share, "percent": _sig(100 * share, 2)}
             for name, share in shares.items()
+            if share is not None
         ],
     }
 
