@@ -35,8 +35,8 @@ _SECTIONS = (
 
 _CORRELATION = Scale("viridis", 0.0, 1.0)
 _VOLUME = Scale("RdBu_r", -1.0, 1.0)  # of the logarithm to base 2
-_ERROR_VOXELS = 4.0
-_LARGE_PERCENT = 99
+_ERROR_VOXELS = 4.0  # from where all errors have one colour
+_LARGE_PERCENT = 99  # of the displacements, likewise
 _OUTCOMES = {
     "good": (
         "Good",
@@ -95,7 +95,7 @@ def lay_out(contents: Contents) -> str:
         places=[_thumbnail(place, contents.windows) for place in contents.places],
         places_words=_places_words(numbers),
         lying=_drawings(contents),
-        drawn_points=bool(numbers["key_points"]),
+        drawn_points=any(points["drawn"] for points in numbers["key_points"]),
         methods=contents.methods,
         longest=max([*seconds, 1e-9]),
         total=sum(seconds),
@@ -131,7 +131,7 @@ def _cards(numbers: dict[str, Any]) -> list[dict[str, str]]:
         cards.append({"name": "local correlation in the tissue", "value": text})
     error = numbers["error"] or {}
     if error.get("median_um") is not None:
-        text = f"{_sig(error['median_um'], 2)} / {_sig(error['p95_um'], 2)} µm"
+        text = f"{_sig(error['median_um'], 2)} / {_sig(error.get('p95_um'), 2)} µm"
         cards.append({"name": "predicted error, median / 95 %", "value": text})
     for points in numbers["key_points"][:1]:
         text = f"{points['inliers']} of {points['matches']}"

@@ -227,6 +227,17 @@ def test_chance_is_drawn_where_it_was_measured(copied: Callable[..., Path]) -> N
     assert {b["style"] for b in marks} == {"left: 4.3%"}
 
 
+def test_landmarks_are_told(copied: Callable[..., Path]) -> None:
+    rows = [
+        {"name": str(k), "error_um": float(k), "trust": 1.0, "held_out": k > 3} for k in range(1, 7)
+    ]
+    folder = copied(landmarks=rows)
+    write_report(folder)
+    text = Page(folder / "report.html").text.replace("\xa0", " ")
+    assert "Landmarks: 3, off by 2 µm in the median, 3 µm at most." in text
+    assert "Landmarks that no step saw: 3, off by 5 µm in the median, 6 µm at most." in text
+
+
 def test_methods_name_what_was_done(page: Page) -> None:
     assert "Gauss-Newton descent on squared local correlation [4]" in page.text
     assert "10.1016/j.media.2007.06.004" in page.text
