@@ -111,6 +111,8 @@ def _layer(
 def _levels(image: Image) -> list[Image]:
     """An image and its coarser levels; only of the first one the lattice counts."""
     recipe = {key: said for key, said in image.recipe.items() if key not in ("level", "spacing")}
+    if "crop" in recipe:
+        return [image]
     levels = open_series(recipe.pop("path"), "level", **recipe)
     shapes = [level.shape for level in levels]
     return [image, *levels[shapes.index(image.shape) + 1 :]]

@@ -39,13 +39,17 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
 from itkstream.blocks.inputs import as_pair
 from itkstream.blocks.masks import Mask
+from itkstream.errors import InputError
 from itkstream.geometry import Image, Landmarks, Transform
 from itkstream.io.storage.locations import Location
+from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
@@ -54,7 +58,10 @@ from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources
 
-__all__ = ["DEFAULT_STEPS", "Plan", "Registration", "Reporter", "plan", "register"]
+if TYPE_CHECKING:
+    from itkstream.preview import Preview
+
+__all__ = ["DEFAULT_STEPS", "Plan", "Registration", "Reporter", "plan", "preview", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +78,7 @@ def register(
     moving_mask: Mask | str | os.PathLike[str] | None = None,
     landmarks: Landmarks | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     hold_out: float = 0.0,
+    crop: str | Sequence[slice] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -129,6 +137,11 @@ def register(
     hold_out : float
         Share of the landmarks, at least 0 and below 1, drawn by a fixed seed, that no step sees:
         their error is the one to believe.
+    crop : str or sequence of slice, optional
+        Register this part of the fixed image alone, per axis, as `itkstream.open_image` takes it:
+        "100:400,0:200um,:". Of the moving image the part is taken in which it may lie: where the
+        initial transform puts it (without one, the images' own positions), and half its length
+        more on either side. The transform is in the coordinates of the whole images.
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
@@ -159,7 +172,9 @@ def register(
     RegistrationError
         Where no affine was found, or none better than chance.
     """
-    given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out)
+    given = Given(
+        fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
+    )
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
     )
@@ -168,6 +183,73 @@ def register(
     if request.plan.settings.report:
         _report(registered.out, request.pair, told)
     return registered
+
+
+def preview(
+    fixed: str | os.PathLike[str] | Image,
+    moving: str | os.PathLike[str] | Image,
+    page: str | os.PathLike[str],
+    steps: Sequence[Step] = DEFAULT_STEPS,
+    settings: RegisterSettings | None = None,
+    *,
+    initial_transform: Transform | ArrayLike | str | os.PathLike[str] | None = None,
+    fixed_mask: Mask | str | os.PathLike[str] | None = None,
+    moving_mask: Mask | str | os.PathLike[str] | None = None,
+    blocks: int = 3,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Preview:
+    """Register a few blocks at full settings, and tell what all of the images would take.
+
+    The start of the blocks is found on the coarse levels of the whole images, as `register` finds
+    it. Blocks of 128 voxels an axis are chosen full of tissue and far from each other, and go
+    through all further steps. Only the page is written.
+
+    Parameters
+    ----------
+    fixed, moving
+        As in `register`.
+    page : path
+        The file to write; its name ends in ``.html``.
+    steps, settings, initial_transform, fixed_mask, moving_mask
+        As in `register`.
+    blocks : int
+        Number of blocks that are registered, and timed.
+    resources
+        As in `register`.
+    overwrite : bool
+        Replace a page that is there.
+    reporter
+        As in `register`.
+
+    Returns
+    -------
+    Preview
+        The page, the plan with its times, and the blocks.
+
+    Raises
+    ------
+    InputError
+        As `register`; also for a `page` of another ending.
+    ExistingOutputError
+        Where `page` is there already.
+    PlanError, RegistrationError
+        As `register`.
+    """
+    from itkstream.preview import preview_request
+
+    if blocks < 1 or PurePath(os.fspath(page)).suffix.lower() != ".html":
+        raise InputError(
+            f"a preview needs at least one block and a page that ends in .html; got {blocks} and "
+            f"{page}"
+        )
+    check_file(page, overwrite)
+    given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask)
+    request = read_request(
+        given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), page
+    )
+    return preview_request(given, request, page, blocks, reporter or LogReporter())
 
 
 def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> None:

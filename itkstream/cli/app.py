@@ -140,11 +140,25 @@ commands.add_command(report)
     "registration.json of a run to repeat.",
 )
 @click.option(
+    "--crop",
+    "part",
+    metavar="A:B,A:B,A:B",
+    help="Register this part of FIXED alone, per axis, in voxels or µm, such as 100:400,0:200um,:, "
+    "with what of MOVING it may lie in. The transform is in the coordinates of the whole images.",
+)
+@click.option(
+    "--preview",
+    "previewed",
+    is_flag=True,
+    help="Register a few blocks at full settings, tell what the whole would take, and write only "
+    "a page about it, OUT.preview.html.",
+)
+@click.option(
     "--no-report", "report", flag_value=False, default=None, help="Leave report.html out."
 )
 @with_resources
 @with_overwrite
-@with_image_options("fixed", "moving")
+@with_image_options("fixed", "moving", own=("crop",))
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
@@ -167,6 +181,9 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
         open_given_image("moving", config.moving, moving),
     )
     console = Console()
+    if options["previewed"]:
+        _preview(console, images, out, config, options)
+        return
     with ConsoleReporter(console) as reporter:
         result = run(
             *images,
@@ -178,6 +195,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             moving_mask=config.moving_mask,
             landmarks=config.landmarks.read(*images),
             hold_out=config.landmarks.hold_out,
+            crop=options["part"],
             resources=collect_resources(options),
             overwrite=options["overwrite"],
             reporter=reporter,
@@ -188,6 +206,31 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
         console.print(f"files kept: {result.out}", highlight=False, soft_wrap=True)
         sys.exit(_NOT_ALIGNED)
     console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
+
+
+def _preview(
+    console: Console, images: tuple[Any, Any], out: str, config: Any, options: dict[str, Any]
+) -> None:
+    """Write the page about a few blocks beside the folder that the registration would get."""
+    from itkstream.pipelines import preview as run
+
+    if config.landmarks.files or options["part"]:
+        raise click.UsageError("--preview takes neither --landmarks nor --crop")
+    with ConsoleReporter(console) as reporter:
+        result = run(
+            *images,
+            f"{out.rstrip('/')}.preview.html",
+            config.steps,
+            config.settings,
+            initial_transform=config.initial_transform,
+            fixed_mask=config.fixed_mask,
+            moving_mask=config.moving_mask,
+            resources=collect_resources(options),
+            overwrite=options["overwrite"],
+            reporter=reporter,
+        )
+    console.print(tabulate_plan(result.plan))
+    console.print(f"preview: {result.page}", highlight=False, soft_wrap=True)
 
 
 @commands.command(cls=CommandOfImages)

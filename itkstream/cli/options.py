@@ -102,6 +102,11 @@ _IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
     "channel": (_WHOLE, "N", "Channel, counted from 0. [default: 0]"),
     "time": (_WHOLE, "N", "Time point, counted from 0. [default: 0]"),
     "level": (_WHOLE, "N", "Resolution level, 0 the finest. [default: 0]"),
+    "crop": (
+        str,
+        "A:B,A:B,A:B",
+        "Part that is wanted, per axis of the image, in voxels or µm, such as 100:400,0:200um,:",
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from itkstream.errors import InputError
 from itkstream.geometry import Image
+from itkstream.io.images.crop import crop_slices, crop_text
 from itkstream.io.images.locate import locate
 from itkstream.io.images.selection import Opened, Selection
 
@@ -65,6 +66,7 @@ def open_image(
     unit: str | None = None,
     voxel_spacing: float | Sequence[float] | None = None,
     axes: str | Sequence[str] | None = None,
+    crop: str | Sequence[slice] | None = None,
 ) -> Image:
     """Open an image without reading its voxels.
 
@@ -104,6 +106,10 @@ def open_image(
     axes : str or sequence of str, optional
         Names of the stored axes in the order numpy has them, whatever the file claims: "zyx",
         "czyx", "tczyx".
+    crop : str or sequence of slice, optional
+        The part of the opened image that is wanted, per axis, as slices of voxels or in words:
+        "100:400,0:200um,:" is voxels 100 to 399, the first 200 µm, and all. Its grid lies where it
+        lies in the whole.
 
     Returns
     -------
@@ -124,7 +130,8 @@ def open_image(
     >>> image.spacing  # doctest: +SKIP
     (1.84, 1.84, 1.68)
     """
-    selection = Selection(level, spacing, channel, time, unit, voxel_spacing, axes)
+    part = None if crop is None else crop_text(crop)
+    selection = Selection(level, spacing, channel, time, unit, voxel_spacing, axes, part)
     return _open(path, dataset, selection).image
 
 
@@ -157,6 +164,8 @@ def open_series(
     if axis not in _SERIES:
         raise InputError(f"axis must be 'channel', 'time' or 'level'; got {axis!r}")
     dataset = selection.pop("dataset", None)
+    if axis == "level" and selection.get("crop") is not None:
+        raise InputError("a crop is of one level: open the levels without it, and slice them")
     first = _open(path, dataset, Selection(**{**selection, axis: 0}))
     rest = [Selection(**{**selection, axis: k}) for k in range(1, getattr(first, axis))]
     return [first.image, *(_open(path, dataset, wanted).image for wanted in rest)]
@@ -174,4 +183,7 @@ def _open(path: str | os.PathLike[str], dataset: str | None, selection: Selectio
         # What does not know whose numbers it looked at, as the lattice does not.
         raise type(error)(f"{found.location}: {error}") from error
     recipe = {"path": str(found.location), **selection.stated()}
-    return replace(opened, image=replace(opened.image, recipe=recipe))
+    image = opened.image
+    if selection.crop is not None:
+        image = image[crop_slices(selection.crop, image.grid)]
+    return replace(opened, image=replace(image, recipe=recipe))

@@ -17,6 +17,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import read_transform
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.scene import Finding, Reporter, Scene, State
+from itkstream.workers.resources import peak_memory
 
 __all__ = ["Journal", "Note", "next_from", "note_of"]
 
@@ -75,6 +76,8 @@ class Journal:
         began = time.perf_counter()
         yield facts
         facts["seconds"] = round(time.perf_counter() - began, 3)
+        # Of this process, without its workers, since it began.
+        facts["peak_bytes"] = peak_memory()
         self.facts.append(facts)
         if "local_correlation" in facts:
             self.reporter.note(f"local correlation {facts['local_correlation']:.4f}")

@@ -30,7 +30,6 @@ from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
 from itkstream.registration.scene import LevelMaker, Reporter, Scene
 from itkstream.workers import Resources, session
-from itkstream.workers.resources import peak_memory
 
 __all__ = ["Registration", "run_request"]
 
@@ -115,19 +114,12 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             found = run.all_steps(request.initial, keys)
         run.export(found.transform, keys[-1], unit)
         report = run.report() | request.given.described() | patterns | found.judged
-        report["memory"] = _memory(request)
         if request.marks is not None:
             report["landmarks"] = request.marks.table(found.transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
         images = found.aligned, report, found.error
         registered = Registration(folder.claim(), found.transform, *images)
         return registered.moved(folder.finish())
-
-
-def _memory(request: Request) -> dict[str, int]:
-    """Bytes of the process that needs most, as planned, and of this one, as it was."""
-    planned = int(request.plan.peak_memory)
-    return {"planned_bytes": planned, "peak_bytes_of_this_process": peak_memory()}
 
 
 def _prepare_run(

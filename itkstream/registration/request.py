@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from itkstream.io.landmarks.check import check_landmarks
 from itkstream.io.landmarks.files import read_landmarks
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.transforms.files import read_transform
+from itkstream.registration.cropping import cropped_pair
 from itkstream.registration.plan import Plan, plan_steps
 from itkstream.registration.scene import Marks
 from itkstream.registration.steps import RegisterSettings, Step
@@ -37,6 +39,9 @@ __all__ = ["Given", "Request", "open_given", "open_mask", "plan_request", "read_
 # Trust below which a landmark is named, and how many are.
 _DOUBTED = 0.5
 _NAMED_DOUBTS = 10
+
+# Arguments of `itkstream.open_image` that tell one image of a file from another.
+_PARTS = ("channel", "time", "level", "crop")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,7 @@ class Given:
     moving_mask: Any = None
     landmarks: Any = None
     hold_out: float = 0.0
+    crop: Any = None
 
     @property
     def landmark_files(self) -> tuple[Any, ...]:
@@ -122,6 +128,9 @@ def read_request(
     check_apart(out, pair)
     units = itk_unit(opened[0].grid), itk_unit(opened[1].grid)
     initial = _read_initial(given.initial_transform, pair[0], units[0])
+    if given.crop is not None:
+        opened = cropped_pair(opened, given.crop, initial)
+        pair = as_pair(*opened, None, None)
     marks = _read_marks(given, opened, pair)
     notes: tuple[str, ...] = ()
     if marks is not None:
@@ -136,6 +145,8 @@ def read_request(
     if resources.cluster == "local":
         resources = replace(resources, threads_per_worker=planned.threads)
     masks = open_mask(given.fixed_mask, pair[0]), open_mask(given.moving_mask, pair[1])
+    if given.crop is not None:
+        _check_masks_of_crop(masks)
     return Request(given, pair, units, masks, initial, planned, resources, marks, notes)
 
 
@@ -173,6 +184,17 @@ def open_mask(mask: Any, image: Image) -> Any:
         # Where a file says nothing of its voxels, they cover the image, as those of an array do.
         voxels = open_image(mask, axes=axes, voxel_spacing=1.0, unit="micrometer")
         return voxels.reorder(image.grid.axes).data if voxels.ndim == image.ndim else voxels.data
+
+
+def _check_masks_of_crop(masks: Sequence[Any]) -> None:
+    """Refuse masks that say nothing of where they lie: they cover a whole image, not its part."""
+    for which, mask in zip(("fixed", "moving"), masks, strict=True):
+        array = mask[0] if isinstance(mask, tuple) and mask else mask
+        if not isinstance(array, Image) and len(getattr(array, "shape", ())) > 1:
+            raise InputError(
+                f"the {which} mask covers the whole image, of which a part is registered: give it "
+                "as an Image with its spacing, or crop it and the image before"
+            )
 
 
 def _check_axes(pair: tuple[Image, Image]) -> None:
@@ -257,5 +279,5 @@ def _described(given: Any) -> Any:
 
 
 def _name_of(image: Image) -> str:
-    said = (f"{k} {v}" for k, v in image.recipe.items() if k in ("channel", "time", "level"))
+    said = (f"{k} {v}" for k, v in image.recipe.items() if k in _PARTS)
     return " ".join((image.name, *said))

@@ -43,10 +43,12 @@ def collect_numbers(
         "affine": _affine(sources.transform.affine),
         "deformation": _deformation(sources, planes),
         "certificate": facts.get("certificate"),
-        "landmarks": facts.get("landmarks"),
+        "landmarks": _landmarks(facts.get("landmarks", ())),
         "overlap": _overlap(sources),
         "seconds": _seconds(steps),
-        "memory": facts.get("memory"),
+        "peak_bytes": max(
+            (step["peak_bytes"] for step in steps if "peak_bytes" in step), default=0
+        ),
         "parameters": facts["settings"],
         "command": _command(sources),
     }
@@ -101,12 +103,15 @@ def _plane(plane: Plane) -> dict[str, Any]:
         "largest_deformation_um": _number(np.nanmax(plane.size_um)),
         "least_jacobian": _number(np.nanmin(plane.jacobian)),
         "largest_jacobian": _number(np.nanmax(plane.jacobian)),
-        "median_error_um": None if plane.error_um is None else _median(plane),
+        "median_error_um": _median_error(plane),
     }
 
 
-def _median(plane: Plane) -> float | None:
-    values = plane.error_um[plane.tissue]  # type: ignore[index]
+def _median_error(plane: Plane) -> float | None:
+    """The middle of the predicted errors in the tissue; None where none is known."""
+    if plane.error_um is None:
+        return None
+    values = plane.error_um[plane.tissue]
     values = values[np.isfinite(values)]
     return _number(np.median(values)) if values.size else None
 
@@ -128,12 +133,28 @@ def _key_points(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "matches": step["matches"],
             "inliers": step["inliers"],
             "median_residual_um": step["median_residual"],
-            "evidence": step.get("evidence"),
+            "evidence": step.get("evidence") or {},
             "drawn": step.get("drawn_points"),
         }
         for step in steps
         if "inliers" in step
     ]
+
+
+def _landmarks(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Distances of landmarks from where the transform puts them: those it went by, and others."""
+    errors: dict[str, list[float]] = {"landmarks": [], "landmarks that no step saw": []}
+    first, second = errors.values()
+    for row in rows:
+        (second if row["held_out"] else first).append(row["error_um"])
+    return {
+        name: {
+            "count": len(found),
+            "median_um": _number(np.median(found)) if found else None,
+            "largest_um": _number(np.max(found)) if found else None,
+        }
+        for name, found in errors.items()
+    }
 
 
 def _affine(affine: AffineTransform) -> dict[str, Any]:

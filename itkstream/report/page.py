@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from itkstream.report.drawings import warped_grid
@@ -21,7 +21,7 @@ from itkstream.report.pictures import Scale, Window, colour_bar, coloured, grey
 from itkstream.report.places import Place
 from itkstream.report.planes import Plane
 
-__all__ = ["Contents", "lay_out"]
+__all__ = ["Contents", "laid_over", "lay_out", "render", "windows_of"]
 
 _SECTIONS = (
     ("verdict", "Verdict"),
@@ -35,8 +35,8 @@ _SECTIONS = (
 
 _CORRELATION = Scale("viridis", 0.0, 1.0)
 _VOLUME = Scale("RdBu_r", -1.0, 1.0)  # of the logarithm to base 2
-_ERROR_VOXELS = 4.0
-_LARGE_PERCENT = 99
+_ERROR_VOXELS = 4.0  # from where all errors have one colour
+_LARGE_PERCENT = 99  # of the displacements, likewise
 _OUTCOMES = {
     "good": (
         "Good",
@@ -78,10 +78,9 @@ def lay_out(contents: Contents) -> str:
     numbers = contents.numbers
     seconds = [row["seconds"] for row in numbers["seconds"]]
     names = {side: _short(image["name"]) for side, image in numbers["images"].items()}
-    return _template().render(
+    return render(
+        "page.html",
         title=f"{names['moving']} to {names['fixed']}: registration report",
-        style=Markup(_read("page.css")),
-        script=Markup(_read("page.js")),
         n=numbers,
         names=names,
         sections=_SECTIONS,
@@ -96,7 +95,7 @@ def lay_out(contents: Contents) -> str:
         places=[_thumbnail(place, contents.windows) for place in contents.places],
         places_words=_places_words(numbers),
         lying=_drawings(contents),
-        drawn_points=bool(numbers["key_points"]),
+        drawn_points=any(points["drawn"] for points in numbers["key_points"]),
         methods=contents.methods,
         longest=max([*seconds, 1e-9]),
         total=sum(seconds),
@@ -117,6 +116,7 @@ def _verdict(found: dict[str, Any] | None) -> dict[str, Any]:
         "shares": [
             {"name": name, "share": share, "percent": _sig(100 * share, 2)}
             for name, share in shares.items()
+            if share is not None
         ],
     }
 
@@ -131,7 +131,7 @@ def _cards(numbers: dict[str, Any]) -> list[dict[str, str]]:
         cards.append({"name": "local correlation in the tissue", "value": text})
     error = numbers["error"] or {}
     if error.get("median_um") is not None:
-        text = f"{_sig(error['median_um'], 2)} / {_sig(error['p95_um'], 2)} µm"
+        text = f"{_sig(error['median_um'], 2)} / {_sig(error.get('p95_um'), 2)} µm"
         cards.append({"name": "predicted error, median / 95 %", "value": text})
     for points in numbers["key_points"][:1]:
         text = f"{points['inliers']} of {points['matches']}"
@@ -158,20 +158,11 @@ def _pictures(contents: Contents) -> list[dict[str, Any]]:
 def _picture(
     plane: Plane, numbers: dict[str, Any], contents: Contents, size: Scale
 ) -> dict[str, Any]:
-    fixed, moving = contents.windows
     error = plane.error_um
-    where = f"the plane {plane.name}"
-    if plane.across:
-        where += f" at {plane.across} = {_sig(plane.position_um)} µm"
     tissue = np.where(plane.tissue, np.float32(1), np.float32(np.nan))
     return {
         "n": numbers,
-        "where": where,
-        "title": where.removeprefix("the ").capitalize(),
-        **_sides(plane.fixed),
-        "fixed": grey(plane.fixed, fixed),
-        "before": grey(plane.before, moving),
-        "after": grey(plane.after, moving),
+        **laid_over(plane, contents.windows),
         "correlation": [coloured(found * tissue, _CORRELATION) for found in plane.correlation],
         "error": None
         if error is None
@@ -179,6 +170,29 @@ def _picture(
         "jacobian": coloured(np.log2(np.maximum(plane.jacobian, 1e-3)), _VOLUME),
         "size": coloured(plane.size_um, size),
         "grid": Markup(warped_grid(plane)),
+    }
+
+
+def windows_of(planes: Sequence[Plane]) -> tuple[Window, Window]:
+    """Find which intensities of the fixed and of the moving image are black and white."""
+    return (
+        Window.of(*(plane.fixed for plane in planes)),
+        Window.of(*(side for p in planes for side in (p.before, p.after[p.covered]))),
+    )
+
+
+def laid_over(plane: Plane, windows: tuple[Window, Window]) -> dict[str, Any]:
+    """Both images in a plane, before and after, as a page lays them over each other."""
+    where = f"the plane {plane.name}"
+    if plane.across:
+        where += f" at {plane.across} = {_sig(plane.position_um)} µm"
+    return {
+        "where": where,
+        "title": where.removeprefix("the ").capitalize(),
+        **_sides(plane.fixed),
+        "fixed": grey(plane.fixed, windows[0]),
+        "before": grey(plane.before, windows[1]),
+        "after": grey(plane.after, windows[1]),
         "ruler": _ruler(plane.extent_um[0]),
     }
 
@@ -293,14 +307,24 @@ def _two(value: float | None) -> str:
     return "-" if value is None else f"{value:.{2 if value >= 0.1 else 3}f}"
 
 
+def render(template: str, **values: Any) -> str:
+    """Fill a page in, with its style and script; values are escaped."""
+    looks = {"style": Markup(_read("page.css")), "script": Markup(_read("page.js"))}
+    return str(_templates().get_template(template).render(**looks, **values))
+
+
 @cache
-def _template() -> Any:
-    rules = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def _templates() -> Environment:
+    found = Environment(
+        autoescape=True,
+        loader=FunctionLoader(_read),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    rules.filters["sig"] = _sig
-    rules.filters["two"] = _two
-    return rules.from_string(_read("page.html"))
+    found.filters["sig"] = _sig
+    found.filters["two"] = _two
+    return found
 
 
 def _read(name: str) -> str:

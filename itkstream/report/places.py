@@ -21,6 +21,7 @@ _SIDE = 96  # voxels of the level that a thumbnail shows, along each side
 _RADIUS = 6  # of the windows of the overview, in voxels
 _TILE = 12  # voxels of the overview; a place is a tile
 _LEAST_TISSUE = 0.5  # of a tile
+_APART = 2  # tiles that lie between two places, so that no two pictures show the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +82,15 @@ def _least_alike(sources: Sources) -> list[dict[str, Any]]:
     shares = _tile_means(counts.astype(float))
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(shares >= _LEAST_TISSUE, means / shares, np.inf)
-    ranked = np.argsort(means, axis=None, kind="stable")[:_SHOWN]
-    found = [np.unravel_index(k, means.shape) for k in ranked if np.isfinite(means.flat[k])]
+    found: list[tuple[int, ...]] = []
+    for k in np.argsort(means, axis=None, kind="stable"):
+        tile = tuple(int(i) for i in np.unravel_index(k, means.shape))
+        apart = all(np.abs(np.subtract(tile, other)).max() > _APART for other in found)
+        if np.isfinite(means[tile]) and apart and len(found) < _SHOWN:
+            found.append(tile)
     return [
         {
-            "box_voxels": _box(sources, fixed.grid, [int(i) for i in tile]),
+            "box_voxels": _box(sources, fixed.grid, tile),
             "what": f"local correlation {means[tile]:.2f}",
         }
         for tile in found

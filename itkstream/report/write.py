@@ -14,8 +14,8 @@ from itkstream.io.storage.outputs import write_text
 from itkstream.report.drawings import lying
 from itkstream.report.methods import methods_of
 from itkstream.report.numbers import collect_numbers
-from itkstream.report.page import Contents, lay_out
-from itkstream.report.pictures import CONTRAST, Window
+from itkstream.report.page import Contents, lay_out, windows_of
+from itkstream.report.pictures import CONTRAST
 from itkstream.report.places import worst_places
 from itkstream.report.planes import cut_planes
 from itkstream.report.sources import Sources, open_sources
@@ -70,10 +70,7 @@ def write_report(
 def _collect(sources: Sources) -> Contents:
     """Draw and count all that the page shows."""
     planes, places = cut_planes(sources), worst_places(sources)
-    windows = (
-        Window.of(*(plane.fixed for plane in planes)),
-        Window.of(*(side for p in planes for side in (p.before, p.after[p.covered]))),
-    )
+    windows = windows_of(planes)
     numbers = collect_numbers(sources, planes, places)
     numbers["made"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     numbers["contrast"] = {

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from itkstream.estimate import error_map
 from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.judge import error_map
 from itkstream.judge.error_map import look_over, prepare_error_map
 
 

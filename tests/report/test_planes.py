@@ -136,11 +136,15 @@ def test_where_the_images_are_least_alike_is_a_worst_place() -> None:
     other = tissue.copy()
     other[48:60, 12:24, 36:48] = np.random.default_rng(1).uniform(100, 200, (12, 12, 12))
     images = Image(tissue, grid), Image(other, grid)
-    first, *_ = worst_places(
+    first, *others = worst_places(
         sources(grid, pair=images, fixed=View(images[0]), aligned=View(images[1]))
     )
     assert first.box == ((48, 60), (12, 24), (36, 48))
     assert first.what.startswith("local correlation 0.")
+    corners = np.array([[start for start, _ in place.box] for place in (first, *others)])
+    distances = np.abs(corners[:, None] - corners).max(axis=-1)
+    assert len(corners) > 1
+    assert distances[~np.eye(len(corners), dtype=bool)].min() > 24
 
 
 def test_what_lies_outside_the_moving_image_is_no_worst_place() -> None:

@@ -182,6 +182,8 @@ def test_the_page_shows_the_numbers_of_the_run(
     assert f"{points['inliers']} of {points['matches']}" in page.text
     assert points["inliers"] == steps["affine"]["inliers"]
     assert numbers["certificate"] == told["certificate"]
+    assert numbers["peak_bytes"] == max(step["peak_bytes"] for step in told["steps"])
+    assert f"{numbers['peak_bytes'] / 1e9:.2g} GB at most" in page.text
     assert numbers["parameters"]["steps"] == told["settings"]["steps"]
     for plane in numbers["planes"]:
         assert plane["local_correlation_after"] > plane["local_correlation_before"] + 0.2
@@ -227,6 +229,17 @@ def test_chance_is_drawn_where_it_was_measured(copied: Callable[..., Path]) -> N
     assert "chance: 0.043" in page.text
     marks = [b for b in page.all("b") if b.get("title") == "chance"]
     assert {b["style"] for b in marks} == {"left: 4.3%"}
+
+
+def test_landmarks_are_told(copied: Callable[..., Path]) -> None:
+    rows = [
+        {"name": str(k), "error_um": float(k), "trust": 1.0, "held_out": k > 3} for k in range(1, 7)
+    ]
+    folder = copied(landmarks=rows)
+    write_report(folder)
+    text = Page(folder / "report.html").text.replace("\xa0", " ")
+    assert "Landmarks: 3, off by 2 µm in the median, 3 µm at most." in text
+    assert "Landmarks that no step saw: 3, off by 5 µm in the median, 6 µm at most." in text
 
 
 def test_methods_name_what_was_done(page: Page) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from itkstream.errors import InputError
 from itkstream.geometry import Image
+from itkstream.io.images.crop import crop_text
 from itkstream.io.images.selection import Selection
 
 __all__ = ["ImageOptions"]
@@ -34,6 +35,9 @@ class ImageOptions:
         Channel and time point, counted from 0.
     level : int, optional
         Resolution level; 0, the finest, where it is not said.
+    crop : str, optional
+        The part of the image that is wanted, per axis of the opened image, in voxels or µm:
+        "100:400,0:200um,:".
 
     Raises
     ------
@@ -51,6 +55,7 @@ class ImageOptions:
     channel: int = 0
     time: int = 0
     level: int | None = None
+    crop: str | None = None
 
     def __post_init__(self) -> None:
         numbers = {"channel": self.channel, "time": self.time, "level": self.level or 0}
@@ -62,6 +67,8 @@ class ImageOptions:
         for name in ("unit", "axes"):
             object.__setattr__(self, name, _text(name, getattr(self, name)))
         object.__setattr__(self, "spacing", _numbers(self.spacing))
+        if self.crop is not None:
+            object.__setattr__(self, "crop", crop_text(self.crop))
         Selection(unit=self.unit, axes=self.axes)
 
     @property
@@ -74,6 +81,7 @@ class ImageOptions:
             "unit": self.unit,
             "voxel_spacing": self.spacing,
             "axes": self.axes,
+            "crop": self.crop,
         }
 
     def open(self, path: str | os.PathLike[str]) -> Image:

@@ -64,6 +64,7 @@ class Selection:
     unit: str | None = None
     voxel_spacing: float | Sequence[float] | None = None
     axes: str | Sequence[str] | None = None
+    crop: str | None = None
 
     def __post_init__(self) -> None:
         if self.level is not None and self.spacing is not None:
