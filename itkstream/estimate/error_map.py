@@ -69,7 +69,7 @@ _PLANES = 16
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """What the coarse level of a pair shows of its registration.
+    """Evidence of a registration on the coarse level of its pair.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class ErrorLattice:
 
     @property
     def nodes(self) -> Grid:
-        """Where the radii are."""
+        """The lattice of the radii."""
         return self.fixed.shrink(self.steps)
 
     @property
@@ -259,7 +259,7 @@ def _measure_block(
     lattice: ErrorLattice,
     look: Look,
 ) -> NDArray[np.float32]:
-    """What patches tell at the nodes of a block."""
+    """Numbers of `MEASURES` at the nodes of a block."""
     block = lattice.around(block)
     here = fixed[block.padded]
     small, grid = shrink(here.read(), here.grid, lattice.factors)
@@ -322,7 +322,7 @@ def _clipped(grid: Grid, factor: int) -> tuple[int, ...]:
 def _choose_look(
     fixed: NDArray[np.float32], aligned: NDArray[np.float32], tissue: NDArray[np.bool_]
 ) -> Look:
-    """How intensities of two images are compared best."""
+    """Choose the way in which intensities of two images are compared."""
     agree = coherence(fixed, aligned, tissue)
     if not math.isnan(agree) and agree < COHERENT:
         return "edges"

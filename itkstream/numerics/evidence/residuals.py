@@ -277,7 +277,7 @@ def _judge(cross: Floats, own: Floats, lags: _Lags, count: float) -> Floats:
 
 
 def _distances(cross: Floats, top: NDArray[np.intp], lags: _Lags) -> Floats:
-    """How far peaks are from no shift, between the shifts that were tried."""
+    """Distances of peaks from no shift, between the shifts that were tried."""
     index = np.array(np.unravel_index(top, cross.shape[1:]))
     nodes = np.arange(len(cross))
     square = np.zeros(len(cross))
