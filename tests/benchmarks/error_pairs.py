@@ -379,6 +379,7 @@ _TEXTURES: dict[str, Callable[..., Floats]] = {
     "spheres": _spheres,
 }
 
+
 def _real(file: str, factor: int, shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
     """A part of a real image, drawn at random, mirrored where it is too small."""
     image = open_image(REAL_FOLDER / file)

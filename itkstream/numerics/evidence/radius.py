@@ -115,8 +115,8 @@ class RadiusTable:
         self.functions = dict(functions)
 
     def radius(self, evidence: NDArray[Any]) -> Floats:
-        """Radii in voxels from evidence along the last axis."""
-        total = np.full(evidence.shape[:-1], self.base)
+        """Radii in voxels from evidence along the last axis; NaN where any of it is."""
+        total = np.where(np.isnan(evidence).any(axis=-1), np.nan, self.base)
         for name, (places, heights) in self.functions.items():
             total += np.interp(evidence[..., EVIDENCE.index(name)], places, heights)
         return np.exp(total).astype(np.float32)
