@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import dask.array as da
 import numpy as np
@@ -69,7 +69,7 @@ _PLANES = 16
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """What the coarse level of a pair shows of its registration.
+    """Evidence of a registration on the coarse level of its pair.
 
     Parameters
     ----------
@@ -110,19 +110,24 @@ class ErrorLattice:
         Fixed voxels per voxel of the level.
     search : PatchSearch
         On the level.
+    block : int
+        Voxels of the level per block and axis, about.
     """
 
     fixed: Grid
     factors: tuple[int, ...]
     search: PatchSearch
+    block: int = _BLOCK
 
     @classmethod
-    def of(cls, fixed: Grid) -> ErrorLattice:
-        """The lattices that suit a fixed image."""
+    def of(cls, fixed: Grid, blocksize: int | None = None) -> ErrorLattice:
+        """The lattices that suit a fixed image, and blocks of some fixed voxels."""
         factor = 1 if fixed.size <= _FINE_VOXELS else 2
         factors = _clipped(fixed, factor)
         level = fixed.shrink(factors)
-        return cls(fixed, factors, PatchSearch.of(level.spacing, level.shape, _NARROW))
+        search = PatchSearch.of(level.spacing, level.shape, _NARROW)
+        block = _BLOCK if blocksize is None else max(1, 3 * blocksize // (2 * factor))
+        return cls(fixed, factors, search, block)
 
     @property
     def level(self) -> Grid:
@@ -136,7 +141,7 @@ class ErrorLattice:
 
     @property
     def nodes(self) -> Grid:
-        """Where the radii are."""
+        """The lattice of the radii."""
         return self.fixed.shrink(self.steps)
 
     @property
@@ -146,16 +151,27 @@ class ErrorLattice:
 
     @property
     def blocks(self) -> BlockGrid:
-        """Blocks of the fixed image, whose halos hold what their nodes depend on."""
-        halo = [
-            -(-h * f // step) * step
-            for h, f, step in zip(self.search.halo, self.factors, self.steps, strict=True)
-        ]
-        size = [
-            -(-max(4 * h, _BLOCK * f) // step) * step
-            for h, f, step in zip(halo, self.factors, self.steps, strict=True)
-        ]
-        return BlockGrid(self.fixed.shape, tuple(size), tuple(halo))
+        """Blocks of the fixed image, of whole nodes."""
+        size = [-(-self.block * f // s) * s for f, s in zip(self.factors, self.steps, strict=True)]
+        return BlockGrid(self.fixed.shape, tuple(size))
+
+    @property
+    def room(self) -> tuple[int, ...]:
+        """Fixed voxels around a block that its nodes depend on, whole nodes of them."""
+        sizes = zip(self.search.halo, self.factors, self.steps, strict=True)
+        return tuple(-(-halo * factor // step) * step for halo, factor, step in sizes)
+
+    def around(self, block: Block) -> Block:
+        """A block with the room around it."""
+        spans = zip(block.core, self.room, self.fixed.shape, strict=True)
+        padded = tuple(slice(max(0, c.start - r), min(n, c.stop + r)) for c, r, n in spans)
+        return Block(block.index, block.core, padded)
+
+    @property
+    def most_voxels(self) -> float:
+        """Fixed voxels of the largest block with the room around it."""
+        spans = zip(self.blocks.chunks, self.room, self.fixed.shape, strict=True)
+        return float(math.prod(min(n, max(c) + 2 * r) for c, r, n in spans))
 
     @property
     def node_blocks(self) -> BlockGrid:
@@ -190,29 +206,34 @@ def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
 
 
 def prepare_evidence(
-    fixed: Image, moving: Image, transform: Transform, overview: Overview
+    pair: tuple[Image, Image], transform: Transform, look: Look, lattice: ErrorLattice
 ) -> da.Array:
     """Prepare what patches tell at each node, block by block: numbers of `MEASURES`."""
-    lattice = ErrorLattice.of(fixed.grid)
+    fixed, moving = pair
     shared = {
+        "fixed": readable(fixed),
         "moving": readable(moving),
         "transform": transform,
         "lattice": lattice,
-        "look": overview.look,
+        "look": look,
     }
     result = Result(np.float32, (len(MEASURES),), factors=lattice.steps)
-    return map_blocks(_measure_block, lattice.blocks, readable(fixed).data, shared, result)
+    return map_blocks(_measure_block, lattice.blocks, None, shared, result)
 
 
 def prepare_error_map(
-    fixed: Image, moving: Image, transform: Transform, overview: Overview
+    pair: tuple[Image, Image],
+    transform: Transform,
+    overview: Overview,
+    blocksize: int | None = None,
 ) -> tuple[da.Array, Grid]:
     """Prepare the radius around each node in which its true place lies with 95 % probability.
 
-    Physical units, float32; NaN where the moving image is not, or no voxel counts.
+    Physical units, float32; NaN where the moving image is not, or no voxel counts. A block spans
+    some one and a half `blocksize` voxels of the fixed image.
     """
-    lattice = ErrorLattice.of(fixed.grid)
-    evidence = prepare_evidence(fixed, moving, transform, overview)
+    lattice = ErrorLattice.of(pair[0].grid, blocksize)
+    evidence = prepare_evidence(pair, transform, overview.look, lattice)
     shared = {"lattice": lattice, "overview": overview}
     radii = map_blocks(_foretell_block, lattice.node_blocks, evidence, shared, Result(np.float32))
     return radii, lattice.nodes
@@ -223,24 +244,26 @@ def evidence_of(
 ) -> NDArray[np.float32]:
     """Evidence at all nodes of images in memory, as `EVIDENCE` lists it; NaN where none is seen."""
     lattice = ErrorLattice.of(fixed.grid)
-    lazy = prepare_evidence(fixed, moving, transform, overview)
+    lazy = prepare_evidence((fixed, moving), transform, overview.look, lattice)
     measures = np.asarray(lazy.compute(scheduler="synchronous"))
     return _describe(measures, overview, lattice.nodes)
 
 
 def _measure_block(
-    part: NDArray[Any],
+    _part: None,
     block: Block,
     *,
+    fixed: Image,
     moving: Image,
     transform: Transform,
     lattice: ErrorLattice,
     look: Look,
 ) -> NDArray[np.float32]:
-    """What patches tell at the nodes of a block."""
-    here = lattice.fixed.crop(block.padded)
-    small, grid = shrink(part, here, lattice.factors)
-    aligned = _aligned(moving, transform, here, lattice.factors)
+    """Numbers of `MEASURES` at the nodes of a block."""
+    block = lattice.around(block)
+    here = fixed[block.padded]
+    small, grid = shrink(here.read(), here.grid, lattice.factors)
+    aligned = _aligned(moving, transform, here.grid, lattice.factors)
     shown = _shown(small, aligned, look, grid.spacing)
     spans = zip(block.core_in_padded, lattice.steps, strict=True)
     nodes = [range(s.start // step, -(-s.stop // step)) for s, step in spans]
@@ -299,7 +322,7 @@ def _clipped(grid: Grid, factor: int) -> tuple[int, ...]:
 def _choose_look(
     fixed: NDArray[np.float32], aligned: NDArray[np.float32], tissue: NDArray[np.bool_]
 ) -> Look:
-    """How intensities of two images are compared best."""
+    """Choose the way in which intensities of two images are compared."""
     agree = coherence(fixed, aligned, tissue)
     if not math.isnan(agree) and agree < COHERENT:
         return "edges"

@@ -42,7 +42,7 @@ class WorstRegion:
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """What an error map says of the tissue.
+    """Numbers of an error map over the tissue.
 
     Parameters
     ----------

@@ -315,7 +315,8 @@ class Run:
 
     def _store_error(self, transform: Transform, overview: Overview, path: Location) -> None:
         """Write the error map, or finish one that was begun."""
-        lazy, grid = prepare_error_map(self.scene.fixed, self.scene.moving, transform, overview)
+        pair = self.scene.fixed, self.scene.moving
+        lazy, grid = prepare_error_map(pair, transform, overview, self.settings.blocksize)
         kept = grid.reorder(stored_axes(grid))
         stored = lazy.transpose(grid.axis_order(kept.axes))
         chunks = tuple(c[0] for c in stored.chunks)

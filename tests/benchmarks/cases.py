@@ -324,7 +324,7 @@ def _smooth_field(
 def inverse_places(vectors: Floats) -> Floats:
     """Where the inverse of index -> index + vector maps each index; components first."""
     index = np.indices(vectors.shape[:-1], np.float32)
-    parts = [np.ascontiguousarray(vectors[..., c]) for c in range(3)]
+    parts = [np.ascontiguousarray(vectors[..., c]) for c in range(vectors.shape[-1])]
     places = index.copy()
     for _ in range(_MOST_ITERATIONS):
         moved = [ndimage.map_coordinates(part, places, order=1, mode="nearest") for part in parts]

@@ -77,7 +77,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How true the radii of one example are.
+    """Agreement of the radii of one example with the truth.
 
     Parameters
     ----------

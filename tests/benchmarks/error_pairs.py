@@ -10,9 +10,10 @@ start. One deformation of the whole image, from an affine that is a little wrong
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from cases import inverse_places
@@ -28,29 +29,36 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
+from itkstream.io import open_image
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.stiffness import stiffened
+from itkstream.numerics.sampling.pyramid import shrink
 
 __all__ = [
     "FIT_TEXTURES",
     "KINDS",
+    "REAL_FOLDER",
+    "REAL_TEXTURES",
     "UNSEEN_TEXTURES",
     "Drawn",
     "Recipe",
     "Registered",
     "draw_recipe",
+    "list_recipes",
     "register_recipe",
 ]
 
 Floats = NDArray[np.float32]
+
+REAL_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 KINDS = (
     *("good", "strong", "noisy", "missing", "remapped"),
     *("torn", "slipped", "half", "shuffled", "wrong start"),
     *("undeformed", "perturbed"),
 )
-"""What is done to a pair. The true place of what was replaced is where it would have been."""
+"""Things done to a pair. The true place of what was replaced is where it would have been."""
 
 _PAD = 12
 
@@ -117,14 +125,14 @@ class Registered:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A pair, the true moving place of every fixed voxel, and what else is still to be drawn.
+    """A pair, its true displacement, and what else is still to be drawn.
 
     Parameters
     ----------
     fixed, moving : Image
         The images.
-    places : ndarray, fixed shape + (n,)
-        In micrometers.
+    truth : ndarray, fixed shape + (n,)
+        Vectors from every fixed voxel to its place in the moving image, in micrometers.
     tissue : ndarray of bool, fixed shape
         Where errors count.
     rng : Generator
@@ -133,9 +141,14 @@ class Drawn:
 
     fixed: Image
     moving: Image
-    places: NDArray[np.float64]
+    truth: Floats
     tissue: NDArray[np.bool_]
     rng: np.random.Generator
+
+    @property
+    def places(self) -> NDArray[np.float64]:
+        """True moving places of the fixed voxels, in micrometers."""
+        return self.fixed.grid.positions() + self.truth
 
     def error(self, transform: Transform) -> Floats:
         """Distance from the true place, in micrometers; NaN where the moving image has none.
@@ -187,8 +200,8 @@ def draw_recipe(recipe: Recipe) -> Drawn:
     moving = Image(_photograph(moved[inner], rng.uniform(0.6, 1.3), counts, rng), grid, "moving")
     if recipe.kind == "half":
         moving = _half(moving, rng)
-    places = grid.positions() + vectors[inner] * np.asarray(recipe.spacing, np.float32)
-    return Drawn(fixed, moving, places, tissue[inner] > 0.5, rng)
+    truth = vectors[inner] * np.asarray(recipe.spacing, np.float32)
+    return Drawn(fixed, moving, truth, tissue[inner] > 0.5, rng)
 
 
 def register_recipe(recipe: Recipe) -> Registered:
@@ -205,7 +218,7 @@ def register_recipe(recipe: Recipe) -> Registered:
         With its true errors.
     """
     drawn = draw_recipe(recipe)
-    transform = _register(recipe, drawn.fixed, drawn.moving, drawn.rng)
+    transform = _register(recipe, (drawn.fixed, drawn.moving), drawn.truth, drawn.rng)
     error = drawn.error(transform)
     return Registered(drawn.fixed, drawn.moving, transform, error, drawn.tissue)
 
@@ -428,5 +441,53 @@ _TEXTURES: dict[str, Callable[..., Floats]] = {
     "spheres": _spheres,
 }
 
+
+def _real(file: str, factor: int, shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
+    """A part of a real image, drawn at random, mirrored where it is too small."""
+    image = open_image(REAL_FOLDER / file)
+    voxels, _ = shrink(np.asarray(image.read(), np.float32), image.grid, factor)
+    spans = zip(voxels.shape, shape, strict=True)
+    corner = [int(rng.integers(max(1, n - m + 1))) for n, m in spans]
+    part = voxels[tuple(slice(c, c + m) for c, m in zip(corner, shape, strict=True))]
+    room = [(0, m - n) for n, m in zip(part.shape, shape, strict=True)]
+    part = np.pad(part, room, mode="symmetric")
+    low, high = np.percentile(part, (1, 99.5))
+    return np.asarray(((part - low) / max(high - low, 1e-6)).clip(0, 1.5), np.float32)
+
+
 FIT_TEXTURES = ("nuclei", "membranes", "mottled")
 UNSEEN_TEXTURES = ("spheres", "filaments", "smooth")
+REAL_TEXTURES = {
+    "easifish": ("easifish/fix.n5/lowres", 1),
+    "mouse": ("real/mouse_turned_fixed.nrrd", 1),
+    "brain": ("real/nirep/na01.nii.gz", 2),
+}
+"""Real images, beside the repository, and how they are shrunk."""
+
+_TEXTURES |= {name: partial(_real, *place) for name, place in REAL_TEXTURES.items()}
+
+_SHAPES = ((72, 64, 60), (64, 60, 80), (160, 144), (72, 64, 24))
+_DEEP = (1.0, 1.0, 2.5)
+
+
+def list_recipes(textures: Iterable[str], seeds: Iterable[int]) -> list[Recipe]:
+    """Name all kinds of pairs: volumes, planes, then deep voxels, in turn of the seeds.
+
+    Parameters
+    ----------
+    textures : iterable of str
+        Of the pairs.
+    seeds : iterable of int
+        Each makes a pair of every kind and texture.
+
+    Returns
+    -------
+    list of Recipe
+        In order of seeds.
+    """
+    recipes = []
+    for seed in seeds:
+        shape = _SHAPES[seed % len(_SHAPES)]
+        spacing = _DEEP if shape[-1] == 24 else (1.0,) * len(shape)
+        recipes += [Recipe(k, t, seed, shape, spacing) for k in KINDS for t in textures]
+    return recipes

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from error_examples import Example, load_examples
-from error_pairs import FIT_TEXTURES, KINDS, Recipe
+from error_pairs import FIT_TEXTURES, list_recipes
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
@@ -26,7 +26,6 @@ from itkstream.numerics.evidence.radius import EVIDENCE, RadiusTable
 __all__ = ["fit_table", "main"]
 
 TABLE = Path(radius.__file__).with_name("radius.json")
-_SHAPES = ((72, 64, 60), (64, 60, 80), (60, 72, 66))
 
 # A little above 0.95: other textures are not as well foretold as those of the fit.
 _QUANTILE = 0.965
@@ -42,16 +41,11 @@ _LEAST_HEIGHT = 0.02
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--cache", type=Path, default=Path("/tmp/itkstream-error/fit"))
     parser.add_argument("--out", type=Path, default=TABLE)
     given = parser.parse_args(arguments)
-    recipes = [
-        Recipe(kind, texture, seed, _SHAPES[seed % len(_SHAPES)])
-        for seed in range(given.seeds)
-        for kind in KINDS
-        for texture in FIT_TEXTURES
-    ]
+    recipes = list_recipes(FIT_TEXTURES, range(given.seeds))
     table = fit_table(list(load_examples(recipes, given.cache)))
     given.out.write_text(table.to_json())
 

@@ -30,7 +30,7 @@ def shift(*by):
 
 def radii(fixed, moving, transform):
     overview = look_over(fixed, moving, transform)
-    lazy, grid = prepare_error_map(fixed, moving, transform, overview)
+    lazy, grid = prepare_error_map((fixed, moving), transform, overview)
     found = lazy.compute(scheduler="synchronous")
     assert found.shape == grid.shape
     assert found.dtype == np.float32

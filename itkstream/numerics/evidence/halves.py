@@ -24,7 +24,7 @@ __all__ = ["compare_halves"]
 def compare_halves(
     fixed: Image, moving: Image, transform: Transform, settings: DescentSettings
 ) -> NDArray[np.float32]:
-    """How far two deformations on halves are from each other, and their mean from a transform.
+    """Distances of two deformations on halves, and of their mean from a transform.
 
     Both start from the affine of the transform. Returns fixed shape + (2,), physical units; NaN
     where nothing could be found.

@@ -31,7 +31,7 @@ EVIDENCE = (
     *("misfit_around", "margin_around", "shift_around", "distance"),
     *("misfit_wide", "margin_wide", "shift_wide", "halves", "offset"),
 )
-"""What is known of a node, each the greater the worse."""
+"""Names of the evidence at a node, each the greater the worse."""
 
 REACH_NODES = 4
 """Nodes around one that its evidence may come from."""
@@ -79,7 +79,7 @@ def _misfit(measures: Floats) -> Floats:
 
 
 def _margin(measures: Floats) -> Floats:
-    """How much better far shifts fit than none."""
+    """The lead of far shifts over none."""
     return np.asarray(measures[..., _INDEX["far"]] - measures[..., _INDEX["fit"]])
 
 
@@ -115,8 +115,8 @@ class RadiusTable:
         self.functions = dict(functions)
 
     def radius(self, evidence: NDArray[Any]) -> Floats:
-        """Radii in voxels from evidence along the last axis."""
-        total = np.full(evidence.shape[:-1], self.base)
+        """Radii in voxels from evidence along the last axis; NaN where any of it is."""
+        total = np.where(np.isnan(evidence).any(axis=-1), np.nan, self.base)
         for name, (places, heights) in self.functions.items():
             total += np.interp(evidence[..., EVIDENCE.index(name)], places, heights)
         return np.exp(total).astype(np.float32)

@@ -141,24 +141,34 @@ class _Band:
     def of(cls, image: NDArray[Any], search: PatchSearch) -> _Band:
         """The band of an image, which may hold NaN."""
         seen = np.isfinite(image).astype(np.float32)
-        values = _even(np.where(seen > 0, image, 0).astype(np.float32), seen, search.window)
+        values = np.where(seen > 0, image, 0).astype(np.float32)
+        _even_out(values, seen, search.window)
         room = [(w + r, w + r) for w, r in zip(search.window, search.reach, strict=True)]
         values, seen = (np.pad(part, room) for part in (values, seen))
         energy, seen = (_weigh(part, search.window) for part in (values * values, seen))
         return cls(values, energy, seen, image.shape)
 
 
-def _even(values: Floats, seen: Floats, window: Sequence[int]) -> Floats:
-    """An image less its mean over a window, over its deviation there: dim tissue counts as bright.
+def _even_out(values: Floats, seen: Floats, window: Sequence[int]) -> None:
+    """Take the mean over a window from an image, in place, and divide it by its deviation there.
 
-    0 where it is not seen.
+    Dim tissue then counts as bright. It is 0 where it is not seen, before and after.
     """
     size = [w + 1 if w > 1 else 1 for w in window]
-    share = np.maximum(uniform_filter(seen, size, mode="constant"), _TINY)
-    mean = uniform_filter(values, size, mode="constant") / share
-    flat = seen * (values - mean)
-    square = uniform_filter(flat * flat, size, mode="constant") / share
-    return flat / np.sqrt(square.clip(0) + (_EVEN * mean) ** 2 + _TINY)
+    share = uniform_filter(seen, size, mode="constant")
+    np.maximum(share, _TINY, out=share)
+    mean = uniform_filter(values, size, mode="constant")
+    mean /= share
+    values -= mean
+    values *= seen
+    square = uniform_filter(values * values, size, mode="constant")
+    square /= share
+    np.maximum(square, 0, out=square)
+    mean *= _EVEN
+    mean *= mean
+    square += mean
+    square += np.float32(_TINY)
+    values /= np.sqrt(square, out=square)
 
 
 def _taper(n: int) -> Floats:
@@ -267,7 +277,7 @@ def _judge(cross: Floats, own: Floats, lags: _Lags, count: float) -> Floats:
 
 
 def _distances(cross: Floats, top: NDArray[np.intp], lags: _Lags) -> Floats:
-    """How far peaks are from no shift, between the shifts that were tried."""
+    """Distances of peaks from no shift, between the shifts that were tried."""
     index = np.array(np.unravel_index(top, cross.shape[1:]))
     nodes = np.arange(len(cross))
     square = np.zeros(len(cross))

@@ -58,8 +58,9 @@ _QUALITY = 52.0
 _WARP = 24.0
 # Bytes per number of a field: where its coarser lattices are measured, and where nodes are kept.
 _MEASURE, _DECIMATE = 32.0, 10.0
-# Bytes per fixed voxel, and per voxel of the level, of a block in which patches are compared.
-_ALIGNED_TOO, _PATCHES = 4.0, 56.0
+# Bytes of a block in which patches are compared: per fixed voxel beside it, per voxel of the level,
+# and of the patches that are compared at a time.
+_SLAB, _BANDS, _BATCH = 2.0, 88.0, 32e6
 
 
 @dataclass(frozen=True)
@@ -217,17 +218,19 @@ def price_aligned(pair: Pair, field: Grid) -> StepPrice:
 
 def price_error(pair: Pair, field: Grid) -> StepPrice:
     """Price the error map."""
-    lattice = ErrorLattice.of(pair.fixed)
+    lattice = ErrorLattice.of(pair.fixed, pair.settings.blocksize)
     blocks = lattice.blocks
-    level = prod(lattice.factors)
+    per_voxel = pair.itemsize + _SLAB + _BANDS / prod(lattice.factors)
+    per_block = _BATCH + lattice.most_voxels * per_voxel
     return StepPrice(
         "error map",
         *count_blocks(blocks, 2 + TASKS_WRITTEN),
-        once=pair.held + OVERVIEW_BYTES,
-        per_block=largest_block(blocks) * (pair.itemsize + _ALIGNED_TOO + _PATCHES / level),
+        # The overview is done when blocks are computed.
+        once=pair.held + max(0.0, OVERVIEW_BYTES - per_block),
+        per_block=per_block,
         kept=kept_bytes(pair.image_bytes[1], field_bytes(field)),
         disk=float(2 * _FLOAT * lattice.nodes.size),
-        work=work_of(blocks),
+        work=lattice.most_voxels * len(blocks),
         kind="warp",
     )
 
