@@ -85,6 +85,11 @@ class Evidence:
         shares = {"sound": 1 - unknown - doubtful, "doubtful": doubtful, "unknown": unknown}
         return {name: round(share, 4) for name, share in shares.items()}
 
+    @property
+    def is_known_to_be_small(self) -> bool:
+        """The predicted error is small nearly everywhere: that decides, what noise hides does not."""
+        return bool(self.error) and 1 - self.shares["sound"] <= _LOOK_SHARE
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -176,7 +181,7 @@ def judge(evidence: Evidence) -> Verdict:
     doubts = [
         *_doubts_of_images(evidence),
         *_doubts_of_error(evidence.shares),
-        *_doubts_of_starts(evidence.steps),
+        *_doubts_of_starts(evidence),
         *_doubts_of_affine(evidence.matrix),
         *(_Doubt("look", text) for text in evidence.certificate["failures"]),
     ]
@@ -215,9 +220,8 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
         yield _Doubt(
             "failed", f"the moving image shows {100 * seen:.2g} % of the fixed image's tissue"
         )
-    chance, shares = evidence.error.get("chance"), evidence.shares
-    # Noise may hide what is alike: where the error is known to be small, it decides.
-    if not chance or 1 - shares["sound"] <= _LOOK_SHARE:
+    chance = evidence.error.get("chance")
+    if not chance or evidence.is_known_to_be_small:
         return
     if evidence.correlation <= chance["local_correlation_p95"]:
         yield _Doubt(
@@ -239,10 +243,11 @@ def _doubts_of_error(shares: Mapping[str, float]) -> Iterator[_Doubt]:
         )
 
 
-def _doubts_of_starts(steps: Sequence[Mapping[str, Any]]) -> Iterator[_Doubt]:
-    """Affines of the run that little speaks for; the last one counts."""
+def _doubts_of_starts(evidence: Evidence) -> Iterator[_Doubt]:
+    """Affines of the run that little speaks for; the last one counts, unless the error decides."""
+    steps = evidence.steps
     judged = [step["evidence"] for step in steps if "evidence" in step and "dropped" not in step]
-    if judged and judged[-1]["outcome"] == "doubtful":
+    if judged and judged[-1]["outcome"] == "doubtful" and not evidence.is_known_to_be_small:
         yield _Doubt("look", "little more than chance speaks for the affine that was found")
 
 

@@ -85,12 +85,14 @@ def test_whatever_speaks_against_it_is_said(evidence: Evidence, outcome: str, sa
 
 def test_the_last_affine_that_was_kept_is_judged() -> None:
     doubtful = {"name": "affine", "evidence": {"outcome": "doubtful"}}
-    assert judge(replace(GOOD, steps=[doubtful])).outcome == "look"
-    kept = replace(GOOD, steps=[doubtful, *GOOD.steps])
+    unknown = replace(GOOD, error={})
+    assert judge(replace(unknown, steps=[doubtful])).outcome == "look"
+    kept = replace(unknown, steps=[doubtful, *GOOD.steps])
     assert judge(kept).outcome == "good"
-    assert (
-        judge(replace(GOOD, steps=[*GOOD.steps, doubtful | {"dropped": "why"}])).outcome == "good"
-    )
+    dropped = [*GOOD.steps, doubtful | {"dropped": "why"}]
+    assert judge(replace(unknown, steps=dropped)).outcome == "good"
+    # What is known of the error after all steps goes before what spoke for the first.
+    assert judge(replace(GOOD, steps=[doubtful])).outcome == "good"
 
 
 def test_a_turn_shears_and_stretches_nothing() -> None:
