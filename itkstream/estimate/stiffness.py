@@ -50,7 +50,7 @@ _CHANCE, _CHANCE_SHARE = 4.0, 0.1
 
 @dataclass(frozen=True, eq=False)
 class Foretold:
-    """What deformations foretell of voxels that are hidden from them.
+    """Likeness, foretold by deformations, of voxels that are hidden from them.
 
     `stiffness` is the one that foretells most; `correlations` are the mean squared correlations of
     hidden voxels by each that was tried, and `start` that without a deformation. `deviations` is

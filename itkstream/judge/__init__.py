@@ -1,1 +1,1 @@
-"""How good a registration is: a map of its error, a summary of that, and a verdict."""
+"""Judgement of a registration: a map of its error, a summary of that, and a verdict."""

@@ -57,7 +57,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a verdict rests on.
+    """Grounds of a verdict.
 
     `fixed` is the lattice of the fixed image, `matrix` the affine part, `overlap` the shares of the
     tissue of both images that the other one shows, `correlation` the mean squared local correlation
@@ -87,7 +87,7 @@ class Evidence:
 
     @property
     def is_known_to_be_small(self) -> bool:
-        """The predicted error is small nearly everywhere: that decides, what noise hides does not."""
+        """Nearly all error that is predicted is small, which decides whatever noise hides."""
         return bool(self.error) and 1 - self.shares["sound"] <= _LOOK_SHARE
 
 
@@ -203,7 +203,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _praise(evidence: Evidence) -> tuple[str, ...]:
-    """What a good verdict rests on."""
+    """Grounds of a good verdict, in words."""
     error = evidence.error
     if not error:
         return ("nothing speaks against it; no error map was asked for",)

@@ -58,7 +58,7 @@ _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distribut
 
 
 class Results(NamedTuple):
-    """What a run made.
+    """Products of a run.
 
     The transform is a displacement field, then an affine; it and the images are on disk. `error`
     are radii around places in which the true ones lie with 95 % probability, None where they were
