@@ -13,13 +13,13 @@ import numpy as np
 from dask.utils import format_bytes, format_time
 from numpy.typing import NDArray
 
+from itkstream.blocks.cropping import cropped_pair
 from itkstream.errors import ItkstreamError
 from itkstream.geometry import Grid, Image, Slices, Transform
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.registration.cropping import cropped_pair
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import run_request

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from itkstream.blocks.cropping import cropped_pair
 from itkstream.blocks.inputs import as_pair, check_start
 from itkstream.errors import InputError, UnknownSpacingError
 from itkstream.estimate.landmarks import start_from, weigh_landmarks
@@ -28,7 +29,6 @@ from itkstream.io.landmarks.check import check_landmarks
 from itkstream.io.landmarks.files import read_landmarks
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.transforms.files import read_transform
-from itkstream.registration.cropping import cropped_pair
 from itkstream.registration.plan import Plan, plan_steps
 from itkstream.registration.scene import Marks
 from itkstream.registration.steps import RegisterSettings, Step

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 import itkstream
+from itkstream.blocks.cropping import cropped_pair
 from itkstream.cli.app import commands
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io import write_n5
 from itkstream.phantoms import PhantomPair
-from itkstream.registration.cropping import cropped_pair
 from itkstream.registration.folder import registered_images
 from itkstream.registration.steps import IntensityAffine, RegisterSettings
 
