@@ -51,7 +51,9 @@ def hot(image: Image) -> Image:
 
 
 def run(pair: PhantomPair, out: Path, images: tuple[Image, Image], **more: Any) -> Registration:
-    return register(*images, out, STEPS, RegisterSettings(blocksize=32, **more))
+    return register(
+        *images, out, STEPS, RegisterSettings(blocksize=32, error_map=False, report=False, **more)
+    )
 
 
 def test_hot_pixels_cost_at_most_twice_the_error_of_none(pair: PhantomPair, tmp_path: Path) -> None:
@@ -60,7 +62,13 @@ def test_hot_pixels_cost_at_most_twice_the_error_of_none(pair: PhantomPair, tmp_
     assert "camera_pattern" not in clean.report
     spoilt = hot(pair.fixed), hot(pair.moving)
     notes = Notes()
-    found = register(*spoilt, tmp_path / "hot", STEPS, RegisterSettings(), reporter=notes)
+    found = register(
+        *spoilt,
+        tmp_path / "hot",
+        STEPS,
+        RegisterSettings(error_map=False, report=False),
+        reporter=notes,
+    )
     before, after = (pair.error(r.transform.apply).summary() for r in (clean, found))
     assert after["median_vox"] <= 2 * before["median_vox"]
     assert after["p95_vox"] <= 2 * before["p95_vox"]
@@ -78,7 +86,7 @@ def test_a_pattern_may_be_kept(pair: PhantomPair, tmp_path: Path) -> None:
             *spoilt,
             tmp_path / switch,
             STEPS[1:],
-            RegisterSettings(camera_pattern=switch),
+            RegisterSettings(camera_pattern=switch, error_map=False, report=False),
             initial_transform=start,
         )
         for switch in ("keep", "auto")

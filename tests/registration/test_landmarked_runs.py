@@ -23,7 +23,7 @@ from itkstream.registration.scene import Finding, LogReporter, Marks, Scene, Sta
 from itkstream.registration.steps import Deformable, RegisterSettings
 from itkstream.workers import Resources
 
-SETTINGS = RegisterSettings(blocksize=32)
+SETTINGS = RegisterSettings(blocksize=32, error_map=False, report=False)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,9 @@ def test_a_wrong_landmark_is_named(pair: PhantomPair, marks: Landmarks, tmp_path
 def test_blocks_join_without_seams(pair: PhantomPair, marks: Landmarks, tmp_path: Path) -> None:
     fields = []
     for name, block, coarse in (("whole", 64, 20e6), ("blocks", 32, 3e4)):
-        settings = RegisterSettings(blocksize=32, coarse_voxels=coarse, field_tolerance_vox=0)
+        settings = RegisterSettings(
+            blocksize=32, coarse_voxels=coarse, field_tolerance_vox=0, error_map=False, report=False
+        )
         step = Deformable(blocksize=block, overlap=8)
         out = tmp_path / name
         done = register(pair.fixed, pair.moving, out, (step,), settings, landmarks=marks)
@@ -171,7 +173,7 @@ def test_landmarks_in_another_unit_are_told(
 def test_landmarks_are_added_to_a_finished_run_in_the_blocks_they_touch(
     pair: PhantomPair, marks: Landmarks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = RegisterSettings(blocksize=32, field_tolerance_vox=0)
+    settings = RegisterSettings(blocksize=32, field_tolerance_vox=0, error_map=False, report=False)
     first = register(
         pair.fixed,
         pair.moving,

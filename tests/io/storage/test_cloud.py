@@ -48,7 +48,7 @@ STEPS = (
     RansacAffine(match_threshold=0.5, cc_radius=8, radii=((2.0, 6.0),)),
     Deformable(blocksize=32),
 )
-SETTINGS = RegisterSettings(coarse_voxels=30_000, blocksize=32)
+SETTINGS = RegisterSettings(coarse_voxels=30_000, blocksize=32, report=False)
 
 
 @pytest.fixture(scope="module")
