@@ -85,6 +85,15 @@ def test_a_far_turn_is_found(pair: PhantomPair, far: tuple[Image, np.ndarray], s
     assert facts["supported_matches"] > 3 * max(facts["supported_by_chance"])
 
 
+def test_an_affine_of_few_matches_is_matched_again(pair: PhantomPair) -> None:
+    """Turned so far that few contexts are alike as they lie."""
+    moving, truth = turned(pair, Rotation.from_rotvec([0.3, 0.3, 0.3]).as_matrix())
+    scene, _ = scene_of(pair.fixed, moving)
+    found = find(scene, RansacAffine(**SMALL, search="never"))
+    assert found.facts["inliers"] > 0.5 * found.facts["matches"]
+    assert error_um(pair, found, truth) < 1.5
+
+
 def test_a_search_keeps_to_the_model(pair: PhantomPair, far: tuple[Image, np.ndarray]) -> None:
     scene, _ = scene_of(pair.fixed, far[0])
     found = find(scene, RansacAffine(**SMALL, model="rigid", align_threshold=3.0))
@@ -195,5 +204,8 @@ def test_the_step_is_known_by_its_name_and_has_a_price(pair: PhantomPair) -> Non
     price = plan(pair.fixed, pair.moving, [step]).prices[1]
     assert price.name == "initial-search"
     assert price.once > pair.fixed.grid.size
+    told = plan(pair.fixed, pair.moving, [step], probe=1)
+    # Half a minute on one core, which is 8 to 150 s on slow and busy ones.
+    assert 8 < (told.seconds_of(price) or 0) < 150
     with pytest.raises(InputError, match="did you mean 'scales'"):
         step_from("initial-search", {"scale": 1.0})

@@ -25,7 +25,14 @@ from itkstream.numerics.parameters import check, finite, one_of, whole
 from itkstream.registration.scene import Radii
 from itkstream.registration.steps.step import Step
 
-__all__ = ["COMMON_RADII", "KEY_POINT_BYTES", "MatchingStep", "best_affine", "checked_radii"]
+__all__ = [
+    "COMMON_RADII",
+    "KEY_POINT_BYTES",
+    "MatchingStep",
+    "best_affine",
+    "checked_radii",
+    "find_timed_points",
+]
 
 COMMON_RADII: tuple[Radii, ...] = ((6.0, 20.0), (3.0, 10.0), (2.0, 6.0))
 """Radii of the blobs of a whole image, tried one pair after the other."""
@@ -96,13 +103,13 @@ class MatchingStep(Step):
         return points * (2 * self.cc_radius + 1) ** ndim * _FLOAT
 
     def works(self, moving: Image, start: Transform) -> Mapping[str, Callable[[Image], Any]]:
-        return {
-            "points": lambda block: find_key_points(
-                block.read(),
-                block.grid,
-                KeyPointSettings.from_voxels(*_TIMED_RADII, block.spacing),
-            )
-        }
+        return {"points": find_timed_points}
+
+
+def find_timed_points(block: Image) -> None:
+    """Find key points as the time of all that matches them is told by."""
+    settings = KeyPointSettings.from_voxels(*_TIMED_RADII, block.spacing)
+    find_key_points(block.read(), block.grid, settings)
 
 
 def best_affine(

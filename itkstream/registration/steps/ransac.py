@@ -50,7 +50,9 @@ _ADVICE = (
 )
 _LOOK = "Look at the aligned image before you use it"
 
-# An affine with which so large a share of all matches agrees is no chance, however few they are.
+# An affine with which so large a share of all matches agrees is no chance, however few. One
+# with which fewer agree is matched again from where it leads: of turned nuclei, 48 of 326 agreed
+# with one that was 4.7 degrees and 3.1 voxels off, and from there 235 of 239 with one 1.0 off.
 _MAJORITY = 0.3
 
 # Points of either kind that the report draws at most: as many as can be told apart.
@@ -89,6 +91,12 @@ class _Affine:
         found = self.evidence.outcome
         most = self.facts and self.facts["inliers"] > _MAJORITY * self.facts["matches"]
         return "doubtful" if found == "chance" and most else found
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether it convinces, but so few of its matches agree that it may be off still."""
+        few = self.facts and self.facts["inliers"] < _MAJORITY * self.facts["matches"]
+        return bool(few) and self.outcome == "convincing"
 
     def said(self) -> str:
         """Put into words what was found."""
@@ -192,6 +200,9 @@ class RansacAffine(MatchingStep):
         searched = required and self.search == "auto" and self.model != "translation"
         if searched and found.outcome != "convincing":
             found = self._searched(pair, found, scene, facts)
+        if found.is_rough and found.matrix is not None:
+            again = self._matched(pair, found.matrix)
+            found = max(again, found, key=lambda affine: affine.rank)
         if found.matrix is None:
             if required:
                 raise RegistrationError(f"no affine found: {found.reason}")
