@@ -32,6 +32,9 @@ _LOOK_SHARE, _FAILED_SHARE = 0.15, 0.7
 _LEAST_OVERLAP = 0.05
 # No tissue shrinks or swells so much, nor shears, but in error of a spacing.
 _STRETCH, _SHEAR_DEG = 1.3, 15.0
+# Matches that agree on another affine, as a share of those of the first, and how far away it is, as
+# a share of the image's longest side: more than tissue bends.
+_ELSEWHERE, _FAR_PART = 0.15, 0.15
 _SHOWN_REGIONS = 10
 
 
@@ -182,6 +185,7 @@ def judge(evidence: Evidence) -> Verdict:
         *_doubts_of_images(evidence),
         *_doubts_of_error(evidence.shares),
         *_doubts_of_starts(evidence),
+        *_doubts_of_parts(evidence),
         *_doubts_of_affine(evidence.matrix),
         *(_Doubt("look", text) for text in evidence.certificate["failures"]),
     ]
@@ -249,6 +253,21 @@ def _doubts_of_starts(evidence: Evidence) -> Iterator[_Doubt]:
     judged = [step["evidence"] for step in steps if "evidence" in step and "dropped" not in step]
     if judged and judged[-1]["outcome"] == "doubtful" and not evidence.is_known_to_be_small:
         yield _Doubt("look", "little more than chance speaks for the affine that was found")
+
+
+def _doubts_of_parts(evidence: Evidence) -> Iterator[_Doubt]:
+    """Parts of the images that fit each other elsewhere: what the affine puts outside, perhaps."""
+    longest = float(np.multiply(evidence.fixed.shape, evidence.fixed.spacing).max())
+    for step in evidence.steps:
+        other, count = step.get("elsewhere"), step.get("inliers", 0)
+        if not other or "dropped" in step:
+            continue
+        if other["inliers"] > _ELSEWHERE * count and other["apart_um"] > _FAR_PART * longest:
+            yield _Doubt(
+                "look",
+                f"parts of the images fit elsewhere: {other['inliers']} matches of key points "
+                f"agree on another place, {other['apart_um']:.3g} µm from that of {count} others",
+            )
 
 
 def _doubts_of_affine(matrix: NDArray[np.float64]) -> Iterator[_Doubt]:

@@ -95,6 +95,17 @@ def test_the_last_affine_that_was_kept_is_judged() -> None:
     assert judge(replace(GOOD, steps=[doubtful])).outcome == "good"
 
 
+def test_parts_that_fit_elsewhere_are_told() -> None:
+    """As of slabs in another order, of which one affine brings some together."""
+    found = {"name": "affine", "inliers": 200}
+    near, far = {"inliers": 90, "apart_um": 3.0}, {"inliers": 90, "apart_um": 30.0}
+    few = {"inliers": 12, "apart_um": 30.0}
+    for elsewhere, outcome in ((near, "good"), (few, "good"), (far, "look")):
+        judged = judge(replace(GOOD, steps=[found | {"elsewhere": elsewhere}]))
+        assert judged.outcome == outcome
+    assert "90 matches of key points agree on another place" in judged.reasons[0]
+
+
 def test_a_turn_shears_and_stretches_nothing() -> None:
     c, s = np.cos(0.7), np.sin(0.7)
     turn = np.array([[c, -s, 0, 5], [s, c, 0, 7], [0, 0, 1, 0], [0, 0, 0, 1]])

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
 from itkstream.numerics.matching.matches import Correspondences, MatchSettings, match
@@ -21,7 +22,14 @@ from itkstream.numerics.matching.ransac import (
     fit_ransac,
 )
 
-__all__ = ["ALIGN_THRESHOLD_VOX", "AffineSettings", "affine_block", "best_affine_block"]
+__all__ = [
+    "ALIGN_THRESHOLD_VOX",
+    "AffineSettings",
+    "Elsewhere",
+    "affine_block",
+    "best_affine_block",
+    "find_elsewhere",
+]
 
 ALIGN_THRESHOLD_VOX = 1.5
 """A match may be so many voxels, of the median spacing, from its affine."""
@@ -58,6 +66,33 @@ class AffineSettings:
     window: ContextWindow
     matching: MatchSettings = field(default_factory=MatchSettings)
     ransac: RansacSettings = field(default_factory=RansacSettings)
+
+
+@frozen
+class Elsewhere:
+    """Matches that agree on another affine than the one that was found: parts that lie elsewhere.
+
+    `inliers` are so many; both affines put their points `apart_um` apart, in the median.
+    """
+
+    inliers: int
+    apart_um: float
+
+
+def find_elsewhere(
+    pairs: Correspondences, estimate: AffineEstimate, settings: RansacSettings
+) -> Elsewhere | None:
+    """Look for another affine among the matches that do not agree with the one that was found."""
+    if estimate.matrix is None:
+        return None
+    rest = ~estimate.inliers
+    points = pairs.fixed_points[rest]
+    other = fit_ransac(points, pairs.moving_points[rest], settings)
+    if other.matrix is None:
+        return None
+    both = [AffineTransform(m).apply(points) for m in (estimate.matrix, other.matrix)]
+    apart = np.linalg.norm(both[0] - both[1], axis=1)[other.inliers]
+    return Elsewhere(int(other.inliers.sum()), float(np.median(apart)))
 
 
 def affine_block(

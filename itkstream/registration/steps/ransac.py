@@ -15,7 +15,7 @@ from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.affines import KeyPointSearch
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.matching.affine import best_affine_block
+from itkstream.numerics.matching.affine import best_affine_block, find_elsewhere
 from itkstream.numerics.matching.ransac import Model, fit_affine
 from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
@@ -229,6 +229,9 @@ class RansacAffine(MatchingStep):
             "median_residual": float(np.median(estimate.residuals[estimate.inliers])),
             "drawn_points": _drawn(pairs.fixed_points, estimate.inliers),
         }
+        elsewhere = find_elsewhere(pairs, estimate, best.ransac)
+        if elsewhere is not None:
+            facts["elsewhere"] = attrs.asdict(elsewhere)
         evidence = pair.witnesses.evidence(matrix, pairs.fixed_points[estimate.inliers])
         return _Affine(matrix, evidence, facts, self.radii[choices.index(best)])
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from itkstream.errors import InputError, RegistrationError
+from itkstream.numerics.matching.affine import find_elsewhere
+from itkstream.numerics.matching.matches import Correspondences
 from itkstream.numerics.matching.ransac import RansacSettings, fit_affine, fit_ransac
 
 EXTENT = np.array([800.0, 440.0, 250.0])
@@ -234,3 +236,24 @@ def test_points_are_checked():
         fit_affine(np.ones((5, 3)), np.ones((5, 3)), weights=[1, 2])
     with pytest.raises(InputError, match="finite"):
         fit_affine(np.full((5, 3), np.nan), np.ones((5, 3)))
+
+
+def paired(fixed, moving):
+    number = np.arange(len(fixed))
+    return Correspondences(fixed, moving, np.ones(len(fixed)), number, number)
+
+
+def test_a_part_that_lies_elsewhere_is_found() -> None:
+    """Of two slabs in another order, one affine brings one together; the other is 200 µm off."""
+    _, fixed, moving, bad = scene(1)
+    moved = ~bad & (fixed[:, 0] < 200)
+    moving[moved, 0] += 200
+    estimate = fit_ransac(fixed, moving)
+    pairs = paired(fixed, moving)
+    found = find_elsewhere(pairs, estimate, RansacSettings())
+    assert found is not None
+    assert found.inliers == pytest.approx(moved.sum(), abs=15)
+    assert found.apart_um == pytest.approx(200, rel=0.1)
+    _, fixed, moving, _ = scene(1)
+    pairs = paired(fixed, moving)
+    assert find_elsewhere(pairs, fit_ransac(fixed, moving), RansacSettings()) is None
