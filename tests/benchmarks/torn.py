@@ -14,6 +14,7 @@ voxels off it; with all content counting (``content="all"``) and by default. Kin
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -224,17 +223,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--textures", nargs="+", default=list(TEXTURES), choices=list(TEXTURES))
     options = parser.parse_args(arguments)
-    table = Table("texture", "kind", "seed", "content", "left out", "sound", "near", "far", "s")
-    for texture in options.textures:
-        for kind in options.kinds:
-            if kind == "gaps" and texture != "nuclei":
-                continue
-            for seed in range(options.seeds):
-                case = make_case(kind, texture, options.size, seed)
-                for content in ("all", "common"):
-                    row = _cells(measure(case, content))
-                    table.add_row(texture, kind, str(seed), content, *row)
-    Console(width=110).print(table)
+    cases = [
+        (texture, kind, seed)
+        for texture in options.textures
+        for kind in options.kinds
+        for seed in range(options.seeds)
+        if kind != "gaps" or texture == "nuclei"
+    ]
+    sys.stdout.write(_ROW.format(*_HEAD))
+    for texture, kind, seed in cases:
+        case = make_case(kind, texture, options.size, seed)
+        for content in ("all", "common"):
+            cells = _cells(measure(case, content))
+            sys.stdout.write(_ROW.format(texture, kind, seed, content, *cells))
+            sys.stdout.flush()
+
+
+_HEAD = ("texture", "kind", "seed", "content", "left out", "sound", "near", "far", "s")
+_ROW = "{:8} {:8} {:>4} {:8} {:>8} {:>14} {:>14} {:>14} {:>6}\n"
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
