@@ -9,6 +9,19 @@ affine of what is left. Given are median / 95th percentile of the distance to th
 left, 6 voxels off the border, and to the affine of what is left elsewhere, near the border and 25
 voxels off it; with all content counting (``content="all"``) and by default. Kinds "sound" and
 "gaps" (a tenth of the nuclei is missing in the moving image) must lose nothing.
+
+Measured with ``--size 84``, stiffness 1, all content and common:
+
+================  ===========================  ===========================  ============
+pair              sound                        near                         far (common)
+================  ===========================  ===========================  ============
+nuclei, half      0.08 / 0.29, 0.08 / 0.40     4.70 / 9.11, 1.58 / 4.24     1.81 / 2.23
+nuclei, slab      0.08 / 0.22, 0.08 / 0.28     3.26 / 7.16, 1.54 / 4.18
+walls, half       0.14 / 0.30, 0.13 / 0.29     2.71 / 7.53, 0.71 / 2.91     0.63 / 1.02
+cloud, quarter    0.16 / 0.31, 0.16 / 0.31     3.22 / 8.33, 1.66 / 3.15     0.46 / 0.64
+================  ===========================  ===========================  ============
+
+With all content, far is 9.03 / 15.90, 4.49 / 8.42 and 9.94 / 12.85.
 """
 
 from __future__ import annotations
