@@ -9,11 +9,25 @@ affine of what is left. Given are median / 95th percentile of the distance to th
 left, 6 voxels off the border, and to the affine of what is left elsewhere, near the border and 25
 voxels off it; with all content counting (``content="all"``) and by default. Kinds "sound" and
 "gaps" (a tenth of the nuclei is missing in the moving image) must lose nothing.
+
+Measured with ``--size 84``, stiffness 1, all content and common:
+
+================  ===========================  ===========================  ============
+pair              sound                        near                         far (common)
+================  ===========================  ===========================  ============
+nuclei, half      0.08 / 0.29, 0.08 / 0.40     4.70 / 9.11, 1.58 / 4.24     1.81 / 2.23
+nuclei, slab      0.08 / 0.22, 0.08 / 0.28     3.26 / 7.16, 1.54 / 4.18
+walls, half       0.14 / 0.30, 0.13 / 0.29     2.71 / 7.53, 0.71 / 2.91     0.63 / 1.02
+cloud, quarter    0.16 / 0.31, 0.16 / 0.31     3.22 / 8.33, 1.66 / 3.15     0.46 / 0.64
+================  ===========================  ===========================  ============
+
+With all content, far is 9.03 / 15.90, 4.49 / 8.42 and 9.94 / 12.85.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +36,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -224,17 +236,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--textures", nargs="+", default=list(TEXTURES), choices=list(TEXTURES))
     options = parser.parse_args(arguments)
-    table = Table("texture", "kind", "seed", "content", "left out", "sound", "near", "far", "s")
-    for texture in options.textures:
-        for kind in options.kinds:
-            if kind == "gaps" and texture != "nuclei":
-                continue
-            for seed in range(options.seeds):
-                case = make_case(kind, texture, options.size, seed)
-                for content in ("all", "common"):
-                    row = _cells(measure(case, content))
-                    table.add_row(texture, kind, str(seed), content, *row)
-    Console(width=110).print(table)
+    cases = [
+        (texture, kind, seed)
+        for texture in options.textures
+        for kind in options.kinds
+        for seed in range(options.seeds)
+        if kind != "gaps" or texture == "nuclei"
+    ]
+    sys.stdout.write(_ROW.format(*_HEAD))
+    for texture, kind, seed in cases:
+        case = make_case(kind, texture, options.size, seed)
+        for content in ("all", "common"):
+            cells = _cells(measure(case, content))
+            sys.stdout.write(_ROW.format(texture, kind, seed, content, *cells))
+            sys.stdout.flush()
+
+
+_HEAD = ("texture", "kind", "seed", "content", "left out", "sound", "near", "far", "s")
+_ROW = "{:8} {:8} {:>4} {:8} {:>8} {:>14} {:>14} {:>14} {:>6}\n"
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

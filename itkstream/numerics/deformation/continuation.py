@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from itkstream.numerics.sampling.fields import shrink_field
 
-__all__ = ["Beyond", "Continuation", "affine_trend", "counting_share"]
+__all__ = ["BORDER_VOX", "Beyond", "Continuation", "affine_trend", "counting_share"]
 
 Floats = NDArray[np.float32]
 Smoother = Callable[[Floats], Floats]
 
 Beyond: TypeAlias = Literal["affine", "start"]
 """Guide of a field far from voxels that count: its own affine part, or the field it began as."""
+
+BORDER_VOX = 16.0
+"""Voxels beside what does not count whose displacement says less of the affine part."""
 
 # Less than this of the sound nodes in the reach of a kernel is rounding.
 _LEAST = np.float32(1e-6)
@@ -41,29 +46,39 @@ def counting_share(image: Floats, stride: tuple[int, ...]) -> Floats | None:
 class Continuation:
     """Continuation of a field to where no voxel counts, along `home` or else its own affine part.
 
-    Shapes: `share` (a, b, c), of the voxels that count; `home` (a, b, c, 3).
+    Nodes have most say in that part where they lie `margin` from any that does not count: beside
+    it, what lies in the place of the tissue draws the field. Shapes: `share` (a, b, c), of the
+    voxels that count; `home` (a, b, c, 3).
     """
 
     share: Floats
+    spacing: tuple[float, ...]
+    margin: float
     home: Floats | None = None
+
+    @cached_property
+    def _say(self) -> Floats:
+        apart = ndimage.distance_transform_edt(self.share > 0.5, sampling=self.spacing)
+        say = self.share * np.minimum(apart / self.margin, 1).astype(np.float32) ** 2
+        return say if say.any() else self.share
 
     def begin(self, u: Floats) -> Floats:
         """A field that is sound where voxels count, and far from there what it goes on along."""
         if self.home is not None:
             return u
-        trend = affine_trend(u, self.share)
+        trend = affine_trend(u, self._say)
         return trend + self.share[..., None] * (u - trend)
 
     def smooth(self, u: Floats, before: Floats, smoother: Smoother) -> Floats:
         """Smooth a field after a step that led to it from the one before."""
         share = self.share[..., None]
-        trend = affine_trend(u, self.share)
+        trend = affine_trend(u, self._say)
         weight = np.maximum(smoother(share), _LEAST)
         sound = trend + smoother(share * (u - trend)) / weight
         along, moved = self.home, u
         if along is None:
             along = trend
-            moved = u + (1 - share) * (trend - affine_trend(before, self.share))
+            moved = u + (1 - share) * (trend - affine_trend(before, self._say))
         beyond = along + smoother(moved - along)
         return np.asarray(beyond + share * (sound - beyond), np.float32)
 

@@ -27,6 +27,7 @@ from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.checks import counting_voxels
 from itkstream.numerics.deformation.continuation import (
+    BORDER_VOX,
     Beyond,
     Continuation,
     counting_share,
@@ -431,7 +432,9 @@ def _continuing(
     share = counting_share(level.fixed, level.stride)
     if share is None:
         return level, u
-    continuation = Continuation(share, u if beyond == "start" else None)
+    margin = BORDER_VOX * _finest(level.lattice) / level.factor
+    home = u if beyond == "start" else None
+    continuation = Continuation(share, level.nodes.spacing, margin, home)
     return replace(level, continuation=continuation), continuation.begin(u)
 
 

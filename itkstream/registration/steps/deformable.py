@@ -94,8 +94,10 @@ _BYTES: dict[Method | Literal["mind"], float] = {
 _BYTES_IN_PLANES, _MIND_IN_PLANES = 98.0, 115.0
 # A soft field has eight times the nodes at full resolution.
 _NARROW_BYTES = 18.0
-# Per voxel of the samples on which the stiffness is chosen, and of a descent on them.
+# Per voxel of the samples on which the stiffness is chosen, and of a descent on them. The level on
+# which tissue without counterpart is found has no more voxels and takes 103.
 _SAMPLE_BYTES = 130.0
+_MASKED_BYTES = 4.0
 
 
 @frozen(init=False, repr=False)
@@ -231,7 +233,7 @@ class Deformable(TunedStep):
 
     def _without_torn(self, scene: Scene, state: State) -> tuple[Scene, dict[str, Any]]:
         """The scene without tissue that only the fixed image shows, and facts of that."""
-        if self.method != "lcc" or self.similarity == "mind" or self.where != "everywhere":
+        if not self._leaves_out:
             return scene, {}
         seen, found = scene.with_counterpart(scene.known(state.transform))
         if found is None or not found.describe():
@@ -256,6 +258,11 @@ class Deformable(TunedStep):
             return decided, facts, _CHANCE
         scene.reporter.note(f"stiffness {found.stiffness:g}")
         return decided.evolve(stiffness=found.stiffness), facts, ""
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Tissue without counterpart may be left out: intensities tell, and all is deformed."""
+        return self.method == "lcc" and self.similarity != "mind" and self.where == "everywhere"
 
     @property
     def _is_open(self) -> bool:
@@ -330,13 +337,17 @@ class Deformable(TunedStep):
         if len(blocks) > 1 and voxels:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = grid.shrink(plan.factors).size * bytes_per_voxel
-        samples = _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS) if self._is_open else 0.0
+        samples = 0.0
+        if self._is_open or self._leaves_out:
+            samples = _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS)
+        # The coarse fixed image once more, without what is left out.
+        held = pair.held + (_MASKED_BYTES * pair.coarse[0].size if self._leaves_out else 0.0)
         per_block = largest_block(blocks) * bytes_per_voxel
         return StepPrice(
             self.name,
             *count_blocks(blocks, TASKS_BLENDED + TASKS_WRITTEN),
             # Samples are gone when blocks are computed.
-            once=pair.held + max(coarse, samples - per_block),
+            once=held + max(coarse, samples - per_block),
             per_block=per_block,
             kept=kept_bytes(*pair.image_bytes) if len(blocks) > 1 else 0.0,
             disk=field_bytes(self.field_grid(pair)),
