@@ -59,6 +59,8 @@ OVERVIEW_BYTES = 120e6
 # Voxels of the overview; shifts that are tried there and in blocks, in their smallest voxels.
 _OVERVIEW_VOXELS = 2.5e5
 _WIDE, _NARROW = 16, 4
+# Threads cost more than they gain on fewer voxels.
+_SHARED_VOXELS = 1e5
 # An image of more voxels is looked at on a level of half its resolution.
 _FINE_VOXELS = 1.5e6
 # Level voxels of a block, about, in each axis.
@@ -150,6 +152,12 @@ class ErrorLattice:
         return _least_spacing(self.level)
 
     @property
+    def extent(self) -> float:
+        """The diagonal of the image in these voxels: nothing is further off."""
+        spans = zip(self.fixed.shape, self.fixed.spacing, strict=True)
+        return math.hypot(*(n * h for n, h in spans)) / self.voxel
+
+    @property
     def blocks(self) -> BlockGrid:
         """Blocks of the fixed image, of whole nodes."""
         size = [-(-self.block * f // s) * s for f, s in zip(self.factors, self.steps, strict=True)]
@@ -183,8 +191,9 @@ class ErrorLattice:
 
 def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
     """Look over a registration of two images, on a level of both that is made in memory."""
-    with using_threads(processors()):
-        factors = _overview_factors(fixed.grid)
+    factors = _overview_factors(fixed.grid)
+    large = fixed.grid.shrink(factors).size > _SHARED_VOXELS
+    with using_threads(processors() if large else 1):
         small = read_coarse(fixed, factors)
         other = read_coarse(moving, moving_factors(fixed.grid, moving.grid, factors))
         voxels = np.asarray(small.read(), np.float32)
@@ -291,8 +300,8 @@ def _foretell_block(
 ) -> NDArray[np.float32]:
     """Radii of the nodes of a block, in physical units."""
     evidence = _describe(part, overview, lattice.nodes.crop(block.padded))
-    radii = load_table().radius(evidence) * np.float32(lattice.voxel)
-    return np.asarray(radii[block.core_in_padded])
+    radii = np.minimum(load_table().radius(evidence), np.float32(lattice.extent))
+    return np.asarray(radii[block.core_in_padded]) * np.float32(lattice.voxel)
 
 
 def _describe(

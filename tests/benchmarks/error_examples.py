@@ -62,7 +62,7 @@ class Example:
         """Radii at the voxels, in the same unit; NaN where nothing can be said."""
         steps = np.array(self.lattice.steps)
         index = (self.voxels - (steps - 1) / 2) / steps
-        radii = table.radius(self.evidence)
+        radii = np.minimum(table.radius(self.evidence), self.lattice.extent)
         known = np.isfinite(radii)
         parts = [np.where(known, radii, 0), known.astype(np.float32)]
         total, share = (map_coordinates(p, index.T, order=1, mode="nearest") for p in parts)

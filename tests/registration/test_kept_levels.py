@@ -125,8 +125,8 @@ def test_one_pass_over_each_image_and_one_by_the_blocks(
     # Moving blocks are as large, and a margin of a chunk at most wider on each side.
     assert max(moving.opened["deformation"].values()) <= len(blocks)
     assert "before" not in fixed.opened | moving.opened
-    assert set(fixed.opened) == {"read", "deformation"}
-    assert set(moving.opened) == {"read", "deformation", "aligned image"}
+    assert set(fixed.opened) == {"read", "deformation", "error map"}
+    assert set(moving.opened) == {"read", "deformation", "aligned image", "error map"}
     assert len(phases.heard["read"]) > 1  # progress is told
 
 
