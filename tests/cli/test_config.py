@@ -13,8 +13,9 @@ import yaml
 
 from itkstream.cli.config import Config, read_config, to_yaml
 from itkstream.errors import InputError, MissingDataError
-from itkstream.geometry import AffineTransform, Grid, Image, orientation_transform
+from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io import ImageOptions
+from itkstream.io.images.orientation import orientation_transform
 from itkstream.io.landmarks.options import LandmarkOptions
 from itkstream.registration.steps import (
     Deformable,

@@ -6,9 +6,9 @@ from error_examples import Example, judge, load_examples, roc_area
 from error_map import table_of
 from error_pairs import Recipe, list_recipes, register_recipe
 from fit_error import fit_table
-from itkstream.estimate.error_map import ErrorLattice
 
 from itkstream.geometry import Grid
+from itkstream.judge.error_map import ErrorLattice
 from itkstream.numerics.evidence.radius import EVIDENCE, RadiusTable
 
 KINDS = ("good", "undeformed", "slipped", "half")
