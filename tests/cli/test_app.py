@@ -138,7 +138,9 @@ def test_images_that_lie_otherwise_are_told_by_letters(command, containers, tmp_
     config.write_text("steps: []\n")
     words = ("register", containers / "fix.n5/s0", containers / "mov.n5/s0", "--config", config)
     done = command(*words, "--out", tmp_path / "out", "--orient", "LPS", "RAS")
-    assert done.returncode == 0, done.stderr
+    # They do not lie so, which is told.
+    assert (done.returncode, done.stderr) == (4, "")
+    assert "verdict: failed" in done.stdout
     report = json.loads((tmp_path / "out" / "registration.json").read_text())
     matrix = np.array(report["steps"][0]["initial_affine"])
     np.testing.assert_array_equal(matrix[:3, :3], np.diag([-1.0, -1.0, 1.0]))
@@ -254,7 +256,8 @@ def test_what_is_said_of_an_image_counts(command, containers, of_channels):
     )  # fmt: skip
     assert plain.returncode == 0, plain.stderr
     same = json.loads((of_channels.parent / "plain" / "registration.json").read_text())
-    found = [[{**step, "seconds": 0} for step in r["steps"]] for r in (report, same)]
+    cost = {"seconds": 0, "peak_bytes": 0}
+    found = [[step | cost for step in r["steps"]] for r in (report, same)]
     assert found[0] == found[1]
 
 

@@ -91,9 +91,7 @@ def run(pair: PhantomPair, out: Path, phases: Phases, **how: Any) -> tuple[list[
         for source, (name, image) in zip(sources, given, strict=True)
     ]
     # The look for a camera's pattern would be counted too.
-    settings = RegisterSettings(
-        pair.fixed.grid.size / 3, 32, camera_pattern="keep", error_map=False, report=False
-    )
+    settings = RegisterSettings(pair.fixed.grid.size / 3, 32, camera_pattern="keep", report=False)
     how.setdefault("initial_transform", pair.truth.matrix)
     try:
         done = register(*images, out, (STEP,), settings, reporter=phases, **how)
@@ -180,9 +178,7 @@ def test_another_image_is_not_averaged_for_a_complete_run(
     """The level is not there, so this is another run: refused before an hour of reading."""
     _, registered, _ = whole
     other = Image(pair.fixed.read() + 1, pair.fixed.grid, "fixed")
-    settings = RegisterSettings(
-        coarse_voxels=pair.fixed.grid.size / 3, blocksize=32, error_map=False, report=False
-    )
+    settings = RegisterSettings(coarse_voxels=pair.fixed.grid.size / 3, blocksize=32, report=False)
     with pytest.raises(ExistingOutputError, match="earlier run"):
         register(other, pair.moving, registered.out, (STEP,), settings, fixed_mask=bright)
 

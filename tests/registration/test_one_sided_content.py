@@ -77,7 +77,7 @@ def test_the_scalp_draws_no_brain_to_it(pair: tuple[Image, Image], tmp_path: Pat
     assert near[1] < 1.0
     assert far[1] > 2 * near[1]
     facts = [step.get("left_out") for step in common.report["steps"]]
-    assert [share is not None for share in facts] == [False, True, True] + [False] * 4
+    assert [number for number, share in enumerate(facts) if share is not None] == [1, 2]
     assert not any("left_out" in step for step in whole.report["steps"])
 
 
