@@ -386,9 +386,8 @@ def test_the_same_run_again_finds_all_done(rounds, registered):
     watch = Heard()
     again = register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS, reporter=watch)
     assert (registered.out / "registration.json").read_bytes() == before
-    assert (
-        watch.notes.count("done by an earlier run") == len(STEPS) + 5
-    )  # read, field, image, certificate, files
+    # Also what is read, field, image, certificate, error map, verdict and files.
+    assert watch.notes.count("done by an earlier run") == len(STEPS) + 7
     np.testing.assert_array_equal(again.aligned.read(), registered.aligned.read())
 
 

@@ -65,8 +65,12 @@ class Foretold:
     @property
     def is_chance(self) -> bool:
         """No deformation foretells hidden voxels better than none does, but by chance."""
-        gained = self.correlations[self.stiffness] - self.start
-        return self.deviations < _CHANCE and gained < _CHANCE_SHARE * (1 - self.start)
+        after = self.correlations[self.stiffness]
+        if self.start == 0 == after:
+            return False
+        # In few cubes, whose deviations tell nothing, the share alone does.
+        is_sure = self.deviations >= _CHANCE
+        return not is_sure and after - self.start < _CHANCE_SHARE * (1 - self.start)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -271,7 +271,6 @@ class Run:
 
         def look(facts: Note) -> Note:
             quality, overlap = self.scene.compare(transform)
-            facts["local_correlation"] = quality
             matrix = affine_part(transform).matrix
             evidence = Evidence(
                 self.fixed.grid, matrix, overlap, quality, self.facts, certificate, error

@@ -147,9 +147,7 @@ def judge(kind: str, texture: str, seed: int) -> dict[str, Any]:
         "far": float((error > _FAR_VOX).mean()) if error.size else None,
         "shares": verdict.share_of_tissue,
         "overlap": verdict.overlap,
-        "correlation": [
-            s["local_correlation"] for s in found.report["steps"] if s["name"] == "verdict"
-        ],
+        "correlation": [s.get("local_correlation") for s in found.report["steps"]],
         "chance": told["chance"],
         "predicted": [told["median_um"], told["p95_um"]],
         "reasons": verdict.reasons,

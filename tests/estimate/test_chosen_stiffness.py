@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -54,6 +56,12 @@ def test_images_apart_from_each_other_leave_the_default() -> None:
     assert found.facts["hidden_gain_deviations"] is None
     # Nothing tells that it is chance.
     assert not found.is_chance
+
+
+def test_few_cubes_tell_of_a_deformation_that_is_worse_than_none() -> None:
+    few = Foretold(0.25, {1.0: 0.978, 0.25: 0.995}, 0.997, np.nan)
+    assert few.is_chance
+    assert not replace(few, start=0.9).is_chance
 
 
 @pytest.mark.parametrize("seed", [0, 1])

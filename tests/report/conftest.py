@@ -23,7 +23,7 @@ STEPS = (
     RansacAffine(radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8),
     Deformable(iterations=(5, 5, 2), stiffness=1.0),
 )
-SETTINGS = RegisterSettings(blocksize=64)
+SETTINGS = RegisterSettings(blocksize=64, error_map=False)
 
 
 @pytest.fixture(scope="session")
