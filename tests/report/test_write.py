@@ -262,7 +262,7 @@ def test_a_report_can_be_left_out(registered: Path, pair: PhantomPair, tmp_path:
     shutil.copytree(registered, folder)
     (folder / "report.html").unlink()
     files = registered.parent / HOSTILE / "s0", registered.parent / "moving.n5/s0"
-    settings = itkstream.RegisterSettings(blocksize=64, report=False)
+    settings = itkstream.RegisterSettings(blocksize=64, error_map=False, report=False)
     itkstream.register(*files, folder, STEPS, settings)
     assert not (folder / "report.html").exists()
     itkstream.register(*files, folder, STEPS, SETTINGS)
