@@ -43,7 +43,7 @@ from itkstream.workers import Resources
 MATCHING = {"match_threshold": 0.6, "cc_radius": 8}
 AFFINE = RansacAffine(radii=((2.0, 6.0),), **MATCHING)
 STEPS = (AFFINE, LocalAffines(blocksize=64, **MATCHING), Deformable())
-SETTINGS = RegisterSettings(blocksize=64)
+SETTINGS = RegisterSettings(blocksize=64, report=False)
 
 
 @pytest.fixture(scope="module")
