@@ -150,8 +150,7 @@ def choose_blocks(
 def _shown(grid: Grid, moving: Grid, start: Transform | None) -> NDArray[np.bool_]:
     """Points of a lattice that lie in the moving image."""
     points = grid.positions()
-    index = moving.to_index(points if start is None else affine_part(start).apply(points))
-    return np.asarray(((index > -0.5) & (index < np.array(moving.shape) - 0.5)).all(axis=-1))
+    return moving.contains(points if start is None else affine_part(start).apply(points))
 
 
 def _share(tissue: NDArray[np.bool_], coarse: Grid, fine: Grid, box: Slices) -> float:
@@ -215,9 +214,11 @@ def _page(request: Request, plan: Plan, blocks: Sequence[PreviewedBlock]) -> str
         {"name": "disk, before compression", "value": format_bytes(int(plan.disk))},
         {"name": "tasks", "value": f"{plan.tasks:,}"},
     ]
+    names = ["/".join(PurePosixPath(name).parts[-2:]) for name in request.names]
     return render(
         "preview.html",
-        names=["/".join(PurePosixPath(name).parts[-2:]) for name in request.names],
+        title=f"{names[1]} to {names[0]}: preview",
+        names=names,
         cards=cards,
         at_once=f"{processes} computes {plan.threads} blocks at a time",
         rows=[_row(plan, price) for price in plan.prices],

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from itkstream.cli import transform_commands
 from itkstream.cli.console import ConsoleReporter, tabulate_plan
+from itkstream.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, NOT_ALIGNED
 from itkstream.cli.options import (
     CommandOfImages,
     collect_config,
@@ -33,11 +34,6 @@ from itkstream.errors import (
 )
 
 __all__ = ["main"]
-
-_FAILED = 1
-_BAD_INPUT = 2
-_NOT_ALIGNED = 4
-_INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -204,7 +200,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if result.verdict.outcome == "failed":
         console.print(f"files kept: {result.out}", highlight=False, soft_wrap=True)
-        sys.exit(_NOT_ALIGNED)
+        sys.exit(NOT_ALIGNED)
     console.print(f"registered: {result.out}", highlight=False, soft_wrap=True)
 
 
@@ -324,13 +320,13 @@ def main() -> None:
         click.echo(_describe_stop(error), err=True)
         sys.stdout.flush()
         # Everything is put away; threads still in compiled code would abort a slower end.
-        os._exit(_INTERRUPTED)
+        os._exit(INTERRUPTED)
     except (BlockErrors, OutputError, WorkersError) as error:
         click.echo(f"itkstream: {error}", err=True)
-        sys.exit(_FAILED)
+        sys.exit(FAILED)
     except ItkstreamError as error:
         click.echo(f"itkstream: {name_options(str(error))}", err=True)
-        sys.exit(_BAD_INPUT)
+        sys.exit(BAD_INPUT)
 
 
 def _describe_stop(error: BaseException) -> str:

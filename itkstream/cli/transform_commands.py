@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
 from itkstream.cli.options import (
     CommandOfImages,
     Number,
@@ -25,7 +26,6 @@ from itkstream.errors import MissingDataError
 __all__ = ["apply", "check", "export", "invert", "points", "repair"]
 
 _REGIONS_SHOWN = 10
-_NOT_SOUND, _NOT_ALIGNED = 1, 4
 _BUNDLE_TOLERANCE = 0.05  # voxels of the field
 
 
@@ -227,16 +227,16 @@ def check(transform: str, as_json: bool) -> None:
     found = certify(read_transform(transform), name=transform)
     verdict = registered_verdict(transform)
     failed = verdict is not None and verdict.outcome == "failed"
-    code = 0 if found["passed"] else _NOT_SOUND
+    code = 0 if found["passed"] else FAILED
     if as_json:
         told = {} if verdict is None else {"verdict": verdict.facts}
         click.echo(json.dumps(found | told, indent=2))
-        sys.exit(_NOT_ALIGNED if failed else code)
+        sys.exit(NOT_ALIGNED if failed else code)
     _report_soundness(found)
     for line in verdict.describe() if verdict else ():
         click.echo(line)
     if failed or code:
-        sys.exit(_NOT_ALIGNED if failed else code)
+        sys.exit(NOT_ALIGNED if failed else code)
     click.echo("passed")
 
 

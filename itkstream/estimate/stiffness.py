@@ -192,8 +192,7 @@ def _sample(
 
 def _foretold(sample: _Sample, start: Transform, settings: DescentSettings) -> NDArray[np.float64]:
     """Squared correlation of the hidden voxels after a deformation that does not see them."""
-    estimate = deform_block(sample.seen, sample.moving, start, settings)
-    grid = sample.fixed.grid
-    if estimate.displacement is None:
+    mapping = deform_block(sample.seen, sample.moving, start, settings).mapping
+    if mapping is None:
         return np.full(np.count_nonzero(sample.hidden), np.nan)
-    return sample.correlations(GridMap(grid, estimate.initial.affine, estimate.displacement))
+    return sample.correlations(mapping)

@@ -259,8 +259,45 @@ class Grid:
         ndarray, (2 ** n, n)
             Positions in `unit`.
         """
-        ends = np.meshgrid(*((0, n - 1) for n in self.shape), indexing="ij")
-        return self.to_physical(np.stack(ends, axis=-1).reshape(-1, self.ndim))
+        return self.to_physical(self._corners(0))
+
+    def outer_corners(self) -> NDArray[np.float64]:
+        """Physical positions of the outer corners of the voxels at the corners.
+
+        Returns
+        -------
+        ndarray, (2**n, n), float64
+            Half a voxel beyond `corners`.
+        """
+        return self.to_physical(self._corners(0.5))
+
+    def _corners(self, beyond: float) -> NDArray[np.float64]:
+        """Indices of the corner voxels, or of places so far beyond them."""
+        ends = np.meshgrid(*((-beyond, n - 1 + beyond) for n in self.shape), indexing="ij")
+        return np.stack(ends, axis=-1).reshape(-1, self.ndim)
+
+    @property
+    def least_spacing(self) -> float:
+        """Smallest spacing along the axes of more than one voxel; 1 where there is none."""
+        sides = zip(self.spacing, self.shape, strict=True)
+        return min((h for h, n in sides if n > 1), default=1.0)
+
+    def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
+        """Tell which points lie in a voxel: as in ITK, up to half a voxel beyond the outer centres.
+
+        Parameters
+        ----------
+        points : array_like, (..., n)
+            Physical positions.
+
+        Returns
+        -------
+        ndarray of bool, (...)
+            True inside.
+        """
+        index = self.to_index(points)
+        inside = (index >= -0.5) & (index < np.subtract(self.shape, 0.5))
+        return np.asarray(inside.all(axis=-1))
 
     def crop(self, slices: Slices) -> Grid:
         """The grid of a sub-array.

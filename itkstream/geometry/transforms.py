@@ -211,9 +211,7 @@ class GridTransform(Transform):
 
     def reaches(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Mark the points (..., n) that lie within the voxels of the grid."""
-        index = self.grid.to_index(points)
-        inside = (index >= -0.5) & (index < np.asarray(self.grid.shape) - 0.5)
-        return np.asarray(inside.all(axis=-1))
+        return self.grid.contains(points)
 
 
 @dataclass(frozen=True, eq=False)

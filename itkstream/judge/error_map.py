@@ -127,7 +127,7 @@ class ErrorLattice:
         factor = 1 if fixed.size <= _FINE_VOXELS else 2
         factors = _clipped(fixed, factor)
         level = fixed.shrink(factors)
-        search = PatchSearch.of(level.spacing, level.shape, _NARROW)
+        search = PatchSearch.of(level, _NARROW)
         block = _BLOCK if blocksize is None else max(1, 3 * blocksize // (2 * factor))
         return cls(fixed, factors, search, block)
 
@@ -149,7 +149,7 @@ class ErrorLattice:
     @property
     def voxel(self) -> float:
         """The smallest spacing of the level, in which lengths of its evidence count."""
-        return _least_spacing(self.level)
+        return self.level.least_spacing
 
     @property
     def extent(self) -> float:
@@ -200,7 +200,7 @@ def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
         aligned = warp_block(other, transform, small.grid, NAN_OUTSIDE)
         tissue = tissue_mask(voxels)
         look = _choose_look(voxels, aligned, tissue)
-        search = PatchSearch.of(small.spacing, small.shape, _WIDE)
+        search = PatchSearch.of(small.grid, _WIDE)
         nodes = small.grid.shrink(search.stride)
         shown = _shown(voxels, aligned, look, small.spacing)
         wanted = [range(n) for n in nodes.shape]
@@ -209,7 +209,7 @@ def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
         settings = defaults.for_voxels(small.spacing)
         apart = compare_halves(small, other, transform, settings)
         halves = [shrink(part, small.grid, search.stride)[0] for part in np.moveaxis(apart, -1, 0)]
-        found = np.stack(halves, axis=-1) / np.float32(_least_spacing(small.grid))
+        found = np.stack(halves, axis=-1) / np.float32(small.grid.least_spacing)
         chance = find_chance(small, aligned, tissue, settings)
     return Overview(nodes, measures, found, look, chance)
 
@@ -323,8 +323,7 @@ def _overview_factors(grid: Grid) -> tuple[int, ...]:
 
 def _clipped(grid: Grid, factor: int) -> tuple[int, ...]:
     """Voxels per axis that span as much as so many of the smallest, where there are as many."""
-    least = _least_spacing(grid)
-    wanted = voxels_spanning(factor * least, grid.spacing)
+    wanted = voxels_spanning(factor * grid.least_spacing, grid.spacing)
     return tuple(min(f, n) for f, n in zip(wanted, grid.shape, strict=True))
 
 
@@ -348,11 +347,6 @@ def _shown(
     if look == "edges":
         return gradient_magnitude(fixed, spacing), gradient_magnitude(aligned, spacing)
     return fixed, -aligned if look == "inverted" else aligned
-
-
-def _least_spacing(grid: Grid) -> float:
-    """The smallest spacing along the axes of more than one voxel."""
-    return min((h for h, n in zip(grid.spacing, grid.shape, strict=True) if n > 1), default=1.0)
 
 
 def _sampled(values: NDArray[np.float32], index: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -91,7 +91,7 @@ class ErrorSummary:
 
 def summarise_error(error: Image, tissue: Image, fixed: Grid) -> ErrorSummary:
     """Summarise an error map over a mask of the fixed image of any resolution, slab by slab."""
-    voxel = min(h for h, n in zip(fixed.spacing, fixed.shape, strict=True) if n > 1)
+    voxel = fixed.least_spacing
     cells = tuple(-(-n // _CELLS) for n in error.shape)
     counts = np.zeros(len(_BINS) - 1, np.int64)
     total = over2 = over5 = unknown = 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -293,7 +292,7 @@ def _doubts_of_affine(matrix: NDArray[np.float64]) -> Iterator[_Doubt]:
 def _regions(error: Mapping[str, Any], fixed: Grid) -> Iterator[Region]:
     for region in error.get("regions", ()):
         box = _spans(region["box"])
-        ends = fixed.to_physical(np.array(list(product(*box))) - 0.5)
+        ends = fixed.crop(tuple(slice(int(a), int(b)) for a, b in box)).outer_corners()
         box_um = zip(ends.min(axis=0).tolist(), ends.max(axis=0).tolist(), strict=True)
         radius = region["median_um"]
         yield Region(

@@ -68,6 +68,13 @@ class DeformEstimate:
     def __bool__(self) -> bool:
         return self.displacement is not None
 
+    @property
+    def mapping(self) -> GridMap | None:
+        """The map that was found, on the block; None where there is none."""
+        if self.displacement is None:
+            return None
+        return GridMap(self.initial.grid, self.initial.affine, self.displacement)
+
     def confidence(self) -> float:
         """Mean squared local correlation of the finest level, at least 0.01: a weight in blends."""
         return max(_LEAST_CONFIDENCE, self.levels[-1].after) if self.levels else 1.0

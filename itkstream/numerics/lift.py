@@ -31,11 +31,11 @@ def lift_values(values: Iterable[Any], fill: Any) -> tuple[Any, Any, Any]:
 
 
 def lift_matrix(matrix: ArrayLike, fill: float = 1.0) -> NDArray[np.float64]:
-    """An n x n matrix, or an n x (n + 1) one with its shift, with `fill` on the new diagonal."""
+    """Matrices (..., n, n), or (..., n, n + 1) with a shift, with `fill` on the new diagonal."""
     given = np.asarray(matrix, np.float64)
-    lead = 3 - len(given)
-    lifted = fill * np.eye(3, 3 + given.shape[1] - len(given))
-    lifted[lead:, lead:] = given
+    n = given.shape[-2]
+    lifted = np.tile(fill * np.eye(3, 3 + given.shape[-1] - n), (*given.shape[:-2], 1, 1))
+    lifted[..., 3 - n :, 3 - n :] = given
     return lifted
 
 

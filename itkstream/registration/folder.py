@@ -39,6 +39,7 @@ __all__ = [
     "RunFolder",
     "Vacant",
     "kept_level",
+    "read_report",
     "registered_grids",
     "registered_image",
     "registered_images",
@@ -276,7 +277,7 @@ def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
 
 def registered_image(folder: str | os.PathLike[str], side: str) -> Image:
     """Open the "fixed" or the "moving" image of a registration folder, as it was registered."""
-    told = _report(folder)[side]
+    told = read_report(folder)[side]
     name = str(told["name"])
     try:
         # With the channel, the spacing and whatever else was said of it.
@@ -290,7 +291,7 @@ def registered_image(folder: str | os.PathLike[str], side: str) -> Image:
 
 def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:
     """Read the lattices of the fixed and the moving image of a registration folder."""
-    report = _report(folder)
+    report = read_report(folder)
     return Grid(**report["fixed"]["grid"]), Grid(**report["moving"]["grid"])
 
 
@@ -321,10 +322,11 @@ def _report_around(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The report of a folder, or of the one around a transform; empty where there is none."""
     place = Location.parse(folder)
     reports = [p for p in (place, *place.parents[:1]) if (p / REPORT).is_file()]
-    return _report(str(reports[0])) if reports else {}
+    return read_report(str(reports[0])) if reports else {}
 
 
-def _report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what registration.json of a registration folder holds."""
     file = Location.parse(folder) / REPORT
     if not file.is_file():
         raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")

@@ -242,9 +242,8 @@ class Scene:
         """The transform that is known so far, or the identity."""
         return transform or AffineTransform(np.eye(self.fixed.ndim + 1))
 
-    def find_similarity(self, transform: Transform) -> ContrastEvidence:
-        """Find the similarity that suits the images through a transform, and tell it."""
-        aligned = self.aligned(transform).read()
+    def find_similarity(self, aligned: NDArray[Any]) -> ContrastEvidence:
+        """Find the similarity that suits the images, the moving one aligned, and tell it."""
         evidence = find_similarity(self.coarse[0], aligned, self.tissue)
         self.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
         return evidence
@@ -259,15 +258,14 @@ class Scene:
             return self, 0.0
         return self._without(left_out, self.coarse[0].grid), float(left_out.mean())
 
-    def with_counterpart(self, transform: Transform) -> tuple[Scene, Counterpart | None]:
+    def with_counterpart(self, aligned: NDArray[Any]) -> tuple[Scene, Counterpart | None]:
         """Leave out the tissue that the moving image does not show, and say where it is.
 
-        The transform aligns the images as well as is known. Itself where none may be left out, and
-        None where all content counts.
+        That one is aligned as well as is known. Itself where none may be left out, and None where
+        all content counts.
         """
         if self.content == "all":
             return self, None
-        aligned = self.aligned(transform).read()
         found = find_counterpart(self.coarse[0], aligned, self.tissue)
         if not found.is_usable:
             return self, found
@@ -294,11 +292,9 @@ class Scene:
         """
         aligned = self.aligned(transform).read()
         fixed, moving = self.coarse
-        index = np.argwhere(tissue_mask(moving.read()))
         back = affine_part(transform).inverse()
-        there = fixed.grid.to_index(back.apply(moving.grid.to_physical(index)))
-        inside = ((there >= -0.5) & (there <= np.subtract(fixed.shape, 0.5))).all(axis=1)
-        overlap = {"fixed": np.isfinite(aligned)[self.tissue].mean(), "moving": inside.mean()}
+        inside = _share_within(tissue_mask(moving.read()), moving.grid, back, fixed.grid)
+        overlap = {"fixed": np.isfinite(aligned)[self.tissue].mean(), "moving": inside}
         shares = {name: round(float(share), 4) for name, share in overlap.items()}
         return local_correlation_in_tissue(fixed.read(), aligned, self.tissue), shares
 
@@ -395,6 +391,20 @@ def next_state(
         if against:
             return state, {**facts, "dropped": against}
     return found.after(state, quality), facts
+
+
+def _share_within(
+    mask: NDArray[np.bool_], grid: Grid, affine: AffineTransform, other: Grid
+) -> float:
+    """The share of a mask that an affine puts inside another lattice.
+
+    A plane at a time: the positions of a whole level take far more memory than the level.
+    """
+    inside = 0
+    for k in range(len(mask)):
+        points = grid.to_physical(np.insert(np.argwhere(mask[k]), 0, k, axis=1))
+        inside += int(other.contains(affine.apply(points)).sum())
+    return inside / max(int(mask.sum()), 1)
 
 
 def _largest_field(transform: Transform) -> int:

@@ -42,8 +42,8 @@ def lying(fixed: Grid, moving: Grid, back: AffineTransform, points: dict[str, An
     those that do not.
     """
     boxes = {
-        "moving": back.apply(_corners(moving)),
-        "fixed": _corners(fixed),
+        "moving": back.apply(moving.outer_corners()),
+        "fixed": fixed.outer_corners(),
     }
     order = sorted(range(fixed.ndim), key=lambda axis: fixed.axes[axis])
     kinds = {name: np.array(found, float).reshape(-1, fixed.ndim) for name, found in points.items()}
@@ -72,12 +72,6 @@ def _projection(
         )
         drawn += f'<g class="dots {name}">{"".join(dots)}</g>'
     return _svg((float(size[0]), float(size[1])), drawn)
-
-
-def _corners(grid: Grid) -> NDArray[np.float64]:
-    """The outer corners of the first and last voxels."""
-    ends = np.meshgrid(*((-0.5, n - 0.5) for n in grid.shape), indexing="ij")
-    return grid.to_physical(np.stack(ends, axis=-1).reshape(-1, grid.ndim))
 
 
 def _path(lines: Iterable[NDArray[np.float64]], name: str) -> str:

@@ -200,9 +200,7 @@ def _overlap(sources: Sources) -> dict[str, Any]:
 
 def _share(grid: Grid, other: Grid, affine: AffineTransform) -> float:
     points = grid.shrink([max(1, n // _POINTS) for n in grid.shape]).positions()
-    index = other.to_index(affine.apply(points))
-    inside = (index >= -0.5) & (index <= np.array(other.shape) - 0.5)
-    return float(inside.all(axis=-1).mean())
+    return float(other.contains(affine.apply(points)).mean())
 
 
 def _seconds(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,6 @@ from itkstream.blocks.inputs import as_pair
 from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.blocks.proven_levels import finest_needed
 from itkstream.blocks.sources import readable
-from itkstream.errors import MissingDataError
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.geometry.chains import FieldChain
 from itkstream.io import open_image
@@ -25,16 +23,14 @@ from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, WarpSettings, warp_block
 from itkstream.registration.folder import (
     ALIGNED,
-    REPORT,
+    ERROR,
     TRANSFORM,
     kept_level,
+    read_report,
     registered_images,
 )
 
-__all__ = ["ERROR", "PIXELS", "Sources", "View", "open_sources", "sampled", "view_of"]
-
-ERROR = "error.ome.zarr"
-"""The predicted error: radius in µm within which the true place lies, NaN where unknown."""
+__all__ = ["PIXELS", "Sources", "View", "open_sources", "sampled", "view_of"]
 
 PIXELS = 600
 """The most pixels of a picture along its longer side."""
@@ -115,9 +111,7 @@ def open_sources(folder: Location, images: tuple[Image, Image] | None = None) ->
 
     Raises a `MissingDataError` where the folder is none, or an image is not where it was.
     """
-    if not (folder / REPORT).is_file():
-        raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
-    facts = json.loads((folder / REPORT).read_bytes())
+    facts = read_report(str(folder))
     fixed, moving = as_pair(*(images or registered_images(str(folder))), None, None)
     fixed = readable(fixed)
     aligned = _stored(folder / ALIGNED, fixed.grid)

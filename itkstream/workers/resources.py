@@ -304,6 +304,8 @@ def _check_jobs(resources: Resources, system: BatchSystem) -> None:
 
 def peak_memory() -> int:
     """Bytes that this process held at most, since it began."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

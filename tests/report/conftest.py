@@ -10,20 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_pages import HOSTILE, SETTINGS, STEPS
 
 import itkstream
 from itkstream.geometry import Grid
 from itkstream.io import write_n5
 from itkstream.io.images.stores.ome_zarr_writer import create_ome_zarr
 from itkstream.phantoms import PhantomPair
-from itkstream.registration.steps import Deformable, RansacAffine, RegisterSettings
-
-HOSTILE = "<img src=x onerror=alert(1)>&'\".n5"
-STEPS = (
-    RansacAffine(radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8),
-    Deformable(iterations=(5, 5, 2), stiffness=1.0),
-)
-SETTINGS = RegisterSettings(blocksize=64, error_map=False)
 
 
 @pytest.fixture(scope="session")

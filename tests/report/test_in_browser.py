@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from report_pages import Page, decoded
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -142,8 +143,6 @@ def test_colours_are_those_of_the_voxels(
     picture = 255 * imread(shot)[top + 4 : top + height - 4, left + 4 : left + width - 4]
     red, green, blue = np.moveaxis(picture[..., :3], -1, 0)
     np.testing.assert_allclose(red, blue, atol=1)
-    from test_write import Page, decoded  # type: ignore[import-not-found]
-
     fixed, moving = (decoded(image["src"]) for image in Page(page).all("img")[:2])
     assert abs(red.mean() - fixed.mean()) < 6
     assert abs(green.mean() - moving.mean()) < 6

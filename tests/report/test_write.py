@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
 from collections.abc import Callable
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import HOSTILE, SETTINGS, STEPS  # type: ignore[import-not-found]
+from report_pages import HOSTILE, SETTINGS, STEPS, Page, decoded
 
 import itkstream
 from itkstream.cli.app import commands
@@ -39,35 +36,6 @@ LOOK = {
     ],
     "share_of_tissue": {"sound": 0.6, "doubtful": 0.3, "unknown": 0.1},
 }
-
-
-class Page(HTMLParser):
-    """A page taken apart: tags with their attributes, and the text that is read."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._silent = False
-        self.feed(file.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._silent = tag in ("style", "script")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._silent = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._silent else data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def decoded(uri: str | None) -> np.ndarray:
-    assert uri is not None
-    return np.asarray(imagecodecs.imread(base64.b64decode(uri.partition(",")[2])))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from itkstream.numerics.deformation.correlation import local_correlation
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.quality import WINDOW_RADIUS_VOX
-from itkstream.numerics.sampling.mapping import GridMap
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
 
 __all__ = ["ChanceLevel", "find_chance"]
@@ -100,10 +99,9 @@ def _deformed(
 ) -> NDArray[np.float32]:
     """The second image on the first after a deformation that does its best."""
     still = AffineTransform(np.eye(grid.ndim + 1))
-    found = deform_block(Image(fixed, grid), Image(moving, grid), still, settings)
-    if found.displacement is None:
+    mapping = deform_block(Image(fixed, grid), Image(moving, grid), still, settings).mapping
+    if mapping is None:
         return moving
-    mapping = GridMap(grid, still.matrix, found.displacement)
     return np.asarray(warp_mapped(Image(moving, grid), mapping, NAN_OUTSIDE), np.float32)
 
 

@@ -9,6 +9,7 @@ of one image by the other (mutual information), which neither of them follows, s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from attrs import evolve
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
+from itkstream.geometry import Grid, Image
 from itkstream.numerics.deformation.descent import Frame, descend, measure_likeness
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
@@ -25,15 +26,18 @@ from itkstream.numerics.deformation.settings import (
     DescentSettings,
     Similarity,
 )
+from itkstream.numerics.sampling.mapping import GridMap
 from itkstream.numerics.sampling.pyramid import shrink
-from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
 
 __all__ = [
     "ContrastEvidence",
     "coherence",
+    "cubic_factors",
     "descriptor_likeness",
     "find_similarity",
     "mutual_information",
+    "signed_correlation",
 ]
 
 Floats = NDArray[np.float32]
@@ -107,7 +111,7 @@ def find_similarity(
 
     NaN voxels do not count. Shapes: `aligned`, `tissue` fixed.shape.
     """
-    factors = _factors(fixed.grid)
+    factors = cubic_factors(fixed.grid, _VOXELS)
     images = [np.asarray(voxels, np.float32) for voxels in (fixed.read(), aligned)]
     a, b = (shrink(image, fixed.grid, factors)[0] for image in images)
     inside, grid = shrink(tissue.astype(np.float32), fixed.grid, factors)
@@ -145,16 +149,36 @@ def coherence(a: Floats, b: Floats, counts: NDArray[np.bool_]) -> float:
     known = np.isfinite(a) & np.isfinite(b)
     if not (known & counts).any():
         return math.nan
-    x, y = (np.where(known, image - image[known].mean(), 0.0).astype(float) for image in (a, b))
-    share = _mean(known.astype(float))
-    share[share < 0.5] = np.nan
-    mx, my = _mean(x) / share, _mean(y) / share
-    vx, vy = _mean(x * x) / share - mx * mx, _mean(y * y) / share - my * my
-    # Rounding of the running means, which is no contrast, lies far below.
-    textured = (vx > 1e-6 * x.var()) & (vy > 1e-6 * y.var()) & known & counts
-    r = (_mean(x * y) / share - mx * my)[textured] / np.sqrt(vx[textured] * vy[textured])
+    r = signed_correlation(a, b, known, (_WINDOW,) * a.ndim, least_share=0.5)[counts]
+    r = r[np.isfinite(r)]
     square = float((r * r).mean()) if r.size else 0.0
     return float(r.mean()) ** 2 / square if square else math.nan
+
+
+def signed_correlation(
+    a: Floats, b: Floats, counts: NDArray[np.bool_], radius: Sequence[int], least_share: float
+) -> NDArray[np.float64]:
+    """Correlation in windows of the voxels that count, with its sign.
+
+    NaN at voxels that do not count, without texture in either image, and where less than a share of
+    the window counts. The images are finite where voxels count.
+    """
+    size = [2 * r + 1 for r in radius]
+
+    def mean(values: NDArray[Any]) -> NDArray[np.float64]:
+        return uniform_filter(values.astype(float), size, mode="constant")
+
+    x, y = (np.where(counts, image - image[counts].mean(), 0.0).astype(float) for image in (a, b))
+    share = mean(counts)
+    share[share < least_share] = np.nan
+    mx, my = mean(x) / share, mean(y) / share
+    vx, vy = mean(x * x) / share - mx * mx, mean(y * y) / share - my * my
+    # Rounding of the running means, which is no contrast, lies far below.
+    textured = (vx > 1e-6 * x.var()) & (vy > 1e-6 * y.var()) & counts
+    found = np.full(a.shape, np.nan)
+    both = mean(x * y) / share - mx * my
+    found[textured] = both[textured] / np.sqrt(vx[textured] * vy[textured])
+    return found
 
 
 def mutual_information(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -178,14 +202,13 @@ def _ranked(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.searchsorted(edges, values, side="right")
 
 
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return uniform_filter(values, 2 * _WINDOW + 1, mode="constant")
+def cubic_factors(grid: Grid, voxels: float, slack: float = 0.0) -> tuple[int, ...]:
+    """Voxels per axis of a level with at most so many, near to cubes.
 
-
-def _factors(grid: Grid) -> tuple[int, ...]:
-    """Voxels per axis of a level with at most some `_VOXELS`, near to cubes."""
-    edge = (math.prod(grid.spacing) * grid.size / _VOXELS) ** (1 / grid.ndim)
-    return tuple(max(1, math.ceil(edge / h)) for h in grid.spacing)
+    With some slack, in voxels, fewer are averaged, and the level has a little more.
+    """
+    edge = (math.prod(grid.spacing) * grid.size / voxels) ** (1 / grid.ndim)
+    return tuple(max(1, math.ceil(edge / h - slack)) for h in grid.spacing)
 
 
 def _follow(a: Floats, b: Floats, grid: Grid, settings: DescentSettings) -> Floats:
@@ -193,6 +216,4 @@ def _follow(a: Floats, b: Floats, grid: Grid, settings: DescentSettings) -> Floa
     coarse = evolve(settings.select(slice(-3, -1)), shrink_factors=_LEVELS)
     still = np.eye(grid.ndim + 1)
     found = descend(a, b, Frame(grid, grid, still), coarse.for_voxels(grid.spacing))
-    field = DisplacementField(found.displacement, grid)
-    through = CompositeTransform((field, AffineTransform(still)))
-    return warp_block(Image(b, grid), through, grid, NAN_OUTSIDE)
+    return warp_mapped(Image(b, grid), GridMap(grid, still, found.displacement), NAN_OUTSIDE)

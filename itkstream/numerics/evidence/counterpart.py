@@ -15,7 +15,6 @@ None of those pairs has tissue left out; they are registered as before, to the l
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,14 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid, Image
+from itkstream.geometry import Grid, Image
 from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.deformation.descent import Frame, descend
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
+from itkstream.numerics.evidence.contrast import cubic_factors, signed_correlation
 from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.evidence.stiffness import hide_cubes
+from itkstream.numerics.sampling.mapping import GridMap
 from itkstream.numerics.sampling.pyramid import shrink
-from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
 
 __all__ = ["Counterpart", "find_counterpart"]
 
@@ -54,6 +55,8 @@ MOST_MISSING = 0.6
 """Share of the tissue above which the images are not aligned, rather than torn."""
 
 _RADIUS = 4
+# Share of a window that is hidden, at least.
+_LEAST_SHARE = 0.1
 # Deviation of the Gaussian by which voxels are averaged; planes hold fewer of them.
 _POOLED = {2: 12.0, 3: 5.0}
 # Fewer hidden voxels than this share of a pool tell nothing.
@@ -124,9 +127,7 @@ class Counterpart:
 
     def _box(self, box: tuple[slice, ...], fixed: Grid) -> dict[str, Any]:
         """First and last voxel of the fixed image in a box of the coarse one, and their places."""
-        ends = [[s.start - 0.5, s.stop - 0.5] for s in box]
-        corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, fixed.ndim)
-        index = fixed.to_index(self.grid.to_physical(corners))
+        index = fixed.to_index(self.grid.crop(box).outer_corners())
         last = np.subtract(fixed.shape, 1)
         first = np.clip(np.ceil(index.min(axis=0) - 1e-6), 0, last).astype(int)
         final = np.clip(np.floor(index.max(axis=0) + 1e-6), 0, last).astype(int)
@@ -179,7 +180,11 @@ class _Level:
         """
         foretold = self._foretell(unseen)
         radius = voxels_spanning(_RADIUS * min(self.grid.spacing), self.grid.spacing)
-        found = _signed_correlation(self.fixed, foretold, radius, unseen)
+        found = np.full(self.fixed.shape, np.nan)
+        known = np.isfinite(self.fixed) & np.isfinite(foretold) & unseen
+        if known.any():
+            found = signed_correlation(self.fixed, foretold, known, radius, _LEAST_SHARE)
+        found = np.clip(found, -1.0, 1.0)
         found[~self.content] = np.nan
         return (np.sign(_sign(found)) * _pooled(found, self.grid)).astype(np.float32)
 
@@ -191,9 +196,8 @@ class _Level:
         settings = PIPELINE_DEFAULTS.for_voxels(self.grid.spacing)
         frame = Frame(self.grid, self.grid, still)
         found = descend(seen, self.moving, frame, settings, beyond="affine")
-        field = DisplacementField(found.displacement, self.grid)
-        through = CompositeTransform((field, AffineTransform(still)))
-        return warp_block(Image(self.moving, self.grid), through, self.grid, NAN_OUTSIDE)
+        mapping = GridMap(self.grid, still, found.displacement)
+        return warp_mapped(Image(self.moving, self.grid), mapping, NAN_OUTSIDE)
 
 
 def _judge(level: _Level, agreement: Floats) -> Counterpart:
@@ -224,30 +228,7 @@ def _sign(values: NDArray[np.float64]) -> float:
 def _factors(grid: Grid) -> tuple[int, ...]:
     """Voxels per axis of a level on which an eighth of the voxels is left, near to cubes."""
     most = min(max(_SHARE_OF_VOXELS * grid.size, _LEAST_VOXELS), _MOST_VOXELS)
-    edge = (math.prod(grid.spacing) * grid.size / most) ** (1 / grid.ndim)
-    return tuple(max(1, math.ceil(edge / h - 0.25)) for h in grid.spacing)
-
-
-def _signed_correlation(
-    a: Floats, b: Floats, radius: tuple[int, ...], counts: Mask
-) -> NDArray[np.float64]:
-    """Correlation in windows of the voxels that count; NaN at others, and without texture."""
-    known = np.isfinite(a) & np.isfinite(b) & counts
-    if not known.any():
-        return np.full(a.shape, np.nan)
-    size = [2 * r + 1 for r in radius]
-
-    def mean(values: NDArray[Any]) -> NDArray[np.float64]:
-        return ndimage.uniform_filter(values.astype(float), size, mode="constant")
-
-    x, y = (np.where(known, image - image[known].mean(), 0.0).astype(float) for image in (a, b))
-    share = np.maximum(mean(known), 1e-6)
-    mx, my = mean(x) / share, mean(y) / share
-    vx, vy = mean(x * x) / share - mx * mx, mean(y * y) / share - my * my
-    # Rounding of the running means, which is no contrast, lies far below.
-    textured = known & (share > 0.1) & (vx > 1e-6 * x.var()) & (vy > 1e-6 * y.var())
-    r = (mean(x * y) / share - mx * my) / np.sqrt(np.maximum(vx * vy, 1e-30))
-    return np.where(textured, np.clip(r, -1.0, 1.0), np.nan)
+    return cubic_factors(grid, most, slack=0.25)
 
 
 def _pooled(values: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import correlate1d, uniform_filter
 
+from itkstream.geometry import Grid
 from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.threads import over_slabs
 
@@ -70,15 +71,14 @@ class PatchSearch:
     reach: tuple[int, ...]
 
     @classmethod
-    def of(cls, spacing: Sequence[float], shape: Sequence[int], reach: int) -> PatchSearch:
-        """The search that suits voxels of some spacing; shifts reach so many of the smallest."""
-        least = min((h for h, n in zip(spacing, shape, strict=True) if n > 1), default=1.0)
+    def of(cls, grid: Grid, reach: int) -> PatchSearch:
+        """The search that suits a lattice; shifts reach so many of its smallest voxels."""
         sizes: list[tuple[int, ...]] = []
         for length in (_WINDOW, _STRIDE, reach):
-            spans = voxels_spanning(length * least, spacing)
-            sizes.append(tuple(min(s, n) for s, n in zip(spans, shape, strict=True)))
+            spans = voxels_spanning(length * grid.least_spacing, grid.spacing)
+            sizes.append(tuple(min(s, n) for s, n in zip(spans, grid.shape, strict=True)))
         window = tuple(max(1, w // 2 * 2) if w > 1 else 1 for w in sizes[0])
-        shifts = tuple(min(r, n // 2) for r, n in zip(sizes[2], shape, strict=True))
+        shifts = tuple(min(r, n // 2) for r, n in zip(sizes[2], grid.shape, strict=True))
         return cls(window, sizes[1], shifts)
 
     @property

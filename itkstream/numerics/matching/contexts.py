@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.lift import lift_values, lift_vectors
+from itkstream.numerics.lift import lift_matrix, lift_values, lift_vectors
 from itkstream.numerics.matching.keypoints import as_points, finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur, halve
 from itkstream.numerics.threads import over_slabs
@@ -274,11 +274,7 @@ def sample_around(
     # Rounding adds at most half a unit per sample to the norm.
     norm = _EXACT_NORM - 0.5 * math.sqrt(len(steps))
     outputs = (samples, inside)
-    each = np.empty((0, 3, 3))
-    if turns is not None:
-        lead = 3 - turns.shape[-1]
-        each = np.tile(np.eye(3), (len(turns), 1, 1))
-        each[:, lead:, lead:] = turns
+    each = np.empty((0, 3, 3)) if turns is None else lift_matrix(turns)
     over_slabs(lambda a, b: _sample_slab(volume, at, (steps, each), norm, outputs, a, b), len(at))
     return samples, inside
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
 import dask.array as da
 import numpy as np
 from attrs import frozen
+from numpy.typing import NDArray
 
 from itkstream.apply.points import TargetErrors
 from itkstream.errors import InputError, unknown_name
@@ -208,9 +209,10 @@ class Deformable(TunedStep):
         return settings if self.stiffness == "auto" else stiffened(settings, self.stiffness)
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
-        scene, seen = self._without_torn(scene, state)
-        decided, facts, objection = self._decide(scene, state)
-        facts |= seen
+        start = scene.known(state.transform)
+        scene, decided, facts = self._look(scene, start)
+        decided, bent, objection = decided._choose(scene, start)
+        facts |= bent
         if objection:
             return Nothing(objection, facts)
         path = place()
@@ -228,36 +230,35 @@ class Deformable(TunedStep):
     ) -> None:
         decided = {n: facts[n] for n in ("similarity", "stiffness") if n in facts}
         if facts.get(_NO_COUNTERPART, {}).get("left_out"):
-            scene, _ = self._without_torn(scene, state)
+            aligned = scene.aligned(scene.known(state.transform)).read()
+            scene, _ = _without_torn(scene, aligned)
         self.evolve(**decided)._store(scene, state, place())
 
-    def _without_torn(self, scene: Scene, state: State) -> tuple[Scene, dict[str, Any]]:
-        """The scene without tissue that only the fixed image shows, and facts of that."""
-        if not self._leaves_out:
-            return scene, {}
-        seen, found = scene.with_counterpart(scene.known(state.transform))
-        if found is None or not found.describe():
-            return scene, {}
-        scene.reporter.note(found.describe())
-        return seen, {_NO_COUNTERPART: found.facts(scene.fixed.grid)}
+    def _look(self, scene: Scene, start: Transform) -> tuple[Scene, Self, dict[str, Any]]:
+        """The scene without torn tissue, the step with a similarity that suits it, and facts."""
+        asks = self.method == "lcc" and self.similarity == "auto"
+        facts: dict[str, Any] = {}
+        if not asks and not self._leaves_out:
+            return scene, self, facts
+        aligned = scene.aligned(start).read()
+        if self._leaves_out:
+            scene, facts = _without_torn(scene, aligned)
+        if not asks:
+            return scene, self, facts
+        evidence = scene.find_similarity(aligned)
+        return scene, self.evolve(similarity=evidence.similarity), evidence.facts | facts
 
-    def _decide(self, scene: Scene, state: State) -> tuple[Self, dict[str, Any], str]:
-        """The step with a similarity and a stiffness that suit the images, facts, an objection."""
-        start = scene.known(state.transform)
-        decided, facts = self, dict[str, Any]()
-        if self.method == "lcc" and self.similarity == "auto":
-            evidence = scene.find_similarity(start)
-            decided, facts = self.evolve(similarity=evidence.similarity), evidence.facts
-        if not decided._is_open:
-            return decided, facts, ""
+    def _choose(self, scene: Scene, start: Transform) -> tuple[Self, dict[str, Any], str]:
+        """The step with a stiffness that suits the images, facts, and an objection to the step."""
+        if not self._is_open:
+            return self, {}, ""
         settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
         found = choose_stiffness(scene.fixed, scene.moving, start, settings, scene.tissue)
-        facts |= found.facts
         # Where landmarks pull, images need not: bare tissue foretells nothing.
         if found.is_chance and scene.marks is None:
-            return decided, facts, _CHANCE
+            return self, found.facts, _CHANCE
         scene.reporter.note(f"stiffness {found.stiffness:g}")
-        return decided.evolve(stiffness=found.stiffness), facts, ""
+        return self.evolve(stiffness=found.stiffness), found.facts, ""
 
     @property
     def _leaves_out(self) -> bool:
@@ -384,6 +385,15 @@ class Deformable(TunedStep):
                 block, moving, start, self.settings_for(block.spacing)
             )
         }
+
+
+def _without_torn(scene: Scene, aligned: NDArray[Any]) -> tuple[Scene, dict[str, Any]]:
+    """The scene without tissue that only the fixed image shows, and facts of that."""
+    seen, found = scene.with_counterpart(aligned)
+    if found is None or not found.describe():
+        return scene, {}
+    scene.reporter.note(found.describe())
+    return seen, {_NO_COUNTERPART: found.facts(scene.fixed.grid)}
 
 
 def _check_stiffness(stiffness: Any, method: str) -> None:

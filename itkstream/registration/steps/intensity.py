@@ -99,7 +99,7 @@ class IntensityAffine(TunedStep):
         if self.metric != "auto":
             return self._compare(scene, state)
         known = scene.known(state.transform)
-        evidence = scene.find_similarity(known)
+        evidence = scene.find_similarity(scene.aligned(known).read())
         if evidence.similarity == "lcc":
             found = self._compare(scene, state)
         else:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from itkstream.geometry import Grid
 from itkstream.numerics.evidence.residuals import (
     MEASURES,
     PatchSearch,
@@ -19,7 +20,7 @@ def texture(shape, seed=0, sigma=1.5):
 
 def measured(fixed, aligned, spacing=None, reach=6):
     spacing = spacing or (1.0,) * fixed.ndim
-    search = PatchSearch.of(spacing, fixed.shape, reach)
+    search = PatchSearch.of(Grid(fixed.shape, spacing), reach)
     nodes = [range(-(-n // s)) for n, s in zip(fixed.shape, search.stride, strict=True)]
     found = measure_patches(fixed, aligned, search, spacing, nodes)
     return dict(zip(MEASURES, np.moveaxis(found, -1, 0), strict=True))
@@ -80,7 +81,7 @@ def test_constant_images_tell_nothing():
 def test_a_node_depends_on_its_halo_only():
     fixed = texture((96, 32, 32))
     aligned = fixed + 0.1 * texture(fixed.shape, 1)
-    search = PatchSearch.of((1.0, 1.0, 1.0), fixed.shape, 4)
+    search = PatchSearch.of(Grid(fixed.shape, (1.0, 1.0, 1.0)), 4)
     whole = measure_patches(fixed, aligned, search, (1, 1, 1), [range(12), range(4), range(4)])
     start = -(-search.halo[0] // 8) * 8
     part = slice(40 - start, 48 + start)
@@ -101,7 +102,7 @@ def test_thin_images_have_patches_as_thin(shape):
 
 
 def test_deep_voxels_have_fewer_to_a_patch():
-    search = PatchSearch.of((0.5, 0.5, 2.0), (100, 100, 100), 8)
+    search = PatchSearch.of(Grid((100, 100, 100), (0.5, 0.5, 2.0)), 8)
     assert search.window == (16, 16, 4)
     assert search.stride == (8, 8, 2)
     assert search.reach == (8, 8, 2)
