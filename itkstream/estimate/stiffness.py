@@ -23,12 +23,12 @@ from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.evidence.stiffness import (
     climb,
+    for_trial,
     gain_in_cubes,
     hidden_correlation,
     hide_cubes,
     mean_score,
     number_cubes,
-    stiffened,
 )
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
@@ -132,7 +132,7 @@ def choose_stiffness(
     found: dict[float, NDArray[np.float64]] = {}
 
     def score(stiffness: float) -> NDArray[np.float64]:
-        tried = stiffened(settings, stiffness)
+        tried = for_trial(settings, stiffness)
         found[stiffness] = _joined([_foretold(sample, start, tried) for sample in samples])
         return found[stiffness]
 

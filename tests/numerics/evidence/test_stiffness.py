@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from attrs import evolve
 from scipy.ndimage import gaussian_filter
 
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.evidence.stiffness import (
     LEAST_STIFFNESS,
     climb,
+    for_trial,
     gain_in_cubes,
     hidden_correlation,
     hide_cubes,
@@ -55,6 +57,15 @@ def test_a_softer_field_is_smoothed_less_and_looks_closer() -> None:
     assert soft.cc_radius == (3, 3, 3)
     assert soft.node_stride == (1, 2, 2)
     assert stiff.iterations == PIPELINE_DEFAULTS.iterations
+
+
+def test_stiffnesses_are_compared_at_one_damping() -> None:
+    for stiffness in (1 / 16, 1, 4):
+        tried = for_trial(PIPELINE_DEFAULTS, stiffness)
+        assert tried.damping == PIPELINE_DEFAULTS.damping
+        kept = stiffened(PIPELINE_DEFAULTS, stiffness)
+        assert (kept.damping > tried.damping) == (stiffness < 1)
+        assert evolve(kept, damping=tried.damping) == tried
 
 
 def test_stiffness_and_units_go_together() -> None:
