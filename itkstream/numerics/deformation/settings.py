@@ -32,6 +32,7 @@ from itkstream.numerics.sampling.folds import MINIMUM_JACOBIAN
 __all__ = [
     "PIPELINE_DEFAULTS",
     "PIPELINE_MIND",
+    "Abcd",
     "DescentSettings",
     "LevelSettings",
     "Similarity",

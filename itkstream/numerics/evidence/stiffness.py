@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from itkstream.geometry.grid import voxels_spanning
 from itkstream.numerics.deformation.correlation import local_correlation
-from itkstream.numerics.deformation.settings import DescentSettings, scaled_kernels
+from itkstream.numerics.deformation.settings import Abcd, DescentSettings, scaled_kernels
 
 __all__ = [
     "LEAST_STIFFNESS",
@@ -57,8 +57,11 @@ _FORCE = 0.75
 # voxels do not tell it, and damped fields foretell less the softer they are: of two lungs 1/16 was
 # then not chosen (0.843), so stiffnesses are compared without it.
 _DAMPING = -1.25
-# A softer field has further to go on the coarsest level.
-_MORE_ITERATIONS = 5 / 3
+# A softer field has further to go on the coarsest level, and large parts move apart there: softer
+# by so great a power, the overlap of lobes of two lungs rises from 0.880 to 0.897 at 1/16, that of
+# labels of two brains stays (0.638), the error between two heads falls from 3.6 / 10.1 to 3.4 / 9.7
+# voxels, and at 1/4 from 4.2 / 13.5 to 4.1 / 10.7. At 1 membranes would lose a fifth.
+_MORE_ITERATIONS, _COARSEST = 5 / 3, 2
 
 _HIDDEN_SHARE = 0.25
 _HIDDEN_EDGE = 8
@@ -73,6 +76,7 @@ def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
     """Settings for a field that is so many times as stiff as theirs; a softer one is damped more.
 
     The field's (a), a squared length, grows with the stiffness; that of the force a little less.
+    Below 1 those of the coarsest level go with its square.
     """
     found = for_trial(settings, stiffness)
     if stiffness < 1:
@@ -85,10 +89,8 @@ def for_trial(settings: DescentSettings, stiffness: float) -> DescentSettings:
     if stiffness == 1:
         return settings
     changes: dict[str, Any] = {
-        "field_smoothing": scaled_kernels(settings.field_smoothing, math.sqrt(stiffness)),
-        "gradient_smoothing": scaled_kernels(
-            settings.gradient_smoothing, math.sqrt(stiffness**_FORCE)
-        ),
+        "field_smoothing": _kernels(settings.field_smoothing, stiffness),
+        "gradient_smoothing": _kernels(settings.gradient_smoothing, stiffness, _FORCE),
     }
     if stiffness < 1:
         first, *others = settings.iterations
@@ -98,6 +100,17 @@ def for_trial(settings: DescentSettings, stiffness: float) -> DescentSettings:
         *others, finest = settings.node_stride
         changes["node_stride"] = (*others, max(1, finest // 2))
     return evolve(settings, **changes)
+
+
+def _kernels(values: tuple[Abcd, ...], stiffness: float, power: float = 1) -> tuple[Abcd, ...]:
+    """The smoothing operators of all levels at a stiffness; softer ones more so on the coarsest."""
+    coarsest = 1 if stiffness < 1 < len(values) else 0
+    steps = [stiffness**_COARSEST] * coarsest + [stiffness] * (len(values) - coarsest)
+    scaled = [
+        scaled_kernels((value,), math.sqrt(step**power))
+        for value, step in zip(values, steps, strict=True)
+    ]
+    return tuple(kernel for (kernel,) in scaled)
 
 
 def hide_cubes(
