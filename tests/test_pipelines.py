@@ -43,7 +43,7 @@ from itkstream.workers import Resources
 MATCHING = {"match_threshold": 0.6, "cc_radius": 8}
 AFFINE = RansacAffine(radii=((2.0, 6.0),), **MATCHING)
 STEPS = (AFFINE, LocalAffines(blocksize=64, **MATCHING), Deformable())
-SETTINGS = RegisterSettings(blocksize=64, report=False)
+SETTINGS = RegisterSettings(blocksize=64, error_map=False, report=False)
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_stores_and_worker_processes_give_the_same_bits(rounds, registered, tmp_
 
 
 def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
-    few = RegisterSettings(coarse_voxels=rounds.fixed.grid.size / 3)
+    few = RegisterSettings(coarse_voxels=rounds.fixed.grid.size / 3, error_map=False, report=False)
     steps = (AFFINE, Deformable(blocksize=64))
     result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, few)
     error = rounds.error(result.transform.apply, 3).summary()
@@ -293,7 +293,7 @@ def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
 
 def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
     steps = (AFFINE, IntensityAffine(), Deformable("symmetric-demons"))
-    result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps)
+    result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, SETTINGS)
     step = next(s for s in result.report["steps"] if s["name"] == "intensity affine")
     assert step["metric_after"] < step["metric_before"]
     error = rounds.error(result.transform.apply, 3).summary()
@@ -386,8 +386,8 @@ def test_the_same_run_again_finds_all_done(rounds, registered):
     watch = Heard()
     again = register(rounds.fixed, rounds.moving, registered.out, STEPS, SETTINGS, reporter=watch)
     assert (registered.out / "registration.json").read_bytes() == before
-    # Also what is read, field, image, certificate, error map, verdict and files.
-    assert watch.notes.count("done by an earlier run") == len(STEPS) + 7
+    # Also what is read, field, image, certificate, verdict and files.
+    assert watch.notes.count("done by an earlier run") == len(STEPS) + 6
     np.testing.assert_array_equal(again.aligned.read(), registered.aligned.read())
 
 

@@ -17,6 +17,7 @@ from itkstream.numerics.matching.contexts import ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
 from itkstream.numerics.matching.ransac import RansacSettings, fit_in_planes
 from itkstream.pipelines import register
+from itkstream.registration.steps import RegisterSettings
 
 AXES = ("x", "y", "z")
 
@@ -54,7 +55,7 @@ def test_stacks_of_few_planes_register(
     tmp_path: Path, planes: int, axis: int, spacing: float
 ) -> None:
     fixed, moving, truth = pair(planes, axis, spacing)
-    result = register(fixed, moving, tmp_path / "out")
+    result = register(fixed, moving, tmp_path / "out", settings=RegisterSettings(report=False))
     inner = [(10, n - 10) if n > 20 else (0, n) for n in fixed.shape]
     points = np.random.default_rng(0).uniform(*np.array(inner).T - 0.5, (500, 3)) * fixed.spacing
     apart = np.linalg.norm(result.transform.apply(points) - points - truth, axis=1)

@@ -20,7 +20,7 @@ from itkstream.registration.folder import registered_images
 from itkstream.registration.steps import IntensityAffine, RegisterSettings
 
 STEPS = (IntensityAffine("affine", iterations=(100, 100)),)
-SETTINGS = RegisterSettings(blocksize=64, report=False)
+SETTINGS = RegisterSettings(blocksize=64, error_map=False, report=False)
 
 
 @pytest.fixture(scope="module")

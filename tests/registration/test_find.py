@@ -131,7 +131,8 @@ def test_a_deformation_follows_what_suits_the_contrast(
     def run(place: str, **parameters: Any) -> Registration:
         steps = [Deformable(iterations=(12, 8, 4), **parameters)]
         start: dict[str, Any] = {"initial_transform": rough, "reporter": listener}
-        return register(pair.fixed, moving, tmp_path / place, steps, **start)
+        settings = RegisterSettings(error_map=False, report=False)
+        return register(pair.fixed, moving, tmp_path / place, steps, settings, **start)
 
     result = run("auto")
     facts = result.report["steps"][1]
@@ -193,7 +194,7 @@ def test_blocks_and_overlaps_act_in_a_whole_run(
 
     def run(step: Step, coarse_voxels: float = 20e6) -> bytes:
         place = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        settings = RegisterSettings(coarse_voxels, 32)
+        settings = RegisterSettings(coarse_voxels, 32, error_map=False, report=False)
         result = register(pair.fixed, pair.moving, place, [step], settings, initial_transform=rough)
         assert "dropped" not in result.report["steps"][1]
         return result.transform.apply(points).tobytes()

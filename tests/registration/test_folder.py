@@ -18,7 +18,7 @@ REGISTERING = """
 import sys, time
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import register
-from itkstream.registration.steps import Deformable, IntensityAffine
+from itkstream.registration.steps import Deformable, IntensityAffine, RegisterSettings
 
 class Waiting:
     def step(self, title):
@@ -32,8 +32,9 @@ class Waiting:
 
 pair = make_pair(PhantomSettings((48, 48, 40), (1.0, 1.0, 1.0), 3))
 steps = IntensityAffine(iterations=(5,), shrink_factors=(2,), smooth_sigmas=(1,)), Deformable()
-matrix = pair.truth.matrix
-register(pair.fixed, pair.moving, sys.argv[1], steps, initial_transform=matrix, reporter=Waiting())
+settings = RegisterSettings(error_map=False, report=False)
+more = {"initial_transform": pair.truth.matrix, "reporter": Waiting()}
+register(pair.fixed, pair.moving, sys.argv[1], steps, settings, **more)
 """
 
 

@@ -24,7 +24,7 @@ from itkstream.io.images.units import itk_unit, rescaled
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.pipelines import register
 from itkstream.registration.folder import registered_unit
-from itkstream.registration.steps import IntensityAffine
+from itkstream.registration.steps import IntensityAffine, RegisterSettings
 
 LATTICE = Grid((7, 8, 9), (20.0, 30.0, 40.0), (5.0, -6.0, 7.0), axes=("z", "y", "x"))
 RNG = np.random.default_rng(5)
@@ -33,6 +33,8 @@ FIELD = DisplacementField(RNG.normal(0, 2, (*LATTICE.shape, 3)).astype(np.float3
 SPLINES = BSplineTransform(RNG.normal(0, 2, (*LATTICE.shape, 3)), LATTICE)
 ALL = {"affine": AFFINE, "field": FIELD, "B-splines": SPLINES,
        "chain": CompositeTransform((FIELD, AFFINE))}  # fmt: skip
+
+PLAIN = RegisterSettings(error_map=False, report=False)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -82,7 +84,8 @@ def registered(tmp_path_factory):
         image.SetSpacing((0.02, 0.02, 0.03))
         image.SetOrigin((5, 6, 7))
         sitk.WriteImage(image, str(folder / f"{name}.nii"))
-    register(folder / "fixed.nii", folder / "moving.nii", folder / "out", (IntensityAffine(),))
+    files = folder / "fixed.nii", folder / "moving.nii"
+    register(*files, folder / "out", (IntensityAffine(),), PLAIN)
     return folder
 
 
@@ -125,6 +128,7 @@ def test_a_start_is_read_in_the_unit_of_the_fixed_image(registered):
         registered / "moving.nii",
         registered / "again",
         (IntensityAffine(),),
+        PLAIN,
         initial_transform=start,
     )
     first = again.report["steps"][0]["local_correlation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import dask.array as da
@@ -111,12 +112,13 @@ def test_register_fills_with_it_and_says_so(tmp_path: Path) -> None:
         Image(voxels[12:], Grid((28, 36, 32), (1, 1, 1), (12, 0, 0), axes=AXES)),
     )
     steps = [IntensityAffine("translation", iterations=(2, 1))]
-    told = register(fixed, moving, tmp_path / "a", steps)
+    plain = RegisterSettings(error_map=False, report=False)
+    told = register(fixed, moving, tmp_path / "a", steps, plain)
     assert (told.aligned.read()[:6] == -1000).all()
     assert (
         next(s for s in told.report["steps"] if s["name"] == "aligned image")["background"] == -1000
     )
-    given = register(fixed, moving, tmp_path / "b", steps, RegisterSettings(background=5))
+    given = register(fixed, moving, tmp_path / "b", steps, replace(plain, background=5))
     assert (given.aligned.read()[:6] == 5).all()
     with pytest.raises(InputError, match="background must be a number"):
         RegisterSettings(background="white")  # type: ignore[arg-type]
