@@ -98,9 +98,9 @@ def describe_nodes(
 
 
 def measure_disarray(wide: Floats, halves: Floats, tissue: NDArray[np.bool_], far: float) -> float:
-    """How far a whole image neither fits nor moves alike in both halves, as a logarithm.
+    """Logarithm of the disarray of a whole image: halves that move apart, and a poor fit.
 
-    The usual square of the distance of two halves times the usual misfit, over nodes of tissue.
+    The square of the usual distance of two halves times the usual misfit, over nodes of tissue.
     An image that lies wrong has both; one that is torn, slipped or not yet deformed has one.
     """
     seen = wide[..., _INDEX["seen"]] >= LEAST_SEEN
@@ -111,7 +111,7 @@ def measure_disarray(wide: Floats, halves: Floats, tissue: NDArray[np.bool_], fa
 
 
 def _apart(halves: Floats, far: float) -> Floats:
-    """What halves tell, the worst where there are none."""
+    """Distances that halves tell; the worst where there are none."""
     return np.where(np.isfinite(halves), halves, np.float32(4 * far))
 
 
