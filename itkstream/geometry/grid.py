@@ -34,6 +34,8 @@ MICROMETERS_PER_UNIT = {
     "meter": 1e6,
 }
 
+_STRAIGHT = {n: tuple(tuple(map(float, row)) for row in np.eye(n)) for n in (2, 3)}
+
 
 def box_shape(box: Slices) -> tuple[int, ...]:
     """Count the voxels of a box per axis.
@@ -460,15 +462,18 @@ def _floats(name: str, values: Sequence[float], n: int) -> tuple[float, ...]:
     numbers = tuple(float(v) for v in np.ravel(values))
     if len(numbers) != n:
         raise InputError(f"{name} needs one number per axis, {n}; got {len(numbers)}: {numbers}")
-    if not np.isfinite(numbers).all():
+    if not all(map(math.isfinite, numbers)):
         raise InputError(f"{name} must be finite; got {numbers}")
     return numbers
 
 
 def _rotation(direction: ArrayLike, n: int) -> tuple[tuple[float, ...], ...]:
+    # Thousands of grids are made of others, most of them straight: they need no second look.
+    if direction is _STRAIGHT[n]:
+        return _STRAIGHT[n]
     matrix = np.asarray(direction, float)
     if matrix.size == 0:
-        matrix = np.eye(n)
+        return _STRAIGHT[n]
     if matrix.size != n * n:
         raise InputError(f"direction must be a {n} x {n} matrix; got {matrix.size} numbers")
     matrix = matrix.reshape(n, n)

@@ -29,7 +29,12 @@ from itkstream.numerics.evidence.chance import ChanceLevel, find_chance
 from itkstream.numerics.evidence.contrast import COHERENT, coherence
 from itkstream.numerics.evidence.halves import compare_halves
 from itkstream.numerics.evidence.quality import tissue_mask
-from itkstream.numerics.evidence.radius import REACH_NODES, describe_nodes, load_table
+from itkstream.numerics.evidence.radius import (
+    REACH_NODES,
+    describe_nodes,
+    load_table,
+    measure_disarray,
+)
 from itkstream.numerics.evidence.residuals import (
     LEAST_SEEN,
     MEASURES,
@@ -81,6 +86,8 @@ class Overview:
         Numbers of `MEASURES`, lengths in voxels of the level.
     halves : ndarray, grid.shape + (2,)
         As `compare_halves` finds them, in voxels of the level.
+    astray : float
+        From `measure_disarray`.
     look : {'same', 'inverted', 'edges'}
         How intensities are compared: as they are, one of them inverted, or the lengths of their
         gradients, where contrasts differ.
@@ -91,6 +98,7 @@ class Overview:
     grid: Grid
     measures: NDArray[np.float32]
     halves: NDArray[np.float32]
+    astray: float
     look: Look
     chance: ChanceLevel
 
@@ -210,8 +218,10 @@ def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
         apart = compare_halves(small, other, transform, settings)
         halves = [shrink(part, small.grid, search.stride)[0] for part in np.moveaxis(apart, -1, 0)]
         found = np.stack(halves, axis=-1) / np.float32(small.grid.least_spacing)
+        inside, _ = shrink(tissue.astype(np.float32), small.grid, search.stride)
+        astray = measure_disarray(measures, found, inside >= 0.5, _NARROW)
         chance = find_chance(small, aligned, tissue, settings)
-    return Overview(nodes, measures, found, look, chance)
+    return Overview(nodes, measures, found, astray, look, chance)
 
 
 def prepare_evidence(
@@ -308,7 +318,7 @@ def _describe(
     measures: NDArray[np.float32], overview: Overview, nodes: Grid
 ) -> NDArray[np.float32]:
     """Evidence at some nodes; NaN where the images are not seen."""
-    evidence = describe_nodes(measures, *overview.at(nodes), _NARROW)
+    evidence = describe_nodes(measures, *overview.at(nodes), overview.astray, _NARROW)
     evidence[measures[..., MEASURES.index("seen")] < LEAST_SEEN] = np.nan
     return evidence
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from itkstream.geometry import Grid, Image, Slices
+from itkstream.geometry import Grid, Image
 
 __all__ = ["ErrorSummary", "WorstRegion", "summarise_error"]
 
@@ -19,6 +19,8 @@ _BINS = np.geomspace(1e-3, 1e4, 1401)
 # A cell is bad where so much of its tissue may be more than five voxels off, or is not known.
 _BAD_SHARE, _FAR_VOX = 0.5, 5.0
 _REGIONS = 20
+# Radii that are read at a time, about.
+_SLAB_RADII = 1e6
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ def summarise_error(error: Image, tissue: Image, fixed: Grid) -> ErrorSummary:
     cells = tuple(-(-n // _CELLS) for n in error.shape)
     counts = np.zeros(len(_BINS) - 1, np.int64)
     total = over2 = over5 = unknown = 0
-    found = []
-    for start in range(0, error.shape[0], cells[0]):
-        slab = (slice(start, min(start + cells[0], error.shape[0])),)
-        part = error[slab]
+    found, mask = [], np.asarray(tissue.read())
+    thick = cells[0] * max(1, int(_SLAB_RADII * error.shape[0] / error.grid.size) // cells[0])
+    for start in range(0, error.shape[0], thick):
+        part = error[(slice(start, min(start + thick, error.shape[0])),)]
         radii = np.asarray(part.read(), np.float32)
-        inside = _mask_at(tissue, part.grid)
+        inside = _mask_at(Image(mask, tissue.grid), part.grid)
         known = radii[inside & np.isfinite(radii)]
         counts += np.histogram(np.clip(known, _BINS[0], _BINS[-1]), _BINS)[0]
         total += int(inside.sum())
@@ -114,7 +116,7 @@ def summarise_error(error: Image, tissue: Image, fixed: Grid) -> ErrorSummary:
         _quantile(counts, 0.5),
         _quantile(counts, 0.95),
         {name: round(n / max(total, 1), 5) for name, n in shares.items()},
-        int(tissue.read().sum() * fixed.size / tissue.grid.size),
+        int(mask.sum() * fixed.size / mask.size),
         _worst_regions(np.concatenate(found, axis=1), cells, fixed, steps, max(total, 1)),
     )
 
@@ -129,16 +131,25 @@ def _mask_at(mask: Image, grid: Grid) -> NDArray[np.bool_]:
 def _cell_numbers(
     radii: NDArray[np.float32], inside: NDArray[np.bool_], far: float, cells: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Tissue, bad tissue and median radius of each cell of a slab that is one cell thick."""
-    counts = [1, *(-(-n // c) for n, c in zip(radii.shape[1:], cells[1:], strict=True))]
-    out = np.zeros((3, *counts))
-    bad = inside & ~(radii <= far)
-    for index in np.ndindex(*counts):
-        box: Slices = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, cells, strict=True))
-        known = radii[box][inside[box] & np.isfinite(radii[box])]
-        median = float(np.median(known)) if known.size else np.nan
-        out[(slice(None), *index)] = inside[box].sum(), bad[box].sum(), median
-    return out
+    """Tissue, bad tissue and median radius of each cell of a slab."""
+    known = np.sort(_by_cell(np.where(inside, radii, np.float32(np.nan)), cells, np.nan))
+    count = np.isfinite(known).sum(axis=-1, keepdims=True)
+    middle = np.maximum(np.concatenate([count - 1, count], axis=-1), 0) // 2
+    medians = np.take_along_axis(known, middle, axis=-1).mean(axis=-1)
+    tissue, bad = (
+        _by_cell(part, cells, False).sum(axis=-1) for part in (inside, inside & ~(radii <= far))
+    )
+    return np.stack([tissue, bad, medians])
+
+
+def _by_cell(values: NDArray[Any], cells: tuple[int, ...], beyond: float) -> NDArray[Any]:
+    """Values of each cell along a last axis; those that stick out are filled up."""
+    counts = [-(-n // c) for n, c in zip(values.shape, cells, strict=True)]
+    room = [(0, k * c - n) for k, c, n in zip(counts, cells, values.shape, strict=True)]
+    split = np.pad(values, room, constant_values=beyond)
+    split = split.reshape([size for pair in zip(counts, cells, strict=True) for size in pair])
+    order = [*range(0, split.ndim, 2), *range(1, split.ndim, 2)]
+    return split.transpose(order).reshape((*counts, -1))
 
 
 def _worst_regions(

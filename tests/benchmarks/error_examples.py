@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from itkstream.geometry import Grid, Image, Transform
 from itkstream.judge.error_map import ErrorLattice, evidence_of, look_over
-from itkstream.numerics.evidence.radius import RadiusTable
+from itkstream.numerics.evidence.radius import EVIDENCE, RadiusTable
 
 __all__ = [
     "Example",
@@ -118,7 +118,7 @@ def load_examples(recipes: Iterable[Recipe], folder: Path) -> Iterator[Example]:
     folder.mkdir(parents=True, exist_ok=True)
     for recipe in recipes:
         file = folder / f"{recipe.name}.npz"
-        if not file.exists():
+        if not _holds(file):
             try:
                 pair = register_recipe(recipe)
             except RuntimeError:
@@ -128,12 +128,21 @@ def load_examples(recipes: Iterable[Recipe], folder: Path) -> Iterator[Example]:
             voxels = np.argwhere(keep)[::_THINNED]
             np.savez(
                 file,
+                names=EVIDENCE,
                 evidence=example,
                 voxels=voxels.astype(np.int32),
                 error=pair.error[tuple(voxels.T)],
             )
         grid = Grid(recipe.shape, recipe.spacing)
         yield read_example(file, recipe.kind, recipe.texture, grid)
+
+
+def _holds(file: Path) -> bool:
+    """Whether a file is there, with the evidence that is wanted."""
+    if not file.exists():
+        return False
+    found = np.load(file)
+    return "names" in found and tuple(found["names"]) == EVIDENCE
 
 
 def read_example(file: Path, kind: str, texture: str, grid: Grid) -> Example:

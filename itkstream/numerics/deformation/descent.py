@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -269,7 +269,7 @@ class _Level:
     home: NDArray[np.float32] | None = None
     continuation: Continuation | None = None
 
-    @property
+    @cached_property
     def nodes(self) -> Grid:
         return self.lattice.shrink(self.stride)
 

@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import correlate1d, uniform_filter
@@ -251,10 +252,7 @@ def _patch_starts(
 
 def _cut(values: Floats, starts: NDArray[np.intp], shape: Sequence[int]) -> Floats:
     """Boxes of one shape from several corners."""
-    out = np.empty((len(starts), *shape), np.float32)
-    for k, corner in enumerate(starts):
-        out[k] = values[tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True))]
-    return out
+    return sliding_window_view(values, shape)[tuple(starts.T)]
 
 
 def _judge(cross: Floats, own: Floats, lags: _Lags, count: float) -> Floats:
