@@ -37,6 +37,7 @@ MATCHING_CHANGES: dict[str, Any] = {
     "max_distance": 5.0,
     "max_ambiguity": 0.6,
     "model": "rigid",
+    "contrast": "inverted",
 }
 RANSAC_CHANGES = {**MATCHING_CHANGES, "radii": ((3, 6),)}
 LOCAL_CHANGES = {**MATCHING_CHANGES, "radii": (3, 6), "blocksize": 32, "overlap": 8}

@@ -20,7 +20,7 @@ from itkstream.registration.steps.matching import find_timed_points
 from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import Step
 
-__all__ = ["InitialSearch", "choose", "search_facts", "tell_rival", "witnesses_of"]
+__all__ = ["InitialSearch", "choose", "mirrors", "search_facts", "tell_rival", "witnesses_of"]
 
 # Voxels of the level that is searched: nuclei of real pairs of 16 million voxels are told apart.
 _VOXELS = 2e6
@@ -144,6 +144,14 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
     return best
 
 
+def mirrors(result: SearchResult) -> bool:
+    """Whether a mirrored copy of the moving image fits, and better than the image itself."""
+    best, mirrored = result.best, result.mirrored
+    if mirrored is None or mirrored.evidence.outcome == "chance":
+        return False
+    return best is None or mirrored.evidence.rank > best.evidence.rank
+
+
 def tell_rival(scene: Scene, result: SearchResult) -> None:
     """Say that another start is nearly as good, where one is."""
     if result.rival is not None:
@@ -156,7 +164,7 @@ def tell_rival(scene: Scene, result: SearchResult) -> None:
 def search_facts(result: SearchResult) -> dict[str, Any]:
     """Facts of a search for a report."""
     best = result.best
-    facts: dict[str, Any] = {"looked_at": result.looked_at}
+    facts: dict[str, Any] = {"looked_at": result.looked_at, "mirrored": mirrors(result)}
     if best is None:
         return facts
     facts |= best.facts()
