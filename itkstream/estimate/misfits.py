@@ -29,6 +29,7 @@ from itkstream.numerics.matching.keypoints import find_key_points
 from itkstream.numerics.search.witnesses import Witnesses
 
 __all__ = [
+    "FAULTS",
     "MIRRORED",
     "Lost",
     "Misfit",
@@ -41,6 +42,9 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Kind: TypeAlias = Literal["contrast", "spacing", "mirrored", "turned", "content", "settings"]
+FAULTS: tuple[Kind, ...] = ("contrast", "spacing", "mirrored")
+"""Kinds that say what is wrong with a pair, and bear it out."""
+
 Stage: TypeAlias = Literal["blobs", "contexts", "matches", "inliers", "held out"]
 
 # A trial is borne out by so many agreeing matches, and so many times those of the pair as it is. Of

@@ -98,12 +98,16 @@ class Stages:
 
 @frozen(eq=False)
 class MatchedAffine:
-    """Matches of key points by some settings, and the affine that most agree on, if any."""
+    """Matches of key points by some settings, and the affine that most agree on, if any.
+
+    `points` are all key points of both images.
+    """
 
     settings: AffineSettings
     stages: Stages
     pairs: Correspondences
     estimate: AffineEstimate
+    points: tuple[NDArray[np.float64], NDArray[np.float64]]
 
     def above(self, threshold: float, grid: Grid) -> MatchedAffine:
         """Those matches that a higher threshold leaves, fitted again; `grid` is the fixed one."""
@@ -113,7 +117,7 @@ class MatchedAffine:
         )
         estimate = _fit(kept, grid, settings.ransac)
         stages = evolve(self.stages, matches=len(kept), inliers=int(estimate.inliers.sum()))
-        return MatchedAffine(settings, stages, kept, estimate)
+        return MatchedAffine(settings, stages, kept, estimate, self.points)
 
 
 @frozen(eq=False)
@@ -125,6 +129,12 @@ class BestAffine:
 
     best: MatchedAffine
     tried: tuple[tuple[AffineSettings, Stages | None], ...]
+
+    @property
+    def furthest(self) -> Stages:
+        """Stages of the settings that led furthest, also where they led to no affine."""
+        known = (stages for _, stages in self.tried if stages is not None)
+        return max(known, key=lambda s: (s.inliers, s.matches, min(s.contexts)))
 
 
 def find_elsewhere(
@@ -152,7 +162,7 @@ def affine_block(
     """Find the affine between two images in memory from their key points."""
     sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
     window = settings.window.within(fixed.grid, moving.grid)
-    contexts, found, doubts = [], [], []
+    contexts, used, doubts = [], [], []
     for which, image, own in sides:
         voxels = image.read()
         try:
@@ -161,15 +171,15 @@ def affine_block(
             contexts.append(sample_contexts(voxels, image.grid, own, window))
         except (InputError, RegistrationError) as error:
             raise type(error)(f"{which} image: {error}") from None
-        found.append(len(own))
+        used.append(own)
         doubts.append(_what_is_left_out(which, voxels))
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = _fit(pairs, fixed.grid, settings.ransac)
-    counts = (found[0], found[1]), (len(contexts[0]), len(contexts[1]))
+    counts = (len(used[0]), len(used[1])), (len(contexts[0]), len(contexts[1]))
     stages = Stages(*counts, len(pairs), int(estimate.inliers.sum()))
     if not estimate:
         estimate = replace(estimate, reason=_reason(stages, doubts, settings, estimate))
-    return MatchedAffine(settings, stages, pairs, estimate)
+    return MatchedAffine(settings, stages, pairs, estimate, (used[0], used[1]))
 
 
 def _reason(

@@ -18,6 +18,7 @@ from itkstream.numerics.matching.affine import (
     PLENTY_OF_INLIERS,
     AffineSettings,
     BestAffine,
+    Stages,
     best_affine_block,
 )
 from itkstream.numerics.matching.contexts import ContextWindow
@@ -156,9 +157,14 @@ class ChosenRadii:
         return f"{inliers} matches agree by them, the most of {count} that were tried"
 
     @property
+    def outcomes(self) -> list[tuple[Radii, Stages | None]]:
+        """Stages by the radii that were tried, in turn; None where the images do not suit them."""
+        told = zip(self.tried, self.found.tried, strict=False)
+        return [(radii, stages) for radii, (_, stages) in told]
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Parameters of matching, why they were taken, and what was left stage by stage."""
-        outcomes = zip(self.tried, self.found.tried, strict=False)
         return {
             "radii": list(self.radii),
             "context_radius": self.step.cc_radius,
@@ -166,7 +172,7 @@ class ChosenRadii:
             "why": self.why,
             "tried": [
                 {"radii": list(radii), **(attrs.asdict(stages) if stages else {})}
-                for radii, (_, stages) in outcomes
+                for radii, stages in self.outcomes
             ],
         }
 

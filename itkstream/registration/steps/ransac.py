@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.affines import KeyPointSearch
 from itkstream.estimate.misfits import (
+    FAULTS,
     MIRRORED,
     Lost,
     Misfit,
@@ -134,8 +135,14 @@ class Attempt:
 
     affine: _Affine
     facts: dict[str, Any]
+    stages: dict[str, Any]
     loss: Lost | None = None
     misfits: tuple[Misfit, ...] = ()
+
+    @property
+    def has_fault(self) -> bool:
+        """Whether a fault of the pair was found that bears out why it does not match."""
+        return any(misfit.kind in FAULTS for misfit in self.misfits)
 
     @property
     def advice(self) -> str:
@@ -265,13 +272,12 @@ class RansacAffine(MatchingStep):
         facts |= found.facts
         if found.evidence is not None:
             facts["evidence"] = found.evidence.facts()
-        if found.outcome != "chance":
-            return Attempt(found, facts)
-        facts |= {
-            name: as_they_lie.facts[name] for name in ("chosen",) if name in as_they_lie.facts
-        }
+        stages = attrs.asdict(as_they_lie.stages) if as_they_lie.stages else {}
+        if found.outcome == "convincing" or start is not None:
+            return Attempt(found, facts, stages)
+        facts = as_they_lie.facts | facts
         loss = find_loss(as_they_lie.stages)
-        return Attempt(found, facts, loss, self._misfits(pair, loss, facts))
+        return Attempt(found, facts, stages, loss, self._misfits(pair, loss, facts))
 
     def _misfits(self, pair: _Pair, loss: Lost, facts: dict[str, Any]) -> tuple[Misfit, ...]:
         """What may be changed about a pair of which no affine is borne out."""
@@ -293,7 +299,7 @@ class RansacAffine(MatchingStep):
         except (InputError, RegistrationError) as error:
             return _Affine(reason=str(error))
         best = chosen.found.best
-        estimate, pairs, stages = best.estimate, best.pairs, best.stages
+        estimate, pairs, stages = best.estimate, best.pairs, chosen.found.furthest
         facts: dict[str, Any] = {"chosen": chosen.facts}
         if estimate.matrix is None:
             return _Affine(facts=facts, reason=estimate.reason, stages=stages)
@@ -342,7 +348,8 @@ class RansacAffine(MatchingStep):
         facts["matrix"] = affine_part(change.transform(state)).matrix.tolist()
         scene.reporter.note(found.said())
         if found.outcome == "doubtful":
-            scene.reporter.note(f"this affine is doubtful: {found.evidence.said()}. {_LOOK}")
+            doubt = ". ".join(filter(None, [found.evidence.said(), attempt.advice, _LOOK]))
+            scene.reporter.note(f"this affine is doubtful: {doubt}")
         return change
 
     def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
