@@ -148,14 +148,24 @@ def find_misfits(
     return tuple(_tried_contrast(trials, moving, bar)) or tuple(_tried_spacing(trials, moving, bar))
 
 
-def name_stretches(linear: Floats, grid: Grid) -> list[Misfit]:
-    """Axes along which an affine, to the moving image, stretches as no tissue is stretched."""
+def name_stretches(
+    fixed: Image, moving: Image, linear: Floats, choices: Sequence[AffineSettings]
+) -> tuple[Misfit, ...]:
+    """Say along which axes an affine, by its linear part, stretches as no tissue is stretched.
+
+    Contexts that were stretched match ill, so the spacing is told by another match without that.
+    """
     lengths = np.linalg.norm(linear, axis=0)
     # What all axes share may be swelling, as of expanded tissue.
     relative = lengths / np.median(lengths)
     if not (np.maximum(relative, 1 / relative) > _STRETCH).any():
-        return []
-    return [_wrong_spacing(grid, np.asarray(grid.spacing) / lengths, "so the affine stretches")]
+        return ()
+    spacing = np.asarray(moving.spacing) / lengths
+    grid = replace(moving.grid, spacing=tuple(spacing))
+    again = _Trials.of(fixed, choices).match(Image(moving.read(), grid, moving.name))
+    if again is not None and again.estimate.matrix is not None:
+        spacing = spacing / np.linalg.norm(again.estimate.matrix[:-1, :-1], axis=0)
+    return (_wrong_spacing(moving.grid, spacing, "so the affine stretches"),)
 
 
 MIRRORED = Misfit(
@@ -194,7 +204,7 @@ _REMEDIES: dict[Stage, tuple[Misfit, ...]] = {
 
 
 def usual_remedies(lost: Lost) -> tuple[Misfit, ...]:
-    """What to change at the stage that lost key points, where no fault of the pair was found."""
+    """Changes for the stage that lost key points, where no fault of the pair was found."""
     return _REMEDIES[lost.stage]
 
 

@@ -37,7 +37,6 @@ MATCHING_CHANGES: dict[str, Any] = {
     "max_distance": 5.0,
     "max_ambiguity": 0.6,
     "model": "rigid",
-    "contrast": "inverted",
 }
 RANSAC_CHANGES = {**MATCHING_CHANGES, "radii": ((3, 6),)}
 LOCAL_CHANGES = {**MATCHING_CHANGES, "radii": (3, 6), "blocksize": 32, "overlap": 8}
@@ -104,7 +103,8 @@ def test_seeds_act(scene: Scene, pair: PhantomPair, rough: AffineTransform, step
 def test_no_parameter_is_left_out() -> None:
     # Where key points convince, nothing is searched: tests/registration/test_starts.py.
     for step, others in ((RANSAC, {*RANSAC_CHANGES, "search"}), (LOCAL, {*LOCAL_CHANGES})):
-        assert {field.name for field in attrs.fields(type(step))} == others | {"seed"}
+        # A contrast: tests/registration/test_advice.py.
+        assert {field.name for field in attrs.fields(type(step))} == others | {"seed", "contrast"}
 
 
 class Listener(LogReporter):

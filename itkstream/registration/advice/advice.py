@@ -28,7 +28,7 @@ from itkstream.registration.steps.initial import witnesses_of
 from itkstream.registration.steps.ransac import Attempt
 from itkstream.workers import Resources
 
-__all__ = ["Advice", "advise_pair"]
+__all__ = ["Advice", "advise_briefly", "advise_pair"]
 
 Floats = NDArray[np.float64]
 
@@ -121,37 +121,57 @@ def advise_pair(pair: tuple[Image, Image], plan: Plan, reporter: Reporter) -> Ad
     reporter.step("levels")
     voxels = plan.settings.coarse_voxels
     levels = [make_level(image, voxels, resources, reporter.blocks) for image in pair]
-    small = [read_coarse(level, factors_to_fit(level.grid, _VOXELS)) for level in levels]
-    fixed, moving = (Image(level.read(), level.grid, level.name) for level in small)
-    scene = Scene(fixed, moving, _VOXELS, resources, reporter, (lambda: fixed, lambda: moving))
+    scene = _small_scene((levels[0], levels[1]), resources, reporter)
     reporter.step("matching")
-    attempt, misfits = _attempt(scene, moving)
+    attempt, misfits = _attempt(scene)
     found = attempt.affine
     settings: tuple[Setting, ...] = ()
-    if found.matrix is not None and found.outcome != "chance" and not attempt.misfits:
+    if found.matrix is not None and found.outcome != "chance" and not attempt.has_fault:
         reporter.step("parameters")
         as_they_lie = "search" not in attempt.facts
         settings = _settings((levels[0], levels[1]), scene, found.matrix, as_they_lie, plan)
-    return Advice(
-        found.outcome,
-        "" if found.evidence is None else found.evidence.said(),
-        attempt.stages,
-        attempt.loss,
-        misfits,
-        settings,
-    )
+    return _advice(attempt, misfits, settings)
 
 
-def _attempt(scene: Scene, moving: Image) -> tuple[Attempt, tuple[Misfit, ...]]:
+def advise_briefly(levels: tuple[Image, Image], reporter: Reporter) -> Advice:
+    """Look for what to change about two levels in memory, without a search and parameters."""
+    scene = _small_scene(levels, Resources(), reporter)
+    attempt = RansacAffine(search="never").attempt(scene, None)
+    return _advice(attempt, attempt.misfits or _misfits(attempt, scene), ())
+
+
+def _advice(attempt: Attempt, misfits: tuple[Misfit, ...], settings: tuple[Setting, ...]) -> Advice:
+    found = attempt.affine
+    said = "" if found.evidence is None else found.evidence.said()
+    return Advice(found.outcome, said, attempt.stages, attempt.loss, misfits, settings)
+
+
+def _small_scene(levels: tuple[Image, Image], resources: Resources, reporter: Reporter) -> Scene:
+    """The images on the level on which an affine is sought."""
+    small = [read_coarse(level, factors_to_fit(level.grid, _VOXELS)) for level in levels]
+    fixed, moving = (Image(level.read(), level.grid, level.name) for level in small)
+    makers = (lambda: fixed), (lambda: moving)
+    return Scene(fixed, moving, _VOXELS, resources, reporter, makers)
+
+
+def _attempt(scene: Scene) -> tuple[Attempt, tuple[Misfit, ...]]:
     """The attempt that leads to an affine, or to what is wrong; a search comes last."""
-    quick = RansacAffine(search="never").attempt(scene, None)
-    if quick.affine.outcome != "convincing" and not quick.has_fault:
+    attempt = RansacAffine(search="never").attempt(scene, None)
+    if attempt.affine.outcome != "convincing" and not attempt.has_fault:
         searched = RansacAffine().attempt(scene, None)
-        quick = searched if searched.affine.outcome != "chance" or searched.has_fault else quick
-    matrix = quick.affine.matrix
-    if quick.misfits or matrix is None:
-        return quick, quick.misfits
-    return quick, (*name_stretches(matrix[:-1, :-1], moving.grid), *_turns(matrix, moving))
+        if searched.affine.outcome != "chance" or searched.has_fault:
+            attempt = searched
+    return attempt, (*attempt.misfits, *_misfits(attempt, scene))
+
+
+def _misfits(attempt: Attempt, scene: Scene) -> tuple[Misfit, ...]:
+    """Faults of the pair, and turns, that the affine shows which was found."""
+    matrix, (fixed, moving) = attempt.affine.matrix, scene.coarse
+    if matrix is None or attempt.affine.outcome == "chance" or attempt.has_fault:
+        return ()
+    choices = RansacAffine().trial_settings(fixed.spacing)
+    stretched = name_stretches(fixed, moving, matrix[:-1, :-1], choices)
+    return (*stretched, *_turns(matrix, moving))
 
 
 def _settings(
@@ -179,7 +199,7 @@ def _settings(
 
 
 def _rest_um(scene: Scene, matrix: Floats) -> float:
-    """How far 95 % of the key points that match again lie from where the affine puts them."""
+    """The distance, of 95 % of the key points, from where the affine puts them."""
     for witness in witnesses_of(*scene.coarse):
         again = witness.rematch(witness.aligned(matrix))
         apart = np.linalg.norm(again.aligned_points - again.fixed_points, axis=1)[again.supported]
@@ -205,7 +225,7 @@ def _turns(matrix: Floats, moving: Image) -> Iterator[Misfit]:
 
 
 def _code(matrix: Floats, moving: Image) -> str:
-    """How the moving image lies where the fixed one lies LPS, to the nearest quarter turns."""
+    """Orientation of the moving image where the fixed one lies LPS, to quarter turns."""
     if moving.ndim != 3 or not np.array_equal(moving.grid.direction, np.eye(3)):
         return ""
     xyz = default_axes(3)

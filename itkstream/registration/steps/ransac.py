@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +25,7 @@ from itkstream.estimate.misfits import (
 )
 from itkstream.geometry import AffineTransform, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.matching.affine import Stages, find_elsewhere
+from itkstream.numerics.matching.affine import AffineSettings, Stages, find_elsewhere
 from itkstream.numerics.matching.ransac import Model, fit_affine
 from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
@@ -280,13 +280,28 @@ class RansacAffine(MatchingStep):
         return Attempt(found, facts, stages, loss, self._misfits(pair, loss, facts))
 
     def _misfits(self, pair: _Pair, loss: Lost, facts: dict[str, Any]) -> tuple[Misfit, ...]:
-        """What may be changed about a pair of which no affine is borne out."""
+        """Changes to a pair of which no affine is borne out."""
         if facts.get("search", {}).get("mirrored"):
             return (MIRRORED,)
         fixed, moving = pair.witnesses.fixed, pair.witnesses.moving
-        step = self.evolve(match_threshold=min(self.match_threshold, _TRIED_THRESHOLD))
-        choices = [step.settings_for(fixed.spacing, radii) for radii in COMMON_RADII]
+        choices = self.trial_settings(fixed.spacing)
         return find_misfits(fixed, moving, choices) or usual_remedies(loss)
+
+    def trial_settings(self, spacing: Sequence[float]) -> list[AffineSettings]:
+        """Settings with which faults of a pair are tried.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed image, in µm.
+
+        Returns
+        -------
+        list of AffineSettings
+            For blobs of all usual radii.
+        """
+        step = self.evolve(match_threshold=min(self.match_threshold, _TRIED_THRESHOLD))
+        return [step.settings_for(spacing, radii) for radii in COMMON_RADII]
 
     def _matched(self, pair: _Pair, start: NDArray[np.float64]) -> _Affine:
         """Match key points as a start puts them, and judge what is found."""
