@@ -173,7 +173,7 @@ MIRRORED = Misfit(
     "a mirrored copy of the moving image fits better than the image itself",
     "check the order of its axes and slices; if one of the images is a mirror image, give --mirror",
 )
-"""What a search found out; see `itkstream.numerics.search`."""
+"""Fault that a search finds, see `itkstream.numerics.search`."""
 
 _CHANNEL = Misfit(
     "content",
