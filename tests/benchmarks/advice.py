@@ -95,7 +95,8 @@ def measure_advice(fixed: Image, moving: Image) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - began[1], 1),
         "options": advice.options,
     }
-    if not advice.settings:
+    if not advice.settings or any(misfit.kind == "turned" for misfit in advice.misfits):
+        # What lies turned is matched from a start, which no grid of parameters finds.
         return told
     best = max(grid_of(fixed, moving), key=lambda row: row[0])
     chosen = _inliers(fixed, moving, advice)

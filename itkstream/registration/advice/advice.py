@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
@@ -12,6 +13,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from itkstream.blocks.levels import factors_to_fit, read_coarse
+from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.misfits import FAULTS, Lost, Misfit, name_stretches
 from itkstream.geometry import AffineTransform, Image, default_axes
 from itkstream.numerics.search.evidence import Outcome
@@ -25,10 +27,12 @@ from itkstream.registration.plan import Plan
 from itkstream.registration.scene import Reporter, Scene, make_level
 from itkstream.registration.steps import Deformable, RansacAffine
 from itkstream.registration.steps.initial import witnesses_of
-from itkstream.registration.steps.ransac import Attempt
+from itkstream.registration.steps.ransac import MAJORITY, Attempt
 from itkstream.workers import Resources
 
 __all__ = ["Advice", "advise_briefly", "advise_pair"]
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
@@ -128,8 +132,7 @@ def advise_pair(pair: tuple[Image, Image], plan: Plan, reporter: Reporter) -> Ad
     settings: tuple[Setting, ...] = ()
     if found.matrix is not None and found.outcome != "chance" and not attempt.has_fault:
         reporter.step("parameters")
-        as_they_lie = "search" not in attempt.facts
-        settings = _settings((levels[0], levels[1]), scene, found.matrix, as_they_lie, plan)
+        settings = _settings((levels[0], levels[1]), scene, attempt, plan)
     return _advice(attempt, misfits, settings)
 
 
@@ -175,10 +178,11 @@ def _misfits(attempt: Attempt, scene: Scene) -> tuple[Misfit, ...]:
 
 
 def _settings(
-    levels: tuple[Image, Image], scene: Scene, matrix: Floats, as_they_lie: bool, plan: Plan
+    levels: tuple[Image, Image], scene: Scene, attempt: Attempt, plan: Plan
 ) -> tuple[Setting, ...]:
     """All parameters that are chosen from the data, of the affine first."""
-    fixed = plan.pair.fixed
+    fixed, matrix = plan.pair.fixed, attempt.affine.matrix
+    assert matrix is not None
     shrink = tuple(round(a / b) for a, b in zip(levels[0].spacing, fixed.spacing, strict=True))
     shape = " x ".join(map(str, levels[0].shape))
     level = Setting(
@@ -187,15 +191,24 @@ def _settings(
         "",
         f"the affine is found on {shape} voxels, at most {plan.settings.coarse_voxels:g}",
     )
-    matching = choose_matching(levels, matrix, as_they_lie)
-    rest = _rest_um(scene, matrix) / float(np.median(fixed.spacing))
-    deformable = next((s for s in plan.steps if isinstance(s, Deformable)), Deformable())
-    return (
-        level,
-        *matching.settings,
-        *choose_blocks(matching, rest, deformable, fixed.ndim),
-        *choose_deformation(*scene.coarse, matrix),
-    )
+    chosen: list[Setting] = [level]
+    try:
+        matching = choose_matching(levels, matrix, _match_as_they_lie(attempt))
+    except (InputError, RegistrationError) as error:
+        logger.info("no parameters of matching are chosen: %s", error)
+    else:
+        rest = _rest_um(scene, matrix) / float(np.median(fixed.spacing))
+        deformable = next((s for s in plan.steps if isinstance(s, Deformable)), Deformable())
+        blocks = choose_blocks(matching, rest, deformable, fixed.ndim)
+        chosen += [*matching.settings, *blocks]
+    return (*chosen, *choose_deformation(*scene.coarse, matrix))
+
+
+def _match_as_they_lie(attempt: Attempt) -> bool:
+    """Whether most matches agree without a start; else `register` matches again from one."""
+    stages = attempt.stages
+    few = stages.get("inliers", 0) < MAJORITY * stages.get("matches", 1)
+    return "search" not in attempt.facts and not few
 
 
 def _rest_um(scene: Scene, matrix: Floats) -> float:

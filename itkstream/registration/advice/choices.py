@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.blocks.sources import readable
+from itkstream.errors import RegistrationError
 from itkstream.estimate.stiffness import choose_stiffness
 from itkstream.geometry import AffineTransform, Image
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
@@ -93,7 +94,7 @@ def choose_matching(pair: tuple[Image, Image], matrix: Floats, as_they_lie: bool
 
     The pair are the levels that `register` matches, perhaps not in memory. Of these, a part is
     matched, where the affine of the matrix lays it; where images do not match as they lie, the
-    moving one is laid there before.
+    moving one is laid there before. A `RegistrationError` where too few of a sample agree.
     """
     fixed, moving, share = _sample(pair, matrix)
     if not as_they_lie:
@@ -103,6 +104,8 @@ def choose_matching(pair: tuple[Image, Image], matrix: Floats, as_they_lie: bool
     spots = max(_LEAST_SPOTS, round(usual.nspots * share))
     step = usual.evolve(match_threshold=_THRESHOLDS[-1], nspots=spots)
     chosen = choose_radii(fixed, moving, step, COMMON_RADII, plenty=fixed.grid.size)
+    if chosen.found.best.estimate.matrix is None:
+        raise RegistrationError(f"a sample does not match: {chosen.found.best.estimate.reason}")
     tries = _Tries(fixed, moving, chosen.radii)
     step, found, contexts = tries.with_context(step, chosen.found.best)
     found, thresholds = tries.with_threshold(found)

@@ -50,17 +50,19 @@ from itkstream.registration.steps.matching import (
 from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import prepare_refined
 
-__all__ = ["Attempt", "RansacAffine"]
+__all__ = ["MAJORITY", "Attempt", "RansacAffine"]
 
 Search = Literal["auto", "never"]
 
 
 _LOOK = "Look at the aligned image before you use it"
 
-# An affine with which so large a share of all matches agrees is no chance, however few. One
-# with which fewer agree is matched again from where it leads: of turned nuclei, 48 of 326 agreed
-# with one that was 4.7 degrees and 3.1 voxels off, and from there 235 of 239 with one 1.0 off.
-_MAJORITY = 0.3
+MAJORITY = 0.3
+"""Share of all matches that, agreeing with an affine, are no chance, however few.
+
+One with which fewer agree is matched again from where it leads: of turned nuclei, 48 of 326 agreed
+with one that was 4.7 degrees and 3.1 voxels off, and from there 235 of 239 with one 1.0 off.
+"""
 
 # Faults of a pair are tried with this threshold: half mended, contexts are less alike.
 _TRIED_THRESHOLD = 0.5
@@ -100,12 +102,12 @@ class _Affine:
         if self.evidence is None:
             return "chance"
         found = self.evidence.outcome
-        return "doubtful" if found == "chance" and self._share > _MAJORITY else found
+        return "doubtful" if found == "chance" and self._share > MAJORITY else found
 
     @property
     def is_rough(self) -> bool:
         """Whether it convinces, but so few of its matches agree that it may be off still."""
-        return 0 < self._share < _MAJORITY and self.outcome == "convincing"
+        return 0 < self._share < MAJORITY and self.outcome == "convincing"
 
     @property
     def _share(self) -> float:
