@@ -24,9 +24,10 @@ from itkstream.io import write_n5
 from itkstream.io.images.orientation import orientation_transform
 from itkstream.numerics.matching.affine import Stages
 from itkstream.phantoms import PhantomPair
+from itkstream.pipelines import register
 from itkstream.registration.advice.advice import _code, advise_briefly
 from itkstream.registration.scene import Finding, LogReporter, Scene, State
-from itkstream.registration.steps import LocalAffines, RansacAffine
+from itkstream.registration.steps import LocalAffines, RansacAffine, RegisterSettings
 from itkstream.workers import Resources
 
 QUICK = RansacAffine(radii=((2, 6),), match_threshold=0.5, cc_radius=8, search="never")
@@ -229,3 +230,19 @@ def test_a_run_records_what_it_chose_and_why(pair: PhantomPair) -> None:
     assert QUICK.attempt(scene_of(pair.fixed, pair.moving), None).facts["chosen"]["why"] == (
         "they were given"
     )
+
+
+def test_a_run_whose_verdict_is_failed_says_what_to_change(
+    pair: PhantomPair, tmp_path: Path
+) -> None:
+    """Here only its start is wrong."""
+    wrong = np.eye(4)
+    wrong[:3, 3] = 30.0
+    settings = RegisterSettings(blocksize=32, report=False)
+    done = register(
+        pair.fixed, pair.moving, tmp_path / "out", [], settings, initial_transform=wrong
+    )
+    assert done.verdict.outcome == "failed"
+    lines = done.report["advice"]["lines"]
+    assert lines[0].startswith("the images match")
+    assert "leave --initial out" in lines[-1]

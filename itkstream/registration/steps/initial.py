@@ -127,8 +127,7 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
         outcome = mirrored.evidence.outcome
         if settings.mirror == "allow" and outcome != "chance":
             return mirrored
-        lost = best is None or best.evidence.outcome == "chance"
-        if outcome == "convincing" or (outcome == "doubtful" and lost):
+        if mirrors(result):
             raise RegistrationError(
                 "a mirrored copy of the moving image fits better than the image itself: "
                 f"{mirrored.evidence.said()}. Check the order of its axes and slices; if one of "
@@ -145,11 +144,13 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
 
 
 def mirrors(result: SearchResult) -> bool:
-    """Whether a mirrored copy of the moving image fits, and better than the image itself."""
+    """Whether a mirrored copy of the moving image fits, and clearly better than the image."""
     best, mirrored = result.best, result.mirrored
-    if mirrored is None or mirrored.evidence.outcome == "chance":
+    if mirrored is None or (best is not None and mirrored.evidence.rank <= best.evidence.rank):
         return False
-    return best is None or mirrored.evidence.rank > best.evidence.rank
+    lost = best is None or best.evidence.outcome == "chance"
+    outcome = mirrored.evidence.outcome
+    return outcome == "convincing" or (outcome == "doubtful" and lost)
 
 
 def tell_rival(scene: Scene, result: SearchResult) -> None:
