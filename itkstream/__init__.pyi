@@ -11,6 +11,7 @@ from . import phantoms as phantoms
 from . import pipelines as pipelines
 from . import transform as transform
 from . import workers as workers
+from .advice import Advice, advise
 from .apply.bundles import Bundle, coarsened, export_ants, export_slicer
 from .apply.certificate import Certificate, certify, check_transform
 from .apply.folds import repair_transform
@@ -50,6 +51,7 @@ from .workers import Resources
 __version__: str
 
 __all__ = [
+    "Advice",
     "AffineTransform",
     "BSplineTransform",
     "Bundle",
@@ -75,6 +77,7 @@ __all__ = [
     "Series",
     "Verdict",
     "WarpSettings",
+    "advise",
     "affine",
     "align",
     "certify",

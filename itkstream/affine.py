@@ -119,7 +119,7 @@ def ransac_affine(
     )
     settings = replace(settings, ransac=ransac or settings.ransac)
     own = tuple(None if p is None else np.asarray(p, float) for p in (fix_points, mov_points))
-    estimate, _ = affine_block(fixed, moving, settings, (own[0], own[1]))
+    estimate = affine_block(fixed, moving, settings, (own[0], own[1])).estimate
     if estimate.matrix is None:
         raise RegistrationError(
             f"no affine found: {estimate.reason}. Check the spacings, or try other radii, a lower "

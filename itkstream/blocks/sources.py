@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import Image, LazyArray
+from itkstream.geometry.lazy_array import DerivedArray, chunk_shape_of
 
-__all__ = ["DaskSource", "readable", "readable_source"]
+__all__ = ["DaskSource", "inverted", "readable", "readable_source"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +62,29 @@ def readable(image: Image) -> Image:
 def readable_source(source: Any) -> Any:
     """The same array, numpy, stored or dask, as a task can slice it."""
     return DaskSource(source) if isinstance(source, da.Array) else source
+
+
+@dataclass(frozen=True, eq=False)
+class _Inverted(DerivedArray):
+    """An array with dark for bright."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Negative numbers are none of most types of images."""
+        return np.dtype(np.float32)
+
+    @property
+    def chunk_shape(self) -> tuple[Any, ...] | None:
+        """Those of the source."""
+        return chunk_shape_of(self.source)
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:
+        """Read a box of the source, and turn its sign."""
+        return -super().read(start, stop).astype(np.float32)
+
+
+def inverted(image: Image) -> Image:
+    """The same image with dark for bright, in memory where it is there; else nothing is read."""
+    derived = _Inverted(readable_source(image.data))
+    data = np.asarray(derived[...]) if isinstance(image.data, np.ndarray) else derived
+    return Image(data, image.grid, image.name)

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from itkstream.cli import transform_commands
+from itkstream.cli.advise import advise
 from itkstream.cli.console import ConsoleReporter, tabulate_plan
 from itkstream.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, NOT_ALIGNED
 from itkstream.cli.options import (
@@ -48,6 +49,7 @@ def commands(verbose: int) -> None:
 
 for _name in transform_commands.__all__:
     commands.add_command(getattr(transform_commands, _name))
+commands.add_command(advise)
 commands.add_command(report)
 
 
@@ -62,7 +64,25 @@ commands.add_command(report)
     help="Radii of the nuclei, in voxels of the coarse level. [default: several are tried]",
 )
 @click.option("--match-threshold", type=float, help="Least correlation of a match. [default: 0.7]")
+@click.option(
+    "--context-radius",
+    type=int,
+    help="Half width of the window by which nuclei are compared, in voxels. [default: 12]",
+)
+@click.option(
+    "--contrast",
+    type=click.Choice(("same", "inverted")),
+    help="Contrast of MOVING: inverted where it is dark where FIXED is bright. [default: same]",
+)
+@click.option(
+    "--mirror", is_flag=True, default=None, help="MOVING may be a mirror image: it is searched."
+)
 @click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option(
+    "--overlap",
+    type=int,
+    help="Voxels that blocks look beyond their border. [default: an eighth of a block]",
+)
 @click.option(
     "--local-block",
     type=int,
@@ -198,6 +218,8 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
         )
     for line in result.verdict.describe():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in result.report.get("advice", {}).get("lines", ()):
+        console.print(f"advice: {line}", highlight=False, markup=False, soft_wrap=True)
     if result.verdict.outcome == "failed":
         console.print(f"files kept: {result.out}", highlight=False, soft_wrap=True)
         sys.exit(NOT_ALIGNED)

@@ -291,7 +291,11 @@ def _landmarks(known: Any, options: dict[str, Any]) -> Any:
 _STEP_OPTIONS = (
     "radii",
     "match_threshold",
+    "context_radius",
+    "contrast",
+    "mirror",
     "block",
+    "overlap",
     "local_block",
     "seed",
     "near_landmarks",
@@ -300,22 +304,25 @@ _STEP_OPTIONS = (
 
 def _change_steps(options: dict[str, Any]) -> list[Any]:
     """Change the default steps as the options ask."""
-    from itkstream.registration.steps import DEFAULT_STEPS
+    from itkstream.registration.steps import DEFAULT_STEPS, InitialSearch
 
     affine, intensity, local, deformation = DEFAULT_STEPS
     # `plan` has only those that change what a run costs.
-    matching = {name: options.get(name) for name in ("match_threshold", "seed")}
+    matching = {name: options.get(name) for name in ("match_threshold", "seed", "contrast")}
+    matching["cc_radius"] = options.get("context_radius")
+    blocks = {"blocksize": options["block"], "overlap": options.get("overlap")}
     if options.get("near_landmarks"):
-        where = {"where": "landmarks", "blocksize": options["block"]}
-        return [deformation.evolve(**_given(**where))]
+        return [deformation.evolve(where="landmarks", **_given(**blocks))]
     radii = options.get("radii")
     steps = [
         affine.evolve(**_given(radii=None if radii is None else (radii,), **matching)),
         intensity,
-        deformation.evolve(**_given(blocksize=options["block"])),
+        deformation.evolve(**_given(**blocks)),
     ]
     if options["local_block"] != 0:
         steps.insert(2, local.evolve(**_given(blocksize=options["local_block"], **matching)))
+    if options.get("mirror"):
+        steps.insert(0, InitialSearch(mirror="allow", **_given(seed=options.get("seed"))))
     return steps
 
 

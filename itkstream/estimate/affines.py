@@ -227,9 +227,10 @@ class KeyPointSearch:
     def find(self, here: Image, near: Image, core: Grid, alone: bool) -> OwnAffine:
         """Match the key points of a block; one that is not alone may fit a simpler model."""
         fitting = _holding(here.grid, self.choices) or _holding(here.grid, self.smaller)
-        estimate, pairs, best = best_affine_block(here, near, fitting or self.choices)
+        found = best_affine_block(here, near, fitting or self.choices).best
+        estimate, pairs = found.estimate, found.pairs
         if not alone:
-            estimate = _simpler(estimate, pairs, best.ransac)
+            estimate = _simpler(estimate, pairs, found.settings.ransac)
         if estimate.matrix is not None:
             agree = estimate.inliers
             points, targets = pairs.fixed_points[agree], pairs.moving_points[agree]

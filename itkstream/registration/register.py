@@ -19,12 +19,14 @@ from dask.tokenize import tokenize
 from itkstream.blocks.camera import without_pattern
 from itkstream.blocks.masks import masked
 from itkstream.blocks.sources import readable
-from itkstream.geometry import CompositeTransform, Image
+from itkstream.errors import ItkstreamError
+from itkstream.geometry import CompositeTransform, Image, Transform
 from itkstream.io import open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 from itkstream.judge.verdict import Verdict
+from itkstream.registration.advice.advice import advise_briefly
 from itkstream.registration.folder import ALIGNED, ERROR, REPORT, TRANSFORM, RunFolder
 from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
@@ -114,12 +116,27 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             found = run.all_steps(request.initial, keys)
         run.export(found.transform, keys[-1], unit)
         report = run.report() | request.given.described() | patterns | found.judged
+        if found.judged["verdict"]["outcome"] == "failed":
+            report["advice"] = _advise(run.scene, request.initial)
         if request.marks is not None:
             report["landmarks"] = request.marks.table(found.transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
         images = found.aligned, report, found.error
         registered = Registration(folder.claim(), found.transform, *images)
         return registered.moved(folder.finish())
+
+
+def _advise(scene: Scene, initial: Transform | None) -> dict[str, Any]:
+    """Advice after a registration failed, in lines and facts."""
+    scene.reporter.step("advice")
+    try:
+        found = advise_briefly(scene.coarse, scene.reporter)
+    except ItkstreamError as error:
+        return {"lines": [str(error)]}
+    lines = found.describe()
+    if initial is not None and found.matches:
+        lines.append("change: leave --initial out, or give another: as they lie the images match")
+    return {"lines": lines, **found.facts}
 
 
 def _prepare_run(

@@ -348,20 +348,21 @@ def test_affine_of_a_block(pair: PhantomPair) -> None:
     settings = AffineSettings(
         KeyPointSettings(2, 6), ContextWindow((6.0, 6.0, 7.2), 7), MatchSettings(0.6)
     )
-    estimate, matches = affine_block(pair.fixed, pair.moving, settings)
+    matched = affine_block(pair.fixed, pair.moving, settings)
+    estimate = matched.estimate
     assert estimate
-    assert len(matches) == len(estimate.inliers)
+    assert len(matched.pairs) == len(estimate.inliers)
     found = pair.error(AffineTransform(estimate.matrix).apply).summary()
     # The best affine cannot follow the warp of 2 micrometers, but most of it.
     assert found["median_um"] < 1
-    poor, _ = affine_block(
+    poor = affine_block(
         pair.fixed, pair.moving, replace(settings, matching=MatchSettings(0.999))
-    )
+    ).estimate
     assert not poor
     assert "key points in the fixed and" in poor.reason
     mask = np.zeros(pair.fixed.shape, bool)
     mask[:20] = True
-    left, _ = affine_block(masked(pair.fixed, mask), pair.moving, settings)
+    left = affine_block(masked(pair.fixed, mask), pair.moving, settings).estimate
     assert len(left.inliers) < len(estimate.inliers)
     with pytest.raises(RegistrationError, match="no voxel of the image is finite"):
         affine_block(

@@ -103,7 +103,8 @@ def test_seeds_act(scene: Scene, pair: PhantomPair, rough: AffineTransform, step
 def test_no_parameter_is_left_out() -> None:
     # Where key points convince, nothing is searched: tests/registration/test_starts.py.
     for step, others in ((RANSAC, {*RANSAC_CHANGES, "search"}), (LOCAL, {*LOCAL_CHANGES})):
-        assert {field.name for field in attrs.fields(type(step))} == others | {"seed"}
+        # A contrast: tests/registration/test_advice.py.
+        assert {field.name for field in attrs.fields(type(step))} == others | {"seed", "contrast"}
 
 
 class Listener(LogReporter):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
@@ -24,8 +24,12 @@ from itkstream.numerics.matching.ransac import (
 
 __all__ = [
     "ALIGN_THRESHOLD_VOX",
+    "PLENTY_OF_INLIERS",
     "AffineSettings",
+    "BestAffine",
     "Elsewhere",
+    "MatchedAffine",
+    "Stages",
     "affine_block",
     "best_affine_block",
     "find_elsewhere",
@@ -39,8 +43,8 @@ T = TypeVar("T")
 Both: TypeAlias = tuple[T | None, T | None]
 """Something of the fixed and of the moving image, or nothing."""
 
-# Enough agreeing matches that no other settings need be tried.
-_PLENTY_OF_INLIERS = 200
+PLENTY_OF_INLIERS = 200
+"""Enough agreeing matches that no other settings need be tried."""
 
 # Matches in so few planes may not tell how an affine acts across them.
 _FEW_PLANES = 12
@@ -79,6 +83,60 @@ class Elsewhere:
     apart_um: float
 
 
+@frozen
+class Stages:
+    """Key points that are left stage by stage: found, with a context, matched, agreeing.
+
+    The first two are of the fixed and of the moving image.
+    """
+
+    found: tuple[int, int]
+    contexts: tuple[int, int]
+    matches: int
+    inliers: int
+
+
+@frozen(eq=False)
+class MatchedAffine:
+    """Matches of key points by some settings, and the affine that most agree on, if any.
+
+    `points` are all key points of both images.
+    """
+
+    settings: AffineSettings
+    stages: Stages
+    pairs: Correspondences
+    estimate: AffineEstimate
+    points: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+    def above(self, threshold: float, grid: Grid) -> MatchedAffine:
+        """Those matches that a higher threshold leaves, fitted again; `grid` is the fixed one."""
+        kept = self.pairs.select(self.pairs.correlations > threshold)
+        settings = replace(
+            self.settings, matching=replace(self.settings.matching, threshold=threshold)
+        )
+        estimate = _fit(kept, grid, settings.ransac)
+        stages = evolve(self.stages, matches=len(kept), inliers=int(estimate.inliers.sum()))
+        return MatchedAffine(settings, stages, kept, estimate, self.points)
+
+
+@frozen(eq=False)
+class BestAffine:
+    """The affine of the settings by which most matches agree, and all that were tried for it.
+
+    Of settings that the images do not suit there are no stages.
+    """
+
+    best: MatchedAffine
+    tried: tuple[tuple[AffineSettings, Stages | None], ...]
+
+    @property
+    def furthest(self) -> Stages:
+        """Stages of the settings that led furthest, also where they led to no affine."""
+        known = (stages for _, stages in self.tried if stages is not None)
+        return max(known, key=lambda s: (s.inliers, s.matches, min(s.contexts)))
+
+
 def find_elsewhere(
     pairs: Correspondences, estimate: AffineEstimate, settings: RansacSettings
 ) -> Elsewhere | None:
@@ -100,11 +158,11 @@ def affine_block(
     moving: Image,
     settings: AffineSettings,
     points: Both[NDArray[np.float64]] = (None, None),
-) -> tuple[AffineEstimate, Correspondences]:
+) -> MatchedAffine:
     """Find the affine between two images in memory from their key points."""
     sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
     window = settings.window.within(fixed.grid, moving.grid)
-    contexts, found, doubts = [], [], []
+    contexts, used, doubts = [], [], []
     for which, image, own in sides:
         voxels = image.read()
         try:
@@ -113,25 +171,34 @@ def affine_block(
             contexts.append(sample_contexts(voxels, image.grid, own, window))
         except (InputError, RegistrationError) as error:
             raise type(error)(f"{which} image: {error}") from None
-        found.append(len(own))
+        used.append(own)
         doubts.append(_what_is_left_out(which, voxels))
     pairs = match(contexts[0], contexts[1], settings.matching)
     estimate = _fit(pairs, fixed.grid, settings.ransac)
-    if estimate:
-        return estimate, pairs
-    kept = [len(side) for side in contexts]
+    counts = (len(used[0]), len(used[1])), (len(contexts[0]), len(contexts[1]))
+    stages = Stages(*counts, len(pairs), int(estimate.inliers.sum()))
+    if not estimate:
+        estimate = replace(estimate, reason=_reason(stages, doubts, settings, estimate))
+    return MatchedAffine(settings, stages, pairs, estimate, (used[0], used[1]))
+
+
+def _reason(
+    stages: Stages, doubts: list[str], settings: AffineSettings, estimate: AffineEstimate
+) -> str:
+    """Why no affine was found, with what was left stage by stage."""
+    found, kept = stages.found, stages.contexts
     if kept != found:
-        doubts.append(
+        doubts = [
+            *doubts,
             f"{kept[0]} and {kept[1]} of them have enough of the image around them: a smaller "
-            "cc_radius, the half width of the window, keeps more"
-        )
+            "cc_radius, the half width of the window, keeps more",
+        ]
     said = "; ".join(filter(None, doubts))
-    reason = (
+    return (
         f"{found[0]} key points in the fixed and {found[1]} in the moving image"
-        f"{f' ({said})' if said else ''} gave {len(pairs)} matches above "
+        f"{f' ({said})' if said else ''} gave {stages.matches} matches above "
         f"{settings.matching.threshold}: {estimate.reason}"
     )
-    return replace(estimate, reason=reason), pairs
 
 
 def _what_is_left_out(which: str, voxels: NDArray[Any]) -> str:
@@ -156,21 +223,30 @@ def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> Affine
 
 
 def best_affine_block(
-    fixed: Image, moving: Image, choices: Sequence[AffineSettings]
-) -> tuple[AffineEstimate, Correspondences, AffineSettings]:
-    """Find the affine between two images in memory with the settings that find most matches."""
-    best: tuple[AffineEstimate, Correspondences, AffineSettings] | None = None
+    fixed: Image,
+    moving: Image,
+    choices: Sequence[AffineSettings],
+    plenty: int = PLENTY_OF_INLIERS,
+) -> BestAffine:
+    """Find the affine between two images in memory with the settings that find most matches.
+
+    Where so many agree that these are plenty, no other settings are tried.
+    """
+    best: MatchedAffine | None = None
     failure: InputError | RegistrationError | None = None
+    tried: list[tuple[AffineSettings, Stages | None]] = []
     for settings in choices:
         try:
-            found = (*affine_block(fixed, moving, settings), settings)
+            found = affine_block(fixed, moving, settings)
         except (InputError, RegistrationError) as error:
             failure = failure or error
+            tried.append((settings, None))
             continue
-        if best is None or found[0].inliers.sum() > best[0].inliers.sum():
+        tried.append((settings, found.stages))
+        if best is None or found.stages.inliers > best.stages.inliers:
             best = found
-        if best[0].inliers.sum() >= _PLENTY_OF_INLIERS:
+        if best.stages.inliers >= plenty:
             break
     if best is None:
         raise failure or InputError("choices needs at least one AffineSettings; got none")
-    return best
+    return BestAffine(best, tuple(tried))

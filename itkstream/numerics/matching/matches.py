@@ -84,6 +84,27 @@ class Correspondences:
     def __len__(self) -> int:
         return len(self.correlations)
 
+    def select(self, which: NDArray[np.bool_]) -> Correspondences:
+        """Take some of the matches.
+
+        Parameters
+        ----------
+        which : ndarray of bool, (m,)
+            True for each that is taken.
+
+        Returns
+        -------
+        Correspondences
+            In the same order.
+        """
+        return Correspondences(
+            self.fixed_points[which],
+            self.moving_points[which],
+            self.correlations[which],
+            self.fixed_index[which],
+            self.moving_index[which],
+        )
+
 
 def match(fixed: Contexts, moving: Contexts, settings: MatchSettings) -> Correspondences:
     """Pair the points whose contexts correlate best, each with the other.

@@ -20,7 +20,7 @@ from itkstream.registration.steps.matching import find_timed_points
 from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import Step
 
-__all__ = ["InitialSearch", "choose", "search_facts", "tell_rival", "witnesses_of"]
+__all__ = ["InitialSearch", "choose", "mirrors", "search_facts", "tell_rival", "witnesses_of"]
 
 # Voxels of the level that is searched: nuclei of real pairs of 16 million voxels are told apart.
 _VOXELS = 2e6
@@ -127,8 +127,7 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
         outcome = mirrored.evidence.outcome
         if settings.mirror == "allow" and outcome != "chance":
             return mirrored
-        lost = best is None or best.evidence.outcome == "chance"
-        if outcome == "convincing" or (outcome == "doubtful" and lost):
+        if mirrors(result):
             raise RegistrationError(
                 "a mirrored copy of the moving image fits better than the image itself: "
                 f"{mirrored.evidence.said()}. Check the order of its axes and slices; if one of "
@@ -144,6 +143,16 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
     return best
 
 
+def mirrors(result: SearchResult) -> bool:
+    """Whether a mirrored copy of the moving image fits, and clearly better than the image."""
+    best, mirrored = result.best, result.mirrored
+    if mirrored is None or (best is not None and mirrored.evidence.rank <= best.evidence.rank):
+        return False
+    lost = best is None or best.evidence.outcome == "chance"
+    outcome = mirrored.evidence.outcome
+    return outcome == "convincing" or (outcome == "doubtful" and lost)
+
+
 def tell_rival(scene: Scene, result: SearchResult) -> None:
     """Say that another start is nearly as good, where one is."""
     if result.rival is not None:
@@ -156,7 +165,7 @@ def tell_rival(scene: Scene, result: SearchResult) -> None:
 def search_facts(result: SearchResult) -> dict[str, Any]:
     """Facts of a search for a report."""
     best = result.best
-    facts: dict[str, Any] = {"looked_at": result.looked_at}
+    facts: dict[str, Any] = {"looked_at": result.looked_at, "mirrored": mirrors(result)}
     if best is None:
         return facts
     facts |= best.facts()

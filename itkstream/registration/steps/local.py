@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import attrs
@@ -26,8 +27,8 @@ from itkstream.registration.steps.matching import (
     COMMON_RADII,
     KEY_POINT_BYTES,
     MatchingStep,
-    best_affine,
     checked_radii,
+    choose_radii,
 )
 from itkstream.registration.steps.prices import (
     TASKS_BLENDED,
@@ -55,7 +56,7 @@ class LocalAffines(MatchingStep):
     ----------
     match_threshold, cc_radius, nspots, num_sigma_max, align_threshold
         As in `RansacAffine`, for every block.
-    max_distance, max_ambiguity, model, seed
+    max_distance, max_ambiguity, model, seed, contrast
         As in `RansacAffine`, for every block.
     blocksize : int
         Voxels per block and axis.
@@ -85,9 +86,10 @@ class LocalAffines(MatchingStep):
         fixed, moving = scene.coarse
         blocksize = (self.blocksize,) * fixed.ndim
         try:
-            search = self._search(fixed.spacing, self._radii(scene, state))
+            radii = self._radii(scene, state)
+            search = self._search(fixed.spacing, radii)
             blocks = block_grid(fixed.shape, blocksize, self.overlap)
-            task = AffineTask(fixed, moving, state.transform, blocks, search)
+            task = AffineTask(fixed, self.compared(moving), state.transform, blocks, search)
             lazy = prepare_affines(task)
             packed = compute(lazy, progress=scene.reporter.blocks)
             local, confidence = split_local_affines(packed, fixed.ndim)
@@ -95,6 +97,14 @@ class LocalAffines(MatchingStep):
         except (BlockErrors, InputError, RegistrationError) as error:
             return Nothing(str(error))
         facts = {
+            "chosen": {
+                "radii": list(radii),
+                "context_radius": self.cc_radius,
+                "match_threshold": self.match_threshold,
+                "blocksize": self.blocksize,
+                "overlap": list(blocks.overlap),
+                "why": "they were given" if self.radii else "most matches agreed by them before",
+            },
             "blocks": list(local.shape[: fixed.ndim]),
             "blocks_with_matches": int((confidence[..., 0] > 0).sum()),
             "median_confidence": float(np.median(confidence[..., -1])),
@@ -106,6 +116,7 @@ class LocalAffines(MatchingStep):
         blocks = block_grid(grid.shape, (self.blocksize,) * grid.ndim, self.overlap)
         choices = COMMON_RADII if self.radii is None else (self.radii,)
         search = KeyPointSearch(tuple(self.settings_for(grid.spacing, r) for r in choices))
+        scene = replace(scene, moving=self.compared(scene.moving))
         return prepare_refined(scene, start, search, blocks)
 
     def price(self, pair: Pair) -> StepPrice:
@@ -136,5 +147,4 @@ class LocalAffines(MatchingStep):
         if state.transform is not None:
             moving = scene.aligned(state.transform)
         usual = RansacAffine()
-        choices = [usual.settings_for(fixed.spacing, radii) for radii in usual.radii]
-        return usual.radii[best_affine(fixed, moving, choices)[1]]
+        return choose_radii(fixed, self.compared(moving), usual, usual.radii).radii

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import numpy as np
 from attrs import frozen
 
+from itkstream.blocks.sources import inverted
 from itkstream.errors import InputError
 from itkstream.geometry import Image, Transform
 from itkstream.numerics.itk.settings import Model
 from itkstream.numerics.matching.affine import (
     ALIGN_THRESHOLD_VOX,
+    PLENTY_OF_INLIERS,
     AffineSettings,
+    BestAffine,
+    Stages,
     best_affine_block,
 )
 from itkstream.numerics.matching.contexts import ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
 from itkstream.numerics.matching.matches import MatchSettings
-from itkstream.numerics.matching.ransac import AffineEstimate, RansacSettings
+from itkstream.numerics.matching.ransac import RansacSettings
 from itkstream.numerics.parameters import check, finite, one_of, whole
 from itkstream.registration.scene import Radii
 from itkstream.registration.steps.step import Step
@@ -28,11 +32,16 @@ from itkstream.registration.steps.step import Step
 __all__ = [
     "COMMON_RADII",
     "KEY_POINT_BYTES",
+    "ChosenRadii",
+    "Contrast",
     "MatchingStep",
-    "best_affine",
     "checked_radii",
+    "choose_radii",
     "find_timed_points",
 ]
+
+Contrast: TypeAlias = Literal["same", "inverted"]
+"""Contrast of the moving image, against the fixed one."""
 
 COMMON_RADII: tuple[Radii, ...] = ((6.0, 20.0), (3.0, 10.0), (2.0, 6.0))
 """Radii of the blobs of a whole image, tried one pair after the other."""
@@ -65,6 +74,22 @@ class MatchingStep(Step):
     max_ambiguity: float | None = attrs.field(default=None, validator=_positive_or_none)
     model: Model = attrs.field(default="affine", validator=one_of(Model))
     seed: int = attrs.field(default=0, validator=whole(0))
+    contrast: Contrast = attrs.field(default="same", validator=one_of(Contrast))
+
+    def compared(self, moving: Image) -> Image:
+        """The moving image as its key points are compared, inverted where its contrast is.
+
+        Parameters
+        ----------
+        moving : Image
+            As it is.
+
+        Returns
+        -------
+        Image
+            In memory where the image is; of another, nothing is read.
+        """
+        return inverted(moving) if self.contrast == "inverted" else moving
 
     def settings_for(self, spacing: Sequence[float], radii: Radii) -> AffineSettings:
         """The settings for blobs of these radii, in voxels of an image of this spacing in µm.
@@ -112,12 +137,58 @@ def find_timed_points(block: Image) -> None:
     find_key_points(block.read(), block.grid, settings)
 
 
-def best_affine(
-    fixed: Image, moving: Image, choices: Sequence[AffineSettings]
-) -> tuple[AffineEstimate, int]:
-    """Find an affine with the settings that find most matches, and which these are."""
-    estimate, _, best = best_affine_block(fixed, moving, choices)
-    return estimate, list(choices).index(best)
+@frozen(eq=False)
+class ChosenRadii:
+    """The radii of blobs by which most matches agree, and all that were tried for it."""
+
+    radii: Radii
+    found: BestAffine
+    step: MatchingStep
+    tried: tuple[Radii, ...]
+
+    @property
+    def why(self) -> str:
+        """The reason of the choice, in words."""
+        inliers, count = self.found.best.stages.inliers, len(self.found.tried)
+        if count == 1 == len(self.tried):
+            return "they were given"
+        if inliers >= PLENTY_OF_INLIERS and count < len(self.tried):
+            return f"{inliers} matches agree by them, which is plenty: no others were tried"
+        return f"{inliers} matches agree by them, the most of {count} that were tried"
+
+    @property
+    def outcomes(self) -> list[tuple[Radii, Stages | None]]:
+        """Stages by the radii that were tried, in turn; None where the images do not suit them."""
+        told = zip(self.tried, self.found.tried, strict=False)
+        return [(radii, stages) for radii, (_, stages) in told]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Parameters of matching, why they were taken, and what was left stage by stage."""
+        return {
+            "radii": list(self.radii),
+            "context_radius": self.step.cc_radius,
+            "match_threshold": self.step.match_threshold,
+            "why": self.why,
+            "tried": [
+                {"radii": list(radii), **(attrs.asdict(stages) if stages else {})}
+                for radii, stages in self.outcomes
+            ],
+        }
+
+
+def choose_radii(
+    fixed: Image,
+    moving: Image,
+    step: MatchingStep,
+    radii: Sequence[Radii],
+    plenty: int = PLENTY_OF_INLIERS,
+) -> ChosenRadii:
+    """Choose those radii of blobs, tried in turn until matches are plenty, by which most agree."""
+    choices = [step.settings_for(fixed.spacing, pair) for pair in radii]
+    found = best_affine_block(fixed, moving, choices, plenty)
+    chosen = radii[choices.index(found.best.settings)]
+    return ChosenRadii(chosen, found, step, tuple(radii))
 
 
 def checked_radii(given: Any) -> tuple[Radii, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -13,9 +14,18 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.affines import KeyPointSearch
-from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.estimate.misfits import (
+    FAULTS,
+    MIRRORED,
+    Lost,
+    Misfit,
+    find_loss,
+    find_misfits,
+    usual_remedies,
+)
+from itkstream.geometry import AffineTransform, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.matching.affine import best_affine_block, find_elsewhere
+from itkstream.numerics.matching.affine import AffineSettings, Stages, find_elsewhere
 from itkstream.numerics.matching.ransac import Model, fit_affine
 from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
@@ -35,25 +45,27 @@ from itkstream.registration.steps.matching import (
     KEY_POINT_BYTES,
     MatchingStep,
     checked_radii,
+    choose_radii,
 )
 from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import prepare_refined
 
-__all__ = ["RansacAffine"]
+__all__ = ["MAJORITY", "Attempt", "RansacAffine"]
 
 Search = Literal["auto", "never"]
 
 
-_ADVICE = (
-    "Check the spacings and that both images show the same tissue; other radii or a lower "
-    "match_threshold may help"
-)
 _LOOK = "Look at the aligned image before you use it"
 
-# An affine with which so large a share of all matches agrees is no chance, however few. One
-# with which fewer agree is matched again from where it leads: of turned nuclei, 48 of 326 agreed
-# with one that was 4.7 degrees and 3.1 voxels off, and from there 235 of 239 with one 1.0 off.
-_MAJORITY = 0.3
+MAJORITY = 0.3
+"""Share of all matches that, agreeing with an affine, are no chance, however few.
+
+One with which fewer agree is matched again from where it leads: of turned nuclei, 48 of 326 agreed
+with one that was 4.7 degrees and 3.1 voxels off, and from there 235 of 239 with one 1.0 off.
+"""
+
+# Faults of a pair are tried with this threshold: half mended, contexts are less alike.
+_TRIED_THRESHOLD = 0.5
 
 # Points of either kind that the report draws at most: as many as can be told apart.
 _DRAWN = 300
@@ -77,6 +89,7 @@ class _Affine:
     facts: dict[str, Any] = attrs.field(factory=dict)
     radii: Radii | None = None
     reason: str = ""
+    stages: Stages | None = None
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -89,14 +102,18 @@ class _Affine:
         if self.evidence is None:
             return "chance"
         found = self.evidence.outcome
-        most = self.facts and self.facts["inliers"] > _MAJORITY * self.facts["matches"]
-        return "doubtful" if found == "chance" and most else found
+        return "doubtful" if found == "chance" and self._share > MAJORITY else found
 
     @property
     def is_rough(self) -> bool:
         """Whether it convinces, but so few of its matches agree that it may be off still."""
-        few = self.facts and self.facts["inliers"] < _MAJORITY * self.facts["matches"]
-        return bool(few) and self.outcome == "convincing"
+        return 0 < self._share < MAJORITY and self.outcome == "convincing"
+
+    @property
+    def _share(self) -> float:
+        """Share of the matches that agree; 0 where none were made."""
+        matches = self.facts.get("matches", 0)
+        return self.facts["inliers"] / matches if matches else 0.0
 
     def said(self) -> str:
         """Put into words what was found."""
@@ -108,6 +125,32 @@ class _Affine:
             f"{self.facts['inliers']} of {self.facts['matches']} matches agree, median residual "
             f"{self.facts['median_residual']:.2f} µm"
         )
+
+
+@frozen(eq=False)
+class Attempt:
+    """The affine that key points and, where it was needed, a search found, or why there is none.
+
+    `loss` is the stage at which too few key points were left of the images as they lie, and
+    `misfits` are what may be changed, where no affine is borne out.
+    """
+
+    affine: _Affine
+    facts: dict[str, Any]
+    stages: dict[str, Any]
+    loss: Lost | None = None
+    misfits: tuple[Misfit, ...] = ()
+
+    @property
+    def has_fault(self) -> bool:
+        """Whether a fault of the pair was found that bears out why it does not match."""
+        return any(misfit.kind in FAULTS for misfit in self.misfits)
+
+    @property
+    def advice(self) -> str:
+        """The loss and what to change, in sentences; empty where an affine is borne out."""
+        lost = [] if self.loss is None else [f"Key points were lost: {self.loss}"]
+        return ". ".join([*lost, *map(str, self.misfits)])
 
 
 def _of_model(matrix: NDArray[np.float64], grid: Grid, model: Model) -> NDArray[np.float64]:
@@ -167,6 +210,8 @@ class RansacAffine(MatchingStep):
         Which transforms are considered.
     seed : int
         Of the robust fit.
+    contrast : {'same', 'inverted'}
+        Contrast of the moving image: 'inverted' where it is dark where the fixed one is bright.
     radii : sequence of (float, float)
         Least and greatest radius of the blobs, in voxels; one pair after the other is tried until
         matches abound.
@@ -189,25 +234,76 @@ class RansacAffine(MatchingStep):
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         required = state.transform is None
+        attempt = self.attempt(scene, state.transform)
+        found, facts = attempt.affine, attempt.facts
+        if found.matrix is not None and found.outcome != "chance":
+            return self._finding(scene, state, attempt)
+        reason = found.reason or f"{found.said()}, no more than by chance"
+        if required:
+            raise RegistrationError(f"no affine found: {reason}. {attempt.advice}")
+        return Nothing(reason, facts)
+
+    def attempt(self, scene: Scene, start: Transform | None) -> Attempt:
+        """Look for an affine, from a start that is known or anywhere.
+
+        Parameters
+        ----------
+        scene : Scene
+            The images.
+        start : Transform or None
+            From fixed to moving points.
+
+        Returns
+        -------
+        Attempt
+            What was found, or what was lost and what to change.
+        """
         fixed, moving = scene.coarse
-        if state.transform is not None:
-            moving = scene.aligned(state.transform)
+        moving = self.compared(moving if start is None else scene.aligned(start))
         pair = _Pair(fixed, moving, witnesses_of(fixed, moving))
         facts: dict[str, Any] = {}
-        if not required:
+        if start is not None:
             facts["start"] = _judge_start(scene, pair.witnesses)
-        found = self._matched(pair, np.eye(fixed.ndim + 1))
-        searched = required and self.search == "auto" and self.model != "translation"
+        found = as_they_lie = self._matched(pair, np.eye(fixed.ndim + 1))
+        searched = start is None and self.search == "auto" and self.model != "translation"
         if searched and found.outcome != "convincing":
             found = self._searched(pair, found, scene, facts)
         if found.is_rough and found.matrix is not None:
             again = self._matched(pair, found.matrix)
             found = max(again, found, key=lambda affine: affine.rank)
-        if found.matrix is None:
-            if required:
-                raise RegistrationError(f"no affine found: {found.reason}")
-            return Nothing(found.reason, facts)
-        return self._finding(scene, state, found, facts)
+        facts |= found.facts
+        if found.evidence is not None:
+            facts["evidence"] = found.evidence.facts()
+        stages = attrs.asdict(as_they_lie.stages) if as_they_lie.stages else {}
+        if found.outcome == "convincing" or start is not None:
+            return Attempt(found, facts, stages)
+        facts = as_they_lie.facts | facts
+        loss = find_loss(as_they_lie.stages)
+        return Attempt(found, facts, stages, loss, self._misfits(pair, loss, facts))
+
+    def _misfits(self, pair: _Pair, loss: Lost, facts: dict[str, Any]) -> tuple[Misfit, ...]:
+        """Changes to a pair of which no affine is borne out."""
+        if facts.get("search", {}).get("mirrored"):
+            return (MIRRORED,)
+        fixed, moving = pair.witnesses.fixed, pair.witnesses.moving
+        choices = self.trial_settings(fixed.spacing)
+        return find_misfits(fixed, moving, choices) or usual_remedies(loss)
+
+    def trial_settings(self, spacing: Sequence[float]) -> list[AffineSettings]:
+        """Settings with which faults of a pair are tried.
+
+        Parameters
+        ----------
+        spacing : sequence of float
+            Of the fixed image, in µm.
+
+        Returns
+        -------
+        list of AffineSettings
+            For blobs of all usual radii.
+        """
+        step = self.evolve(match_threshold=min(self.match_threshold, _TRIED_THRESHOLD))
+        return [step.settings_for(spacing, radii) for radii in COMMON_RADII]
 
     def _matched(self, pair: _Pair, start: NDArray[np.float64]) -> _Affine:
         """Match key points as a start puts them, and judge what is found."""
@@ -215,25 +311,27 @@ class RansacAffine(MatchingStep):
         if not np.array_equal(start, np.eye(len(start))):
             grid = pair.fixed.grid
             moving = Image(warp_block(moving, AffineTransform(start), grid, NAN_OUTSIDE), grid)
-        choices = [self.settings_for(pair.fixed.spacing, radii) for radii in self.radii]
         try:
-            estimate, pairs, best = best_affine_block(pair.fixed, moving, choices)
+            chosen = choose_radii(pair.fixed, moving, self, self.radii)
         except (InputError, RegistrationError) as error:
             return _Affine(reason=str(error))
+        best = chosen.found.best
+        estimate, pairs, stages = best.estimate, best.pairs, chosen.found.furthest
+        facts: dict[str, Any] = {"chosen": chosen.facts}
         if estimate.matrix is None:
-            return _Affine(reason=f"{estimate.reason}. {_ADVICE}")
+            return _Affine(facts=facts, reason=estimate.reason, stages=stages)
         matrix = start @ estimate.matrix
-        facts = {
+        facts |= {
             "matches": len(estimate.inliers),
             "inliers": int(estimate.inliers.sum()),
             "median_residual": float(np.median(estimate.residuals[estimate.inliers])),
             "drawn_points": _drawn(pairs.fixed_points, estimate.inliers),
         }
-        elsewhere = find_elsewhere(pairs, estimate, best.ransac)
+        elsewhere = find_elsewhere(pairs, estimate, best.settings.ransac)
         if elsewhere is not None:
             facts["elsewhere"] = attrs.asdict(elsewhere)
         evidence = pair.witnesses.evidence(matrix, pairs.fixed_points[estimate.inliers])
-        return _Affine(matrix, evidence, facts, self.radii[choices.index(best)])
+        return _Affine(matrix, evidence, facts, chosen.radii, stages=stages)
 
     def _searched(
         self, pair: _Pair, found: _Affine, scene: Scene, facts: dict[str, Any]
@@ -257,28 +355,23 @@ class RansacAffine(MatchingStep):
         settled = _Affine(matrix, start.evidence)
         return max(self._matched(pair, matrix), settled, found, key=lambda affine: affine.rank)
 
-    def _finding(
-        self, scene: Scene, state: State, found: _Affine, facts: dict[str, Any]
-    ) -> Finding | Nothing:
-        """Make a finding with its evidence; nothing where that is at chance level."""
+    def _finding(self, scene: Scene, state: State, attempt: Attempt) -> Finding:
+        """Make a finding of an affine that evidence bears out."""
+        found, facts = attempt.affine, attempt.facts
         assert found.matrix is not None
         assert found.evidence is not None
-        facts |= found.facts | {"evidence": found.evidence.facts()}
         required = state.transform is None
-        if found.outcome == "chance":
-            reason = f"{found.said()}, no more than by chance. {_ADVICE}"
-            if required:
-                raise RegistrationError(f"no affine found: {reason}")
-            return Nothing(reason, facts)
         change = Finding(AffineTransform(found.matrix), facts, found.radii, required=required)
         facts["matrix"] = affine_part(change.transform(state)).matrix.tolist()
         scene.reporter.note(found.said())
         if found.outcome == "doubtful":
-            scene.reporter.note(f"this affine is doubtful: {found.evidence.said()}. {_LOOK}")
+            doubt = ". ".join(filter(None, [found.evidence.said(), attempt.advice, _LOOK]))
+            scene.reporter.note(f"this affine is doubtful: {doubt}")
         return change
 
     def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
         settings = [self.settings_for(scene.fixed.spacing, radii) for radii in self.radii]
+        scene = replace(scene, moving=self.compared(scene.moving))
         return prepare_refined(scene, start, KeyPointSearch(tuple(settings)))
 
     def price(self, pair: Pair) -> StepPrice:

@@ -1,0 +1,64 @@
+"""Advice on a pair, before it is registered or after that failed."""
+
+from __future__ import annotations
+
+import os
+
+from itkstream.blocks.inputs import as_pair
+from itkstream.geometry import Image
+from itkstream.registration.advice.advice import Advice, advise_pair
+from itkstream.registration.request import open_given, plan_request
+from itkstream.registration.scene import LogReporter, Reporter
+from itkstream.registration.settings import RegisterSettings
+from itkstream.registration.steps import DEFAULT_STEPS
+from itkstream.workers import Resources
+
+__all__ = ["Advice", "advise"]
+
+
+def advise(
+    fixed: str | os.PathLike[str] | Image,
+    moving: str | os.PathLike[str] | Image,
+    settings: RegisterSettings | None = None,
+    *,
+    resources: Resources | None = None,
+    reporter: Reporter | None = None,
+) -> Advice:
+    """Say by which parameters a pair matches best, or why it does not match and what to change.
+
+    An affine is sought as `itkstream.register` does it, on a level of at most 2 million voxels. Is
+    it borne out, radii of blobs, contexts and the threshold are chosen by the matches that agree,
+    on a sample of the level that `register` uses, and blocks, overlap and stiffness by what is left
+    after it. Is it not, the advice names the stage at which key points were lost, and what mends
+    the pair: an inverted contrast and other voxel spacings are tried, then turned and mirrored
+    starts. It takes some ten seconds, or a minute where all is tried. Nothing is written. Of an
+    image whose file holds no coarse level, all voxels are read once.
+
+    Parameters
+    ----------
+    fixed, moving : path or Image
+        As in `itkstream.register`.
+    settings : RegisterSettings, optional
+        `coarse_voxels` counts.
+    resources : Resources, optional
+        As in `itkstream.pipelines.plan`: where `memory` is given, blocks are chosen to fit it.
+    reporter : Reporter, optional
+        Gets steps and results.
+
+    Returns
+    -------
+    Advice
+        Shown, it is the advice in words.
+
+    Raises
+    ------
+    InputError
+        For images that cannot be used.
+    PlanError
+        Where nothing fits `memory`.
+    """
+    pair = as_pair(open_given(fixed), open_given(moving), None, None)
+    plan = plan_request(
+        pair, DEFAULT_STEPS, settings or RegisterSettings(), resources or Resources()
+    )
+    return advise_pair(pair, plan, reporter or LogReporter())

@@ -1,0 +1,50 @@
+"""The command that advises on a pair."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from itkstream.cli.exit_codes import NOT_ALIGNED
+from itkstream.cli.options import (
+    CommandOfImages,
+    collect_image_options,
+    open_given_image,
+    with_image_options,
+)
+
+__all__ = ["advise"]
+
+
+@click.command(cls=CommandOfImages)
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--memory", help="Memory that blocks must fit, such as 16GB.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_image_options("fixed", "moving")
+def advise(fixed: str, moving: str, memory: str | None, as_json: bool, **options: Any) -> None:
+    """Say by which options MOVING registers to FIXED best, or why it does not match.
+
+    From the images themselves, in some ten seconds, on coarse levels: radii of the nuclei, context,
+    threshold, blocks, overlap, stiffness. Where the images do not match: the stage that lost the
+    key points, and what to change. Nothing is written.
+
+    The exit code is 0 if the images match, and 4 if not, or not as they are given.
+    """
+    from itkstream.advice import advise as find
+    from itkstream.workers import Resources
+
+    images = [
+        open_given_image(which, collect_image_options(options, which), path)
+        for which, path in (("fixed", fixed), ("moving", moving))
+    ]
+    resources = Resources() if memory is None else Resources(memory=memory)
+    found = find(images[0], images[1], resources=resources)
+    if as_json:
+        click.echo(json.dumps(found.facts, indent=2))
+    else:
+        click.echo("\n".join(found.describe()))
+    sys.exit(0 if found.matches else NOT_ALIGNED)

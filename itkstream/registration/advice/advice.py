@@ -1,0 +1,251 @@
+"""Advice on a pair of images: found on coarse levels, and nothing is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import permutations
+from typing import Any
+
+import attrs
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from itkstream.blocks.levels import factors_to_fit, read_coarse
+from itkstream.errors import InputError, RegistrationError
+from itkstream.estimate.misfits import FAULTS, Lost, Misfit, name_stretches
+from itkstream.geometry import AffineTransform, Image, default_axes
+from itkstream.numerics.search.evidence import Outcome
+from itkstream.registration.advice.choices import (
+    Setting,
+    choose_blocks,
+    choose_deformation,
+    choose_matching,
+)
+from itkstream.registration.plan import Plan
+from itkstream.registration.scene import Reporter, Scene, make_level
+from itkstream.registration.steps import Deformable, RansacAffine
+from itkstream.registration.steps.initial import witnesses_of
+from itkstream.registration.steps.ransac import MAJORITY, Attempt
+from itkstream.workers import Resources
+
+__all__ = ["Advice", "advise_briefly", "advise_pair"]
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+# Voxels of the level on which an affine is sought: that of the search.
+_VOXELS = 2e6
+# A start that is turned by so much is found by a search, which takes time.
+_TURNED_DEG = 20.0
+_ENDS = ("RL", "AP", "IS")
+
+_SAYS: dict[Outcome, str] = {
+    "convincing": "the images match",
+    "doubtful": "little more than chance speaks for the affine that was found",
+    "chance": "the images do not match",
+}
+
+
+@frozen(eq=False, repr=False)
+class Advice:
+    """Result of `itkstream.advise`; shown, it is the advice in words.
+
+    Parameters
+    ----------
+    outcome : {'convincing', 'doubtful', 'chance'}
+        Evidence for the affine that was found.
+    evidence : str
+        The same, in words; empty where there is no affine.
+    stages : dict
+        Key points that are left stage by stage, of the images as they lie, by the radii that led
+        furthest: ``found`` and ``contexts`` of both images, ``matches``, ``inliers``.
+    loss : Lost or None
+        The stage that left too few of them.
+    misfits : tuple of Misfit
+        What to change about the pair, with the option of the command line.
+    settings : tuple of Setting
+        Parameters chosen from the data, with options and reasons; none where images do not match.
+    """
+
+    outcome: Outcome
+    evidence: str
+    stages: dict[str, Any]
+    loss: Lost | None
+    misfits: tuple[Misfit, ...]
+    settings: tuple[Setting, ...]
+
+    @property
+    def matches(self) -> bool:
+        """Whether an affine is borne out, or at least not chance, and no fault was found."""
+        return self.outcome != "chance" and not any(m.kind in FAULTS for m in self.misfits)
+
+    @property
+    def options(self) -> str:
+        """Options for `itkstream register`."""
+        return " ".join(setting.option for setting in self.settings if setting.option)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything in numbers, strings and lists."""
+        return {
+            "outcome": self.outcome,
+            "evidence": self.evidence,
+            "stages": self.stages,
+            "loss": None if self.loss is None else attrs.asdict(self.loss),
+            "misfits": [attrs.asdict(misfit) for misfit in self.misfits],
+            "settings": [attrs.asdict(setting) for setting in self.settings],
+            "options": self.options,
+        }
+
+    def describe(self) -> list[str]:
+        """Put the advice into words.
+
+        Returns
+        -------
+        list of str
+            One line each.
+        """
+        lines = [f"{_SAYS[self.outcome]}{f': {self.evidence}' if self.evidence else ''}"]
+        if self.loss is not None:
+            lines.append(f"key points were lost: {self.loss}")
+        lines += [f"change: {misfit}" for misfit in self.misfits]
+        lines += [f"{s.name}: {_shown(s.value)} ({s.why})" for s in self.settings]
+        return [*lines, f"options: {self.options}"] if self.options else lines
+
+    def __repr__(self) -> str:
+        return "\n".join(self.describe())
+
+
+def advise_pair(pair: tuple[Image, Image], plan: Plan, reporter: Reporter) -> Advice:
+    """Look for an affine on coarse levels; choose parameters by it, or what to change."""
+    resources = Resources()
+    reporter.step("levels")
+    voxels = plan.settings.coarse_voxels
+    levels = [make_level(image, voxels, resources, reporter.blocks) for image in pair]
+    scene = _small_scene((levels[0], levels[1]), resources, reporter)
+    reporter.step("matching")
+    attempt, misfits = _attempt(scene)
+    found = attempt.affine
+    settings: tuple[Setting, ...] = ()
+    if found.matrix is not None and found.outcome != "chance" and not attempt.has_fault:
+        reporter.step("parameters")
+        settings = _settings((levels[0], levels[1]), scene, attempt, plan)
+    return _advice(attempt, misfits, settings)
+
+
+def advise_briefly(levels: tuple[Image, Image], reporter: Reporter) -> Advice:
+    """Look for what to change about two levels in memory, without a search and parameters."""
+    scene = _small_scene(levels, Resources(), reporter)
+    attempt = RansacAffine(search="never").attempt(scene, None)
+    return _advice(attempt, attempt.misfits or _misfits(attempt, scene), ())
+
+
+def _advice(attempt: Attempt, misfits: tuple[Misfit, ...], settings: tuple[Setting, ...]) -> Advice:
+    found = attempt.affine
+    said = "" if found.evidence is None else found.evidence.said()
+    return Advice(found.outcome, said, attempt.stages, attempt.loss, misfits, settings)
+
+
+def _small_scene(levels: tuple[Image, Image], resources: Resources, reporter: Reporter) -> Scene:
+    """The images on the level on which an affine is sought."""
+    small = [read_coarse(level, factors_to_fit(level.grid, _VOXELS)) for level in levels]
+    fixed, moving = (Image(level.read(), level.grid, level.name) for level in small)
+    makers = (lambda: fixed), (lambda: moving)
+    return Scene(fixed, moving, _VOXELS, resources, reporter, makers)
+
+
+def _attempt(scene: Scene) -> tuple[Attempt, tuple[Misfit, ...]]:
+    """The attempt that leads to an affine, or to what is wrong; a search comes last."""
+    attempt = RansacAffine(search="never").attempt(scene, None)
+    if attempt.affine.outcome != "convincing" and not attempt.has_fault:
+        searched = RansacAffine().attempt(scene, None)
+        if searched.affine.outcome != "chance" or searched.has_fault:
+            attempt = searched
+    return attempt, (*attempt.misfits, *_misfits(attempt, scene))
+
+
+def _misfits(attempt: Attempt, scene: Scene) -> tuple[Misfit, ...]:
+    """Faults of the pair, and turns, that the affine shows which was found."""
+    matrix, (fixed, moving) = attempt.affine.matrix, scene.coarse
+    if matrix is None or attempt.affine.outcome == "chance" or attempt.has_fault:
+        return ()
+    choices = RansacAffine().trial_settings(fixed.spacing)
+    stretched = name_stretches(fixed, moving, matrix[:-1, :-1], choices)
+    return (*stretched, *_turns(matrix, moving))
+
+
+def _settings(
+    levels: tuple[Image, Image], scene: Scene, attempt: Attempt, plan: Plan
+) -> tuple[Setting, ...]:
+    """All parameters that are chosen from the data, of the affine first."""
+    fixed, matrix = plan.pair.fixed, attempt.affine.matrix
+    assert matrix is not None
+    shrink = tuple(round(a / b) for a, b in zip(levels[0].spacing, fixed.spacing, strict=True))
+    shape = " x ".join(map(str, levels[0].shape))
+    level = Setting(
+        "level",
+        shrink,
+        "",
+        f"the affine is found on {shape} voxels, at most {plan.settings.coarse_voxels:g}",
+    )
+    chosen: list[Setting] = [level]
+    try:
+        matching = choose_matching(levels, matrix, _match_as_they_lie(attempt))
+    except (InputError, RegistrationError) as error:
+        logger.info("no parameters of matching are chosen: %s", error)
+    else:
+        rest = _rest_um(scene, matrix) / float(np.median(fixed.spacing))
+        deformable = next((s for s in plan.steps if isinstance(s, Deformable)), Deformable())
+        blocks = choose_blocks(matching, rest, deformable, fixed.ndim)
+        chosen += [*matching.settings, *blocks]
+    return (*chosen, *choose_deformation(*scene.coarse, matrix))
+
+
+def _match_as_they_lie(attempt: Attempt) -> bool:
+    """Whether most matches agree without a start; else `register` matches again from one."""
+    stages = attempt.stages
+    few = stages.get("inliers", 0) < MAJORITY * stages.get("matches", 1)
+    return "search" not in attempt.facts and not few
+
+
+def _rest_um(scene: Scene, matrix: Floats) -> float:
+    """The distance, of 95 % of the key points, from where the affine puts them."""
+    for witness in witnesses_of(*scene.coarse):
+        again = witness.rematch(witness.aligned(matrix))
+        apart = np.linalg.norm(again.aligned_points - again.fixed_points, axis=1)[again.supported]
+        if len(apart):
+            return float(np.percentile(apart, 95))
+    return 0.0
+
+
+def _turns(matrix: Floats, moving: Image) -> Iterator[Misfit]:
+    """A turn that a search finds, and the option that saves the search."""
+    u, _, vt = np.linalg.svd(matrix[:-1, :-1])
+    cosine = (np.trace(u @ vt) - moving.ndim + 2) / 2
+    angle = float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+    if angle < _TURNED_DEG:
+        return
+    code = _code(matrix, moving)
+    saved = f"; --orient LPS {code} saves the search" if code not in ("", "LPS") else ""
+    yield Misfit(
+        "turned",
+        f"the moving image is turned by {angle:.0f} degrees",
+        f"register searches for the turn by itself{saved}",
+    )
+
+
+def _code(matrix: Floats, moving: Image) -> str:
+    """Orientation of the moving image where the fixed one lies LPS, to quarter turns."""
+    if moving.ndim != 3 or not np.array_equal(moving.grid.direction, np.eye(3)):
+        return ""
+    xyz = default_axes(3)
+    linear = AffineTransform(matrix, moving.grid.axes).reorder(moving.grid.axes, xyz).matrix[:3, :3]
+    order = max(permutations(range(3)), key=lambda p: np.abs(linear[range(3), p]).sum())
+    return "".join(_ENDS[p][int(linear[k, p] > 0)] for k, p in enumerate(order))
+
+
+def _shown(value: Any) -> str:
+    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
