@@ -35,7 +35,7 @@ from itkstream.geometry import Grid
 from itkstream.judge.verdict import Evidence, Verdict, judge
 from itkstream.numerics.sampling.mapping import affine_part
 
-__all__ = ["bars_of", "main", "measure_case", "table_of"]
+__all__ = ["bars_of", "judge_case", "main", "table_of"]
 
 _FAR_VOX, _FAR_SHARE, _NEAR_VOX = 5.0, 0.2, 2.0
 _OUTCOMES = ("good", "look", "failed")
