@@ -62,15 +62,13 @@ class Evidence:
     """Grounds of a verdict.
 
     `fixed` is the lattice of the fixed image, `matrix` the affine part, `overlap` the shares of the
-    tissue of both images that the other one shows, `correlation` the mean squared local correlation
-    that was reached, `steps` the facts of all steps, `error` those of the predicted error and of
-    chance, or nothing.
+    tissue of both images that the other one shows, `steps` the facts of all steps, `error` those of
+    the predicted error and of chance, or nothing.
     """
 
     fixed: Grid
     matrix: NDArray[np.float64]
     overlap: Mapping[str, float]
-    correlation: float
     steps: Sequence[Mapping[str, Any]]
     certificate: Mapping[str, Any]
     error: Mapping[str, Any]
@@ -88,9 +86,24 @@ class Evidence:
         return {name: round(share, 4) for name, share in shares.items()}
 
     @property
+    def start(self) -> str:
+        """How much speaks for the last affine that was judged: `Outcome` of that, or nothing."""
+        kept = [s["evidence"] for s in self.steps if "evidence" in s and "dropped" not in s]
+        return kept[-1]["outcome"] if kept else ""
+
+    @property
     def is_known_to_be_small(self) -> bool:
         """Nearly all error that is predicted is small, which decides whatever noise hides."""
         return bool(self.error) and 1 - self.shares["sound"] <= _LOOK_SHARE
+
+    @property
+    def worst(self) -> Outcome:
+        """The gravest that what is not known may come to.
+
+        A wide bound of the error and tissue like itself elsewhere do not tell a result wrong for
+        whose affine key points speak that it was not fitted to.
+        """
+        return "look" if self.start == "convincing" else "failed"
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,7 @@ def judge(evidence: Evidence) -> Verdict:
     """Judge a registration by its evidence."""
     doubts = [
         *_doubts_of_images(evidence),
-        *_doubts_of_error(evidence.shares),
+        *_doubts_of_error(evidence),
         *_doubts_of_starts(evidence),
         *_doubts_of_parts(evidence),
         *_doubts_of_affine(evidence.matrix),
@@ -226,21 +239,23 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
     chance = evidence.error.get("chance")
     if not chance or evidence.is_known_to_be_small:
         return
-    if evidence.correlation <= chance["local_correlation_p95"]:
+    reached, most = (chance[f"local_correlation_{name}"] for name in ("reached", "most"))
+    if reached is not None and reached <= most:
         yield _Doubt(
-            "failed",
+            evidence.worst,
             f"the images are no more alike than unrelated parts of them: local correlation "
-            f"{evidence.correlation:.2g}, at wrong places "
-            f"{chance['local_correlation_median']:.2g} to {chance['local_correlation_p95']:.2g}",
+            f"{reached:.2g}, at wrong places {chance['local_correlation_mean']:.2g}, "
+            f"{most:.2g} at most",
         )
 
 
-def _doubts_of_error(shares: Mapping[str, float]) -> Iterator[_Doubt]:
+def _doubts_of_error(evidence: Evidence) -> Iterator[_Doubt]:
     """Too much tissue that lies far off, or of which nothing is known."""
+    shares = evidence.shares
     bad = 1 - shares["sound"] if shares else 0.0
     if bad > _LOOK_SHARE:
         yield _Doubt(
-            "failed" if bad > _FAILED_SHARE else "look",
+            evidence.worst if bad > _FAILED_SHARE else "look",
             f"{100 * shares['doubtful']:.2g} % of the tissue may be more than 5 voxels off, and of "
             f"{100 * shares['unknown']:.2g} % nothing can be said",
         )
@@ -248,9 +263,7 @@ def _doubts_of_error(shares: Mapping[str, float]) -> Iterator[_Doubt]:
 
 def _doubts_of_starts(evidence: Evidence) -> Iterator[_Doubt]:
     """Affines of the run that little speaks for; the last one counts, unless the error decides."""
-    steps = evidence.steps
-    judged = [step["evidence"] for step in steps if "evidence" in step and "dropped" not in step]
-    if judged and judged[-1]["outcome"] == "doubtful" and not evidence.is_known_to_be_small:
+    if evidence.start == "doubtful" and not evidence.is_known_to_be_small:
         yield _Doubt("look", "little more than chance speaks for the affine that was found")
 
 

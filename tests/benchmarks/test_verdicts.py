@@ -58,7 +58,6 @@ def test_a_cached_case_is_judged_anew(tmp_path: Path) -> None:
         "grid": [[40, 60, 60], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]],
         "matrix": np.eye(4).tolist(),
         "overlap": {"fixed": 1.0, "moving": 1.0},
-        "correlation": 0.7,
         "steps": [],
         "certificate": {"failures": []},
         "error": error,

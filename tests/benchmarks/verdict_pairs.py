@@ -41,7 +41,7 @@ _REAL_PAIRS = {
     "cell_membranes_2d": (4, 4),
 }
 
-_SHAPE = (80, 72, 64)
+_SHAPE = (72, 64, 64)
 # Every so many tissue voxels the error is measured.
 _THINNED = 11
 

@@ -126,12 +126,10 @@ def _share(true: NDArray[np.bool_]) -> float | None:
 def _evidence(pair: Pair, found: itkstream.Registration) -> Row:
     """What `judge` goes by, as JSON."""
     grid, report = pair.fixed.grid, found.report
-    reached = [s["local_correlation"] for s in report["steps"] if "local_correlation" in s]
     return {
         "grid": [grid.shape, grid.spacing, grid.origin],
         "matrix": affine_part(found.transform).matrix.tolist(),
         "overlap": found.verdict.overlap,
-        "correlation": reached[-1],
         "steps": report["steps"],
         "certificate": report["certificate"],
         "error": report["error"],
