@@ -91,11 +91,16 @@ def find_chance(
         found.append(_squares(voxels[here], best, seen))
     squares = np.concatenate([np.empty(0), *found])
     if not squares.size:
-        return ChanceLevel(*[np.nan] * 5, 0)
-    median, p95 = np.percentile(squares, (50, 95))
-    most = max(part.mean() for part in found if part.size)
-    reached = _squares(voxels, np.asarray(aligned, np.float32), counts).mean()
-    return ChanceLevel(*map(float, (median, p95, squares.mean(), most, reached)), len(found))
+        return ChanceLevel(np.nan, np.nan, np.nan, np.nan, np.nan, 0)
+    reached = _squares(voxels, np.asarray(aligned, np.float32), counts)
+    return ChanceLevel(
+        median=float(np.median(squares)),
+        p95=float(np.percentile(squares, 95)),
+        mean=float(squares.mean()),
+        most=max(float(part.mean()) for part in found if part.size),
+        reached=float(reached.mean()),
+        offsets=len(found),
+    )
 
 
 def _squares(
