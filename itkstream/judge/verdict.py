@@ -86,8 +86,8 @@ class Evidence:
         return {name: round(share, 4) for name, share in shares.items()}
 
     @property
-    def start(self) -> str:
-        """How much speaks for the last affine that was judged: `Outcome` of that, or nothing."""
+    def affine_outcome(self) -> str:
+        """What was found for the last affine that was kept: convincing, doubtful; or nothing."""
         kept = [s["evidence"] for s in self.steps if "evidence" in s and "dropped" not in s]
         return kept[-1]["outcome"] if kept else ""
 
@@ -97,13 +97,13 @@ class Evidence:
         return bool(self.error) and 1 - self.shares["sound"] <= _LOOK_SHARE
 
     @property
-    def worst(self) -> Outcome:
-        """The gravest that what is not known may come to.
+    def if_unknown(self) -> Outcome:
+        """Outcome where little is known of the error.
 
-        A wide bound of the error and tissue like itself elsewhere do not tell a result wrong for
-        whose affine key points speak that it was not fitted to.
+        Wide bounds, and tissue that is much like itself elsewhere, do not prove a result wrong for
+        whose affine key points speak.
         """
-        return "look" if self.start == "convincing" else "failed"
+        return "look" if self.affine_outcome == "convincing" else "failed"
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
     reached, most = (chance[f"local_correlation_{name}"] for name in ("reached", "most"))
     if reached is not None and reached <= most:
         yield _Doubt(
-            evidence.worst,
+            evidence.if_unknown,
             f"the images are no more alike than unrelated parts of them: local correlation "
             f"{reached:.2g}, at wrong places {chance['local_correlation_mean']:.2g}, "
             f"{most:.2g} at most",
@@ -255,7 +255,7 @@ def _doubts_of_error(evidence: Evidence) -> Iterator[_Doubt]:
     bad = 1 - shares["sound"] if shares else 0.0
     if bad > _LOOK_SHARE:
         yield _Doubt(
-            evidence.worst if bad > _FAILED_SHARE else "look",
+            evidence.if_unknown if bad > _FAILED_SHARE else "look",
             f"{100 * shares['doubtful']:.2g} % of the tissue may be more than 5 voxels off, and of "
             f"{100 * shares['unknown']:.2g} % nothing can be said",
         )
@@ -263,7 +263,7 @@ def _doubts_of_error(evidence: Evidence) -> Iterator[_Doubt]:
 
 def _doubts_of_starts(evidence: Evidence) -> Iterator[_Doubt]:
     """Affines of the run that little speaks for; the last one counts, unless the error decides."""
-    if evidence.start == "doubtful" and not evidence.is_known_to_be_small:
+    if evidence.affine_outcome == "doubtful" and not evidence.is_known_to_be_small:
         yield _Doubt("look", "little more than chance speaks for the affine that was found")
 
 
