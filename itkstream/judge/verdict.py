@@ -27,6 +27,8 @@ Span: TypeAlias = tuple[float, float]
 # Shares of the tissue that both images show of which more than 5 voxels of error is predicted, or
 # nothing: above the first a look is due; above the second it has failed.
 _LOOK_SHARE, _FAILED_SHARE = 0.15, 0.7
+# So many times farther from the mean of wrong places than the best of these is clear of chance.
+_CLEARLY = 2.0
 # Of the tissue of the fixed image, at least so much must lie in the moving one.
 _LEAST_OVERLAP = 0.05
 # No tissue shrinks or swells so much, nor shears, but in error of a spacing.
@@ -97,12 +99,24 @@ class Evidence:
         return bool(self.error) and 1 - self.shares["sound"] <= _LOOK_SHARE
 
     @property
+    def reached(self) -> tuple[float, float, float] | None:
+        """Local correlation as registered, and mean and most of wrong places; None if unknown."""
+        chance = self.error.get("chance") or {}
+        reached, mean, most = (
+            chance.get(f"local_correlation_{name}") for name in ("reached", "mean", "most")
+        )
+        return None if None in (reached, mean, most) else (reached, mean, most)
+
+    @property
     def if_unknown(self) -> Outcome:
         """Outcome where little is known of the error.
 
         Wide bounds, and tissue that is much like itself elsewhere, do not prove a result wrong for
-        whose affine key points speak.
+        whose affine key points speak; nor one for which less speaks, but the correlation too.
         """
+        if self.affine_outcome == "doubtful" and self.reached is not None:
+            reached, mean, most = self.reached
+            return "look" if reached - mean > _CLEARLY * (most - mean) else "failed"
         return "look" if self.affine_outcome == "convincing" else "failed"
 
 
@@ -236,15 +250,14 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
         yield _Doubt(
             "failed", f"the moving image shows {100 * seen:.2g} % of the fixed image's tissue"
         )
-    chance = evidence.error.get("chance")
-    if not chance or evidence.is_known_to_be_small:
+    if evidence.reached is None or evidence.is_known_to_be_small:
         return
-    reached, most = (chance[f"local_correlation_{name}"] for name in ("reached", "most"))
-    if reached is not None and reached <= most:
+    reached, mean, most = evidence.reached
+    if reached <= most:
         yield _Doubt(
             evidence.if_unknown,
             f"the images are no more alike than unrelated parts of them: local correlation "
-            f"{reached:.2g}, at wrong places {chance['local_correlation_mean']:.2g}, "
+            f"{reached:.2g}, at wrong places {mean:.2g}, "
             f"{most:.2g} at most",
         )
 

@@ -25,7 +25,7 @@ cloud, quarter    0.16 / 0.31, 0.16 / 0.31     3.22 / 8.33, 1.66 / 3.15     0.46
 
 With all content, far is 9.03 / 15.90, 4.49 / 8.42 and 9.94 / 12.85.
 
-Half replaced, ``--size 112``, all default steps (``--chain``), seeds 0, 1, 2; the verdict is "look":
+Half replaced, ``--size 112``, all default steps (``--chain``), seeds 0 to 2; the verdict is "look":
 
 =======  ===========  ===========  ===========  ===========  ==========================
 texture  sound        near         far          deep         flagged: missing, left

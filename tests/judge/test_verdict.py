@@ -61,6 +61,7 @@ def by_chance(evidence: Evidence) -> Evidence:
 
 
 UNPROVEN = replace(GOOD, steps=[{"name": "read"}])
+DOUBTFUL = replace(GOOD, steps=[{"name": "affine", "evidence": {"outcome": "doubtful"}}])
 
 
 def test_tissue_that_one_image_shows_is_not_judged() -> None:
@@ -84,6 +85,8 @@ def test_noise_may_hide_what_is_alike() -> None:
         # Key points speak for the affine: what is not known is no failure.
         (with_shares(0.8, 0.1), "look", "of 10 % nothing can be said"),
         (by_chance(with_shares(0.1, 0.2)), "look", "no more alike than"),
+        (with_shares(0.8, 0.1, DOUBTFUL), "look", "of 10 % nothing can be said"),
+        (by_chance(with_shares(0.8, 0.1, DOUBTFUL)), "failed", "no more alike than"),
         (replace(GOOD, overlap={"fixed": 0.01, "moving": 0.5}), "failed", "shows 1 % of the fixed"),
         (replace(GOOD, matrix=np.diag([1.0, 1, 0.5, 1])), "look", "axis 2 is stretched 0.50 times"),
         (replace(GOOD, matrix=np.diag([1.0, -1, 1, 1])), "look", "mirrors the image"),
