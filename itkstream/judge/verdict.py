@@ -102,10 +102,11 @@ class Evidence:
     def reached(self) -> tuple[float, float, float] | None:
         """Local correlation as registered, and mean and most of wrong places; None if unknown."""
         chance = self.error.get("chance") or {}
-        reached, mean, most = (
-            chance.get(f"local_correlation_{name}") for name in ("reached", "mean", "most")
-        )
-        return None if None in (reached, mean, most) else (reached, mean, most)
+        names = ("reached", "mean", "most")
+        reached, mean, most = (chance.get(f"local_correlation_{name}") for name in names)
+        if reached is None or mean is None or most is None:
+            return None
+        return reached, mean, most
 
     @property
     def if_unknown(self) -> Outcome:
