@@ -27,6 +27,8 @@ Span: TypeAlias = tuple[float, float]
 # Shares of the tissue that both images show of which more than 5 voxels of error is predicted, or
 # nothing: above the first a look is due; above the second it has failed.
 _LOOK_SHARE, _FAILED_SHARE = 0.15, 0.7
+# Tissue of which it is only foretold where it lies, as a share of all.
+_MISSING_SHARE = 0.2
 # So many times farther from the mean of wrong places than the best of these is clear of chance.
 _CLEARLY = 2.0
 # Of the tissue of the fixed image, at least so much must lie in the moving one.
@@ -86,6 +88,12 @@ class Evidence:
         unknown = min(max(beyond, 0.0) / seen, 1 - doubtful)
         shares = {"sound": 1 - unknown - doubtful, "doubtful": doubtful, "unknown": unknown}
         return {name: round(share, 4) for name, share in shares.items()}
+
+    @property
+    def missing(self) -> list[Mapping[str, Any]]:
+        """Regions of tissue without counterpart, which were left out."""
+        found = [s["without_counterpart"] for s in self.steps if "without_counterpart" in s]
+        return [region for facts in found if facts["left_out"] for region in facts["regions"]]
 
     @property
     def affine_outcome(self) -> str:
@@ -211,6 +219,7 @@ def judge(evidence: Evidence) -> Verdict:
     doubts = [
         *_doubts_of_images(evidence),
         *_doubts_of_error(evidence),
+        *_doubts_of_content(evidence),
         *_doubts_of_starts(evidence),
         *_doubts_of_parts(evidence),
         *_doubts_of_affine(evidence.matrix),
@@ -223,7 +232,7 @@ def judge(evidence: Evidence) -> Verdict:
     return Verdict(
         outcome,
         (*failed, *others) or _praise(evidence),
-        tuple(_regions(evidence.error, evidence.fixed)),
+        tuple(sorted(_regions(evidence), key=lambda region: -region.share_of_tissue)),
         evidence.shares,
         dict(evidence.overlap),
         {
@@ -275,6 +284,17 @@ def _doubts_of_error(evidence: Evidence) -> Iterator[_Doubt]:
         )
 
 
+def _doubts_of_content(evidence: Evidence) -> Iterator[_Doubt]:
+    """Much tissue that the moving image does not show, so that its place is a guess."""
+    share = sum(region["share_of_tissue"] for region in evidence.missing)
+    if share > _MISSING_SHARE:
+        yield _Doubt(
+            "look",
+            f"{100 * share:.2g} % of the tissue has no counterpart in the moving image: it moves "
+            "with what surrounds it",
+        )
+
+
 def _doubts_of_starts(evidence: Evidence) -> Iterator[_Doubt]:
     """Affines of the run that little speaks for; the last one counts, unless the error decides."""
     if evidence.affine_outcome == "doubtful" and not evidence.is_known_to_be_small:
@@ -316,18 +336,23 @@ def _doubts_of_affine(matrix: NDArray[np.float64]) -> Iterator[_Doubt]:
         yield _Doubt("look", f"the affine shears by {sheared:.0f} degrees")
 
 
-def _regions(error: Mapping[str, Any], fixed: Grid) -> Iterator[Region]:
-    for region in error.get("regions", ()):
-        box = _spans(region["box"])
-        ends = fixed.crop(tuple(slice(int(a), int(b)) for a, b in box)).outer_corners()
-        box_um = zip(ends.min(axis=0).tolist(), ends.max(axis=0).tolist(), strict=True)
+def _regions(evidence: Evidence) -> Iterator[Region]:
+    """Places of large or unknown error, and of tissue that the moving image does not show."""
+    for region in evidence.error.get("regions", ()):
         radius = region["median_um"]
-        yield Region(
-            box,
-            tuple(box_um),
-            region["share"],
-            "nothing can be said" if radius is None else f"error up to {radius:.2g} µm predicted",
-        )
+        what = "nothing can be said" if radius is None else f"error up to {radius:.2g} µm predicted"
+        yield _region(_spans(region["box"]), region["share"], what, evidence.fixed)
+    for region in evidence.missing:
+        first, last = region["voxels"]
+        box = _spans([(a, b + 1) for a, b in zip(first, last, strict=True)])
+        yield _region(box, region["share_of_tissue"], "no counterpart", evidence.fixed)
+
+
+def _region(box: tuple[Span, ...], share: float, what: str, fixed: Grid) -> Region:
+    """A region of some voxels, each from its first to its last edge."""
+    ends = fixed.crop(tuple(slice(int(a), int(b)) for a, b in box)).outer_corners()
+    spans = zip(ends.min(axis=0).tolist(), ends.max(axis=0).tolist(), strict=True)
+    return Region(box, tuple(spans), share, what)
 
 
 def _spans(box: Sequence[Sequence[float]]) -> tuple[Span, ...]:

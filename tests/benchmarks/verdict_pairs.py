@@ -84,6 +84,9 @@ class Pair:
         Where they lie in the moving image; None where no answer is right.
     initial : AffineTransform or None
         A wrong start, or none.
+    is_whole : bool
+        Whether the moving image shows the tissue. Of what was replaced by other tissue there is
+        no right place: `places` tell where it would have been.
     """
 
     fixed: Image
@@ -91,6 +94,7 @@ class Pair:
     points: Points
     places: Points | None
     initial: AffineTransform | None = None
+    is_whole: bool = True
 
     def error_vox(self, transform: Transform) -> Points:
         """Distances from the truth, in voxels; infinite where no answer is right.
@@ -222,7 +226,8 @@ def make_pair(case: Case) -> Pair:
     points = drawn.fixed.grid.positions()[chosen]
     places = drawn.places[chosen] if known or case.kind == "turned" else None
     initial = _wrong_start(drawn.rng) if case.kind == "wrong start" else None
-    return Pair(_with_axes(drawn.fixed), _with_axes(drawn.moving), points, places, initial)
+    images = _with_axes(drawn.fixed), _with_axes(drawn.moving)
+    return Pair(*images, points, places, initial, is_whole=case.kind != "torn")
 
 
 def _wrong_start(rng: np.random.Generator) -> AffineTransform:

@@ -6,9 +6,9 @@
 Each pair is registered with the default steps, and the evidence kept in the cache, so that a run
 that was interrupted goes on; the verdict is judged from the evidence each time. A result is bad
 where more than a fifth of the tissue that both images show lies more than five voxels off, or
-where no answer is right; good where 95 % lie within two voxels; else between. No bad one may be
-called good, no good one failed, and at most one in ten good ones "look". A registration that
-refuses the pair counts as failed. Empty the cache when a step has changed.
+where no answer is right; good where 95 % lie within two voxels, and no tissue was replaced; else
+between. No bad one may be called good, no good one failed, and at most one in ten good ones "look".
+A registration that refuses the pair counts as failed. Empty the cache when a step has changed.
 """
 
 from __future__ import annotations
@@ -107,7 +107,12 @@ def measure_case(pair: Pair) -> Row:
         "near_in_regions": _share(inside[seen & (errors < _NEAR_VOX)]),
     }
     seconds = round(time.perf_counter() - began, 1)
-    return {**_truth(errors[seen]), **shares, "evidence": evidence, "seconds": seconds}
+    return {
+        **_truth(errors[seen], pair.is_whole),
+        **shares,
+        "evidence": evidence,
+        "seconds": seconds,
+    }
 
 
 def _within(verdict: Verdict, points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -142,12 +147,12 @@ def _judged(evidence: Row) -> Verdict:
     return judge(Evidence(grid, **rest | {"matrix": np.array(evidence["matrix"])}))
 
 
-def _truth(errors: NDArray[np.float64]) -> Row:
+def _truth(errors: NDArray[np.float64], is_whole: bool) -> Row:
     """Bad, good or between, by true errors in voxels; bad where no answer is right."""
     if not np.isfinite(errors).any():
         return {"truth": "bad"}
     far, p95 = float((errors > _FAR_VOX).mean()), float(np.percentile(errors, 95))
-    name = "bad" if far > _FAR_SHARE else "good" if p95 < _NEAR_VOX else "between"
+    name = "bad" if far > _FAR_SHARE else "good" if is_whole and p95 < _NEAR_VOX else "between"
     return {"truth": name, "far": round(far, 3), "p95": round(p95, 2)}
 
 

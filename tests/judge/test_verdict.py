@@ -125,6 +125,24 @@ def test_parts_that_fit_elsewhere_are_told() -> None:
     assert "90 matches of key points agree on another place" in judged.reasons[0]
 
 
+def test_tissue_without_counterpart_is_told_and_shown() -> None:
+    region = {"share_of_tissue": 0.3, "voxels": [[0, 4, 2], [9, 19, 59]]}
+    for left_out, share, outcome in (
+        (True, 0.3, "look"),
+        (True, 0.1, "good"),
+        (False, 0.3, "good"),
+    ):
+        facts = {"left_out": left_out, "regions": [region | {"share_of_tissue": share}]}
+        steps = [*GOOD.steps, {"name": "deformation", "without_counterpart": facts}]
+        judged = judge(replace(GOOD, steps=steps))
+        assert judged.outcome == outcome
+        assert len(judged.regions) == 1 + left_out
+    judged = judge(replace(GOOD, steps=[{"without_counterpart": facts | {"left_out": True}}]))
+    assert "30 % of the tissue has no counterpart" in judged.reasons[0]
+    assert judged.regions[0].box_voxels == ((0, 10), (4, 20), (2, 60))
+    assert judged.regions[0].box_um == ((9.0, 29.0), (3.5, 19.5), (1.5, 59.5))
+
+
 def test_a_turn_shears_and_stretches_nothing() -> None:
     c, s = np.cos(0.7), np.sin(0.7)
     turn = np.array([[c, -s, 0, 5], [s, c, 0, 7], [0, 0, 1, 0], [0, 0, 0, 1]])
