@@ -97,7 +97,7 @@ class Evidence:
 
     @property
     def affine_outcome(self) -> str:
-        """What was found for the last affine that was kept: convincing, doubtful; or nothing."""
+        """Outcome of the evidence for the last affine that was kept; empty where there is none."""
         kept = [s["evidence"] for s in self.steps if "evidence" in s and "dropped" not in s]
         return kept[-1]["outcome"] if kept else ""
 
