@@ -267,8 +267,7 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
         yield _Doubt(
             evidence.if_unknown,
             f"the images are no more alike than unrelated parts of them: local correlation "
-            f"{reached:.2g}, at wrong places {mean:.2g}, "
-            f"{most:.2g} at most",
+            f"{reached:.2g}, at wrong places {mean:.2g}, {most:.2g} at most",
         )
 
 
