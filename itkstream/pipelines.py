@@ -258,7 +258,7 @@ def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> Non
 
     reporter.step("report")
     try:
-        reporter.note(str(write_report(out, pair)))
+        reporter.note(str(write_report(out, pair).settled))
     except Exception as error:
         # Hours of computing are not lost for a picture, whatever went wrong with it.
         logger.warning(

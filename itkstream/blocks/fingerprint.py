@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _DIGEST_BYTES = 16
 
 # Those that make results; how they are run, and what a command is called, changes no bit.
-_ROOMS = ("geometry", "numerics", "io", "blocks", "estimate", "apply", "registration")
+_ROOMS = ("geometry", "numerics", "io", "blocks", "estimate", "apply", "judge", "registration")
 
 # dask's token of these holds all that they are. Beside them: sequences, mappings and partial calls,
 # dataclasses and attrs classes of such values, and whatever has a token of its own.

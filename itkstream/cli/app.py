@@ -240,7 +240,7 @@ def _preview(
             f"{out.rstrip('/')}.preview.html",
             config.steps,
             config.settings,
-            initial_transform=config.initial_transform,
+            initial_transform=config.start(*images),
             fixed_mask=config.fixed_mask,
             moving_mask=config.moving_mask,
             resources=collect_resources(options),

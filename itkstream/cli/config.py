@@ -22,7 +22,6 @@ from itkstream.io.images.orientation import (
     orientation_transform,
 )
 from itkstream.io.landmarks.options import LandmarkOptions
-from itkstream.numerics.parameters import check
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import (
     DEFAULT_STEPS,
@@ -42,6 +41,7 @@ _HEAD = """\
 # fixed and moving stands what is said of an image file: spacing (a number, or one per axis) and
 # unit, axes (such as zyx), channel, time, level; what is null there is taken from the file. Files
 # of landmarks are one of pairs, or one per image; sigma_um says how exactly they were placed.
+# initial_transform is a file, or the rows of a matrix in the order of the fixed image's axes.
 # orient: [LIP, RAS] says how the fixed and the moving image lie: where x, y and z lead.
 """
 _FILES = ("initial_transform", "fixed_mask", "moving_mask")
@@ -52,7 +52,17 @@ _SETTINGS = [f.name for f in dataclasses.fields(RegisterSettings)]
 
 _FILE_SAYS = "file"
 
-_file = check(lambda v: isinstance(v, str | None), "be the name of a file")
+
+def _start(given: Any) -> str | AffineTransform | None:
+    """The name of a file, or an affine from the rows of its matrix."""
+    if isinstance(given, str | AffineTransform | None):
+        return given
+    try:
+        return AffineTransform(np.array(given, float))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"initial_transform must be the name of a file, or the rows of a matrix; got {given!r}"
+        ) from error
 
 
 def _mask(given: Any, mask: Any) -> str | tuple[float, ...] | None:
@@ -90,13 +100,14 @@ class Config:
     """All that `itkstream.register` takes beside images and folder.
 
     A mask is the path of an image that is not 0 where voxels count, or intensities that do not
-    count. `fixed` and `moving` say what the image files do not; `orient` says how both images lie,
-    where that is the start.
+    count. The initial transform is the path of a file, or an affine in the order of the fixed
+    image's axes. `fixed` and `moving` say what the image files do not; `orient` says how both
+    images lie, where that is the start.
     """
 
     steps: tuple[Step, ...] = field(default=DEFAULT_STEPS, converter=checked_steps)
     settings: RegisterSettings = Factory(RegisterSettings)
-    initial_transform: str | None = field(default=None, validator=_file)
+    initial_transform: str | AffineTransform | None = field(default=None, converter=_start)
     fixed_mask: str | tuple[float, ...] | None = _mask_field()
     moving_mask: str | tuple[float, ...] | None = _mask_field()
     fixed: ImageOptions = Factory(ImageOptions)
@@ -140,7 +151,7 @@ def to_yaml(config: Config) -> str:
     """Write a run as text, with every parameter."""
     known = {
         **dataclasses.asdict(config.settings),
-        **{name: getattr(config, name) for name in _FILES},
+        **{name: _plain(getattr(config, name)) for name in _FILES},
         **{name: dataclasses.asdict(getattr(config, name)) for name in _IMAGES},
         "landmarks": _listed(config.landmarks),
         "orient": None if config.orient is None else list(config.orient),
@@ -149,6 +160,11 @@ def to_yaml(config: Config) -> str:
     return _HEAD + yaml.dump(
         known, Dumper=_Dumper, default_flow_style=None, sort_keys=False, width=100
     )
+
+
+def _plain(given: Any) -> Any:
+    """An affine as the rows of its matrix, all else as it is."""
+    return given.matrix.tolist() if isinstance(given, AffineTransform) else given
 
 
 def _known(code: str, image: Image, which: str) -> str:

@@ -27,6 +27,10 @@ Span: TypeAlias = tuple[float, float]
 # Shares of the tissue that both images show of which more than 5 voxels of error is predicted, or
 # nothing: above the first a look is due; above the second it has failed.
 _LOOK_SHARE, _FAILED_SHARE = 0.15, 0.7
+# Tissue of which it is only foretold where it lies, as a share of all.
+_MISSING_SHARE = 0.2
+# So many times farther from the mean of wrong places than the best of these is clear of chance.
+_CLEARLY = 2.0
 # Of the tissue of the fixed image, at least so much must lie in the moving one.
 _LEAST_OVERLAP = 0.05
 # No tissue shrinks or swells so much, nor shears, but in error of a spacing.
@@ -62,15 +66,13 @@ class Evidence:
     """Grounds of a verdict.
 
     `fixed` is the lattice of the fixed image, `matrix` the affine part, `overlap` the shares of the
-    tissue of both images that the other one shows, `correlation` the mean squared local correlation
-    that was reached, `steps` the facts of all steps, `error` those of the predicted error and of
-    chance, or nothing.
+    tissue of both images that the other one shows, `steps` the facts of all steps, `error` those of
+    the predicted error and of chance, or nothing.
     """
 
     fixed: Grid
     matrix: NDArray[np.float64]
     overlap: Mapping[str, float]
-    correlation: float
     steps: Sequence[Mapping[str, Any]]
     certificate: Mapping[str, Any]
     error: Mapping[str, Any]
@@ -88,9 +90,43 @@ class Evidence:
         return {name: round(share, 4) for name, share in shares.items()}
 
     @property
+    def missing(self) -> list[Mapping[str, Any]]:
+        """Regions of tissue without counterpart, which were left out."""
+        found = [s["without_counterpart"] for s in self.steps if "without_counterpart" in s]
+        return [region for facts in found if facts["left_out"] for region in facts["regions"]]
+
+    @property
+    def affine_outcome(self) -> str:
+        """Outcome of the evidence for the last affine that was kept; empty where there is none."""
+        kept = [s["evidence"] for s in self.steps if "evidence" in s and "dropped" not in s]
+        return kept[-1]["outcome"] if kept else ""
+
+    @property
     def is_known_to_be_small(self) -> bool:
         """Nearly all error that is predicted is small, which decides whatever noise hides."""
         return bool(self.error) and 1 - self.shares["sound"] <= _LOOK_SHARE
+
+    @property
+    def reached(self) -> tuple[float, float, float] | None:
+        """Local correlation as registered, and mean and most of wrong places; None if unknown."""
+        chance = self.error.get("chance") or {}
+        names = ("reached", "mean", "most")
+        reached, mean, most = (chance.get(f"local_correlation_{name}") for name in names)
+        if reached is None or mean is None or most is None:
+            return None
+        return reached, mean, most
+
+    @property
+    def if_unknown(self) -> Outcome:
+        """Outcome where little is known of the error.
+
+        Wide bounds, and tissue that is much like itself elsewhere, do not prove a result wrong for
+        whose affine key points speak; nor one for which less speaks, but the correlation too.
+        """
+        if self.affine_outcome == "doubtful" and self.reached is not None:
+            reached, mean, most = self.reached
+            return "look" if reached - mean > _CLEARLY * (most - mean) else "failed"
+        return "look" if self.affine_outcome == "convincing" else "failed"
 
 
 @dataclass(frozen=True)
@@ -182,7 +218,8 @@ def judge(evidence: Evidence) -> Verdict:
     """Judge a registration by its evidence."""
     doubts = [
         *_doubts_of_images(evidence),
-        *_doubts_of_error(evidence.shares),
+        *_doubts_of_error(evidence),
+        *_doubts_of_content(evidence),
         *_doubts_of_starts(evidence),
         *_doubts_of_parts(evidence),
         *_doubts_of_affine(evidence.matrix),
@@ -195,7 +232,7 @@ def judge(evidence: Evidence) -> Verdict:
     return Verdict(
         outcome,
         (*failed, *others) or _praise(evidence),
-        tuple(_regions(evidence.error, evidence.fixed)),
+        tuple(sorted(_regions(evidence), key=lambda region: -region.share_of_tissue)),
         evidence.shares,
         dict(evidence.overlap),
         {
@@ -223,34 +260,43 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
         yield _Doubt(
             "failed", f"the moving image shows {100 * seen:.2g} % of the fixed image's tissue"
         )
-    chance = evidence.error.get("chance")
-    if not chance or evidence.is_known_to_be_small:
+    if evidence.reached is None or evidence.is_known_to_be_small:
         return
-    if evidence.correlation <= chance["local_correlation_p95"]:
+    reached, mean, most = evidence.reached
+    if reached <= most:
         yield _Doubt(
-            "failed",
+            evidence.if_unknown,
             f"the images are no more alike than unrelated parts of them: local correlation "
-            f"{evidence.correlation:.2g}, at wrong places "
-            f"{chance['local_correlation_median']:.2g} to {chance['local_correlation_p95']:.2g}",
+            f"{reached:.2g}, at wrong places {mean:.2g}, {most:.2g} at most",
         )
 
 
-def _doubts_of_error(shares: Mapping[str, float]) -> Iterator[_Doubt]:
+def _doubts_of_error(evidence: Evidence) -> Iterator[_Doubt]:
     """Too much tissue that lies far off, or of which nothing is known."""
+    shares = evidence.shares
     bad = 1 - shares["sound"] if shares else 0.0
     if bad > _LOOK_SHARE:
         yield _Doubt(
-            "failed" if bad > _FAILED_SHARE else "look",
+            evidence.if_unknown if bad > _FAILED_SHARE else "look",
             f"{100 * shares['doubtful']:.2g} % of the tissue may be more than 5 voxels off, and of "
             f"{100 * shares['unknown']:.2g} % nothing can be said",
         )
 
 
+def _doubts_of_content(evidence: Evidence) -> Iterator[_Doubt]:
+    """Much tissue that the moving image does not show, so that its place is a guess."""
+    share = sum(region["share_of_tissue"] for region in evidence.missing)
+    if share > _MISSING_SHARE:
+        yield _Doubt(
+            "look",
+            f"{100 * share:.2g} % of the tissue has no counterpart in the moving image: it moves "
+            "with what surrounds it",
+        )
+
+
 def _doubts_of_starts(evidence: Evidence) -> Iterator[_Doubt]:
     """Affines of the run that little speaks for; the last one counts, unless the error decides."""
-    steps = evidence.steps
-    judged = [step["evidence"] for step in steps if "evidence" in step and "dropped" not in step]
-    if judged and judged[-1]["outcome"] == "doubtful" and not evidence.is_known_to_be_small:
+    if evidence.affine_outcome == "doubtful" and not evidence.is_known_to_be_small:
         yield _Doubt("look", "little more than chance speaks for the affine that was found")
 
 
@@ -289,18 +335,23 @@ def _doubts_of_affine(matrix: NDArray[np.float64]) -> Iterator[_Doubt]:
         yield _Doubt("look", f"the affine shears by {sheared:.0f} degrees")
 
 
-def _regions(error: Mapping[str, Any], fixed: Grid) -> Iterator[Region]:
-    for region in error.get("regions", ()):
-        box = _spans(region["box"])
-        ends = fixed.crop(tuple(slice(int(a), int(b)) for a, b in box)).outer_corners()
-        box_um = zip(ends.min(axis=0).tolist(), ends.max(axis=0).tolist(), strict=True)
+def _regions(evidence: Evidence) -> Iterator[Region]:
+    """Places of large or unknown error, and of tissue that the moving image does not show."""
+    for region in evidence.error.get("regions", ()):
         radius = region["median_um"]
-        yield Region(
-            box,
-            tuple(box_um),
-            region["share"],
-            "nothing can be said" if radius is None else f"error up to {radius:.2g} µm predicted",
-        )
+        what = "nothing can be said" if radius is None else f"error up to {radius:.2g} µm predicted"
+        yield _region(_spans(region["box"]), region["share"], what, evidence.fixed)
+    for region in evidence.missing:
+        first, last = region["voxels"]
+        box = _spans([(a, b + 1) for a, b in zip(first, last, strict=True)])
+        yield _region(box, region["share_of_tissue"], "no counterpart", evidence.fixed)
+
+
+def _region(box: tuple[Span, ...], share: float, what: str, fixed: Grid) -> Region:
+    """A region of some voxels, each from its first to its last edge."""
+    ends = fixed.crop(tuple(slice(int(a), int(b)) for a, b in box)).outer_corners()
+    spans = zip(ends.min(axis=0).tolist(), ends.max(axis=0).tolist(), strict=True)
+    return Region(box, tuple(spans), share, what)
 
 
 def _spans(box: Sequence[Sequence[float]]) -> tuple[Span, ...]:

@@ -79,9 +79,10 @@ class Given:
 
     def described(self) -> dict[str, Any]:
         """Start, masks and files of landmarks as a report names them."""
-        names = ("initial_transform", "fixed_mask", "moving_mask")
-        given = {name: getattr(self, name) for name in names}
-        known = {name: _described(value) for name, value in given.items() if value is not None}
+        masks = {"fixed_mask": self.fixed_mask, "moving_mask": self.moving_mask}
+        known = {name: _described(value) for name, value in masks.items() if value is not None}
+        if self.initial_transform is not None:
+            known["initial_transform"] = _described_start(self.initial_transform)
         if self.landmarks is None:
             return known
         files = self.landmark_files or getattr(self.landmarks, "source", ())
@@ -276,6 +277,15 @@ def _described(given: Any) -> Any:
     if isinstance(given, (list, tuple)) and all(isinstance(v, (int, float)) for v in given):
         return list(given)
     return type(given).__name__
+
+
+def _described_start(given: Any) -> Any:
+    """A path, or the rows of a matrix; another transform by its kind."""
+    if isinstance(given, AffineTransform):
+        return given.matrix.tolist()
+    if isinstance(given, (str, os.PathLike, Transform)):
+        return _described(given)
+    return np.asarray(given, float).tolist()
 
 
 def _name_of(image: Image) -> str:

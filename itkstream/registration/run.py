@@ -270,11 +270,8 @@ class Run:
         """Judge what was found by evidence that no step maximised, and say so."""
 
         def look(facts: Note) -> Note:
-            quality, overlap = self.scene.compare(transform)
-            matrix = affine_part(transform).matrix
-            evidence = Evidence(
-                self.fixed.grid, matrix, overlap, quality, self.facts, certificate, error
-            )
+            overlap, matrix = self.scene.overlap(transform), affine_part(transform).matrix
+            evidence = Evidence(self.fixed.grid, matrix, overlap, self.facts, certificate, error)
             return {"verdict": judge(evidence).facts}
 
         found: dict[str, Any] = self.journal.once("verdict", _VERDICT, key, look)["verdict"]

@@ -284,19 +284,17 @@ class Scene:
         aligned = self.aligned(transform).read()
         return local_correlation_in_tissue(self.coarse[0].read(), aligned, self.tissue)
 
-    def compare(self, transform: Transform) -> tuple[float, dict[str, float]]:
-        """Measure correlation, as `correlation` does, and overlap of the coarse images' tissue.
+    def overlap(self, transform: Transform) -> dict[str, float]:
+        """Shares of the tissue of the 'fixed' and the 'moving' image that the other one shows.
 
-        The overlap is the share of the tissue of the 'fixed' and the 'moving' image that the other
-        one shows; that of the moving one is told by the affine part alone.
+        That of the moving one is told by the affine part alone.
         """
         aligned = self.aligned(transform).read()
         fixed, moving = self.coarse
         back = affine_part(transform).inverse()
         inside = _share_within(tissue_mask(moving.read()), moving.grid, back, fixed.grid)
         overlap = {"fixed": np.isfinite(aligned)[self.tissue].mean(), "moving": inside}
-        shares = {name: round(float(share), 4) for name, share in overlap.items()}
-        return local_correlation_in_tissue(fixed.read(), aligned, self.tissue), shares
+        return {name: round(float(share), 4) for name, share in overlap.items()}
 
     def aligned(self, transform: Transform) -> Image:
         """Resample the coarse moving image on the coarse fixed one; NaN where there is none."""

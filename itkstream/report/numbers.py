@@ -30,7 +30,7 @@ def collect_numbers(
     return {
         "itkstream": facts["itkstream"],
         "versions": facts["versions"],
-        "folder": str(sources.folder),
+        "folder": str(sources.folder.settled),
         "images": {side: _image(facts[side]) for side in ("fixed", "moving")},
         "verdict": facts.get("verdict"),
         "local_correlation": _correlations(steps),
@@ -218,7 +218,7 @@ def _command(sources: Sources) -> str:
     ]
     if None in names:
         return ""
-    folder = str(sources.folder)
+    folder = str(sources.folder.settled)
     words = ["itkstream", "register", *names, "--config", f"{folder}/registration.json"]
     return shlex.join([*words, "--out", f"{folder}-again"])
 

@@ -49,6 +49,10 @@ def test_a_replaced_half_goes_on_along_the_affine_of_the_other(half: TornCase) -
     assert told["left_out"]
     assert told["share_of_tissue"] == pytest.approx(0.5, abs=0.12)
     assert "without_counterpart" not in before["facts"]
+    # The error map warns of the half that is not there, and of little else; a look is due.
+    assert found["flagged"][0] > 0.9
+    assert found["flagged"][1] < 0.1
+    assert found["verdict"] == "look"
 
 
 def test_blocks_do_as_the_whole_does(half: TornCase, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Verdicts on seeded pairs of known truth: whether a bad result is ever called good.
 
-    python tests/benchmarks/verdicts.py [--seeds 2] [--kinds good torn ...]
+    python tests/benchmarks/verdicts.py [--seeds 0] [--kinds good torn ...] [--cache FOLDER]
+        [--out resources]
 
-Each pair is registered with the default steps. It is bad where more than a fifth of the tissue that
-both images show lies more than five voxels off, or where the images do not belong together at all;
-good where 95 % lie within two voxels; the others are between. No bad one may be called good, no
-good one failed, and at most one in ten good ones "look". An error that says that no affine was
-found counts as failed. A JSON line is printed for each pair, then a table.
+Each pair is registered with the default steps, and the evidence kept in the cache, so that a run
+that was interrupted goes on; the verdict is judged from the evidence each time. A result is bad
+where more than a fifth of the tissue that both images show lies more than five voxels off, or
+where no answer is right; good where 95 % lie within two voxels, and no tissue was replaced; else
+between. No bad one may be called good, no good one failed, and at most one in ten good ones "look".
+A registration that refuses the pair counts as failed. Empty the cache when a step has changed.
 """
 
 from __future__ import annotations
@@ -16,184 +18,212 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from error_pairs import KINDS as RECIPES
-from error_pairs import Drawn, Recipe, draw_recipe
-from rich.console import Console
-from rich.table import Table
-from scipy.spatial.transform import Rotation
+from error_map import RESOURCES
+from numpy.typing import NDArray
+from verdict_pairs import KINDS, Case, Pair, list_cases, make_pair
 
 import itkstream
 from itkstream.errors import RegistrationError
-from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.geometry import Grid
+from itkstream.judge.verdict import Evidence, Verdict, judge
+from itkstream.numerics.sampling.mapping import affine_part
 
-_SHAPE = (96, 88, 80)
-_TEXTURES = ("nuclei", "spheres", "membranes", "mottled")
+__all__ = ["bars_of", "judge_case", "main", "table_of"]
+
 _FAR_VOX, _FAR_SHARE, _NEAR_VOX = 5.0, 0.2, 2.0
+_OUTCOMES = ("good", "look", "failed")
 
-
-def turned(drawn: Drawn) -> Drawn:
-    """The moving image turned by 20 to 170 degrees about its middle."""
-    rng = drawn.rng
-    axis = rng.normal(size=3)
-    angle = rng.uniform(20, 170)
-    spin = Rotation.from_rotvec(axis / np.linalg.norm(axis) * angle, degrees=True).as_matrix()
-    grid = drawn.moving.grid
-    middle = grid.to_physical((np.asarray(grid.shape) - 1) / 2)
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = spin, middle - spin @ middle
-    voxels = np.asarray(drawn.moving.read(), np.float32)
-    outside = WarpSettings(background=float(np.percentile(voxels, 1)), dtype=np.float32)
-    moved = warp_block(Image(voxels, grid), AffineTransform(matrix), grid, outside)
-    places = AffineTransform(matrix).inverse().apply(drawn.places)
-    truth = (places - drawn.fixed.grid.positions()).astype(np.float32)
-    return replace(drawn, moving=Image(moved, grid), truth=truth)
-
-
-def _unrelated(drawn: Drawn, moving: np.ndarray) -> Drawn:
-    """A moving image that shows other tissue: no place is right."""
-    nowhere = np.full_like(drawn.truth, np.inf)
-    return replace(drawn, moving=Image(moving, drawn.moving.grid, "moving"), truth=nowhere)
-
-
-def mirrored(drawn: Drawn) -> Drawn:
-    """The moving image mirrored along its first axis."""
-    return _unrelated(drawn, np.ascontiguousarray(drawn.moving.read()[::-1]))
-
-
-def unrelated(drawn: Drawn, recipe: Recipe) -> Drawn:
-    """The moving image of another seed."""
-    other = draw_recipe(replace(recipe, seed=recipe.seed + 1000))
-    return _unrelated(drawn, other.moving.read())
-
-
-def wrong_channel(drawn: Drawn, recipe: Recipe) -> Drawn:
-    """A moving image of another texture."""
-    texture = _TEXTURES[(_TEXTURES.index(recipe.texture) + 1) % len(_TEXTURES)]
-    other = draw_recipe(replace(recipe, seed=recipe.seed + 1000, texture=texture))
-    return _unrelated(drawn, other.moving.read())
-
-
-def noise(drawn: Drawn) -> Drawn:
-    """A moving image of photons alone."""
-    return _unrelated(drawn, drawn.rng.poisson(20, drawn.moving.shape).astype(np.float32))
-
-
-def wrong_spacing(drawn: Drawn) -> Drawn:
-    """The moving image said to be twice as deep as it is."""
-    grid = drawn.moving.grid
-    stated = Grid(grid.shape, (*grid.spacing[:-1], 2 * grid.spacing[-1]))
-    return _unrelated(
-        replace(drawn, moving=Image(drawn.moving.read(), stated)), drawn.moving.read()
-    )
-
-
-# Kinds whose transform is made, not found.
-_NOT_REGISTERED = ("perturbed", "undeformed")
-_FURTHER: dict[str, Callable[..., Drawn]] = {
-    "turned": turned,
-    "mirrored": mirrored,
-    "unrelated": unrelated,
-    "wrong channel": wrong_channel,
-    "noise": noise,
-    "wrong spacing": wrong_spacing,
-}
-KINDS = (*(k for k in RECIPES if k not in _NOT_REGISTERED), *_FURTHER)
-
-
-def make(kind: str, texture: str, seed: int) -> tuple[Drawn, AffineTransform | None]:
-    """A pair of a kind, and a start where one is given: a wrong one."""
-    recipe = Recipe(kind if kind in RECIPES else "good", texture, seed, _SHAPE)
-    drawn = draw_recipe(recipe)
-    if kind in _FURTHER:
-        make_it = _FURTHER[kind]
-        asks = kind in ("unrelated", "wrong channel")
-        return (make_it(drawn, recipe) if asks else make_it(drawn)), None
-    if kind != "wrong start":
-        return drawn, None
-    matrix = np.eye(4)
-    matrix[:3, 3] = drawn.rng.choice([-1, 1], 3) * drawn.rng.uniform(12, 24, 3)
-    return drawn, AffineTransform(matrix)
-
-
-def judge(kind: str, texture: str, seed: int) -> dict[str, Any]:
-    """Register a pair with the defaults; its truth, the verdict, and what it rests on."""
-    drawn, initial = make(kind, texture, seed)
-    row: dict[str, Any] = {"kind": kind, "texture": texture, "seed": seed}
-    began = time.perf_counter()
-    images = [_with_axes(image) for image in (drawn.fixed, drawn.moving)]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        settings = itkstream.RegisterSettings(report=False)
-        try:
-            found = itkstream.register(*images, out, settings=settings, initial_transform=initial)
-        except RegistrationError as error:
-            truth = "bad" if np.isinf(drawn.truth).all() else "refused"
-            return row | {"truth": truth, "outcome": "failed", "said": str(error)[:200]}
-        error = drawn.error(found.transform)[drawn.tissue]
-    error = error[np.isfinite(error)]
-    verdict = found.verdict
-    told = found.report["error"]
-    return row | {
-        "truth": _truth(error),
-        "outcome": verdict.outcome,
-        "p95": float(np.percentile(error, 95)) if error.size else None,
-        "far": float((error > _FAR_VOX).mean()) if error.size else None,
-        "shares": verdict.share_of_tissue,
-        "overlap": verdict.overlap,
-        "correlation": [s.get("local_correlation") for s in found.report["steps"]],
-        "chance": told["chance"],
-        "predicted": [told["median_um"], told["p95_um"]],
-        "reasons": verdict.reasons,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-
-
-def _with_axes(image: Image) -> Image:
-    return Image(image.read(), replace(image.grid, axes_stated=True))
-
-
-def _truth(error: np.ndarray) -> str:
-    if not error.size or (error > _FAR_VOX).mean() > _FAR_SHARE:
-        return "bad"
-    return "good" if np.percentile(error, 95) < _NEAR_VOX else "between"
-
-
-def tabulate(rows: Sequence[dict[str, Any]]) -> Table:
-    """Verdicts by truth and kind."""
-    table = Table("truth", "kind", "good", "look", "failed")
-    for truth in ("good", "between", "refused", "bad"):
-        for kind in KINDS:
-            these = [r["outcome"] for r in rows if (r["truth"], r["kind"]) == (truth, kind)]
-            if these:
-                table.add_row(
-                    truth, kind, *(str(these.count(o)) for o in ("good", "look", "failed"))
-                )
-    return table
+Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Judge pairs of some kinds."""
+    """Judge pairs of some kinds, print a line for each, and write a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0, help="number of the first seed")
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--textures", nargs="*", default=list(_TEXTURES), choices=_TEXTURES)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/itkstream-verdicts"))
+    parser.add_argument("--out", type=Path, default=RESOURCES)
+    given = parser.parse_args(arguments)
     rows = []
-    for seed in range(options.first, options.first + options.seeds):
-        for kind in options.kinds:
-            for texture in options.textures:
-                rows.append(judge(kind, texture, seed))
-                sys.stdout.write(json.dumps(rows[-1]) + "\n")
-                sys.stdout.flush()
-    Console(width=80).print(tabulate(rows))
+    for case in list_cases(given.seeds, given.kinds):
+        rows.append(judge_case(case, given.cache))
+        sys.stdout.write(_line(rows[-1]))
+        sys.stdout.flush()
+    given.out.mkdir(parents=True, exist_ok=True)
+    text = table_of(rows)
+    (given.out / "verdicts.md").write_text(text)
+    sys.stdout.write(text)
+
+
+def judge_case(case: Case, cache: Path) -> Row:
+    """Judge what is in the cache of a case, or register it before."""
+    cache.mkdir(parents=True, exist_ok=True)
+    file = cache / f"{case.name}.json"
+    if not file.exists():
+        found = measure_case(make_pair(case))
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(found))
+        partial.replace(file)
+    row = asdict(case) | json.loads(file.read_text())
+    if "evidence" not in row:
+        return row | {"outcome": "failed", "reasons": [row["refused"]], "regions": []}
+    verdict = _judged(row["evidence"])
+    return row | {
+        "outcome": verdict.outcome,
+        "reasons": verdict.reasons,
+        "regions": verdict.regions,
+    }
+
+
+def measure_case(pair: Pair) -> Row:
+    """Register a pair with the defaults: what is true, and the evidence, or why it was refused."""
+    began = time.perf_counter()
+    settings = itkstream.RegisterSettings(report=False)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = itkstream.register(
+                pair.fixed,
+                pair.moving,
+                Path(folder) / "out",
+                settings=settings,
+                initial_transform=pair.initial,
+            )
+        except RegistrationError as error:
+            truth = "bad" if pair.places is None else "refused"
+            return {"truth": truth, "refused": str(error).split("\n")[0]}
+        errors = pair.error_vox(found.transform)
+        evidence = _evidence(pair, found)
+    seen = ~np.isnan(errors)
+    inside = _within(found.verdict, pair.points)
+    shares = {
+        "far_in_regions": _share(inside[seen & (errors > _FAR_VOX)]),
+        "near_in_regions": _share(inside[seen & (errors < _NEAR_VOX)]),
+    }
+    seconds = round(time.perf_counter() - began, 1)
+    return {
+        **_truth(errors[seen], pair.is_whole),
+        **shares,
+        "evidence": evidence,
+        "seconds": seconds,
+    }
+
+
+def _within(verdict: Verdict, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether points lie in a region of a verdict."""
+    inside = np.zeros(len(points), bool)
+    for region in verdict.regions:
+        low, high = np.transpose(region.box_um)
+        inside |= ((points >= low) & (points <= high)).all(axis=-1)
+    return inside
+
+
+def _share(true: NDArray[np.bool_]) -> float | None:
+    return round(float(true.mean()), 3) if true.size else None
+
+
+def _evidence(pair: Pair, found: itkstream.Registration) -> Row:
+    """What `judge` goes by, as JSON."""
+    grid, report = pair.fixed.grid, found.report
+    return {
+        "grid": [grid.shape, grid.spacing, grid.origin],
+        "matrix": affine_part(found.transform).matrix.tolist(),
+        "overlap": found.verdict.overlap,
+        "steps": report["steps"],
+        "certificate": report["certificate"],
+        "error": report["error"],
+    }
+
+
+def _judged(evidence: Row) -> Verdict:
+    grid = Grid(*(tuple(values) for values in evidence["grid"]))
+    rest = {name: value for name, value in evidence.items() if name != "grid"}
+    return judge(Evidence(grid, **rest | {"matrix": np.array(evidence["matrix"])}))
+
+
+def _truth(errors: NDArray[np.float64], is_whole: bool) -> Row:
+    """Bad, good or between, by true errors in voxels; bad where no answer is right."""
+    if not np.isfinite(errors).any():
+        return {"truth": "bad"}
+    far, p95 = float((errors > _FAR_VOX).mean()), float(np.percentile(errors, 95))
+    name = "bad" if far > _FAR_SHARE else "good" if is_whole and p95 < _NEAR_VOX else "between"
+    return {"truth": name, "far": round(far, 3), "p95": round(p95, 2)}
+
+
+def bars_of(rows: Iterable[Row]) -> dict[str, int]:
+    """Count what the bars are about.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        With 'truth' and 'outcome'.
+
+    Returns
+    -------
+    dict of str to int
+        All 'good' and 'bad' ones; of the good ones, 'looked' and 'failed'; 'missed' bad ones.
+    """
+    counts = Counter((row["truth"], row["outcome"]) for row in rows)
+    return {
+        "good": sum(counts["good", outcome] for outcome in _OUTCOMES),
+        "looked": counts["good", "look"],
+        "failed": counts["good", "failed"],
+        "bad": sum(counts["bad", outcome] for outcome in _OUTCOMES),
+        "missed": counts["bad", "good"],
+    }
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Say which verdicts were given, kind by kind.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        With 'kind', 'texture', 'seed', 'truth' and 'outcome', and reasons.
+
+    Returns
+    -------
+    str
+        A table in Markdown, what the bars count, and the cases that are not as they should be.
+    """
+    lines = ["| kind | truth | pairs | good | look | failed |", "|---|---|---|---|---|---|"]
+    counts = Counter((row["kind"], row["truth"], row["outcome"]) for row in rows)
+    for kind in KINDS:
+        for truth in ("good", "between", "bad", "refused"):
+            found = [counts[kind, truth, outcome] for outcome in _OUTCOMES]
+            if sum(found):
+                lines.append(f"| {kind} | {truth} | {sum(found)} | {' | '.join(map(str, found))} |")
+    bars = bars_of(rows)
+    lines += [
+        "",
+        f"{len(rows)} pairs. Of {bars['bad']} bad results {bars['missed']} are called good; of "
+        f"{bars['good']} good ones {bars['failed']} failed and {bars['looked']} look.",
+    ]
+    odd = [row for row in rows if _is_odd(row)]
+    if odd:
+        lines += ["", *(f"- {_line(row).rstrip()}" for row in odd)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_odd(row: Row) -> bool:
+    return (
+        row["outcome"] != "good"
+        if row["truth"] == "good"
+        else (row["truth"] == "bad" and row["outcome"] == "good")
+    )
+
+
+def _line(row: Row) -> str:
+    """One case in words."""
+    case = f"{row['kind']}, {row['texture']}, seed {row['seed']}"
+    off = f", 95 % within {row['p95']} voxels" if "p95" in row else ""
+    return f"{case}: {row['truth']}{off}, called {row['outcome']}: {'; '.join(row['reasons'])}\n"
 
 
 if __name__ == "__main__":

@@ -144,6 +144,11 @@ def test_images_that_lie_otherwise_are_told_by_letters(command, containers, tmp_
     report = json.loads((tmp_path / "out" / "registration.json").read_text())
     matrix = np.array(report["steps"][0]["initial_affine"])
     np.testing.assert_array_equal(matrix[:3, :3], np.diag([-1.0, -1.0, 1.0]))
+    # The run is repeated from its own report.
+    again = (*words[:3], "--config", tmp_path / "out" / "registration.json")
+    assert command(*again, "--out", tmp_path / "again").returncode == 4
+    repeated = json.loads((tmp_path / "again" / "registration.json").read_text())
+    assert repeated["steps"][0]["initial_affine"] == matrix.tolist()
     for codes, said in (
         (("LPS", "RRS"), "moving image is three capitals"),
         (("asr", "RAS"), "LIP"),

@@ -17,6 +17,7 @@ from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io import ImageOptions
 from itkstream.io.images.orientation import orientation_transform
 from itkstream.io.landmarks.options import LandmarkOptions
+from itkstream.registration.request import Given
 from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,
@@ -119,6 +120,7 @@ def test_little_is_enough(tmp_path: Path) -> None:
         ("- a", "the file must hold names"),
         ("a: [", "no YAML file"),
         ("initial_transform: 5", "initial_transform must be the name of a file"),
+        ("initial_transform: [[1, 0], [0]]", "initial_transform must be the name of a file, or"),
         ("orient: LPS", "orient must be two codes.* such as LIP RAS; got 'LPS'"),
         ("orient: [LPS, RAR]", "the orientation of the moving image is three capitals"),
         ("orient: [LPS, RAS]\ninitial_transform: a.tfm", "orient and an initial transform"),
@@ -159,6 +161,26 @@ def test_how_images_lie_is_a_start(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="direction of the moving image is the identity"):
         config.start(fixed, fixed)
     assert Config(initial_transform="a.tfm").start(fixed, moving) == "a.tfm"
+
+
+def test_a_start_of_a_run_is_that_of_its_repetition(tmp_path: Path) -> None:
+    grid = Grid((4, 6, 8), (1.0,) * 3)
+    pair = Image(np.zeros(grid.shape), grid), Image(np.zeros(grid.shape), grid)
+    start = Config(orient=("LPS", "RAS")).start(*pair)
+    assert isinstance(start, AffineTransform)
+    told = {
+        "fixed": {"opened": {"path": "a"}},
+        "moving": {"opened": {"path": "b"}},
+        "settings": {**asdict(RegisterSettings()), "steps": []},
+        **Given(*pair, start).described(),
+    }
+    file = tmp_path / "registration.json"
+    file.write_text(json.dumps(told))
+    again = read_config(file)
+    for config in (again, read_config(write(tmp_path, to_yaml(again)))):
+        read = config.start(*pair)
+        assert isinstance(read, AffineTransform)
+        np.testing.assert_array_equal(read.matrix, start.matrix)
 
 
 @pytest.mark.parametrize("steps", [Deformable(), ["deformable"]])

@@ -364,7 +364,12 @@ def test_a_demo_that_is_stopped_is_continued(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(Stopping("ITK files"), overwrite=True)
     assert stamps(out) == old
-    run(Stopping(), overwrite=True)
+    heard = Stopping()
+    run(heard, overwrite=True)
+    # What is said of files is where they are in the end.
+    page = out / "registration" / "report.html"
+    assert str(page) in heard.told
+    assert ".draft-" not in page.read_text()
     assert names(tmp_path) == ["out"]
     assert names(out) == ["overlay.png", "registration"]
 

@@ -19,7 +19,11 @@ SOUND: dict[str, Any] = {
     "share_over_5_vox": 0.01,
     "share_unknown": 0.02,
     "tissue_voxels": 90000,
-    "chance": {"local_correlation_median": 0.05, "local_correlation_p95": 0.09},
+    "chance": {
+        "local_correlation_mean": 0.05,
+        "local_correlation_most": 0.09,
+        "local_correlation_reached": 0.6,
+    },
     "regions": [{"box": [[0, 8], [4, 20], [0, 16]], "share": 0.01, "median_um": 7.0}],
 }
 FIXED = Grid((40, 60, 60), (2.0, 1.0, 1.0), (10.0, 0.0, 0.0))
@@ -27,7 +31,6 @@ GOOD = Evidence(
     FIXED,
     np.diag([1.02, 0.97, 1.0, 1.0]),
     {"fixed": 1.0, "moving": 0.8},
-    0.7,
     [{"name": "affine", "evidence": {"outcome": "convincing"}}],
     {"failures": []},
     SOUND,
@@ -46,8 +49,19 @@ def test_nothing_speaks_against_a_good_one() -> None:
     assert Verdict.from_facts(json.loads(json.dumps(found.facts))) == found
 
 
-def with_shares(doubtful: float, unknown: float) -> Evidence:
-    return replace(GOOD, error=SOUND | {"share_over_5_vox": doubtful, "share_unknown": unknown})
+def with_shares(doubtful: float, unknown: float, of: Evidence = GOOD) -> Evidence:
+    shares = {"share_over_5_vox": doubtful, "share_unknown": unknown}
+    return replace(of, error={**of.error, **shares})
+
+
+def by_chance(evidence: Evidence) -> Evidence:
+    """No more alike than at wrong places."""
+    chance = {**evidence.error["chance"], "local_correlation_reached": 0.08}
+    return replace(evidence, error={**evidence.error, "chance": chance})
+
+
+UNPROVEN = replace(GOOD, steps=[{"name": "read"}])
+DOUBTFUL = replace(GOOD, steps=[{"name": "affine", "evidence": {"outcome": "doubtful"}}])
 
 
 def test_tissue_that_one_image_shows_is_not_judged() -> None:
@@ -59,15 +73,20 @@ def test_tissue_that_one_image_shows_is_not_judged() -> None:
 
 
 def test_noise_may_hide_what_is_alike() -> None:
-    assert judge(replace(GOOD, correlation=0.08)).outcome == "good"
+    assert judge(by_chance(UNPROVEN)).outcome == "good"
 
 
 @pytest.mark.parametrize(
     ("evidence", "outcome", "said"),
     [
         (with_shares(0.1, 0.2), "look", "10 % of the tissue may be more than 5 voxels off"),
-        (with_shares(0.8, 0.1), "failed", "of 10 % nothing can be said"),
-        (replace(with_shares(0.1, 0.2), correlation=0.08), "failed", "no more alike than"),
+        (with_shares(0.8, 0.1, UNPROVEN), "failed", "of 10 % nothing can be said"),
+        (by_chance(with_shares(0.1, 0.2, UNPROVEN)), "failed", "no more alike than"),
+        # Key points speak for the affine: what is not known is no failure.
+        (with_shares(0.8, 0.1), "look", "of 10 % nothing can be said"),
+        (by_chance(with_shares(0.1, 0.2)), "look", "no more alike than"),
+        (with_shares(0.8, 0.1, DOUBTFUL), "look", "of 10 % nothing can be said"),
+        (by_chance(with_shares(0.8, 0.1, DOUBTFUL)), "failed", "no more alike than"),
         (replace(GOOD, overlap={"fixed": 0.01, "moving": 0.5}), "failed", "shows 1 % of the fixed"),
         (replace(GOOD, matrix=np.diag([1.0, 1, 0.5, 1])), "look", "axis 2 is stretched 0.50 times"),
         (replace(GOOD, matrix=np.diag([1.0, -1, 1, 1])), "look", "mirrors the image"),
@@ -104,6 +123,24 @@ def test_parts_that_fit_elsewhere_are_told() -> None:
         judged = judge(replace(GOOD, steps=[found | {"elsewhere": elsewhere}]))
         assert judged.outcome == outcome
     assert "90 matches of key points agree on another place" in judged.reasons[0]
+
+
+def test_tissue_without_counterpart_is_told_and_shown() -> None:
+    region = {"share_of_tissue": 0.3, "voxels": [[0, 4, 2], [9, 19, 59]]}
+    for left_out, share, outcome in (
+        (True, 0.3, "look"),
+        (True, 0.1, "good"),
+        (False, 0.3, "good"),
+    ):
+        facts = {"left_out": left_out, "regions": [region | {"share_of_tissue": share}]}
+        steps = [*GOOD.steps, {"name": "deformation", "without_counterpart": facts}]
+        judged = judge(replace(GOOD, steps=steps))
+        assert judged.outcome == outcome
+        assert len(judged.regions) == 1 + left_out
+    judged = judge(replace(GOOD, steps=[{"without_counterpart": facts | {"left_out": True}}]))
+    assert "30 % of the tissue has no counterpart" in judged.reasons[0]
+    assert judged.regions[0].box_voxels == ((0, 10), (4, 20), (2, 60))
+    assert judged.regions[0].box_um == ((9.0, 29.0), (3.5, 19.5), (1.5, 59.5))
 
 
 def test_a_turn_shears_and_stretches_nothing() -> None:

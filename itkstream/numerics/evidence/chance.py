@@ -2,7 +2,7 @@
 
 A part of the fixed image is compared with other parts of the aligned one, turned over too, as they
 lie and after a deformation that does its best. What a registration reaches must be judged beside
-that: smooth tissue and soft fields raise it.
+that, on the same level: smooth tissue, soft fields and coarse voxels raise it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class ChanceLevel:
     ----------
     median, p95 : float
         Of the voxels of all wrong places, after a deformation; NaN where there was none.
-    mean : float
-        Their mean, to be compared with that of a registration.
+    mean, most : float
+        Their mean, and the mean of the wrong place where it is largest.
+    reached : float
+        The mean of the pair as it is registered, in the tissue: to be compared with these two.
     offsets : int
         Wrong places that were tried.
     """
@@ -46,6 +48,8 @@ class ChanceLevel:
     median: float
     p95: float
     mean: float
+    most: float
+    reached: float
     offsets: int
 
     @property
@@ -55,6 +59,8 @@ class ChanceLevel:
             "local_correlation_median": self.median,
             "local_correlation_p95": self.p95,
             "local_correlation_mean": self.mean,
+            "local_correlation_most": self.most,
+            "local_correlation_reached": self.reached,
         }
         known = {name: round(n, 5) if np.isfinite(n) else None for name, n in numbers.items()}
         return {**known, "offsets": self.offsets}
@@ -63,7 +69,7 @@ class ChanceLevel:
         """The level in words."""
         if not self.offsets:
             return "too little tissue to tell what local correlation chance reaches"
-        return f"local correlation {self.mean:.4f} by chance"
+        return f"local correlation {self.mean:.4f} by chance, {self.reached:.4f} as registered"
 
 
 def find_chance(
@@ -82,13 +88,27 @@ def find_chance(
         grid = fixed.grid.crop(here)
         best = _deformed(voxels[here], flipped, grid, settings)
         seen = counts[here] & np.flip(counts[other], turned)
-        squares = local_correlation(voxels[here], best, WINDOW_RADIUS_VOX)[seen]
-        found.append(squares[np.isfinite(squares)])
+        found.append(_squares(voxels[here], best, seen))
     squares = np.concatenate([np.empty(0), *found])
     if not squares.size:
-        return ChanceLevel(np.nan, np.nan, np.nan, 0)
-    median, p95 = np.percentile(squares, (50, 95))
-    return ChanceLevel(float(median), float(p95), float(squares.mean()), len(found))
+        return ChanceLevel(np.nan, np.nan, np.nan, np.nan, np.nan, 0)
+    reached = _squares(voxels, np.asarray(aligned, np.float32), counts)
+    return ChanceLevel(
+        median=float(np.median(squares)),
+        p95=float(np.percentile(squares, 95)),
+        mean=float(squares.mean()),
+        most=max(float(part.mean()) for part in found if part.size),
+        reached=float(reached.mean()),
+        offsets=len(found),
+    )
+
+
+def _squares(
+    fixed: NDArray[np.float32], aligned: NDArray[np.float32], where: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Squared local correlation of the voxels where it is known."""
+    squares = local_correlation(fixed, aligned, WINDOW_RADIUS_VOX)[where]
+    return np.asarray(squares[np.isfinite(squares)])
 
 
 def _deformed(

@@ -59,6 +59,8 @@ def test_chance_is_the_same_for_a_right_and_a_wrong_pair():
     assert right.offsets == wrong.offsets > 0
     assert 0 < right.median < right.p95 < 0.5
     assert right.mean == pytest.approx(wrong.mean, rel=0.5)
+    assert right.mean <= right.most < right.reached
+    assert wrong.reached < wrong.most
     assert find_chance(pair, tissue(1), EVERYWHERE, PIPELINE_DEFAULTS) == wrong
 
 
