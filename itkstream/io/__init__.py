@@ -61,7 +61,7 @@ def open_image(
     dataset: str | None = None,
     level: int | None = None,
     spacing: float | Sequence[float] | None = None,
-    channel: int = 0,
+    channel: int | str | None = None,
     time: int = 0,
     unit: str | None = None,
     voxel_spacing: float | Sequence[float] | None = None,
@@ -93,8 +93,12 @@ def open_image(
     spacing : float or sequence of float, optional
         Choose the level whose voxel spacing is nearest to this one, in µm per array
         axis.
-    channel, time : int
-        Channel and time point, counted from 0.
+    channel : int or str, optional
+        Channel, counted from 0, or by the name that OME metadata, Zeiss or Micro-Manager give it.
+        Of several channels, none needs to be said where a single one is named after a stain of
+        nuclei: DAPI, Hoechst, DRAQ5, DRAQ7, or nuclei.
+    time : int
+        Time point, counted from 0.
     unit : str, optional
         Unit of length of the file's numbers, whatever it claims. Where it claims none, they count
         as µm. NIfTI that claims any comes in millimeters, as ITK has it, and in its own
@@ -120,9 +124,11 @@ def open_image(
     ------
     MissingDataError
         Where there is no such file or dataset; the message lists the datasets that are there.
+    UnstatedChannelError
+        Where there are several channels, and nothing says which is meant; the message lists them.
     InputError
-        Where the format is unknown, the spacing is unknown, or level, channel or time are out of
-        range.
+        Where the format is unknown, the spacing is unknown, or level, channel or time are not
+        there.
 
     Examples
     --------
@@ -182,7 +188,7 @@ def _open(path: str | os.PathLike[str], dataset: str | None, selection: Selectio
             raise
         # What does not know whose numbers it looked at, as the lattice does not.
         raise type(error)(f"{found.location}: {error}") from error
-    recipe = {"path": str(found.location), **selection.stated()}
+    recipe = {"path": str(found.location), **opened.selection.stated()}
     image = opened.image
     if selection.crop is not None:
         image = image[crop_slices(selection.crop, image.grid)]

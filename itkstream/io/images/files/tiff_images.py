@@ -20,7 +20,12 @@ from itkstream.errors import (
     UnreadableDataError,
 )
 from itkstream.geometry import Grid
-from itkstream.io.images.files.tiff_metadata import Statement, ome_pixels, statement
+from itkstream.io.images.files.tiff_metadata import (
+    Statement,
+    channel_names,
+    ome_pixels,
+    statement,
+)
 from itkstream.io.images.files.tiff_pages import TiffArray, segment_grid
 from itkstream.io.images.locate import Dataset
 from itkstream.io.images.selection import Opened, Selection
@@ -52,6 +57,8 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Opened:
         for level in levels:
             _check_pages(level, path)
         names = selection.axes_of(_names(chosen, selection, path), path)
+        count = dict(zip(names, chosen.shape, strict=True)).get("c", 1)
+        selection = selection.settled(count, channel_names(tif, chosen), path)
         said = statement(tif, chosen)
         stated = _believed(said, selection)
         shapes = [dict(zip(names, level.shape, strict=True)) for level in levels]
@@ -292,7 +299,7 @@ def _check_planes(
     shape, size = series.shape, series.keyframe.size
     first = next(k for k in range(len(shape) + 1) if math.prod(shape[k:]) == size)
     there = np.array([p is not None for p in series._pages]).reshape(shape[:first])
-    picks = {"c": selection.channel, "t": selection.time}
+    picks = {"c": int(selection.channel or 0), "t": selection.time}
     for axis in reversed(range(first)):
         if names[axis] in picks:
             there = np.take(there, [min(max(picks[names[axis]], 0), shape[axis] - 1)], axis)
