@@ -62,8 +62,9 @@ _BUNDLE_TOLERANCE = 0.05  # voxels of the field
 def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
     """Resample the image MOVING through TRANSFORM into OUT.
 
-    OUT ends in .ome.zarr or .zarr or, for one image that fits in memory, in .nii.gz, .nii, .nrrd or
-    .mha. Integers are rounded and clipped. With --labels, voxels take the nearest label.
+    OUT ends in .ome.zarr or .zarr, in .n5, in .ome.tif, .tif or .tiff or, for one image that fits
+    in memory, in .nii.gz, .nii, .nrrd or .mha. Integers are rounded and clipped. With --labels,
+    voxels take the nearest label.
     --spacing, --unit, --axes, --channel, --time and --level speak of MOVING; what was said of the
     image that was registered need not be said of it again.
     """
