@@ -43,6 +43,8 @@ _HOMES = {
 _READERS = {
     "itk": ("itkstream.io.images.files.itk_images", "open_itk"),
     "n5": ("itkstream.io.images.stores.n5", "open_n5"),
+    "npy": ("itkstream.io.images.plain.npy_arrays", "open_npy"),
+    "planes": ("itkstream.io.images.plain.plane_folders", "open_planes"),
     "tiff": ("itkstream.io.images.files.tiff_images", "open_tiff"),
     "zarr": ("itkstream.io.images.stores.ome_zarr", "open_zarr"),
 }
@@ -71,13 +73,14 @@ def open_image(
     """Open an image without reading its voxels.
 
     N5 (axes x, y, z), Zarr 2 and 3, OME-Zarr 0.1 to 0.6 (axes as stored), NIfTI, NRRD and MetaImage
-    files (axes z, y, x, as numpy has them; ITK's direction and origin kept), and TIFF, with the
+    files (axes z, y, x, as numpy has them; ITK's direction and origin kept), TIFF, with the
     metadata of OME-TIFF, ImageJ, Zeiss LSM, MetaMorph and Micro-Manager (voxels and axes as
-    tifffile has them). The data of the image slice lazily and pickle.
+    tifffile has them), folders of TIFF files of one plane each, in the order of the numbers in
+    their names, and numpy's ``.npy``. The data of the image slice lazily and pickle.
 
-    TIFF is read strip by strip or tile by tile, and uncompressed NIfTI, NRRD and MetaImage files
-    region by region; a process that slices a compressed one of these holds all of it in memory, so
-    convert large ones to OME-Zarr.
+    TIFF is read strip by strip or tile by tile, ``.npy`` and uncompressed NIfTI, NRRD and MetaImage
+    files region by region; a process that slices a compressed one of these holds all of it in
+    memory, so convert large ones to OME-Zarr.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ _TYPES = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "flo
 
 @dataclass(frozen=True)
 class TiffLayout:
-    """What an OME-TIFF holds: voxels of a type on a grid (z,) y, x, after the axes of a series.
+    """The contents of an OME-TIFF: voxels of a type on a grid (z,) y, x, after axes of a series.
 
     `channels` are their names, as many as there are or none. Coarser levels keep every second
     voxel of `labels`, and average others; they have all planes, as OME-TIFF wants it.
@@ -75,7 +75,7 @@ class TiffLayout:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the OME-XML says."""
+        """Statements of the OME-XML, as tifffile takes them."""
         placed = self.grid.in_unit("micrometer")
         said: dict[str, Any] = {"axes": "TCZYX"}
         for axis, spacing in zip(placed.axes, placed.spacing, strict=True):
