@@ -160,8 +160,8 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
 
     FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA, TIFF or
     .npy files, or folders of TIFF planes. The folder gets the transform, the aligned image, ITK
-    transform files and a report: open report.html. N5, Zarr and the folder may lie in object stores: s3://bucket/name,
-    gs://bucket/name.
+    transform files and a report: open report.html. N5, Zarr and the folder may lie in object
+    stores: s3://bucket/name, gs://bucket/name.
 
     At the end a verdict says whether the result is good, why not, and where to look. The exit code
     is 4 where it failed; all files are kept.
