@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from xml.etree import ElementTree
@@ -144,6 +145,10 @@ def test_n5_holds_the_image_and_its_levels(tmp_path: Path, origin: tuple[float, 
     zarr = open_series(tmp_path / "a.ome.zarr", "level")
     n5 = [level.reorder("zyx") for level in open_series(tmp_path / "a.n5", "level")]
     assert len(zarr) == len(n5) > 1
+    # Only y is as fine as that it shrinks.
+    about = json.loads((tmp_path / "a.n5/s1/attributes.json").read_text())
+    assert about["downsamplingFactors"] == [1, 2, 1]
+    assert about["pixelResolution"] == {"dimensions": [0.5, 0.25, 2.0], "unit": "um"}
     for one, other in zip(zarr, n5, strict=True):
         np.testing.assert_array_equal(one.read(), other.read())
         np.testing.assert_allclose(one.grid.matrix, other.grid.matrix)
