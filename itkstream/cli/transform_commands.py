@@ -384,7 +384,7 @@ def _open_series(transform: str, path: str, options: dict[str, Any]) -> Any:
     said = collect_image_options(given, start=registered_options(transform, path))
     try:
         if not every:
-            return said.open(path)
+            return _told(said.open(path), options["channel"])
         said = replace(said, **dict.fromkeys(every, 0))
         numbers = [range(len(open_series(path, name, **said.arguments))) for name in every]
     except UnstatedChannelError as error:
@@ -394,6 +394,14 @@ def _open_series(transform: str, path: str, options: dict[str, Any]) -> Any:
         for place in product(*numbers)
     )
     return Series(images, tuple((n[0], len(all_)) for n, all_ in zip(every, numbers, strict=True)))
+
+
+def _told(image: Any, said: Any) -> Any:
+    """An image, after its channel was told where it was not said."""
+    if said is None and "channel" in image.recipe:
+        named = f" ({image.channel})" if image.channel else ""
+        click.echo(f"channel {image.recipe['channel']}{named} of {image.name}")
+    return image
 
 
 def _read_registered_grid(transform: str, side: int) -> Any:

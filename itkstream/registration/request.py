@@ -182,7 +182,8 @@ def open_mask(mask: Any, image: Image) -> Any:
         return open_image(mask, axes=axes)
     except UnstatedChannelError as error:
         raise UnstatedChannelError(
-            f"{error}; of a mask that is done in Python: open_image({str(mask)!r}, channel=0)"
+            f"the mask {mask} has several channels and a mask has one: save that as an image of "
+            f"its own or, in Python, give open_image({str(mask)!r}, channel=0)"
         ) from error
     except UnknownSpacingError:
         # Where a file says nothing of its voxels, they cover the image, as those of an array do.

@@ -307,6 +307,7 @@ def test_what_was_said_of_the_registered_image_is_known(command, containers, of_
     moving = "channels_mov.zarr"
     done = command("apply", of_channels, moving, tmp_path / "a.ome.zarr", cwd=containers)
     assert done.returncode == 0, done.stderr
+    assert f"channel 1 of {containers / moving}" in done.stdout
     aligned = itkstream.open_image(of_channels / "aligned.ome.zarr").read()
     np.testing.assert_array_equal(itkstream.open_image(tmp_path / "a.ome.zarr").read(), aligned)
     # Of any other image nothing is known.
