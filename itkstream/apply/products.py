@@ -30,7 +30,12 @@ from itkstream.errors import ExistingOutputError, InputError, PlanError
 from itkstream.geometry import Block, Grid, Image, Transform, default_axes
 from itkstream.io import create_ome_zarr, open_series
 from itkstream.io.images.files.itk_images import WRITTEN_SUFFIXES, write_itk
-from itkstream.io.images.files.tiff_writer import TIFF_WRITTEN, TiffLayout, write_tiff
+from itkstream.io.images.files.tiff_writer import (
+    TIFF_WRITTEN,
+    TiffLayout,
+    planes_at_once,
+    write_tiff,
+)
 from itkstream.io.images.stores.n5 import check_n5, write_n5_levels
 from itkstream.io.images.stores.ome_zarr_writer import begin_levels
 from itkstream.io.images.units import itk_unit
@@ -318,14 +323,14 @@ def _fill_store(
     resampling: _Resampling,
     lazy: da.Array,
     resources: Resources | None,
-    planes: bool = False,
+    planes: int = 0,
 ) -> None:
-    """Write the finest level of a new OME-Zarr, or finish it; in chunks of one plane, if asked."""
+    """Write the finest level of a new OME-Zarr, or finish it; with chunks of `planes`, if any."""
     grid, series = resampling.stored_grid, resampling.series_axes
     chunks = tuple(min(c[0], resampling.blocksize) for c in lazy.chunks[len(series) :])
     layout: dict[str, Any] = {"chunks": chunks}
-    if planes and len(chunks) == 3:
-        layout = {"chunks": (1, *chunks[1:]), "shards": chunks}
+    if len(chunks) == 3 and 0 < planes < chunks[0]:
+        layout = {"chunks": (math.gcd(planes, chunks[0]), *chunks[1:]), "shards": chunks}
     create = partial(create_ome_zarr, place, grid, lazy.dtype, series=series, **layout)
     store(lazy, open_or_create(lazy, place, "0", create), resources)
 
@@ -343,8 +348,7 @@ def _write_tiff(
             tuple(round(float(o), 6) for o in grid.origin),
         )
     with staged(place) as draft:
-        # Planes are read one by one.
-        _fill_store(draft, resampling, lazy, resources, planes=True)
+        _fill_store(draft, resampling, lazy, resources, planes_at_once(grid, lazy.dtype))
         write_tiff(str(place), ZarrArray.open(draft / "0"), layout, overwrite=overwrite)
 
 

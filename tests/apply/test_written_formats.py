@@ -196,6 +196,17 @@ def test_an_ome_tiff_is_the_same_bytes_again(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_large_planes_are_cut_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid((3, 700, 520), (2.0, 1.0, 1.0), axes=("z", "y", "x"))
+    values = np.random.default_rng(5).integers(0, 9999, grid.shape).astype(np.uint16)
+    write(tmp_path / "first" / "a.tif", Image(values, grid), grid)
+    monkeypatch.setattr("itkstream.io.images.files.tiff_writer._SLAB_BYTES", 1)
+    write(tmp_path / "second" / "a.tif", Image(values, grid), grid)
+    first, second = ((tmp_path / name / "a.tif").read_bytes() for name in ("first", "second"))
+    assert first == second
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "second" / "a.tif"), values)
+
+
 def test_an_ome_tiff_is_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "a.tif", Image(VOXELS, GRID))
     with pytest.raises(ExistingOutputError):

@@ -21,13 +21,15 @@ from itkstream.io.images.stores.ome_zarr_writer import coarsen
 from itkstream.io.storage.outputs import claim_file
 from itkstream.numerics.threads import get_threads
 
-__all__ = ["TIFF_WRITTEN", "TiffLayout", "write_tiff"]
+__all__ = ["TIFF_WRITTEN", "TiffLayout", "planes_at_once", "write_tiff"]
 
 TIFF_WRITTEN = (".tif", ".tiff")
 """Endings of the files that `write_tiff` writes."""
 
 # Rows and columns of a tile, and of the coarsest level at most.
 _TILE = 256
+# Of planes that are read together.
+_SLAB_BYTES = 2**27
 # Classic TIFF counts bytes in 32 bits; the rest is for headers, as tifffile has it.
 _CLASSIC_BYTES = 2**32 - 2**25
 # The pixel types of OME-XML that are real numbers.
@@ -101,7 +103,7 @@ def write_tiff(
 ) -> None:
     """Write voxels, as a layout says, as OME-TIFF; a BigTIFF where it may exceed 4 GB.
 
-    At a time, the rows of a plane under one row of tiles are in memory.
+    In memory are as many planes as `planes_at_once` says, or rows of one of them.
     """
     # Levels are a third of the finest together; data that zlib cannot pack grow a little.
     size = math.prod(layout.shape) * layout.dtype.itemsize * 1.4
@@ -131,21 +133,44 @@ def _identifier(path: str | os.PathLike[str], layout: TiffLayout) -> str:
     return uuid5(NAMESPACE_URL, said).urn
 
 
+def planes_at_once(grid: Grid, dtype: np.dtype[Any]) -> int:
+    """Count the planes that are read together: a power of two, 128 MB or one plane at most.
+
+    Chunks of so many planes are decoded once a level.
+    """
+    plane = math.prod(grid.shape[-2:]) * dtype.itemsize
+    return 2 ** max(0, int(math.log2(max(_SLAB_BYTES / plane, 1))))
+
+
 def _tiles(voxels: ArraySource, layout: TiffLayout, level: int) -> Iterator[NDArray[Any]]:
     """Cut a level into tiles: of each plane, row by row."""
-    step = _TILE * 2**level
-    rows = range(0, layout.shape[-2], step)
-    for *plane, row in product(*map(range, layout.shape[:-2]), rows):
-        strip = _strip(voxels, layout, plane, slice(row, min(row + step, layout.shape[-2])))
-        for _ in range(level):
-            strip = coarsen(strip, (2, 2), layout.labels)
-        for column in range(0, strip.shape[1], _TILE):
-            yield np.ascontiguousarray(strip[:, column : column + _TILE])
+    depth = planes_at_once(layout.grid, layout.dtype)
+    times, channels, count, height = layout.shape[:-1]
+    # Of planes so large that they are read alone, only the rows under a row of tiles.
+    step = _TILE * 2**level if depth == 1 else height
+    starts = product(range(times), range(channels), range(0, count, depth), range(0, height, step))
+    for time, channel, z, row in starts:
+        box = _box(
+            voxels,
+            layout,
+            {"t": slice(time, time + 1), "c": slice(channel, channel + 1)}
+            | {"z": slice(z, min(z + depth, count)), "y": slice(row, min(row + step, height))},
+        )
+        for plane in box:
+            yield from _cut(plane, layout, level)
 
 
-def _strip(voxels: ArraySource, layout: TiffLayout, plane: list[int], rows: slice) -> NDArray[Any]:
-    """Read some rows of the plane of a time, channel and z."""
-    at = dict(zip("tcz", plane, strict=True))
-    axes = (*layout.series, *layout.grid.axes[:-2])
-    key = (*(slice(at[axis], at[axis] + 1) for axis in axes), rows, slice(0, layout.shape[-1]))
-    return np.asarray(voxels[key]).reshape(-1, layout.shape[-1])
+def _box(voxels: ArraySource, layout: TiffLayout, spans: Mapping[str, slice]) -> NDArray[Any]:
+    """Read whole rows of some planes of a time and channel, (planes, rows, columns)."""
+    axes = (*layout.series, *layout.grid.axes[:-1])
+    key = (*(spans[axis] for axis in axes), slice(0, layout.shape[-1]))
+    rows = spans["y"]
+    return np.asarray(voxels[key]).reshape(-1, rows.stop - rows.start, layout.shape[-1])
+
+
+def _cut(plane: NDArray[Any], layout: TiffLayout, level: int) -> Iterator[NDArray[Any]]:
+    """Cut rows of a plane into the tiles of a level."""
+    for _ in range(level):
+        plane = coarsen(plane, (2, 2), layout.labels)
+    for row, column in product(*(range(0, n, _TILE) for n in plane.shape)):
+        yield np.ascontiguousarray(plane[row : row + _TILE, column : column + _TILE])
