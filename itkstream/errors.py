@@ -27,6 +27,7 @@ __all__ = [
     "RefusedInputError",
     "RegistrationError",
     "UnreadableDataError",
+    "UnstatedChannelError",
     "WorkersError",
     "unknown_name",
 ]
@@ -47,7 +48,11 @@ class UnknownSpacingError(InputError):
 
 
 class NoSuchPartError(InputError):
-    """An image has no level, channel or time point of that number."""
+    """An image has no level, channel or time point of that number or name."""
+
+
+class UnstatedChannelError(InputError):
+    """An image has several channels, and neither its file nor the caller says which is meant."""
 
 
 class RefusedInputError(InputError):

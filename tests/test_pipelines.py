@@ -544,6 +544,16 @@ def test_a_mask_file_without_spacing_covers_its_image(tmp_path, names, said):
     np.testing.assert_array_equal(np.isfinite(shown), np.kron(keep, np.ones((2, 2, 2))) > 0)
 
 
+def test_a_mask_of_several_channels_is_no_mask(tmp_path):
+    for name, shape in (("image", (6, 5, 4)), ("mask", (2, 6, 5, 4))):
+        axes = tuple("czyx")[-len(shape) :]
+        voxels = np.ones(shape, np.uint8)
+        zarr.create_array(str(tmp_path / f"{name}.zarr"), data=voxels, dimension_names=axes)
+    image = itkstream.open_image(tmp_path / "image.zarr", voxel_spacing=1)
+    with pytest.raises(InputError, match="several channels and a mask has one"):
+        open_mask(str(tmp_path / "mask.zarr"), image)
+
+
 def test_a_missing_dataset_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(MissingDataError, match="nowhere"):
         register(tmp_path / "nowhere.n5" / "s0", tmp_path / "other", tmp_path / "out")

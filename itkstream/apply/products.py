@@ -1,14 +1,16 @@
 """Resampled images and inverses, written block by block into OME-Zarr stores.
 
-An image that fits in memory may become a file of ITK's as well.
+Images may become N5 and OME-TIFF as well and, where they fit in memory, files of ITK's.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -21,13 +23,20 @@ from itkstream.apply.resampling import prepare_apply_to_series, prepare_apply_tr
 from itkstream.blocks.graph import Result, map_blocks
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.levels import prepare_level_below
-from itkstream.compute.drafts import drafted
+from itkstream.compute.drafts import drafted, staged
 from itkstream.compute.execute import compute, open_or_create, run, store
 from itkstream.compute.resume import Output
-from itkstream.errors import InputError, PlanError
-from itkstream.geometry import Block, Grid, Image, Transform
-from itkstream.io import create_ome_zarr
+from itkstream.errors import ExistingOutputError, InputError, PlanError
+from itkstream.geometry import Block, Grid, Image, Transform, default_axes
+from itkstream.io import create_ome_zarr, open_series
 from itkstream.io.images.files.itk_images import WRITTEN_SUFFIXES, write_itk
+from itkstream.io.images.files.tiff_writer import (
+    TIFF_WRITTEN,
+    TiffLayout,
+    planes_at_once,
+    write_tiff,
+)
+from itkstream.io.images.stores.n5 import check_n5, write_n5_levels
 from itkstream.io.images.stores.ome_zarr_writer import begin_levels
 from itkstream.io.images.units import itk_unit
 from itkstream.io.storage.inputs import check_apart
@@ -47,6 +56,8 @@ __all__ = [
     "write_inverse",
     "write_resampled",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Copies of a file's voxels in memory while it is written: ours, and ITK's on its way.
 _COPIES = 3
@@ -164,12 +175,20 @@ def check_resampled_output(out: str | os.PathLike[str], overwrite: bool) -> Loca
     place = Location.parse(out)
     if _is_file(place):
         return check_file(place, overwrite)
-    if place.suffix.lower() != ".zarr":
+    ending = place.suffix.lower()
+    if ending == ".n5":
+        if not place.is_vacant():
+            raise ExistingOutputError(
+                f"{place} is there, and an N5 container may hold many images, so that it is never "
+                "replaced; choose another path"
+            )
+    elif ending != ".zarr":
         raise InputError(
-            f"images are written as OME-Zarr (.ome.zarr, .zarr) and, where they fit in memory, as "
+            f"images are written as OME-Zarr (.ome.zarr, .zarr), N5 (.n5), OME-TIFF "
+            f"({', '.join(TIFF_WRITTEN)}) and, where they fit in memory, as "
             f"{', '.join(WRITTEN_SUFFIXES)}; got {place.name}: choose one of these endings"
         )
-    return check_store(place, overwrite)
+    return place if ending == ".n5" else check_store(place, overwrite)
 
 
 def write_resampled(
@@ -193,9 +212,12 @@ def write_resampled(
     ----------
     out : path
         The new OME-Zarr 0.5, ending in ``.zarr``, multiscale, its axes z, y, x after those of a
-        series; or a file that ITK, 3D Slicer and ANTs read, ending in ``.nii.gz``, ``.nii``,
-        ``.nrrd`` or ``.mha``, for one image that fits in memory; in µm, but NIfTI in
-        millimeters where `grid` is.
+        series; an N5 container, ending in ``.n5``, its levels ``s0``, ``s1`` and so on, for one
+        image; an OME-TIFF, ending in ``.tif`` or ``.tiff``, tiled, with coarser levels, a BigTIFF
+        where that is needed; or a file that ITK, 3D Slicer and ANTs read, ending in ``.nii.gz``,
+        ``.nii``, ``.nrrd`` or ``.mha``, for one image that fits in memory; in µm, but NIfTI
+        in millimeters where `grid` is. N5 and TIFF take their space on the disk twice until they
+        are complete.
     moving : Image or Series
         In moving space. For a series, the transform is evaluated once.
     transform : Transform
@@ -216,8 +238,8 @@ def write_resampled(
     Raises
     ------
     InputError
-        Where dimensions or units of transform and images differ, for another ending, or where
-        `out` touches what is read.
+        Where dimensions or units of transform and images differ, for another ending, where the
+        format does not hold such an image, or where `out` touches what is read.
     PlanError
         Where the image does not fit in memory and a file was asked for.
     ExistingOutputError
@@ -225,15 +247,21 @@ def write_resampled(
     """
     check_apart(out, moving, transform)
     place = check_resampled_output(out, overwrite)
-    resampling = _Resampling(moving, transform, grid, settings, blocksize)
-    if _is_file(place):
+    resampling = _Resampling(moving, transform, grid, settings, blocksize, labels)
+    if place.name.lower().endswith(TIFF_WRITTEN):
+        _write_tiff(place, resampling, resources, overwrite)
+    elif _is_file(place):
         _write_file(place, resampling, resources, overwrite)
+    elif place.suffix.lower() == ".n5":
+        _write_n5(place, resampling, resources)
     else:
-        _write_store(place, resampling, labels, resources)
+        with drafted(place) as draft:
+            _fill_store(draft, resampling, resampling.prepare(), resources)
+            compute_pyramid(draft, labels=labels, resources=resources)
 
 
 def _is_file(place: Location) -> bool:
-    return place.name.lower().endswith(WRITTEN_SUFFIXES)
+    return place.name.lower().endswith((*WRITTEN_SUFFIXES, *TIFF_WRITTEN))
 
 
 @dataclass(frozen=True)
@@ -245,6 +273,7 @@ class _Resampling:
     grid: Grid
     settings: WarpSettings
     blocksize: int
+    labels: bool = False
 
     @property
     def stored_grid(self) -> Grid:
@@ -255,6 +284,23 @@ class _Resampling:
     def series_axes(self) -> dict[str, int]:
         """Names and lengths of the axes before those of the grid."""
         return dict(self.moving.axes) if isinstance(self.moving, Series) else {}
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels, as the files of the moving images have them."""
+        if isinstance(self.moving, Image):
+            return (self.moving.channel,)
+        count = self.series_axes.get("c", 1)
+        last = list(self.series_axes)[-1:] == ["c"]
+        return tuple(image.channel for image in self.moving.images[:count]) if last else ()
+
+    def check_single(self, name: str) -> None:
+        """Refuse a series for a format of one image."""
+        if isinstance(self.moving, Series):
+            raise InputError(
+                f"{name} would hold one image, and {len(self.moving.images)} channels or times are "
+                "to be written: choose one, or write an .ome.zarr or .ome.tif"
+            )
 
     def prepare(self) -> da.Array:
         """Prepare the voxels, axes as they are stored, those of a series first."""
@@ -272,34 +318,63 @@ class _Resampling:
         return lazy.reshape(*self.series_axes.values(), *grid.shape)
 
 
-def _write_store(
-    place: Location, resampling: _Resampling, labels: bool, resources: Resources | None
+def _fill_store(
+    place: Location,
+    resampling: _Resampling,
+    lazy: da.Array,
+    resources: Resources | None,
+    planes: int = 0,
 ) -> None:
-    lazy, grid = resampling.prepare(), resampling.stored_grid
-    series = resampling.series_axes
+    """Write the finest level of a new OME-Zarr, or finish it; with chunks of `planes`, if any."""
+    grid, series = resampling.stored_grid, resampling.series_axes
     chunks = tuple(min(c[0], resampling.blocksize) for c in lazy.chunks[len(series) :])
-    with drafted(place) as draft:
-        create = partial(create_ome_zarr, draft, grid, lazy.dtype, chunks=chunks, series=series)
-        target = open_or_create(lazy, draft, "0", create)
-        store(lazy, target, resources)
-        compute_pyramid(draft, labels=labels, resources=resources)
+    layout: dict[str, Any] = {"chunks": chunks}
+    if len(chunks) == 3 and 0 < planes < chunks[0]:
+        layout = {"chunks": (math.gcd(planes, chunks[0]), *chunks[1:]), "shards": chunks}
+    create = partial(create_ome_zarr, place, grid, lazy.dtype, series=series, **layout)
+    store(lazy, open_or_create(lazy, place, "0", create), resources)
+
+
+def _write_tiff(
+    place: Location, resampling: _Resampling, resources: Resources | None, overwrite: bool
+) -> None:
+    lazy, grid, series = resampling.prepare(), resampling.stored_grid, resampling.series_axes
+    layout = TiffLayout(grid, lazy.dtype, series, resampling.channels, resampling.labels)
+    if any(grid.origin):
+        logger.warning(
+            "%s: TIFF has no word for the place of the first voxel, %s µm: readers will put it at "
+            "0. An .ome.zarr, .nrrd or .nii.gz says it",
+            place.name,
+            tuple(round(float(o), 6) for o in grid.origin),
+        )
+    with staged(place) as draft:
+        _fill_store(draft, resampling, lazy, resources, planes_at_once(grid, lazy.dtype))
+        write_tiff(str(place), ZarrArray.open(draft / "0"), layout, overwrite=overwrite)
+
+
+def _write_n5(place: Location, resampling: _Resampling, resources: Resources | None) -> None:
+    resampling.check_single(place.name)
+    lazy, grid = resampling.prepare(), resampling.stored_grid
+    axes = default_axes(grid.ndim)
+    check_n5(grid.reorder(axes), lazy.dtype)
+    with staged(place) as draft:
+        _fill_store(draft, resampling, lazy, resources)
+        compute_pyramid(draft, labels=resampling.labels, resources=resources)
+        levels = open_series(str(draft), "level", axes=grid.axes)
+        write_n5_levels(place, [level.reorder(axes) for level in levels])
 
 
 def _write_file(
     place: Location, resampling: _Resampling, resources: Resources | None, overwrite: bool
 ) -> None:
-    moving, lazy = resampling.moving, resampling.prepare()
-    if isinstance(moving, Series):
-        raise InputError(
-            f"{place.name} would hold one image, and {len(moving.images)} channels or times are to "
-            "be written: choose one, or write an .ome.zarr"
-        )
+    resampling.check_single(place.name)
+    lazy = resampling.prepare()
     needed, free = _COPIES * lazy.nbytes, free_memory()
     if needed > free:
         raise PlanError(
             f"writing {place.name} takes {format_bytes(needed)} of memory, {_COPIES} times the "
-            f"image, and {format_bytes(int(free))} are free: write an .ome.zarr, which is written "
-            "block by block"
+            f"image, and {format_bytes(int(free))} are free: write an .ome.zarr, .n5 or .ome.tif, "
+            "which are written block by block"
         )
     # Other programs lay it over the file of the fixed image, whose numbers it must have.
     grid = resampling.grid

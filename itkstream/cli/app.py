@@ -178,10 +178,10 @@ commands.add_command(report)
 def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     """Register MOVING to FIXED: affine, piecewise affine, deformation, aligned image.
 
-    FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA or
-    TIFF files. The folder gets the transform, the aligned image, ITK transform files and a
-    report: open report.html. N5, Zarr and the folder may lie in object stores: s3://bucket/name,
-    gs://bucket/name.
+    FIXED and MOVING are N5 or Zarr datasets (round1.n5/lowres), OME-Zarr, NIfTI, NRRD, MHA, TIFF or
+    .npy files, or folders of TIFF planes. The folder gets the transform, the aligned image, ITK
+    transform files and a report: open report.html. N5, Zarr and the folder may lie in object
+    stores: s3://bucket/name, gs://bucket/name.
 
     At the end a verdict says whether the result is good, why not, and where to look. The exit code
     is 4 where it failed; all files are kept.

@@ -11,6 +11,8 @@ import click
 from attrs import evolve
 
 __all__ = [
+    "ALL",
+    "Channel",
     "Number",
     "PerAxis",
     "Which",
@@ -90,6 +92,22 @@ class PerAxis(click.ParamType):
         return numbers if len(numbers) > 1 else numbers[0]
 
 
+ALL = "all"
+"""All channels, or all time points."""
+
+
+class Channel(click.ParamType):
+    """A channel: counted from 0 where it is a number, else its name."""
+
+    name = "number|name"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Read the text of an option."""
+        if isinstance(value, int) or value.lstrip("-").isdigit():
+            return int(click.IntRange(0).convert(value, param, ctx))
+        return str(value)
+
+
 _WHOLE = click.IntRange(0)
 _IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
     "spacing": (
@@ -99,7 +117,12 @@ _IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
     ),
     "unit": (str, "NAME", "Unit of these numbers and of the file's, such as micrometer."),
     "axes": (str, "LETTERS", "Stored axes, slowest first, such as zyx or tczyx."),
-    "channel": (_WHOLE, "N", "Channel, counted from 0. [default: 0]"),
+    "channel": (
+        Channel(),
+        "N|NAME",
+        "Channel, counted from 0, or its name. [default: the only one, or the only one named after "
+        "a stain of nuclei, such as DAPI]",
+    ),
     "time": (_WHOLE, "N", "Time point, counted from 0. [default: 0]"),
     "level": (_WHOLE, "N", "Resolution level, 0 the finest. [default: 0]"),
     "crop": (
@@ -203,14 +226,14 @@ class Number(click.ParamType):
 
 
 class Which(click.ParamType):
-    """A place counted from 0, or all of them, which is None."""
+    """A place counted from 0, or all of them."""
 
     name = "number|all"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        """Read the text of an option; None is all."""
-        if value == "all":
-            return None
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Read the text of an option."""
+        if value == ALL:
+            return ALL
         return int(click.IntRange(0).convert(value, param, ctx))
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import click
 
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
 from itkstream.cli.options import (
+    ALL,
+    Channel,
     CommandOfImages,
     Number,
     Which,
@@ -45,17 +48,25 @@ _BUNDLE_TOLERANCE = 0.05  # voxels of the field
     help="Value outside. [default: as on MOVING's border if that is bright or negative, else 0]",
 )
 @click.option("--dtype", help="Type of the result, such as uint8. [default: that of MOVING]")
-@click.option("--channel", type=Which(), default=0, show_default=True, help="A number, or all.")
-@click.option("--time", type=Which(), default=0, show_default=True, help="A number, or all.")
+@click.option(
+    "--channel",
+    type=Channel(),
+    metavar="N|NAME|all",
+    help="Channel, counted from 0, or its name, or all. [default: the one registered, if MOVING is "
+    "that image; the only one, or the only one named after a stain of nuclei, such as DAPI]",
+)
+@click.option("--time", type=Which(), help="A number counted from 0, or all. [default: 0]")
 @with_overwrite
 @with_resources
 @with_image_options("like", own=("channel", "time"))
 def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
     """Resample the image MOVING through TRANSFORM into OUT.
 
-    OUT ends in .ome.zarr or .zarr or, for one image that fits in memory, in .nii.gz, .nii, .nrrd or
-    .mha. Integers are rounded and clipped. With --labels, voxels take the nearest label.
-    --spacing, --unit, --axes, --channel, --time and --level speak of MOVING.
+    OUT ends in .ome.zarr or .zarr, in .n5, in .ome.tif, .tif or .tiff or, for one image that fits
+    in memory, in .nii.gz, .nii, .nrrd or .mha. Integers are rounded and clipped. With --labels,
+    voxels take the nearest label.
+    --spacing, --unit, --axes, --channel, --time and --level speak of MOVING; what was said of the
+    image that was registered need not be said of it again.
     """
     from itkstream.apply.products import check_resampled_output, write_resampled
     from itkstream.io.images.units import itk_unit
@@ -66,7 +77,7 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
 
     check_apart(out, transform, moving, like, *registered_places(transform))
     check_resampled_output(out, options["overwrite"])
-    wanted = _open(like, "like", options).grid if like else _read_registered_grid(transform, 0)
+    wanted = _open_lattice(like, options) if like else _read_registered_grid(transform, 0)
     labels = options["labels"] or options["label_gaussian"]
     names = ("nearest", "linear", "quadratic-bspline", "bspline")
     interpolator = names[0 if labels else options["order"]]
@@ -74,7 +85,7 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         interpolator = "label-gaussian"
     write_resampled(
         out,
-        _open_series(moving, options),
+        _open_series(transform, moving, options),
         read_transform(transform, unit=itk_unit(wanted)),
         wanted,
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
@@ -150,7 +161,7 @@ def export(transform: str, out: str | None, **options: Any) -> None:
 
     _check_exports(transform, out, options)
     unit = registered_unit(transform)
-    like = _open(options["like"], "like", options).grid if options["like"] else None
+    like = _open_lattice(options["like"], options) if options["like"] else None
     unit = itk_unit(like) if like else unit
     found = read_transform(transform, unit=unit)
     if like:
@@ -193,7 +204,7 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
 
     check_apart(out, transform, like, *registered_places(transform))
     check_transform_output(out, options["overwrite"])
-    wanted = _open(like, "like", options).grid if like else None
+    wanted = _open_lattice(like, options) if like else None
     unit = itk_unit(wanted) if wanted else registered_unit(transform)
     found = compose(read_transform(transform, unit=unit))
     if isinstance(found, AffineTransform):
@@ -353,25 +364,44 @@ def _open(path: str, which: str, options: dict[str, Any]) -> Any:
     return open_given_image(which, collect_image_options(options, which, common=False), path)
 
 
-def _open_series(path: str, options: dict[str, Any]) -> Any:
+def _open_lattice(like: str, options: dict[str, Any]) -> Any:
+    """The lattice of the image of --like, which all of its channels have."""
+    said = collect_image_options(options, "like", common=False)
+    any_channel = 0 if said.channel is None else said.channel
+    return open_given_image("like", replace(said, channel=any_channel), like).grid
+
+
+def _open_series(transform: str, path: str, options: dict[str, Any]) -> Any:
     """An image, or all channels, all time points, or both."""
     from itkstream.apply.products import Series
+    from itkstream.errors import UnstatedChannelError
     from itkstream.io import open_series
+    from itkstream.registration.folder import registered_options
 
-    channel, time = options["channel"], options["time"]
-    said = collect_image_options(options)
-    if channel is not None and time is not None:
-        return said.open(path)
-    times = [time or 0]
-    if time is None:
-        times = list(range(len(open_series(path, "time", **said.arguments))))
-    channels = [channel or 0]
-    if channel is None:
-        first = replace(said, time=times[0])
-        channels = list(range(len(open_series(path, "channel", **first.arguments))))
-    images = tuple(replace(said, channel=c, time=t).open(path) for t in times for c in channels)
-    axes = (("t", len(times), time), ("c", len(channels), channel))
-    return Series(images, tuple((name, n) for name, n, chosen in axes if chosen is None))
+    axes: tuple[Literal["time", "channel"], ...] = ("time", "channel")
+    every = [name for name in axes if options[name] == ALL]
+    given = {name: None if value == ALL else value for name, value in options.items()}
+    said = collect_image_options(given, start=registered_options(transform, path))
+    try:
+        if not every:
+            return _told(said.open(path), options["channel"])
+        said = replace(said, **dict.fromkeys(every, 0))
+        numbers = [range(len(open_series(path, name, **said.arguments))) for name in every]
+    except UnstatedChannelError as error:
+        raise UnstatedChannelError(f"{error}, or all") from error
+    images = tuple(
+        replace(said, **dict(zip(every, place, strict=True))).open(path)
+        for place in product(*numbers)
+    )
+    return Series(images, tuple((n[0], len(all_)) for n, all_ in zip(every, numbers, strict=True)))
+
+
+def _told(image: Any, said: Any) -> Any:
+    """An image, after its channel was told where it was not said."""
+    if said is None and "channel" in image.recipe:
+        named = f" ({image.channel})" if image.channel else ""
+        click.echo(f"channel {image.recipe['channel']}{named} of {image.name}")
+    return image
 
 
 def _read_registered_grid(transform: str, side: int) -> Any:

@@ -37,6 +37,8 @@ class Image:
     recipe : dict
         The arguments of `itkstream.open_image` that give the image again; empty where it was made
         in another way.
+    channel : str
+        What its file calls the channel; "" where it has no name.
 
     Raises
     ------
@@ -48,6 +50,7 @@ class Image:
     grid: Grid
     name: str = ""
     recipe: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    channel: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if tuple(self.data.shape) != self.grid.shape:

@@ -43,6 +43,8 @@ _HOMES = {
 _READERS = {
     "itk": ("itkstream.io.images.files.itk_images", "open_itk"),
     "n5": ("itkstream.io.images.stores.n5", "open_n5"),
+    "npy": ("itkstream.io.images.plain.npy_arrays", "open_npy"),
+    "planes": ("itkstream.io.images.plain.plane_folders", "open_planes"),
     "tiff": ("itkstream.io.images.files.tiff_images", "open_tiff"),
     "zarr": ("itkstream.io.images.stores.ome_zarr", "open_zarr"),
 }
@@ -61,7 +63,7 @@ def open_image(
     dataset: str | None = None,
     level: int | None = None,
     spacing: float | Sequence[float] | None = None,
-    channel: int = 0,
+    channel: int | str | None = None,
     time: int = 0,
     unit: str | None = None,
     voxel_spacing: float | Sequence[float] | None = None,
@@ -71,13 +73,14 @@ def open_image(
     """Open an image without reading its voxels.
 
     N5 (axes x, y, z), Zarr 2 and 3, OME-Zarr 0.1 to 0.6 (axes as stored), NIfTI, NRRD and MetaImage
-    files (axes z, y, x, as numpy has them; ITK's direction and origin kept), and TIFF, with the
+    files (axes z, y, x, as numpy has them; ITK's direction and origin kept), TIFF, with the
     metadata of OME-TIFF, ImageJ, Zeiss LSM, MetaMorph and Micro-Manager (voxels and axes as
-    tifffile has them). The data of the image slice lazily and pickle.
+    tifffile has them), folders of TIFF files of one plane each, in the order of the numbers in
+    their names, and numpy's ``.npy``. The data of the image slice lazily and pickle.
 
-    TIFF is read strip by strip or tile by tile, and uncompressed NIfTI, NRRD and MetaImage files
-    region by region; a process that slices a compressed one of these holds all of it in memory, so
-    convert large ones to OME-Zarr.
+    TIFF is read strip by strip or tile by tile, ``.npy`` and uncompressed NIfTI, NRRD and MetaImage
+    files region by region; a process that slices a compressed one of these holds all of it in
+    memory, so convert large ones to OME-Zarr.
 
     Parameters
     ----------
@@ -93,8 +96,12 @@ def open_image(
     spacing : float or sequence of float, optional
         Choose the level whose voxel spacing is nearest to this one, in µm per array
         axis.
-    channel, time : int
-        Channel and time point, counted from 0.
+    channel : int or str, optional
+        Channel, counted from 0, or by the name that OME metadata, Zeiss or Micro-Manager give it.
+        Of several channels, none needs to be said where a single one is named after a stain of
+        nuclei: DAPI, Hoechst, DRAQ5, DRAQ7, or nuclei.
+    time : int
+        Time point, counted from 0.
     unit : str, optional
         Unit of length of the file's numbers, whatever it claims. Where it claims none, they count
         as µm. NIfTI that claims any comes in millimeters, as ITK has it, and in its own
@@ -120,9 +127,11 @@ def open_image(
     ------
     MissingDataError
         Where there is no such file or dataset; the message lists the datasets that are there.
+    UnstatedChannelError
+        Where there are several channels, and nothing says which is meant; the message lists them.
     InputError
-        Where the format is unknown, the spacing is unknown, or level, channel or time are out of
-        range.
+        Where the format is unknown, the spacing is unknown, or level, channel or time are not
+        there.
 
     Examples
     --------
@@ -182,7 +191,7 @@ def _open(path: str | os.PathLike[str], dataset: str | None, selection: Selectio
             raise
         # What does not know whose numbers it looked at, as the lattice does not.
         raise type(error)(f"{found.location}: {error}") from error
-    recipe = {"path": str(found.location), **selection.stated()}
+    recipe = {"path": str(found.location), **opened.selection.stated()}
     image = opened.image
     if selection.crop is not None:
         image = image[crop_slices(selection.crop, image.grid)]

@@ -22,7 +22,8 @@ from typing import Any
 from itkstream.compute.lock import Lock, holding
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import Grid, Image
-from itkstream.io import open_image
+from itkstream.io import ImageOptions, open_image
+from itkstream.io.images.locate import locate
 from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
@@ -43,6 +44,7 @@ __all__ = [
     "registered_grids",
     "registered_image",
     "registered_images",
+    "registered_options",
     "registered_places",
     "registered_unit",
     "registered_verdict",
@@ -287,6 +289,20 @@ def registered_image(folder: str | os.PathLike[str], side: str) -> Image:
             f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
             f"say where it is ({error})"
         ) from error
+
+
+def registered_options(folder: str | os.PathLike[str], moving: str) -> ImageOptions:
+    """Read what was said of the moving image of a registration, where a path leads to it.
+
+    But for its level and part: what was registered coarsely, or in part, is wanted as a whole.
+    """
+    opened = _report_around(folder).get("moving", {}).get("opened", {})
+    if not opened or opened["path"] != str(locate(moving).location):
+        return ImageOptions()
+    known = {name: opened[name] for name in ("unit", "axes", "channel", "time") if name in opened}
+    # The spacing of a coarser level would be wrong for the finest.
+    fine = not opened.get("level") and "spacing" not in opened
+    return ImageOptions(spacing=opened.get("voxel_spacing") if fine else None, **known)
 
 
 def registered_grids(folder: str | os.PathLike[str]) -> tuple[Grid, Grid]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from itkstream.blocks.cropping import cropped_pair
 from itkstream.blocks.inputs import as_pair, check_start
-from itkstream.errors import InputError, UnknownSpacingError
+from itkstream.errors import InputError, UnknownSpacingError, UnstatedChannelError
 from itkstream.estimate.landmarks import start_from, weigh_landmarks
 from itkstream.geometry import (
     AffineTransform,
@@ -133,9 +133,9 @@ def read_request(
         opened = cropped_pair(opened, given.crop, initial)
         pair = as_pair(*opened, None, None)
     marks = _read_marks(given, opened, pair)
-    notes: tuple[str, ...] = ()
+    notes = _channels(opened)
     if marks is not None:
-        notes = _doubts(marks)
+        notes = (*notes, *_doubts(marks))
         if initial is None:
             start = start_from(marks.fitted)
             initial, notes = start.transform, (*notes, str(start))
@@ -181,6 +181,11 @@ def open_mask(mask: Any, image: Image) -> Any:
         axes = None
     try:
         return open_image(mask, axes=axes)
+    except UnstatedChannelError as error:
+        raise UnstatedChannelError(
+            f"the mask {mask} has several channels and a mask has one: save that as an image of "
+            f"its own or, in Python, give open_image({str(mask)!r}, channel=0)"
+        ) from error
     except UnknownSpacingError:
         # Where a file says nothing of its voxels, they cover the image, as those of an array do.
         voxels = open_image(mask, axes=axes, voxel_spacing=1.0, unit="micrometer")
@@ -255,6 +260,16 @@ def _read_marks(
             f"with {given.hold_out:g} of {len(known)} landmarks held out, none is left to go by"
         )
     return Marks(weigh_landmarks(kept), held)
+
+
+def _channels(pair: tuple[Image, Image]) -> tuple[str, ...]:
+    """Name the channels of images that have several: they may not have been said."""
+    return tuple(
+        f"channel {image.recipe['channel']} of the {which} image"
+        + (f", {image.channel!r}" if image.channel else "")
+        for which, image in zip(("fixed", "moving"), pair, strict=True)
+        if "channel" in image.recipe
+    )
 
 
 def _doubts(marks: Marks) -> tuple[str, ...]:

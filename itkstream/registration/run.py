@@ -442,9 +442,13 @@ def _field_facts(coarse: CoarseField, voxel: float, tolerance: float) -> dict[st
 
 
 def _describe(image: Image) -> dict[str, Any]:
+    """Say which image was registered; a channel is named where its file has several."""
+    # Said also where they are the first: a file may get further times and levels later.
+    first = {"time": 0} if "spacing" in image.recipe else {"level": 0, "time": 0}
     return {
         "name": image.name,
-        "opened": image.recipe,
+        "channel_name": image.channel,
+        "opened": {**first, **image.recipe} if image.recipe else {},
         "dtype": str(image.dtype),
         "grid": _plain(image.grid),
     }

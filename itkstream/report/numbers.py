@@ -58,11 +58,22 @@ def _image(facts: dict[str, Any]) -> dict[str, Any]:
     grid = Grid(**facts["grid"]).in_unit("micrometer")
     return {
         "name": facts["name"] or "an array in memory",
+        "part": _part(facts),
         "shape": list(grid.shape),
         "spacing_um": list(grid.spacing),
         "axes": list(grid.axes),
         "dtype": facts["dtype"],
     }
+
+
+def _part(facts: dict[str, Any]) -> str:
+    """The channel, time and level of a file, where they are not its only or its first ones."""
+    opened = facts.get("opened", {})
+    said = [f"{name} {opened[name]}" for name in ("time", "level") if opened.get(name)]
+    if "channel" in opened:
+        named = facts.get("channel_name")
+        said.insert(0, f"channel {opened['channel']}" + (f" ({named})" if named else ""))
+    return ", ".join(said)
 
 
 def _correlations(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 import zarr
 from click.testing import CliRunner
 
@@ -245,6 +246,8 @@ def test_what_is_said_of_an_image_counts(command, containers, of_channels):
         assert report[side]["opened"] == {
             "path": str(containers / f"channels_{name}.zarr"),
             "channel": 1,
+            "time": 0,
+            "level": 0,
             "voxel_spacing": [1, 1, 1.3],
             "axes": ["c", "x", "y", "z"],
         }
@@ -303,6 +306,64 @@ def test_images_of_other_commands_take_their_options(command, containers, of_cha
     )
     assert done.returncode == 0, done.stderr
     assert itkstream.open_image(tmp_path / "b.ome.zarr").spacing == (2.6, 2, 2)
+
+
+def test_what_was_said_of_the_registered_image_is_known(command, containers, of_channels, tmp_path):
+    moving = "channels_mov.zarr"
+    done = command("apply", of_channels, moving, tmp_path / "a.ome.zarr", cwd=containers)
+    assert done.returncode == 0, done.stderr
+    assert f"channel 1 of {containers / moving}" in done.stdout
+    aligned = itkstream.open_image(of_channels / "aligned.ome.zarr").read()
+    np.testing.assert_array_equal(itkstream.open_image(tmp_path / "a.ome.zarr").read(), aligned)
+    # Of any other image nothing is known.
+    fixed = ("channels_fix.zarr", tmp_path / "b.ome.zarr", "--axes", "cxyz", "--spacing", 1)
+    done = command("apply", of_channels, *fixed, cwd=containers)
+    assert done.returncode == 2
+    assert "2 channels, and nothing says which is meant: 0, 1 (without names)" in done.stderr
+    assert "pass --channel, a number or a name, or all" in done.stderr
+    assert not (tmp_path / "b.ome.zarr").exists()
+
+
+@pytest.fixture(scope="module")
+def stained(containers, tmp_path_factory):
+    """The pair as OME-TIFF of two channels: nuclei, named in the fixed image alone, and nothing."""
+    folder = tmp_path_factory.mktemp("stained")
+    sizes = {"PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0, "PhysicalSizeZ": 1.3}
+    for name, stain in (("fix", "DAPI"), ("mov", "405 nm")):
+        voxels = itkstream.open_image(containers / f"{name}.n5/s0").read().transpose(2, 1, 0)
+        about = {"axes": "CZYX", "Channel": {"Name": ["Atto 565", stain]}, **sizes}
+        both = np.stack([np.zeros_like(voxels), voxels])
+        tifffile.imwrite(folder / f"{name}.ome.tif", both, metadata=about, compression="zlib")
+    (folder / "run.yaml").write_text(STEPS)
+    return folder
+
+
+def test_a_channel_is_named_or_alone_a_stain_of_nuclei(command, containers, stained):
+    words = ("register", "fix.ome.tif", "mov.ome.tif", "--config", "run.yaml", "--out", "run")
+    done = command(*words, cwd=stained)
+    assert done.returncode == 2
+    assert "mov.ome.tif has 2 channels" in done.stderr
+    assert "0 'Atto 565', 1 '405 nm'; pass --moving-channel, a number or a name" in done.stderr
+    assert not (stained / "run").exists()
+    done = command(*words, "--moving-channel", "405 NM", cwd=stained)
+    assert done.returncode == 0, done.stderr
+    assert "channel 1 of the fixed image, 'DAPI'" in done.stdout
+    assert "channel 1 of the moving image, '405 nm'" in done.stdout
+    report = json.loads((stained / "run" / "registration.json").read_text())
+    for side, name in (("fixed", "DAPI"), ("moving", "405 nm")):
+        assert report[side]["channel_name"] == name
+        assert report[side]["opened"]["channel"] == 1
+    page = (stained / "run" / "report.html").read_text()
+    assert "channel 1 (DAPI)" in page
+    assert "channel 1 (405 nm)" in page
+    # The report of a run says it all: the same command does the same again, and finds it done.
+    (stained / "again.json").write_bytes((stained / "run" / "registration.json").read_bytes())
+    again = (*words[:3], "--config", "again.json", "--out", "run")
+    done = command(*again, cwd=stained)
+    assert done.returncode == 0, done.stderr
+    done = command(*again, "--moving-channel", 0, cwd=stained)
+    assert done.returncode == 2
+    assert "overwrite" in done.stderr
 
 
 def test_options_of_one_image_come_before_those_of_both():

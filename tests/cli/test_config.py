@@ -103,6 +103,8 @@ def test_little_is_enough(tmp_path: Path) -> None:
     assert read_config(write(tmp_path, "fixed_mask: 0")).fixed_mask == (0,)
     assert read_config(write(tmp_path, "fixed:\nmoving: {time: 1}")).moving == ImageOptions(time=1)
     assert read_config(write(tmp_path, "fixed: {axes: [z, y, x]}")).fixed.axes == "zyx"
+    named = read_config(write(tmp_path, "fixed: {channel: DAPI}\nmoving: {channel: '405'}"))
+    assert (named.fixed.channel, named.moving.channel) == ("DAPI", "405")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,8 @@ def test_little_is_enough(tmp_path: Path) -> None:
         ("fixed_mask: {a: 1}", "fixed_mask must be the name of an image"),
         ("fixed: {chanel: 1}", "unknown key of fixed 'chanel'; did you mean 'channel'"),
         ("fixd: {channel: 1}", "unknown key 'fixd'; did you mean 'fixed'"),
-        ("moving: {channel: one}", "moving: channel must be a whole number"),
+        ("moving: {time: one}", "moving: time must be a whole number"),
+        ("moving: {channel: -1}", "moving: channel must be a name, or a whole number"),
         ("moving: {level: -1}", "moving: level must be a whole number"),
         ("moving: {spacing: [1, 0, 1]}", "moving: spacing must be a positive number, or one per"),
         ("moving: {spacing: 1 um}", "moving: spacing must be a positive number"),

@@ -502,7 +502,8 @@ def test_endings_that_are_not_written(
     before = names(tmp_path)
     endings = ["tif", "tiff", "png", "czi", "n5", "xlsx", "mhd", "zip", "ome.tif", "txt"]
     endings += ["nii.gz", "zarr", "ome.zarr"] if which in FOLDERS else ["xyz", "zarr.old"]
-    for ending in endings:
+    written = {"tif", "tiff", "n5", "ome.tif"} if which == "apply" else set()
+    for ending in (e for e in endings if e not in written):
         words = COMMANDS[which].format(f"out.{ending}").split()
         done = command(*words, cwd=tmp_path)
         assert done.returncode == 2, words
@@ -520,6 +521,7 @@ def test_functions_refuse_them_too(tmp_path: Path, ending: str) -> None:
     ]
     if ending != "nii.gz":
         calls.append(lambda: write_itk(out, Image(VOXELS, GRID)))
+    if ending not in ("nii.gz", "tif", "n5"):
         calls.append(
             lambda: write_resampled(out, Image(VOXELS, GRID), AFFINE, GRID, WarpSettings())
         )

@@ -11,19 +11,29 @@ from itkstream.errors import InputError, MissingDataError
 from itkstream.io.storage.attributes import has_zarr_metadata, is_array, n5_attributes
 from itkstream.io.storage.locations import Location
 
-__all__ = ["ITK_SUFFIXES", "TIFF_SUFFIXES", "Dataset", "list_datasets", "locate", "no_dataset"]
+__all__ = [
+    "ITK_SUFFIXES",
+    "TIFF_SUFFIXES",
+    "Dataset",
+    "list_datasets",
+    "locate",
+    "no_dataset",
+    "planes_inside",
+]
 
 
 ITK_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd")
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk")
+NUMPY_SUFFIXES = (".npy",)
 _LISTED = 20
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An image file, or an array or group inside a container: "n5", "zarr", "tiff" or "itk".
+    """An image file, a folder of planes, or an array or group inside a container.
 
-    `root` is the container around `location`; the file itself where there is none.
+    `format` is "n5", "zarr", "tiff", "itk", "npy" or "planes". `root` is the container around
+    `location`; the file or folder itself where there is none.
     """
 
     location: Location
@@ -50,7 +60,17 @@ def locate(path: str | os.PathLike[str], dataset: str | None = None) -> Dataset:
         kind = _container_format(folder)
         if kind is not None:
             return Dataset(full, _root(folder, kind), kind)
+    if planes_inside(full):
+        return Dataset(full, full, "planes")
     raise _unknown(full)
+
+
+def planes_inside(folder: Location) -> list[str]:
+    """List the TIFF files in a folder, where nothing else that is an image lies in it, sorted."""
+    shown = [name for name in folder.names() if not name.startswith(".")]
+    found = [name for name in shown if name.lower().endswith(TIFF_SUFFIXES)]
+    others = (*ITK_SUFFIXES, *NUMPY_SUFFIXES)
+    return [] if any(name.lower().endswith(others) for name in shown) else found
 
 
 def list_datasets(root: Location) -> list[str]:
@@ -119,7 +139,7 @@ def _followed(named: Location) -> Location:
         return named
     if named.is_file():
         place = named
-        known = (*ITK_SUFFIXES, *TIFF_SUFFIXES)
+        known = (*ITK_SUFFIXES, *TIFF_SUFFIXES, *NUMPY_SUFFIXES)
         while not place.name.lower().endswith(known) and place.path.is_symlink():
             place = Location.named(str(place.path.parent / place.path.readlink()))
         return place
@@ -132,7 +152,8 @@ def _followed(named: Location) -> Location:
 
 
 def _image_file(full: Location) -> Dataset:
-    for suffixes, kind in ((ITK_SUFFIXES, "itk"), (TIFF_SUFFIXES, "tiff")):
+    kinds = ((ITK_SUFFIXES, "itk"), (TIFF_SUFFIXES, "tiff"), (NUMPY_SUFFIXES, "npy"))
+    for suffixes, kind in kinds:
         if full.name.lower().endswith(suffixes):
             here = Location(str(full.path))
             return Dataset(here, here, kind)
@@ -165,6 +186,6 @@ def _missing(full: Location) -> MissingDataError:
 def _unknown(full: Location) -> InputError:
     return InputError(
         f"{full} is no image this package reads. Known: N5 containers (attributes.json), Zarr and "
-        f"OME-Zarr (zarr.json, .zarray, .zgroup), and files ending in "
-        f"{', '.join((*ITK_SUFFIXES, *TIFF_SUFFIXES))}"
+        f"OME-Zarr (zarr.json, .zarray, .zgroup), folders of TIFF planes, and files ending in "
+        f"{', '.join((*ITK_SUFFIXES, *TIFF_SUFFIXES, *NUMPY_SUFFIXES))}"
     )

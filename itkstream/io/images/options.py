@@ -31,8 +31,10 @@ class ImageOptions:
         Unit of the numbers of the file and of `spacing`, whatever the file states.
     axes : str or sequence of str, optional
         Names of the stored axes, slowest first, whatever the file states: "zyx", "tczyx".
-    channel, time : int
-        Channel and time point, counted from 0.
+    channel : int or str, optional
+        Channel, counted from 0, or its name; `open_image` says where it need not be said.
+    time : int
+        Time point, counted from 0.
     level : int, optional
         Resolution level; 0, the finest, where it is not said.
     crop : str, optional
@@ -52,18 +54,22 @@ class ImageOptions:
     spacing: float | Sequence[float] | None = None
     unit: str | None = None
     axes: str | Sequence[str] | None = None
-    channel: int = 0
+    channel: int | str | None = None
     time: int = 0
     level: int | None = None
     crop: str | None = None
 
     def __post_init__(self) -> None:
-        numbers = {"channel": self.channel, "time": self.time, "level": self.level or 0}
-        for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, Integral) or number < 0:
-                raise InputError(f"{name} must be a whole number, counted from 0; got {number!r}")
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, int(number))
+        for name in ("channel", "time", "level"):
+            given = getattr(self, name)
+            if given is None and name != "time":
+                continue
+            if name == "channel" and isinstance(given, str) and given.strip():
+                continue
+            if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
+                words = "a name, or a whole number" if name == "channel" else "a whole number"
+                raise InputError(f"{name} must be {words}, counted from 0; got {given!r}")
+            object.__setattr__(self, name, int(given))
         for name in ("unit", "axes"):
             object.__setattr__(self, name, _text(name, getattr(self, name)))
         object.__setattr__(self, "spacing", _numbers(self.spacing))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError, NoSuchPartError, UnknownSpacingError
 from itkstream.geometry import ArraySource, ArrayView, Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
+from itkstream.io.images.channels import choose_channel
 
 __all__ = ["Opened", "Selection", "parse_unit"]
 
@@ -42,29 +43,35 @@ def parse_unit(text: str) -> str:
 
 @dataclass(frozen=True)
 class Opened:
-    """An image of a file, and how many levels, channels and time points its metadata state."""
+    """An image of a file, and how many levels, channels and time points its metadata state.
+
+    `selection` gives it again: the channel by its number, where there are several.
+    """
 
     image: Image
     level: int
     channel: int
     time: int
+    selection: Selection
 
 
 @dataclass(frozen=True)
 class Selection:
     """The part of a file to open, and what to believe instead of its metadata.
 
-    The fields are arguments of `itkstream.open_image`; `spacing` is in µm.
+    The fields are arguments of `itkstream.open_image`; `spacing` is in µm. `channel_name` is what
+    the file calls the channel of a `settled` selection.
     """
 
     level: int | None = None
     spacing: float | Sequence[float] | None = None
-    channel: int = 0
+    channel: int | str | None = None
     time: int = 0
     unit: str | None = None
     voxel_spacing: float | Sequence[float] | None = None
     axes: str | Sequence[str] | None = None
     crop: str | None = None
+    channel_name: str = ""
 
     def __post_init__(self) -> None:
         if self.level is not None and self.spacing is not None:
@@ -80,12 +87,24 @@ class Selection:
 
     def stated(self) -> dict[str, Any]:
         """Return what is not left at its default, as plain values."""
-        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "channel_name"}
         for name in ("spacing", "voxel_spacing"):
             if said[name] is not None:
                 said[name] = np.asarray(said[name], float).tolist()
+        said["level"] = said["level"] or None  # the finest
         known = {f.name: f.default for f in fields(self)}
         return {name: value for name, value in said.items() if value != known[name]}
+
+    def settled(self, count: int, names: Sequence[str], place: str) -> Selection:
+        """Say by number which of so many channels is meant; of one, none.
+
+        `names` are those of the file, `place` is what messages call the image. What is settled
+        stays as it is.
+        """
+        known = names if len(names) == count else [""] * count
+        number = choose_channel(self.channel, known, place)
+        name = known[number] or self.channel_name
+        return replace(self, channel=number if count > 1 else None, channel_name=name)
 
     def axes_of(self, claimed: Sequence[str], name: str) -> tuple[str, ...]:
         """Return the stated names of the stored axes, else the claimed ones."""
@@ -147,7 +166,9 @@ class Selection:
         are dropped. `grid` is the file's, None where it has no spacing; then `unit` is what it
         says. `name` is what messages call the image.
         """
-        view = self._view(source, names, name)
+        lengths = dict(zip(names, source.shape, strict=False))
+        chosen = self.settled(lengths.get("c", 1), (), name)
+        view = chosen._view(source, names, name)
         axes = tuple(a for a in names if a in ("x", "y", "z"))
         stated = self.stated_spacing(len(axes), name)
         if stated is not None:
@@ -158,13 +179,12 @@ class Selection:
                 f"{name} does not say how far its voxels lie apart; pass voxel_spacing= "
                 f"(--spacing), one number per axis in the order {axes}"
             )
-        lengths = dict(zip(names, source.shape, strict=True))
-        image = Image(view, grid.named(axes), name)
-        return Opened(image, levels, lengths.get("c", 1), lengths.get("t", 1))
+        image = Image(view, grid.named(axes), name, channel=chosen.channel_name)
+        return Opened(image, levels, lengths.get("c", 1), lengths.get("t", 1), chosen)
 
     def _view(self, source: ArraySource, names: Sequence[str], name: str) -> ArrayView:
         picks: list[int | slice] = []
-        wanted = {"c": ("channel", self.channel), "t": ("time", self.time)}
+        wanted = {"c": ("channel", int(self.channel or 0)), "t": ("time", self.time)}
         for axis, length in zip(names, source.shape, strict=True):
             if axis in ("x", "y", "z"):
                 picks.append(slice(0, length))

@@ -38,10 +38,11 @@ def test_opens_what_is_said(path: Path) -> None:
 
 
 def test_an_image_knows_how_it_was_opened(path: Path) -> None:
-    image = open_image(path, axes="tczyx", voxel_spacing=np.array([2, 1, 1]), time=1)
+    image = open_image(path, axes="tczyx", voxel_spacing=np.array([2, 1, 1]), channel=0, time=1)
     recipe = json.loads(json.dumps(image.recipe))
     assert recipe == {
-        "path": str(path), "time": 1, "voxel_spacing": [2, 1, 1], "axes": ["t", "c", "z", "y", "x"]
+        "path": str(path), "channel": 0, "time": 1, "voxel_spacing": [2, 1, 1],
+        "axes": ["t", "c", "z", "y", "x"],
     }  # fmt: skip
     again = open_image(**recipe)
     assert again.grid == image.grid
@@ -60,7 +61,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 def test_a_file_without_spacing_says_what_to_say(path: Path) -> None:
     with pytest.raises(UnknownSpacingError, match=r"voxel_spacing= \(--spacing\), one number"):
-        open_image(path, axes="tczyx")
+        open_image(path, axes="tczyx", channel=0)
 
 
 @pytest.mark.parametrize("spacing", [0, -1, np.nan, np.inf, (), "1", (1, "1"), True])
@@ -70,10 +71,17 @@ def test_spacings_are_positive_numbers(spacing: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["channel", "time", "level"])
-@pytest.mark.parametrize("value", [-1, 1.5, "1", True])
+@pytest.mark.parametrize("value", [-1, 1.5, " ", True])
 def test_places_are_whole_numbers(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=f"{name} must be a whole number"):
+    with pytest.raises(InputError, match=f"{name} must be (a name, or )?a whole number"):
         ImageOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["time", "level"])
+def test_channels_alone_have_names(name: str) -> None:
+    assert ImageOptions(channel="DAPI").channel == "DAPI"
+    with pytest.raises(InputError, match=f"{name} must be a whole number"):
+        ImageOptions(**{name: "DAPI"})  # type: ignore[arg-type]
 
 
 NM = {"PhysicalSizeX": 300, "PhysicalSizeY": 300} | {f"PhysicalSize{a}Unit": "nm" for a in "XY"}

@@ -20,12 +20,17 @@ from itkstream.errors import (
     UnreadableDataError,
 )
 from itkstream.geometry import Grid
-from itkstream.io.images.files.tiff_metadata import Statement, ome_pixels, statement
+from itkstream.io.images.files.tiff_metadata import (
+    Statement,
+    channel_names,
+    ome_pixels,
+    statement,
+)
 from itkstream.io.images.files.tiff_pages import TiffArray, segment_grid
 from itkstream.io.images.locate import Dataset
 from itkstream.io.images.selection import Opened, Selection
 
-__all__ = ["open_tiff"]
+__all__ = ["array_of", "believed", "explained", "lattice", "open_tiff", "unknown_spacing"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,7 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Opened:
     `itkstream.io.images.files.tiff_metadata.statement`. Levels of a pyramid cover the same space.
     """
     path = str(dataset.root)
-    with _explained(path), TiffFile(path) as tif:
+    with explained(path), TiffFile(path) as tif:
         ome_pixels(tif)
         _check_chain(tif)
         chosen = _series(tif, dataset)
@@ -52,21 +57,23 @@ def open_tiff(dataset: Dataset, selection: Selection) -> Opened:
         for level in levels:
             _check_pages(level, path)
         names = selection.axes_of(_names(chosen, selection, path), path)
+        count = dict(zip(names, chosen.shape, strict=True)).get("c", 1)
+        selection = selection.settled(count, channel_names(tif, chosen), path)
         said = statement(tif, chosen)
-        stated = _believed(said, selection)
+        stated = believed(said, selection)
         shapes = [dict(zip(names, level.shape, strict=True)) for level in levels]
-        grids = [_grid(stated, shapes[0], shape) for shape in shapes]
+        grids = [lattice(stated, shapes[0], shape) for shape in shapes]
         unit = stated.unit or selection.unit_of(None)
         number = selection.choose_level([g.spacing if g else None for g in grids], unit, path)
         if grids[number] is None and selection.voxel_spacing is None:
-            raise _unknown_spacing(said, shapes[0], path)
-        array = _array(path, chosen, levels[number])
+            raise unknown_spacing(said, shapes[0], path)
+        array = array_of(path, chosen, levels[number])
         _check_planes(levels[number], names, selection, path)
         return selection.image(array, names, grids[number], path, said.unit, len(levels))
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
     """Name the file in whatever tifffile raises over a broken one."""
     try:
         yield
@@ -216,14 +223,14 @@ def _names(series: TiffPageSeries, selection: Selection, path: str) -> tuple[str
     return tuple(known.get(a, a.lower()) for a in letters)
 
 
-def _believed(stated: Statement, selection: Selection) -> Statement:
+def believed(stated: Statement, selection: Selection) -> Statement:
     """Put a statement into the unit that counts; nothing where numbers have no unit."""
     if not stated.spacing or (stated.unit is None and selection.unit is None):
         return Statement()
     return replace(stated, unit=selection.unit_of(stated.unit))
 
 
-def _grid(stated: Statement, finest: dict[str, int], shape: dict[str, int]) -> Grid | None:
+def lattice(stated: Statement, finest: dict[str, int], shape: dict[str, int]) -> Grid | None:
     """Make the grid of a level that covers the space of the finest one."""
     axes = tuple(a for a in shape if a in _SPACE)
     if any(a not in stated.spacing for a in axes) or stated.unit is None:
@@ -246,7 +253,8 @@ def _factor(fine: int, coarse: int) -> float:
     return float(whole) if whole and abs(fine / whole - coarse) < 1 else fine / coarse
 
 
-def _unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> UnknownSpacingError:
+def unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> UnknownSpacingError:
+    """Make the error for a spacing that a file does not state in full."""
     axes = tuple(a for a in shape if a in _SPACE)
     lacking = ", ".join(a for a in axes if a not in said.spacing)
     known = ", ".join(f"{a} {said.spacing[a]:g}" for a in axes if a in said.spacing)
@@ -262,7 +270,8 @@ def _unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> Unkno
     )
 
 
-def _array(path: str, base: TiffPageSeries, series: TiffPageSeries) -> TiffArray:
+def array_of(path: str, base: TiffPageSeries, series: TiffPageSeries) -> TiffArray:
+    """Make the lazy array of a level of a series."""
     parts = {p.parent.filehandle.path for p in series._pages if p is not None}
     # By its name: of numpy's two types of 64 bits, Zarr knows one.
     dtype: np.dtype[Any] = np.dtype(np.dtype(series.dtype).name)
@@ -292,7 +301,7 @@ def _check_planes(
     shape, size = series.shape, series.keyframe.size
     first = next(k for k in range(len(shape) + 1) if math.prod(shape[k:]) == size)
     there = np.array([p is not None for p in series._pages]).reshape(shape[:first])
-    picks = {"c": selection.channel, "t": selection.time}
+    picks = {"c": int(selection.channel or 0), "t": selection.time}
     for axis in reversed(range(first)):
         if names[axis] in picks:
             there = np.take(there, [min(max(picks[names[axis]], 0), shape[axis] - 1)], axis)

@@ -14,7 +14,7 @@ from itkstream.errors import InputError
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
 from itkstream.io.images.selection import parse_unit
 
-__all__ = ["Statement", "ome_pixels", "statement"]
+__all__ = ["Statement", "channel_names", "ome_pixels", "statement"]
 
 # Printers, cameras and most programs write a resolution that means nothing: 72, 300, 1200 dots an
 # inch. What is finer than this was measured.
@@ -49,8 +49,30 @@ def statement(tif: TiffFile, series: TiffPageSeries) -> Statement:
     return found if found.spacing else _resolution(series)
 
 
-def ome_pixels(tif: TiffFile) -> list[tuple[str | None, dict[str, str]]]:
-    """Read name and pixel attributes of each image of the OME-XML of a file; empty without it."""
+def channel_names(tif: TiffFile, series: TiffPageSeries) -> tuple[str, ...]:
+    """List what OME-XML, Zeiss LSM or Micro-Manager call the channels; empty without names."""
+    if series.kind == "ome" or tif.is_ome:
+        image = _ome_image(tif, series)
+        return image.channels if image else ()
+    found: Any = None
+    if series.kind == "lsm":
+        found = ((tif.lsm_metadata or {}).get("ChannelColors") or {}).get("ColorNames")
+    elif series.kind == "mmstack":
+        found = ((tif.micromanager_metadata or {}).get("Summary") or {}).get("ChNames")
+    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """An image of OME-XML: its name, the attributes of its pixels, the names of its channels."""
+
+    name: str | None
+    pixels: Mapping[str, str]
+    channels: tuple[str, ...]
+
+
+def ome_pixels(tif: TiffFile) -> list[OmeImage]:
+    """Read each image of the OME-XML of a file; empty without it."""
     text = tif.ome_metadata
     if text is None:
         return []
@@ -65,7 +87,9 @@ def ome_pixels(tif: TiffFile) -> list[tuple[str | None, dict[str, str]]]:
     for image in (e for e in root if e.tag.endswith("Image")):
         for pixels in (e for e in image if e.tag.endswith("Pixels")):
             _check_planes(pixels, tif.filehandle.path)
-            found.append((image.attrib.get("Name"), dict(pixels.attrib)))
+            channels = (e.attrib for e in pixels if e.tag.endswith("Channel"))
+            names = tuple(c.get("Name") or c.get("Fluor") or "" for c in channels)
+            found.append(OmeImage(image.attrib.get("Name"), dict(pixels.attrib), names))
     return found
 
 
@@ -86,15 +110,22 @@ def _check_planes(pixels: ElementTree.Element, name: str) -> None:
         )
 
 
-def _ome(tif: TiffFile, series: TiffPageSeries) -> Statement:
+def _ome_image(tif: TiffFile, series: TiffPageSeries) -> OmeImage | None:
+    """Find what OME-XML says of a series; None where that is not clear."""
     images = ome_pixels(tif)
-    named = [attributes for name, attributes in images if name == series.name]
     if len(images) == len(tif.series):
-        attributes = images[series._index][1]
-    elif len(named) == 1 or len(images) == 1:
-        attributes = (named or [images[0][1]])[0]
-    else:
+        return images[series._index]
+    named = [image for image in images if image.name == series.name]
+    if len(named) == 1 or len(images) == 1:
+        return (named or images)[0]
+    return None
+
+
+def _ome(tif: TiffFile, series: TiffPageSeries) -> Statement:
+    image = _ome_image(tif, series)
+    if image is None:
         return Statement()
+    attributes = image.pixels
     lengths = {}
     for axis in "xyz":
         size = _positive(attributes.get(f"PhysicalSize{axis.upper()}"))

@@ -54,8 +54,17 @@ def mark_plane(
         return names
 
 
-def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, name: str) -> Opened:
-    """Open the wanted one of the levels of an image, in any order, 0 the finest."""
+def open_level(
+    levels: Sequence[Level],
+    selection: Selection,
+    opener: Opener,
+    name: str,
+    channels: Sequence[str] = (),
+) -> Opened:
+    """Open the wanted one of the levels of an image, in any order, 0 the finest.
+
+    `channels` are their names, where the metadata have any.
+    """
     ordered = sort_levels(levels, selection)
     spacings = [_micrometers(level, selection) for level in ordered]
     chosen = ordered[selection.choose_level(spacings, "micrometer", name)]
@@ -65,6 +74,8 @@ def open_level(levels: Sequence[Level], selection: Selection, opener: Opener, na
             f"{chosen.folder} has {source.ndim} axes, its metadata name {chosen.names}: correct "
             "them or pass axes= (--axes)"
         )
+    count = dict(zip(chosen.names, source.shape, strict=True)).get("c", 1)
+    selection = selection.settled(count, channels, str(chosen.folder))
     grid = _grid(chosen, source, selection)
     place = str(chosen.folder)
     return selection.image(source, chosen.names, grid, place, levels=len(levels))

@@ -28,7 +28,16 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.stored import StoredArray, tiles
 from itkstream.numerics.threads import get_threads
 
-__all__ = ["N5Array", "create_n5", "key_value_store", "n5_shape", "open_n5", "write_n5"]
+__all__ = [
+    "N5Array",
+    "check_n5",
+    "create_n5",
+    "key_value_store",
+    "n5_shape",
+    "open_n5",
+    "write_n5",
+    "write_n5_levels",
+]
 
 _N5_VERSION = "2.0.0"
 _TYPES = (
@@ -209,8 +218,7 @@ def create_n5(
         raise InputError(f"an N5 container has a name that ends in .n5; got {root.name}")
     if folder.exists():
         raise ExistingOutputError(f"{folder} is there already; choose another dataset name")
-    if np.dtype(dtype).name not in _TYPES:
-        raise InputError(f"N5 holds {', '.join(_TYPES)}; got {np.dtype(dtype)}. Cast the image")
+    check_n5(grid, dtype)
     described = _describe(grid, tuple(downsampling_factors) or (1,) * grid.ndim)
     array = N5Array(str(folder), grid.shape, np.dtype(dtype))
     metadata = {
@@ -273,6 +281,27 @@ def write_n5(
     for box in tiles(grid.shape, chunks):
         out.write([s.start for s in box], np.asarray(array[box]))
     return out
+
+
+def check_n5(grid: Grid, dtype: DTypeLike) -> None:
+    """Refuse an image that N5 cannot hold."""
+    if np.dtype(dtype).name not in _TYPES:
+        raise InputError(f"N5 holds {', '.join(_TYPES)}; got {np.dtype(dtype)}. Cast the image")
+    _describe(grid, (1,) * grid.ndim)
+
+
+def write_n5_levels(place: Location, levels: Sequence[Image]) -> None:
+    """Write a new container of one image with levels ``s0`` and on, which appears when complete.
+
+    Levels have axes x, y, z and chunks; they are the finest averaged by whole factors.
+    """
+    finest = levels[0].in_unit("micrometer").spacing
+    with place.replacing() as partial:
+        for number, level in enumerate(levels):
+            spacing = level.in_unit("micrometer").spacing
+            factors = [round(c / f) for c, f in zip(spacing, finest, strict=True)]
+            chunks = level.chunk_shape or level.shape
+            write_n5(partial, f"s{number}", level.data, level.grid, factors, chunks)
 
 
 def n5_shape(attributes: Attributes) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from itkstream.io.storage.attributes import Attributes
 __all__ = [
     "NgffAxis",
     "axes_listed",
+    "channel_names",
     "level_axes",
     "level_paths",
     "multiscales_of",
@@ -42,6 +43,15 @@ class NgffAxis:
 def multiscales_of(attributes: Attributes) -> list[Attributes]:
     """List the multiscale images that the attributes of a group describe."""
     return (attributes.below("ome") or attributes).listed("multiscales")
+
+
+def channel_names(attributes: Attributes) -> tuple[str, ...]:
+    """List the labels of the channels of an image, for what viewers are told is worth."""
+    omero = (attributes.below("ome") or attributes).values.get("omero")
+    channels = omero.get("channels") if isinstance(omero, Mapping) else None
+    found = channels if isinstance(channels, list) else []
+    labels = (channel.get("label") if isinstance(channel, Mapping) else None for channel in found)
+    return tuple(label if isinstance(label, str) else "" for label in labels)
 
 
 def level_paths(multiscale: Attributes) -> list[str]:

@@ -17,6 +17,7 @@ from itkstream.io.images.selection import Opened, Selection
 from itkstream.io.images.stores.dialects import Node, read_axes, read_placement
 from itkstream.io.images.stores.levels import Level, keep_error, mark_plane, open_level
 from itkstream.io.images.stores.ngff_metadata import (
+    channel_names,
     level_axes,
     level_paths,
     multiscales_of,
@@ -237,7 +238,8 @@ def _open_level(image: _Image, wanted: Sequence[str], selection: Selection) -> O
         )
         for path in wanted
     ]
-    return open_level(levels, selection, partial(_array, group), str(group))
+    names_of_channels = channel_names(image.attributes)
+    return open_level(levels, selection, partial(_array, group), str(group), names_of_channels)
 
 
 def _array(group: Location, folder: Location) -> ZarrArray:

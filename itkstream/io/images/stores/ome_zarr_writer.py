@@ -194,7 +194,7 @@ def begin_levels(path: str | os.PathLike[str], *, labels: bool = False) -> Itera
     group = zarr.open_group(folder.store(), mode="r+")
     axes = [axis.name for axis in level_axes(multiscale)]
     # Stated, so that a single plane keeps its axis z.
-    grids = [open_zarr(locate(folder / "0"), Selection(axes=axes)).image.grid]
+    grids = [open_zarr(locate(folder / "0"), Selection(axes=axes, channel=0)).image.grid]
     finest = zarr.open_array(folder.child("0").store(), mode="r")
     layout = _Layout.of(finest, axes, version)
     labels = labels or finest.dtype == bool
