@@ -29,6 +29,7 @@ from itkstream.numerics.evidence.stiffness import (
     hide_cubes,
     mean_score,
     number_cubes,
+    stiffened,
 )
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
@@ -53,24 +54,25 @@ class Foretold:
     """Likeness, foretold by deformations, of voxels that are hidden from them.
 
     `stiffness` is the one that foretells most; `correlations` are the mean squared correlations of
-    hidden voxels by each that was tried, and `start` that without a deformation. `deviations` is
-    the gain over it, in its standard errors over hidden cubes; NaN where there are too few.
+    hidden voxels by each that was tried, and `start` that without a deformation. `kept` is that by
+    the deformation that would be kept, which is damped more than those that are compared, and
+    `deviations` its gain in standard errors over hidden cubes; NaN where there are too few.
     """
 
     stiffness: float
     correlations: dict[float, float]
     start: float
+    kept: float
     deviations: float
 
     @property
     def is_chance(self) -> bool:
-        """No deformation foretells hidden voxels better than none does, but by chance."""
-        after = self.correlations[self.stiffness]
-        if self.start == 0 == after:
+        """The deformation foretells hidden voxels no better than none does, but by chance."""
+        if self.start == 0 == self.kept:
             return False
         # In few cubes, whose deviations tell nothing, the share alone does.
         is_sure = self.deviations >= _CHANCE
-        return not is_sure and after - self.start < _CHANCE_SHARE * (1 - self.start)
+        return not is_sure and self.kept - self.start < _CHANCE_SHARE * (1 - self.start)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -79,6 +81,7 @@ class Foretold:
         return {
             "stiffness": self.stiffness,
             "hidden_correlation": {"none": round(self.start, 4), **told},
+            "hidden_correlation_kept": round(self.kept, 4),
             "hidden_gain_deviations": None
             if math.isnan(self.deviations)
             else round(self.deviations, 1),
@@ -129,22 +132,23 @@ def choose_stiffness(
         if (sample := _sample(fixed[box], moving, start, factors)) is not None
     ]
 
-    found: dict[float, NDArray[np.float64]] = {}
+    found: dict[DescentSettings, NDArray[np.float64]] = {}
 
-    def score(stiffness: float) -> NDArray[np.float64]:
-        tried = for_trial(settings, stiffness)
-        found[stiffness] = _joined([_foretold(sample, start, tried) for sample in samples])
-        return found[stiffness]
+    def foretell(tried: DescentSettings) -> NDArray[np.float64]:
+        if tried not in found:
+            found[tried] = _joined([_foretold(sample, start, tried) for sample in samples])
+        return found[tried]
 
     with using_threads(processors()):
-        best, correlations = climb(score)
+        best, correlations = climb(lambda stiffness: foretell(for_trial(settings, stiffness)))
+        kept = foretell(stiffened(settings, best))
         before = _joined([s.correlations(map_on(start, s.fixed.grid)) for s in samples])
     cubes, count = np.empty(0, np.int64), 0
     for sample in samples:
         cubes = np.concatenate([cubes, sample.cubes + count])
         count += sample.fixed.grid.size
-    deviations = gain_in_cubes(before, found[best], cubes)
-    return Foretold(best, correlations, mean_score(before), deviations)
+    deviations = gain_in_cubes(before, kept, cubes)
+    return Foretold(best, correlations, mean_score(before), mean_score(kept), deviations)
 
 
 def _joined(found: list[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -59,7 +59,7 @@ def test_images_apart_from_each_other_leave_the_default() -> None:
 
 
 def test_few_cubes_tell_of_a_deformation_that_is_worse_than_none() -> None:
-    few = Foretold(0.25, {1.0: 0.978, 0.25: 0.995}, 0.997, np.nan)
+    few = Foretold(0.25, {1.0: 0.978, 0.25: 0.995}, 0.997, 0.995, np.nan)
     assert few.is_chance
     assert not replace(few, start=0.9).is_chance
 

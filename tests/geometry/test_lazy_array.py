@@ -110,6 +110,11 @@ def repaired(folder: Path) -> Case:
     return Case(camera.without_pattern(image, pattern).data, VOXELS.astype(np.float32))
 
 
+def inverted(folder: Path) -> Case:
+    image = Image(stored_zarr(folder), GRID)
+    return Case(lazy.inverted(image).data, -VOXELS.astype(np.float32))
+
+
 def sampled(folder: Path) -> Case:
     matrix = np.eye(4)
     matrix[:3, :3] += np.random.default_rng(2).normal(0, 0.1, (3, 3))
@@ -145,6 +150,7 @@ MAKERS: dict[str, Callable[[Path], Case]] = {
     "patched": patched,
     "decimated": decimated,
     "repaired": repaired,
+    "inverted": inverted,
     "sampled": sampled,
     "scaled": lambda folder: Case(units._Scaled(VECTORS, 0.001), VECTORS * np.float32(0.001)),
 }
