@@ -431,6 +431,7 @@ class Recorded:
         return self[(slice(None),) * self.array.ndim]
 
 
+@pytest.mark.slow
 def test_empty_blocks_cost_nothing(pair: PhantomPair, affine: np.ndarray) -> None:
     fixed, moving = far_apart(pair)
     settings = DescentSettings(**{**LIGHT, "iterations": (2, 1)})

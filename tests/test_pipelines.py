@@ -153,6 +153,7 @@ def smooth(rounds, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_a_field_is_stored_as_coarse_as_the_tolerance_lets_it(rounds, smooth):
     coarse, computed = smooth
     step = field_step(coarse.report)
@@ -254,6 +255,7 @@ def test_itk_reads_the_same_transform(rounds, registered):
     )
 
 
+@pytest.mark.slow
 def test_stores_and_worker_processes_give_the_same_bits(rounds, registered, tmp_path):
     for name, image in (("fix", rounds.fixed), ("mov", rounds.moving)):
         store = itkstream.io.create_ome_zarr(
@@ -281,6 +283,7 @@ def test_stores_and_worker_processes_give_the_same_bits(rounds, registered, tmp_
     assert any(done == total > 1 for done, total in heard.done)
 
 
+@pytest.mark.slow
 def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
     few = RegisterSettings(coarse_voxels=rounds.fixed.grid.size / 3, error_map=False, report=False)
     steps = (AFFINE, Deformable(blocksize=64))
@@ -291,6 +294,7 @@ def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
     assert error["p95_vox"] < 1.5
 
 
+@pytest.mark.slow
 def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
     steps = (AFFINE, IntensityAffine(), Deformable("symmetric-demons"))
     result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, SETTINGS)
@@ -456,6 +460,7 @@ def test_what_a_run_left_that_was_killed_as_it_wrote_is_removed(rounds, register
     assert all((out / name).exists() for name in others)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(rounds, tmp_path):
     """Killed while its steps follow each other, the run has every byte of one that was not."""
     paths = []
@@ -632,6 +637,7 @@ def test_key_points_refine_an_initial_transform(rounds, tmp_path):
     assert errors[1] < 1.5 < errors[0]
 
 
+@pytest.mark.slow
 def test_steps_may_come_in_any_order(rounds, tmp_path):
     """An affine after local affines and after a deformation acts before them."""
     steps = (AFFINE, STEPS[1], IntensityAffine(), Deformable(shrink_factors=(4, 2)), AFFINE)

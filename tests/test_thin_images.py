@@ -47,6 +47,7 @@ def pair(planes: int, axis: int, spacing: float) -> tuple[Image, Image, np.ndarr
     return Image(images[0], where), Image(images[1], where), truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planes", "axis", "spacing"),
     [(1, 2, 4.0), (2, 2, 4.0), (3, 0, 1.0), (5, 2, 4.0), (8, 1, 1.0), (12, 2, 4.0), (20, 2, 1.0)],

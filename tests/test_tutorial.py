@@ -54,6 +54,7 @@ def run(cells: list[str], after: Callable[[dict[str, Any]], None] | None = None)
     return names
 
 
+@pytest.mark.slow
 def test_the_notebook_is_nearer_to_the_truth_after_each_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -85,6 +86,7 @@ def cells_of_the_text() -> list[str]:
     return cells
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (TEXT.exists() and REAL.exists()), reason=f"{TEXT} or {REAL} is not here")
 def test_the_text_of_2021_runs_as_written_and_correlation_rises_at_every_step() -> None:
     cells = cells_of_the_text()

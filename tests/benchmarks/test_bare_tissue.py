@@ -18,6 +18,7 @@ def alone(case: BareCase) -> Any:
     return measure(case, "lcc", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lcc", "diffeomorphic-demons", "bspline"])
 def test_bare_tissue_follows_landmarks_and_textured_tissue_the_images(
     case: BareCase, method: str

@@ -104,6 +104,7 @@ def test_speed_suite() -> None:
         assert row["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_inverse_beside_an_application() -> None:
     rows = {row["variant"]: row for row in run_speed(("inverse",), "tiny")}
     assert "error" not in rows[next(iter(rows))], rows
@@ -159,6 +160,7 @@ def test_shortfalls_name_the_better_peer() -> None:
     assert shortfalls(merged[:1]) == []
 
 
+@pytest.mark.slow
 def test_what_a_cameras_pattern_costs() -> None:
     settings = PhantomSettings((64, 56, 48), (1.0, 1.0, 1.0), 3, radii_um=(2.5, 5.0))
     steps = (RansacAffine(radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8),)
@@ -168,11 +170,13 @@ def test_what_a_cameras_pattern_costs() -> None:
     assert taken["median"] < 1
 
 
+@pytest.mark.slow
 def test_small_images_are_measured_in_fresh_processes() -> None:
     (run,) = measure_small_images(128, 1)
     assert all(value > 0 for value in run.values())
 
 
+@pytest.mark.slow
 def test_starts_are_tried_from_all_directions(capsys: pytest.CaptureFixture[str]) -> None:
     starts.main(["--trials", "1", "--first", "3", "--kinds", "nuclei"])
     trial, whole = map(json.loads, capsys.readouterr().out.splitlines())

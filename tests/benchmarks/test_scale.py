@@ -46,6 +46,7 @@ def test_time_and_memory_of_a_graph(tmp_path: Path, name: str) -> None:
     assert measured["peak_mb"] < 2000
 
 
+@pytest.mark.slow
 def test_blocks_that_do_nothing_are_timed() -> None:
     found = scale.overheads(4)
     # Untimed here; the goal is 5 ms on an idle machine.

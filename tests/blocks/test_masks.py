@@ -271,6 +271,7 @@ def _steps(fixed: Image, moving: Image, **masks: Any) -> np.ndarray:
 DOORS = [_ransac, _intensity, _deform, _demons, _piecewise_affine, _piecewise_deform, _steps]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS, ids=lambda d: d.__name__.strip("_"))
 @pytest.mark.parametrize("side", ["fix", "mov"])
 def test_voxels_that_do_not_count_change_nothing(

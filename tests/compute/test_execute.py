@@ -177,6 +177,7 @@ class Chunked:
         return np.zeros([cut.stop - cut.start for cut in key], self.dtype)
 
 
+@pytest.mark.slow
 def test_blocks_follow_one_another_so_that_chunks_are_decoded_seldom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -219,6 +220,7 @@ def test_worker_processes_hand_blocks_back() -> None:
     np.testing.assert_array_equal(found, ARRAY)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_bits(pair: PhantomPair, tmp_path: Path) -> None:
     # The last, and dearest: real processes, stored images, the whole chain of blocks.
     images = []

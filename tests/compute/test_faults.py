@@ -84,6 +84,7 @@ def test_stops_cleanly_when_asked(tmp_path: Path, stop: signal.Signals) -> None:
     continue_and_check(tmp_path / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_terminal_stops_the_workers_in_order(tmp_path: Path, stop: signal.Signals) -> None:
     # Ctrl-C in a terminal, and what ends a session, reach every process of the group.
@@ -120,6 +121,7 @@ def test_does_not_wait_for_blocks_under_way(tmp_path: Path) -> None:
     assert time.monotonic() - began < 40  # of which most is starting Python
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     program = start(tmp_path / "a", 2, 0.05)
     worker = below(program, "spawn_main")[0]
@@ -129,6 +131,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "a"), mode="r")[:], EXPECTED)
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_scheduler_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     program = start(tmp_path / "a", 2, 0.1)
     workers = below(program, "dask spec")
@@ -142,6 +145,7 @@ def test_the_loss_of_the_scheduler_is_an_error_that_says_what_to_do(tmp_path: Pa
     continue_and_check(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     program = start(tmp_path / "a", 2, 0.1)
     workers = below(program, "")
@@ -153,6 +157,7 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 1000, (48, 48, 48)).astype(np.uint16)
     zarr.create_array(str(tmp_path / "in"), data=values, chunks=(8, 8, 8))

@@ -33,6 +33,7 @@ def contents(path: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "layout", "labels"),
     [
@@ -53,6 +54,7 @@ def test_the_bytes_are_those_of_one_process(
     assert contents(one) == contents(other)
 
 
+@pytest.mark.slow
 def test_worker_processes_compute_the_levels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

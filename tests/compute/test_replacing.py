@@ -88,6 +88,7 @@ def slow_runs(source: Path, out: Path, kills: int, seed: int) -> list[int]:
     return [int(number) for number in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_the_old_result(tmp_path: Path) -> None:
     """Killed at random moments, a dozen times: the old values, until all the new ones are there."""
     values = np.random.default_rng(1).random((48, 48, 48), np.float32)
@@ -342,6 +343,7 @@ def test_a_registration_is_replaced_when_the_new_one_is_complete(tmp_path: Path)
     assert chunks.items() <= stamps(out).items()
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_stopped_is_continued(tmp_path: Path) -> None:
     rounds = make_pair(PhantomSettings((40, 40, 32), (1.0, 1.0, 1.0), 3))
     steps = (Deformable(iterations=(4,), shrink_factors=(2,), smooth_sigmas=(1.0,)),)
@@ -538,6 +540,7 @@ def test_a_name_may_have_dots(tmp_path: Path) -> None:
         assert execute(da.ones(3), tmp_path / name)[:].sum() == 3
 
 
+@pytest.mark.slow
 def test_in_an_object_store(bucket: str) -> None:
     root = Location.parse(bucket)
     out = f"{bucket}/a.zarr"

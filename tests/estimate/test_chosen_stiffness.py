@@ -39,6 +39,7 @@ def choose(images: tuple[Image, Image], shift: float = 0.0) -> Foretold:
     return choose_stiffness(*images, start, PIPELINE_DEFAULTS, EVERYWHERE)
 
 
+@pytest.mark.slow
 def test_sharp_bends_want_a_soft_field_and_noise_a_stiff_one() -> None:
     soft = choose(pair(sigma=3.5, length=1.0, noise=0.1))
     stiff = choose(pair(sigma=20, length=1.0, noise=1.2))
@@ -64,6 +65,7 @@ def test_few_cubes_tell_of_a_deformation_that_is_worse_than_none() -> None:
     assert not replace(few, start=0.9).is_chance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_deformations_of_unrelated_images_are_chance(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -100,6 +100,7 @@ def test_an_inverted_contrast_is_told_and_its_option_mends_it(pair: PhantomPair)
     assert error_um(pair, bent.transform(start)) < error_um(pair, affine.change)
 
 
+@pytest.mark.slow
 def test_a_mirror_image_is_told(pair: PhantomPair) -> None:
     moving = Image(np.ascontiguousarray(pair.moving.read()[::-1]), pair.moving.grid)
     attempt = RansacAffine().attempt(scene_of(pair.fixed, moving), None)
@@ -107,6 +108,7 @@ def test_a_mirror_image_is_told(pair: PhantomPair) -> None:
     assert attempt.loss is not None
 
 
+@pytest.mark.slow
 def test_sound_pairs_and_unrelated_ones_have_no_fault(pair: PhantomPair, advice: Advice) -> None:
     assert advice.misfits == ()
     assert advice.matches

@@ -56,6 +56,7 @@ def run(pair: PhantomPair, out: Path, images: tuple[Image, Image], **more: Any) 
     )
 
 
+@pytest.mark.slow
 def test_hot_pixels_cost_at_most_twice_the_error_of_none(pair: PhantomPair, tmp_path: Path) -> None:
     """The moving image is warped through the transform as it is given, hot pixels and all."""
     clean = run(pair, tmp_path / "clean", (pair.fixed, pair.moving))
@@ -78,6 +79,7 @@ def test_hot_pixels_cost_at_most_twice_the_error_of_none(pair: PhantomPair, tmp_
     assert found.aligned.read().max() > 60000
 
 
+@pytest.mark.slow
 def test_a_pattern_may_be_kept(pair: PhantomPair, tmp_path: Path) -> None:
     spoilt = hot(pair.fixed), hot(pair.moving)
     start = AffineTransform(np.array(pair.truth.matrix))
@@ -125,6 +127,7 @@ def test_masks_count_intensities_as_they_were_given(pair: PhantomPair, tmp_path:
     np.testing.assert_array_equal(np.isnan(seen[0]), voxels == 0)
 
 
+@pytest.mark.slow
 def test_blocks_of_stored_images_see_none(pair: PhantomPair, tmp_path: Path) -> None:
     """Read in blocks from a store, with levels averaged of it, the images give what arrays do."""
     images = []

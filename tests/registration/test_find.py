@@ -117,6 +117,7 @@ class Listener(LogReporter):
         self.notes.append(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contrast", ["same", "folded"])
 def test_a_deformation_follows_what_suits_the_contrast(
     pair: PhantomPair, rough: AffineTransform, tmp_path: Path, contrast: str
@@ -188,6 +189,7 @@ def test_an_affine_that_makes_descriptors_less_alike_is_left_out(
     assert judged.facts["descriptors_after"] < judged.facts["descriptors_before"]
 
 
+@pytest.mark.slow
 def test_blocks_and_overlaps_act_in_a_whole_run(
     pair: PhantomPair, rough: AffineTransform, tmp_path: Path
 ) -> None:

@@ -205,6 +205,7 @@ def stored(path: Path, chunk: int) -> Image:
     return open_image(path)
 
 
+@pytest.mark.slow
 def test_workers_and_threads_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_wrong_landmark_is_named(pair: PhantomPair, marks: Landmarks, tmp_path
     assert any("count for little: mark 11" in note for note in heard.notes)
 
 
+@pytest.mark.slow
 def test_blocks_join_without_seams(pair: PhantomPair, marks: Landmarks, tmp_path: Path) -> None:
     fields = []
     for name, block, coarse in (("whole", 64, 20e6), ("blocks", 32, 3e4)):
@@ -170,6 +171,7 @@ def test_landmarks_in_another_unit_are_told(
         register(far, pair.moving, tmp_path / "run", (), SETTINGS, landmarks=scaled)
 
 
+@pytest.mark.slow
 def test_landmarks_are_added_to_a_finished_run_in_the_blocks_they_touch(
     pair: PhantomPair, marks: Landmarks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

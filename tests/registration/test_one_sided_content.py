@@ -70,6 +70,7 @@ def errors(result: Registration) -> tuple[float, float]:
     return float(np.median(apart)), float(np.percentile(apart, 95))
 
 
+@pytest.mark.slow
 def test_the_scalp_draws_no_brain_to_it(pair: tuple[Image, Image], tmp_path: Path) -> None:
     common, whole = (run(pair, tmp_path / content, content) for content in ("common", "all"))
     near, far = errors(common), errors(whole)

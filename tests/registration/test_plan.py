@@ -152,6 +152,7 @@ def peak_of(*words):
     return int(done.stderr.split()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak")
 def test_the_memory_told_is_the_memory_used(tmp_path):
     """Between what is used and 1.6 times as much: prices are upper bounds, libraries differ."""
@@ -172,6 +173,8 @@ def test_the_memory_told_is_the_memory_used(tmp_path):
 BLOCK_MEMORY = Path(__file__).parents[1] / "benchmarks" / "block_memory.py"
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="only Linux starts a peak anew"
 )

@@ -168,6 +168,7 @@ def test_a_mirrored_copy_is_taken_or_named(
                 choose(result, settings)
 
 
+@pytest.mark.slow
 def test_unrelated_images_are_refused_with_numbers() -> None:
     scene, _ = scene_of(noise(3), noise(4))
     with pytest.raises(RegistrationError, match=r"none of \d+ starts .* would convince.*landmarks"):

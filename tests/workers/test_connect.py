@@ -196,6 +196,7 @@ def test_session_without_processes_is_what_was_given() -> None:
         assert client is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["worker", "nanny"])
 def test_a_killed_worker_is_replaced(tmp_path: Path, who: str) -> None:
     marker = tmp_path / who

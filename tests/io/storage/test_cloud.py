@@ -48,7 +48,7 @@ STEPS = (
     RansacAffine(match_threshold=0.5, cc_radius=8, radii=((2.0, 6.0),)),
     Deformable(blocksize=32),
 )
-SETTINGS = RegisterSettings(coarse_voxels=30_000, blocksize=32, report=False)
+SETTINGS = RegisterSettings(coarse_voxels=30_000, blocksize=32, error_map=False, report=False)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,7 @@ def test_what_is_not_there_is_named(bucket):
         open_image(f"{bucket}/here/a.txt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [None, 2])
 def test_execute_writes_the_same_bits_as_on_disk(bucket, tmp_path, voxels, workers):
     save_ome_zarr(f"{bucket}/a.zarr", voxels)
@@ -231,6 +232,7 @@ execute(array.map_blocks(slow, name="slow"), sys.argv[2], threads_per_worker=2)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_there(bucket):
     """SIGKILL twice, each time when more blocks are there; the third run ends it."""
     values = np.random.default_rng(0).random((48, 24, 24)).astype(np.float32)
@@ -277,6 +279,7 @@ def in_s3(pair, s3_server):
     return register(fixed, f"{root}/mov.zarr", out, STEPS, SETTINGS, resources=Resources(2))
 
 
+@pytest.mark.slow
 def test_a_registration_is_the_same_as_on_disk(on_disk, in_s3):
     assert str(in_s3.out) == "s3://a-whole-registration/runs/1"
     # On disk, the folder of the lock outlives it.
@@ -355,6 +358,7 @@ def test_another_computation_does_not_take_a_place(bucket):
     lock.release()
 
 
+@pytest.mark.slow
 def test_every_command_takes_places_there(in_s3, bucket):
     run = str(in_s3.out)
     images = [f"s3://a-whole-registration/{name}" for name in ("fix.n5/s0", "mov.zarr")]

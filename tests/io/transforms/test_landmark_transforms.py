@@ -53,6 +53,7 @@ def points(n: int = 3) -> np.ndarray:
     return np.random.default_rng(1).uniform(-10, 60, (100, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("suffix", [".tfm", ".txt", ".h5"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "stream_field.py"
 
 
+@pytest.mark.slow
 # 64 MB of vectors are 128 MB as doubles, and as much again in ITK; the libraries need 200 MB.
 # `python tests/io/transforms/stream_field.py FILE 2048 512` takes minutes: 2 GB within 512 MB.
 @pytest.mark.parametrize("name", ["t.h5", "t.nrrd", "t.ome.zarr"])

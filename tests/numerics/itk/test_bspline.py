@@ -64,6 +64,7 @@ def left(pair: PhantomPair, displacement: np.ndarray) -> float:
     return float(np.median(miss[inner][pair.tissue[inner]]))
 
 
+@pytest.mark.slow
 def test_finds_a_known_displacement(bent: PhantomPair, found: Descent) -> None:
     nothing = left(bent, np.zeros((*bent.fixed.shape, 3)))
     assert nothing > 1
@@ -82,6 +83,7 @@ def test_finds_it_on_planes() -> None:
     assert left(pair, found.displacement) < 0.6 * left(pair, np.zeros((96, 88, 2)))
 
 
+@pytest.mark.slow
 def test_inverted_contrast_needs_mutual_information(bent: PhantomPair) -> None:
     voxels = bent.moving.read()
     inverted = voxels.max() - voxels.astype(np.float32)
@@ -150,6 +152,7 @@ def test_where_there_is_nothing_to_compare(bent: PhantomPair) -> None:
     assert level.stopped == "no texture"
 
 
+@pytest.mark.slow
 def test_voxels_that_are_nan_do_not_count(bent: PhantomPair) -> None:
     fixed = bent.fixed.read().astype(np.float32)
     frame = Frame(bent.fixed.grid, bent.moving.grid, bent.truth.matrix)
@@ -183,6 +186,7 @@ def test_each_parameter_acts(bent: PhantomPair, few: Descent, change: dict[str, 
     assert not np.array_equal(few.displacement, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "change"),
     [
@@ -200,6 +204,7 @@ def test_each_parameter_of_a_choice_acts(
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_radius_and_least_jacobian_act(bent: PhantomPair, few: Descent) -> None:
     wide = align(bent, evolve(FEW, cc_radius=2))
     assert few.levels[0].before != wide.levels[0].before

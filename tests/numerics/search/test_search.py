@@ -143,6 +143,7 @@ def test_all_turns_are_tried_on_a_coarse_level(degrees: float) -> None:
     assert np.median(apart) < 3
 
 
+@pytest.mark.slow
 def test_information_tells_a_start_where_contrast_is_another(
     pair: PhantomPair, error_um: Error
 ) -> None:
