@@ -254,6 +254,13 @@ def test_a_part_that_lies_elsewhere_is_found() -> None:
     assert found is not None
     assert found.inliers == pytest.approx(moved.sum(), abs=15)
     assert found.apart_um == pytest.approx(200, rel=0.1)
+    # Also where more agree on a place that is near, as of tissue that bends.
+    bent = ~bad & (fixed[:, 0] > 500)
+    moving[bent, 1] += 20
+    pairs = paired(fixed, moving)
+    found = find_elsewhere(pairs, fit_ransac(fixed, moving), RansacSettings())
+    assert found is not None
+    assert found.apart_um == pytest.approx(200, rel=0.1)
     _, fixed, moving, _ = scene(1)
     pairs = paired(fixed, moving)
     assert find_elsewhere(pairs, fit_ransac(fixed, moving), RansacSettings()) is None
