@@ -197,7 +197,7 @@ class Verdict:
         lines += [f"  {reason}" for reason in self.reasons]
         for region in () if self.outcome == "good" else self.regions[:_SHOWN_REGIONS]:
             spans = ", ".join(f"{a:.0f}:{b:.0f}" for a, b in region.box_voxels)
-            share = f"{100 * region.share_of_tissue:.2g} % of the tissue"
+            share = f"{_percent(region.share_of_tissue)} of the tissue"
             lines.append(f"  voxels {spans} ({share}): {region.what}")
         return lines
 
@@ -254,12 +254,17 @@ def _praise(evidence: Evidence) -> tuple[str, ...]:
     )
 
 
+def _percent(share: float) -> str:
+    """A share in words."""
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
+
+
 def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
     """Images that have nothing in common, or are no more alike than unrelated ones."""
     seen = evidence.overlap["fixed"]
     if seen < _LEAST_OVERLAP:
         yield _Doubt(
-            "failed", f"the moving image shows {100 * seen:.2g} % of the fixed image's tissue"
+            "failed", f"the moving image shows {_percent(seen)} of the fixed image's tissue"
         )
     if evidence.reached is None or evidence.is_known_to_be_small:
         return
@@ -279,8 +284,8 @@ def _doubts_of_error(evidence: Evidence) -> Iterator[_Doubt]:
     if bad > _LOOK_SHARE:
         yield _Doubt(
             evidence.if_unknown if bad > _FAILED_SHARE else "look",
-            f"{100 * shares['doubtful']:.2g} % of the tissue may be more than 5 voxels off, and of "
-            f"{100 * shares['unknown']:.2g} % nothing can be said",
+            f"{_percent(shares['doubtful'])} of the tissue may be more than 5 voxels off, and of "
+            f"{_percent(shares['unknown'])} nothing can be said",
         )
 
 
@@ -290,7 +295,7 @@ def _doubts_of_content(evidence: Evidence) -> Iterator[_Doubt]:
     if share > _MISSING_SHARE:
         yield _Doubt(
             "look",
-            f"{100 * share:.2g} % of the tissue has no counterpart in the moving image: it moves "
+            f"{_percent(share)} of the tissue has no counterpart in the moving image: it moves "
             "with what surrounds it",
         )
 

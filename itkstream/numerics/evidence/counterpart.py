@@ -108,7 +108,7 @@ class Counterpart:
         """The finding in words; empty where all tissue has a counterpart."""
         if self.share < LEAST_MISSING:
             return ""
-        said = f"{100 * self.share:.2g} % of the tissue has no counterpart in the moving image: "
+        said = f"{100 * self.share:.0f} % of the tissue has no counterpart in the moving image: "
         if self.reason:
             return f"{said}all of it counts, as {self.reason}"
         return f"{said}it moves with what surrounds it"
