@@ -87,8 +87,9 @@ def collect(array: da.Array, client: Client | None) -> dict[tuple[int, ...], Any
         assert key[1:] not in found
         found[key[1:]] = value
         if client is not None:
-            # Two windows of 20 at most, and what their borders need of the next: rows of blocks.
-            assert len(client.futures) <= 2 * 20 + 3 * SIDE
+            # Two windows of 20 at most, and what their borders need of the next: rows of blocks. A
+            # row more, as futures that were let go are counted until the client hears of it.
+            assert len(client.futures) <= 2 * 20 + 4 * SIDE
 
     if client is None:
         run_here(graph, wanted, 2, done)
