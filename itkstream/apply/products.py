@@ -182,13 +182,14 @@ def check_resampled_output(out: str | os.PathLike[str], overwrite: bool) -> Loca
                 f"{place} is there, and an N5 container may hold many images, so that it is never "
                 "replaced; choose another path"
             )
-    elif ending != ".zarr":
+        return place
+    if ending != ".zarr":
         raise InputError(
             f"images are written as OME-Zarr (.ome.zarr, .zarr), N5 (.n5), OME-TIFF "
             f"({', '.join(TIFF_WRITTEN)}) and, where they fit in memory, as "
             f"{', '.join(WRITTEN_SUFFIXES)}; got {place.name}: choose one of these endings"
         )
-    return place if ending == ".n5" else check_store(place, overwrite)
+    return check_store(place, overwrite)
 
 
 def write_resampled(

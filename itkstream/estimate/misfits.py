@@ -7,6 +7,7 @@ search's part (`itkstream.numerics.search`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
@@ -23,7 +24,7 @@ from itkstream.numerics.matching.affine import (
     AffineSettings,
     MatchedAffine,
     Stages,
-    affine_block,
+    best_affine_block,
 )
 from itkstream.numerics.matching.keypoints import find_key_points
 from itkstream.numerics.search.witnesses import Witnesses
@@ -213,30 +214,29 @@ class _Trials:
     """A fixed image with its key points, to which moving images are matched."""
 
     fixed: Image
-    known: tuple[tuple[AffineSettings, Floats], ...]
+    choices: tuple[AffineSettings, ...]
+    points: tuple[Floats, ...]
 
     @classmethod
     def of(cls, fixed: Image, choices: Sequence[AffineSettings]) -> _Trials:
-        known = []
+        known: list[AffineSettings] = []
+        points: list[Floats] = []
         for settings in choices:
             try:
                 found = find_key_points(fixed.read(), fixed.grid, settings.key_points)
             except (InputError, RegistrationError):
                 continue
-            known.append((settings, found.positions))
-        return cls(fixed, tuple(known))
+            known.append(settings)
+            points.append(found.positions)
+        return cls(fixed, tuple(known), tuple(points))
 
     def match(self, moving: Image) -> MatchedAffine | None:
         """The settings by which most matches agree, of all."""
-        best: MatchedAffine | None = None
-        for settings, points in self.known:
-            try:
-                found = affine_block(self.fixed, moving, settings, (points, None))
-            except (InputError, RegistrationError):
-                continue
-            if best is None or found.stages.inliers > best.stages.inliers:
-                best = found
-        return best
+        try:
+            found = best_affine_block(self.fixed, moving, self.choices, math.inf, self.points)
+        except (InputError, RegistrationError):
+            return None
+        return found.best
 
     def borne_out(self, moving: Image, bar: float) -> MatchedAffine | None:
         """The best match where enough agree and those held out of it bear it out."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -132,12 +133,10 @@ def choose_stiffness(
         if (sample := _sample(fixed[box], moving, start, factors)) is not None
     ]
 
-    found: dict[DescentSettings, NDArray[np.float64]] = {}
-
+    # A field that is no softer is kept as it was tried.
+    @cache
     def foretell(tried: DescentSettings) -> NDArray[np.float64]:
-        if tried not in found:
-            found[tried] = _joined([_foretold(sample, start, tried) for sample in samples])
-        return found[tried]
+        return _joined([_foretold(sample, start, tried) for sample in samples])
 
     with using_threads(processors()):
         best, correlations = climb(lambda stiffness: foretell(for_trial(settings, stiffness)))

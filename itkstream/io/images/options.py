@@ -60,16 +60,10 @@ class ImageOptions:
     crop: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("channel", "time", "level"):
-            given = getattr(self, name)
-            if given is None and name != "time":
-                continue
-            if name == "channel" and isinstance(given, str) and given.strip():
-                continue
-            if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
-                words = "a name, or a whole number" if name == "channel" else "a whole number"
-                raise InputError(f"{name} must be {words}, counted from 0; got {given!r}")
-            object.__setattr__(self, name, int(given))
+        object.__setattr__(self, "channel", _channel(self.channel))
+        object.__setattr__(self, "time", _counted("time", self.time))
+        if self.level is not None:
+            object.__setattr__(self, "level", _counted("level", self.level))
         for name in ("unit", "axes"):
             object.__setattr__(self, name, _text(name, getattr(self, name)))
         object.__setattr__(self, "spacing", _numbers(self.spacing))
@@ -111,6 +105,18 @@ class ImageOptions:
         from itkstream.io import open_image
 
         return open_image(path, **self.arguments)
+
+
+def _channel(given: int | str | None) -> int | str | None:
+    if given is None or (isinstance(given, str) and given.strip()):
+        return given
+    return _counted("channel", given, "a name, or a whole number")
+
+
+def _counted(name: str, given: Any, words: str = "a whole number") -> int:
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
+        raise InputError(f"{name} must be {words}, counted from 0; got {given!r}")
+    return int(given)
 
 
 def _text(name: str, given: Any) -> str | None:

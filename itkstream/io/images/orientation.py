@@ -57,7 +57,11 @@ def orientation_code(image: Image) -> str:
     InputError
         For an image of two axes.
     """
-    direction = np.asarray(_spatial(image.grid, "image").direction)
+    return nearest_code(np.asarray(_spatial(image.grid, "image").direction))
+
+
+def nearest_code(direction: NDArray[np.float64]) -> str:
+    """Name where x, y and z lead, the columns of a matrix (3, 3) in the physical space of ITK."""
     order = max(permutations(range(3)), key=lambda p: np.abs(direction[p, range(3)]).sum())
     return "".join(_ENDS[p][int(direction[p, axis] > 0)] for axis, p in enumerate(order))
 

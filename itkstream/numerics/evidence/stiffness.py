@@ -104,13 +104,14 @@ def for_trial(settings: DescentSettings, stiffness: float) -> DescentSettings:
 
 def _kernels(values: tuple[Abcd, ...], stiffness: float, power: float = 1) -> tuple[Abcd, ...]:
     """The smoothing operators of all levels at a stiffness; softer ones more so on the coarsest."""
-    coarsest = 1 if stiffness < 1 < len(values) else 0
-    steps = [stiffness**_COARSEST] * coarsest + [stiffness] * (len(values) - coarsest)
-    scaled = [
-        scaled_kernels((value,), math.sqrt(step**power))
-        for value, step in zip(values, steps, strict=True)
-    ]
-    return tuple(kernel for (kernel,) in scaled)
+    each = [stiffness] * len(values)
+    if stiffness < 1 < len(values):
+        each[0] = stiffness**_COARSEST
+    return tuple(
+        kernel
+        for value, own in zip(values, each, strict=True)
+        for kernel in scaled_kernels((value,), math.sqrt(own**power))
+    )
 
 
 def hide_cubes(

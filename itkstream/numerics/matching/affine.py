@@ -236,18 +236,21 @@ def best_affine_block(
     fixed: Image,
     moving: Image,
     choices: Sequence[AffineSettings],
-    plenty: int = PLENTY_OF_INLIERS,
+    plenty: float = PLENTY_OF_INLIERS,
+    fixed_points: Sequence[NDArray[np.float64]] | None = None,
 ) -> BestAffine:
     """Find the affine between two images in memory with the settings that find most matches.
 
-    Where so many agree that these are plenty, no other settings are tried.
+    Where so many agree that these are plenty, no other settings are tried. `fixed_points` are the
+    key points of the fixed image by each of the settings, where they are known.
     """
     best: MatchedAffine | None = None
     failure: InputError | RegistrationError | None = None
     tried: list[tuple[AffineSettings, Stages | None]] = []
-    for settings in choices:
+    known = fixed_points or (None,) * len(choices)
+    for settings, own in zip(choices, known, strict=True):
         try:
-            found = affine_block(fixed, moving, settings)
+            found = affine_block(fixed, moving, settings, (own, None))
         except (InputError, RegistrationError) as error:
             failure = failure or error
             tried.append((settings, None))

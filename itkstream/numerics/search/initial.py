@@ -101,6 +101,14 @@ class SearchResult:
         """The start with most evidence of those that mirror."""
         return next((found for found in self.found if found.mirrored), None)
 
+    @property
+    def mirror_ahead(self) -> Found | None:
+        """The start that mirrors, where it has more evidence than any that does not."""
+        best, mirrored = self.best, self.mirrored
+        if mirrored is None or best is None or mirrored.evidence.rank > best.evidence.rank:
+            return mirrored
+        return None
+
 
 def find_start(
     witnesses: Witnesses, settings: SearchSettings, known: Sequence[Candidate] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from itertools import permutations
 from typing import Any
 
 import attrs
@@ -16,7 +15,9 @@ from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.misfits import FAULTS, Lost, Misfit, name_stretches
 from itkstream.geometry import AffineTransform, Image, default_axes
+from itkstream.io.images.orientation import nearest_code
 from itkstream.numerics.search.evidence import Outcome
+from itkstream.numerics.search.lattice import angle_between
 from itkstream.registration.advice.choices import (
     Setting,
     choose_blocks,
@@ -40,7 +41,6 @@ Floats = NDArray[np.float64]
 _VOXELS = 2e6
 # A start that is turned by so much is found by a search, which takes time.
 _TURNED_DEG = 20.0
-_ENDS = ("RL", "AP", "IS")
 
 _SAYS: dict[Outcome, str] = {
     "convincing": "the images match",
@@ -223,9 +223,7 @@ def _rest_um(scene: Scene, matrix: Floats) -> float:
 
 def _turns(matrix: Floats, moving: Image) -> Iterator[Misfit]:
     """A turn that a search finds, and the option that saves the search."""
-    u, _, vt = np.linalg.svd(matrix[:-1, :-1])
-    cosine = (np.trace(u @ vt) - moving.ndim + 2) / 2
-    angle = float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+    angle = angle_between(matrix, np.eye(len(matrix)))
     if angle < _TURNED_DEG:
         return
     code = _code(matrix, moving)
@@ -243,8 +241,7 @@ def _code(matrix: Floats, moving: Image) -> str:
         return ""
     xyz = default_axes(3)
     linear = AffineTransform(matrix, moving.grid.axes).reorder(moving.grid.axes, xyz).matrix[:3, :3]
-    order = max(permutations(range(3)), key=lambda p: np.abs(linear[range(3), p]).sum())
-    return "".join(_ENDS[p][int(linear[k, p] > 0)] for k, p in enumerate(order))
+    return nearest_code(linear.T)
 
 
 def _shown(value: Any) -> str:

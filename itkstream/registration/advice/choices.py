@@ -112,9 +112,9 @@ def choose_matching(pair: tuple[Image, Image], matrix: Floats, as_they_lie: bool
     threshold = found.settings.matching.threshold
     radii = {f"{low:g} {high:g}": stages for (low, high), stages in chosen.outcomes}
     settings = (
-        _setting("radii", "--radii {:g} {:g}", chosen.radii, radii),
-        _setting("context radius", "--context-radius {}", (step.cc_radius,), contexts),
-        _setting("match threshold", "--match-threshold {}", (threshold,), thresholds),
+        _setting("radii", chosen.radii, "--radii {:g} {:g}".format(*chosen.radii), radii),
+        _setting("context radius", step.cc_radius, f"--context-radius {step.cc_radius}", contexts),
+        _setting("match threshold", threshold, f"--match-threshold {threshold}", thresholds),
     )
     step = step.evolve(match_threshold=threshold, nspots=usual.nspots, radii=(chosen.radii,))
     return Matching(chosen.radii, step, found, settings, fixed.grid.size)
@@ -215,16 +215,13 @@ def choose_deformation(fixed: Image, moving: Image, matrix: Floats) -> tuple[Set
     return similarity, stiffness
 
 
-def _setting(
-    name: str, option: str, value: tuple[float, ...], tried: dict[str, Stages | None]
-) -> Setting:
+def _setting(name: str, value: Any, option: str, tried: dict[str, Stages | None]) -> Setting:
     """A parameter of matching, and how many matches agreed by each value that was tried."""
     told = "; ".join(
         f"{text}: {stages.inliers} of {stages.matches}" if stages else f"{text}: none"
         for text, stages in tried.items()
     )
-    chosen = value[0] if len(value) == 1 else value
-    return Setting(name, chosen, option.format(*value), f"matches that agree in a sample: {told}")
+    return Setting(name, value, option, f"matches that agree in a sample: {told}")
 
 
 def _sample(pair: tuple[Image, Image], matrix: Floats) -> tuple[Image, Image, float]:

@@ -122,10 +122,9 @@ def witnesses_of(fixed: Image, moving: Image) -> Witnesses:
 
 def choose(result: SearchResult, settings: SearchSettings) -> Found:
     """The start with most evidence, or a `RegistrationError` where there is none to speak of."""
-    best, mirrored = result.best, result.mirrored
-    if mirrored and (best is None or mirrored.evidence.rank > best.evidence.rank):
-        outcome = mirrored.evidence.outcome
-        if settings.mirror == "allow" and outcome != "chance":
+    best, mirrored = result.best, result.mirror_ahead
+    if mirrored is not None:
+        if settings.mirror == "allow" and mirrored.evidence.outcome != "chance":
             return mirrored
         if mirrors(result):
             raise RegistrationError(
@@ -145,8 +144,8 @@ def choose(result: SearchResult, settings: SearchSettings) -> Found:
 
 def mirrors(result: SearchResult) -> bool:
     """Whether a mirrored copy of the moving image fits, and clearly better than the image."""
-    best, mirrored = result.best, result.mirrored
-    if mirrored is None or (best is not None and mirrored.evidence.rank <= best.evidence.rank):
+    best, mirrored = result.best, result.mirror_ahead
+    if mirrored is None:
         return False
     lost = best is None or best.evidence.outcome == "chance"
     outcome = mirrored.evidence.outcome

@@ -98,9 +98,7 @@ class LocalAffines(MatchingStep):
             return Nothing(str(error))
         facts = {
             "chosen": {
-                "radii": list(radii),
-                "context_radius": self.cc_radius,
-                "match_threshold": self.match_threshold,
+                **self.matching_facts(radii),
                 "blocksize": self.blocksize,
                 "overlap": list(blocks.overlap),
                 "why": "they were given" if self.radii else "most matches agreed by them before",

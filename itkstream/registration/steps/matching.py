@@ -91,6 +91,25 @@ class MatchingStep(Step):
         """
         return inverted(moving) if self.contrast == "inverted" else moving
 
+    def matching_facts(self, radii: Radii) -> dict[str, Any]:
+        """Name the parameters of matching, with blobs of these radii, for a report.
+
+        Parameters
+        ----------
+        radii : (float, float)
+            Least and greatest radius of the blobs, in voxels.
+
+        Returns
+        -------
+        dict of str to object
+            Radii, the context's and the threshold.
+        """
+        return {
+            "radii": list(radii),
+            "context_radius": self.cc_radius,
+            "match_threshold": self.match_threshold,
+        }
+
     def settings_for(self, spacing: Sequence[float], radii: Radii) -> AffineSettings:
         """The settings for blobs of these radii, in voxels of an image of this spacing in µm.
 
@@ -166,9 +185,7 @@ class ChosenRadii:
     def facts(self) -> dict[str, Any]:
         """Parameters of matching, why they were taken, and what was left stage by stage."""
         return {
-            "radii": list(self.radii),
-            "context_radius": self.step.cc_radius,
-            "match_threshold": self.step.match_threshold,
+            **self.step.matching_facts(self.radii),
             "why": self.why,
             "tried": [
                 {"radii": list(radii), **(attrs.asdict(stages) if stages else {})}
