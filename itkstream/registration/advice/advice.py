@@ -161,7 +161,7 @@ def _attempt(scene: Scene) -> tuple[Attempt, tuple[Misfit, ...]]:
     """The attempt that leads to an affine, or to what is wrong; a search comes last."""
     attempt = RansacAffine(search="never").attempt(scene, None)
     if attempt.affine.outcome != "convincing" and not attempt.has_fault:
-        searched = RansacAffine().attempt(scene, None)
+        searched = RansacAffine().attempt(scene, None, attempt)
         if searched.affine.outcome != "chance" or searched.has_fault:
             attempt = searched
     return attempt, (*attempt.misfits, *_misfits(attempt, scene))

@@ -243,7 +243,9 @@ class RansacAffine(MatchingStep):
             raise RegistrationError(f"no affine found: {reason}. {attempt.advice}")
         return Nothing(reason, facts)
 
-    def attempt(self, scene: Scene, start: Transform | None) -> Attempt:
+    def attempt(
+        self, scene: Scene, start: Transform | None, earlier: Attempt | None = None
+    ) -> Attempt:
         """Look for an affine, from a start that is known or anywhere.
 
         Parameters
@@ -252,6 +254,8 @@ class RansacAffine(MatchingStep):
             The images.
         start : Transform or None
             From fixed to moving points.
+        earlier : Attempt, optional
+            At the same images, without a search, that did not convince: nothing of it is repeated.
 
         Returns
         -------
@@ -264,7 +268,8 @@ class RansacAffine(MatchingStep):
         facts: dict[str, Any] = {}
         if start is not None:
             facts["start"] = _judge_start(scene, pair.witnesses)
-        found = as_they_lie = self._matched(pair, np.eye(fixed.ndim + 1))
+        as_they_lie = earlier.affine if earlier else self._matched(pair, np.eye(fixed.ndim + 1))
+        found = as_they_lie
         searched = start is None and self.search == "auto" and self.model != "translation"
         if searched and found.outcome != "convincing":
             found = self._searched(pair, found, scene, facts)
@@ -279,12 +284,13 @@ class RansacAffine(MatchingStep):
             return Attempt(found, facts, stages)
         facts = as_they_lie.facts | facts
         loss = find_loss(as_they_lie.stages)
-        return Attempt(found, facts, stages, loss, self._misfits(pair, loss, facts))
-
-    def _misfits(self, pair: _Pair, loss: Lost, facts: dict[str, Any]) -> tuple[Misfit, ...]:
-        """Changes to a pair of which no affine is borne out."""
         if facts.get("search", {}).get("mirrored"):
-            return (MIRRORED,)
+            return Attempt(found, facts, stages, loss, (MIRRORED,))
+        misfits = earlier.misfits if earlier else self._misfits(pair, loss)
+        return Attempt(found, facts, stages, loss, misfits)
+
+    def _misfits(self, pair: _Pair, loss: Lost) -> tuple[Misfit, ...]:
+        """Changes to a pair of which no affine is borne out."""
         fixed, moving = pair.witnesses.fixed, pair.witnesses.moving
         choices = self.trial_settings(fixed.spacing)
         return find_misfits(fixed, moving, choices) or usual_remedies(loss)
