@@ -11,8 +11,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from itkstream.cli import transform_commands
-from itkstream.cli.advise import advise
+from itkstream.cli.commands import transform_commands
+from itkstream.cli.commands.advise import advise
+from itkstream.cli.commands.report import report
 from itkstream.cli.console import ConsoleReporter, tabulate_plan
 from itkstream.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, NOT_ALIGNED
 from itkstream.cli.options import (
@@ -25,7 +26,6 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
-from itkstream.cli.report import report
 from itkstream.errors import (
     BlockErrors,
     InterruptedRunError,
@@ -305,7 +305,7 @@ def config(defaults: bool, file: str | None) -> None:
 @with_overwrite
 def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
-    from itkstream.cli.demo import run_demo
+    from itkstream.cli.commands.demo import run_demo
 
     console = Console()
     with ConsoleReporter(console) as reporter:
