@@ -65,7 +65,7 @@ class OverlayStyle:
 def overlay_rgb(
     fixed: NDArray[Any], moving: NDArray[Any], contrast: tuple[float, float] = (35.0, 99.7)
 ) -> NDArray[np.float32]:
-    """Colour two pictures: the first red, the second green, both together yellow.
+    """Colour two pictures: the first magenta, the second green, both together white.
 
     Parameters
     ----------
@@ -79,9 +79,8 @@ def overlay_rgb(
     ndarray of float32, (rows, columns, 3)
         Colours between 0 and 1.
     """
-    red, green = _stretch(fixed, contrast), _stretch(moving, contrast)
-    # A little of the fainter one in blue keeps agreement readable without red-green vision.
-    return np.stack([red, green, 0.35 * np.minimum(red, green)], axis=-1)
+    magenta, green = _stretch(fixed, contrast), _stretch(moving, contrast)
+    return np.stack([magenta, green, magenta], axis=-1)
 
 
 def save_overlay(
@@ -92,7 +91,7 @@ def save_overlay(
     grid: Grid,
     style: OverlayStyle | None = None,
 ) -> Path:
-    """Draw the fixed image red and the moving image green, before and after registration.
+    """Draw the fixed image magenta and the moving image green, before and after registration.
 
     Each of the planes through the middle is drawn to scale; only the slabs shown are read.
 
@@ -250,7 +249,7 @@ def _panel(axes: Any, cut: _Cut, which: int, grid: Grid) -> None:
 
 def _legend(figure: Any, width: float, height: float) -> None:
     left = _MARGIN
-    for word, colour in (("fixed", "#ff3b30"), ("moving", "#34e04a"), ("both", "#ffef5a")):
+    for word, colour in (("fixed", "#ff40ff"), ("moving", "#34e04a"), ("both", "#ffffff")):
         spot = (left / width, 0.25 / height)
         figure.text(*spot, f"\u25cf {word}", color=colour, fontsize=11, va="center")
         left += 0.45 + 0.09 * len(word)
