@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry.grid import Grid
+from itkstream.geometry.grid import Grid, array_axes
+from itkstream.geometry.image import Image
 from itkstream.geometry.lazy_array import ArraySource
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.outputs import claim_file
 
-__all__ = ["OverlayStyle", "overlay_rgb", "save_overlay"]
+__all__ = ["OverlayStyle", "overlay_rgb", "save_overlay", "save_plane"]
 
 _UNIT_SIGNS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "angstrom": "Å"}
 _INK = "0.85"
@@ -136,6 +137,30 @@ def save_overlay(
     with claim_file(target, overwrite=True) as partial:
         figure.savefig(partial, dpi=style.dpi, facecolor="black", format="png")
     return target
+
+
+def save_plane(path: str | Path, image: Image) -> Path:
+    """Draw the middle plane of an image in grey; only that is read.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where the PNG goes; a picture that is there is replaced.
+    image : Image
+        Of 2 or 3 axes; of three, the plane across the first in the order z, y, x is drawn.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    from matplotlib.image import imsave
+
+    shown = image.reorder(array_axes(image.ndim))
+    plane = shown.data if shown.ndim == 2 else shown.data[shown.shape[0] // 2]
+    grey = _stretch(np.asarray(plane), (1.0, 99.7))
+    imsave(path, np.repeat(grey[..., None], 3, axis=-1))
+    return Path(path)
 
 
 @dataclass(frozen=True)

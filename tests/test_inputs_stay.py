@@ -96,6 +96,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["a.tfm"], "invert {0} OUT --overwrite"),
     (["t.ome.zarr"], "repair {0} OUT --overwrite"),
     (["t.h5"], "repair {0} OUT --overwrite"),
+    (["mask.nrrd"], "info {0} --png OUT --overwrite"),
 ]  # fmt: skip
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dask.utils import format_bytes, format_time
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from itkstream.cli.verb import wants_json, wants_quiet
 
+# rich and dask are imported by what uses them: a fifth of a second that --help need not wait for.
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+    from rich.table import Table
+
     from itkstream.registration.plan import Plan
 
-__all__ = ["ConsoleReporter", "tabulate_plan"]
+__all__ = ["ConsoleReporter", "make_console", "tabulate_plan"]
+
+
+def make_console() -> Console:
+    """Make what progress is drawn on: the error output beside JSON, nothing if all is quiet."""
+    from rich.console import Console
+
+    return Console(stderr=wants_json(), quiet=wants_quiet(), soft_wrap=True)
 
 
 class ConsoleReporter:
@@ -32,6 +32,16 @@ class ConsoleReporter:
     """
 
     def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         self._console = console
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
@@ -83,6 +93,8 @@ class ConsoleReporter:
 
 def tabulate_plan(plan: Plan) -> Table:
     """Lay a plan out as a table: a step a row, and the sums below."""
+    from rich.table import Table
+
     columns = ("blocks", "voxels a block", "tasks", "memory", "disk", "time")
     table = Table("step", *columns, show_footer=False)
     for column in table.columns[1:]:
@@ -99,6 +111,8 @@ def tabulate_plan(plan: Plan) -> Table:
 
 
 def _format_sums(tasks: int, memory: float, disk: float, seconds: float | None) -> Sequence[str]:
+    from dask.utils import format_bytes, format_time
+
     return (
         str(tasks),
         format_bytes(int(memory)),

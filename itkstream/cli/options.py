@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,6 +12,8 @@ from attrs import evolve
 
 __all__ = [
     "ALL",
+    "IMAGE_OPTIONS",
+    "RESOURCE_OPTIONS",
     "Channel",
     "Number",
     "PerAxis",
@@ -27,45 +29,41 @@ __all__ = [
 ]
 
 
-def _list_resource_options() -> list[Callable[..., Any]]:
-    """List the options, last first: decorators apply from the end."""
-    count = click.IntRange(1)
-    options = (
-        ("--workers", count, "n_workers", "Worker processes. [default: threads of this process]"),
-        ("--threads", count, "threads_per_worker", "Blocks computed at a time by each worker."),
-        ("--memory-limit", str, "memory_limit", "Memory of each worker process, such as 8GB."),
-        (
-            "--cluster",
-            str,
-            "cluster",
-            "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster "
-            "named in ~/.config/itkstream/clusters.yaml. [default: this machine]",
-        ),
-        ("--cores", count, "cores", "Cores per job."),
-        ("--processes", count, "processes", "Worker processes per job. [default: 1]"),
-        ("--memory", str, "memory", "Memory per job, such as 16GB."),
-        ("--walltime", str, "walltime", "How long a job may run: hours:minutes."),
-        ("--queue", str, "queue", "Where jobs wait."),
-        ("--project", str, "project", "Which project is charged for the jobs."),
-        ("--min-workers", count, "min_workers", "Workers to hold. [default: 1 job]"),
-        ("--max-workers", count, "max_workers", "Workers to ask for. [default: 4 jobs]"),
-    )
-    return [
-        click.option(flag, name, type=kind, help=text)
-        for flag, kind, name, text in reversed(options)
-    ]
+_COUNT = click.IntRange(1)
+RESOURCE_OPTIONS: dict[str, tuple[str, Any, str, str]] = {
+    "n_workers": ("workers", _COUNT, "N", "Worker processes. [default: threads of this process]"),
+    "threads_per_worker": ("threads", _COUNT, "N", "Blocks computed at a time by each worker."),
+    "memory_limit": ("memory-limit", str, "SIZE", "Memory of each worker process, such as 8GB."),
+    "cluster": (
+        "cluster",
+        str,
+        "NAME",
+        "slurm, lsf, pbs, sge, htcondor, oar or moab; a scheduler's address; or a cluster named in "
+        "~/.config/itkstream/clusters.yaml. [default: this machine]",
+    ),
+    "cores": ("cores", _COUNT, "N", "Cores per job."),
+    "processes": ("processes", _COUNT, "N", "Worker processes per job. [default: 1]"),
+    "memory": ("memory", str, "SIZE", "Memory of this process, or per job, such as 16GB."),
+    "walltime": ("walltime", str, "H:MM", "How long a job may run."),
+    "queue": ("queue", str, "NAME", "Where jobs wait."),
+    "project": ("project", str, "NAME", "Which project is charged for the jobs."),
+    "min_workers": ("min-workers", _COUNT, "N", "Workers to hold. [default: 1 job]"),
+    "max_workers": ("max-workers", _COUNT, "N", "Workers to ask for. [default: 4 jobs]"),
+}
+"""Fields of `Resources`: the option of each, its type, its placeholder, its help."""
 
 
 def with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options for its workers; `collect_resources` reads them."""
-    for option in _list_resource_options():
-        command = option(command)
+    # Decorators apply from the end.
+    for name, (flag, kind, metavar, text) in reversed(RESOURCE_OPTIONS.items()):
+        command = click.option(f"--{flag}", name, type=kind, metavar=metavar, help=text)(command)
     return command
 
 
 def with_overwrite(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the option to replace what it wrote before."""
-    text = "Replace an earlier result."
+    text = "Replace an earlier result, once the new one is complete."
     return click.option("--overwrite", is_flag=True, help=text)(command)
 
 
@@ -109,7 +107,7 @@ class Channel(click.ParamType):
 
 
 _WHOLE = click.IntRange(0)
-_IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
+IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
     "spacing": (
         PerAxis(),
         "N[,N,N]",
@@ -133,43 +131,6 @@ _IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
 }
 
 
-class CommandOfImages(click.Command):
-    """A command with options for what image files do not state, listed apart in its help.
-
-    An option for an image that may be left out, and is, is an error.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line, and refuse options for an image that is not given."""
-        left = super().parse_args(ctx, args)
-        for which in getattr(self.callback, "image_prefixes", ()):
-            said = [n for n in _IMAGE_OPTIONS if ctx.params.get(f"{which}_{n}") is not None]
-            if said and ctx.params.get(which, "") is None:
-                raise click.UsageError(
-                    f"--{which}-{said[0]} speaks of the image of --{which}, which is not given", ctx
-                )
-        return left
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options into the help text."""
-        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
-        records = [(p.name, p.get_help_record(ctx)) for p in options]
-        shown = [(name, record) for name, record in records if record is not None]
-        with formatter.section("Options"):
-            formatter.write_dl([record for name, record in shown if name not in _IMAGE_OPTIONS])
-        with formatter.section("Options for what an image file does not state"):
-            common = [record for name, record in shown if name in _IMAGE_OPTIONS]
-            if common:
-                formatter.write_dl(common)
-            formatter.write_text(_describe_prefixes(getattr(self.callback, "image_prefixes", ())))
-
-
-def _describe_prefixes(prefixes: Sequence[str]) -> str:
-    flags = [f"--{prefixes[0]}-{name}" for name in _IMAGE_OPTIONS]
-    others = "".join(f", and the same with --{prefix}-" for prefix in prefixes[1:])
-    return f"For one image alone: {', '.join(flags)}{others}. See `itkstream register --help`."
-
-
 def with_image_options(
     *which: str, common: bool = True, own: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -182,7 +143,7 @@ def with_image_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         command.image_prefixes = which  # type: ignore[attr-defined]
         for prefix in (*which[::-1], *([""] if common else [])):
-            for name, (kind, metavar, text) in reversed(_IMAGE_OPTIONS.items()):
+            for name, (kind, metavar, text) in reversed(IMAGE_OPTIONS.items()):
                 if prefix or name not in own:
                     command = click.option(
                         f"--{prefix}-{name}" if prefix else f"--{name}",
@@ -203,7 +164,7 @@ def collect_image_options(
     from itkstream.io import ImageOptions
 
     said: dict[str, Any] = {}
-    for name in _IMAGE_OPTIONS:
+    for name in IMAGE_OPTIONS:
         value = options.get(f"{which}_{name}") if which else None
         if value is None and common:
             value = options.get(name)
@@ -249,21 +210,32 @@ def open_given_image(which: str, said: Any, path: str) -> Any:
 
 def name_options(message: str, prefix: str = "") -> str:
     """Name the options in place of a library message's arguments: --spacing, not voxel_spacing=."""
-    names = "|".join(("voxel_spacing", *_IMAGE_OPTIONS))
+    names = "|".join(("voxel_spacing", *IMAGE_OPTIONS))
     said = re.sub(
         rf"(?<![\w-])({names})=(?: \(--[a-z]+\))?(?=[\s,;:.)]|$)",
         lambda found: f"--{prefix}{found[1].removeprefix('voxel_')}",
         message,
     )
-    return said.replace("voxel_spacing", "--spacing")
+    said = re.sub(
+        rf"(?<![\w-])({'|'.join(RESOURCE_OPTIONS)})=('?)([^\s,;)']+)\2",
+        lambda found: f"--{RESOURCE_OPTIONS[found[1]][0]} {found[3]}",
+        said,
+    )
+    for argument, option in (
+        ("voxel_spacing", "--spacing"),
+        ("overwrite=True", "--overwrite"),
+        ("ask to overwrite it", "pass --overwrite"),
+        (" or with dataset=", ""),
+    ):
+        said = said.replace(argument, option)
+    return said
 
 
 def collect_resources(options: dict[str, Any]) -> Any:
     """Make the resources that the options of a command state."""
     from itkstream.workers import Resources
 
-    names = {field.name for field in fields(Resources)}
-    given = {name: value for name, value in options.items() if name in names}
+    given = {name: options.get(name) for name in RESOURCE_OPTIONS}
     return Resources(**{name: value for name, value in given.items() if value is not None})
 
 

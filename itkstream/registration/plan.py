@@ -111,6 +111,25 @@ class Plan:
         """Whether no process needs more than it may have."""
         return self.peak_memory <= self.memory
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The plan as JSON takes it: bytes, seconds where they are known, each step."""
+        steps = [
+            {
+                "name": price.name,
+                "blocks": price.blocks,
+                "blocksize": [*price.blocksize],
+                "tasks": price.tasks,
+                "memory": int(self.memory_of(price)),
+                "disk": int(price.disk),
+                "seconds": self.seconds_of(price),
+            }
+            for price in self.prices
+        ]
+        sums = {"memory": int(self.peak_memory), "disk": int(self.disk), "seconds": self.seconds}
+        crew = {"workers": self.workers, "threads": self.threads, "fits": self.fits}
+        return {"steps": steps, **sums, **crew}
+
     def memory_of(self, price: StepPrice) -> float:
         """Find the peak memory of a process in one step.
 

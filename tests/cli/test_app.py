@@ -1,6 +1,7 @@
 """The command line as its users meet it: output, exit codes, no tracebacks."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import SimpleITK as sitk
 import tifffile
 import zarr
 from click.testing import CliRunner
+from matplotlib.image import imread
 
 import itkstream
 from itkstream.apply.products import write_resampled
@@ -277,7 +279,7 @@ def test_another_channel_is_another_run(command, containers, of_channels):
         "--spacing", "1,1,1.3", "--fixed-channel", 1, "--out", of_channels,
         "--config", of_channels.parent / "run.yaml", "--moving-channel", 0, cwd=containers,
     )  # fmt: skip
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "never replaced" in done.stderr or "overwrite" in done.stderr
 
 
@@ -393,8 +395,8 @@ def test_errors_speak_the_words_of_the_command_line():
         option = f"--{name.removeprefix('voxel_')}"
         for text in (f"pass {name}=, or", f"pass {name}= ({option}), or"):
             assert name_options(text) == f"pass {option}, or"
-    assert name_options("pass overwrite=True, cluster='slurm' or min_level=") == (
-        "pass overwrite=True, cluster='slurm' or min_level="
+    assert name_options("pass --overwrite, --cluster slurm or min_level=") == (
+        "pass --overwrite, --cluster slurm or min_level="
     )
 
 
@@ -477,3 +479,62 @@ def test_images_without_overlap_end_with_a_reason(command, containers, tmp_path)
 
 def test_says_its_version():
     assert itkstream.__version__ in run("--version").stdout
+    assert itkstream.__version__ in CliRunner().invoke(commands, ["-V"]).output
+
+
+@pytest.mark.parametrize("name", sorted(commands.commands))
+def test_every_help_has_examples_that_parse(name):
+    """Examples name options that are there; their files need not be."""
+    verb = commands.commands[name]
+    context = click.Context(verb, info_name=name)
+    assert "Examples:" in verb.get_help(context)
+    for example in verb.examples:
+        words = shlex.split(example)
+        assert words[:2] == ["itkstream", name]
+        arguments = words[2 : words.index(">")] if ">" in words else words[2:]
+        verb.make_context(name, arguments)
+
+
+def test_an_output_is_said_once(tmp_path):
+    for words in (["a.tfm"], ["a.tfm", "b.tfm", "--out", "c.tfm"]):
+        result = CliRunner().invoke(commands, ["repair", *words])
+        assert result.exit_code == 2
+        assert "--out" in result.output
+
+
+def test_results_are_json_wherever_it_is_asked_for(tmp_path):
+    shift = np.eye(4)
+    shift[0, 3] = 3
+    write_transform(tmp_path / "a.tfm", AffineTransform(shift), ("x", "y", "z"))
+    for words in (
+        ["invert", tmp_path / "a.tfm", "-o", tmp_path / "b.tfm"],
+        ["export", tmp_path / "a.tfm", "-o", tmp_path / "c.mat"],
+        ["check", tmp_path / "a.tfm"],
+        ["info", tmp_path / "a.tfm"],
+        ["config", "--defaults"],
+    ):
+        result = CliRunner().invoke(commands, [*map(str, words), "--json"])
+        assert result.exit_code == 0
+        assert isinstance(json.loads(result.stdout), dict)
+    quiet = CliRunner().invoke(commands, ["check", str(tmp_path / "a.tfm"), "--quiet"])
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+def test_info_says_what_is_understood(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(
+        path,
+        np.arange(2 * 3 * 8 * 16, dtype=np.uint16).reshape(3, 2, 8, 16),
+        metadata={
+            "axes": "ZCYX",
+            "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0,
+            "Channel": {"Name": ["GFP", "mCherry"]},
+        },
+    )  # fmt: skip
+    result = CliRunner().invoke(commands, ["info", str(path), "--json"])
+    told = json.loads(result.stdout)["image"]
+    assert (told["axes"], told["shape"], told["spacing"]) == ("zyx", [3, 8, 16], [2, 0.5, 0.5])
+    assert told["channels"] == ["GFP", "mCherry"]
+    picture = tmp_path / "middle.png"
+    assert CliRunner().invoke(commands, ["info", str(path), "--png", str(picture)]).exit_code == 0
+    assert imread(picture).shape[:2] == (8, 16)

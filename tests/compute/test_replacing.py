@@ -19,7 +19,7 @@ import zarr
 
 from itkstream.apply.bundles import export_ants, export_slicer
 from itkstream.apply.products import Series, write_inverse, write_resampled
-from itkstream.cli.commands.demo import run_demo
+from itkstream.cli.demo import run_demo
 from itkstream.compute.execute import execute
 from itkstream.compute.ledger import Ledger
 from itkstream.compute.lock import Lock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -10,22 +9,27 @@ import click
 
 from itkstream.cli.exit_codes import NOT_ALIGNED
 from itkstream.cli.options import (
-    CommandOfImages,
     collect_image_options,
     open_given_image,
     with_image_options,
 )
+from itkstream.cli.verb import Verb, tell
 
 __all__ = ["advise"]
 
 
-@click.command(cls=CommandOfImages)
+@click.command(
+    cls=Verb,
+    examples=(
+        "itkstream advise round1.zarr round2.zarr",
+        "itkstream advise fix.tif mov.tif --spacing 2,0.5,0.5 --json",
+    ),
+)
 @click.argument("fixed")
 @click.argument("moving")
 @click.option("--memory", help="Memory that blocks must fit, such as 16GB.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_image_options("fixed", "moving")
-def advise(fixed: str, moving: str, memory: str | None, as_json: bool, **options: Any) -> None:
+def advise(fixed: str, moving: str, memory: str | None, **options: Any) -> None:
     """Say by which options MOVING registers to FIXED best, or why it does not match.
 
     From the images themselves, in some ten seconds, on coarse levels: radii of the nuclei, context,
@@ -43,8 +47,5 @@ def advise(fixed: str, moving: str, memory: str | None, as_json: bool, **options
     ]
     resources = Resources() if memory is None else Resources(memory=memory)
     found = find(images[0], images[1], resources=resources)
-    if as_json:
-        click.echo(json.dumps(found.facts, indent=2))
-    else:
-        click.echo("\n".join(found.describe()))
+    tell(found.facts, *found.describe())
     sys.exit(0 if found.matches else NOT_ALIGNED)

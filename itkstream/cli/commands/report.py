@@ -7,16 +7,16 @@ from typing import Any
 import click
 
 from itkstream.cli.options import (
-    CommandOfImages,
     collect_image_options,
     open_given_image,
     with_image_options,
 )
+from itkstream.cli.verb import Verb, tell
 
 __all__ = ["report"]
 
 
-@click.command(cls=CommandOfImages)
+@click.command(cls=Verb, examples=("itkstream report registered",))
 @click.argument("folder")
 @click.option("--fixed", help="Fixed image. [default: the one registered]")
 @click.option("--moving", help="Moving image. [default: the one registered]")
@@ -36,4 +36,5 @@ def report(folder: str, fixed: str | None, moving: str | None, **options: Any) -
         else:
             said = collect_image_options(options, which, common=False)
             images.append(open_given_image(which, said, path))
-    click.echo(f"written: {write_report(folder, (images[0], images[1]))}")
+    place = str(write_report(folder, (images[0], images[1])))
+    tell({"report": place}, f"written: {place}")

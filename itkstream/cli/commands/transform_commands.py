@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
 from itkstream.cli.options import (
     ALL,
     Channel,
-    CommandOfImages,
     Number,
     Which,
     collect_image_options,
@@ -24,6 +23,7 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
+from itkstream.cli.verb import Verb, tell, wants_json, with_out
 from itkstream.errors import MissingDataError
 
 __all__ = ["apply", "check", "export", "invert", "points", "repair"]
@@ -32,10 +32,16 @@ _REGIONS_SHOWN = 10
 _BUNDLE_TOLERANCE = 0.05  # voxels of the field
 
 
-@click.command(cls=CommandOfImages)
+@click.command(
+    cls=Verb,
+    examples=(
+        "itkstream apply registered round2.zarr --channel GFP --out gfp.ome.zarr",
+        "itkstream apply registered cells.tif --labels --out cells.ome.zarr",
+    ),
+)
 @click.argument("transform", type=click.Path())
 @click.argument("moving")
-@click.argument("out")
+@with_out("Image to write; its ending says as what.", also_last=True)
 @click.option("--like", help="Image on whose voxels it is wanted. [default: the fixed image]")
 @click.option("--order", type=click.IntRange(0, 3), default=1, show_default=True)
 @click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
@@ -60,7 +66,7 @@ _BUNDLE_TOLERANCE = 0.05  # voxels of the field
 @with_resources
 @with_image_options("like", own=("channel", "time"))
 def apply(transform: str, moving: str, out: str, like: str | None, **options: Any) -> None:
-    """Resample the image MOVING through TRANSFORM into OUT.
+    """Resample the image MOVING through TRANSFORM.
 
     OUT ends in .ome.zarr or .zarr, in .n5, in .ome.tif, .tif or .tiff or, for one image that fits
     in memory, in .nii.gz, .nii, .nrrd or .mha. Integers are rounded and clipped. With --labels,
@@ -93,13 +99,19 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         resources=collect_resources(options),
         overwrite=options["overwrite"],
     )
-    click.echo(f"written: {out}")
+    tell({"written": out}, f"written: {out}")
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "itkstream points registered cells.csv --out moved.csv",
+        "itkstream points registered spots.csv --inverse --out in_round1.csv",
+    ),
+)
 @click.argument("transform", type=click.Path())
 @click.argument("points", type=click.Path())
-@click.option("--out", type=click.Path(), required=True, help="File to write.")
+@with_out("File to write.")
 @click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
@@ -124,12 +136,20 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
     table = read_points(points, opened.ndim)
     mapped = apply_to_points(opened, table.points, inverse=inverse)
     write_points(out, table, mapped.points, mapped.outside, overwrite=overwrite)
-    click.echo(f"{len(mapped.points)} points mapped, {int(mapped.outside.sum())} outside: {out}")
+    count, outside = len(mapped.points), int(mapped.outside.sum())
+    facts = {"written": out, "points": count, "outside": outside}
+    tell(facts, f"{count} points mapped, {outside} outside: {out}")
 
 
-@click.command(cls=CommandOfImages)
+@click.command(
+    cls=Verb,
+    examples=(
+        "itkstream export registered --out field.nrrd",
+        "itkstream export registered --slicer for_slicer --ants for_ants",
+    ),
+)
 @click.argument("transform", type=click.Path())
-@click.argument("out", type=click.Path(), required=False)
+@with_out("File to write; its ending says as what.", also_last=True, required=False)
 @click.option("--slicer", metavar="DIR", help="Folder to write: images and a field for 3D Slicer.")
 @click.option("--ants", metavar="DIR", help="Folder to write: files for ANTs, and the call.")
 @click.option(
@@ -146,7 +166,7 @@ def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool
 @click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
 @with_image_options("like", "fixed", "moving", common=False)
 def export(transform: str, out: str | None, **options: Any) -> None:
-    """Write TRANSFORM as the file OUT, for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
+    """Write TRANSFORM as a file for ITK, 3D Slicer and ANTs, or as a bundle for one of them.
 
     The ending of OUT decides: .tfm or .txt for affines and B-splines, .mat for affines; .h5 for
     any; .nii.gz, .nrrd or .mha for a displacement image with the affine folded in; .ome.zarr for an
@@ -167,23 +187,25 @@ def export(transform: str, out: str | None, **options: Any) -> None:
     if like:
         wanted = like.in_unit("micrometer")
         found = as_field(found, wanted.reorder(axes_of(found)))
+    facts: dict[str, Any] = {}
     if out:
-        _export_file(out, found, unit, options)
+        facts["file"] = _export_file(out, found, unit, options)
     if options["ants"]:
-        _export_to_ants(found, unit, options)
+        facts["ants"] = _export_to_ants(found, unit, options)
     if options["slicer"]:
-        _export_to_slicer(transform, found, options)
+        facts["slicer"] = _export_to_slicer(transform, found, options)
+    tell(facts, *(line for told in facts.values() for line in _describe_export(told)))
 
 
-@click.command(cls=CommandOfImages)
+@click.command(cls=Verb, examples=("itkstream invert registered --out inverse.ome.zarr",))
 @click.argument("transform", type=click.Path())
-@click.argument("out", type=click.Path())
+@with_out("Store or file to write.", also_last=True)
 @click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
 @with_overwrite
 @with_resources
 @with_image_options("like", common=False)
 def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
-    """Write the inverse of TRANSFORM, from moving to fixed points, as the store OUT.
+    """Write the inverse of TRANSFORM, from moving to fixed points.
 
     OUT ends in .ome.zarr; with the displacement goes the error of every voxel, in the array
     inverse_error, and `itkstream export` makes other files of it. The exact inverse of an affine
@@ -209,7 +231,7 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
     found = compose(read_transform(transform, unit=unit))
     if isinstance(found, AffineTransform):
         write_transform(out, invert_transform(found), unit=unit, overwrite=options["overwrite"])
-        click.echo(f"inverted: {out}")
+        tell({"written": out, "error_vox": 0.0}, f"inverted: {out}")
         return
     grid = wanted or _read_registered_grid(transform, 1)
     worst = write_inverse(
@@ -219,17 +241,19 @@ def invert(transform: str, out: str, like: str | None, **options: Any) -> None:
         resources=collect_resources(options),
         overwrite=options["overwrite"],
     )
-    click.echo(f"inverted, {worst:.2g} voxels off at most: {out}")
+    facts = {"written": out, "error_vox": worst}
+    tell(facts, f"inverted, {worst:.2g} voxels off at most: {out}")
 
 
-@click.command()
+@click.command(
+    cls=Verb, examples=("itkstream check registered", "itkstream check field.nrrd --json")
+)
 @click.argument("transform")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a box for each fold.")
-def check(transform: str, as_json: bool) -> None:
+def check(transform: str) -> None:
     """Check TRANSFORM: no folds, an inverse that leads back; of a registration, its verdict.
 
     The exit code is 0 if it is sound, 1 if not, 2 if it cannot be read, and 4 if it is of a
-    registration that failed.
+    registration that failed. --json has a box for each fold.
     """
     from itkstream.apply.certificate import certify
     from itkstream.io.transforms.files import read_transform
@@ -238,48 +262,39 @@ def check(transform: str, as_json: bool) -> None:
     found = certify(read_transform(transform), name=transform)
     verdict = registered_verdict(transform)
     failed = verdict is not None and verdict.outcome == "failed"
-    code = 0 if found["passed"] else FAILED
-    if as_json:
-        told = {} if verdict is None else {"verdict": verdict.facts}
-        click.echo(json.dumps(found | told, indent=2))
-        sys.exit(NOT_ALIGNED if failed else code)
-    _report_soundness(found)
-    for line in verdict.describe() if verdict else ():
-        click.echo(line)
-    if failed or code:
-        sys.exit(NOT_ALIGNED if failed else code)
-    click.echo("passed")
+    code = NOT_ALIGNED if failed else 0 if found["passed"] else FAILED
+    told = {} if verdict is None else {"verdict": verdict.facts}
+    judged = verdict.describe() if verdict else ()
+    tell(found | told, *_describe_soundness(found), *judged, *([] if code else ["passed"]))
+    sys.exit(code)
 
 
-def _report_soundness(found: Any) -> None:
-    click.echo(f"least Jacobian determinant: {found['least_jacobian']:.4g}")
-    click.echo(f"voxels folded: {found['folded_voxels']} of {found['voxels']}")
+def _describe_soundness(found: Any) -> Iterator[str]:
+    yield f"least Jacobian determinant: {found['least_jacobian']:.4g}"
+    yield f"voxels folded: {found['folded_voxels']} of {found['voxels']}"
     for region in found["regions"][:_REGIONS_SHOWN]:
         spans = zip(region["first"], region["stop"], strict=True)
         box = ", ".join(f"{first}:{stop}" for first, stop in spans)
-        click.echo(f"  [{box}]: {region['voxels']} voxels, least {region['least_jacobian']:.3g}")
+        yield f"  voxels {box}: {region['voxels']} folded, least {region['least_jacobian']:.3g}"
     hidden = len(found["regions"]) - _REGIONS_SHOWN
     if hidden > 0:
-        click.echo(f"  and {hidden} more regions (--json lists them)")
-    click.echo(
+        yield f"  and {hidden} more regions (--json lists them)"
+    yield (
         f"inverse error: median {found['median_inverse_error_vox']:.2g}, largest "
         f"{found['largest_inverse_error_vox']:.2g} voxels"
     )
     for reason in found["failures"]:
-        click.echo(f"failed: {reason}")
+        yield f"failed: {reason}"
     if found["repair"]:
-        click.echo(f"to smooth the folds alone: {found['repair']}")
+        yield f"to smooth the folds alone: {found['repair']}"
 
 
-@click.command()
+@click.command(cls=Verb, examples=("itkstream repair registered --out repaired.ome.zarr",))
 @click.argument("transform")
-@click.argument("out")
+@with_out("File to write; its ending says as what, as for `export`.", also_last=True)
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 def repair(transform: str, out: str, overwrite: bool) -> None:
-    """Smooth TRANSFORM where it folds, and nowhere else, and write it as the file OUT.
-
-    The ending of OUT decides the format, as for `export`.
-    """
+    """Smooth TRANSFORM where it folds, and nowhere else."""
     from itkstream.apply.certificate import check_transform
     from itkstream.apply.folds import repair_transform
     from itkstream.io.storage.inputs import check_apart
@@ -296,7 +311,9 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
     check_transform_output(out, overwrite, before)
     repaired = repair_transform(before)
     write_transform(out, repaired, unit=unit, overwrite=overwrite)
-    click.echo(f"least Jacobian determinant: {check_transform(repaired).least_jacobian:.4g}: {out}")
+    least = check_transform(repaired).least_jacobian
+    facts = {"written": out, "least_jacobian": least}
+    tell(facts, f"least Jacobian determinant: {least:.4g}: {out}")
 
 
 def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> None:
@@ -308,7 +325,7 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
 
     bundles = [options[name] for name in ("ants", "slicer") if options[name]]
     if not (out or bundles):
-        raise click.UsageError("say what to write: a file OUT, --slicer DIR or --ants DIR")
+        raise click.UsageError("say what to write: --out FILE, --slicer DIR or --ants DIR")
     inputs = [transform, *(options[name] for name in ("like", "fixed", "moving"))]
     places = [*([out] if out else []), *bundles]
     for number, place in enumerate(places):
@@ -319,36 +336,36 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
         check_bundle_output(place, options["overwrite"])
 
 
-def _export_file(out: str, found: Any, unit: str, options: dict[str, Any]) -> None:
+def _export_file(out: str, found: Any, unit: str, options: dict[str, Any]) -> dict[str, Any]:
     from itkstream.apply.bundles import coarsened
     from itkstream.io.transforms.files import write_transform
 
+    thinned = {}
     if options["tolerance"]:
         found, factors, error = coarsened(found, options["tolerance"])
-        click.echo(f"field thinned out by {factors}: {error:.2g} voxels off at most")
+        thinned = {"thinned_by": [*factors], "error_vox": error}
     same = write_transform(out, found, unit=unit, overwrite=options["overwrite"])
-    click.echo(f"written, and the same to {same:.1e}: {out}")
+    return thinned | {"written": out, "same_to": same}
 
 
-def _export_to_ants(found: Any, unit: str, options: dict[str, Any]) -> None:
+def _export_to_ants(found: Any, unit: str, options: dict[str, Any]) -> dict[str, Any]:
     from itkstream.apply.bundles import export_ants
 
-    tolerance = options["tolerance"] or _BUNDLE_TOLERANCE
-    _report_bundle(
+    return asdict(
         export_ants(
             options["ants"],
             found,
-            tolerance_vox=tolerance,
+            tolerance_vox=options["tolerance"] or _BUNDLE_TOLERANCE,
             unit=unit,
             overwrite=options["overwrite"],
         )
     )
 
 
-def _export_to_slicer(transform: str, found: Any, options: dict[str, Any]) -> None:
+def _export_to_slicer(transform: str, found: Any, options: dict[str, Any]) -> dict[str, Any]:
     from itkstream.apply.bundles import export_slicer
 
-    _report_bundle(
+    return asdict(
         export_slicer(
             options["slicer"],
             found,
@@ -358,6 +375,17 @@ def _export_to_slicer(transform: str, found: Any, options: dict[str, Any]) -> No
             overwrite=options["overwrite"],
         )
     )
+
+
+def _describe_export(told: dict[str, Any]) -> Iterator[str]:
+    if "folder" in told:
+        files, error = ", ".join(told["files"]), told["field_error_vox"]
+        yield f"written, {error:.2g} voxels off at most: {told['folder']}: {files}"
+        return
+    if "thinned_by" in told:
+        by = " x ".join(map(str, told["thinned_by"]))
+        yield f"field thinned out by {by}: {told['error_vox']:.2g} voxels off at most"
+    yield f"written, and the same to {told['same_to']:.1e}: {told['written']}"
 
 
 def _open(path: str, which: str, options: dict[str, Any]) -> Any:
@@ -400,7 +428,7 @@ def _told(image: Any, said: Any) -> Any:
     """An image, after its channel was told where it was not said."""
     if said is None and "channel" in image.recipe:
         named = f" ({image.channel})" if image.channel else ""
-        click.echo(f"channel {image.recipe['channel']}{named} of {image.name}")
+        click.echo(f"channel {image.recipe['channel']}{named} of {image.name}", err=wants_json())
     return image
 
 
@@ -424,10 +452,3 @@ def _open_bundle_images(transform: str, options: dict[str, Any]) -> Any:
         registered = registered_images(transform)
         given = [image or found for image, found in zip(given, registered, strict=True)]
     return tuple(given)
-
-
-def _report_bundle(bundle: Any) -> None:
-    click.echo(
-        f"written, {bundle.field_error_vox:.2g} voxels off at most: {bundle.folder}: "
-        f"{', '.join(bundle.files)}"
-    )

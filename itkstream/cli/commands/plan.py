@@ -1,0 +1,78 @@
+"""The commands that say what a registration would do: its price, its parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from itkstream.cli.console import make_console, tabulate_plan
+from itkstream.cli.options import (
+    collect_config,
+    collect_resources,
+    open_given_image,
+    with_image_options,
+    with_resources,
+)
+from itkstream.cli.verb import Verb, tell, wants_json
+
+__all__ = ["config", "plan"]
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        "itkstream plan round1.zarr round2.zarr --probe 3",
+        "itkstream plan round1.zarr round2.zarr --memory 16GB",
+    ),
+)
+@click.argument("fixed")
+@click.argument("moving")
+@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option("--local-block", type=int, help="As in `register`.")
+@click.option(
+    "--probe", type=click.IntRange(0), default=0, help="Blocks computed to tell the time."
+)
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
+@with_resources
+@with_image_options("fixed", "moving")
+def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
+    """Show what registering MOVING to FIXED will need: memory, disk, tasks, time.
+
+    Nothing is written. With --memory, blocks and threads are chosen to fit it; `register` with the
+    same options chooses the same. The exit code is 2 where the memory is too small.
+    """
+    from itkstream.pipelines import plan as make
+
+    config = collect_config(options)
+    made = make(
+        open_given_image("fixed", config.fixed, fixed),
+        open_given_image("moving", config.moving, moving),
+        config.steps,
+        config.settings,
+        resources=collect_resources(options),
+        probe=probe,
+    )
+    processes = f"{made.workers} worker processes" if made.workers else "this process"
+    if not wants_json():
+        make_console().print(tabulate_plan(made))
+    tell(made.facts, f"{processes}, {made.threads} blocks at a time each", made.choices())
+    made.require_fit()
+
+
+@click.command(
+    cls=Verb,
+    examples=("itkstream config --defaults > run.yaml", "itkstream config run.yaml"),
+)
+@click.option("--defaults", is_flag=True, help="Print the default steps and settings.")
+@click.argument("file", required=False)
+def config(defaults: bool, file: str | None) -> None:
+    """Print the steps and settings of FILE, checked and in full, or the defaults, as YAML."""
+    import yaml
+
+    from itkstream.cli.config import Config, read_config, to_yaml
+
+    if defaults == (file is not None):
+        raise click.UsageError("give either --defaults or a FILE")
+    text = to_yaml(Config() if file is None else read_config(file))
+    tell(yaml.safe_load(text), text.rstrip())
