@@ -99,7 +99,7 @@ class _Place(click.Argument):
     """An output given as the last argument instead of by its option."""
 
     def __init__(self, *given: Any, needed: bool, **named: Any) -> None:
-        super().__init__(*given, required=False, metavar=_PLACE_SHOWN, **named)
+        super().__init__(*given, **{**named, "required": False, "metavar": _PLACE_SHOWN})
         self.needed = needed
 
 
