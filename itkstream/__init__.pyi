@@ -16,6 +16,8 @@ from .apply.bundles import Bundle, coarsened, export_ants, export_slicer
 from .apply.certificate import Certificate, certify, check_transform
 from .apply.folds import repair_transform
 from .apply.products import Series, write_inverse, write_resampled
+from .atlas.register import AtlasRegistration, register_atlas
+from .atlas.regions import Region
 from .blocks.masks import Mask
 from .cluster import execute
 from .geometry import (
@@ -53,6 +55,7 @@ __version__: str
 __all__ = [
     "Advice",
     "AffineTransform",
+    "AtlasRegistration",
     "BSplineTransform",
     "Bundle",
     "Certificate",
@@ -71,6 +74,7 @@ __all__ = [
     "PiecewiseAffine",
     "Plan",
     "RansacAffine",
+    "Region",
     "RegisterSettings",
     "Registration",
     "Resources",
@@ -104,6 +108,7 @@ __all__ = [
     "read_landmarks",
     "read_transform",
     "register",
+    "register_atlas",
     "repair_transform",
     "transform",
     "workers",

@@ -181,7 +181,7 @@ def register(
     folder, told = RunFolder(out, request.names, overwrite), reporter or LogReporter()
     registered = run_request(request, folder, told)
     if request.plan.settings.report:
-        _report(registered.out, request.pair, told)
+        report_or_warn(registered.out, request.pair, told)
     return registered
 
 
@@ -252,7 +252,7 @@ def preview(
     return preview_request(given, request, page, blocks, reporter or LogReporter())
 
 
-def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> None:
+def report_or_warn(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> None:
     """Write the page of a registration; that it fails is a warning."""
     from itkstream.report.write import write_report
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 import click
 
 from itkstream.cli.commands.advise import advise
+from itkstream.cli.commands.atlas import atlas
 from itkstream.cli.commands.demo import demo
 from itkstream.cli.commands.info import info
 from itkstream.cli.commands.plan import config, plan
@@ -45,7 +46,7 @@ class Verbs(click.Group):
 
     sections: ClassVar[dict[str, tuple[click.Command, ...]]] = {
         "Before": (info, advise, plan, config, demo),
-        "Register": (register,),
+        "Register": (register, atlas),
         "Use a registration, or any transform": (apply, points, export, invert),
         "Judge and mend": (check, report, repair),
     }

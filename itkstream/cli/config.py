@@ -18,8 +18,8 @@ from itkstream.geometry import AffineTransform, Image
 from itkstream.io.images.options import ImageOptions
 from itkstream.io.images.orientation import (
     check_orientation,
-    orientation_code,
     orientation_transform,
+    stated_orientation,
 )
 from itkstream.io.landmarks.options import LandmarkOptions
 from itkstream.registration.settings import RegisterSettings
@@ -169,14 +169,7 @@ def _plain(given: Any) -> Any:
 
 def _known(code: str, image: Image, which: str) -> str:
     """The code of an image, from its direction where its file is to say it."""
-    if code != _FILE_SAYS:
-        return code
-    if np.array_equal(image.grid.direction, np.eye(image.ndim)):
-        raise InputError(
-            f"the direction of the {which} image is the identity, as of files that state none: say "
-            "how it lies in three letters, such as LPS if the file means that"
-        )
-    return orientation_code(image)
+    return stated_orientation(image, f"{which} image") if code == _FILE_SAYS else code
 
 
 class _Dumper(yaml.SafeDumper):

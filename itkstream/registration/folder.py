@@ -32,6 +32,7 @@ from itkstream.judge.verdict import Verdict
 
 __all__ = [
     "ALIGNED",
+    "ANNOTATION",
     "ERROR",
     "REPORT",
     "TRANSFORM",
@@ -57,6 +58,9 @@ REPORT = "registration.json"
 
 ALIGNED = "aligned.ome.zarr"
 """The moving image on the fixed grid."""
+
+ANNOTATION = "annotation.ome.zarr"
+"""Regions of an atlas on the fixed grid, where the moving image is its template."""
 
 TRANSFORM = "transform.ome.zarr"
 """The transform: a displacement field, then an affine."""

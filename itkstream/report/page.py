@@ -26,6 +26,7 @@ __all__ = ["Contents", "laid_over", "lay_out", "render", "windows_of"]
 _SECTIONS = (
     ("verdict", "Verdict"),
     ("planes", "Before and after"),
+    ("regions", "Regions"),
     ("error", "Where it may be wrong"),
     ("steps", "Step by step"),
     ("points", "Key points and overlap"),
@@ -36,6 +37,7 @@ _SECTIONS = (
 _CORRELATION = Scale("viridis", 0.0, 1.0)
 _VOLUME = Scale("RdBu_r", -1.0, 1.0)  # of the logarithm to base 2
 _ERROR_VOXELS = 4.0  # from where all errors have one colour
+_BORDERS = Scale("autumn", 0.0, 1.0)  # borders of regions are 1, yellow
 _LARGE_PERCENT = 99  # of the displacements, likewise
 _OUTCOMES = {
     "good": (
@@ -83,7 +85,7 @@ def lay_out(contents: Contents) -> str:
         title=f"{names['moving']} to {names['fixed']}: registration report",
         n=numbers,
         names=names,
-        sections=_SECTIONS,
+        sections=[s for s in _SECTIONS if s[0] != "regions" or contents.planes[0].borders is not None],
         verdict=_verdict(numbers["verdict"]),
         cards=_cards(numbers),
         agreement="white",
@@ -167,6 +169,7 @@ def _picture(
         "error": None
         if error is None
         else coloured(error / contents.voxel_um, _error_scale(), stripes=True),
+        "borders": None if plane.borders is None else coloured(plane.borders, _BORDERS),
         "jacobian": coloured(np.log2(np.maximum(plane.jacobian, 1e-3)), _VOLUME),
         "size": coloured(plane.size_um, size),
         "grid": Markup(warped_grid(plane)),

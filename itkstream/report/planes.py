@@ -9,10 +9,11 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.deformation.correlation import local_correlation
 from itkstream.numerics.evidence.quality import WINDOW_RADIUS_VOX
 from itkstream.numerics.sampling.fields import jacobian_determinant
+from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.report.sources import PIXELS, Sources, sampled
 
 __all__ = ["Picture", "Plane", "cut_planes", "cut_through", "picture_grid"]
@@ -43,7 +44,8 @@ class Plane:
     """A plane through both images and all that is drawn of it; `grid` is one pixel thick.
 
     `covered` is true where the moving image shows something, `tissue` where the fixed one does.
-    `error_um` is None where no error was predicted. `moves_um` are the displacement vectors within
+    `error_um` is None where no error was predicted, `borders` where no regions are known; else it
+    is 1 on borders of regions and NaN elsewhere. `moves_um` are the displacement vectors within
     the plane (rows, columns) of the deformation, `size_um` their length in space.
     """
 
@@ -62,6 +64,7 @@ class Plane:
     moves_um: NDArray[np.float32]
     size_um: Picture
     jacobian: Picture
+    borders: Picture | None = None
 
     @property
     def pixel_um(self) -> float:
@@ -131,6 +134,7 @@ def _plane(sources: Sources, cut: Cut) -> Plane:
         moves_um=moves,
         size_um=size,
         jacobian=jacobian,
+        borders=_borders(sources.annotation, grid, cut) if sources.annotation else None,
     )
 
 
@@ -167,6 +171,22 @@ def _deformation(
     along = np.tensordot(np.asarray(grid.direction).T, np.stack(parts), 1)
     moves = np.stack([cut.picture(along[axis]) for axis in (cut.rows, cut.columns)], axis=-1)
     return moves, size, cut.picture(sampled(shown, grid))
+
+
+def _borders(labels: Image, grid: Grid, cut: Cut) -> Picture:
+    """Mark the pixels of a plane whose label is not that of the next pixel along a side."""
+    here = AffineTransform(np.eye(grid.ndim + 1))
+    # As whole numbers: large labels are not told apart as float32.
+    found = warp_block(labels, here, grid, WarpSettings("nearest", background=0))
+    edges = np.zeros(found.shape, bool)
+    for axis in (cut.rows, cut.columns):
+        if found.shape[axis] > 1:
+            n = found.shape[axis]
+            first, second = (np.take(found, range(k, n - 1 + k), axis) for k in (0, 1))
+            edges[tuple(slice(0, n - 1) if a == axis else slice(None) for a in range(grid.ndim))] |= (
+                first != second
+            )
+    return cut.picture(np.where(edges, np.float32(1), np.float32(np.nan)))
 
 
 def _cut_of(columns: int, rows: int, index: Sequence[int]) -> Cut:

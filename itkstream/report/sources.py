@@ -15,7 +15,7 @@ from itkstream.blocks.proven_levels import finest_needed
 from itkstream.blocks.sources import readable
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.geometry.chains import FieldChain
-from itkstream.io import open_image
+from itkstream.io import open_image, open_series
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
 from itkstream.io.transforms.ngff.store import read_transform, stored_axes
@@ -23,6 +23,7 @@ from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, WarpSettings, warp_block
 from itkstream.registration.folder import (
     ALIGNED,
+    ANNOTATION,
     ERROR,
     TRANSFORM,
     kept_level,
@@ -77,6 +78,7 @@ class Sources:
     aligned: View
     transform: FieldChain
     error: Image | None
+    annotation: Image | None = None
 
     @cached_property
     def overviews(self) -> tuple[Image, NDArray[np.float32]]:
@@ -125,6 +127,7 @@ def open_sources(folder: Location, images: tuple[Image, Image] | None = None) ->
         view_of(aligned, voxels),
         FieldChain.of(read_transform(folder / TRANSFORM, fixed.grid.axes)),
         _stored(folder / ERROR, fixed.grid) if (folder / ERROR).exists() else None,
+        _labels(folder / ANNOTATION, fixed.grid.shrink(factors_to_fit(fixed.grid, voxels))),
     )
 
 
@@ -139,6 +142,15 @@ def _stored(place: Location, grid: Grid) -> Image:
     """Open an image of the folder, on the axes and in the unit of a lattice."""
     found = open_image(str(place), axes=stored_axes(grid))
     return found.reorder(grid.axes).in_unit(grid.unit)
+
+
+def _labels(place: Location, drawn: Grid) -> Image | None:
+    """Open regions of the fixed image, at the coarsest level that is as fine as what is drawn."""
+    if not place.exists():
+        return None
+    levels = open_series(str(place), "level", axes=stored_axes(drawn))
+    fitting = [level for level in levels if level.grid.size >= drawn.size]
+    return (fitting or levels)[-1 if fitting else 0].reorder(drawn.axes).in_unit(drawn.unit)
 
 
 def view_of(image: Image, voxels: float, kept: Location | None = None) -> View:

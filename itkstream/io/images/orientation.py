@@ -16,7 +16,12 @@ from itkstream.geometry.grid import Grid, default_axes
 from itkstream.geometry.image import Image
 from itkstream.geometry.transforms import AffineTransform
 
-__all__ = ["check_orientation", "orientation_code", "orientation_transform"]
+__all__ = [
+    "check_orientation",
+    "orientation_code",
+    "orientation_transform",
+    "stated_orientation",
+]
 
 # Pairs of opposite ends of a body's axes; the second of each is where ITK's x, y and z lead.
 _ENDS = ("RL", "AP", "IS")
@@ -58,6 +63,16 @@ def orientation_code(image: Image) -> str:
         For an image of two axes.
     """
     return nearest_code(np.asarray(_spatial(image.grid, "image").direction))
+
+
+def stated_orientation(image: Image, which: str) -> str:
+    """Name how an image lies by its direction, or refuse one whose file may state none."""
+    if np.array_equal(image.grid.direction, np.eye(image.ndim)):
+        raise InputError(
+            f"the direction of the {which} is the identity, as of files that state none: say "
+            "how it lies in three letters, such as LPS if the file means that"
+        )
+    return orientation_code(image)
 
 
 def nearest_code(direction: NDArray[np.float64]) -> str:

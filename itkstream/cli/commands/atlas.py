@@ -1,0 +1,140 @@
+"""The command that registers a brain to an atlas."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from itkstream.cli.console import ConsoleReporter, make_console
+from itkstream.cli.exit_codes import NOT_ALIGNED
+from itkstream.cli.options import (
+    IMAGE_OPTIONS,
+    collect_image_options,
+    collect_resources,
+    open_given_image,
+    with_image_options,
+    with_overwrite,
+    with_resources,
+)
+from itkstream.cli.verb import Verb, tell, with_out
+
+__all__ = ["atlas"]
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        "itkstream atlas brain.zarr template.tif annotation.tif --template-spacing 25 "
+        "--orientation psl -o in_atlas",
+        "itkstream atlas brain.nii.gz template.nii.gz labels.nii.gz --orientation file -o in_atlas",
+    ),
+)
+@click.argument("brain")
+@click.argument("template")
+@click.argument("annotation")
+@with_out("Folder to write.")
+@click.option(
+    "--orientation",
+    metavar="CODE",
+    help="How BRAIN lies, to start from. Small letters: where its first voxel lies along each axis, "
+    "slowest first, as brainglobe has it (asr: z from anterior, y from superior, x from right). "
+    "Capitals: where x, y and z lead, as ITK has it (LIP is the same). `file`: what its direction "
+    "says. [default: searched for]",
+)
+@click.option(
+    "--template-orientation",
+    metavar="CODE",
+    help="The same of TEMPLATE. [default: asr, as brainglobe's atlases lie; `file` where BRAIN's "
+    "is]",
+)
+@click.option(
+    "--names",
+    metavar="FILE",
+    help="CSV file of names, with columns id and name, and perhaps acronym: brainglobe's "
+    "structures.csv.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+)
+@with_resources
+@with_overwrite
+@with_image_options("brain", "template", "annotation", common=False)
+def atlas(brain: str, template: str, annotation: str, out: str, **options: Any) -> None:
+    """Register BRAIN to an atlas, and carry its ANNOTATION over.
+
+    TEMPLATE is the atlas' image, ANNOTATION the ids of its regions. The folder is one of
+    `register`, of TEMPLATE onto BRAIN, and gets as well: annotation.ome.zarr, the regions on
+    BRAIN's voxels; brain.ome.zarr, all channels of BRAIN on TEMPLATE's voxels;
+    inverse.ome.zarr, the transform from template to brain; and regions.csv, a table of all regions
+    with their volumes and the means of BRAIN's channels. report.html shows their borders over
+    BRAIN.
+
+    Run again after it was stopped, it goes on. The exit code is 4 where the registration failed;
+    all files are kept.
+    """
+    from itkstream.atlas.register import register_atlas
+    from itkstream.io.storage.inputs import check_apart
+
+    check_apart(out, brain, template, annotation, options["names"], options["config_file"])
+    config = _read_steps(options["config_file"])
+    with ConsoleReporter(make_console()) as reporter:
+        result = register_atlas(
+            _open("brain", brain, options),
+            _open("template", template, options),
+            _annotation(annotation, options),
+            out,
+            orientation=options["orientation"],
+            template_orientation=options["template_orientation"],
+            names=options["names"],
+            steps=config.steps,
+            settings=config.settings,
+            resources=collect_resources(options),
+            overwrite=options["overwrite"],
+            reporter=reporter,
+        )
+    failed = result.verdict.outcome == "failed"
+    facts = {"out": str(result.out), "verdict": result.verdict.facts, **_facts(result)}
+    tell(facts, *result.verdict.describe(), *_describe(result, failed))
+    if failed:
+        sys.exit(NOT_ALIGNED)
+
+
+def _read_steps(path: str | None) -> Any:
+    """Read steps and settings of a file; what else it says is not of an atlas."""
+    from itkstream.cli.config import Config, read_config
+    from itkstream.errors import InputError
+
+    config = Config() if path is None else read_config(path)
+    if config != Config(config.steps, config.settings):
+        raise InputError(
+            f"{path} says more than steps and settings: images, masks, landmarks and starts are "
+            "not taken from a file here. Leave them out"
+        )
+    return config
+
+
+def _open(which: str, path: str, options: dict[str, Any]) -> Any:
+    return open_given_image(which, collect_image_options(options, which, common=False), path)
+
+
+def _annotation(path: str, options: dict[str, Any]) -> Any:
+    """The annotation as it is said to be, or its path where nothing is said of it."""
+    said = any(options[f"annotation_{name}"] is not None for name in IMAGE_OPTIONS)
+    return _open("annotation", path, options) if said else path
+
+
+def _facts(result: Any) -> dict[str, Any]:
+    regions = [r for r in result.regions if r.voxels]
+    return {"regions": len(result.regions), "regions_in_brain": len(regions)}
+
+
+def _describe(result: Any, failed: bool) -> Iterator[str]:
+    found = _facts(result)
+    yield f"regions: {found['regions_in_brain']} of {found['regions']} in the brain: regions.csv"
+    yield f"files kept: {result.out}" if failed else f"registered: {result.out}"
