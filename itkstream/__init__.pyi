@@ -16,8 +16,8 @@ from .apply.bundles import Bundle, coarsened, export_ants, export_slicer
 from .apply.certificate import Certificate, certify, check_transform
 from .apply.folds import repair_transform
 from .apply.products import Series, write_inverse, write_resampled
-from .atlas.register import AtlasRegistration, register_atlas
 from .atlas.regions import Region
+from .atlas.register import AtlasRegistration, register_atlas
 from .blocks.masks import Mask
 from .cluster import execute
 from .geometry import (

@@ -121,7 +121,7 @@ def _open_volume(given: Given, which: str) -> Image:
 
 
 def _as_fine_as(brain: Image, template: Image) -> Image:
-    """The coarsest level of the brain's file that is as fine as the template, if none was chosen."""
+    """The coarsest level of the file as fine as the template, if none was chosen."""
     recipe = dict(brain.recipe)
     if not recipe or {"level", "spacing", "voxel_spacing", "crop"} & recipe.keys():
         return brain

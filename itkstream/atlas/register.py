@@ -123,7 +123,8 @@ def register_atlas(
     brain : path or Image
         In 3-D. The channel that is registered is chosen as `itkstream.open_image` says; of all
         others, means are taken too. Of a file of several levels, the coarsest that is as fine as
-        the template is taken, unless one was chosen.
+        the template is taken, unless a coarser one than the finest was chosen, or the path is that
+        of one (``brain.ome.zarr/0``).
     template : path or Image
         The atlas' image, in 3-D.
     annotation : path or Image
@@ -174,9 +175,7 @@ def register_atlas(
        atlases", J. Open Source Software 5 (2020) 2668, doi:10.21105/joss.02668.
     """
     check_apart(out, brain, template, annotation, names)
-    atlas = open_atlas(
-        (brain, template, annotation), (orientation, template_orientation), names
-    )
+    atlas = open_atlas((brain, template, annotation), (orientation, template_orientation), names)
     check_apart(out, atlas.images)
     settings = settings or RegisterSettings()
     key = tokenize(atlas.images, atlas.names, atlas.start, tuple(steps), settings)
@@ -263,9 +262,7 @@ def _write_products(
     return regions
 
 
-def _unless_there(
-    place: Location, title: str, told: Reporter, write: Callable[[], None]
-) -> None:
+def _unless_there(place: Location, title: str, told: Reporter, write: Callable[[], None]) -> None:
     """Write a product that an earlier run has not completed."""
     told.step(title)
     if place.exists():

@@ -85,7 +85,7 @@ def lay_out(contents: Contents) -> str:
         title=f"{names['moving']} to {names['fixed']}: registration report",
         n=numbers,
         names=names,
-        sections=[s for s in _SECTIONS if s[0] != "regions" or contents.planes[0].borders is not None],
+        sections=_sections(contents),
         verdict=_verdict(numbers["verdict"]),
         cards=_cards(numbers),
         agreement="white",
@@ -103,6 +103,12 @@ def lay_out(contents: Contents) -> str:
         total=sum(seconds),
         parameters=json.dumps(numbers["parameters"], indent=2),
     )
+
+
+def _sections(contents: Contents) -> list[tuple[str, str]]:
+    """Ids and titles of the sections; that of regions where there are some."""
+    without = {"regions"} if contents.planes[0].borders is None else set()
+    return [section for section in _SECTIONS if section[0] not in without]
 
 
 def _verdict(found: dict[str, Any] | None) -> dict[str, Any]:

@@ -180,12 +180,8 @@ def _borders(labels: Image, grid: Grid, cut: Cut) -> Picture:
     found = warp_block(labels, here, grid, WarpSettings("nearest", background=0))
     edges = np.zeros(found.shape, bool)
     for axis in (cut.rows, cut.columns):
-        if found.shape[axis] > 1:
-            n = found.shape[axis]
-            first, second = (np.take(found, range(k, n - 1 + k), axis) for k in (0, 1))
-            edges[tuple(slice(0, n - 1) if a == axis else slice(None) for a in range(grid.ndim))] |= (
-                first != second
-            )
+        last = np.take(found, [-1], axis)
+        edges |= np.diff(found, axis=axis, append=last) != 0
     return cut.picture(np.where(edges, np.float32(1), np.float32(np.nan)))
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import Grid, Image, Transform
 from itkstream.phantoms import Motion, PhantomSettings, SyntheticTransform
 from itkstream.phantoms.truth import draw_truth
 
-__all__ = ["IDS", "PhantomBrain", "dice", "make_brain"]
+__all__ = ["IDS", "PhantomBrain", "best_labels", "dice", "make_brain", "target_error"]
 
 Floats = NDArray[np.float64]
 
@@ -90,11 +90,37 @@ def make_brain(size: int = 72, seed: int = 0, warp_vox: float = 2.5) -> PhantomB
     )
 
 
+def true_points(phantom: PhantomBrain) -> Floats:
+    """The template point of each voxel of the brain as it is stored."""
+    straight = phantom.straight
+    there = phantom.truth(straight.positions().reshape(-1, 3)).reshape(*straight.shape, 3)
+    # Stored as z, y, x, points too; the first and the third axis turned.
+    return there.transpose(2, 1, 0, 3)[::-1, :, ::-1, ::-1]
+
+
+def best_labels(phantom: PhantomBrain) -> NDArray[np.uint32]:
+    """The annotation carried over by the true map."""
+    index = np.rint(phantom.annotation.grid.to_index(true_points(phantom))).astype(int)
+    inside = ((index >= 0) & (index < phantom.annotation.shape)).all(axis=-1)
+    held = np.where(inside[..., None], index, 0)
+    return np.where(inside, phantom.annotation.data[tuple(np.moveaxis(held, -1, 0))], 0)
+
+
+def target_error(phantom: PhantomBrain, transform: Transform) -> Floats:
+    """Distances in voxels from the true places, of every 27th voxel of the brain."""
+    every = (slice(None, None, 3),) * 3
+    tissue = phantom.labels[every] > 0
+    here = phantom.brain.grid.positions()[every][tissue]
+    apart = transform.apply(here) - true_points(phantom)[every][tissue]
+    return np.linalg.norm(apart, axis=-1) / phantom.brain.spacing[0]
+
+
 def dice(found: NDArray[np.integer], true: NDArray[np.integer], least: int) -> dict[int, float]:
     """Overlap of each region of at least so many true voxels."""
     ids, counts = np.unique(true[true > 0], return_counts=True)
     return {
-        int(label): 2 * float(((found == label) & (true == label)).sum())
+        int(label): 2
+        * float(((found == label) & (true == label)).sum())
         / float((found == label).sum() + (true == label).sum())
         for label, count in zip(ids, counts, strict=True)
         if count >= least
@@ -111,7 +137,9 @@ class _Body:
         self._levels = rng.uniform(0.45, 1.0, len(IDS) + 1)
         self._levels[0] = 0
         noise = rng.normal(size=(2, *grid.shape))
-        fine, coarse = (ndimage.gaussian_filter(n, s) for n, s in zip(noise, (1.3, 3.0), strict=True))
+        fine, coarse = (
+            ndimage.gaussian_filter(n, s) for n, s in zip(noise, (1.3, 3.0), strict=True)
+        )
         self._texture = 0.1 * (fine / fine.std() + coarse / coarse.std())
 
     def regions(self, points: Floats) -> NDArray[np.intp]:

@@ -39,10 +39,10 @@ __all__ = ["atlas"]
 @click.option(
     "--orientation",
     metavar="CODE",
-    help="How BRAIN lies, to start from. Small letters: where its first voxel lies along each axis, "
-    "slowest first, as brainglobe has it (asr: z from anterior, y from superior, x from right). "
-    "Capitals: where x, y and z lead, as ITK has it (LIP is the same). `file`: what its direction "
-    "says. [default: searched for]",
+    help="How BRAIN lies, to start from. Small letters: where its first voxel lies along each "
+    "axis, slowest first, as brainglobe has it (asr: z from anterior, y from superior, x from "
+    "right). Capitals: where x, y and z lead, as ITK has it (LIP is the same). `file`: what its "
+    "direction says. [default: searched for]",
 )
 @click.option(
     "--template-orientation",
