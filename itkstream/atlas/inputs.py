@@ -62,7 +62,7 @@ class Atlas:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever runs it should know."""
+        """Notes for whoever runs it."""
         pair = (self.brain.grid.in_unit("micrometer"), self.template.grid.in_unit("micrometer"))
         fine = min(pair[1].spacing) / max(pair[0].spacing)
         level = self.brain.recipe.get("level")
@@ -76,7 +76,7 @@ class Atlas:
         return tuple(said)
 
     def described(self) -> dict[str, Any]:
-        """What was given, for a note."""
+        """The inputs, as a note names them."""
         images = {"brain": self.brain, "template": self.template, "annotation": self.annotation}
         known: dict[str, Any] = {name: image.name for name, image in images.items()}
         return {

@@ -38,7 +38,7 @@ def check_lie(code: object, which: str) -> str:
 
 
 def template_lie(said: object, brain: object) -> str:
-    """How the template lies where that may not be said: as the brain's file, or brainglobe's."""
+    """The orientation of the template; not said, as the brain's file says, or brainglobe's."""
     default = FILE_SAYS if brain == FILE_SAYS else BRAINGLOBE
     return check_lie(default if said is None else said, "template")
 

@@ -60,7 +60,7 @@ class Region:
 
 
 class Name(NamedTuple):
-    """What a region is called."""
+    """The name of a region, and its acronym."""
 
     name: str
     acronym: str = ""

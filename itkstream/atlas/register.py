@@ -42,7 +42,7 @@ from itkstream.workers import Resources, session
 __all__ = ["AtlasRegistration", "register_atlas"]
 
 NOTE = "atlas.json"
-"""What was registered, and whether all of it is written."""
+"""The note of what was registered, and whether all of it is written."""
 
 BRAIN = "brain.ome.zarr"
 """All channels of the brain on the voxels of the template."""

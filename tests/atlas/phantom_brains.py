@@ -56,8 +56,13 @@ class PhantomBrain:
     orientation: str = "psl"
 
 
-def make_brain(size: int = 72, seed: int = 0, warp_vox: float = 2.5) -> PhantomBrain:
-    """A template that lies asr, its annotation, and a brain that lies psl."""
+def make_brain(
+    size: int = 72, seed: int = 0, warp_vox: float = 2.5, finer: int = 1
+) -> PhantomBrain:
+    """A template that lies asr, its annotation, and a brain that lies psl.
+
+    The annotation's voxels are so many times finer than the template's.
+    """
     shape = (size, int(size * 0.8), int(size * 0.9))
     spacing = (25.0, 25.0, 25.0)
     motion = Motion(rotation_deg=4, stretch=0.05, shear=0.02, shift=0.03, warp_um=25 * warp_vox)
@@ -79,11 +84,13 @@ def make_brain(size: int = 72, seed: int = 0, warp_vox: float = 2.5) -> PhantomB
     # asr to psl: the first and the third axis of z, y, x begin at their other end.
     turned = replace(whole, data=np.ascontiguousarray(whole.data[::-1, :, ::-1]))
     labels = np.transpose(body.labels(there), (2, 1, 0))[::-1, :, ::-1]
-    ids = np.transpose(body.labels(here), (2, 1, 0))
+    first = tuple(-(h - h / finer) / 2 for h in spacing)
+    fine = Grid(tuple(n * finer for n in shape), tuple(h / finer for h in spacing), first)
+    ids = np.transpose(body.labels(fine.positions()), (2, 1, 0))
     return PhantomBrain(
         turned,
         store(template, np.uint16, "template"),
-        Image(np.ascontiguousarray(ids), stored, "annotation"),
+        Image(np.ascontiguousarray(ids), fine.reorder(("z", "y", "x")), "annotation"),
         np.ascontiguousarray(labels),
         truth,
         grid,

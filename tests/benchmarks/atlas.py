@@ -1,6 +1,6 @@
 """Measure how well an annotation is carried into a brain, on phantom brains of known map.
 
-    python tests/benchmarks/atlas.py [--size 88] [--seeds 1]
+    python tests/benchmarks/atlas.py [--size 104] [--seeds 1] [--finer 1]
 
 Dice of every region of 1000 voxels and more against its true voxels, the least and the mean; the
 same where the annotation is carried by the true map ("at best"): labels of whole voxels, taken by
@@ -50,12 +50,13 @@ def measure(phantom: PhantomBrain, out: Path) -> dict[str, float]:
 def main(given: Sequence[str] | None = None) -> None:
     """Print a line for each seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", type=int, default=88)
+    parser.add_argument("--size", type=int, default=104)
+    parser.add_argument("--finer", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args(given)
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(make_brain(args.size, seed), Path(folder) / "out")
+            found = measure(make_brain(args.size, seed, finer=args.finer), Path(folder) / "out")
         said = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
         sys.stdout.write(f"seed {seed}  {said}\n")
 
