@@ -5,7 +5,18 @@
 Dice of every region of 1000 voxels and more against its true voxels, the least and the mean; the
 same where the annotation is carried by the true map ("at best"): labels of whole voxels, taken by
 the nearest, are half a voxel off at borders even then. The error is that of the transform over the
-brain, median / 95th percentile, in voxels. DICE_TABLE
+brain, median / 95th percentile, in voxels.
+
+Measured with size 104, seed 0:
+
+=================  =======  ======  =============  =============
+annotation         least    mean    least at best  error
+=================  =======  ======  =============  =============
+as the template    0.940    0.954   0.937          0.07 / 0.27
+twice as fine      0.971    0.976   0.971          0.07 / 0.27
+=================  =======  ======  =============  =============
+
+The least are nuclei of 7 voxels radius, which half a voxel at their border takes down so far.
 """
 
 from __future__ import annotations
