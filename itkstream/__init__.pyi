@@ -18,6 +18,8 @@ from .apply.folds import repair_transform
 from .apply.products import Series, write_inverse, write_resampled
 from .blocks.masks import Mask
 from .cluster import execute
+from .experiment.register import Experiment, RegisteredRound, register_rounds
+from .experiment.rounds.manifest import Round
 from .geometry import (
     AffineTransform,
     BSplineTransform,
@@ -59,6 +61,7 @@ __all__ = [
     "CompositeTransform",
     "Deformable",
     "DisplacementField",
+    "Experiment",
     "Grid",
     "Image",
     "ImageOptions",
@@ -72,8 +75,10 @@ __all__ = [
     "Plan",
     "RansacAffine",
     "RegisterSettings",
+    "RegisteredRound",
     "Registration",
     "Resources",
+    "Round",
     "Series",
     "Verdict",
     "WarpSettings",
@@ -104,6 +109,7 @@ __all__ = [
     "read_landmarks",
     "read_transform",
     "register",
+    "register_rounds",
     "repair_transform",
     "transform",
     "workers",

@@ -165,6 +165,8 @@ class CommandOfImages(click.Command):
 
 
 def _describe_prefixes(prefixes: Sequence[str]) -> str:
+    if not prefixes:
+        return "They hold for all images of which nothing else is said."
     flags = [f"--{prefixes[0]}-{name}" for name in _IMAGE_OPTIONS]
     others = "".join(f", and the same with --{prefix}-" for prefix in prefixes[1:])
     return f"For one image alone: {', '.join(flags)}{others}. See `itkstream register --help`."
