@@ -1,8 +1,8 @@
 """Coordinates in tables of spots: columns and units known by the headers that programs write.
 
 - RS-FISH (`Block.writeCSV` of PreibischLab/RS-FISH): ``x,y,z,t,c,intensity``, in voxels.
-- Big-FISH (`stack.save_data_to_csv` of fish-quant/big-fish): arrays z;y;x in voxels, further columns
-  after them, semicolons in between, and no header at all.
+- Big-FISH (`stack.save_data_to_csv` of fish-quant/big-fish): arrays z;y;x in voxels, with
+  semicolons in between, further columns after them, and no header at all.
 - napari, a layer of points saved: ``index,axis-0,axis-1,axis-2``, the axes of the array, before the
   scale of the layer: voxels, since a new layer of points gets the scale of the image.
 - TrackMate, spots exported as CSV: ``POSITION_X`` and so on, and three more lines of headers, of
