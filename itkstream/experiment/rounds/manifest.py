@@ -121,8 +121,8 @@ class Manifest:
         if len(self.rounds) < 2:
             raise InputError(f"an experiment has at least two rounds; got {len(self.rounds)}")
         for what, found in (
-            ("name", [r.name.casefold() for r in self.rounds]),
             ("image", [(r.image, r.options) for r in self.rounds]),
+            ("name", [r.name.casefold() for r in self.rounds]),
         ):
             twice = next((k for k, value in enumerate(found) if value in found[:k]), None)
             if twice is not None:
