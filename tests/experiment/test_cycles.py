@@ -89,7 +89,7 @@ def test_rounds_that_show_different_things_are_not_measured(known):
 
 
 def test_a_later_start_is_taken_where_the_first_leads_astray(known):
-    levels, ways = known
+    levels, _ = known
     far = np.eye(4)
     far[:3, 3] = 500.0
     found = match_directly(levels["b"](), levels["c"](), [far, np.eye(4)])

@@ -135,15 +135,13 @@ def test_what_is_wrong_with_several_rounds_is_said_at_once(three_rounds, tmp_pat
     lines = str(error.value).splitlines()
     assert lines[0] == "3 of 4 rounds cannot be registered; nothing was computed"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["two", "three", "four"]
-    with pytest.raises(MissingDataError, match="^round three: "):
+    with pytest.raises(MissingDataError, match=r"^round three: "):
         open_rounds(Manifest((given.rounds[0], given.rounds[2])))
 
 
 def test_channels_are_known_by_name_and_the_registered_one_by_number(three_rounds):
     first, second = open_rounds(
-        Manifest(
-            (Round("a", str(three_rounds.paths[0])), Round("b", str(three_rounds.paths[1])))
-        ),
+        Manifest((Round("a", str(three_rounds.paths[0])), Round("b", str(three_rounds.paths[1])))),
         0,
     )
     assert (first.names, second.names) == (("gene1", "DAPI"), ("gene2", "DAPI"))
