@@ -260,7 +260,7 @@ class OpenedRound:
 
     @property
     def path(self) -> str:
-        """Where the image lies, whatever the working directory."""
+        """Place of the image, whatever the working directory."""
         return str(self.image.recipe["path"])
 
 
