@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ngff_zarr
@@ -18,6 +19,7 @@ import itkstream
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.experiment.register import Experiment, register_rounds
 from itkstream.experiment.rounds.manifest import Round
+from itkstream.geometry import Image
 from itkstream.io.storage.disk import files_stamp
 
 QUICK_STEPS = """
@@ -179,9 +181,7 @@ def test_rounds_of_different_types_are_joined_in_one_that_holds_both(
     pair = three_rounds.pairs[0]
 
     scaled = pair.moving.read() // 64
-    path = write_round(
-        tmp_path / "bytes.ome.zarr", type(pair.moving)(scaled, pair.moving.grid), "g", "uint8"
-    )
+    path = write_round(tmp_path / "bytes.ome.zarr", Image(scaled, pair.moving.grid), "g", "uint8")
     config = tmp_path / "steps.yaml"
     config.write_text(QUICK_STEPS)
     done = command(
@@ -215,6 +215,21 @@ def test_steps_of_a_pair_are_no_steps_of_rounds(three_rounds, tmp_path, command)
     done = command("rounds", *three_rounds.paths, "--out", "o", "--config", "c.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "say the rest in a manifest" in done.stderr
+
+
+def test_rounds_that_disagree_are_to_be_looked_at(three_rounds, tmp_path):
+    image = three_rounds.pairs[1].moving
+    moved = Image(image.data, replace(image.grid, origin=(9.0, 0.0, 0.0)))
+    far = write_round(tmp_path / "far.ome.zarr", moved, "gene")
+    # Without steps both stay as their files place them, and nothing speaks against either alone.
+    rounds = [*three_rounds.paths[:2], far]
+    found = register_rounds(rounds, tmp_path / "out", channel="DAPI", steps=(), settings=QUICK)
+    (cycle,) = found.facts["cycles"]
+    assert not cycle["agrees"]
+    assert cycle["median_um"] == pytest.approx(9.0, abs=3.5)  # they are some µm apart themselves
+    assert [r.outcome for r in found.rounds] == ["reference", "look", "look"]
+    assert "matched directly with far" in found.rounds[1].verdict.reasons[0]
+    assert found.facts["joined"]["channels"][-1]["label"] == "far:DAPI"
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(three_rounds, tmp_path):

@@ -152,7 +152,7 @@ def _parts(path: str) -> tuple[str, ...]:
     for part in path.rstrip("/").replace("\\", "/").split("/"):
         while _ENDING.search(part):
             part = _ENDING.sub("", part)
-        kept = re.sub(r"[^\w .+-]", "-", part).strip("_ .-")
+        kept = re.sub(r"[^\w .+-]", "-", part).strip("_ .+-")
         names += [kept] if kept else []
     return tuple(names) or ("round",)
 
