@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from itkstream.compute.lock import Lock, holding
@@ -88,9 +88,10 @@ class ExperimentFolder:
     def locked(self) -> Iterator[None]:
         """Keep other runs out for the time of a with block, and clear what is replaced."""
         self.check()
-        with writing_to(self.place):
-            held = holding(self.place.child(LEDGER_FOLDER, _LOCK), self.place)
-        with held as self._lock:
+        with ExitStack() as stack:
+            with writing_to(self.place):
+                held = holding(self.place.child(LEDGER_FOLDER, _LOCK), self.place)
+                self._lock = stack.enter_context(held)
             known = _read(self.work)
             if known is None or known["key"] != self._key:
                 for name in self.work.names():

@@ -124,7 +124,7 @@ def write_joined(
 
 
 def _looks(place: Location, channels: Sequence[JoinedChannel], grid: Grid) -> list[ChannelLook]:
-    """How viewers are to show the channels; intensities are those of the coarsest level."""
+    """Say how viewers show the channels; intensities are those of the coarsest level."""
     found = []
     for number, channel in enumerate(channels):
         coarsest = open_series(str(place), "level", channel=number, axes=["c", *grid.axes])[-1]

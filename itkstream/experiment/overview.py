@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote
 
 from attrs import frozen
-from dask.utils import format_time
 
 from itkstream.experiment.folder import JOINED, OVERVIEW, OVERVIEW_NUMBERS, ROUNDS
 from itkstream.geometry import Grid, Image
@@ -103,7 +102,8 @@ def write_overview(
     }
     write_text(work / OVERVIEW_NUMBERS, json.dumps(numbers, indent=2) + "\n")
     planes = [_plane(k, cut, fixed.grid, grids[k], layers) for k, cut in enumerate(cuts)]
-    write_text(work / OVERVIEW, _page(numbers, layers, planes))
+    rows = [_row(entry, numbers, work) for entry in numbers["rounds"]]
+    write_text(work / OVERVIEW, _page(numbers, rows, layers, planes))
     return work / OVERVIEW
 
 
@@ -137,9 +137,12 @@ def _plane(k: int, cut: Cut, lattice: Grid, grid: Grid, layers: Sequence[_Layer]
 
 
 def _page(
-    numbers: dict[str, Any], layers: Sequence[_Layer], planes: Sequence[dict[str, Any]]
+    numbers: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    layers: Sequence[_Layer],
+    planes: Sequence[dict[str, Any]],
 ) -> str:
-    rows = [_row(entry, numbers) for entry in numbers["rounds"]]
+    """Lay the table of rounds and the planes out."""
     shown = {channel["round"] for channel in numbers["joined"]["channels"]}
     return render(
         "overview.html",
@@ -161,7 +164,14 @@ def _headline(outcomes: Sequence[str]) -> str:
     return ", ".join(said).capitalize()
 
 
-def _row(entry: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+def _duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _row(entry: dict[str, Any], numbers: dict[str, Any], work: Location) -> dict[str, Any]:
     """A round as the table shows it."""
     name, verdict, predicted = entry["name"], entry["verdict"], entry["predicted"] or {}
     outcome = verdict["outcome"] if verdict else "failed"
@@ -170,7 +180,7 @@ def _row(entry: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
     own = [c["median_um"] for c in numbers["cycles"] if name in c["rounds"]]
     told = [significant(um, 2) for um in own if um is not None]
     median, p95 = (predicted.get(key) for key in ("median_um", "p95_um"))
-    overlap = entry["overlap"]
+    overlap, report = entry["overlap"], f"{entry['folder']}/{PAGE}"
     reasons = [entry["failed"]] if entry["failed"] else []
     if outcome in ("look", "failed") and verdict:
         reasons = list(verdict["reasons"])
@@ -182,7 +192,7 @@ def _row(entry: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
         "error": "" if median is None else f"{significant(median, 2)} / {significant(p95, 2)} µm",
         "overlap": "" if not overlap else f"{100 * overlap['fixed']:.0f} %",
         "cycles": ", ".join(told),
-        "time": format_time(entry["seconds"]) if entry["seconds"] else "",
-        "report": quote(f"{entry['folder']}/{PAGE}") if entry["folder"] else "",
+        "time": _duration(entry["seconds"]) if entry["seconds"] else "",
+        "report": quote(report) if entry["folder"] and (work / report).is_file() else "",
         "reasons": reasons,
     }

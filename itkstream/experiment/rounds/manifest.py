@@ -121,8 +121,8 @@ class Manifest:
         if len(self.rounds) < 2:
             raise InputError(f"an experiment has at least two rounds; got {len(self.rounds)}")
         for what, found in (
-            ("name", [r.name.casefold() for r in self.rounds]),
             ("image", [(r.image, r.options) for r in self.rounds]),
+            ("name", [r.name.casefold() for r in self.rounds]),
         ):
             twice = next((k for k, value in enumerate(found) if value in found[:k]), None)
             if twice is not None:
@@ -152,7 +152,7 @@ def _parts(path: str) -> tuple[str, ...]:
     for part in path.rstrip("/").replace("\\", "/").split("/"):
         while _ENDING.search(part):
             part = _ENDING.sub("", part)
-        kept = re.sub(r"[^\w .+-]", "-", part).strip("_ .-")
+        kept = re.sub(r"[^\w .+-]", "-", part).strip("_ .+-")
         names += [kept] if kept else []
     return tuple(names) or ("round",)
 
@@ -260,7 +260,7 @@ class OpenedRound:
 
     @property
     def path(self) -> str:
-        """Where the image lies, whatever the working directory."""
+        """Place of the image, whatever the working directory."""
         return str(self.image.recipe["path"])
 
 

@@ -74,7 +74,9 @@ class ExperimentRun:
         self.folder = folder
         self.shared = shared
         self.reporter = reporter
-        self.joined: dict[str, Any] = folder.recall().get("joined") or {}
+        known = folder.recall()
+        self.joined: dict[str, Any] = known.get("joined") or {}
+        self.was_complete: bool = known.get("complete", False)
         self.cycles: list[Cycle] = []
         self.entries = {o.round.name: _entry(o) for o in plan.opened}
 
@@ -106,7 +108,9 @@ class ExperimentRun:
         }
 
     def _note(self, complete: bool = False) -> None:
-        self.folder.note(self._facts(), complete)
+        # A complete experiment that is looked through again stays so meanwhile.
+        if complete or not self.was_complete:
+            self.folder.note(self._facts(), complete)
 
     def _register(self, own: OpenedRound, neighbour: OpenedRound, number: int) -> None:
         """Register a round; what goes wrong with it is noted, and stops no other."""
