@@ -25,7 +25,7 @@ from itkstream.io.points.counts import CellTable, check_counts_output, write_cou
 from itkstream.io.points.reading import SpotFile, SpotPiece, open_spots
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.threads import processors
+from itkstream.numerics.threads import get_threads
 
 __all__ = ["CELLS", "SpotCounts", "count_spots"]
 
@@ -206,7 +206,7 @@ class _Cells:
 def _measure_cells(image: Image) -> _Cells:
     """Find all labels, reading a segmentation part by part, as it is stored."""
     blocks = block_grid(image.shape, _part_size(image), 0)
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(get_threads()) as pool:
         parts = list(pool.map(partial(_measure_block, image), blocks))
     labels, sums = (np.concatenate(some) for some in zip(*parts, strict=True))
     cells, which = np.unique(labels, return_inverse=True)

@@ -190,7 +190,7 @@ def move_spots(
 
     Tables are read by their headers, some rows at a time: those of RS-FISH, Big-FISH, napari and
     TrackMate, and any with columns such as ``x_um``, ``x (µm)``, ``x_nm``, ``POSITION_X``,
-    ``centroid_x`` or ``x``. Each goes to the inverse of its round's transform.
+    ``centroid_x`` or ``x``. Spots go back through the transform of their round.
 
     Writes ``spots/NAME.csv`` into the folder for each round, and the joined table, with the columns
 
@@ -246,6 +246,10 @@ def move_spots(
     for target in (joined, *outputs.values()):
         check_apart(target, *paths)
         check_spots_output(target, overwrite)
+    if joined in outputs.values():
+        raise InputError(
+            f"{joined} is the table of a round: choose another name for the table of all spots"
+        )
     if not outputs:
         reasons = "; ".join(f"{name}: {sources[name].failed}" for name in given)
         raise RegistrationError(f"no round with spots has a result. {reasons}")
@@ -355,7 +359,7 @@ class _Tally:
         self._error += float(errors.sum())
 
     def of(self, name: str, tables: Sequence[_Table]) -> MovedRound:
-        """What became of the spots of a round."""
+        """Sum up the spots of a round."""
         spots, within, outside, known = self._counts.tolist()
         files = tuple(table.file.path for table in tables)
         error = self._error / known if known else float("nan")

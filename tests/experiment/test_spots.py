@@ -206,6 +206,8 @@ def test_nothing_is_replaced_unasked_nor_left_behind(folder, tmp_path) -> None:
     assert len(list((folder / "spots").iterdir())) == 4
     with pytest.raises(InputError, match="input is never replaced"):
         move_spots(folder, {"r2": folder / "spots" / "joined.csv"}, overwrite=True)
+    with pytest.raises(InputError, match=r"r2\.csv is the table of a round"):
+        move_spots(folder, tables, folder / "spots" / "r2.csv", overwrite=True)
     with pytest.raises(MissingDataError, match="no table of spots"):
         move_spots(folder, {"r2": tmp_path / "none.csv"}, overwrite=True)
 

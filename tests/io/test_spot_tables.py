@@ -96,6 +96,8 @@ def test_pieces_hold_all_rows_in_order(tmp_path, monkeypatch) -> None:
         ("p.csv", "axis-0,axis-1,axis-2,axis-3\n0,1,2,3\n", "leave out axes of channels"),
         ("p.csv", "x,y,z,a,a\n1,2,3,4,5\n", "two columns of one name: a"),
         ("p.csv", "x,y,z\n1,2,3\n1,2\n", "row 2 has 2 cells"),
+        # Only TrackMate has more headers.
+        ("p.csv", "x,y,z\n,,\n,,\n,,\n1,2,3\n", "row 1 has no number in column x"),
         ("p.csv", "x,y,z\n1,2,3\n1,two,3\n", "row 2 has no number in column y: 'two'"),
         ("p.csv", "x,y,z\n1,2,3\n1,2,nan\n", "row 2 has no finite coordinates"),
         ("p.xlsx", "x,y,z\n", "spots are read from .csv, .npy"),

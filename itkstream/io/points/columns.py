@@ -100,7 +100,7 @@ def find_columns(
     if not unit and set(names) >= _RS_FISH:
         return CoordinateColumns(places, VOXEL, "RS-FISH")
     extra = rows[:_EXTRA_HEADERS]
-    if len(extra) == _EXTRA_HEADERS and not any(_all_numbers(row, places) for row in extra):
+    if len(extra) == _EXTRA_HEADERS and _cells(extra[0], places) == list(default_axes(ndim)):
         return CoordinateColumns(places, _unit_below(extra[-1], places), "TrackMate", len(extra))
     return CoordinateColumns(places, unit)
 
@@ -152,12 +152,12 @@ def _choose(
     )
 
 
-def _all_numbers(row: Sequence[str], places: Sequence[int]) -> bool:
-    return all(k < len(row) and is_number(row[k]) for k in places)
+def _cells(row: Sequence[str], places: Sequence[int]) -> list[str]:
+    """Some cells of a row, in small letters and without brackets."""
+    return [row[k].strip().strip("()").lower() for k in places if k < len(row)]
 
 
 def _unit_below(row: Sequence[str], places: Sequence[int]) -> str:
     """The unit in TrackMate's last line of headers; "" where it is none that is known."""
-    said = {row[k].strip().strip("()").lower() for k in places if k < len(row)}
-    units = {_SPELLED.get(word, "") for word in said}
+    units = {_SPELLED.get(word, "") for word in _cells(row, places)}
     return units.pop() if len(units) == 1 else ""
