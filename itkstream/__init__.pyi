@@ -18,6 +18,10 @@ from .apply.folds import repair_transform
 from .apply.products import Series, write_inverse, write_resampled
 from .blocks.masks import Mask
 from .cluster import execute
+from .experiment.cells import SpotCounts, count_spots
+from .experiment.register import Experiment, RegisteredRound, register_rounds
+from .experiment.rounds.manifest import Round
+from .experiment.spots import MovedRound, MovedSpots, move_spots
 from .geometry import (
     AffineTransform,
     BSplineTransform,
@@ -59,6 +63,7 @@ __all__ = [
     "CompositeTransform",
     "Deformable",
     "DisplacementField",
+    "Experiment",
     "Grid",
     "Image",
     "ImageOptions",
@@ -68,13 +73,18 @@ __all__ = [
     "Landmarks",
     "LocalAffines",
     "Mask",
+    "MovedRound",
+    "MovedSpots",
     "PiecewiseAffine",
     "Plan",
     "RansacAffine",
     "RegisterSettings",
+    "RegisteredRound",
     "Registration",
     "Resources",
+    "Round",
     "Series",
+    "SpotCounts",
     "Verdict",
     "WarpSettings",
     "advise",
@@ -84,6 +94,7 @@ __all__ = [
     "check_transform",
     "cluster",
     "coarsened",
+    "count_spots",
     "deform",
     "errors",
     "execute",
@@ -92,6 +103,7 @@ __all__ = [
     "features",
     "geometry",
     "io",
+    "move_spots",
     "open_container",
     "open_image",
     "orientation_code",
@@ -104,6 +116,7 @@ __all__ = [
     "read_landmarks",
     "read_transform",
     "register",
+    "register_rounds",
     "repair_transform",
     "transform",
     "workers",

@@ -53,7 +53,13 @@ from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
-from itkstream.registration.request import Given, open_given, plan_request, read_request
+from itkstream.registration.request import (
+    Given,
+    Request,
+    open_given,
+    plan_request,
+    read_request,
+)
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources
@@ -178,10 +184,15 @@ def register(
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
     )
-    folder, told = RunFolder(out, request.names, overwrite), reporter or LogReporter()
-    registered = run_request(request, folder, told)
+    folder = RunFolder(out, request.names, overwrite)
+    return run_with_report(request, folder, reporter or LogReporter())
+
+
+def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
+    """Run a registration that was checked, and write its page where one is wanted."""
+    registered = run_request(request, folder, reporter)
     if request.plan.settings.report:
-        _report(registered.out, request.pair, told)
+        _report(registered.out, request.pair, reporter)
     return registered
 
 

@@ -17,12 +17,13 @@ from itkstream.cli.commands.info import info
 from itkstream.cli.commands.plan import config, plan
 from itkstream.cli.commands.register import register
 from itkstream.cli.commands.report import report
+from itkstream.cli.commands.rounds import rounds
+from itkstream.cli.commands.spots import count, points
 from itkstream.cli.commands.transform_commands import (
     apply,
     check,
     export,
     invert,
-    points,
     repair,
 )
 from itkstream.cli.exit_codes import BAD_INPUT, EXISTS, FAILED, INTERRUPTED
@@ -45,8 +46,14 @@ class Verbs(click.Group):
 
     sections: ClassVar[dict[str, tuple[click.Command, ...]]] = {
         "Before": (info, advise, plan, config, demo),
-        "Register": (register,),
-        "Use a registration, or any transform": (apply, points, export, invert),
+        "Register": (register, rounds),
+        "Use a registration, an experiment, or any transform": (
+            apply,
+            points,
+            count,
+            export,
+            invert,
+        ),
         "Judge and mend": (check, report, repair),
     }
 
