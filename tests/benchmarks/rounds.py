@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -86,7 +85,7 @@ def errors_of_rounds(
     return rows
 
 
-def kill_twice(files: list[str], folder: Path) -> int:
+def kill_twice(files: list[str], folder: Path) -> tuple[int, int]:
     """Run the experiment again with two kills; how many files differ, of how many."""
     out = folder / "killed"
     words = ["rounds", *files, "--channel", "DAPI", "--out", str(out)]
@@ -103,9 +102,9 @@ def kill_twice(files: list[str], folder: Path) -> int:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
     run(*words)
-    return sum(
-        1 for path, here in _results(out).items() if _results(folder / "experiment")[path] != here
-    )
+    whole, found = _results(folder / "experiment"), _results(out)
+    names = whole.keys() | found.keys()
+    return sum(whole.get(name) != found.get(name) for name in names), len(names)
 
 
 def _results(out: Path) -> dict[str, bytes]:
@@ -138,7 +137,7 @@ def main(wanted: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if set(wanted) & {"errors", "kills"}:
-            made = make_experiment(replace(ExperimentSettings()))
+            made = make_experiment()
             made.write(folder / "made")
             files = [str(folder / f"made/{r.name}.ome.zarr") for r in made.rounds]
             rows = errors_of_rounds(made, files, folder)
@@ -149,7 +148,8 @@ def main(wanted: list[str]) -> None:
                 )
             console.print(table)
         if "kills" in wanted:
-            console.print(f"files that differ after two kills: {kill_twice(files, folder)}")
+            differ, count = kill_twice(files, folder)
+            console.print(f"after two kills {differ} of {count} files differ")
         if "memory" in wanted:
             for count, peak in peaks(folder).items():
                 console.print(f"{count} rounds: {peak:.0f} MB at most")
