@@ -18,8 +18,10 @@ from .apply.folds import repair_transform
 from .apply.products import Series, write_inverse, write_resampled
 from .blocks.masks import Mask
 from .cluster import execute
+from .experiment.cells import SpotCounts, count_spots
 from .experiment.register import Experiment, RegisteredRound, register_rounds
 from .experiment.rounds.manifest import Round
+from .experiment.spots import MovedRound, MovedSpots, move_spots
 from .geometry import (
     AffineTransform,
     BSplineTransform,
@@ -71,6 +73,8 @@ __all__ = [
     "Landmarks",
     "LocalAffines",
     "Mask",
+    "MovedRound",
+    "MovedSpots",
     "PiecewiseAffine",
     "Plan",
     "RansacAffine",
@@ -80,6 +84,7 @@ __all__ = [
     "Resources",
     "Round",
     "Series",
+    "SpotCounts",
     "Verdict",
     "WarpSettings",
     "advise",
@@ -89,6 +94,7 @@ __all__ = [
     "check_transform",
     "cluster",
     "coarsened",
+    "count_spots",
     "deform",
     "errors",
     "execute",
@@ -97,6 +103,7 @@ __all__ = [
     "features",
     "geometry",
     "io",
+    "move_spots",
     "open_container",
     "open_image",
     "orientation_code",

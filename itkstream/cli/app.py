@@ -15,6 +15,7 @@ from itkstream.cli.commands import transform_commands
 from itkstream.cli.commands.advise import advise
 from itkstream.cli.commands.report import report
 from itkstream.cli.commands.rounds import rounds
+from itkstream.cli.commands.spots import count, points
 from itkstream.cli.console import ConsoleReporter, tabulate_plan
 from itkstream.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, NOT_ALIGNED
 from itkstream.cli.options import (
@@ -53,6 +54,8 @@ for _name in transform_commands.__all__:
 commands.add_command(advise)
 commands.add_command(report)
 commands.add_command(rounds)
+commands.add_command(points)
+commands.add_command(count)
 
 
 @commands.command(cls=CommandOfImages)

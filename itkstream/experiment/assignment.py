@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from itkstream.errors import InputError, unknown_name
@@ -27,7 +28,7 @@ def assign_tables(
             found[name] = [os.fspath(path) for path in some]
     else:
         some = [tables] if isinstance(tables, (str, os.PathLike)) else tables
-        named = {os.fspath(path): _named_in(os.fspath(path), rounds) for path in some}
+        named = dict(_named(os.fspath(path), rounds) for path in some)
         if otherwise is not None:
             named = {path: names or [otherwise] for path, names in named.items()}
         _refuse_unclear(named, rounds)
@@ -50,6 +51,14 @@ def _refuse_unclear(named: Mapping[str, Sequence[str]], rounds: Sequence[str]) -
         f"  the rounds are {', '.join(rounds)}",
     ]
     raise InputError("\n".join(lines))
+
+
+def _named(given: str, rounds: Sequence[str]) -> tuple[str, list[str]]:
+    """Path of a table, and the rounds it names: the one before an equals sign, if there is one."""
+    name, sign, path = given.partition("=")
+    if sign and name in rounds and not Path(given).exists():
+        return path, [name]
+    return given, _named_in(given, rounds)
 
 
 def _named_in(path: str, rounds: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -14,29 +13,29 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from itkstream.apply.points import InverseMap, MappedPoints, nearest_values
+from itkstream.apply.points import InverseMap, MappedPoints, apply_to_points, nearest_values
 from itkstream.errors import InputError, RegistrationError
 from itkstream.experiment.assignment import assign_tables
-from itkstream.experiment.folder import EXPERIMENT, read_experiment
+from itkstream.experiment.sources import Source, is_experiment, read_sources, reference_of
 from itkstream.geometry import Grid, Image, default_axes
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
-from itkstream.io import ImageOptions, open_image
+from itkstream.io import open_image
 from itkstream.io.points.columns import VOXEL, read_unit
 from itkstream.io.points.reading import SpotFile, open_spots
-from itkstream.io.points.writing import check_spots_output, writing_spots
+from itkstream.io.points.writing import Columns, check_spots_output, writing_spots
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import read_transform
-from itkstream.registration.folder import ERROR, TRANSFORM, read_report
+from itkstream.registration.folder import REPORT
 
-__all__ = ["SPOTS", "MovedRound", "MovedSpots", "is_experiment", "move_spots"]
+__all__ = ["SPOTS", "MovedRound", "MovedSpots", "in_micrometers", "map_spots", "move_spots"]
 
 SPOTS = "spots"
 """Folder of the moved tables."""
 
 _JOINED = "joined.csv"
-_ADDED = ("round", "table", "outside", "error_um")
-_TOLD = ("unit", "axes", "channel", "time", "level")
+_SURE = {"outside": bool, "error_um": float}
+_WHENCE = {"round": str, "table": str}
 # A round's image that holds less of its spots is not in the unit that the table was taken for.
 _FEW = 0.5
 
@@ -114,41 +113,69 @@ class MovedSpots:
 
 
 @frozen(eq=False)
-class _Source:
-    """A round: its image, and the way from it to the reference; no transform for that one."""
+class _Table:
+    """A table of spots, and the unit in which its coordinates are taken."""
 
-    name: str
-    open: Callable[[], Image]
-    transform: Location | None
-    error: Location | None
-    failed: str = ""
+    file: SpotFile
+    unit: str
+
+    @property
+    def name(self) -> str:
+        """Name of its file without the ending."""
+        return Location.parse(self.file.path).name.rsplit(".", 1)[0]
 
 
 @frozen(eq=False)
 class _Mover:
-    """The way of points of a round, x first and in µm, into the reference, and how sure it is."""
+    """The way of points of an image, x first and in µm, and how sure it is.
 
-    lattice: Grid
+    The map of the error lies in the space that the points are moved to; that they come from, where
+    they go `forward`, from fixed to moving. Without a `lattice` nothing is known of the image.
+    """
+
+    lattice: Grid | None
     way: PointMap
     errors: Image | None
+    forward: bool = False
 
-    def lengths(self, points: NDArray[np.float64], unit: str) -> NDArray[np.float64]:
-        """Coordinates in µm; those of voxels count from the first of the image."""
-        if unit == VOXEL:
-            return self.lattice.to_physical(points)
-        return points * MICROMETERS_PER_UNIT[unit]
+    def move(
+        self, table: _Table, whence: Mapping[str, str]
+    ) -> Iterator[tuple[dict[str, Any], NDArray[np.bool_]]]:
+        """Move a table piece by piece: columns to write, and which spots lie in the image."""
+        for piece in table.file.pieces():
+            points = in_micrometers(piece.points, table.unit, self.lattice)
+            mapped = self.way(points)
+            lengths = (f"{axis}_um" for axis in default_axes(points.shape[1]))
+            columns: dict[str, Any] = {
+                **piece.others,
+                **dict(zip(lengths, mapped.points.T, strict=True)),
+                **{name: [cell] * len(points) for name, cell in whence.items()},
+                "outside": mapped.outside,
+                "error_um": self._certainty(points if self.forward else mapped.points),
+            }
+            everywhere = np.ones(len(points), bool)
+            yield columns, everywhere if self.lattice is None else self.lattice.contains(points)
 
-    def certainty(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Radius of the error at places in the reference, in µm; NaN where nothing says it."""
+    def _certainty(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Radius of the error at places, in µm; NaN where nothing says it."""
         if self.errors is None:
             return np.full(len(places), np.nan)
         radii, missed = nearest_values(self.errors, places)
         return np.where(missed, np.nan, radii.astype(float))
 
 
-def is_experiment(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is one of an experiment."""
-    return (Location.parse(folder) / EXPERIMENT).is_file()
+def in_micrometers(
+    points: NDArray[np.float64], unit: str, lattice: Grid | None
+) -> NDArray[np.float64]:
+    """Coordinates of points in µm; those in voxels count from the first of a lattice."""
+    if unit == VOXEL and lattice is None:
+        raise InputError(
+            "index coordinates need the image they count the voxels of: name the folder of a "
+            "registration or of an experiment, not a transform alone"
+        )
+    if unit == VOXEL and lattice is not None:
+        return lattice.to_physical(points)
+    return points * MICROMETERS_PER_UNIT[unit]
 
 
 def move_spots(
@@ -181,8 +208,8 @@ def move_spots(
         reference, and `moving`; tables that name neither are of `moving`.
     tables : sequence of path, or mapping
         Tables with the name of their round in their own, as ``spots/round2_GeneA.csv``, or in that
-        of their folder; or by the names of the rounds, a path or a list of paths each. CSV, TSV,
-        Parquet, or numpy arrays (m, 3), x first.
+        of their folder, or before it, as in ``round2=spots.csv``; or by the names of the rounds, a
+        path or a list of paths each. CSV, TSV, Parquet, or numpy arrays (m, 3), x first.
     out : path, optional
         The joined table, ``.csv`` or ``.parquet`` (columns of CSV files stay text); default
         ``spots/joined.csv`` in the folder.
@@ -210,7 +237,7 @@ def move_spots(
     RegistrationError
         Where the registrations of all rounds that have tables failed.
     """
-    sources = _sources_of(folder)
+    sources = read_sources(folder)
     given = assign_tables(tables, list(sources), None if is_experiment(folder) else "moving")
     place = Location.parse(folder) / SPOTS
     joined = place / _JOINED if out is None else Location.parse(out)
@@ -223,11 +250,11 @@ def move_spots(
         reasons = "; ".join(f"{name}: {sources[name].failed}" for name in given)
         raise RegistrationError(f"no round with spots has a result. {reasons}")
     with ExitStack() as stack:
-        ndim = _reference(sources).open().ndim
+        ndim = reference_of(sources).open().ndim
         files = {
             name: [_opened(stack, path, ndim, unit) for path in given[name]] for name in outputs
         }
-        types = _types(list(chain.from_iterable(files.values())), ndim)
+        types = _types(list(chain.from_iterable(files.values())), ndim, _WHENCE)
         write = stack.enter_context(writing_spots(joined, types, overwrite))
         moved = []
         for name, some in given.items():
@@ -235,80 +262,42 @@ def move_spots(
                 left = MovedRound(name, tuple(map(str, some)), left_out=sources[name].failed)
                 moved.append(left)
                 continue
-            with writing_spots(outputs[name], _types(files[name], ndim), overwrite) as own:
+            with writing_spots(outputs[name], _types(files[name], ndim, _WHENCE), overwrite) as own:
                 moved.append(_move_round(sources[name], files[name], (own, write)))
     return MovedSpots(joined, tuple(moved))
 
 
-def _sources_of(folder: str | os.PathLike[str]) -> dict[str, _Source]:
-    """The rounds of an experiment, or the two images of a registration, by name."""
-    place = Location.parse(folder)
-    if not is_experiment(folder):
-        return _sides_of(place)
-    facts = read_experiment(folder)
-    found = {}
-    for entry in facts["rounds"]:
-        name = entry["name"]
-        transform, error = (place / entry[n] if entry[n] else None for n in ("transform", "error"))
-        opening = partial(_finest(ImageOptions(**entry["options"])).open, entry["image"])
-        failed = "" if name == facts["reference"] else _failure(entry)
-        found[name] = _Source(name, opening, transform, error, failed)
-    return found
-
-
-def _finest(options: ImageOptions) -> ImageOptions:
-    """The whole of an image, whose voxels are counted; a stated spacing is that of its level."""
-    whole = replace(options, crop=None)
-    return whole if whole.spacing is not None else replace(whole, level=None)
-
-
-def _failure(entry: Mapping[str, Any]) -> str:
-    """Why a round has no transform to be trusted; empty where it has."""
-    verdict = entry["verdict"] or {}
-    if entry["failed"]:
-        return f"its registration has no result: {entry['failed']}"
-    if verdict.get("outcome") == "failed":
-        return f"its registration failed: {'; '.join(verdict.get('reasons', ()))}"
-    return "" if entry["transform"] else "it is not registered yet"
-
-
-def _sides_of(place: Location) -> dict[str, _Source]:
-    """The two images of a registration as rounds."""
-    report = read_report(str(place))
-    opening = {}
-    for side in ("fixed", "moving"):
-        told = report[side].get("opened") or {"path": report[side]["name"]}
-        options = ImageOptions(
-            spacing=told.get("voxel_spacing"),
-            **{
-                key: told[key]
-                for key in ("unit", "axes", "channel", "time", "level")
-                if key in told
-            },
-        )
-        opening[side] = partial(_finest(options).open, told["path"])
-    error = place / ERROR if (place / ERROR).exists() else None
-    failed = _failure({"verdict": report.get("verdict"), "failed": "", "transform": TRANSFORM})
-    moving = _Source("moving", opening["moving"], place / TRANSFORM, error, failed)
-    return {"fixed": _Source("fixed", opening["fixed"], None, None), "moving": moving}
-
-
-def _reference(sources: Mapping[str, _Source]) -> _Source:
-    """The round that has no transform, as it needs none."""
-    return next(s for s in sources.values() if s.transform is None and not s.failed)
-
-
-@frozen(eq=False)
-class _Table:
-    """A table of spots, and the unit in which its coordinates are taken."""
-
-    file: SpotFile
-    unit: str
-
-    @property
-    def name(self) -> str:
-        """Name of its file without the ending."""
-        return Location.parse(self.file.path).name.rsplit(".", 1)[0]
+def map_spots(
+    transform: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    inverse: bool = False,
+    unit: str | None = None,
+    overwrite: bool = False,
+) -> MovedRound:
+    """Map a table through any transform, fixed to moving or back; columns as of `move_spots`."""
+    check_apart(out, transform, table)
+    check_spots_output(out, overwrite)
+    axes = default_axes(read_transform(transform).ndim)
+    opened, place = read_transform(transform, axes), Location.parse(transform)
+    side = "moving" if inverse else "fixed"
+    sources = read_sources(transform) if (place / REPORT).is_file() else None
+    way = InverseMap.of(opened) if inverse else partial(apply_to_points, opened)
+    errors = None if sources is None else _errors_of(sources["moving"].error, axes)
+    tally = _Tally()
+    with ExitStack() as stack:
+        given = _opened(stack, os.fspath(table), len(axes), unit)
+        lattice = None
+        if sources is not None and given.unit == VOXEL:
+            lattice = _lattice_of(sources[side])
+        mover = _Mover(lattice, way, errors, not inverse)
+        types = _types([given], len(axes), {})
+        write = stack.enter_context(writing_spots(out, types, overwrite))
+        for columns, inside in mover.move(given, {}):
+            write(columns)
+            tally.add(columns, inside)
+    return tally.of(side, [given])
 
 
 def _opened(stack: ExitStack, path: str, ndim: int, unit: str | None) -> _Table:
@@ -324,7 +313,7 @@ def _opened(stack: ExitStack, path: str, ndim: int, unit: str | None) -> _Table:
     return _Table(file, said or columns.unit or "micrometer")
 
 
-def _types(tables: Sequence[_Table], ndim: int) -> dict[str, Any]:
+def _types(tables: Sequence[_Table], ndim: int, whence: Mapping[str, Any]) -> dict[str, Any]:
     """Columns of the table that is written of some, with their types."""
     lengths = tuple(f"{axis}_um" for axis in default_axes(ndim))
     others: dict[str, Any] = {}
@@ -333,65 +322,65 @@ def _types(tables: Sequence[_Table], ndim: int) -> dict[str, Any]:
             kind = str if kind is None else kind
             same = name not in others or others[name] == kind
             others[name] = kind if same else str
-    kept = {name: kind for name, kind in others.items() if name not in (*lengths, *_ADDED)}
-    added = dict(zip(_ADDED, (str, str, bool, float), strict=True))
-    return {**dict.fromkeys(lengths, float), **kept, **added}
+    first, last = dict.fromkeys(lengths, float), {**whence, **_SURE}
+    return first | {n: kind for n, kind in others.items() if n not in first | last} | last
 
 
-def _move_round(source: _Source, tables: Sequence[_Table], writers: Sequence[Any]) -> MovedRound:
-    """Move all tables of a round into both files that it goes to."""
-    mover = _mover_of(source)
-    spots = within = outside = known = 0
-    total = 0.0
+def _move_round(
+    source: Source, tables: Sequence[_Table], writers: Sequence[Callable[[Columns], None]]
+) -> MovedRound:
+    """Move all tables of a round into the files that they go to."""
+    mover, tally = _mover_of(source), _Tally()
     for table in tables:
-        for columns, inside in _moved(mover, table, source.name):
+        for columns, inside in mover.move(table, {"round": source.name, "table": table.name}):
             for write in writers:
                 write(columns)
-            errors = columns["error_um"][~np.isnan(columns["error_um"])]
-            spots, within = spots + len(inside), within + int(inside.sum())
-            outside += int(columns["outside"].sum())
-            known, total = known + len(errors), total + float(errors.sum())
-    return MovedRound(
-        source.name,
-        tuple(table.file.path for table in tables),
-        tuple(table.unit for table in tables),
-        spots,
-        within,
-        outside,
-        total / known if known else float("nan"),
-    )
+            tally.add(columns, inside)
+    return tally.of(source.name, tables)
 
 
-def _moved(
-    mover: _Mover, table: _Table, name: str
-) -> Iterator[tuple[dict[str, Any], NDArray[np.bool_]]]:
-    """Pieces of a table as they are written, and which spots lie in the image of the round."""
-    for piece in table.file.pieces():
-        points = mover.lengths(piece.points, table.unit)
-        mapped = mover.way(points)
-        lengths = (f"{axis}_um" for axis in default_axes(points.shape[1]))
-        columns: dict[str, Any] = {
-            **piece.others,
-            **dict(zip(lengths, mapped.points.T, strict=True)),
-            "round": [name] * len(points),
-            "table": [table.name] * len(points),
-            "outside": mapped.outside,
-            "error_um": mover.certainty(mapped.points),
-        }
-        yield columns, mover.lattice.contains(points)
+class _Tally:
+    """Numbers of spots as they are moved."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(4, np.int64)
+        self._error = 0.0
+
+    def add(self, columns: Columns, inside: NDArray[np.bool_]) -> None:
+        """Count a piece: all spots, those in their image, outside, and of known error."""
+        errors = np.asarray(columns["error_um"])
+        errors = errors[~np.isnan(errors)]
+        outside = np.asarray(columns["outside"])
+        self._counts += [len(inside), inside.sum(), outside.sum(), len(errors)]
+        self._error += float(errors.sum())
+
+    def of(self, name: str, tables: Sequence[_Table]) -> MovedRound:
+        """What became of the spots of a round."""
+        spots, within, outside, known = self._counts.tolist()
+        files = tuple(table.file.path for table in tables)
+        error = self._error / known if known else float("nan")
+        units = tuple(table.unit for table in tables)
+        return MovedRound(name, files, units, spots, within, outside, error)
 
 
-def _mover_of(source: _Source) -> _Mover:
-    """Open what moves the points of a round."""
-    axes = default_axes(source.open().ndim)
-    lattice = source.open().grid.reorder(axes).in_unit("micrometer")
+def _mover_of(source: Source) -> _Mover:
+    """Open what moves the points of a round into the reference."""
+    lattice = _lattice_of(source)
     if source.transform is None:
         return _Mover(lattice, partial(_stay, lattice), _nowhere_wrong(lattice))
-    way = InverseMap.of(read_transform(source.transform, axes))
-    errors = None
-    if source.error is not None:
-        errors = open_image(source.error).reorder(axes).in_unit("micrometer")
-    return _Mover(lattice, way, errors)
+    way = InverseMap.of(read_transform(source.transform, lattice.axes))
+    return _Mover(lattice, way, _errors_of(source.error, lattice.axes))
+
+
+def _lattice_of(source: Source) -> Grid:
+    """Voxels of an image, x first and in µm."""
+    grid = source.open().grid
+    return grid.reorder(default_axes(grid.ndim)).in_unit("micrometer")
+
+
+def _errors_of(place: Location | None, axes: Sequence[str]) -> Image | None:
+    """Open a map of errors, if there is one."""
+    return None if place is None else open_image(place).reorder(axes).in_unit("micrometer")
 
 
 def _stay(lattice: Grid, points: NDArray[np.float64]) -> MappedPoints:

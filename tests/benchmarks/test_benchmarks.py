@@ -19,8 +19,9 @@ from run import main
 from scipy import ndimage
 from small_images import measure as measure_small_images
 from speed import run_speed
+from spots import BAR, measure_cells
 
-from itkstream.phantoms import PhantomSettings
+from itkstream.phantoms import ExperimentSettings, Motion, PhantomSettings
 from itkstream.registration.steps import RansacAffine
 
 # Half of the scales and amplitudes of the reference block: up to 3.2 voxels, in 56^3.
@@ -183,3 +184,16 @@ def test_starts_are_tried_from_all_directions(capsys: pytest.CaptureFixture[str]
     assert trial["right"]
     assert trial["outcome"] == "convincing"
     assert (whole["right"], whole["wrong, convincing"]) == (1, 0)
+
+
+def test_spots_of_an_experiment_are_in_the_right_cells(tmp_path: Path) -> None:
+    tissue = replace(
+        ExperimentSettings().tissue, shape=(72, 64, 40), motion=Motion(3.0, 0.02, 0.01, 0.04, 0.0)
+    )
+    settings = ExperimentSettings(rounds=2, tissue=tissue, overlap=1.0)
+    scores, agreement = measure_cells(tmp_path, settings, steps=[RansacAffine()])
+    # Key points alone, of a map that is affine.
+    assert scores[0].median_um == 0
+    assert scores[1].median_um < 0.3
+    assert min(score.right for score in scores) >= BAR
+    assert agreement >= BAR

@@ -26,7 +26,7 @@ from itkstream.cli.options import (
 )
 from itkstream.errors import MissingDataError
 
-__all__ = ["apply", "check", "export", "invert", "points", "repair"]
+__all__ = ["apply", "check", "export", "invert", "repair"]
 
 _REGIONS_SHOWN = 10
 _BUNDLE_TOLERANCE = 0.05  # voxels of the field
@@ -94,37 +94,6 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         overwrite=options["overwrite"],
     )
     click.echo(f"written: {out}")
-
-
-@click.command()
-@click.argument("transform", type=click.Path())
-@click.argument("points", type=click.Path())
-@click.option("--out", type=click.Path(), required=True, help="File to write.")
-@click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
-    """Map the POINTS of a file through TRANSFORM, from fixed to moving.
-
-    POINTS is a CSV or Parquet file with columns x, y, z (others are kept), or a numpy array
-    (m, 3) in this order; in µm. TRANSFORM is a registration folder, a
-    transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
-    column `outside`: 1 where the transform says nothing about a point.
-    """
-    from itkstream.geometry import default_axes
-    from itkstream.io.points import check_points_output, read_points, write_points
-    from itkstream.io.storage.inputs import check_apart
-    from itkstream.io.transforms.files import read_transform
-    from itkstream.registration.folder import registered_places
-    from itkstream.transform import apply_to_points
-
-    check_apart(out, transform, points, *registered_places(transform))
-    check_points_output(out, overwrite)
-    stored = read_transform(transform)
-    opened = read_transform(transform, default_axes(stored.ndim))
-    table = read_points(points, opened.ndim)
-    mapped = apply_to_points(opened, table.points, inverse=inverse)
-    write_points(out, table, mapped.points, mapped.outside, overwrite=overwrite)
-    click.echo(f"{len(mapped.points)} points mapped, {int(mapped.outside.sum())} outside: {out}")
 
 
 @click.command(cls=CommandOfImages)

@@ -43,12 +43,13 @@ class SpotPiece:
 class SpotFile:
     """A table of spots that was looked at, and not yet read.
 
-    `others` are the names of the columns beside the coordinates, with their types where the file
-    has types, None for text.
+    `names` are those of the columns of coordinates, x first; `others` those beside them, with their
+    types where the file has types, None for text.
     """
 
     path: str
     columns: CoordinateColumns
+    names: tuple[str, ...]
     others: dict[str, Any]
     read: Callable[[], Iterator[SpotPiece]]
 
@@ -106,7 +107,8 @@ def _open_text(source: Path, ndim: int, name: str) -> SpotFile:
             for number, some in enumerate(_batches(islice(rows, skipped, None))):
                 yield _piece_of(some, header, columns.places, (name, number * PIECE_ROWS))
 
-    return SpotFile(name, columns, dict.fromkeys(others), read)
+    names = tuple(header[k] for k in columns.places)
+    return SpotFile(name, columns, names, dict.fromkeys(others), read)
 
 
 def _of_big_fish(
@@ -185,7 +187,7 @@ def _open_parquet(source: Path, ndim: int, name: str) -> SpotFile:
     except (arrow.ArrowException, OSError) as error:
         raise InputError(f"{name} is no Parquet file: {error}") from error
     columns = find_columns(schema.names, (), ndim, name)
-    coordinates = [schema.names[k] for k in columns.places]
+    coordinates = tuple(schema.names[k] for k in columns.places)
     for column in coordinates:
         kind = schema.field(column).type
         if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind)):
@@ -201,7 +203,7 @@ def _open_parquet(source: Path, ndim: int, name: str) -> SpotFile:
                 cells = {key: batch.column(key).to_pylist() for key in others}
                 yield SpotPiece(np.stack(numbers, axis=1), cells)
 
-    return SpotFile(name, columns, others, read)
+    return SpotFile(name, columns, coordinates, others, read)
 
 
 def _open_numpy(source: Path, ndim: int, name: str) -> SpotFile:
@@ -221,4 +223,4 @@ def _open_numpy(source: Path, ndim: int, name: str) -> SpotFile:
         for start in range(0, len(array), PIECE_ROWS):
             yield SpotPiece(np.array(array[start : start + PIECE_ROWS], float), {})
 
-    return SpotFile(name, CoordinateColumns(tuple(range(ndim))), {}, read)
+    return SpotFile(name, CoordinateColumns(tuple(range(ndim))), default_axes(ndim), {}, read)
