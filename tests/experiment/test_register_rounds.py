@@ -210,6 +210,24 @@ def test_the_command_ends_with_4_where_a_round_is_not_aligned(
     assert (tmp_path / "out/overview.html").exists()
 
 
+def test_a_round_that_cannot_be_read_ends_with_1_and_stops_no_other(
+    three_rounds, tmp_path, command
+):
+    torn = tmp_path / "torn.ome.zarr"
+    shutil.copytree(three_rounds.paths[1], torn)
+    chunk = torn / "0/c/1/0/0/0"  # of the channel that is registered
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    (tmp_path / "steps.yaml").write_text(QUICK_STEPS)
+    one, _, three = three_rounds.paths
+    words = ("--channel", "DAPI", "--out", "out", "--config", "steps.yaml")
+    done = command("rounds", one, torn, three, *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = Experiment.read(tmp_path / "out")
+    assert [r.outcome for r in found.rounds] == ["reference", "failed", "good"]
+    assert found.facts["complete"]
+    assert {c["round"] for c in found.facts["joined"]["channels"]} == {"r1", "r3"}
+
+
 def test_steps_of_a_pair_are_no_steps_of_rounds(three_rounds, tmp_path, command):
     (tmp_path / "c.yaml").write_text("moving_mask: m.nrrd\n")
     done = command("rounds", *three_rounds.paths, "--out", "o", "--config", "c.yaml", cwd=tmp_path)
