@@ -46,6 +46,8 @@ from .registration.steps import (
     RegisterSettings,
 )
 from .report.write import write_report
+from .serving.serve import ImageServer, serve
+from .viewing import view
 from .workers import Resources
 
 __version__: str
@@ -62,6 +64,7 @@ __all__ = [
     "Grid",
     "Image",
     "ImageOptions",
+    "ImageServer",
     "InitialSearch",
     "IntensityAffine",
     "LandmarkSpline",
@@ -105,7 +108,9 @@ __all__ = [
     "read_transform",
     "register",
     "repair_transform",
+    "serve",
     "transform",
+    "view",
     "workers",
     "write_inverse",
     "write_landmarks",

@@ -14,6 +14,7 @@ from rich.console import Console
 from itkstream.cli.commands import transform_commands
 from itkstream.cli.commands.advise import advise
 from itkstream.cli.commands.report import report
+from itkstream.cli.commands.serve import serve, view
 from itkstream.cli.console import ConsoleReporter, tabulate_plan
 from itkstream.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, NOT_ALIGNED
 from itkstream.cli.options import (
@@ -51,6 +52,8 @@ for _name in transform_commands.__all__:
     commands.add_command(getattr(transform_commands, _name))
 commands.add_command(advise)
 commands.add_command(report)
+commands.add_command(serve)
+commands.add_command(view)
 
 
 @commands.command(cls=CommandOfImages)

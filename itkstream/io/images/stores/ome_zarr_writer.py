@@ -31,6 +31,7 @@ __all__ = [
     "PyramidLevel",
     "begin_levels",
     "coarsen",
+    "coarser_grids",
     "create_ome_zarr",
     "pyramid_factors",
     "write_pyramid",
@@ -200,14 +201,20 @@ def begin_levels(path: str | os.PathLike[str], *, labels: bool = False) -> Itera
     labels = labels or finest.dtype == bool
     group.attrs.update(_ngff(grids, layout, folder))
     yield PyramidLevel(folder / "0", grids[0], finest, (1,) * finest.ndim, labels)
-    while max(grids[-1].shape) > _SMALLEST:
-        factors = pyramid_factors(grids[-1])
-        grid = _shrink(grids[-1], factors, labels)
+    for factors, grid in coarser_grids(grids[0], labels):
         array = _create_level(group, len(grids), grid, finest.dtype, layout)
         place = folder / str(len(grids))
         yield PyramidLevel(place, grid, array, (*layout.single, *factors), labels)
         grids.append(grid)
         group.attrs.update(_ngff(grids, layout, folder))
+
+
+def coarser_grids(grid: Grid, labels: bool = False) -> Iterator[tuple[tuple[int, ...], Grid]]:
+    """Go down the lattices of a pyramid: voxels of the one above per voxel, and the lattice."""
+    while max(grid.shape) > _SMALLEST:
+        factors = pyramid_factors(grid)
+        grid = _shrink(grid, factors, labels)
+        yield factors, grid
 
 
 def pyramid_factors(grid: Grid) -> tuple[int, ...]:
