@@ -47,8 +47,8 @@ class Documents:
 
     def find(self, path: str) -> Document | None:
         """Find what lies at a path below the server's address; None where nothing does."""
-        group, _, inside = path.removeprefix("/").partition("/")
-        image = self._images.get(group)
+        start, group, inside = (*path.split("/", 2), "", "")[:3]
+        image = None if start else self._images.get(group)
         if image is None:
             return None
         if inside == _METADATA:

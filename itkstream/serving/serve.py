@@ -76,10 +76,10 @@ class ImageServer:
         self._images, self._viewer = images, viewer
         self._closing = ExitStack()
         # Tiles are computed beside each other, each on one thread.
-        tiles = TileCache(cache_bytes, get_threads())
-        self._http = HttpServer(Documents(images, tiles).find, host, port, viewer)
+        self._tiles = TileCache(cache_bytes, get_threads())
+        self._http = HttpServer(Documents(images, self._tiles).find, host, port, viewer)
+        self._closing.callback(self._tiles.close)
         self._closing.callback(self._http.close)
-        self._closing.callback(tiles.close)
         self._closing.enter_context(using_threads(1))
 
     @property
@@ -96,6 +96,11 @@ class ImageServer:
     def link(self) -> str:
         """A link that opens all of them in neuroglancer."""
         return link_to(self.address, self._images, self._viewer)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the chunks that are kept now."""
+        return self._tiles.kept_bytes
 
     @property
     def unseen(self) -> tuple[str, ...]:

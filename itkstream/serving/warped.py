@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.apply.fields import axes_of
-from itkstream.blocks.inputs import as_pair
+from itkstream.blocks.inputs import as_pair, block_grid
 from itkstream.geometry import Grid, Image, LazyArray, Slices, Transform, box_shape
 from itkstream.io.images.stores.ome_zarr_writer import coarser_grids
 from itkstream.io.storage.stored import keeping_chunks
@@ -23,7 +23,7 @@ from itkstream.serving.pyramids import levels_to_view
 
 __all__ = ["tile_of", "warped_levels"]
 
-# Blocks of `itkstream.write_resampled`.
+# Voxels per axis of its blocks.
 _BLOCK = 128
 # A level of the moving image with nine tenths as many voxels as are wanted shows as much.
 _ENOUGH = 0.9
@@ -114,9 +114,11 @@ class _Warped(LazyArray):
         return out
 
     def _blocks(self, wanted: Slices) -> Iterator[Slices]:
-        """The blocks that a box touches."""
-        firsts = (range(w.start // _BLOCK * _BLOCK, w.stop, _BLOCK) for w in wanted)
-        for first in product(*firsts):
-            yield tuple(
-                slice(a, min(a + _BLOCK, n)) for a, n in zip(first, self.shape, strict=True)
-            )
+        """The blocks of `itkstream.write_resampled` that a box touches."""
+        blocks = block_grid(self.shape, (_BLOCK,) * self.ndim, 0)
+        # The last block of an axis may be longer.
+        spans = zip(wanted, blocks.numblocks, strict=True)
+        touched = (range(min(w.start // _BLOCK, n - 1), -(-w.stop // _BLOCK)) for w, n in spans)
+        for index in product(*touched):
+            if all(i < n for i, n in zip(index, blocks.numblocks, strict=True)):
+                yield blocks[index].core

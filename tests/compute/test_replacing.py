@@ -43,7 +43,7 @@ from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import register
-from itkstream.registration.folder import REPORT, RunFolder
+from itkstream.registration.folder import REPORT, RunFolder, registered_images
 from itkstream.registration.steps import Deformable
 
 HERE = Path(__file__).parent

@@ -37,8 +37,8 @@ __all__ = ["GridMap", "affine_part", "box_around", "can_map_boxes", "map_on"]
 # So many vectors of a field may be read at a time, 48 MB, or twice as many as are wanted.
 _FIELD_VECTORS = 2**22
 
-# Voxels: far above rounding.
-_SLACK = 1e-6
+# Far more than sums of indices differ by when they are added up in another order.
+_ROUNDING_VOX = 1e-6
 
 _ON_A_GRID = (BSplineTransform, DisplacementField, PiecewiseAffine)
 
@@ -120,8 +120,9 @@ class GridMap:
         low, high = self._finite_bounds(moving)
         room = margin / np.asarray(moving.spacing)
         shape = np.asarray(moving.shape)
-        # Voxels on the very border are left to the sampler, which sums in another order.
-        if np.any(high + room < -0.5 - _SLACK) or np.any(low - room >= shape - 0.5 + _SLACK):
+        # On the very border the sampler decides for a box, as it does for all of the grid.
+        slack = 0.0 if self.box is None else _ROUNDING_VOX
+        if np.any(high + room < -0.5 - slack) or np.any(low - room >= shape - 0.5 + slack):
             return None
         return box_around(low - room, high + room, moving.shape)
 
