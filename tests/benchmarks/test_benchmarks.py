@@ -17,6 +17,7 @@ from each_step import ROWS, measure, phantom, run_each_step
 from engines import ENGINES, Engine
 from run import main
 from scipy import ndimage
+from serve import measure as measure_serving
 from small_images import measure as measure_small_images
 from speed import run_speed
 
@@ -183,3 +184,9 @@ def test_starts_are_tried_from_all_directions(capsys: pytest.CaptureFixture[str]
     assert trial["right"]
     assert trial["outcome"] == "convincing"
     assert (whole["right"], whole["wrong, convincing"]) == (1, 0)
+
+
+def test_serving_is_measured() -> None:
+    found = measure_serving(2, side=128)
+    assert set(found) == {"computed", "kept", "as it is"}
+    assert all(len(times) == 2 and np.min(times) >= 0 for times in found.values())

@@ -67,8 +67,10 @@ def test_key_points_lie_on_nuclei(layers: Any, registered: Path) -> None:
     report = json.loads((registered / "registration.json").read_text())
     grid = Grid(**report["fixed"]["grid"]).reorder(("z", "y", "x"))
     voxels = open_image(**report["fixed"]["opened"]).reorder(("z", "y", "x")).read()
-    index = tuple(np.rint(grid.to_index(points)).astype(int).T)
-    assert np.median(voxels[index]) > np.percentile(voxels, 80)
+    agree = points[np.asarray(said["face_color"]) == "lime"]
+    index = tuple(np.rint(grid.to_index(agree)).astype(int).T)
+    # Some are faint; on the whole they are bright, and not so with axes in any other order.
+    assert voxels[index].mean() > 3 * voxels.mean()
 
 
 class Window:
