@@ -31,7 +31,7 @@ _ARRAY_PATH = re.compile(rf"({_NUMBER})/{_METADATA}")
 
 @dataclass(frozen=True)
 class Document:
-    """What lies at a path: its type, its length, and what reads or computes it."""
+    """A file that a path leads to: its type, its length, and the function that makes it."""
 
     type: str
     length: int

@@ -70,7 +70,7 @@ class _Coarsened(LazyArray):
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """What a process keeps together of it."""
+        """Elements per axis that are kept together."""
         return tuple(min(CHUNK, n) for n in self.shape)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[Any]:

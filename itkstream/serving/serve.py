@@ -84,7 +84,7 @@ class ImageServer:
 
     @property
     def address(self) -> str:
-        """Where it is: ``http://127.0.0.1:`` and the port."""
+        """Address of the server: ``http://127.0.0.1:`` and the port."""
         return self._http.address
 
     @property
