@@ -59,7 +59,7 @@ class HttpServer:
 
     @property
     def address(self) -> str:
-        """Where a browser of this machine finds it."""
+        """Address by which a browser of this machine finds it."""
         host, port = self._server.server_address[:2]
         host = str(host)
         if ip_address(host).is_unspecified:

@@ -197,7 +197,7 @@ def test_a_box_has_the_bits_of_the_whole(
     assert not can_map_boxes(late, grid)
     differ = 0
     for first in np.ndindex(*(3,) * ndim):
-        box = tuple(slice(5 * a, 5 * a + 4 + a) for a in first)
+        box = tuple(slice(5 * a, 5 * a + 2 + a) for a in first)
         for transform in (chain, field, affine, late):
             whole = warp_block(moving, transform, grid, settings)[box]
             np.testing.assert_array_equal(warp_part(moving, transform, grid, box, settings), whole)
