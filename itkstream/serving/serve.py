@@ -237,7 +237,9 @@ def _open_fixed(folder: Location | None, fixed: Pathlike | Image | None) -> Imag
     if fixed is not None:
         return fixed if isinstance(fixed, Image) else open_image(fixed)
     if folder is None:
-        raise InputError("a transform alone does not say on which voxels: give a fixed image")
+        raise InputError(
+            "a transform alone does not say on which voxels: give a fixed image (--like IMAGE)"
+        )
     try:
         return registered_image(folder, "fixed")
     except ItkstreamError as error:
@@ -253,7 +255,9 @@ def _open_moving(
         return moving
     if moving is None:
         if folder is None:
-            raise InputError("a transform alone does not say which image it moves: give one")
+            raise InputError(
+                "a transform alone does not say which image it moves: give one (MOVING)"
+            )
         if not read_report(folder)["moving"].get("opened"):
             return registered_image(folder, "moving")
         given, moving = folder, registered_path(folder, "moving")
