@@ -50,6 +50,8 @@ from .registration.steps import (
     RegisterSettings,
 )
 from .report.write import write_report
+from .serving.serve import ImageServer, serve
+from .viewing import view
 from .workers import Resources
 
 __version__: str
@@ -67,6 +69,7 @@ __all__ = [
     "Grid",
     "Image",
     "ImageOptions",
+    "ImageServer",
     "InitialSearch",
     "IntensityAffine",
     "LandmarkSpline",
@@ -118,7 +121,9 @@ __all__ = [
     "register",
     "register_rounds",
     "repair_transform",
+    "serve",
     "transform",
+    "view",
     "workers",
     "write_inverse",
     "write_landmarks",

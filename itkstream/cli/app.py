@@ -18,6 +18,7 @@ from itkstream.cli.commands.plan import config, plan
 from itkstream.cli.commands.register import register
 from itkstream.cli.commands.report import report
 from itkstream.cli.commands.rounds import rounds
+from itkstream.cli.commands.serve import serve, view
 from itkstream.cli.commands.spots import count, points
 from itkstream.cli.commands.transform_commands import (
     apply,
@@ -54,7 +55,8 @@ class Verbs(click.Group):
             export,
             invert,
         ),
-        "Judge and mend": (check, report, repair),
+        "Look": (view, serve, report),
+        "Judge and mend": (check, repair),
     }
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -32,6 +32,7 @@ from itkstream.judge.verdict import Verdict
 
 __all__ = [
     "ALIGNED",
+    "DEMO_REGISTRATION",
     "ERROR",
     "REPORT",
     "TRANSFORM",
@@ -39,12 +40,14 @@ __all__ = [
     "Ours",
     "RunFolder",
     "Vacant",
+    "find_registration",
     "kept_level",
     "read_report",
     "registered_grids",
     "registered_image",
     "registered_images",
     "registered_options",
+    "registered_path",
     "registered_places",
     "registered_unit",
     "registered_verdict",
@@ -63,6 +66,9 @@ TRANSFORM = "transform.ome.zarr"
 
 ERROR = "error.ome.zarr"
 """The radius around each place in which the true one lies with 95 % probability."""
+
+DEMO_REGISTRATION = "registration"
+"""The registration inside the folder of a demo."""
 
 _NOTES = "steps"
 _RUN = f"{_NOTES}/run.json"
@@ -272,6 +278,15 @@ def kept_level(folder: Location, name: str) -> Location:
     return folder.child(_NOTES, f"{name}.zarr")
 
 
+def find_registration(folder: str | os.PathLike[str]) -> Location:
+    """Find the registration folder at a place, or inside that of a demo."""
+    place = Location.parse(folder)
+    for found in (place, place / DEMO_REGISTRATION):
+        if (found / REPORT).is_file():
+            return found
+    raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
+
+
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
     """Open the fixed and the moving image of a registration folder, as they were registered."""
     return registered_image(folder, "fixed"), registered_image(folder, "moving")
@@ -289,6 +304,14 @@ def registered_image(folder: str | os.PathLike[str], side: str) -> Image:
             f"the {side} image of {folder} was {name or 'an array'}, which cannot be opened: "
             f"say where it is ({error})"
         ) from error
+
+
+def registered_path(folder: str | os.PathLike[str], side: str) -> str:
+    """Read where the "fixed" or the "moving" image of a registration folder lies."""
+    path = read_report(folder)[side].get("opened", {}).get("path")
+    if not path:
+        raise MissingDataError(f"the {side} image of {folder} was an array: say where it is")
+    return str(path)
 
 
 def registered_options(folder: str | os.PathLike[str], moving: str) -> ImageOptions:

@@ -17,6 +17,7 @@ from each_step import ROWS, measure, phantom, run_each_step
 from engines import ENGINES, Engine
 from run import main
 from scipy import ndimage
+from serve import measure as measure_serving
 from small_images import measure as measure_small_images
 from speed import run_speed
 from spots import BAR, measure_cells
@@ -197,3 +198,9 @@ def test_spots_of_an_experiment_are_in_the_right_cells(tmp_path: Path) -> None:
     assert scores[1].median_um < 0.3
     assert min(score.right for score in scores) >= BAR
     assert agreement >= BAR
+
+
+def test_serving_is_measured() -> None:
+    found = measure_serving(2, side=128)
+    assert set(found) == {"computed", "kept", "as it is"}
+    assert all(len(times) == 2 and np.min(times) >= 0 for times in found.values())

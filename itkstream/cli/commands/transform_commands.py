@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
+from itkstream.cli.moving import open_moving
 from itkstream.cli.options import (
-    ALL,
     Channel,
     Number,
     Which,
@@ -23,7 +22,7 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
-from itkstream.cli.verb import Verb, tell, wants_json, with_out
+from itkstream.cli.verb import Verb, tell, with_out
 from itkstream.errors import MissingDataError
 
 __all__ = ["apply", "check", "export", "invert", "repair"]
@@ -91,7 +90,7 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         interpolator = "label-gaussian"
     write_resampled(
         out,
-        _open_series(transform, moving, options),
+        open_moving(transform, moving, options),
         read_transform(transform, unit=itk_unit(wanted)),
         wanted,
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
@@ -358,39 +357,6 @@ def _open_lattice(like: str, options: dict[str, Any]) -> Any:
     said = collect_image_options(options, "like", common=False)
     any_channel = 0 if said.channel is None else said.channel
     return open_given_image("like", replace(said, channel=any_channel), like).grid
-
-
-def _open_series(transform: str, path: str, options: dict[str, Any]) -> Any:
-    """An image, or all channels, all time points, or both."""
-    from itkstream.apply.products import Series
-    from itkstream.errors import UnstatedChannelError
-    from itkstream.io import open_series
-    from itkstream.registration.folder import registered_options
-
-    axes: tuple[Literal["time", "channel"], ...] = ("time", "channel")
-    every = [name for name in axes if options[name] == ALL]
-    given = {name: None if value == ALL else value for name, value in options.items()}
-    said = collect_image_options(given, start=registered_options(transform, path))
-    try:
-        if not every:
-            return _told(said.open(path), options["channel"])
-        said = replace(said, **dict.fromkeys(every, 0))
-        numbers = [range(len(open_series(path, name, **said.arguments))) for name in every]
-    except UnstatedChannelError as error:
-        raise UnstatedChannelError(f"{error}, or all") from error
-    images = tuple(
-        replace(said, **dict(zip(every, place, strict=True))).open(path)
-        for place in product(*numbers)
-    )
-    return Series(images, tuple((n[0], len(all_)) for n, all_ in zip(every, numbers, strict=True)))
-
-
-def _told(image: Any, said: Any) -> Any:
-    """An image, after its channel was told where it was not said."""
-    if said is None and "channel" in image.recipe:
-        named = f" ({image.channel})" if image.channel else ""
-        click.echo(f"channel {image.recipe['channel']}{named} of {image.name}", err=wants_json())
-    return image
 
 
 def _read_registered_grid(transform: str, side: int) -> Any:

@@ -36,6 +36,7 @@ __all__ = [
     "PyramidLevel",
     "begin_levels",
     "coarsen",
+    "coarser_grids",
     "create_ome_zarr",
     "name_channels",
     "pyramid_factors",
@@ -206,9 +207,7 @@ def begin_levels(path: str | os.PathLike[str], *, labels: bool = False) -> Itera
     labels = labels or finest.dtype == bool
     group.attrs.update(_ngff(grids, layout, folder))
     yield PyramidLevel(folder / "0", grids[0], finest, (1,) * finest.ndim, labels)
-    while max(grids[-1].shape) > _SMALLEST:
-        factors = pyramid_factors(grids[-1])
-        grid = _shrink(grids[-1], factors, labels)
+    for factors, grid in coarser_grids(grids[0], labels):
         array = _create_level(group, len(grids), grid, finest.dtype, layout)
         place = folder / str(len(grids))
         yield PyramidLevel(place, grid, array, (*layout.single, *factors), labels)
@@ -223,6 +222,14 @@ def name_channels(path: str | os.PathLike[str], looks: Sequence[ChannelLook]) ->
     rendering: dict[str, Any] = {"model": "color", "defaultZ": 0, "defaultT": 0}
     omero: dict[str, Any] = {"channels": [look.facts for look in looks], "rdefs": rendering}
     group.attrs["ome"] = {**ome, "omero": omero}
+
+
+def coarser_grids(grid: Grid, labels: bool = False) -> Iterator[tuple[tuple[int, ...], Grid]]:
+    """Go down the lattices of a pyramid: voxels of the one above per voxel, and the lattice."""
+    while max(grid.shape) > _SMALLEST:
+        factors = pyramid_factors(grid)
+        grid = _shrink(grid, factors, labels)
+        yield factors, grid
 
 
 def pyramid_factors(grid: Grid) -> tuple[int, ...]:
