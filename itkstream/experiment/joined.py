@@ -104,15 +104,17 @@ def write_joined(
     `settings` are voxels per block and axis, and the background or None.
     """
     blocksize, background = settings
-    grid = reference.reorder(stored_axes(reference)).in_unit("micrometer")
+    own = reference.in_unit("micrometer")
+    grid = own.reorder(stored_axes(own))
     opened = [given.opened for given in rounds]
     warp = WarpSettings(background=background, dtype=joined_type(opened))
     size = (blocksize,) * grid.ndim
     parts = [
-        prepare_apply_to_series(grid, given.opened.channels, given.transform, size, warp)
+        prepare_apply_to_series(own, given.opened.channels, given.transform, size, warp)
         for given in rounds
     ]
-    lazy = da.concatenate(parts, axis=0)
+    # On the axes of the registrations, whose aligned images have the same voxels, bit by bit.
+    lazy = da.concatenate(parts, axis=0).transpose(0, *(1 + k for k in own.axis_order(grid.axes)))
     chunks = tuple(min(c[0], blocksize) for c in lazy.chunks[1:])
     series = {"c": lazy.shape[0]}
     create = partial(create_ome_zarr, place, grid, lazy.dtype, chunks=chunks, series=series)

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import asdict, frozen
 from numpy.typing import NDArray
 
 from itkstream.apply.points import InverseMap, MappedPoints, apply_to_points, nearest_values
@@ -74,6 +74,12 @@ class MovedRound:
     outside: int = 0
     error_um: float = float("nan")
     left_out: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same as JSON has it: no number where there is none."""
+        known = asdict(self)
+        return known if self.error_um == self.error_um else known | {"error_um": None}
 
     def describe(self) -> str:
         """Say it in a line.

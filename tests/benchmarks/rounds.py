@@ -12,6 +12,10 @@ the reference. Every command runs in a process of its own.
   written; its joined image and transforms against those of the first, byte by byte;
 - memory: peak of an experiment of 2, of 4 and of 6 rounds of one kind, affines alone, so that what
   grows with the number of rounds would show.
+
+On 2 shared cores: errors of rounds were those of pairs in every digit, 0.085 / 0.247, 0.109 / 0.298
+and 0.099 / 0.278 voxels (median / 95th percentile) for an ordinary, the turned and the half round;
+no file differed after the kills; peaks were 654, 654 and 690 MB.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from itkstream.errors import ExistingOutputError, InputError
 from itkstream.experiment.register import Experiment, register_rounds
 from itkstream.experiment.rounds.manifest import Round
 from itkstream.geometry import Image
+from itkstream.io import write_n5
 from itkstream.io.storage.disk import files_stamp
 
 QUICK_STEPS = """
@@ -233,6 +234,22 @@ def test_steps_of_a_pair_are_no_steps_of_rounds(three_rounds, tmp_path, command)
     done = command("rounds", *three_rounds.paths, "--out", "o", "--config", "c.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "say the rest in a manifest" in done.stderr
+
+
+def test_rounds_of_other_axes_are_joined_on_z_y_x(three_rounds, tmp_path):
+    pair = three_rounds.pairs[0]
+    for name, image in (("one", pair.fixed), ("two", pair.moving)):
+        assert image.grid.axes == ("x", "y", "z")
+        write_n5(tmp_path / f"{name}.n5", "s0", image.read(), image.grid, chunks=(32,) * 3)
+    rounds = [tmp_path / f"{name}.n5/s0" for name in ("one", "two")]
+    found = register_rounds(rounds, tmp_path / "out", steps=STEPS, settings=QUICK)
+    assert [r.name for r in found.rounds] == ["one-s0", "two-s0"]
+    first, second = (itkstream.open_image(found.joined, channel=k) for k in (0, 1))
+    assert first.grid.axes == ("z", "y", "x")
+    np.testing.assert_array_equal(first.reorder(("x", "y", "z")).read(), pair.fixed.read())
+    aligned = itkstream.open_image(found.out / "rounds/two-s0/aligned.ome.zarr")
+    np.testing.assert_array_equal(second.read(), aligned.read())
+    assert second.channel == "two-s0:0"
 
 
 def test_rounds_that_disagree_are_to_be_looked_at(three_rounds, tmp_path):

@@ -320,6 +320,9 @@ class TestCommand:
         assert "r2: 5 spots, read in micrometers, 0 outside" in done.output
         assert f"moved: {folder / 'spots' / 'joined.csv'}" in done.output
         assert run("points", folder, tables[0], "--inverse").exit_code == 2
+        told = json.loads(run("points", folder, *tables[1:], "--overwrite", "--json").stdout)
+        assert [facts["name"] for facts in told["rounds"]] == ["r2", "r3"]
+        assert told["rounds"][0]["spots"] == 5
 
     def test_plain_tables_keep_their_columns(self, folder, tmp_path) -> None:
         true = places(5)
@@ -345,6 +348,6 @@ class TestCommand:
     def test_what_cannot_be(self, folder, tmp_path) -> None:
         table = write_table(tmp_path / "p.csv", places(2), "x,y,z")
         place = registration(folder)
-        assert "Missing option '--out'" in run("points", place, table).output
+        assert "say where to write: --out OUT" in run("points", place, table).output
         words = ("points", place, table, table, "--out", tmp_path / "q.csv")
         assert "one transform takes one table; got 2" in run(*words).output

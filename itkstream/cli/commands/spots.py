@@ -100,7 +100,8 @@ def _move(
 
     moved = move_spots(folder, tables, out, unit=unit, overwrite=overwrite)
     lines = [found.describe() for found in moved.rounds]
-    tell({"moved": str(moved.joined), "rounds": lines}, *lines, f"moved: {moved.joined}")
+    facts = {"moved": str(moved.joined), "rounds": [found.facts for found in moved.rounds]}
+    tell(facts, *lines, f"moved: {moved.joined}")
     if any(found.left_out for found in moved.rounds):
         sys.exit(NOT_ALIGNED)
 
