@@ -35,6 +35,7 @@ from .geometry import (
 )
 from .io import ImageOptions, open_container, open_image
 from .io.images.orientation import orientation_code, orientation_transform
+from .io.images.plain.in_memory import as_image
 from .io.landmarks.files import read_landmarks, write_landmarks
 from .io.transforms.files import read_transform, write_transform
 from .io.transforms.itk.transform_files import read_itk_transform
@@ -93,6 +94,7 @@ __all__ = [
     "advise",
     "affine",
     "align",
+    "as_image",
     "certify",
     "check_transform",
     "cluster",

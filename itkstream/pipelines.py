@@ -40,7 +40,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
@@ -48,18 +48,13 @@ from itkstream.blocks.inputs import as_pair
 from itkstream.blocks.masks import Mask
 from itkstream.errors import InputError
 from itkstream.geometry import Image, Landmarks, Transform
+from itkstream.io.images.plain.in_memory import as_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
-from itkstream.registration.request import (
-    Given,
-    Request,
-    open_given,
-    plan_request,
-    read_request,
-)
+from itkstream.registration.request import Given, Request, plan_request, read_request
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources
@@ -73,8 +68,8 @@ logger = logging.getLogger(__name__)
 
 
 def register(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: Any,
+    moving: Any,
     out: str | os.PathLike[str],
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
@@ -85,6 +80,8 @@ def register(
     landmarks: Landmarks | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     hold_out: float = 0.0,
     crop: str | Sequence[slice] | None = None,
+    spacing: float | Sequence[float] | None = None,
+    axes: str | Sequence[str] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -110,8 +107,10 @@ def register(
 
     Parameters
     ----------
-    fixed, moving : path or Image
-        What `itkstream.open_image` opens, or images. What a file does not state, and which channel,
+    fixed, moving : path, Image, array, or image of another library
+        What `itkstream.open_image` opens, or what `itkstream.as_image` takes: numpy, dask and Zarr
+        arrays, xarray.DataArray, and images of SimpleITK and itk. What a file does not state, and
+        which channel,
         time point or level of it is meant, is said by opening it:
         ``register(open_image("round1.tif", voxel_spacing=(2, 0.5, 0.5), channel=1), ...)``, or by
         `itkstream.ImageOptions`. The report holds it.
@@ -148,6 +147,11 @@ def register(
         "100:400,0:200um,:". Of the moving image the part is taken in which it may lie: where the
         initial transform puts it (without one, the images' own positions), and half its length
         more on either side. The transform is in the coordinates of the whole images.
+    spacing : float or sequence of float, optional
+        Distance of voxels of `fixed` and `moving` that are arrays, in µm: a number, or one per
+        axis. Where they differ, give each as ``itkstream.as_image(array, spacing, axes)``.
+    axes : str or sequence of str, optional
+        Names of the axes of arrays, such as "zyx".
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
@@ -178,8 +182,9 @@ def register(
     RegistrationError
         Where no affine was found, or none better than chance.
     """
+    first, second = (_taken(image, spacing, axes) for image in (fixed, moving))
     given = Given(
-        fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
+        first, second, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
     )
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
@@ -197,8 +202,8 @@ def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> 
 
 
 def preview(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: Any,
+    moving: Any,
     page: str | os.PathLike[str],
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
@@ -263,6 +268,11 @@ def preview(
     return preview_request(given, request, page, blocks, reporter or LogReporter())
 
 
+def _taken(image: Any, spacing: Any, axes: Any) -> Any:
+    """An image as it was given, but for a spacing or axes said of it."""
+    return image if spacing is None and axes is None else as_image(image, spacing, axes)
+
+
 def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> None:
     """Write the page of a registration; that it fails is a warning."""
     from itkstream.report.write import write_report
@@ -279,11 +289,13 @@ def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> Non
 
 
 def plan(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: Any,
+    moving: Any,
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
     *,
+    spacing: float | Sequence[float] | None = None,
+    axes: str | Sequence[str] | None = None,
     resources: Resources | None = None,
     probe: int = 0,
 ) -> Plan:
@@ -292,6 +304,8 @@ def plan(
     Parameters
     ----------
     fixed, moving, steps, settings
+        As in `register`.
+    spacing, axes
         As in `register`.
     resources : Resources, optional
         As in `register`: where `memory` is given, blocks and threads are chosen to fit it.
@@ -310,7 +324,8 @@ def plan(
     PlanError
         Where nothing fits `memory`.
     """
-    pair = as_pair(open_given(fixed), open_given(moving), None, None)
+    first, second = (as_image(_taken(image, spacing, axes)) for image in (fixed, moving))
+    pair = as_pair(first, second, None, None)
     made = plan_request(
         pair, checked_steps(steps), settings or RegisterSettings(), resources or Resources()
     )

@@ -24,6 +24,7 @@ from itkstream.geometry import (
 )
 from itkstream.io import open_image
 from itkstream.io.images.locate import locate
+from itkstream.io.images.plain.in_memory import as_image
 from itkstream.io.images.units import itk_unit
 from itkstream.io.landmarks.check import check_landmarks
 from itkstream.io.landmarks.files import read_landmarks
@@ -164,9 +165,9 @@ def plan_request(
     return made if resources.threads_per_worker else made.fewer_threads()
 
 
-def open_given(image: str | os.PathLike[str] | Image) -> Image:
-    """Open an image that is given by its path."""
-    return image if isinstance(image, Image) else open_image(image)
+def open_given(image: Any) -> Image:
+    """Take an image as a path, an array, or the image of another library."""
+    return as_image(image)
 
 
 def open_mask(mask: Any, image: Image) -> Any:
