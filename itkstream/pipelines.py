@@ -53,7 +53,7 @@ from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
-from itkstream.registration.request import Given, open_given, plan_request, read_request
+from itkstream.registration.request import Given, GivenImage, open_given, plan_request, read_request
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources
@@ -67,8 +67,8 @@ logger = logging.getLogger(__name__)
 
 
 def register(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: GivenImage,
+    moving: GivenImage,
     out: str | os.PathLike[str],
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
@@ -108,7 +108,13 @@ def register(
         What `itkstream.open_image` opens, or images. What a file does not state, and which channel,
         time point or level of it is meant, is said by opening it:
         ``register(open_image("round1.tif", voxel_spacing=(2, 0.5, 0.5), channel=1), ...)``, or by
-        `itkstream.ImageOptions`. The report holds it.
+        `itkstream.ImageOptions`. The report holds it. Several channels of each, as pairs in the
+        same order, drive one transform: ``open_image(path, channel=["DAPI", "GFP"])``, with
+        weights ``channel=[("DAPI", 2), ("GFP", 1)]``, or a list of images of the same voxels. Key
+        points of all are pooled, and the deformation follows all; one that tells next to nothing is
+        left out. An intensity affine and the choice of a stiffness go by the channel that tells
+        most, steps are kept by the mean over all, and the error map and the verdict are those of
+        the first, which is also the aligned image.
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
@@ -186,8 +192,8 @@ def register(
 
 
 def preview(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: GivenImage,
+    moving: GivenImage,
     page: str | os.PathLike[str],
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
@@ -268,8 +274,8 @@ def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> Non
 
 
 def plan(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: GivenImage,
+    moving: GivenImage,
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
     *,
