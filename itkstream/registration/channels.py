@@ -45,15 +45,16 @@ def pair_channels(pair: tuple[Image, Image]) -> tuple[ChannelPair, ...]:
 
 
 def name_pairs(pairs: Sequence[ChannelPair]) -> list[dict[str, Any]]:
-    """Names and weights of pairs of channels, for a report."""
+    """What opens the pairs of channels, and their weights, for a report."""
     return [
-        {
-            "fixed": pair.fixed.channel or pair.fixed.name,
-            "moving": pair.moving.channel or pair.moving.name,
-            "weight": pair.weight,
-        }
+        {"fixed": _named(pair.fixed), "moving": _named(pair.moving), "weight": pair.weight}
         for pair in pairs
     ]
+
+
+def _named(image: Image) -> dict[str, Any]:
+    """Name of a channel, and what opens its file."""
+    return {"name": image.name, "channel_name": image.channel, "opened": image.recipe}
 
 
 def weigh_channels(scene: Scene, transform: Transform) -> tuple[Scene, dict[str, Any]]:
