@@ -11,7 +11,7 @@ from itkstream.errors import InputError, NoSuchPartError, UnstatedChannelError
 
 __all__ = ["Channels", "choose_channel", "several_channels"]
 
-Channels: TypeAlias = int | str | Sequence[int | str | tuple[int | str, float]] | None
+Channels: TypeAlias = int | str | list[Any] | tuple[Any, ...] | None
 """A channel, by number or name, or several, each alone or with its weight."""
 
 _NO_LIST = (

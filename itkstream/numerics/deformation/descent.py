@@ -354,7 +354,8 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
         moving, moving_lattice = shrink(
             channel.moving, pair.moving_lattice, _moving_factors(pair, factors), s.smooth_sigma
         )
-        likeness = _likeness(fixed, moving, lattice, settings, s.cc_radius)
+        several = len(pair.channels) > 1
+        likeness = _likeness(fixed, moving, lattice, settings, s.cc_radius, several)
         drives.append(_Drive(moving, likeness, channel.weight))
         shown.append(fixed)
     matrix = moving_lattice.inverse_matrix @ pair.affine
@@ -389,13 +390,14 @@ def _likeness(
     lattice: Grid,
     settings: DescentSettings,
     radius: int,
+    several: bool,
 ) -> Likeness:
     """The measure that the settings name, for the images of a level."""
     window = _window(radius, lattice) if settings.isotropic else (radius,) * 3
     if settings.similarity == "mind":
         steps, patch = (_factors(n, lattice, settings.isotropic) for n in (ARM_VOX, PATCH_VOX))
         return SelfSimilarity(fixed, moving, PatchPairs.along(lattice.shape, steps, patch), window)
-    return LocalCorrelation(fixed, moving, window)
+    return LocalCorrelation(fixed, moving, window, several)
 
 
 def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
