@@ -169,7 +169,15 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class ChannelPair:
-    """One channel of both images, and its weight beside the pair that leads."""
+    """One channel of both images, and its weight beside the pair that leads.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images, each on the grid of the other channels.
+    weight : float
+        How much it counts, where the pair that leads counts for 1.
+    """
 
     fixed: Image
     moving: Image
@@ -181,7 +189,23 @@ class ChannelPair:
 
 
 def joined_channels(images: Sequence[Image]) -> Image:
-    """The first of some images of the same voxels, with the others as its further channels."""
+    """The first of some images of the same voxels, with the others as its further channels.
+
+    Parameters
+    ----------
+    images : sequence of Image
+        The channels, with one grid; those that an image has already come after it.
+
+    Returns
+    -------
+    Image
+        For `itkstream.register`.
+
+    Raises
+    ------
+    InputError
+        Where there are none, or their grids differ.
+    """
     if not images:
         raise InputError("there are no channels: give at least one image")
     first, *rest = (channel for image in images for channel in image.channels)

@@ -45,7 +45,7 @@ def pair_channels(pair: tuple[Image, Image]) -> tuple[ChannelPair, ...]:
 
 
 def name_pairs(pairs: Sequence[ChannelPair]) -> list[dict[str, Any]]:
-    """What opens the pairs of channels, and their weights, for a report."""
+    """Names of the pairs of channels, the arguments that open them, and weights, for a report."""
     return [
         {"fixed": _named(pair.fixed), "moving": _named(pair.moving), "weight": pair.weight}
         for pair in pairs
@@ -53,7 +53,7 @@ def name_pairs(pairs: Sequence[ChannelPair]) -> list[dict[str, Any]]:
 
 
 def _named(image: Image) -> dict[str, Any]:
-    """Name of a channel, and what opens its file."""
+    """Name of a channel, and the arguments that open its file."""
     return {"name": image.name, "channel_name": image.channel, "opened": image.recipe}
 
 
