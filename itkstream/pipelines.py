@@ -54,7 +54,12 @@ from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
-from itkstream.registration.request import Given, Request, plan_request, read_request
+from itkstream.registration.request import (
+    Given,
+    Request,
+    plan_request,
+    read_request,
+)
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources
@@ -113,7 +118,13 @@ def register(
         which channel,
         time point or level of it is meant, is said by opening it:
         ``register(open_image("round1.tif", voxel_spacing=(2, 0.5, 0.5), channel=1), ...)``, or by
-        `itkstream.ImageOptions`. The report holds it.
+        `itkstream.ImageOptions`. The report holds it. Several channels of each, as pairs in the
+        same order, drive one transform: ``open_image(path, channel=["DAPI", "GFP"])``, with
+        weights ``channel=[("DAPI", 2), ("GFP", 1)]``, or a list of images of the same voxels. Key
+        points of all are pooled, and the deformation follows all; one that tells next to nothing is
+        left out. An intensity affine and the choice of a stiffness go by the channel that tells
+        most, steps are kept by the mean over all, and the error map and the verdict are those of
+        the first, which is also the aligned image.
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
@@ -270,7 +281,11 @@ def preview(
 
 def _taken(image: Any, spacing: Any, axes: Any) -> Any:
     """An image as it was given, but for a spacing or axes said of it."""
-    return image if spacing is None and axes is None else as_image(image, spacing, axes)
+    if spacing is None and axes is None:
+        return image
+    if isinstance(image, (list, tuple)):
+        return [as_image(channel, spacing, axes) for channel in image]
+    return as_image(image, spacing, axes)
 
 
 def _report(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> None:
@@ -324,7 +339,7 @@ def plan(
     PlanError
         Where nothing fits `memory`.
     """
-    first, second = (as_image(_taken(image, spacing, axes)) for image in (fixed, moving))
+    first, second = (open_given(_taken(image, spacing, axes)) for image in (fixed, moving))
     pair = as_pair(first, second, None, None)
     made = plan_request(
         pair, checked_steps(steps), settings or RegisterSettings(), resources or Resources()

@@ -23,6 +23,7 @@ from itkstream.compute.lock import Lock, holding
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import Grid, Image
 from itkstream.io import ImageOptions, open_image
+from itkstream.io.images.channels import several_channels
 from itkstream.io.images.locate import locate
 from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
@@ -317,12 +318,15 @@ def registered_path(folder: str | os.PathLike[str], side: str) -> str:
 def registered_options(folder: str | os.PathLike[str], moving: str) -> ImageOptions:
     """Read what was said of the moving image of a registration, where a path leads to it.
 
-    But for its level and part: what was registered coarsely, or in part, is wanted as a whole.
+    But for its level and part: what was registered coarsely, or in part, is wanted as a whole. Of
+    several channels, the first.
     """
     opened = _report_around(folder).get("moving", {}).get("opened", {})
     if not opened or opened["path"] != str(locate(moving).location):
         return ImageOptions()
     known = {name: opened[name] for name in ("unit", "axes", "channel", "time") if name in opened}
+    for number, _ in several_channels(known.get("channel"))[:1]:
+        known["channel"] = number
     # The spacing of a coarser level would be wrong for the finest.
     fine = not opened.get("level") and "spacing" not in opened
     return ImageOptions(spacing=opened.get("voxel_spacing") if fine else None, **known)

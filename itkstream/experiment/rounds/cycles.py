@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from itkstream.apply.points import apply_to_points
 from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import AffineTransform, Image, Transform
+from itkstream.geometry import AffineTransform, ChannelPair, Image, Transform
 from itkstream.io.storage.locations import Location
 from itkstream.judge.verdict import Verdict
 from itkstream.numerics.sampling.mapping import affine_part
@@ -133,7 +133,8 @@ def match_directly(first: Image, second: Image, starts: Sequence[Floats]) -> Dir
             laid = warp_block(second, AffineTransform(start), first.grid, NAN_OUTSIDE)
             moved = Image(laid, first.grid)
         try:
-            best = choose_radii(first, moved, RansacAffine(), COMMON_RADII).found.best
+            pair = [ChannelPair(first, moved)]
+            best = choose_radii(pair, RansacAffine(), COMMON_RADII).found.best
         except (InputError, RegistrationError) as error:
             reasons.append(str(error))
             continue
