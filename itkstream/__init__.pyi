@@ -20,6 +20,10 @@ from .atlas.regions import Region
 from .atlas.register import AtlasRegistration, register_atlas
 from .blocks.masks import Mask
 from .cluster import execute
+from .experiment.cells import SpotCounts, count_spots
+from .experiment.register import Experiment, RegisteredRound, register_rounds
+from .experiment.rounds.manifest import Round
+from .experiment.spots import MovedRound, MovedSpots, move_spots
 from .geometry import (
     AffineTransform,
     BSplineTransform,
@@ -33,6 +37,7 @@ from .geometry import (
 )
 from .io import ImageOptions, open_container, open_image
 from .io.images.orientation import orientation_code, orientation_transform
+from .io.images.plain.in_memory import as_image
 from .io.landmarks.files import read_landmarks, write_landmarks
 from .io.transforms.files import read_transform, write_transform
 from .io.transforms.itk.transform_files import read_itk_transform
@@ -48,6 +53,8 @@ from .registration.steps import (
     RegisterSettings,
 )
 from .report.write import write_report
+from .serving.serve import ImageServer, serve
+from .viewing import view
 from .workers import Resources
 
 __version__: str
@@ -62,32 +69,41 @@ __all__ = [
     "CompositeTransform",
     "Deformable",
     "DisplacementField",
+    "Experiment",
     "Grid",
     "Image",
     "ImageOptions",
+    "ImageServer",
     "InitialSearch",
     "IntensityAffine",
     "LandmarkSpline",
     "Landmarks",
     "LocalAffines",
     "Mask",
+    "MovedRound",
+    "MovedSpots",
     "PiecewiseAffine",
     "Plan",
     "RansacAffine",
     "Region",
     "RegisterSettings",
+    "RegisteredRound",
     "Registration",
     "Resources",
+    "Round",
     "Series",
+    "SpotCounts",
     "Verdict",
     "WarpSettings",
     "advise",
     "affine",
     "align",
+    "as_image",
     "certify",
     "check_transform",
     "cluster",
     "coarsened",
+    "count_spots",
     "deform",
     "errors",
     "execute",
@@ -96,6 +112,7 @@ __all__ = [
     "features",
     "geometry",
     "io",
+    "move_spots",
     "open_container",
     "open_image",
     "orientation_code",
@@ -109,8 +126,11 @@ __all__ = [
     "read_transform",
     "register",
     "register_atlas",
+    "register_rounds",
     "repair_transform",
+    "serve",
     "transform",
+    "view",
     "workers",
     "write_inverse",
     "write_landmarks",

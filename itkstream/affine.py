@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from itkstream.blocks.inputs import as_pair, check_start
+from itkstream.blocks.inputs import as_pair, check_one_channel, check_start
 from itkstream.blocks.masks import Mask
 from itkstream.errors import RegistrationError
 from itkstream.estimate.affines import logger, prepare_local_affines, split_local_affines
@@ -104,6 +104,7 @@ def ransac_affine(
         Where no trustworthy affine was found; the message says at which step it failed.
     """
     masks = (fix_mask, mov_mask)
+    check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     check_start(fixed, moving, anywhere=True)
     settings = _settings(
@@ -169,6 +170,7 @@ def intensity_affine(
         For images, masks or an affine that cannot be used.
     """
     masks = (fix_mask, mov_mask)
+    check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = settings or IntensityAffine().settings_for(fixed.spacing)
     start = np.eye(fixed.ndim + 1) if initial is None else np.asarray(initial, float)
@@ -239,6 +241,7 @@ def prepare_piecewise_ransac_affine(
         call of ``dask.compute`` to find the matches once.
     """
     masks = (fix_mask, mov_mask)
+    check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     check_start(fixed, moving, anywhere=True)
     settings = _settings(

@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike
 
-from itkstream.blocks.inputs import as_pair, block_grid, check_start
+from itkstream.blocks.inputs import as_pair, block_grid, check_one_channel, check_start
 from itkstream.blocks.masks import Mask
 from itkstream.errors import InputError
 from itkstream.estimate.deformation import COARSE_VOXELS
@@ -78,6 +78,7 @@ def prepare_piecewise_align(
     """
     steps = _in_order(steps)
     masks = (fix_mask, mov_mask)
+    check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     blocks = block_grid(fixed.shape, blocksize, overlap)
     start = _as_start(initial_transform)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.apply.folds import prepare_fold_count
 from itkstream.apply.resampling import piecewise_transform
-from itkstream.blocks.inputs import as_pair, block_grid, check_start
+from itkstream.blocks.inputs import as_pair, block_grid, check_one_channel, check_start
 from itkstream.blocks.levels import prepare_levels
 from itkstream.blocks.masks import Mask
 from itkstream.errors import InputError, RegistrationError
@@ -125,6 +125,7 @@ def deformable_align(
         similarity=similarity,
     )
     masks = (fix_mask, mov_mask)
+    check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = _choose(method, settings, given, fixed.grid)
     check_start(fixed, moving)
@@ -233,6 +234,7 @@ def prepare_piecewise_deformable_align(
         similarity=similarity,
     )
     masks = (fix_mask, mov_mask)
+    check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose, masks)
     settings = _choose(method, settings, given, fixed.grid)
     blocks = block_grid(fixed.shape, blocksize, overlap)

@@ -1,4 +1,4 @@
-"""Registration folders in napari: fixed, moving and aligned image as multiscale lazy layers."""
+"""Registration folders in napari: images as lazy layers, the error map, vectors, key points."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import numpy as np
 from dask.tokenize import tokenize
 from numpy.typing import NDArray
 
-from itkstream.apply.fields import axes_of
 from itkstream.errors import ItkstreamError
-from itkstream.geometry import Image, default_axes
-from itkstream.io import open_image, open_series
+from itkstream.geometry import (
+    DisplacementField,
+    Grid,
+    Image,
+    Transform,
+    default_axes,
+    steps_of,
+)
+from itkstream.io import open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import read_transform
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.registration.folder import ALIGNED, REPORT, registered_images
+from itkstream.registration.folder import ALIGNED, ERROR, REPORT, read_report, registered_images
+from itkstream.serving.pyramids import stored_levels
 
 __all__ = ["get_reader", "read_layers"]
 
@@ -25,6 +32,8 @@ LayerData = tuple[Any, dict[str, Any], str]
 
 _CHUNK = 256
 _COLOURS = {"fixed": "magenta", "moving": "gray", "aligned": "green"}
+# Vectors along the longest axis: more hide each other.
+_VECTORS = 24
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
@@ -61,31 +70,85 @@ def read_layers(path: str | list[str]) -> list[LayerData]:
     -------
     list of (data, attributes, type)
         Fixed, moving and aligned image: dask arrays from fine to coarse, and the map from voxels
-        to the fixed image's space in µm. The moving image goes through the affine alone
-        and is hidden at first. Where the original images are no longer found, only the aligned
-        one comes.
+        to the fixed image's space in µm. The moving image goes through the affine alone. Hidden at
+        first are that one, the error map, the displacement as vectors, thinned out, and the key
+        points that told the affine, where the folder has them. Where the original images are no
+        longer found, what else there is comes without them.
     """
     folder = Location.parse(path[0] if isinstance(path, list) else path)
-    transform = read_transform(folder)
-    axes = default_axes(transform.ndim)[::-1]
+    stored = read_transform(folder)
+    axes = default_axes(stored.ndim)[::-1]
+    transform = read_transform(folder, axes)
     layers = [_layer(open_image(str(folder / ALIGNED), axes=axes), "aligned", axes)]
     try:
         fixed, moving = registered_images(folder)
     except ItkstreamError:
-        return layers
-    affine = affine_part(transform)
-    back = affine.inverse().reorder(axes_of(transform), axes).matrix
-    return [
-        _layer(fixed, "fixed", axes),
-        _layer(moving, "moving", axes, back),
-        *layers,
-    ]
+        pass
+    else:
+        back = affine_part(transform).inverse().matrix
+        layers = [_layer(fixed, "fixed", axes), _layer(moving, "moving", axes, back), *layers]
+    return [*layers, *_error(folder, axes), *_vectors(transform), *_key_points(folder, axes)]
+
+
+def _error(folder: Location, axes: tuple[str, ...]) -> list[LayerData]:
+    """The radius that holds the true place with 95 % probability, in µm."""
+    if not (folder / ERROR).exists():
+        return []
+    image = open_image(str(folder / ERROR), axes=axes)
+    data, attributes, kind = _layer(image, "error (µm)", axes)
+    drawn = {"colormap": "magma", "blending": "translucent", "opacity": 0.5, "multiscale": False}
+    return [(data[0] if isinstance(data, list) else data, attributes | drawn, kind)]
+
+
+def _vectors(transform: Transform) -> list[LayerData]:
+    """The displacement at some nodes, from where points are to where the affine takes over."""
+    field = next((s for s in steps_of(transform) if isinstance(s, DisplacementField)), None)
+    if field is None:
+        return []
+    step = -(-max(field.grid.shape) // _VECTORS)
+    # From the middle of the first group, so that no side has more room than the other.
+    spans = [range(min(step, n) // 2, n, step) for n in field.grid.shape]
+    nodes = field.grid.subsample(spans).positions()
+    moves = np.asarray(field.data[tuple(slice(s.start, s.stop, s.step) for s in spans)])
+    ends = np.stack([nodes, moves], axis=-2).reshape(-1, 2, field.ndim)
+    attributes = {
+        "name": "displacement",
+        "units": ("micrometer",) * field.ndim,
+        "axis_labels": field.grid.axes,
+        "vector_style": "arrow",
+        "edge_color": "cyan",
+        "edge_width": min(field.grid.spacing) * step / 16,
+        "visible": False,
+    }
+    return [(ends, attributes, "vectors")]
+
+
+def _key_points(folder: Location, axes: tuple[str, ...]) -> list[LayerData]:
+    """Key points of the fixed image whose matches told the affine, and those that did not agree."""
+    report = read_report(folder)
+    found = [step["drawn_points"] for step in report.get("steps", []) if step.get("drawn_points")]
+    if not found:
+        return []
+    grid = Grid(**report["fixed"]["grid"])
+    order = grid.axis_order(axes)
+    kinds = {"agree": "lime", "differ": "red"}
+    drawn = {name: found[0][name] for name in kinds if found[0].get(name)}
+    points = np.concatenate([np.asarray(points)[:, order] for points in drawn.values()])
+    attributes = {
+        "name": "key points",
+        "units": ("micrometer",) * len(axes),
+        "axis_labels": axes,
+        "size": 6 * min(grid.in_unit("micrometer").spacing),
+        "face_color": [kinds[name] for name, points in drawn.items() for _ in points],
+        "visible": False,
+    }
+    return [(points, attributes, "points")]
 
 
 def _layer(
     image: Image, name: str, axes: tuple[str, ...], affine: NDArray[np.float64] | None = None
 ) -> LayerData:
-    levels = [level.reorder(axes).in_unit("micrometer") for level in _levels(image)]
+    levels = [level.reorder(axes).in_unit("micrometer") for level in stored_levels(image)]
     spacing = levels[0].grid.spacing
     # napari scales voxels first; what is left is where the image lies and how it is turned.
     placed = levels[0].grid.matrix / [*spacing, 1.0]
@@ -102,17 +165,7 @@ def _layer(
         "rgb": False,
         "multiscale": len(arrays) > 1,
         "blending": "additive",
-        "colormap": _COLOURS[name],
-        "visible": name != "moving",
+        "colormap": _COLOURS.get(name, "gray"),
+        "visible": name in ("fixed", "aligned"),
     }
     return (arrays if len(arrays) > 1 else arrays[0]), attributes, "image"
-
-
-def _levels(image: Image) -> list[Image]:
-    """An image and its coarser levels; only of the first one the lattice counts."""
-    recipe = {key: said for key, said in image.recipe.items() if key not in ("level", "spacing")}
-    if "crop" in recipe:
-        return [image]
-    levels = open_series(recipe.pop("path"), "level", **recipe)
-    shapes = [level.shape for level in levels]
-    return [image, *levels[shapes.index(image.shape) + 1 :]]

@@ -40,7 +40,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
@@ -48,12 +48,19 @@ from itkstream.blocks.inputs import as_pair
 from itkstream.blocks.masks import Mask
 from itkstream.errors import InputError
 from itkstream.geometry import Image, Landmarks, Transform
+from itkstream.io.images.plain.in_memory import as_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import Registration, run_request
-from itkstream.registration.request import Given, open_given, plan_request, read_request
+from itkstream.registration.request import (
+    Given,
+    Request,
+    open_given,
+    plan_request,
+    read_request,
+)
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.workers import Resources
@@ -67,8 +74,8 @@ logger = logging.getLogger(__name__)
 
 
 def register(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: Any,
+    moving: Any,
     out: str | os.PathLike[str],
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
@@ -79,6 +86,8 @@ def register(
     landmarks: Landmarks | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     hold_out: float = 0.0,
     crop: str | Sequence[slice] | None = None,
+    spacing: float | Sequence[float] | None = None,
+    axes: str | Sequence[str] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -104,11 +113,19 @@ def register(
 
     Parameters
     ----------
-    fixed, moving : path or Image
-        What `itkstream.open_image` opens, or images. What a file does not state, and which channel,
+    fixed, moving : path, Image, array, or image of another library
+        What `itkstream.open_image` opens, or what `itkstream.as_image` takes: numpy, dask and Zarr
+        arrays, xarray.DataArray, and images of SimpleITK and itk. What a file does not state, and
+        which channel,
         time point or level of it is meant, is said by opening it:
         ``register(open_image("round1.tif", voxel_spacing=(2, 0.5, 0.5), channel=1), ...)``, or by
-        `itkstream.ImageOptions`. The report holds it.
+        `itkstream.ImageOptions`. The report holds it. Several channels of each, as pairs in the
+        same order, drive one transform: ``open_image(path, channel=["DAPI", "GFP"])``, with
+        weights ``channel=[("DAPI", 2), ("GFP", 1)]``, or a list of images of the same voxels. Key
+        points of all are pooled, and the deformation follows all; one that tells next to nothing is
+        left out. An intensity affine and the choice of a stiffness go by the channel that tells
+        most, steps are kept by the mean over all, and the error map and the verdict are those of
+        the first, which is also the aligned image.
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
     steps : sequence of Step
@@ -142,6 +159,11 @@ def register(
         "100:400,0:200um,:". Of the moving image the part is taken in which it may lie: where the
         initial transform puts it (without one, the images' own positions), and half its length
         more on either side. The transform is in the coordinates of the whole images.
+    spacing : float or sequence of float, optional
+        Distance of voxels of `fixed` and `moving` that are arrays, in µm: a number, or one per
+        axis. Where they differ, give each as ``itkstream.as_image(array, spacing, axes)``.
+    axes : str or sequence of str, optional
+        Names of the axes of arrays, such as "zyx".
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
@@ -172,22 +194,28 @@ def register(
     RegistrationError
         Where no affine was found, or none better than chance.
     """
+    first, second = (_taken(image, spacing, axes) for image in (fixed, moving))
     given = Given(
-        fixed, moving, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
+        first, second, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
     )
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
     )
-    folder, told = RunFolder(out, request.names, overwrite), reporter or LogReporter()
-    registered = run_request(request, folder, told)
+    folder = RunFolder(out, request.names, overwrite)
+    return run_with_report(request, folder, reporter or LogReporter())
+
+
+def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
+    """Run a registration that was checked, and write its page where one is wanted."""
+    registered = run_request(request, folder, reporter)
     if request.plan.settings.report:
-        report_or_warn(registered.out, request.pair, told)
+        report_or_warn(registered.out, request.pair, reporter)
     return registered
 
 
 def preview(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: Any,
+    moving: Any,
     page: str | os.PathLike[str],
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
@@ -252,6 +280,15 @@ def preview(
     return preview_request(given, request, page, blocks, reporter or LogReporter())
 
 
+def _taken(image: Any, spacing: Any, axes: Any) -> Any:
+    """An image as it was given, but for a spacing or axes said of it."""
+    if spacing is None and axes is None:
+        return image
+    if isinstance(image, (list, tuple)):
+        return [as_image(channel, spacing, axes) for channel in image]
+    return as_image(image, spacing, axes)
+
+
 def report_or_warn(out: Location, pair: tuple[Image, Image], reporter: Reporter) -> None:
     """Write the page of a registration; that it fails is a warning."""
     from itkstream.report.write import write_report
@@ -268,11 +305,13 @@ def report_or_warn(out: Location, pair: tuple[Image, Image], reporter: Reporter)
 
 
 def plan(
-    fixed: str | os.PathLike[str] | Image,
-    moving: str | os.PathLike[str] | Image,
+    fixed: Any,
+    moving: Any,
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
     *,
+    spacing: float | Sequence[float] | None = None,
+    axes: str | Sequence[str] | None = None,
     resources: Resources | None = None,
     probe: int = 0,
 ) -> Plan:
@@ -281,6 +320,8 @@ def plan(
     Parameters
     ----------
     fixed, moving, steps, settings
+        As in `register`.
+    spacing, axes
         As in `register`.
     resources : Resources, optional
         As in `register`: where `memory` is given, blocks and threads are chosen to fit it.
@@ -299,7 +340,8 @@ def plan(
     PlanError
         Where nothing fits `memory`.
     """
-    pair = as_pair(open_given(fixed), open_given(moving), None, None)
+    first, second = (open_given(_taken(image, spacing, axes)) for image in (fixed, moving))
+    pair = as_pair(first, second, None, None)
     made = plan_request(
         pair, checked_steps(steps), settings or RegisterSettings(), resources or Resources()
     )

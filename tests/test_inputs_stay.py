@@ -97,6 +97,8 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["t.ome.zarr"], "repair {0} OUT --overwrite"),
     (["t.h5"], "repair {0} OUT --overwrite"),
     (["mask.nrrd"], "info {0} --png OUT --overwrite"),
+    (["fix.n5/s0", "mov.ome.zarr"], "rounds {0} {1} --out OUT --overwrite"),
+    (["p.csv", "mask.nrrd"], "count {0} {1} --out OUT --overwrite"),
 ]  # fmt: skip
 
 

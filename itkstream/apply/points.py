@@ -16,6 +16,7 @@ from itkstream.geometry import (
     AffineTransform,
     DisplacementField,
     Grid,
+    Image,
     Landmarks,
     Transform,
     compose,
@@ -25,7 +26,7 @@ from itkstream.geometry.chains import FieldChain
 from itkstream.geometry.transforms import GridTransform
 from itkstream.numerics.sampling.inverse import InverseProblem
 
-__all__ = ["MappedPoints", "TargetErrors", "apply_to_points"]
+__all__ = ["InverseMap", "MappedPoints", "TargetErrors", "apply_to_points", "nearest_values"]
 
 # Voxels per axis of the parts of a field whose points are mapped together.
 _PART = 128
@@ -115,7 +116,7 @@ def apply_to_points(
     if isinstance(simple, AffineTransform):
         affine = simple.inverse() if inverse else simple
         return MappedPoints(affine.apply(p), np.zeros(len(p), bool))
-    return _map_back(simple, p) if inverse else _map_forward(simple, p)
+    return InverseMap.of(simple)(p) if inverse else _map_forward(simple, p)
 
 
 def _map_forward(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
@@ -133,28 +134,79 @@ def _map_forward(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
     return MappedPoints(p, outside)
 
 
-def _map_back(transform: Transform, p: NDArray[np.float64]) -> MappedPoints:
-    outside = np.zeros(len(p), bool)
-    for link in reversed(invertible_links(transform)):
-        if isinstance(link, FieldChain):
-            origins = _map_back_through(link, p)
-            p, outside = origins.points, outside | origins.outside
-        else:
-            p = link.inverse().apply(p)
-    return MappedPoints(p, outside)
+@dataclass(frozen=True, eq=False)
+class _FieldBack:
+    """A field and the affine after it, and the bounds of the field, which hold for all points."""
+
+    chain: FieldChain
+    bounds: Any
+
+    def __call__(self, p: NDArray[np.float64]) -> MappedPoints:
+        """Map points back through both; parts of the field are read as they are needed."""
+        field, affine = self.chain.field, self.chain.affine
+        problem = InverseProblem(field.grid, field.grid, affine)
+        origins, lost = np.empty_like(p), np.zeros(len(p), bool)
+        for some in _neighbours(field.grid, affine.inverse().apply(p)):
+            region = problem.reach_points(p[some], self.bounds)
+            part = np.asarray(field.data[(*region, slice(None))])
+            origins[some], error = problem.solve_points(part, region, p[some], self.bounds)
+            lost[some] = error > _UNSOLVED * problem.tolerance_vox
+        return MappedPoints(origins, lost | ~field.reaches(origins))
 
 
-def _map_back_through(chain: FieldChain, p: NDArray[np.float64]) -> MappedPoints:
-    field, affine = chain.field, chain.affine
-    problem = InverseProblem(field.grid, field.grid, affine)
-    bounds = dask.compute(prepare_bounds(field))[0]
-    origins, lost = np.empty_like(p), np.zeros(len(p), bool)
-    for some in _neighbours(field.grid, affine.inverse().apply(p)):
-        region = problem.reach_points(p[some], bounds)
-        part = np.asarray(field.data[(*region, slice(None))])
-        origins[some], error = problem.solve_points(part, region, p[some], bounds)
-        lost[some] = error > _UNSOLVED * problem.tolerance_vox
-    return MappedPoints(origins, lost | ~field.reaches(origins))
+@dataclass(frozen=True, eq=False)
+class InverseMap:
+    """A transform made ready to map points back, piece after piece of a long table.
+
+    The bounds of its fields, for which all of each is read, are found once.
+    """
+
+    links: tuple[AffineTransform | _FieldBack, ...]
+
+    @classmethod
+    def of(cls, transform: Transform) -> InverseMap:
+        """Make a transform ready."""
+        simple = compose(transform)
+        if isinstance(simple, AffineTransform):
+            return cls((simple.inverse(),))
+        links: list[AffineTransform | _FieldBack] = []
+        for link in reversed(invertible_links(simple)):
+            if isinstance(link, FieldChain):
+                links.append(_FieldBack(link, dask.compute(prepare_bounds(link.field))[0]))
+            else:
+                links.append(link.inverse())
+        return cls(tuple(links))
+
+    def __call__(self, points: NDArray[np.float64]) -> MappedPoints:
+        """Map moving points (m, n) to fixed ones."""
+        p, outside = points, np.zeros(len(points), bool)
+        for link in self.links:
+            if isinstance(link, AffineTransform):
+                p = link.apply(p)
+            else:
+                mapped = link(p)
+                p, outside = mapped.points, outside | mapped.outside
+        return MappedPoints(p, outside)
+
+
+def nearest_values(
+    image: Image, points: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Values of the voxels in which points (m, n) lie, and which lie in none, where they are 0.
+
+    Points are on the axes of the image and in its unit; it is read part by part.
+    """
+    missed = ~image.grid.contains(points)
+    values = np.zeros(len(points), image.dtype)
+    inside = np.flatnonzero(~missed)
+    # Half a voxel beyond the centres rounding may leave the image.
+    top = np.subtract(image.shape, 1)
+    index = np.clip(np.rint(image.grid.to_index(points[inside])).astype(np.int64), 0, top)
+    for some in _neighbours(image.grid, points[inside]):
+        first, last = index[some].min(axis=0), index[some].max(axis=0)
+        box = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+        values[inside[some]] = np.asarray(image.data[box])[tuple((index[some] - first).T)]
+    return values, missed
 
 
 def _neighbours(grid: Grid, points: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:

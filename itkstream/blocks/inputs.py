@@ -22,7 +22,14 @@ from itkstream.geometry import (
 )
 from itkstream.numerics.sampling.mapping import map_on
 
-__all__ = ["as_pair", "block_grid", "check_start", "default_overlap", "reversed_axes"]
+__all__ = [
+    "as_pair",
+    "block_grid",
+    "check_one_channel",
+    "check_start",
+    "default_overlap",
+    "reversed_axes",
+]
 
 # Points per axis of the fixed image that say where a transform leads.
 _POINTS = 24
@@ -59,6 +66,16 @@ def as_pair(
     fixed = _masked(fixed, masks[0], transpose[0], "fixed")
     moving = _masked(moving, masks[1], transpose[1], "moving")
     return fixed, readable(moving.reorder(fixed.grid.axes))
+
+
+def check_one_channel(*images: Any) -> None:
+    """Refuse images with further channels, which this would not look at."""
+    for image in images:
+        if isinstance(image, Image) and image.others:
+            raise InputError(
+                f"{image.name or 'an image'} has {len(image.channels)} channels and one is taken "
+                "here: give one of image.channels; itkstream.register takes several"
+            )
 
 
 def check_start(

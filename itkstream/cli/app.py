@@ -18,12 +18,14 @@ from itkstream.cli.commands.info import info
 from itkstream.cli.commands.plan import config, plan
 from itkstream.cli.commands.register import register
 from itkstream.cli.commands.report import report
+from itkstream.cli.commands.rounds import rounds
+from itkstream.cli.commands.serve import serve, view
+from itkstream.cli.commands.spots import count, points
 from itkstream.cli.commands.transform_commands import (
     apply,
     check,
     export,
     invert,
-    points,
     repair,
 )
 from itkstream.cli.exit_codes import BAD_INPUT, EXISTS, FAILED, INTERRUPTED
@@ -46,9 +48,16 @@ class Verbs(click.Group):
 
     sections: ClassVar[dict[str, tuple[click.Command, ...]]] = {
         "Before": (info, advise, plan, config, demo),
-        "Register": (register, atlas),
-        "Use a registration, or any transform": (apply, points, export, invert),
-        "Judge and mend": (check, report, repair),
+        "Register": (register, rounds, atlas),
+        "Use a registration, an experiment, or any transform": (
+            apply,
+            points,
+            count,
+            export,
+            invert,
+        ),
+        "Look": (view, serve, report),
+        "Judge and mend": (check, repair),
     }
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -95,15 +95,28 @@ ALL = "all"
 
 
 class Channel(click.ParamType):
-    """A channel: counted from 0 where it is a number, else its name."""
+    """A channel, counted from 0 where it is a number, else its name; or several, with commas."""
 
     name = "number|name"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Read the text of an option."""
+        if isinstance(value, str) and "," in value:
+            return tuple(self._weighted(part.strip(), param, ctx) for part in value.split(","))
         if isinstance(value, int) or value.lstrip("-").isdigit():
             return int(click.IntRange(0).convert(value, param, ctx))
         return str(value)
+
+    def _weighted(self, text: str, param: Any, ctx: Any) -> Any:
+        """Read one of several channels, with the weight behind a colon, if it is a number."""
+        name, _, weight = text.rpartition(":")
+        try:
+            counts = float(weight) if name else None
+        except ValueError:
+            counts = None
+        if counts is None:
+            return self.convert(text, param, ctx)
+        return self.convert(name, param, ctx), counts
 
 
 _WHOLE = click.IntRange(0)
@@ -118,8 +131,9 @@ IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
     "channel": (
         Channel(),
         "N|NAME",
-        "Channel, counted from 0, or its name. [default: the only one, or the only one named after "
-        "a stain of nuclei, such as DAPI]",
+        "Channel, counted from 0, or its name; several that drive one transform as DAPI,GFP, or "
+        "with weights DAPI:2,GFP:1, the first of which is judged and aligned. [default: the only "
+        "one, or the only one named after a stain of nuclei, such as DAPI]",
     ),
     "time": (_WHOLE, "N", "Time point, counted from 0. [default: 0]"),
     "level": (_WHOLE, "N", "Resolution level, 0 the finest. [default: 0]"),

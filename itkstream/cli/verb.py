@@ -70,8 +70,8 @@ class Verb(click.Command):
             with formatter.section(title):
                 if records:
                     formatter.write_dl(records)
-                if title == _IMAGES and prefixes:
-                    formatter.write_text(_describe_prefixes(prefixes))
+                if title == _IMAGES:
+                    formatter.write_text(_describe_prefixes(prefixes or ()))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""
@@ -153,6 +153,8 @@ def _section_of(option: click.Parameter) -> str:
 
 
 def _describe_prefixes(prefixes: Sequence[str]) -> str:
+    if not prefixes:
+        return "They hold for all images of which nothing else is said."
     flags = [f"--{prefixes[0]}-{name}" for name in IMAGE_OPTIONS]
     others = "".join(f", and the same with --{prefix}-" for prefix in prefixes[1:])
     return f"For one image alone: {', '.join(flags)}{others}."

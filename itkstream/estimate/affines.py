@@ -17,7 +17,15 @@ from itkstream.blocks.graph import Result, judged, map_blocks
 from itkstream.blocks.inputs import as_pair, block_grid
 from itkstream.errors import InputError, ItkstreamError, RegistrationError
 from itkstream.estimate.content import prepare_content
-from itkstream.geometry import AffineTransform, Block, BlockGrid, Grid, Image, Transform
+from itkstream.geometry import (
+    AffineTransform,
+    Block,
+    BlockGrid,
+    ChannelPair,
+    Grid,
+    Image,
+    Transform,
+)
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.matching.affine import (
@@ -124,13 +132,17 @@ def prepare_local_affines(
 
 @dataclass(frozen=True, eq=False)
 class AffineTask:
-    """Affines to be found in blocks of the fixed image, before a transform that aligns roughly."""
+    """Affines to be found in blocks of the fixed image, before a transform that aligns roughly.
+
+    Key points of `others`, further channels, are matched as well.
+    """
 
     fixed: Image
     moving: Image
     initial: Transform | Delayed | None
     blocks: BlockGrid
     search: Search
+    others: tuple[ChannelPair, ...] = ()
 
 
 def prepare_affines(task: AffineTask, *, fill: bool = True, skip_empty: bool = False) -> da.Array:
@@ -144,7 +156,7 @@ def prepare_affines(task: AffineTask, *, fill: bool = True, skip_empty: bool = F
         fixed.data,
         {
             "grid": grid,
-            "moving": task.moving,
+            "seen": _Seen(task.moving, task.others),
             "initial": task.initial,
             "search": task.search,
             "alone": len(blocks) == 1,
@@ -224,10 +236,14 @@ class KeyPointSearch:
     choices: tuple[AffineSettings, ...]
     smaller: tuple[AffineSettings, ...] = ()
 
-    def find(self, here: Image, near: Image, core: Grid, alone: bool) -> OwnAffine:
+    def find(
+        self, here: ChannelPair, core: Grid, alone: bool, others: Sequence[ChannelPair]
+    ) -> OwnAffine:
         """Match the key points of a block; one that is not alone may fit a simpler model."""
-        fitting = _holding(here.grid, self.choices) or _holding(here.grid, self.smaller)
-        found = best_affine_block(here, near, fitting or self.choices).best
+        grid = here.fixed.grid
+        fitting = _holding(grid, self.choices) or _holding(grid, self.smaller)
+        choices = fitting or self.choices
+        found = best_affine_block(here.fixed, here.moving, choices, others=others).best
         estimate, pairs = found.estimate, found.pairs
         if not alone:
             estimate = _simpler(estimate, pairs, found.settings.ransac)
@@ -270,10 +286,12 @@ class IntensitySearch:
 
     settings: IntensitySettings
 
-    def find(self, here: Image, near: Image, core: Grid, alone: bool) -> OwnAffine:
-        """Compare the intensities of a block, which starts from where it is."""
+    def find(
+        self, here: ChannelPair, core: Grid, alone: bool, others: Sequence[ChannelPair]
+    ) -> OwnAffine:
+        """Compare the intensities of a block's leading channel, which starts from where it is."""
         n = core.ndim
-        estimate = intensity_block(here, near, np.eye(n + 1), self.settings)
+        estimate = intensity_block(here.fixed, here.moving, np.eye(n + 1), self.settings)
         # Where the images could be compared and nothing better was found, the start is the best.
         if not estimate and not np.isfinite(estimate.before):
             return OwnAffine.nothing(n, estimate.reason)
@@ -296,12 +314,20 @@ class IntensitySearch:
 Search: TypeAlias = KeyPointSearch | IntensitySearch
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Images that blocks see beside their part of the fixed one."""
+
+    moving: Image
+    others: tuple[ChannelPair, ...]
+
+
 def _local_affine(
     part: NDArray[Any] | None,
     block: Block,
     *,
     grid: Grid,
-    moving: Image,
+    seen: _Seen,
     initial: Transform | None,
     search: Search,
     alone: bool,
@@ -310,9 +336,14 @@ def _local_affine(
     if part is None:
         return _row(OwnAffine.nothing(grid.ndim), block, grid)
     here = Image(part, grid.crop(block.padded))
+    pairs = (ChannelPair(here, seen.moving), *(pair[block.padded] for pair in seen.others))
     try:
-        near = moving if alone and initial is None else _aligned_part(here.grid, moving, initial)
-        own = search.find(here, near, grid.crop(block.core), alone)
+        if not alone or initial is not None:
+            pairs = tuple(
+                replace(pair, moving=_aligned_part(here.grid, pair.moving, initial))
+                for pair in pairs
+            )
+        own = search.find(pairs[0], grid.crop(block.core), alone, pairs[1:])
     except ItkstreamError as error:
         if alone:
             raise

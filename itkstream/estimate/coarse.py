@@ -20,6 +20,7 @@ from itkstream.blocks.graph import once
 from itkstream.blocks.levels import Levels, factors_to_fit, prepare_level, read_coarse
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
+    ChannelPair,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -36,8 +37,11 @@ from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.threads import processors, using_threads
 
 __all__ = [
+    "Aids",
     "LevelPlan",
+    "LevelledPair",
     "after_coarse",
+    "coarse_channels",
     "factors_per_axis",
     "moving_factors",
     "plan_levels",
@@ -54,6 +58,15 @@ S = TypeVar("S", bound=DeformSettings)
 _TOO_COARSE = 2.0
 # Where the moving image is much larger than the fixed one, a level as fine may be so much larger.
 _LARGER_LEVEL = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Aids:
+    """Aids of a deformation beside two images: landmarks, where it goes on, further channels."""
+
+    landmarks: Landmarks | None = None
+    beyond: Beyond | None = None
+    others: tuple[ChannelPair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,18 +113,21 @@ def solve_coarse(
     moving: Image,
     initial: Transform,
     plan: LevelPlan,
-    landmarks: Landmarks | None = None,
-    beyond: Beyond | None = None,
+    aids: Aids | None = None,
 ) -> DisplacementField:
     """Solve the coarse levels of a deformation on the whole images, which are read once, shrunk.
 
     The field lies in front of the initial transform's affine, on half the coarse level's
     resolution. Raises a `RegistrationError` where the images do not overlap or hold no texture.
     """
+    aids = aids or Aids()
+    factors = plan.factors, moving_factors(fixed.grid, moving.grid, plan.factors)
     with using_threads(processors()):
-        small = read_coarse(fixed, plan.factors)
-        other = read_coarse(moving, moving_factors(fixed.grid, moving.grid, plan.factors))
-        estimate = deform_block(small, other, initial, plan.coarse, landmarks, beyond)
+        small, other = read_coarse(fixed, factors[0]), read_coarse(moving, factors[1])
+        others = coarse_channels(aids.others, factors)
+        estimate = deform_block(
+            small, other, initial, plan.coarse, aids.landmarks, aids.beyond, others
+        )
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     logger.info("coarse levels on %s voxels: %s", small.shape, estimate.levels)
@@ -119,26 +135,54 @@ def solve_coarse(
     return DisplacementField(shrink_field(estimate.displacement, halved), small.grid.shrink(halved))
 
 
+def coarse_channels(
+    pairs: Sequence[ChannelPair], factors: tuple[Sequence[int], Sequence[int]]
+) -> tuple[ChannelPair, ...]:
+    """Read channels into memory, the fixed and the moving one averaged by so many voxels."""
+    return tuple(
+        replace(
+            pair,
+            fixed=read_coarse(pair.fixed, factors[0]),
+            moving=read_coarse(pair.moving, factors[1]),
+        )
+        for pair in pairs
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LevelledPair:
+    """A channel of both images, and both with as many voxels as a level has at most."""
+
+    fixed: Image
+    moving: Image
+    levels: Levels
+    weight: float = 1.0
+
+
 def prepare_start(
-    images: tuple[Image, Image],
+    pairs: Sequence[LevelledPair],
     initial: Transform | Delayed,
     plan: LevelPlan,
     voxels: float,
-    levels: Levels,
-    landmarks: Landmarks | None = None,
-    beyond: Beyond | None = None,
+    aids: Aids,
 ) -> Delayed:
     """Prepare where the blocks of a deformation start: what the whole image shows.
 
-    The images are averaged only where the levels, of at most so many voxels, are too coarse.
+    The first pair leads. Images are averaged only where the levels, of at most so many voxels, are
+    too coarse.
     """
-    wanted = plan.factors, moving_factors(images[0].grid, images[1].grid, plan.factors)
-    fixed, moving = (
+    first = pairs[0]
+    wanted = plan.factors, moving_factors(first.fixed.grid, first.moving.grid, plan.factors)
+    sources = [
         _prepare_source(image, level, factors, voxels)
-        for image, level, factors in zip(images, levels, wanted, strict=True)
-    )
-    left = replace(plan, factors=fixed.factors)
-    return once(_start, fixed.image, moving.image, initial, left, landmarks, beyond)
+        for pair in pairs
+        for image, level, factors in zip(
+            (pair.fixed, pair.moving), pair.levels, wanted, strict=True
+        )
+    ]
+    left = replace(plan, factors=sources[0].factors)
+    weights = tuple(pair.weight for pair in pairs[1:])
+    return once(_start, initial, left, aids, weights, *(source.image for source in sources))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,14 +211,13 @@ def after_coarse(field: DisplacementField, initial: Transform) -> Transform:
 
 
 def _start(
-    fixed: Image,
-    moving: Image,
-    initial: Transform,
-    plan: LevelPlan,
-    landmarks: Landmarks | None,
-    beyond: Beyond | None,
+    initial: Transform, plan: LevelPlan, aids: Aids, weights: tuple[float, ...], *images: Image
 ) -> Transform:
-    return after_coarse(solve_coarse(fixed, moving, initial, plan, landmarks, beyond), initial)
+    """The coarse solution of pairs of images, the first of which leads; the others have weights."""
+    fixed, moving, *rest = images
+    others = map(ChannelPair, rest[::2], rest[1::2], weights)
+    known = replace(aids, others=tuple(others))
+    return after_coarse(solve_coarse(fixed, moving, initial, plan, known), initial)
 
 
 def factors_per_axis(grid: Grid, factor: int, isotropic: bool = True) -> tuple[int, ...]:

@@ -18,15 +18,17 @@ from itkstream.blocks.graph import Result, judged, map_blocks, map_neighbours, o
 from itkstream.blocks.inputs import as_pair, block_grid
 from itkstream.blocks.levels import Levels, prepare_levels
 from itkstream.errors import InputError, RegistrationError
-from itkstream.estimate.coarse import plan_levels, prepare_start
+from itkstream.estimate.coarse import Aids, LevelledPair, plan_levels, prepare_start
 from itkstream.estimate.content import find_landmarks, prepare_content
 from itkstream.geometry import (
     Block,
     BlockGrid,
+    ChannelPair,
     Grid,
     Image,
     Landmarks,
     PiecewiseAffine,
+    Slices,
     Transform,
     steps_of,
 )
@@ -216,9 +218,10 @@ class Task:
 
     The kind of the settings decides the engine. `coarse_voxels` is the most a level may have on
     which the whole image is solved first, 0 for none; `levels` are both images at so many voxels,
-    where they are known. Landmarks are soft constraints of the whole image and of the blocks that
-    hold them. Where some are to be reached, blocks that hold none of these stay as they start.
-    With `continues`, the field goes on smoothly where no fixed voxel counts.
+    where they are known. `others` are further channels that drive it, with their levels. Landmarks
+    are soft constraints of the whole image and of the blocks that hold them. Where some are to be
+    reached, blocks that hold none of these stay as they start. With `continues`, the field goes on
+    smoothly where no fixed voxel counts.
     """
 
     fixed: Image
@@ -232,6 +235,7 @@ class Task:
     landmarks: Landmarks | None = None
     to_reach: Landmarks | None = None
     continues: bool = False
+    others: tuple[LevelledPair, ...] = ()
 
     @property
     def images(self) -> tuple[Image, Image]:
@@ -245,27 +249,38 @@ class Task:
 
     def guide(self, settings: DeformSettings, beyond: Beyond) -> _Guide:
         """The guide of blocks; their field goes on along `beyond` where that is wanted."""
-        stay = self.to_reach is not None
-        return _Guide(settings, self.landmarks, beyond if self.continues else None, stay)
+        others = tuple(ChannelPair(p.fixed, p.moving, p.weight) for p in self.others)
+        aids = Aids(self.landmarks, beyond if self.continues else None, others)
+        return _Guide(settings, aids, self.to_reach is not None)
 
     @cached_property
     def coarse_levels(self) -> Levels:
         """Both images, averaged; to be computed where they are not known."""
         return self.levels or prepare_levels(*self.images, self.level_voxels)
 
+    @property
+    def pairs(self) -> tuple[LevelledPair, ...]:
+        """All channels, the leading one first."""
+        return (LevelledPair(*self.images, self.coarse_levels), *self.others)
+
 
 @dataclass(frozen=True, eq=False)
 class _Guide:
-    """Settings and landmarks that the deformation of a block follows, and where it goes on."""
+    """Settings and aids that the deformation of a block follows."""
 
     settings: DeformSettings
-    landmarks: Landmarks | None
-    beyond: Beyond | None = None
+    aids: Aids
     others_stay: bool = False
 
-    def deform(self, fixed: Image, moving: Image, initial: Transform) -> DeformEstimate:
-        """Deform a block."""
-        return deform_block(fixed, moving, initial, self.settings, self.landmarks, self.beyond)
+    def deform(
+        self, fixed: Image, moving: Image, initial: Transform, box: Slices
+    ) -> DeformEstimate:
+        """Deform a block, which is a box of the fixed image."""
+        aids = self.aids
+        others = tuple(pair[box] for pair in aids.others)
+        return deform_block(
+            fixed, moving, initial, self.settings, aids.landmarks, aids.beyond, others
+        )
 
 
 @dataclass(frozen=True)
@@ -354,15 +369,8 @@ def _prepare_whole(task: Task) -> tuple[Transform | Delayed, DeformSettings]:
     if not task.coarse_voxels:
         return task.initial, task.settings
     plan = plan_levels(task.fixed.grid, task.settings, task.coarse_voxels)
-    start = prepare_start(
-        task.images,
-        task.initial,
-        plan,
-        task.level_voxels,
-        task.coarse_levels,
-        task.landmarks,
-        "affine" if task.continues else None,
-    )
+    aids = Aids(task.landmarks, "affine" if task.continues else None)
+    start = prepare_start(task.pairs, task.initial, plan, task.level_voxels, aids)
     return start, plan.fine
 
 
@@ -373,8 +381,14 @@ def _prepare_keep(task: Task, start: Transform | Delayed) -> Delayed | None:
         return once(find_landmarks, task.to_reach, *where)
     if not task.skip_empty:
         return None
-    levels = task.level_voxels, task.coarse_levels
-    content = prepare_content(task.images, start, task.blocks, *levels)
+    content, *further = (
+        prepare_content(
+            (pair.fixed, pair.moving), start, task.blocks, task.level_voxels, pair.levels
+        )
+        for pair in task.pairs
+    )
+    for other in further:
+        content = once(np.logical_or, content, other)
     if task.landmarks is None:
         return content
     # Where images show nothing, landmarks may still say something.
@@ -408,7 +422,7 @@ def _only_block(
     guide: _Guide,
 ) -> NDArray[Any]:
     settings = guide.settings
-    estimate = guide.deform(Image(part, output.grid), moving, initial)
+    estimate = guide.deform(Image(part, output.grid), moving, initial, block.padded)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     on_nodes = isinstance(settings, DescentSettings) and output.factors == node_factors(
@@ -433,7 +447,8 @@ def _refine_block(
     if part is None:
         logger.debug("block %s is empty", block.index)
         return nodes.no_pack()
-    estimate = guide.deform(Image(part, grid.crop(block.padded)), moving, initial)
+    here = Image(part, grid.crop(block.padded))
+    estimate = guide.deform(here, moving, initial, block.padded)
     refinement = estimate.refinement()
     if refinement is not None:
         return nodes.pack(block, refinement, estimate.confidence())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.levels import read_coarse
-from itkstream.estimate.coarse import factors_per_axis, moving_factors, relative_levels
-from itkstream.geometry import Grid, Image, Slices, Transform
+from itkstream.estimate.coarse import (
+    coarse_channels,
+    factors_per_axis,
+    moving_factors,
+    relative_levels,
+)
+from itkstream.geometry import ChannelPair, Grid, Image, Slices, Transform
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.quality import tissue_mask
@@ -91,12 +96,16 @@ class Foretold:
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """A part of both images; the descent does not see the fixed voxels that are hidden."""
+    """A part of both images; the descent does not see the fixed voxels that are hidden.
+
+    Those of its further channels are hidden in the same places.
+    """
 
     fixed: Image
     moving: Image
     seen: Image
     hidden: NDArray[np.bool_]
+    others: tuple[ChannelPair, ...] = ()
 
     def correlations(self, mapping: GridMap) -> NDArray[np.float64]:
         """Squared correlation of the hidden voxels through a mapping that did not see them."""
@@ -117,10 +126,12 @@ def choose_stiffness(
     start: Transform,
     settings: DescentSettings,
     tissue: NDArray[np.bool_],
+    others: Sequence[ChannelPair] = (),
 ) -> Foretold:
     """Choose the stiffness by which hidden voxels of the fixed image are foretold best.
 
-    `tissue` is a mask of the whole fixed image, at any resolution.
+    `tissue` is a mask of the whole fixed image, at any resolution. Further channels drive the
+    deformations that are tried; they are judged by the leading one.
     """
     factor = 1
     if fixed.grid.size > SAMPLED_VOXELS and len(settings.shrink_factors) > 1:
@@ -130,7 +141,12 @@ def choose_stiffness(
     samples = [
         sample
         for box in _boxes(fixed.grid, factors, tissue)
-        if (sample := _sample(fixed[box], moving, start, factors)) is not None
+        if (
+            sample := _sample(
+                ChannelPair(fixed[box], moving), start, factors, [o[box] for o in others]
+            )
+        )
+        is not None
     ]
 
     # A field that is no softer is kept as it was tried.
@@ -176,26 +192,37 @@ def _share(tissue: NDArray[np.bool_], shape: Sequence[int], box: Slices) -> floa
 
 
 def _sample(
-    fixed: Image, moving: Image, start: Transform, factors: tuple[int, ...]
+    pair: ChannelPair, start: Transform, factors: tuple[int, ...], others: Sequence[ChannelPair]
 ) -> _Sample | None:
     """Read a part of both images; None where the moving one does not reach it."""
-    small = read_coarse(fixed, factors)
+    small = read_coarse(pair.fixed, factors)
     mapping = map_on(start, small.grid)
-    crop = mapping.crop_of(moving.grid, float(_BLOCK / 2 * max(small.spacing)))
+    crop = mapping.crop_of(pair.moving.grid, float(_BLOCK / 2 * max(small.spacing)))
     if crop is None:
         return None
-    part = moving[crop]
-    other = read_coarse(part, moving_factors(fixed.grid, part.grid, factors))
+    part = pair.moving[crop]
+    by = factors, moving_factors(pair.fixed.grid, part.grid, factors)
+    other = read_coarse(part, by[1])
     voxels = np.asarray(small.read(), np.float32)
     hidden = hide_cubes(voxels.shape, small.spacing)
-    seen = np.where(hidden, np.float32(np.nan), voxels)
-    shown = Image(voxels, small.grid)
-    return _Sample(shown, other, Image(seen, small.grid), hidden & tissue_mask(voxels))
+    cut = [replace(o, moving=o.moving[crop]) for o in others]
+    further = tuple(
+        replace(o, fixed=_without(np.asarray(o.fixed.read(), np.float32), hidden, small.grid))
+        for o in coarse_channels(cut, by)
+    )
+    shown, seen = Image(voxels, small.grid), _without(voxels, hidden, small.grid)
+    return _Sample(shown, other, seen, hidden & tissue_mask(voxels), further)
+
+
+def _without(voxels: NDArray[np.float32], hidden: NDArray[np.bool_], grid: Grid) -> Image:
+    """An image without the voxels that are hidden."""
+    return Image(np.where(hidden, np.float32(np.nan), voxels), grid)
 
 
 def _foretold(sample: _Sample, start: Transform, settings: DescentSettings) -> NDArray[np.float64]:
     """Squared correlation of the hidden voxels after a deformation that does not see them."""
-    mapping = deform_block(sample.seen, sample.moving, start, settings).mapping
+    found = deform_block(sample.seen, sample.moving, start, settings, others=sample.others)
+    mapping = found.mapping
     if mapping is None:
         return np.full(np.count_nonzero(sample.hidden), np.nan)
     return sample.correlations(mapping)

@@ -3,7 +3,7 @@
 from itkstream.geometry.blocks import Block, BlockGrid
 from itkstream.geometry.chains import CompositeTransform, compose, named_axes, steps_of, with_axes
 from itkstream.geometry.grid import Grid, Slices, array_axes, axis_order, box_shape, default_axes
-from itkstream.geometry.image import Image
+from itkstream.geometry.image import ChannelPair, Image, joined_channels
 from itkstream.geometry.landmarks import Landmarks
 from itkstream.geometry.lazy_array import ArraySource, ArrayView, LazyArray, transposed
 from itkstream.geometry.splines import BSplineTransform, LandmarkSpline
@@ -21,6 +21,7 @@ __all__ = [
     "BSplineTransform",
     "Block",
     "BlockGrid",
+    "ChannelPair",
     "CompositeTransform",
     "DisplacementField",
     "Grid",
@@ -36,6 +37,7 @@ __all__ = [
     "box_shape",
     "compose",
     "default_axes",
+    "joined_channels",
     "named_axes",
     "steps_of",
     "transposed",

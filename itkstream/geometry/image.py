@@ -19,7 +19,7 @@ from itkstream.geometry.lazy_array import (
     transposed,
 )
 
-__all__ = ["Image"]
+__all__ = ["ChannelPair", "Image", "joined_channels"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,15 @@ class Image:
         in another way.
     channel : str
         What its file calls the channel; "" where it has no name.
+    others : tuple of Image
+        Further channels of the same voxels, which `itkstream.register` compares as well.
+    weight : float, optional
+        How much the channel counts there beside others; as much as any where it is None.
 
     Raises
     ------
     InputError
-        Where the shapes of data and grid differ.
+        Where the shapes of data and grid differ, or another channel lies on another grid.
     """
 
     data: Any
@@ -51,6 +55,8 @@ class Image:
     name: str = ""
     recipe: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     channel: str = field(default="", repr=False, compare=False)
+    others: tuple[Image, ...] = field(default=(), repr=False, compare=False)
+    weight: float | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if tuple(self.data.shape) != self.grid.shape:
@@ -58,6 +64,18 @@ class Image:
                 f"data of shape {tuple(self.data.shape)} do not fit a grid of shape "
                 f"{self.grid.shape}"
             )
+        for other in self.others:
+            if other.grid != self.grid:
+                raise InputError(
+                    f"all channels of an image lie on the same voxels; those of {self.name!r} are "
+                    f"{self.grid}, and those of {other.name!r} {other.grid}: resample one of them, "
+                    "or register by one channel"
+                )
+
+    @property
+    def channels(self) -> tuple[Image, ...]:
+        """All channels, each as an image of its own; of most images, the image."""
+        return (replace(self, others=()), *self.others) if self.others else (self,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,10 +109,12 @@ class Image:
         """
         spans = _spans(key, self.shape)
         cut = tuple(map(span_slice, spans))
-        if hasattr(self.data, "__array_function__"):
-            # numpy and dask slice for themselves.
-            return Image(self.data[cut], self.grid.subsample(spans), self.name)
-        return Image(ArrayView.of(self.data).crop(cut), self.grid.subsample(spans), self.name)
+        # numpy and dask slice for themselves.
+        slices_itself = hasattr(self.data, "__array_function__")
+        data = self.data[cut] if slices_itself else ArrayView.of(self.data).crop(cut)
+        others = tuple(other[key] for other in self.others)
+        grid = self.grid.subsample(spans)
+        return Image(data, grid, self.name, others=others, weight=self.weight)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The voxels."""
@@ -126,7 +146,9 @@ class Image:
         if tuple(axes) == self.grid.axes:
             return self
         order = self.grid.axis_order(axes)
-        return replace(self, data=transposed(self.data, order), grid=self.grid.reorder(axes))
+        others = tuple(other.reorder(axes) for other in self.others)
+        data, grid = transposed(self.data, order), self.grid.reorder(axes)
+        return replace(self, data=data, grid=grid, others=others)
 
     def in_unit(self, unit: str) -> Image:
         """The image with its lengths in another unit.
@@ -141,7 +163,53 @@ class Image:
         Image
             The same data on the converted grid.
         """
-        return replace(self, grid=self.grid.in_unit(unit))
+        others = tuple(other.in_unit(unit) for other in self.others)
+        return replace(self, grid=self.grid.in_unit(unit), others=others)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelPair:
+    """One channel of both images, and its weight beside the pair that leads.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        The images, each on the grid of the other channels.
+    weight : float
+        How much it counts, where the pair that leads counts for 1.
+    """
+
+    fixed: Image
+    moving: Image
+    weight: float = 1.0
+
+    def __getitem__(self, box: Any) -> ChannelPair:
+        """A part of the fixed image, with all of the moving one."""
+        return replace(self, fixed=self.fixed[box])
+
+
+def joined_channels(images: Sequence[Image]) -> Image:
+    """The first of some images of the same voxels, with the others as its further channels.
+
+    Parameters
+    ----------
+    images : sequence of Image
+        The channels, with one grid; those that an image has already come after it.
+
+    Returns
+    -------
+    Image
+        For `itkstream.register`.
+
+    Raises
+    ------
+    InputError
+        Where there are none, or their grids differ.
+    """
+    if not images:
+        raise InputError("there are no channels: give at least one image")
+    first, *rest = (channel for image in images for channel in image.channels)
+    return replace(first, others=tuple(rest))
 
 
 def _spans(key: Any, shape: tuple[int, ...]) -> tuple[range, ...]:

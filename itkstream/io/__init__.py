@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from itkstream.errors import InputError
-from itkstream.geometry import Image
+from itkstream.geometry import Image, joined_channels
+from itkstream.io.images.channels import Channels, several_channels
 from itkstream.io.images.crop import crop_slices, crop_text
 from itkstream.io.images.locate import locate
 from itkstream.io.images.selection import Opened, Selection
@@ -63,7 +64,7 @@ def open_image(
     dataset: str | None = None,
     level: int | None = None,
     spacing: float | Sequence[float] | None = None,
-    channel: int | str | None = None,
+    channel: Channels = None,
     time: int = 0,
     unit: str | None = None,
     voxel_spacing: float | Sequence[float] | None = None,
@@ -96,10 +97,12 @@ def open_image(
     spacing : float or sequence of float, optional
         Choose the level whose voxel spacing is nearest to this one, in µm per array
         axis.
-    channel : int or str, optional
+    channel : int, str or sequence, optional
         Channel, counted from 0, or by the name that OME metadata, Zeiss or Micro-Manager give it.
         Of several channels, none needs to be said where a single one is named after a stain of
-        nuclei: DAPI, Hoechst, DRAQ5, DRAQ7, or nuclei.
+        nuclei: DAPI, Hoechst, DRAQ5, DRAQ7, or nuclei. A list opens the first of these, with the
+        others as `Image.others`, for `itkstream.register`: ``["DAPI", "GFP"]``, or, with weights,
+        ``[("DAPI", 2), ("GFP", 1)]``.
     time : int
         Time point, counted from 0.
     unit : str, optional
@@ -140,8 +143,8 @@ def open_image(
     (1.84, 1.84, 1.68)
     """
     part = None if crop is None else crop_text(crop)
-    selection = Selection(level, spacing, channel, time, unit, voxel_spacing, axes, part)
-    return _open(path, dataset, selection).image
+    selection = Selection(level, spacing, None, time, unit, voxel_spacing, axes, part)
+    return _open_channels(path, dataset, channel, selection).image
 
 
 def open_series(
@@ -175,9 +178,35 @@ def open_series(
     dataset = selection.pop("dataset", None)
     if axis == "level" and selection.get("crop") is not None:
         raise InputError("a crop is of one level: open the levels without it, and slice them")
-    first = _open(path, dataset, Selection(**{**selection, axis: 0}))
-    rest = [Selection(**{**selection, axis: k}) for k in range(1, getattr(first, axis))]
-    return [first.image, *(_open(path, dataset, wanted).image for wanted in rest)]
+
+    def open_one(number: int) -> Opened:
+        said = {**selection, axis: number}
+        return _open_channels(path, dataset, said.pop("channel", None), Selection(**said))
+
+    first = open_one(0)
+    return [first.image, *(open_one(k).image for k in range(1, getattr(first, axis)))]
+
+
+def _open_channels(
+    path: str | os.PathLike[str], dataset: str | None, channel: Channels, selection: Selection
+) -> Opened:
+    """Open a channel of an image, with further ones where several are meant."""
+    if not isinstance(channel, (list, tuple)):
+        return _open(path, dataset, replace(selection, channel=channel))
+    wanted = several_channels(channel)
+    opened = [_open(path, dataset, replace(selection, channel=name)) for name, _ in wanted]
+    images = [
+        replace(one.image, weight=weight) for one, (_, weight) in zip(opened, wanted, strict=True)
+    ]
+    numbers = [image.recipe.get("channel", 0) for image in images]
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"{path}: one channel is named twice in {channel!r}")
+    said = [
+        number if weight is None else [number, weight]
+        for number, (_, weight) in zip(numbers, wanted, strict=True)
+    ]
+    joined = joined_channels(images)
+    return replace(opened[0], image=replace(joined, recipe={**joined.recipe, "channel": said}))
 
 
 def _open(path: str | os.PathLike[str], dataset: str | None, selection: Selection) -> Opened:

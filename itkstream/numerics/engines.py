@@ -6,16 +6,17 @@ block; there is no other implementation of either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, Image, Landmarks, Transform
+from itkstream.geometry import AffineTransform, ChannelPair, Image, Landmarks, Transform
 from itkstream.numerics.deformation.continuation import Beyond
-from itkstream.numerics.deformation.descent import Descent, Frame, LevelReport, descend
+from itkstream.numerics.deformation.descent import Channel, Descent, Frame, LevelReport, descend
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.itk.bspline import descend_bspline
 from itkstream.numerics.itk.demons import descend_demons
@@ -96,10 +97,12 @@ def deform_block(
     settings: DeformSettings,
     landmarks: Landmarks | None = None,
     beyond: Beyond | None = None,
+    others: Sequence[ChannelPair] = (),
 ) -> DeformEstimate:
     """Refine a transform by a deformation, in one block; landmarks outside it do not count.
 
-    Beyond the voxels that count the field of `DescentSettings` goes on as `descend` says.
+    Beyond the voxels that count the field of `DescentSettings` goes on as `descend` says; only it
+    is driven by `others`, further channels of the block and the moving image.
     """
     mapping = map_on(initial, fixed.grid)
     # The coarsest correlation window is as far as a block looks beyond where it starts.
@@ -111,7 +114,11 @@ def deform_block(
     if crop is None:
         return DeformEstimate(None, mapping, (), BARREN["no overlap"])
     part = moving[crop]
-    further = {} if beyond is None else {"beyond": beyond}
+    further: dict[str, Any] = {} if beyond is None else {"beyond": beyond}
+    if others:
+        further["others"] = [
+            Channel(pair.fixed.read(), pair.moving[crop].read(), pair.weight) for pair in others
+        ]
     frame = Frame(fixed.grid, part.grid, mapping.affine)
     try:
         descent = _ENGINES[type(settings)](

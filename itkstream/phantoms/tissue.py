@@ -15,7 +15,17 @@ from itkstream.geometry import Grid
 from itkstream.phantoms.lattice import extent_of, in_three
 from itkstream.phantoms.settings import PhantomSettings
 
-__all__ = ["CELL_UM", "SPOT_WIDTH", "Scene", "Tissue", "depth_at", "depths_at", "draw_scenes"]
+__all__ = [
+    "CELL_UM",
+    "SPOT_WIDTH",
+    "Scene",
+    "Tissue",
+    "depth_at",
+    "depths_at",
+    "draw_scene",
+    "draw_scenes",
+    "restain",
+]
 
 
 CELL_UM = 4.0
@@ -92,10 +102,15 @@ def draw_scenes(settings: PhantomSettings) -> tuple[Scene, Scene, NDArray[np.flo
 
     The nuclei are the first bodies of each scene, in this order.
     """
+    first, radii = draw_scene(settings)
+    return first, restain(first, len(radii), settings), radii
+
+
+def draw_scene(settings: PhantomSettings) -> tuple[Scene, NDArray[np.float64]]:
+    """Draw the tissue as its first staining shows it, and the mean radii (µm) of its nuclei."""
     tissue = _draw_tissue(settings.fixed_grid, settings.seed)
     bodies, radii = _draw_bodies(settings, tissue)
-    first = Scene(tissue, bodies, _sort_into_cells(bodies))
-    return first, first._replace(bodies=_second_round(bodies, len(radii), settings)), radii
+    return Scene(tissue, bodies, _sort_into_cells(bodies)), radii
 
 
 def _draw_tissue(grid: Grid, seed: int) -> Tissue:
@@ -199,12 +214,13 @@ def _draw_spots(nucleus: NDArray[np.bool_], rng: np.random.Generator) -> NDArray
     return spots
 
 
-def _second_round(bodies: Bodies, nuclei: int, settings: PhantomSettings) -> Bodies:
-    """The same bodies stained again: brightness varies, some nuclei are gone."""
+def restain(scene: Scene, nuclei: int, settings: PhantomSettings) -> Scene:
+    """Stain the same bodies again: brightness varies, some nuclei are gone (brightness 0)."""
+    bodies = scene.bodies
     rng = np.random.default_rng([settings.seed, 4])
     factor = rng.lognormal(0, 0.25 * settings.restaining, len(bodies.brightness))
     factor[:nuclei] *= rng.uniform(0, 1, nuclei) >= settings.missing
-    return bodies._replace(brightness=bodies.brightness * factor)
+    return scene._replace(bodies=bodies._replace(brightness=bodies.brightness * factor))
 
 
 def _sort_into_cells(bodies: Bodies) -> Cells:

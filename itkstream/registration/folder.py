@@ -23,6 +23,7 @@ from itkstream.compute.lock import Lock, holding
 from itkstream.errors import ExistingOutputError, InputError, MissingDataError
 from itkstream.geometry import Grid, Image
 from itkstream.io import ImageOptions, open_image
+from itkstream.io.images.channels import several_channels
 from itkstream.io.images.locate import locate
 from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
@@ -33,6 +34,7 @@ from itkstream.judge.verdict import Verdict
 __all__ = [
     "ALIGNED",
     "ANNOTATION",
+    "DEMO_REGISTRATION",
     "ERROR",
     "REPORT",
     "TRANSFORM",
@@ -40,12 +42,14 @@ __all__ = [
     "Ours",
     "RunFolder",
     "Vacant",
+    "find_registration",
     "kept_level",
     "read_report",
     "registered_grids",
     "registered_image",
     "registered_images",
     "registered_options",
+    "registered_path",
     "registered_places",
     "registered_unit",
     "registered_verdict",
@@ -67,6 +71,9 @@ TRANSFORM = "transform.ome.zarr"
 
 ERROR = "error.ome.zarr"
 """The radius around each place in which the true one lies with 95 % probability."""
+
+DEMO_REGISTRATION = "registration"
+"""The registration inside the folder of a demo."""
 
 _NOTES = "steps"
 _RUN = f"{_NOTES}/run.json"
@@ -276,6 +283,15 @@ def kept_level(folder: Location, name: str) -> Location:
     return folder.child(_NOTES, f"{name}.zarr")
 
 
+def find_registration(folder: str | os.PathLike[str]) -> Location:
+    """Find the registration folder at a place, or inside that of a demo."""
+    place = Location.parse(folder)
+    for found in (place, place / DEMO_REGISTRATION):
+        if (found / REPORT).is_file():
+            return found
+    raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
+
+
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
     """Open the fixed and the moving image of a registration folder, as they were registered."""
     return registered_image(folder, "fixed"), registered_image(folder, "moving")
@@ -295,15 +311,26 @@ def registered_image(folder: str | os.PathLike[str], side: str) -> Image:
         ) from error
 
 
+def registered_path(folder: str | os.PathLike[str], side: str) -> str:
+    """Read where the "fixed" or the "moving" image of a registration folder lies."""
+    path = read_report(folder)[side].get("opened", {}).get("path")
+    if not path:
+        raise MissingDataError(f"the {side} image of {folder} was an array: say where it is")
+    return str(path)
+
+
 def registered_options(folder: str | os.PathLike[str], moving: str) -> ImageOptions:
     """Read what was said of the moving image of a registration, where a path leads to it.
 
-    But for its level and part: what was registered coarsely, or in part, is wanted as a whole.
+    But for its level and part: what was registered coarsely, or in part, is wanted as a whole. Of
+    several channels, the first.
     """
     opened = _report_around(folder).get("moving", {}).get("opened", {})
     if not opened or opened["path"] != str(locate(moving).location):
         return ImageOptions()
     known = {name: opened[name] for name in ("unit", "axes", "channel", "time") if name in opened}
+    for number, _ in several_channels(known.get("channel"))[:1]:
+        known["channel"] = number
     # The spacing of a coarser level would be wrong for the finest.
     fine = not opened.get("level") and "spacing" not in opened
     return ImageOptions(spacing=opened.get("voxel_spacing") if fine else None, **known)

@@ -259,7 +259,8 @@ def plan_steps(
     """
     workers = resources.local_workers or 0
     chunks = fixed.chunk_shape, moving.chunk_shape
-    pair = Pair(fixed.grid, moving.grid, moving.dtype, settings, chunks)
+    channels = len(moving.channels)
+    pair = Pair(fixed.grid, moving.grid, moving.dtype, settings, chunks, channels)
     if resources.cluster == "local":
         threads = resources.threads_per_worker or 1 if workers else resources.threads_here(2**30)[0]
     else:

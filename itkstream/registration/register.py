@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -20,13 +20,14 @@ from itkstream.blocks.camera import without_pattern
 from itkstream.blocks.masks import masked
 from itkstream.blocks.sources import readable
 from itkstream.errors import ItkstreamError
-from itkstream.geometry import CompositeTransform, Image, Transform
+from itkstream.geometry import ChannelPair, CompositeTransform, Image, Transform
 from itkstream.io import open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 from itkstream.judge.verdict import Verdict
 from itkstream.registration.advice.advice import advise_briefly
+from itkstream.registration.channels import CHANNELS, name_pairs
 from itkstream.registration.folder import ALIGNED, ERROR, REPORT, TRANSFORM, RunFolder
 from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
@@ -116,6 +117,8 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             found = run.all_steps(request.initial, keys)
         run.export(found.transform, keys[-1], unit)
         report = run.report() | request.given.described() | patterns | found.judged
+        if len(request.channels) > 1:
+            report[CHANNELS] = name_pairs(request.channels)
         if found.judged["verdict"]["outcome"] == "failed":
             report["advice"] = _advise(run.scene, request.initial)
         if request.marks is not None:
@@ -146,33 +149,59 @@ def _prepare_run(
     steps, settings = request.plan.steps, request.plan.settings
     make = LevelMaker(settings.coarse_voxels, start, reporter.blocks, folder.keeping)
     patterns: dict[str, Any] = {}
-    clean: tuple[_Clean, _Clean] = (_as_it_is, _as_it_is)
+    clean: list[tuple[_Clean, _Clean]] = [(_as_it_is, _as_it_is)] * len(request.channels)
     if settings.camera_pattern == "auto":
-        clean, patterns = _find_patterns(request.pair, make, reporter)
-    fixed = _see(request.pair[0], request.masks[0], "fixed", make, clean[0])
-    moving = _see(request.pair[1], request.masks[1], "moving", make, clean[1])
-    images = fixed.image, moving.image
-    keys = run_keys(images, request.initial, steps, settings, request.marks)
-    folder.settle(tokenize(keys[-1], request.pair))
-    makers = fixed.level, moving.level
-    scene = Scene(*images, settings.coarse_voxels, start(), reporter, makers, request.marks)
-    scene = replace(scene, content=settings.content)
+        clean, patterns = _find_patterns(request.channels, make, reporter)
+    seen = [
+        _see_channel(pair, number, request, make, clean[number])
+        for number, pair in enumerate(request.channels)
+    ]
+    images = tuple(one.image for both in seen for one in both)
+    weights = tuple(pair.weight for pair in request.channels)
+    keys = run_keys(images, request.initial, steps, settings, request.marks, weights)
+    folder.settle(tokenize(keys[-1], *request.channels))
+    resources = start()
+    scene, *others = (
+        Scene(
+            fixed.image,
+            moving.image,
+            settings.coarse_voxels,
+            resources,
+            reporter,
+            (fixed.level, moving.level),
+            request.marks,
+            settings.content,
+            weight=weight,
+        )
+        for (fixed, moving), weight in zip(seen, weights, strict=True)
+    )
+    scene = replace(scene, others=tuple(others))
     return Run(request.pair, steps, settings, scene, folder), keys, patterns
 
 
 def _find_patterns(
-    pair: tuple[Image, Image], make: LevelMaker, reporter: Reporter
-) -> tuple[tuple[_Clean, _Clean], dict[str, Any]]:
+    channels: Sequence[ChannelPair], make: LevelMaker, reporter: Reporter
+) -> tuple[list[tuple[_Clean, _Clean]], dict[str, Any]]:
     """Find what both cameras add to every plane: ways to take it out, and facts for the report."""
     told: dict[str, Any] = {}
-    clean: list[_Clean] = [_as_it_is, _as_it_is]
-    for number, which in enumerate(("fixed", "moving")):
-        pattern, found = make.pattern(pair[number], which)
-        if pattern is not None and found:
-            clean[number] = partial(without_pattern, pattern=pattern)
-            told[which] = found
+    clean: list[_Clean] = []
+    for number, pair in enumerate(channels):
+        for which, image in (("fixed", pair.fixed), ("moving", pair.moving)):
+            name = _name_of(which, number)
+            pattern, found = make.pattern(image, name)
+            if pattern is None or not found:
+                clean.append(_as_it_is)
+                continue
+            clean.append(partial(without_pattern, pattern=pattern))
+            told[name] = found
             reporter.note(_PATTERN.format(which=which, what=_in_words(found)))
-    return (clean[0], clean[1]), {"camera_pattern": told} if told else {}
+    pairs = list(zip(clean[::2], clean[1::2], strict=True))
+    return pairs, {"camera_pattern": told} if told else {}
+
+
+def _name_of(which: str, channel: int) -> str:
+    """The name by which the level of a channel is kept."""
+    return f"{which}-{channel + 1}" if channel else which
 
 
 def _as_it_is(image: Image) -> Image:
@@ -194,6 +223,19 @@ class _Seen:
 
     image: Image
     level: Callable[[], Image]
+
+
+def _see_channel(
+    pair: ChannelPair,
+    number: int,
+    request: Request,
+    make: LevelMaker,
+    clean: tuple[_Clean, _Clean],
+) -> tuple[_Seen, _Seen]:
+    """Mask and clean one channel of both images."""
+    names = _name_of("fixed", number), _name_of("moving", number)
+    fixed = _see(pair.fixed, request.masks[0], names[0], make, clean[0])
+    return fixed, _see(pair.moving, request.masks[1], names[1], make, clean[1])
 
 
 def _see(image: Image, mask: Any, which: str, make: LevelMaker, clean: _Clean) -> _Seen:

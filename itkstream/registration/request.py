@@ -15,26 +15,37 @@ from itkstream.errors import InputError, UnknownSpacingError, UnstatedChannelErr
 from itkstream.estimate.landmarks import start_from, weigh_landmarks
 from itkstream.geometry import (
     AffineTransform,
+    ChannelPair,
     Image,
     Landmarks,
     Transform,
     array_axes,
     default_axes,
+    joined_channels,
     with_axes,
 )
 from itkstream.io import open_image
 from itkstream.io.images.locate import locate
+from itkstream.io.images.plain.in_memory import as_image
 from itkstream.io.images.units import itk_unit
 from itkstream.io.landmarks.check import check_landmarks
 from itkstream.io.landmarks.files import read_landmarks
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.transforms.files import read_transform
+from itkstream.registration.channels import pair_channels
 from itkstream.registration.plan import Plan, plan_steps
 from itkstream.registration.scene import Marks
 from itkstream.registration.steps import RegisterSettings, Step
 from itkstream.workers import Resources
 
-__all__ = ["Given", "Request", "open_given", "open_mask", "plan_request", "read_request"]
+__all__ = [
+    "Given",
+    "Request",
+    "open_given",
+    "open_mask",
+    "plan_request",
+    "read_request",
+]
 
 # Trust below which a landmark is named, and how many are.
 _DOUBTED = 0.5
@@ -93,13 +104,13 @@ class Given:
 class Request:
     """A registration that can be run.
 
-    `pair` are the images without their masks, in µm and with the same axes; `units` are
-    those in which ITK reads each of them; `plan` holds the steps and settings; `notes` are for
-    who runs it.
+    `channels` are the images without their masks, in µm and with the same axes, channel by
+    channel, the one the result is judged by first; `units` are those in which ITK reads each of
+    them; `plan` holds the steps and settings; `notes` are for who runs it.
     """
 
     given: Given
-    pair: tuple[Image, Image]
+    channels: tuple[ChannelPair, ...]
     units: tuple[str, str]
     masks: tuple[Any, Any]
     initial: Transform | None
@@ -107,6 +118,11 @@ class Request:
     resources: Resources
     marks: Marks | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def pair(self) -> tuple[Image, Image]:
+        """The first channel of both images."""
+        return self.channels[0].fixed, self.channels[0].moving
 
     @property
     def names(self) -> tuple[str, str]:
@@ -142,13 +158,16 @@ def read_request(
     matched = bool(steps) and steps[0].starts_anywhere
     # Key points bring images together wherever they lie.
     check_start(*pair, initial, anywhere=initial is None and matched)
+    channels = pair_channels(pair)
+    _check_steps(steps, len(channels))
     planned = plan_request(pair, steps, settings, resources).require_fit()
     if resources.cluster == "local":
         resources = replace(resources, threads_per_worker=planned.threads)
+    pair = channels[0].fixed, channels[0].moving
     masks = open_mask(given.fixed_mask, pair[0]), open_mask(given.moving_mask, pair[1])
     if given.crop is not None:
         _check_masks_of_crop(masks)
-    return Request(given, pair, units, masks, initial, planned, resources, marks, notes)
+    return Request(given, channels, units, masks, initial, planned, resources, marks, notes)
 
 
 def plan_request(
@@ -164,9 +183,21 @@ def plan_request(
     return made if resources.threads_per_worker else made.fewer_threads()
 
 
-def open_given(image: str | os.PathLike[str] | Image) -> Image:
-    """Open an image that is given by its path."""
-    return image if isinstance(image, Image) else open_image(image)
+def open_given(image: Any) -> Image:
+    """Take an image as a path, an array, the image of another library, or a list of channels."""
+    if isinstance(image, (list, tuple)):
+        return joined_channels([open_given(channel) for channel in image])
+    return as_image(image)
+
+
+def _check_steps(steps: Sequence[Step], channels: int) -> None:
+    """Refuse steps that several channels cannot drive."""
+    for step in steps:
+        if channels > 1 and not step.takes_channels:
+            raise InputError(
+                f"{step} compares one channel, and {channels} were given: give one, or leave its "
+                "method at 'lcc'"
+            )
 
 
 def open_mask(mask: Any, image: Image) -> Any:
@@ -265,10 +296,11 @@ def _read_marks(
 def _channels(pair: tuple[Image, Image]) -> tuple[str, ...]:
     """Name the channels of images that have several: they may not have been said."""
     return tuple(
-        f"channel {image.recipe['channel']} of the {which} image"
-        + (f", {image.channel!r}" if image.channel else "")
+        f"channel {channel.recipe['channel']} of the {which} image"
+        + (f", {channel.channel!r}" if channel.channel else "")
         for which, image in zip(("fixed", "moving"), pair, strict=True)
-        if "channel" in image.recipe
+        for channel in image.channels
+        if "channel" in channel.recipe
     )
 
 

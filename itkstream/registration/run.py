@@ -399,18 +399,19 @@ class Run:
 
 
 def run_keys(
-    seen: tuple[Image, Image],
+    seen: tuple[Image, ...],
     initial: Transform | None,
     steps: tuple[Step, ...],
     settings: RegisterSettings,
     marks: Marks | None = None,
+    weights: tuple[float, ...] = (),
 ) -> list[str]:
     """Name what the beginning, every step and the results depend on, all before it included.
 
-    The images are masked. There is a key of the beginning, one of each step, and that of all
-    results.
+    The images are masked; of several channels they are both images of each, with its weight. There
+    is a key of the beginning, one of each step, and that of all results.
     """
-    known = seen, initial, marks
+    known = seen, initial, marks, weights
     keys = [tokenize(code_version(), *known, settings.coarse_voxels, settings.content)]
     for number, step in enumerate(steps, 1):
         result = _is_result(number, steps, settings)

@@ -42,6 +42,7 @@ from itkstream.geometry import (
     AffineTransform,
     ArraySource,
     BlockGrid,
+    ChannelPair,
     DisplacementField,
     Grid,
     Image,
@@ -188,7 +189,8 @@ class Scene:
     """Two images on one set of axes, in µm, NaN where voxels do not count, and who computes.
 
     `coarse_voxels` is the most a level may have that is held in memory and solved as a whole;
-    `level_makers` give these levels; `marks` are landmarks, where there are any.
+    `level_makers` give these levels; `marks` are landmarks, where there are any. `others` are the
+    scenes of further channels, which have no others; each counts by its `weight`.
     """
 
     fixed: Image
@@ -200,6 +202,18 @@ class Scene:
     marks: Marks | None = None
     content: Content = "common"
     is_torn: bool = False
+    others: tuple[Scene, ...] = ()
+    weight: float = 1.0
+
+    @property
+    def channels(self) -> tuple[Scene, ...]:
+        """The scenes of all channels, the leading one first."""
+        return (self, *self.others)
+
+    @property
+    def further(self) -> tuple[ChannelPair, ...]:
+        """The images of the further channels."""
+        return tuple(ChannelPair(o.fixed, o.moving, o.weight) for o in self.others)
 
     @cached_property
     def levels(self) -> tuple[Image, Image]:
@@ -254,9 +268,12 @@ class Scene:
         The transform aligns the images roughly. Itself, and 0, where there are none.
         """
         left_out = find_one_sided(*self.coarse, transform)
+        others = tuple(other.common(transform)[0] for other in self.others)
+        changed = any(new is not old for new, old in zip(others, self.others, strict=True))
+        scene = replace(self, others=others) if changed else self
         if not left_out.any():
-            return self, 0.0
-        return self._without(left_out, self.coarse[0].grid), float(left_out.mean())
+            return scene, 0.0
+        return scene._without(left_out, self.coarse[0].grid), float(left_out.mean())
 
     def with_counterpart(self, aligned: NDArray[Any]) -> tuple[Scene, Counterpart | None]:
         """Leave out the tissue that the moving image does not show, and say where it is.
@@ -280,7 +297,16 @@ class Scene:
         return replace(self, fixed=fixed, level_makers=makers)
 
     def correlation(self, transform: Transform) -> float:
-        """Measure the mean squared local correlation of the coarse images over the tissue."""
+        """Measure the mean squared local correlation of the coarse images over the tissue.
+
+        Of several channels, their mean by weight.
+        """
+        found = [scene.own_correlation(transform) for scene in self.channels]
+        weights = [scene.weight for scene in self.channels]
+        return float(np.average(found, weights=weights)) if self.others else found[0]
+
+    def own_correlation(self, transform: Transform) -> float:
+        """Measure the same of the leading channel alone."""
         aligned = self.aligned(transform).read()
         return local_correlation_in_tissue(self.coarse[0].read(), aligned, self.tissue)
 
@@ -295,6 +321,17 @@ class Scene:
         inside = _share_within(tissue_mask(moving.read()), moving.grid, back, fixed.grid)
         overlap = {"fixed": np.isfinite(aligned)[self.tissue].mean(), "moving": inside}
         return {name: round(float(share), 4) for name, share in overlap.items()}
+
+    def coarse_channels(self, transform: Transform | None) -> tuple[ChannelPair, ...]:
+        """The coarse images of all channels, the moving ones aligned where a transform is known."""
+        return tuple(
+            ChannelPair(
+                scene.coarse[0],
+                scene.coarse[1] if transform is None else scene.aligned(transform),
+                scene.weight,
+            )
+            for scene in self.channels
+        )
 
     def aligned(self, transform: Transform) -> Image:
         """Resample the coarse moving image on the coarse fixed one; NaN where there is none."""

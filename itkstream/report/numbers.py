@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import AffineTransform, Grid
+from itkstream.io.images.channels import several_channels
 from itkstream.io.storage.locations import Location
 from itkstream.report.places import Place
 from itkstream.report.planes import Plane
@@ -71,8 +72,11 @@ def _part(facts: dict[str, Any]) -> str:
     opened = facts.get("opened", {})
     said = [f"{name} {opened[name]}" for name in ("time", "level") if opened.get(name)]
     if "channel" in opened:
+        first, *others = several_channels(opened["channel"]) or ((opened["channel"], None),)
         named = facts.get("channel_name")
-        said.insert(0, f"channel {opened['channel']}" + (f" ({named})" if named else ""))
+        said.insert(0, f"channel {first[0]}" + (f" ({named})" if named else ""))
+        if others:
+            said[0] += f", registered with channel {' and '.join(str(n) for n, _ in others)}"
     return ", ".join(said)
 
 

@@ -9,6 +9,15 @@ for (const choices of document.querySelectorAll("[data-sets]")) {
     }
   });
 }
+for (const button of document.querySelectorAll("[data-shows]")) {
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(shown));
+    for (const layer of document.querySelectorAll(`.layer[data-round="${button.dataset.shows}"]`)) {
+      layer.style.visibility = shown ? "visible" : "hidden";
+    }
+  });
+}
 for (const stack of document.querySelectorAll(".stack")) {
   const turn = () => stack.classList.toggle("kept");
   stack.addEventListener("click", turn);

@@ -15,13 +15,14 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from itkstream.geometry import Grid
 from itkstream.report.drawings import warped_grid
 from itkstream.report.methods import Methods
 from itkstream.report.pictures import Scale, Window, colour_bar, coloured, grey
 from itkstream.report.places import Place
-from itkstream.report.planes import Plane
+from itkstream.report.planes import Cut, Plane
 
-__all__ = ["Contents", "laid_over", "lay_out", "render", "windows_of"]
+__all__ = ["Contents", "laid_over", "lay_out", "placed", "render", "significant", "windows_of"]
 
 _SECTIONS = (
     ("verdict", "Verdict"),
@@ -122,7 +123,7 @@ def _verdict(found: dict[str, Any] | None) -> dict[str, Any]:
         "advice": advice,
         "reasons": (found or {}).get("reasons", []),
         "shares": [
-            {"name": name, "share": share, "percent": _sig(100 * share, 2)}
+            {"name": name, "share": share, "percent": significant(100 * share, 2)}
             for name, share in shares.items()
             if share is not None
         ],
@@ -139,7 +140,7 @@ def _cards(numbers: dict[str, Any]) -> list[dict[str, str]]:
         cards.append({"name": "local correlation in the tissue", "value": text})
     error = numbers["error"] or {}
     if error.get("median_um") is not None:
-        text = f"{_sig(error['median_um'], 2)} / {_sig(error.get('p95_um'), 2)} µm"
+        text = f"{significant(error['median_um'], 2)} / {significant(error.get('p95_um'), 2)} µm"
         cards.append({"name": "predicted error, median / 95 %", "value": text})
     for points in numbers["key_points"][:1]:
         text = f"{points['inliers']} of {points['matches']}"
@@ -192,18 +193,34 @@ def windows_of(planes: Sequence[Plane]) -> tuple[Window, Window]:
 
 def laid_over(plane: Plane, windows: tuple[Window, Window]) -> dict[str, Any]:
     """Both images in a plane, before and after, as a page lays them over each other."""
-    where = f"the plane {plane.name}"
-    if plane.across:
-        where += f" at {plane.across} = {_sig(plane.position_um)} µm"
     return {
-        "where": where,
-        "title": where.removeprefix("the ").capitalize(),
+        **_located(plane.name, plane.across, plane.position_um),
         **_sides(plane.fixed),
         "fixed": grey(plane.fixed, windows[0]),
         "before": grey(plane.before, windows[1]),
         "after": grey(plane.after, windows[1]),
         "ruler": _ruler(plane.extent_um[0]),
     }
+
+
+def placed(cut: Cut, lattice: Grid, pixels: Grid) -> dict[str, Any]:
+    """The name, the size and the ruler of a plane of a lattice, drawn on a grid of pixels."""
+    across = "" if cut.across is None else lattice.axes[cut.across]
+    at = 0.0 if cut.across is None else cut.at * lattice.spacing[cut.across]
+    width, height = pixels.shape[cut.columns], pixels.shape[cut.rows]
+    return {
+        **_located(f"{lattice.axes[cut.columns]}{lattice.axes[cut.rows]}", across, at),
+        "width": width,
+        "height": height,
+        "ruler": _ruler(width * pixels.spacing[cut.columns]),
+    }
+
+
+def _located(name: str, across: str, position_um: float) -> dict[str, str]:
+    where = f"the plane {name}"
+    if across:
+        where += f" at {across} = {significant(position_um)} µm"
+    return {"where": where, "title": where.removeprefix("the ").capitalize()}
 
 
 def _sides(picture: Any) -> dict[str, int]:
@@ -229,14 +246,14 @@ def _size_scale(planes: Sequence[Plane]) -> Scale:
 
 
 def _legend(scale: Scale, labels: tuple[str, str] | None = None) -> dict[str, Any]:
-    low, high = labels or (_sig(scale.low), _sig(scale.high))
+    low, high = labels or (significant(scale.low), significant(scale.high))
     known = {"low": scale.low, "high": scale.high, "low_label": low, "high_label": high}
     return {**known, "stops": colour_bar(scale)}
 
 
 def _size_legend(planes: Sequence[Plane]) -> dict[str, Any]:
     scale = _size_scale(planes)
-    return _legend(scale, ("0", f"{_sig(scale.high, 2)} or more"))
+    return _legend(scale, ("0", f"{significant(scale.high, 2)} or more"))
 
 
 def _error(contents: Contents) -> dict[str, Any] | None:
@@ -254,7 +271,7 @@ def _error(contents: Contents) -> dict[str, Any] | None:
         "scale": _legend(_error_scale(), ("0", f"{_ERROR_VOXELS:g} or more")),
         "high_um": _ERROR_VOXELS * contents.voxel_um,
         "numbers": [
-            (name, f"{_sig(known[key] * (100 if unit == '%' else 1), 2)} {unit}")
+            (name, f"{significant(known[key] * (100 if unit == '%' else 1), 2)} {unit}")
             for name, key, unit in rows
             if known.get(key) is not None
         ],
@@ -298,7 +315,7 @@ def _short(name: str) -> str:
     return "/".join(PurePosixPath(name).parts[-2:]) or name
 
 
-def _sig(value: float | None, digits: int = 3) -> str:
+def significant(value: float | None, digits: int = 3) -> str:
     """A number as people read it; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
@@ -331,7 +348,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["sig"] = _sig
+    found.filters["sig"] = significant
     found.filters["two"] = _two
     return found
 

@@ -16,7 +16,7 @@ from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.report.sources import PIXELS, Sources, sampled
 
-__all__ = ["Picture", "Plane", "cut_planes", "cut_through", "picture_grid"]
+__all__ = ["Cut", "Picture", "Plane", "cut_planes", "cut_through", "middle_cuts", "picture_grid"]
 
 Picture = NDArray[np.float32]
 """Values of a plane, rows and columns; NaN where there are none."""
@@ -80,11 +80,15 @@ class Plane:
 
 def cut_planes(sources: Sources) -> tuple[Plane, ...]:
     """Cut both images by the planes through the middle of the tissue; a 2-D image is one plane."""
-    grid = sources.fixed.grid
-    middle = _middle(sources.tissue, grid)
-    order = sorted(range(grid.ndim), key=lambda axis: grid.axes[axis])
-    cuts = [_cut_of(columns, rows, middle) for columns, rows in combinations(order, 2)]
+    cuts = middle_cuts(sources.fixed.grid, sources.tissue)
     return tuple(_plane(sources, cut) for cut in cuts)
+
+
+def middle_cuts(grid: Grid, tissue: Image) -> list[Cut]:
+    """Name the planes of a lattice through the middle of a mask of tissue, one per pair of axes."""
+    middle = _middle(tissue, grid)
+    order = sorted(range(grid.ndim), key=lambda axis: grid.axes[axis])
+    return [_cut_of(columns, rows, middle) for columns, rows in combinations(order, 2)]
 
 
 def cut_through(grid: Grid, index: Sequence[int]) -> Cut:

@@ -23,7 +23,7 @@ import itkstream
 from itkstream.advice import Advice, advise
 from itkstream.blocks.levels import read_coarse
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import Image
+from itkstream.geometry import ChannelPair, Image
 from itkstream.numerics.matching.affine import MatchedAffine, affine_block
 from itkstream.phantoms import make_pair, tutorial_settings
 from itkstream.registration.steps import RansacAffine
@@ -161,7 +161,7 @@ def _inliers(fixed: Image, moving: Image, advice: Advice) -> int:
 def _usual(fixed: Image, moving: Image) -> int:
     """Inliers by what `register` takes where nothing is given."""
     usual = RansacAffine()
-    return choose_radii(fixed, moving, usual, usual.radii).found.best.stages.inliers
+    return choose_radii([ChannelPair(fixed, moving)], usual, usual.radii).found.best.stages.inliers
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from each_step import ROWS, measure, phantom, run_each_step
 from engines import ENGINES, Engine
 from run import main
 from scipy import ndimage
+from serve import measure as measure_serving
 from small_images import measure as measure_small_images
 from speed import run_speed
+from spots import BAR, measure_cells
 
-from itkstream.phantoms import PhantomSettings
+from itkstream.phantoms import ExperimentSettings, Motion, PhantomSettings
 from itkstream.registration.steps import RansacAffine
 
 # Half of the scales and amplitudes of the reference block: up to 3.2 voxels, in 56^3.
@@ -183,3 +185,22 @@ def test_starts_are_tried_from_all_directions(capsys: pytest.CaptureFixture[str]
     assert trial["right"]
     assert trial["outcome"] == "convincing"
     assert (whole["right"], whole["wrong, convincing"]) == (1, 0)
+
+
+def test_spots_of_an_experiment_are_in_the_right_cells(tmp_path: Path) -> None:
+    tissue = replace(
+        ExperimentSettings().tissue, shape=(72, 64, 40), motion=Motion(3.0, 0.02, 0.01, 0.04, 0.0)
+    )
+    settings = ExperimentSettings(rounds=2, tissue=tissue, overlap=1.0)
+    scores, agreement = measure_cells(tmp_path, settings, steps=[RansacAffine()])
+    # Key points alone, of a map that is affine.
+    assert scores[0].median_um == 0
+    assert scores[1].median_um < 0.3
+    assert min(score.right for score in scores) >= BAR
+    assert agreement >= BAR
+
+
+def test_serving_is_measured() -> None:
+    found = measure_serving(2, side=128)
+    assert set(found) == {"computed", "kept", "as it is"}
+    assert all(len(times) == 2 and np.min(times) >= 0 for times in found.values())

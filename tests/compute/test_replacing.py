@@ -43,7 +43,7 @@ from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.overlay import save_overlay
 from itkstream.phantoms import PhantomSettings, make_pair
 from itkstream.pipelines import register
-from itkstream.registration.folder import REPORT, RunFolder
+from itkstream.registration.folder import REPORT, RunFolder, registered_images
 from itkstream.registration.steps import Deformable
 
 HERE = Path(__file__).parent
@@ -373,7 +373,9 @@ def test_a_demo_that_is_stopped_is_continued(tmp_path: Path) -> None:
     assert str(page) in heard.told
     assert ".draft-" not in page.read_text()
     assert names(tmp_path) == ["out"]
-    assert names(out) == ["overlay.png", "registration"]
+    assert names(out) == ["fixed.ome.zarr", "moving.ome.zarr", "overlay.png", "registration"]
+    fixed, _ = registered_images(out / "registration")
+    np.testing.assert_array_equal(fixed.read(), rounds.fixed.read())
 
 
 def stamps(folder: Path) -> dict[str, int]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
+from itkstream.cli.moving import open_moving
 from itkstream.cli.options import (
-    ALL,
     Channel,
     Number,
     Which,
@@ -23,10 +22,10 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
-from itkstream.cli.verb import Verb, tell, wants_json, with_out
+from itkstream.cli.verb import Verb, tell, with_out
 from itkstream.errors import MissingDataError
 
-__all__ = ["apply", "check", "export", "invert", "points", "repair"]
+__all__ = ["apply", "check", "export", "invert", "repair"]
 
 _REGIONS_SHOWN = 10
 _BUNDLE_TOLERANCE = 0.05  # voxels of the field
@@ -91,7 +90,7 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         interpolator = "label-gaussian"
     write_resampled(
         out,
-        _open_series(transform, moving, options),
+        open_moving(transform, moving, options),
         read_transform(transform, unit=itk_unit(wanted)),
         wanted,
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
@@ -100,45 +99,6 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
         overwrite=options["overwrite"],
     )
     tell({"written": out}, f"written: {out}")
-
-
-@click.command(
-    cls=Verb,
-    examples=(
-        "itkstream points registered cells.csv --out moved.csv",
-        "itkstream points registered spots.csv --inverse --out in_round1.csv",
-    ),
-)
-@click.argument("transform", type=click.Path())
-@click.argument("points", type=click.Path())
-@with_out("File to write.")
-@click.option("--inverse", is_flag=True, help="Map moving points to fixed ones.")
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-def points(transform: str, points: str, out: str, inverse: bool, overwrite: bool) -> None:
-    """Map the POINTS of a file through TRANSFORM, from fixed to moving.
-
-    POINTS is a CSV or Parquet file with columns x, y, z (others are kept), or a numpy array
-    (m, 3) in this order; in µm. TRANSFORM is a registration folder, a
-    transform.ome.zarr, an ITK transform file or a displacement image. The CSV file written has a
-    column `outside`: 1 where the transform says nothing about a point.
-    """
-    from itkstream.geometry import default_axes
-    from itkstream.io.points import check_points_output, read_points, write_points
-    from itkstream.io.storage.inputs import check_apart
-    from itkstream.io.transforms.files import read_transform
-    from itkstream.registration.folder import registered_places
-    from itkstream.transform import apply_to_points
-
-    check_apart(out, transform, points, *registered_places(transform))
-    check_points_output(out, overwrite)
-    stored = read_transform(transform)
-    opened = read_transform(transform, default_axes(stored.ndim))
-    table = read_points(points, opened.ndim)
-    mapped = apply_to_points(opened, table.points, inverse=inverse)
-    write_points(out, table, mapped.points, mapped.outside, overwrite=overwrite)
-    count, outside = len(mapped.points), int(mapped.outside.sum())
-    facts = {"written": out, "points": count, "outside": outside}
-    tell(facts, f"{count} points mapped, {outside} outside: {out}")
 
 
 @click.command(
@@ -397,39 +357,6 @@ def _open_lattice(like: str, options: dict[str, Any]) -> Any:
     said = collect_image_options(options, "like", common=False)
     any_channel = 0 if said.channel is None else said.channel
     return open_given_image("like", replace(said, channel=any_channel), like).grid
-
-
-def _open_series(transform: str, path: str, options: dict[str, Any]) -> Any:
-    """An image, or all channels, all time points, or both."""
-    from itkstream.apply.products import Series
-    from itkstream.errors import UnstatedChannelError
-    from itkstream.io import open_series
-    from itkstream.registration.folder import registered_options
-
-    axes: tuple[Literal["time", "channel"], ...] = ("time", "channel")
-    every = [name for name in axes if options[name] == ALL]
-    given = {name: None if value == ALL else value for name, value in options.items()}
-    said = collect_image_options(given, start=registered_options(transform, path))
-    try:
-        if not every:
-            return _told(said.open(path), options["channel"])
-        said = replace(said, **dict.fromkeys(every, 0))
-        numbers = [range(len(open_series(path, name, **said.arguments))) for name in every]
-    except UnstatedChannelError as error:
-        raise UnstatedChannelError(f"{error}, or all") from error
-    images = tuple(
-        replace(said, **dict(zip(every, place, strict=True))).open(path)
-        for place in product(*numbers)
-    )
-    return Series(images, tuple((n[0], len(all_)) for n, all_ in zip(every, numbers, strict=True)))
-
-
-def _told(image: Any, said: Any) -> Any:
-    """An image, after its channel was told where it was not said."""
-    if said is None and "channel" in image.recipe:
-        named = f" ({image.channel})" if image.channel else ""
-        click.echo(f"channel {image.recipe['channel']}{named} of {image.name}", err=wants_json())
-    return image
 
 
 def _read_registered_grid(transform: str, side: int) -> Any:

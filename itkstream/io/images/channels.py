@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from itkstream.errors import InputError, NoSuchPartError, UnstatedChannelError
 
-__all__ = ["choose_channel"]
+__all__ = ["Channels", "choose_channel", "several_channels"]
+
+Channels: TypeAlias = int | str | list[Any] | tuple[Any, ...] | None
+"""A channel, by number or name, or several, each alone or with its weight."""
+
+_NO_LIST = (
+    "channels must be numbers counted from 0, or names, each alone or with a weight above 0: "
+    "['DAPI', 'GFP'], [('DAPI', 2), ('GFP', 1)]; got {0!r}"
+)
 
 # Stains of nuclei alone. Words that are said of other channels too (nuclear, H2B, blue, 405) single
 # none out: who is asked chooses better than who guesses.
 _NUCLEAR_STAIN = re.compile(r"(?<![a-z])(dapi|hoechst|draq[57]|nuclei)(?![a-z])", re.IGNORECASE)
+
+
+def several_channels(given: Any) -> tuple[tuple[int | str, float | None], ...]:
+    """The channels of a list, each with its weight where it has one; none where one is given.
+
+    An entry is a number or a name, or a pair of that and a weight above 0.
+    """
+    if given is None or isinstance(given, (int, str)):
+        return ()
+    try:
+        entries = [(e, None) if isinstance(e, (int, str)) else tuple(e) for e in given]
+        told = [(name, None if w is None else float(w)) for name, w in entries]
+    except (TypeError, ValueError) as error:
+        raise InputError(_NO_LIST.format(given)) from error
+    sound = all(_is_channel(name) and (w is None or 0 < w < math.inf) for name, w in told)
+    if not told or not sound:
+        raise InputError(_NO_LIST.format(given))
+    if len({name for name, _ in told}) < len(told):
+        raise InputError(f"each channel may be named once; got {given!r}")
+    return tuple(told)
+
+
+def _is_channel(name: Any) -> bool:
+    """A number counted from 0, or a name."""
+    if isinstance(name, str):
+        return bool(name.strip())
+    return isinstance(name, int) and not isinstance(name, bool) and name >= 0
 
 
 def choose_channel(wanted: int | str | None, names: Sequence[str], place: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from itkstream.errors import InputError
 from itkstream.geometry import Image
+from itkstream.io.images.channels import Channels, several_channels
 from itkstream.io.images.crop import crop_text
 from itkstream.io.images.selection import Selection
 
@@ -31,8 +32,9 @@ class ImageOptions:
         Unit of the numbers of the file and of `spacing`, whatever the file states.
     axes : str or sequence of str, optional
         Names of the stored axes, slowest first, whatever the file states: "zyx", "tczyx".
-    channel : int or str, optional
-        Channel, counted from 0, or its name; `open_image` says where it need not be said.
+    channel : int, str or sequence, optional
+        Channel, counted from 0, or its name; `open_image` says where it need not be said, and how
+        several are given.
     time : int
         Time point, counted from 0.
     level : int, optional
@@ -54,7 +56,7 @@ class ImageOptions:
     spacing: float | Sequence[float] | None = None
     unit: str | None = None
     axes: str | Sequence[str] | None = None
-    channel: int | str | None = None
+    channel: Channels = None
     time: int = 0
     level: int | None = None
     crop: str | None = None
@@ -107,9 +109,11 @@ class ImageOptions:
         return open_image(path, **self.arguments)
 
 
-def _channel(given: int | str | None) -> int | str | None:
+def _channel(given: Any) -> Channels:
     if given is None or (isinstance(given, str) and given.strip()):
         return given
+    if isinstance(given, (list, tuple)):
+        return tuple(n if w is None else (n, w) for n, w in several_channels(given))
     return _counted("channel", given, "a name, or a whole number")
 
 

@@ -6,6 +6,10 @@ of a `Likeness`, such as squared local correlation; smooths it; composes the sma
 acts after the step, so maps are chained, never added); and smooths u. The iterate that makes both
 images most alike is kept.
 
+Several channels drive one field: each is warped and compared by itself, and their forces and
+Gauss-Newton matrices are added up by weight. Where a channel shows nothing its local correlation is
+low, and so is its share of both.
+
 u lives on nodes, the centres of groups of voxels: both smoothings pass little above half the
 Nyquist frequency, so every second voxel holds what they leave, at an eighth of time and memory.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -58,6 +62,7 @@ from itkstream.numerics.sampling.pyramid import shrink
 
 __all__ = [
     "PIPELINE_DEFAULTS",
+    "Channel",
     "Descent",
     "DescentSettings",
     "Frame",
@@ -133,6 +138,15 @@ class Frame:
         object.__setattr__(self, "affine", matrix)
 
 
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """A further channel of both images on their lattices; the leading one has weight 1."""
+
+    fixed: NDArray[Any]
+    moving: NDArray[Any]
+    weight: float
+
+
 @dataclass(frozen=True)
 class LevelReport:
     """Result of one level of the descent.
@@ -187,6 +201,7 @@ def descend(
     landmarks: Landmarks | None = None,
     keep: bool = False,
     beyond: Beyond | None = None,
+    others: Sequence[Channel] = (),
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
@@ -195,14 +210,15 @@ def descend(
     correlation. Landmarks inside the fixed image are soft constraints; with `keep` they alone move
     the initial displacement, which the images hold where they show anything. `beyond` says how the
     field goes on where no fixed voxel counts: along its own affine part, or along the initial
-    displacement; None leaves these parts to the smoothing. The map found has a positive Jacobian
-    determinant at every voxel.
+    displacement; None leaves these parts to the smoothing. `others` are further channels, which
+    pull as well, by their weights. The map found has a positive Jacobian determinant at every
+    voxel.
 
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
     diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
     Gauss-Newton step with matrices averaged over a neighbourhood.
     """
-    pair = _pair(fixed, moving, frame)
+    pair = _pair((Channel(fixed, moving, 1.0), *others), frame)
     u, nodes = _initial(initial, frame)
     # Held for as long as it is needed only: it is a fifth of a block's memory.
     home = (u, nodes) if keep else None
@@ -230,30 +246,36 @@ def measure_likeness(
     fixed: NDArray[Any], moving: NDArray[Any], frame: Frame, settings: DescentSettings
 ) -> float:
     """Measure how alike two images are after an affine, as the first level of a descent does."""
-    level = _prepare(_pair(fixed, moving, frame), settings, 0)
+    level = _prepare(_pair((Channel(fixed, moving, 1.0),), frame), settings, 0)
     still = np.zeros((*level.nodes.shape, 3), np.float32)
-    warped = np.empty(level.lattice.shape, np.float32)
-    return _compare(level, still, warped)
+    return _compare(level, still, level.room)
 
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
     """Both images as 3-D arrays on axis-aligned lattices, and the map between these."""
 
-    fixed: NDArray[np.float32]
-    moving: NDArray[np.float32]
+    channels: tuple[Channel, ...]
     lattice: Grid
     moving_lattice: Grid
     affine: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class _Level:
-    """All an iteration needs to know."""
+class _Drive:
+    """A channel of a level that pulls, and how much it counts."""
 
-    fixed: NDArray[np.float32]
     moving: NDArray[np.float32]
     likeness: Likeness
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """All an iteration needs to know; `fixed` is NaN where no channel counts."""
+
+    fixed: NDArray[np.float32]
+    drives: tuple[_Drive, ...]
     index: NDArray[np.float64]
     vector: NDArray[np.float64]
     lattice: Grid
@@ -273,31 +295,41 @@ class _Level:
     def nodes(self) -> Grid:
         return self.lattice.shrink(self.stride)
 
+    @property
+    def weight(self) -> float:
+        """Weight of all channels together."""
+        return sum(drive.weight for drive in self.drives)
+
+    @property
+    def room(self) -> NDArray[np.float32]:
+        """Room for the warped channels."""
+        return np.empty((len(self.drives), *self.lattice.shape), np.float32)
+
     def penalty(self, u: NDArray[np.float32]) -> float:
         """Squared correlation that the landmarks' misses count for."""
         return 0.0 if self.pull is None else self.pull.penalty(u)
 
 
-def _pair(fixed: NDArray[Any], moving: NDArray[Any], frame: Frame) -> _Pair:
-    images = []
-    for name, image, grid in (
-        ("fixed", fixed, frame.fixed_grid),
-        ("moving", moving, frame.moving_grid),
-    ):
-        counting = counting_voxels(name, image, grid.shape)
-        images.append(counting.reshape(lift_values(grid.shape, 1)))
+def _lifted(name: str, image: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
+    """An image of either number of axes as a 3-D one."""
+    return counting_voxels(name, image, grid.shape).reshape(lift_values(grid.shape, 1))
+
+
+def _pair(channels: Sequence[Channel], frame: Frame) -> _Pair:
+    lifted = tuple(
+        Channel(
+            _lifted("fixed", channel.fixed, frame.fixed_grid),
+            _lifted("moving", channel.moving, frame.moving_grid),
+            channel.weight,
+        )
+        for channel in channels
+    )
     affine = (
         np.linalg.inv(_placement(frame.moving_grid))
         @ lift_homogeneous(frame.affine)
         @ _placement(frame.fixed_grid)
     )
-    return _Pair(
-        images[0],
-        images[1],
-        lift_grid(frame.fixed_grid),
-        lift_grid(frame.moving_grid),
-        affine,
-    )
+    return _Pair(lifted, lift_grid(frame.fixed_grid), lift_grid(frame.moving_grid), affine)
 
 
 def _finest(grid: Grid) -> float:
@@ -316,16 +348,21 @@ def _placement(grid: Grid) -> NDArray[np.float64]:
 def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     s = settings.level(number)
     factors = _factors(s.shrink_factor, pair.lattice, settings.isotropic)
-    fixed, lattice = shrink(pair.fixed, pair.lattice, factors, s.smooth_sigma)
-    moving, moving_lattice = shrink(
-        pair.moving, pair.moving_lattice, _moving_factors(pair, factors), s.smooth_sigma
-    )
+    drives, shown = [], []
+    for channel in pair.channels:
+        fixed, lattice = shrink(channel.fixed, pair.lattice, factors, s.smooth_sigma)
+        moving, moving_lattice = shrink(
+            channel.moving, pair.moving_lattice, _moving_factors(pair, factors), s.smooth_sigma
+        )
+        several = len(pair.channels) > 1
+        likeness = _likeness(fixed, moving, lattice, settings, s.cc_radius, several)
+        drives.append(_Drive(moving, likeness, channel.weight))
+        shown.append(fixed)
     matrix = moving_lattice.inverse_matrix @ pair.affine
     step = (settings.step or _finest(pair.lattice)) * s.shrink_factor
     return _Level(
-        fixed=fixed,
-        moving=moving,
-        likeness=_likeness(fixed, moving, lattice, settings, s.cc_radius),
+        fixed=_any_channel(shown),
+        drives=tuple(drives),
         index=np.ascontiguousarray((matrix @ lattice.matrix)[:3]),
         vector=np.ascontiguousarray(matrix[:3, :3]),
         lattice=lattice,
@@ -339,19 +376,28 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     )
 
 
+def _any_channel(channels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """An image that is NaN where all are."""
+    first, *others = channels
+    for other in others:
+        first = np.where(np.isfinite(first), first, other)
+    return first
+
+
 def _likeness(
     fixed: NDArray[np.float32],
     moving: NDArray[np.float32],
     lattice: Grid,
     settings: DescentSettings,
     radius: int,
+    several: bool,
 ) -> Likeness:
     """The measure that the settings name, for the images of a level."""
     window = _window(radius, lattice) if settings.isotropic else (radius,) * 3
     if settings.similarity == "mind":
         steps, patch = (_factors(n, lattice, settings.isotropic) for n in (ARM_VOX, PATCH_VOX))
         return SelfSimilarity(fixed, moving, PatchPairs.along(lattice.shape, steps, patch), window)
-    return LocalCorrelation(fixed, moving, window)
+    return LocalCorrelation(fixed, moving, window, several)
 
 
 def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
@@ -407,7 +453,7 @@ def _initial(
 def _descend_level(
     level: _Level, u: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], LevelReport]:
-    warped = np.empty(level.lattice.shape, np.float32)
+    warped = level.room
     correlations: list[float] = []
     history: list[float] = []
     best, after, share, since, stopped = u, 0.0, 1.0, 0, ""
@@ -439,9 +485,12 @@ def _continuing(
 
 
 def _compare(level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32]) -> float:
-    """Warp the moving image, in place, and measure how alike the images are."""
-    warp_through_nodes(level.moving, level.index, level.vector, u, level.stride, warped)
-    return level.likeness.compare(warped)
+    """Warp the moving channels, in place, and measure how alike the images are."""
+    alike = 0.0
+    for drive, out in zip(level.drives, warped, strict=True):
+        warp_through_nodes(drive.moving, level.index, level.vector, u, level.stride, out)
+        alike += drive.weight * drive.likeness.compare(out)
+    return alike / level.weight
 
 
 def _trend(history: list[float], level: _Level) -> float:
@@ -495,17 +544,29 @@ def _small_step(
     nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
     newton = level.settings.update == "newton"
     if level.propose is not None:
-        moves = shrink_field(level.propose(level.fixed, warped, level.lattice), level.stride)
+        moves = shrink_field(level.propose(level.fixed, warped[0], level.lattice), level.stride)
         moves *= np.float32(share)
         return _bounded(smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice), step)
-    force = np.empty((*nodes.shape, 9 if newton else 3), np.float32)
-    level.likeness.collect(lattice, level.stride, force)
-    force = _smooth_force(force, level)
+    force = _smooth_force(_collected(level, 9 if newton else 3), level)
     if level.home is not None:
         expect_moves(force, level.home - u)
     if level.pull is not None:
         level.pull.add(force, u)
     return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
+
+
+def _collected(level: _Level, components: int) -> NDArray[np.float32]:
+    """Forces at the nodes, and matrices where there is room for them: the channels' mean."""
+    spacing, shape = level.lattice.spacing, (*level.nodes.shape, components)
+    force = np.empty(shape, np.float32)
+    level.drives[0].likeness.collect(spacing, level.stride, force)
+    for drive in level.drives[1:]:
+        further = np.empty(shape, np.float32)
+        drive.likeness.collect(spacing, level.stride, further)
+        force += np.float32(drive.weight) * further
+    if len(level.drives) > 1:
+        force /= np.float32(level.weight)
+    return force
 
 
 def _smooth_force(force: NDArray[np.float32], level: _Level) -> NDArray[np.float32]:

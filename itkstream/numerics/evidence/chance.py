@@ -19,10 +19,13 @@ from itkstream.geometry import AffineTransform, Grid, Image, Slices
 from itkstream.numerics.deformation.correlation import local_correlation
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
-from itkstream.numerics.evidence.quality import WINDOW_RADIUS_VOX
+from itkstream.numerics.evidence.quality import (
+    WINDOW_RADIUS_VOX,
+    local_correlation_in_tissue,
+)
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
 
-__all__ = ["ChanceLevel", "find_chance"]
+__all__ = ["ChanceLevel", "correlation_by_chance", "find_chance"]
 
 _PARTS, _EDGE = 4, 40
 _LEAST_TISSUE = 0.3
@@ -101,6 +104,21 @@ def find_chance(
         reached=float(reached.mean()),
         offsets=len(found),
     )
+
+
+def correlation_by_chance(
+    fixed: NDArray[Any], aligned: NDArray[Any], tissue: NDArray[np.bool_]
+) -> float:
+    """Mean squared local correlation in the tissue with the aligned image turned over, any way.
+
+    Shapes: `aligned`, `tissue` fixed.shape.
+    """
+    axes = [axis for axis, n in enumerate(fixed.shape) if n > 1]
+    turns = [c for k in range(1, len(axes) + 1) for c in combinations(axes, k)]
+    found = [
+        local_correlation_in_tissue(fixed, np.flip(aligned, turned), tissue) for turned in turns
+    ]
+    return float(np.mean(found)) if found else 0.0
 
 
 def _squares(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,10 +12,15 @@ from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image
 from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
-from itkstream.numerics.matching.matches import Correspondences, MatchSettings, match
+from itkstream.numerics.matching.matches import (
+    Correspondences,
+    MatchSettings,
+    joined_matches,
+    match,
+)
 from itkstream.numerics.matching.ransac import (
     AffineEstimate,
     RansacSettings,
@@ -103,7 +109,8 @@ class Stages:
 class MatchedAffine:
     """Matches of key points by some settings, and the affine that most agree on, if any.
 
-    `points` are all key points of both images.
+    `points` are all key points of both images; `matches_per_channel` counts the pairs of each
+    channel, in their order.
     """
 
     settings: AffineSettings
@@ -111,6 +118,13 @@ class MatchedAffine:
     pairs: Correspondences
     estimate: AffineEstimate
     points: tuple[NDArray[np.float64], NDArray[np.float64]]
+    matches_per_channel: tuple[int, ...] = ()
+
+    @property
+    def inliers_per_channel(self) -> tuple[int, ...]:
+        """Matches of each channel that agree."""
+        ends = np.cumsum(self.matches_per_channel)[:-1]
+        return tuple(int(part.sum()) for part in np.split(self.estimate.inliers, ends))
 
     def above(self, threshold: float, grid: Grid) -> MatchedAffine:
         """Those matches that a higher threshold leaves, fitted again; `grid` is the fixed one."""
@@ -168,8 +182,60 @@ def affine_block(
     moving: Image,
     settings: AffineSettings,
     points: Both[NDArray[np.float64]] = (None, None),
+    others: Sequence[ChannelPair] = (),
 ) -> MatchedAffine:
-    """Find the affine between two images in memory from their key points."""
+    """Find the affine between two images in memory from their key points.
+
+    Key points of further channels are matched channel by channel, and all matches are fitted
+    together. A channel that has none, as a constant one, is left out where another has some.
+    """
+    try:
+        lead = _match_channel(fixed, moving, settings, points)
+    except (InputError, RegistrationError):
+        if not others:
+            raise
+        lead = None
+    found = [lead] if lead else []
+    for pair in others:
+        with suppress(InputError, RegistrationError):
+            found.append(_match_channel(pair.fixed, pair.moving, settings, (None, None)))
+    if not found:
+        raise RegistrationError("no channel shows key points in both images")
+    return _fit_channels(found, settings, fixed.grid)
+
+
+@frozen(eq=False)
+class _Matched:
+    """Matches of one channel, key points and contexts they were made of, and what is left out."""
+
+    pairs: Correspondences
+    points: tuple[NDArray[np.float64], NDArray[np.float64]]
+    contexts: tuple[int, int]
+    doubts: list[str]
+
+
+def _fit_channels(found: Sequence[_Matched], settings: AffineSettings, grid: Grid) -> MatchedAffine:
+    """Fit the affine that most matches of all channels agree on."""
+    pairs = joined_matches([(one.pairs, len(one.points[0]), len(one.points[1])) for one in found])
+    estimate = _fit(pairs, grid, settings.ransac)
+    points = tuple(np.concatenate([one.points[side] for one in found]) for side in (0, 1))
+    contexts = tuple(sum(one.contexts[side] for one in found) for side in (0, 1))
+    counts = (len(points[0]), len(points[1])), (contexts[0], contexts[1])
+    stages = Stages(*counts, len(pairs), int(estimate.inliers.sum()))
+    if not estimate:
+        reason = _reason(stages, found[0].doubts, settings, estimate)
+        estimate = replace(estimate, reason=reason)
+    per_channel = tuple(len(one.pairs) for one in found)
+    return MatchedAffine(settings, stages, pairs, estimate, (points[0], points[1]), per_channel)
+
+
+def _match_channel(
+    fixed: Image,
+    moving: Image,
+    settings: AffineSettings,
+    points: Both[NDArray[np.float64]],
+) -> _Matched:
+    """Match the key points of one channel of both images."""
     sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
     window = settings.window.within(fixed.grid, moving.grid)
     contexts, used, doubts = [], [], []
@@ -184,12 +250,8 @@ def affine_block(
         used.append(own)
         doubts.append(_what_is_left_out(which, voxels))
     pairs = match(contexts[0], contexts[1], settings.matching)
-    estimate = _fit(pairs, fixed.grid, settings.ransac)
-    counts = (len(used[0]), len(used[1])), (len(contexts[0]), len(contexts[1]))
-    stages = Stages(*counts, len(pairs), int(estimate.inliers.sum()))
-    if not estimate:
-        estimate = replace(estimate, reason=_reason(stages, doubts, settings, estimate))
-    return MatchedAffine(settings, stages, pairs, estimate, (used[0], used[1]))
+    counts = len(contexts[0]), len(contexts[1])
+    return _Matched(pairs, (used[0], used[1]), counts, doubts)
 
 
 def _reason(
@@ -238,11 +300,13 @@ def best_affine_block(
     choices: Sequence[AffineSettings],
     plenty: float = PLENTY_OF_INLIERS,
     fixed_points: Sequence[NDArray[np.float64]] | None = None,
+    others: Sequence[ChannelPair] = (),
 ) -> BestAffine:
     """Find the affine between two images in memory with the settings that find most matches.
 
     Where so many agree that these are plenty, no other settings are tried. `fixed_points` are the
-    key points of the fixed image by each of the settings, where they are known.
+    key points of the fixed image by each of the settings, where they are known; `others` are
+    further channels.
     """
     best: MatchedAffine | None = None
     failure: InputError | RegistrationError | None = None
@@ -250,7 +314,7 @@ def best_affine_block(
     known = fixed_points or (None,) * len(choices)
     for settings, own in zip(choices, known, strict=True):
         try:
-            found = affine_block(fixed, moving, settings, (own, None))
+            found = affine_block(fixed, moving, settings, (own, None), others)
         except (InputError, RegistrationError) as error:
             failure = failure or error
             tried.append((settings, None))

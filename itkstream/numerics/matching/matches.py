@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.spatial.distance import cdist
 from itkstream.errors import InputError
 from itkstream.numerics.matching.contexts import Contexts
 
-__all__ = ["Correspondences", "MatchSettings", "correlate", "match"]
+__all__ = ["Correspondences", "MatchSettings", "correlate", "joined_matches", "match"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,21 @@ class Correspondences:
             self.fixed_index[which],
             self.moving_index[which],
         )
+
+
+def joined_matches(parts: Sequence[tuple[Correspondences, int, int]]) -> Correspondences:
+    """Matches of several channels as one, each with how many fixed and moving key points it has."""
+    if len(parts) == 1:
+        return parts[0][0]
+    before = np.cumsum([(0, 0), *(counts for _, *counts in parts[:-1])], axis=0)
+    pairs = [part for part, *_ in parts]
+    return Correspondences(
+        np.concatenate([p.fixed_points for p in pairs]),
+        np.concatenate([p.moving_points for p in pairs]),
+        np.concatenate([p.correlations for p in pairs]),
+        np.concatenate([p.fixed_index + n for p, (n, _) in zip(pairs, before, strict=True)]),
+        np.concatenate([p.moving_index + n for p, (_, n) in zip(pairs, before, strict=True)]),
+    )
 
 
 def match(fixed: Contexts, moving: Contexts, settings: MatchSettings) -> Correspondences:

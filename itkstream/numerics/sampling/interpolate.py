@@ -9,7 +9,7 @@ voxel above.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numba import njit
@@ -23,6 +23,9 @@ __all__ = ["MARGIN", "Part", "as_voxel", "round_to", "sample_field", "warp"]
 
 MARGIN = 1
 """Voxels beyond a sampled position that interpolation of order 0 or 1 may read."""
+
+# The map of indices and where these begin, the map of vectors, and vectors.
+_Embedded: TypeAlias = tuple[tuple[float, ...], tuple[float, ...], NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,7 @@ def warp(
     displacement: NDArray[np.floating[Any]] | None = None,
     vector_matrix: NDArray[np.float64] | None = None,
     *,
+    first: tuple[int, ...] = (),
     order: int = 1,
     background: float = 0.0,
     dtype: DTypeLike | None = None,
@@ -58,9 +62,10 @@ def warp(
     """Sample an image at ``index_matrix @ [i, 1] + vector_matrix @ displacement[i]``.
 
     Shapes: `index_matrix` (n, n + 1); `displacement` shape + (n,); `vector_matrix` (n, n), default
-    identity. Indices are those of the whole image where `moving` is a part. Order 0 is nearest, and
-    half rounds up, as in ITK; it keeps every bit of 64-bit integers. Integers are rounded and
-    clipped to `dtype`, never wrapped; outside `moving` they are `background`.
+    identity. Indices are those of the whole image where `moving` is a part, and i begins at
+    `first`, default 0: a part of the output has the bits that it has in the whole. Order 0 is
+    nearest, and half rounds up, as in ITK; it keeps every bit of 64-bit integers. Integers are
+    rounded and clipped to `dtype`, never wrapped; outside `moving` they are `background`.
     """
     if order not in (0, 1):
         raise InputError(f"order must be 0 (nearest) or 1 (linear) here; got {order}")
@@ -74,7 +79,8 @@ def warp(
     if order == 0:
         # Values that are not mixed may take their last type before they are sampled.
         part = replace(part, values=round_to(part.values, wanted))
-    _warp_into(out, part, index_matrix, displacement, vector_matrix, order, outside)
+    embedded = _embed(index_matrix, displacement, vector_matrix, shape, first)
+    _warp_into(out, part, embedded, order, outside)
     return round_to(out, wanted)
 
 
@@ -84,18 +90,20 @@ def sample_field(
     shape: tuple[int, ...],
     displacement: NDArray[np.floating[Any]] | None = None,
     vector_matrix: NDArray[np.float64] | None = None,
+    *,
+    first: tuple[int, ...] = (),
 ) -> NDArray[np.float32]:
     """Sample a vector field linearly; positions outside take the value at its edge.
 
     Shapes: `field` (..., n); `index_matrix` (n, n + 1); `displacement` shape + (n,);
-    `vector_matrix` (n, n); returns shape + (n,).
+    `vector_matrix` (n, n); returns shape + (n,). Indices begin at `first`, as for `warp`.
     """
     n = len(shape)
     part = field if isinstance(field, Part) else Part(field, (0,) * n, field.shape[:-1])
     out = np.empty((*lift_values(shape, 1), n), np.float32)
     source = _native(part.values).reshape((*lift_values(part.values.shape[:-1], 1), n))
     window = _window(part)
-    index, vector, moves = _embed(index_matrix, displacement, vector_matrix, shape)
+    index, vector, moves = _embed(index_matrix, displacement, vector_matrix, shape, first)
     if displacement is None and _is_diagonal(index_matrix):
         over_slabs(lambda a, b: _stretch_vectors(source, window, index, out, a, b), _planes(out))
         return out.reshape((*shape, n))
@@ -173,13 +181,11 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
 def _warp_into(
     out: NDArray[Any],
     moving: Part,
-    index_matrix: NDArray[np.float64],
-    displacement: NDArray[Any] | None,
-    vector_matrix: NDArray[np.float64] | None,
+    embedded: _Embedded,
     order: int,
     outside: Any,
 ) -> None:
-    index, vector, moves = _embed(index_matrix, displacement, vector_matrix, out.shape)
+    index, vector, moves = embedded
     target = out.reshape(lift_values(out.shape, 1))
     source = _native(moving.values).reshape(lift_values(moving.values.shape, 1))
     window = _window(moving)
@@ -211,8 +217,11 @@ def _embed(
     displacement: NDArray[Any] | None,
     vector_matrix: NDArray[np.float64] | None,
     shape: tuple[int, ...],
-) -> tuple[tuple[float, ...], tuple[float, ...], NDArray[Any]]:
+    first: tuple[int, ...],
+) -> _Embedded:
     """Lift a 2-D map to 3-D, where axis 0 has one plane that maps to itself.
+
+    Behind the matrix of the indices stands where these begin.
 
     The matrices become tuples, row by row, which stay in registers: elements of an array are read
     again for every voxel, lest the output overlap them, and that takes as long as all else.
@@ -221,7 +230,8 @@ def _embed(
     index = lift_matrix(index_matrix)
     vector = np.zeros((3, 3))
     vector[3 - n :, :n] = np.eye(n) if vector_matrix is None else vector_matrix
-    numbers = tuple(map(float, index.ravel())), tuple(map(float, vector.ravel()))
+    begin = lift_values(first or (0,) * n, 0)
+    numbers = tuple(map(float, (*index.ravel(), *begin))), tuple(map(float, vector.ravel()))
     if displacement is None:
         return *numbers, np.empty((0, 0, 0, n), np.float32)
     return *numbers, displacement.reshape((*lift_values(shape, 1), n))
@@ -230,18 +240,20 @@ def _embed(
 @njit(nogil=True, cache=True, inline="always")
 def _row(index, i, j):  # type: ignore[no-untyped-def]
     """Start of a row of output voxels."""
+    p, q = i + index[12], j + index[13]
     return (
-        index[0] * i + index[1] * j + index[3],
-        index[4] * i + index[5] * j + index[7],
-        index[8] * i + index[9] * j + index[11],
+        index[0] * p + index[1] * q + index[3],
+        index[4] * p + index[5] * q + index[7],
+        index[8] * p + index[9] * q + index[11],
     )
 
 
 @njit(nogil=True, cache=True, inline="always")
 def _position(row, index, vector, moves, i, j, k):  # type: ignore[no-untyped-def]
-    x = row[0] + index[2] * k
-    y = row[1] + index[6] * k
-    z = row[2] + index[10] * k
+    r = k + index[14]
+    x = row[0] + index[2] * r
+    y = row[1] + index[6] * r
+    z = row[2] + index[10] * r
     if moves.shape[0] > 0:
         d, e = moves[i, j, k, 0], moves[i, j, k, 1]
         x += vector[0] * d + vector[1] * e
@@ -373,7 +385,7 @@ def _stretch_vectors(field, window, index, out, start, stop):  # type: ignore[no
     below, above = np.empty(length, np.uint64), np.empty(length, np.uint64)
     shares = np.empty(length)
     for k in range(out.shape[2]):
-        low, high, share = _bracket(index[10] * k + index[11], nz)
+        low, high, share = _bracket(index[10] * (k + index[14]) + index[11], nz)
         for v in range(components):
             n = k * components + v
             below[n], above[n] = (low - r) * components + v, (high - r) * components + v
@@ -382,9 +394,9 @@ def _stretch_vectors(field, window, index, out, start, stop):  # type: ignore[no
     lines = out.reshape((out.shape[0], out.shape[1], length))
     nodes = np.empty(rows.shape[2])
     for i in range(out.shape[0]):
-        x0, x1, fx = _bracket(index[0] * i + index[3], nx)
+        x0, x1, fx = _bracket(index[0] * (i + index[12]) + index[3], nx)
         for j in range(start, stop):
-            y0, y1, fy = _bracket(index[5] * j + index[7], ny)
+            y0, y1, fy = _bracket(index[5] * (j + index[13]) + index[7], ny)
             a, b = rows[x0 - p, y0 - q], rows[x0 - p, y1 - q]
             c, d = rows[x1 - p, y0 - q], rows[x1 - p, y1 - q]
             for n in range(nodes.size):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,13 @@ from itkstream.numerics.sampling.blend import blend_affines
 from itkstream.numerics.sampling.interpolate import MARGIN, Part, sample_field
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["GridMap", "affine_part", "box_around", "map_on"]
+__all__ = ["GridMap", "affine_part", "box_around", "can_map_boxes", "map_on"]
 
 # So many vectors of a field may be read at a time, 48 MB, or twice as many as are wanted.
 _FIELD_VECTORS = 2**22
+
+# Far more than sums of indices differ by when they are added up in another order.
+_ROUNDING_VOX = 1e-6
 
 _ON_A_GRID = (BSplineTransform, DisplacementField, PiecewiseAffine)
 
@@ -50,13 +53,27 @@ class GridMap:
         The voxels.
     affine : ndarray, (n + 1, n + 1)
         Physical to physical.
-    displacement : ndarray, grid.shape + (n,), float32, or None
+    displacement : ndarray, shape + (n,), float32, or None
         Physical vectors; None stands for 0.
+    box : tuple of slice, optional
+        The voxels of the grid that are meant, default all. Numbers of the grid hold for them, so
+        that each is mapped to the bit as among all.
     """
 
     grid: Grid
     affine: NDArray[np.float64]
     displacement: NDArray[np.float32] | None = None
+    box: Slices | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels that are mapped, per axis."""
+        return self.grid.shape if self.box is None else box_shape(self.box)
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """The first voxel that is mapped; empty for that of the grid."""
+        return () if self.box is None else tuple(s.start for s in self.box)
 
     def index_matrix(self, moving: Grid) -> NDArray[np.float64]:
         """The map from fixed voxel index to moving voxel index, the displacement left out.
@@ -73,10 +90,12 @@ class GridMap:
         return np.asarray((moving.inverse_matrix @ self.affine)[:-1, :-1])
 
     def bounds(self, moving: Grid) -> NDArray[np.float64]:
-        """Least and greatest moving index over every voxel of the grid.
+        """Least and greatest moving index over every voxel.
 
         Returns (2, n).
         """
+        if self.box is not None:
+            return GridMap(self.grid.crop(self.box), self.affine, self.displacement).bounds(moving)
         matrix = self.index_matrix(moving)
         if self.displacement is None:
             # An affine is extreme at the corners of a box.
@@ -101,7 +120,9 @@ class GridMap:
         low, high = self._finite_bounds(moving)
         room = margin / np.asarray(moving.spacing)
         shape = np.asarray(moving.shape)
-        if np.any(high + room < -0.5) or np.any(low - room >= shape - 0.5):
+        # On the very border the sampler decides for a box, as it does for all of the grid.
+        slack = 0.0 if self.box is None else _ROUNDING_VOX
+        if np.any(high + room < -0.5 - slack) or np.any(low - room >= shape - 0.5 + slack):
             return None
         return box_around(low - room, high + room, moving.shape)
 
@@ -125,15 +146,31 @@ def box_around(low: NDArray[Any], high: NDArray[Any], shape: Sequence[int]) -> S
     return tuple(slice(int(a), int(b) + 1) for a, b in zip(first, final, strict=True))
 
 
-def map_on(transform: Transform, grid: Grid) -> GridMap:
-    """Evaluate a transform on the voxels of a grid."""
+def map_on(transform: Transform, grid: Grid, box: Slices | None = None) -> GridMap:
+    """Evaluate a transform on the voxels of a grid, or of a box of it, see `can_map_boxes`."""
     if transform.ndim != grid.ndim:
         raise InputError(f"a {transform.ndim}-D transform cannot act on a {grid.ndim}-D image")
     _check_axes(transform, grid)
-    result = GridMap(grid, np.eye(grid.ndim + 1))
+    result = GridMap(grid, np.eye(grid.ndim + 1), None, box)
     for step in steps_of(transform):
         result = _then(result, step)
     return result
+
+
+def can_map_boxes(transform: Transform, grid: Grid) -> bool:
+    """Whether `map_on` maps a box of a grid to the bit as all of it.
+
+    Affines do, and one field before them, but for a grid that spans so much of the field that this
+    is read in parts.
+    """
+    field, *affines = steps_of(transform)
+    if not all(isinstance(step, AffineTransform) for step in affines):
+        return False
+    if not isinstance(field, DisplacementField):
+        return isinstance(field, AffineTransform)
+    _check_same_space(field.grid, grid)
+    still = GridMap(grid, np.eye(grid.ndim + 1))
+    return _is_read_at_once(still, still.reach_in(field.grid))
 
 
 def affine_part(transform: Transform) -> AffineTransform:
@@ -148,7 +185,7 @@ def affine_part(transform: Transform) -> AffineTransform:
 def _then(before: GridMap, step: Transform) -> GridMap:
     grid, affine = before.grid, before.affine
     if isinstance(step, AffineTransform):
-        return GridMap(grid, step.matrix @ affine, before.displacement)
+        return replace(before, affine=step.matrix @ affine)
     if isinstance(step, _ON_A_GRID):
         _check_same_space(step.grid, grid)
     if isinstance(step, DisplacementField):
@@ -195,21 +232,27 @@ def _sampled(at: GridMap, field: DisplacementField) -> NDArray[np.float32]:
     is small.
     """
     box = at.reach_in(field.grid)
-    vectors = math.prod(box_shape(box))
-    if vectors <= max(_FIELD_VECTORS, 2 * at.grid.size) or at.grid.size == 1:
+    if at.box is not None or _is_read_at_once(at, box):
         near = np.asarray(field.data[(*box, slice(None))])
         return sample_field(
             Part(near, tuple(s.start for s in box), field.grid.shape),
             at.index_matrix(field.grid),
-            at.grid.shape,
+            at.shape,
             at.displacement,
             at.vector_matrix(field.grid),
+            first=at.first,
         )
     moves = np.empty((*at.grid.shape, at.grid.ndim), np.float32)
     for part in _halves(at.grid):
         moved = None if at.displacement is None else np.ascontiguousarray(at.displacement[part])
         moves[part] = _sampled(GridMap(at.grid.crop(part), at.affine, moved), field)
     return moves
+
+
+def _is_read_at_once(at: GridMap, box: Slices) -> bool:
+    """Whether the vectors that a map needs are few enough to be read together."""
+    vectors = math.prod(box_shape(box))
+    return vectors <= max(_FIELD_VECTORS, 2 * at.grid.size) or at.grid.size == 1
 
 
 def _halves(grid: Grid) -> tuple[Slices, Slices]:
@@ -231,7 +274,7 @@ def _with_moves(before: GridMap, moves: NDArray[np.float32]) -> GridMap:
         moves = (moves @ back.T).astype(np.float32)
     if before.displacement is not None:
         moves += before.displacement
-    return GridMap(before.grid, before.affine, moves)
+    return replace(before, displacement=moves)
 
 
 def _then_points(before: GridMap, step: Transform) -> GridMap:

@@ -16,14 +16,15 @@ from itkstream.geometry import (
     DisplacementField,
     Grid,
     Image,
+    Slices,
     Transform,
     itk_bridge,
 )
 from itkstream.numerics.sampling.background import background_of
 from itkstream.numerics.sampling.interpolate import Part, as_voxel, round_to, warp
-from itkstream.numerics.sampling.mapping import GridMap, map_on
+from itkstream.numerics.sampling.mapping import GridMap, can_map_boxes, map_on
 
-__all__ = ["NAN_OUTSIDE", "AnyTransform", "WarpSettings", "warp_block", "warp_mapped"]
+__all__ = ["NAN_OUTSIDE", "AnyTransform", "WarpSettings", "warp_block", "warp_mapped", "warp_part"]
 
 
 AnyTransform: TypeAlias = Transform | sitk.Transform
@@ -145,12 +146,24 @@ def warp_block(
     return warp_mapped(moving, map_on(transform, grid), settings)
 
 
+def warp_part(
+    moving: Image, transform: Transform, grid: Grid, box: Slices, settings: WarpSettings
+) -> NDArray[Any]:
+    """Resample the moving image on a box of a grid: the bits that `warp_block` gives there.
+
+    Where those depend on the whole block, all of it is resampled.
+    """
+    if settings.engine == "fast" and can_map_boxes(transform, grid):
+        return warp_mapped(moving, map_on(transform, grid, box), settings)
+    return warp_block(moving, transform, grid, settings)[box]
+
+
 def warp_mapped(
     moving: Image, mapping: GridMap, settings: WarpSettings, itk: sitk.Transform | None = None
 ) -> NDArray[Any]:
     """Resample the moving image through a map that is already evaluated on the wanted voxels.
 
-    Returns mapping.grid.shape.
+    Returns mapping.shape. A part of a grid is for the engine 'fast' alone.
     """
     dtype = settings.voxel_type(moving.dtype)
     settings = settings.for_image(moving)
@@ -159,20 +172,20 @@ def warp_mapped(
     if not chooses:
         # Samples go through doubles; so that all blocks agree, what is beyond them does as well.
         background = round_to(np.array([background], np.float64), dtype)[0]
-    grid = mapping.grid
     crop = mapping.crop_of(moving.grid, settings.margin_vox * max(moving.spacing))
     if crop is None:
-        return np.full(grid.shape, background, dtype)
+        return np.full(mapping.shape, background, dtype)
     part = Image(moving[crop].read(), moving.grid.crop(crop))
     if background == 0 and _is_blank(part.data):
-        return np.zeros(grid.shape, dtype)
+        return np.zeros(mapping.shape, dtype)
     if settings.engine == "fast":
         return warp(
             Part(part.data, tuple(s.start for s in crop), moving.shape),
             mapping.index_matrix(moving.grid),
-            grid.shape,
+            mapping.shape,
             mapping.displacement,
             mapping.vector_matrix(moving.grid),
+            first=mapping.first,
             order=1 if settings.interpolator == "linear" else 0,
             background=background,
             dtype=dtype,
@@ -182,8 +195,8 @@ def warp_mapped(
         part = Image(round_to(part.data, dtype), part.grid)
     resampled = itk_bridge.resample(
         part,
-        itk or itk_bridge.to_itk_transform(_as_transform(mapping), grid.axes),
-        grid,
+        itk or itk_bridge.to_itk_transform(_as_transform(mapping), mapping.grid.axes),
+        mapping.grid,
         interpolator=settings.interpolator,
         background=background,
     )

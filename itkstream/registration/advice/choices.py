@@ -13,7 +13,7 @@ from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.blocks.sources import readable
 from itkstream.errors import RegistrationError
 from itkstream.estimate.stiffness import choose_stiffness
-from itkstream.geometry import AffineTransform, Image
+from itkstream.geometry import AffineTransform, ChannelPair, Image
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.evidence.contrast import find_similarity
 from itkstream.numerics.evidence.quality import tissue_mask
@@ -103,7 +103,7 @@ def choose_matching(pair: tuple[Image, Image], matrix: Floats, as_they_lie: bool
     usual = RansacAffine()
     spots = max(_LEAST_SPOTS, round(usual.nspots * share))
     step = usual.evolve(match_threshold=_THRESHOLDS[-1], nspots=spots)
-    chosen = choose_radii(fixed, moving, step, COMMON_RADII, plenty=fixed.grid.size)
+    chosen = choose_radii([ChannelPair(fixed, moving)], step, COMMON_RADII, plenty=fixed.grid.size)
     if chosen.found.best.estimate.matrix is None:
         raise RegistrationError(f"a sample does not match: {chosen.found.best.estimate.reason}")
     tries = _Tries(fixed, moving, chosen.radii)

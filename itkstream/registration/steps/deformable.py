@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import dask.array as da
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from itkstream.apply.points import TargetErrors
 from itkstream.errors import InputError, unknown_name
-from itkstream.estimate.coarse import plan_levels
+from itkstream.estimate.coarse import LevelledPair, plan_levels
 from itkstream.estimate.deformation import (
     Task,
     deform_blocks,
@@ -43,6 +44,7 @@ from itkstream.numerics.itk.settings import (
 )
 from itkstream.numerics.parameters import finite
 from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.registration.channels import CHANNELS, led_by, weigh_channels
 from itkstream.registration.fields import store_field
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
 from itkstream.registration.steps.prices import (
@@ -210,7 +212,9 @@ class Deformable(TunedStep):
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         start = scene.known(state.transform)
+        scene, channels = weigh_channels(scene, start)
         scene, decided, facts = self._look(scene, start)
+        facts |= channels
         decided, bent, objection = decided._choose(scene, start)
         facts |= bent
         if objection:
@@ -228,10 +232,12 @@ class Deformable(TunedStep):
         place: Callable[[], Location],
         facts: Mapping[str, Any],
     ) -> None:
+        if CHANNELS in facts:
+            scene = led_by(scene, [channel["share"] for channel in facts[CHANNELS]])
         decided = {n: facts[n] for n in ("similarity", "stiffness") if n in facts}
         if facts.get(_NO_COUNTERPART, {}).get("left_out"):
-            aligned = scene.aligned(scene.known(state.transform)).read()
-            scene, _ = _without_torn(scene, aligned)
+            start = scene.known(state.transform)
+            scene, _ = _without_torn(scene, scene.aligned(start).read(), start)
         self.evolve(**decided)._store(scene, state, place())
 
     def _look(self, scene: Scene, start: Transform) -> tuple[Scene, Self, dict[str, Any]]:
@@ -242,7 +248,7 @@ class Deformable(TunedStep):
             return scene, self, facts
         aligned = scene.aligned(start).read()
         if self._leaves_out:
-            scene, facts = _without_torn(scene, aligned)
+            scene, facts = _without_torn(scene, aligned, start)
         if not asks:
             return scene, self, facts
         evidence = scene.find_similarity(aligned)
@@ -253,12 +259,17 @@ class Deformable(TunedStep):
         if not self._is_open:
             return self, {}, ""
         settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
-        found = choose_stiffness(scene.fixed, scene.moving, start, settings, scene.tissue)
+        pair = scene.fixed, scene.moving
+        found = choose_stiffness(*pair, start, settings, scene.tissue, scene.further)
         # Where landmarks pull, images need not: bare tissue foretells nothing.
         if found.is_chance and scene.marks is None:
             return self, found.facts, _CHANCE
         scene.reporter.note(f"stiffness {found.stiffness:g}")
         return self.evolve(stiffness=found.stiffness), found.facts, ""
+
+    @property
+    def takes_channels(self) -> bool:
+        return self.method == "lcc"
 
     @property
     def _leaves_out(self) -> bool:
@@ -297,6 +308,10 @@ class Deformable(TunedStep):
             landmarks=None if scene.marks is None else scene.marks.fitted,
             to_reach=self._missed(scene, start),
             continues=scene.is_torn,
+            others=tuple(
+                LevelledPair(other.fixed, other.moving, other.levels, other.weight)
+                for other in scene.others
+            ),
         )
         lazy = prepare_deformation(task, displacement_of(blocks, fixed.grid, factors))
         return store_field(scene, lazy, fixed.grid.shrink(factors), path, affine_part(start))
@@ -330,6 +345,7 @@ class Deformable(TunedStep):
         # What is chosen is not known before: the dearer one.
         follows = "mind" if self.method == "lcc" and self.similarity != "lcc" else self.method
         coarse, bytes_per_voxel = 0.0, _BYTES[follows]
+        channels = pair.channels
         if grid.ndim == 2:
             least = _MIND_IN_PLANES if follows == "mind" else _BYTES_IN_PLANES
             bytes_per_voxel = max(bytes_per_voxel, least)
@@ -337,22 +353,22 @@ class Deformable(TunedStep):
             bytes_per_voxel = max(bytes_per_voxel, _BYTES["lcc"] + _NARROW_BYTES)
         if len(blocks) > 1 and voxels:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
-            coarse = grid.shrink(plan.factors).size * bytes_per_voxel
+            coarse = channels * grid.shrink(plan.factors).size * bytes_per_voxel
         samples = 0.0
         if self._is_open or self._leaves_out:
-            samples = _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS)
+            samples = channels * _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS)
         # The coarse fixed image once more, without what is left out.
         held = pair.held + (_MASKED_BYTES * pair.coarse[0].size if self._leaves_out else 0.0)
-        per_block = largest_block(blocks) * bytes_per_voxel
+        per_block = channels * largest_block(blocks) * bytes_per_voxel
         return StepPrice(
             self.name,
             *count_blocks(blocks, TASKS_BLENDED + TASKS_WRITTEN),
             # Samples are gone when blocks are computed.
             once=held + max(coarse, samples - per_block),
             per_block=per_block,
-            kept=kept_bytes(*pair.image_bytes) if len(blocks) > 1 else 0.0,
+            kept=channels * kept_bytes(*pair.image_bytes) if len(blocks) > 1 else 0.0,
             disk=field_bytes(self.field_grid(pair)),
-            work=work_of(blocks),
+            work=channels * work_of(blocks),
             kind="deform",
         )
 
@@ -387,12 +403,20 @@ class Deformable(TunedStep):
         }
 
 
-def _without_torn(scene: Scene, aligned: NDArray[Any]) -> tuple[Scene, dict[str, Any]]:
-    """The scene without tissue that only the fixed image shows, and facts of that."""
+def _without_torn(
+    scene: Scene, aligned: NDArray[Any], start: Transform
+) -> tuple[Scene, dict[str, Any]]:
+    """The scene without tissue that only the fixed image shows, and facts of that.
+
+    Further channels are left without theirs where the leading one is.
+    """
     seen, found = scene.with_counterpart(aligned)
     if found is None or not found.describe():
         return scene, {}
     scene.reporter.note(found.describe())
+    if seen is not scene:
+        others = (o.with_counterpart(o.aligned(start).read())[0] for o in scene.others)
+        seen = replace(seen, others=tuple(others))
     return seen, {_NO_COUNTERPART: found.facts(scene.fixed.grid)}
 
 

@@ -17,6 +17,7 @@ from itkstream.numerics.evidence.contrast import descriptor_likeness
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
 from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.registration.channels import weigh_channels
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
 from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import TunedStep, prepare_refined, tuned
@@ -96,9 +97,16 @@ class IntensityAffine(TunedStep):
         return self._scaled(self.settings.for_voxels(spacing))
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
+        known = scene.known(state.transform)
+        scene, channels = weigh_channels(scene, known)
+        found = self._find(scene, state, known)
+        found.facts.update(channels)
+        return found
+
+    def _find(self, scene: Scene, state: State, known: Transform) -> Finding | Nothing:
+        """Find the affine by the leading channel, with the metric that is given or suits it."""
         if self.metric != "auto":
             return self._compare(scene, state)
-        known = scene.known(state.transform)
         evidence = scene.find_similarity(scene.aligned(known).read())
         if evidence.similarity == "lcc":
             found = self._compare(scene, state)

@@ -89,7 +89,9 @@ class LocalAffines(MatchingStep):
             radii = self._radii(scene, state)
             search = self._search(fixed.spacing, radii)
             blocks = block_grid(fixed.shape, blocksize, self.overlap)
-            task = AffineTask(fixed, self.compared(moving), state.transform, blocks, search)
+            _, *others = self.compared_channels(scene.coarse_channels(None))
+            seen = fixed, self.compared(moving)
+            task = AffineTask(*seen, state.transform, blocks, search, tuple(others))
             lazy = prepare_affines(task)
             packed = compute(lazy, progress=scene.reporter.blocks)
             local, confidence = split_local_affines(packed, fixed.ndim)
@@ -141,8 +143,6 @@ class LocalAffines(MatchingStep):
         known = self.radii or state.radii
         if known is not None:
             return known
-        fixed, moving = scene.coarse
-        if state.transform is not None:
-            moving = scene.aligned(state.transform)
+        pairs = self.compared_channels(scene.coarse_channels(state.transform))
         usual = RansacAffine()
-        return choose_radii(fixed, self.compared(moving), usual, usual.radii).radii
+        return choose_radii(pairs, usual, usual.radii).radii

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -11,7 +12,7 @@ from attrs import frozen
 
 from itkstream.blocks.sources import inverted
 from itkstream.errors import InputError
-from itkstream.geometry import Image, Transform
+from itkstream.geometry import ChannelPair, Image, Transform
 from itkstream.numerics.itk.settings import Model
 from itkstream.numerics.matching.affine import (
     ALIGN_THRESHOLD_VOX,
@@ -90,6 +91,21 @@ class MatchingStep(Step):
             In memory where the image is; of another, nothing is read.
         """
         return inverted(moving) if self.contrast == "inverted" else moving
+
+    def compared_channels(self, pairs: Sequence[ChannelPair]) -> tuple[ChannelPair, ...]:
+        """All channels as their key points are compared; nothing is read.
+
+        Parameters
+        ----------
+        pairs : sequence of ChannelPair
+            As they are.
+
+        Returns
+        -------
+        tuple of ChannelPair
+            With the moving images as `compared` gives them.
+        """
+        return tuple(replace(pair, moving=self.compared(pair.moving)) for pair in pairs)
 
     def matching_facts(self, radii: Radii) -> dict[str, Any]:
         """Name the parameters of matching, with blobs of these radii, for a report.
@@ -195,15 +211,15 @@ class ChosenRadii:
 
 
 def choose_radii(
-    fixed: Image,
-    moving: Image,
+    pairs: Sequence[ChannelPair],
     step: MatchingStep,
     radii: Sequence[Radii],
     plenty: int = PLENTY_OF_INLIERS,
 ) -> ChosenRadii:
     """Choose those radii of blobs, tried in turn until matches are plenty, by which most agree."""
-    choices = [step.settings_for(fixed.spacing, pair) for pair in radii]
-    found = best_affine_block(fixed, moving, choices, plenty)
+    lead, *others = pairs
+    choices = [step.settings_for(lead.fixed.spacing, pair) for pair in radii]
+    found = best_affine_block(lead.fixed, lead.moving, choices, plenty, others=others)
     chosen = radii[choices.index(found.best.settings)]
     return ChosenRadii(chosen, found, step, tuple(radii))
 

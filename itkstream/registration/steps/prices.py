@@ -68,7 +68,7 @@ class Pair:
     """Two images to be registered, without their voxels, and the settings of the run.
 
     `dtype` is that of the moving image; `chunks` are the voxels that are stored together in both
-    images, None where they are not known.
+    images, None where they are not known; so many `channels` of both are compared.
     """
 
     fixed: Grid
@@ -76,6 +76,7 @@ class Pair:
     dtype: DTypeLike
     settings: RegisterSettings
     chunks: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
+    channels: int = 1
 
     @property
     def itemsize(self) -> int:
@@ -102,7 +103,7 @@ class Pair:
     @property
     def held(self) -> float:
         """Bytes the coarse levels take all along."""
-        return sum(grid.size for grid in self.coarse) * _COARSE
+        return self.channels * sum(grid.size for grid in self.coarse) * _COARSE
 
     @property
     def judged(self) -> float:
@@ -140,7 +141,7 @@ class StepPrice:
 
 def price_reading(pair: Pair) -> StepPrice:
     """Price the averaging of both images to their coarse levels."""
-    work = float(pair.fixed.size + pair.moving.size)
+    work = float(pair.channels * (pair.fixed.size + pair.moving.size))
     large = [
         coarse_blocks(grid.shape, chunks, factors_to_fit(grid, pair.settings.coarse_voxels))
         for grid, small, chunks in zip(
@@ -153,12 +154,12 @@ def price_reading(pair: Pair) -> StepPrice:
     counts = [count_blocks(blocks, 1 + TASKS_WRITTEN) for blocks in large]
     return StepPrice(
         "read",
-        sum(count for count, _, _ in counts),
+        pair.channels * sum(count for count, _, _ in counts),
         max(size for _, size, _ in counts),
-        sum(tasks for _, _, tasks in counts),
+        pair.channels * sum(tasks for _, _, tasks in counts),
         once=pair.judged,
         per_block=max(map(largest_block, large)) * (pair.itemsize + _AVERAGING),
-        disk=float(sum(_FLOAT * grid.size for grid in pair.coarse)),
+        disk=float(pair.channels * sum(_FLOAT * grid.size for grid in pair.coarse)),
         work=work,
         kind="read",
     )

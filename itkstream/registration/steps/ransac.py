@@ -23,7 +23,7 @@ from itkstream.estimate.misfits import (
     find_misfits,
     usual_remedies,
 )
-from itkstream.geometry import AffineTransform, Grid, Image, Transform
+from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.matching.affine import AffineSettings, Stages, find_elsewhere
 from itkstream.numerics.matching.ransac import Model, fit_affine
@@ -31,6 +31,7 @@ from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.numerics.search.evidence import Evidence, Outcome
+from itkstream.numerics.search.initial import SearchResult
 from itkstream.numerics.search.witnesses import Witnesses
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
 from itkstream.registration.steps.initial import (
@@ -73,11 +74,27 @@ _DRAWN = 300
 
 @frozen
 class _Pair:
-    """The images in which key points are matched, and the witnesses of what is found."""
+    """The channels in which key points are matched, and the witnesses of what each finds."""
 
-    fixed: Image
-    moving: Image
-    witnesses: Witnesses
+    channels: tuple[ChannelPair, ...]
+    witnesses: tuple[Witnesses, ...]
+
+    @classmethod
+    def of(cls, channels: tuple[ChannelPair, ...]) -> _Pair:
+        """With the witnesses of each channel."""
+        return cls(channels, tuple(witnesses_of(pair.fixed, pair.moving) for pair in channels))
+
+    @property
+    def fixed(self) -> Image:
+        """The fixed image of the leading channel."""
+        return self.channels[0].fixed
+
+    def evidence(
+        self, matrix: NDArray[np.float64], spent: NDArray[np.float64] | None = None
+    ) -> Evidence:
+        """Judge an affine by the channel that says most for it."""
+        found = (witnesses.evidence(matrix, spent) for witnesses in self.witnesses)
+        return max(found, key=lambda evidence: evidence.rank)
 
 
 @frozen
@@ -161,6 +178,21 @@ def _of_model(matrix: NDArray[np.float64], grid: Grid, model: Model) -> NDArray[
     return fit_affine(corners, AffineTransform(matrix).apply(corners), model)
 
 
+def _search_channels(search: InitialSearch, pair: _Pair) -> SearchResult:
+    """Look for a start in the leading channel, then in each that follows until one convinces."""
+    for witnesses in pair.witnesses:
+        result = search.search(witnesses)
+        if result.best is not None and result.best.evidence.outcome == "convincing":
+            break
+    return result
+
+
+def _aligned(pair: ChannelPair, start: Transform) -> ChannelPair:
+    """A channel with its moving image resampled through a start."""
+    grid = pair.fixed.grid
+    return replace(pair, moving=Image(warp_block(pair.moving, start, grid, NAN_OUTSIDE), grid))
+
+
 def _drawn(points: NDArray[np.float64], agree: NDArray[np.bool_]) -> dict[str, Any]:
     """Some of the fixed image's matched points, for the report's picture; in µm."""
     kinds = {"agree": points[agree], "differ": points[~agree]}
@@ -170,9 +202,9 @@ def _drawn(points: NDArray[np.float64], agree: NDArray[np.bool_]) -> dict[str, A
     }
 
 
-def _judge_start(scene: Scene, witnesses: Witnesses) -> dict[str, Any]:
+def _judge_start(scene: Scene, pair: _Pair) -> dict[str, Any]:
     """Judge the transform that is known, and say so where nothing bears it out."""
-    evidence = witnesses.evidence(np.eye(witnesses.fixed.ndim + 1))
+    evidence = pair.evidence(np.eye(pair.fixed.ndim + 1))
     if evidence.outcome == "chance":
         scene.reporter.note(
             f"what is known so far aligns the images no better than chance: {evidence.said()}. "
@@ -262,13 +294,12 @@ class RansacAffine(MatchingStep):
         Attempt
             What was found, or what was lost and what to change.
         """
-        fixed, moving = scene.coarse
-        moving = self.compared(moving if start is None else scene.aligned(start))
-        pair = _Pair(fixed, moving, witnesses_of(fixed, moving))
+        pair = _Pair.of(self.compared_channels(scene.coarse_channels(start)))
         facts: dict[str, Any] = {}
         if start is not None:
-            facts["start"] = _judge_start(scene, pair.witnesses)
-        as_they_lie = earlier.affine if earlier else self._matched(pair, np.eye(fixed.ndim + 1))
+            facts["start"] = _judge_start(scene, pair)
+        still = np.eye(pair.fixed.ndim + 1)
+        as_they_lie = earlier.affine if earlier else self._matched(pair, still)
         found = as_they_lie
         searched = start is None and self.search == "auto" and self.model != "translation"
         if searched and found.outcome != "convincing":
@@ -291,7 +322,7 @@ class RansacAffine(MatchingStep):
 
     def _misfits(self, pair: _Pair, loss: Lost) -> tuple[Misfit, ...]:
         """Changes to a pair of which no affine is borne out."""
-        fixed, moving = pair.witnesses.fixed, pair.witnesses.moving
+        fixed, moving = pair.witnesses[0].fixed, pair.witnesses[0].moving
         choices = self.trial_settings(fixed.spacing)
         return find_misfits(fixed, moving, choices) or usual_remedies(loss)
 
@@ -313,12 +344,11 @@ class RansacAffine(MatchingStep):
 
     def _matched(self, pair: _Pair, start: NDArray[np.float64]) -> _Affine:
         """Match key points as a start puts them, and judge what is found."""
-        moving = pair.moving
+        channels = pair.channels
         if not np.array_equal(start, np.eye(len(start))):
-            grid = pair.fixed.grid
-            moving = Image(warp_block(moving, AffineTransform(start), grid, NAN_OUTSIDE), grid)
+            channels = tuple(_aligned(channel, AffineTransform(start)) for channel in channels)
         try:
-            chosen = choose_radii(pair.fixed, moving, self, self.radii)
+            chosen = choose_radii(channels, self, self.radii)
         except (InputError, RegistrationError) as error:
             return _Affine(reason=str(error))
         best = chosen.found.best
@@ -333,10 +363,13 @@ class RansacAffine(MatchingStep):
             "median_residual": float(np.median(estimate.residuals[estimate.inliers])),
             "drawn_points": _drawn(pairs.fixed_points, estimate.inliers),
         }
+        if len(channels) > 1:
+            facts["matches_per_channel"] = list(best.matches_per_channel)
+            facts["inliers_per_channel"] = list(best.inliers_per_channel)
         elsewhere = find_elsewhere(pairs, estimate, best.settings.ransac)
         if elsewhere is not None:
             facts["elsewhere"] = attrs.asdict(elsewhere)
-        evidence = pair.witnesses.evidence(matrix, pairs.fixed_points[estimate.inliers])
+        evidence = pair.evidence(matrix, pairs.fixed_points[estimate.inliers])
         return _Affine(matrix, evidence, facts, chosen.radii, stages=stages)
 
     def _searched(
@@ -347,7 +380,7 @@ class RansacAffine(MatchingStep):
             f"{found.said()}: searching all directions for a start, which may take half a minute"
         )
         search = InitialSearch(seed=self.seed)
-        result = search.search(pair.witnesses)
+        result = _search_channels(search, pair)
         facts["search"] = search_facts(result)
         try:
             start = choose(result, search)

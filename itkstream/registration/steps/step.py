@@ -60,6 +60,11 @@ class Step(ABC):
     starts_anywhere: ClassVar[bool] = False
     """Images are brought together wherever they lie."""
 
+    @property
+    def takes_channels(self) -> bool:
+        """Whether several channels may drive it, or the one that leads drives it alone."""
+        return True
+
     @abstractmethod
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         """Do the step on whole images.

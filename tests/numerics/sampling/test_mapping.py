@@ -15,11 +15,13 @@ from itkstream.geometry import (
     CompositeTransform,
     DisplacementField,
     Grid,
+    Image,
     PiecewiseAffine,
     Transform,
 )
 from itkstream.numerics.sampling.fields import to_positions
-from itkstream.numerics.sampling.mapping import GridMap, affine_part, map_on
+from itkstream.numerics.sampling.mapping import GridMap, affine_part, can_map_boxes, map_on
+from itkstream.numerics.sampling.warping import WarpSettings, warp_block, warp_part
 
 Make = Callable[..., CompositeTransform]
 MakeGrid = Callable[..., Grid]
@@ -177,3 +179,27 @@ def test_a_coarse_grid_on_a_large_field_is_read_in_parts(
     assert max(recorded.reads) <= 4000
     # float32 vectors of a few micrometers, between nodes weighed to a part in 10^7.
     np.testing.assert_allclose(mapped(parts), mapped(whole), atol=1e-5)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("interpolator", ["linear", "nearest"])
+def test_a_box_has_the_bits_of_the_whole(
+    odd_grid: MakeGrid, smooth_transform: Make, ndim: int, interpolator: str
+) -> None:
+    """A block that begins elsewhere has not: its indices are sums of other numbers."""
+    grid = odd_grid(5, ndim)
+    voxels = np.random.default_rng(0).random(grid.shape)
+    moving, settings = Image(voxels, grid), WarpSettings(interpolator, background=None)
+    chain = smooth_transform(grid, 6)
+    field, affine = chain.transforms
+    assert all(can_map_boxes(t, grid) for t in (chain, field, affine))
+    late = CompositeTransform((affine, field))
+    assert not can_map_boxes(late, grid)
+    differ = 0
+    for first in np.ndindex(*(3,) * ndim):
+        box = tuple(slice(5 * a, 5 * a + 2 + a) for a in first)
+        for transform in (chain, field, affine, late):
+            whole = warp_block(moving, transform, grid, settings)[box]
+            np.testing.assert_array_equal(warp_part(moving, transform, grid, box, settings), whole)
+            differ += (warp_block(moving, transform, grid.crop(box), settings) != whole).sum()
+    assert interpolator == "nearest" or differ > 0

@@ -17,6 +17,7 @@ from itkstream.errors import InputError
 from itkstream.io.storage.attributes import Attributes
 
 __all__ = [
+    "ChannelLook",
     "NgffAxis",
     "axes_listed",
     "channel_names",
@@ -38,6 +39,34 @@ class NgffAxis:
     name: str
     type: str = ""
     unit: str = ""
+
+
+@dataclass(frozen=True)
+class ChannelLook:
+    """A channel as viewers are to show it.
+
+    The colour is six hexadecimal digits; the window is the least and the greatest intensity there
+    may be, and those shown black and bright.
+    """
+
+    label: str
+    colour: str
+    window: tuple[float, float, float, float]
+    active: bool
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The channel as ``omero`` lists it."""
+        names = ("min", "max", "start", "end")
+        return {
+            "label": self.label,
+            "color": self.colour,
+            "active": self.active,
+            "coefficient": 1.0,
+            "family": "linear",
+            "inverted": False,
+            "window": dict(zip(names, self.window, strict=True)),
+        }
 
 
 def multiscales_of(attributes: Attributes) -> list[Attributes]:

@@ -18,7 +18,12 @@ from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import Grid, box_shape
 from itkstream.io.images.locate import locate
 from itkstream.io.images.selection import Selection
-from itkstream.io.images.stores.ngff_metadata import level_axes, level_paths, multiscales_of
+from itkstream.io.images.stores.ngff_metadata import (
+    ChannelLook,
+    level_axes,
+    level_paths,
+    multiscales_of,
+)
 from itkstream.io.images.stores.ome_zarr import OWN_ATTRIBUTES, open_zarr, space_axes
 from itkstream.io.storage.attributes import zarr_metadata
 from itkstream.io.storage.locations import Location
@@ -31,7 +36,9 @@ __all__ = [
     "PyramidLevel",
     "begin_levels",
     "coarsen",
+    "coarser_grids",
     "create_ome_zarr",
+    "name_channels",
     "pyramid_factors",
     "write_pyramid",
 ]
@@ -200,14 +207,29 @@ def begin_levels(path: str | os.PathLike[str], *, labels: bool = False) -> Itera
     labels = labels or finest.dtype == bool
     group.attrs.update(_ngff(grids, layout, folder))
     yield PyramidLevel(folder / "0", grids[0], finest, (1,) * finest.ndim, labels)
-    while max(grids[-1].shape) > _SMALLEST:
-        factors = pyramid_factors(grids[-1])
-        grid = _shrink(grids[-1], factors, labels)
+    for factors, grid in coarser_grids(grids[0], labels):
         array = _create_level(group, len(grids), grid, finest.dtype, layout)
         place = folder / str(len(grids))
         yield PyramidLevel(place, grid, array, (*layout.single, *factors), labels)
         grids.append(grid)
         group.attrs.update(_ngff(grids, layout, folder))
+
+
+def name_channels(path: str | os.PathLike[str], looks: Sequence[ChannelLook]) -> None:
+    """Say the names of the channels of a complete image of Zarr 3, and how viewers show them."""
+    group = zarr.open_group(Location.parse(path).store(), mode="r+")
+    ome: Any = group.attrs["ome"]
+    rendering: dict[str, Any] = {"model": "color", "defaultZ": 0, "defaultT": 0}
+    omero: dict[str, Any] = {"channels": [look.facts for look in looks], "rdefs": rendering}
+    group.attrs["ome"] = {**ome, "omero": omero}
+
+
+def coarser_grids(grid: Grid, labels: bool = False) -> Iterator[tuple[tuple[int, ...], Grid]]:
+    """Go down the lattices of a pyramid: voxels of the one above per voxel, and the lattice."""
+    while max(grid.shape) > _SMALLEST:
+        factors = pyramid_factors(grid)
+        grid = _shrink(grid, factors, labels)
+        yield factors, grid
 
 
 def pyramid_factors(grid: Grid) -> tuple[int, ...]:

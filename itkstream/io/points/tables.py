@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import default_axes
+from itkstream.io.points.parquet import import_pyarrow
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file, claim_file
 
-__all__ = ["PointTable", "check_points_output", "read_points", "write_points"]
+__all__ = ["PointTable", "check_points_output", "on_this_disk", "read_points", "write_points"]
 
 _OUTSIDE = "outside"
 
@@ -47,7 +48,7 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
     place = Location.parse(path)
     if not place.is_file():
         raise MissingDataError(f"there is no file of points {path}")
-    with _on_disk(place) as source:
+    with on_this_disk(place) as source:
         if source.suffix.lower() == ".npy":
             return PointTable(_read_numpy(source, ndim))
         if source.suffix.lower() == ".parquet":
@@ -60,7 +61,7 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> PointTable:
 
 
 @contextmanager
-def _on_disk(place: Location) -> Iterator[Path]:
+def on_this_disk(place: Location) -> Iterator[Path]:
     """Yield the file on this machine: itself, or a copy for the time being."""
     if place.is_local:
         yield place.path
@@ -92,7 +93,7 @@ def write_points(
             np.save(partial, points)
             return
         if kind == ".parquet":
-            _pyarrow().parquet.write_table(_typed(table, points, outside), partial)
+            import_pyarrow().parquet.write_table(_typed(table, points, outside), partial)
             return
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -106,7 +107,7 @@ def check_points_output(path: str | os.PathLike[str], overwrite: bool) -> Locati
     if kind not in (".csv", ".npy", ".parquet"):
         raise InputError(f"points are written as .csv, .parquet or .npy; got {target.name}")
     if kind == ".parquet":
-        _pyarrow()
+        import_pyarrow()
     return check_file(target, overwrite)
 
 
@@ -139,7 +140,7 @@ def _cell(value: Any) -> str:
 
 def _typed(table: PointTable, points: NDArray[np.float64], outside: NDArray[np.bool_]) -> Any:
     """Make a pyarrow table; columns of a CSV file other than coordinates are text."""
-    arrow = _pyarrow()
+    arrow = import_pyarrow()
     names = default_axes(points.shape[1])
     header = list(table.header or names)
     columns: dict[str, Any]
@@ -152,19 +153,8 @@ def _typed(table: PointTable, points: NDArray[np.float64], outside: NDArray[np.b
     return arrow.table({**columns, _OUTSIDE: outside})
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            "Parquet files need pyarrow: pip install 'itkstream[parquet]', or use .csv or .npy"
-        ) from error
-    return pyarrow
-
-
 def _read_parquet(source: Path, ndim: int) -> PointTable:
-    arrow = _pyarrow()
+    arrow = import_pyarrow()
     try:
         table = arrow.parquet.read_table(source)
     except (arrow.ArrowException, OSError) as error:

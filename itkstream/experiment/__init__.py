@@ -1,0 +1,1 @@
+"""Experiments of several rounds: registered onto one of them, joined in one image, looked over."""
