@@ -8,6 +8,19 @@ round). Of "half" and "other half" each shows one of two halves of the nuclei, d
 "both halves" are registered together. Given is the distance to the true map over the tissue, in
 voxels: median / mean / 95th percentile, and the share by which each channel counts in the
 deformation.
+
+Means of three seeds of 96 x 80 x 64 voxels, median / 95th percentile:
+
+===========  =============  =============================================
+case         voxels         each seed
+===========  =============  =============================================
+whole        0.121 / 0.393
+unrelated    0.121 / 0.393  as "whole"; the second channel counts for 0
+noise        0.121 / 0.393  as "whole"; the second channel counts for 0
+half         0.119 / 0.440  0.127 / 0.438, 0.126 / 0.501, 0.105 / 0.381
+other half   0.119 / 0.348  0.105 / 0.274, 0.114 / 0.352, 0.139 / 0.419
+both halves  0.082 / 0.219  0.073 / 0.182, 0.082 / 0.213, 0.092 / 0.263
+===========  =============  =============================================
 """
 
 from __future__ import annotations

