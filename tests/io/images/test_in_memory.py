@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from doctest import testmod
 from typing import Any
 
 import dask.array as da
@@ -14,6 +15,7 @@ import zarr
 import itkstream
 from itkstream import Grid, Image, IntensityAffine, RegisterSettings
 from itkstream.errors import InputError
+from itkstream.io.images.plain import in_memory
 from itkstream.phantoms import PhantomPair
 
 VOXELS = np.random.default_rng(0).integers(0, 99, (4, 5, 6), np.uint16)
@@ -43,7 +45,7 @@ def test_images_of_itk_say_where_they_lie(library: str) -> None:
     image = itkstream.as_image(given)
     np.testing.assert_array_equal(image.read(), VOXELS)
     index = (3, 1, 4)
-    there = given.TransformIndexToPhysicalPoint(index[::-1])
+    there = list(given.TransformIndexToPhysicalPoint(index[::-1]))
     np.testing.assert_allclose(image.grid.to_physical(index), there[::-1])
     assert image.grid.axes == ("z", "y", "x")
     with pytest.raises(InputError, match="says its own spacing"):
@@ -110,3 +112,8 @@ def test_arrays_are_registered_directly(pair: PhantomPair, tmp_path: Any) -> Non
     want = itkstream.register(*images, tmp_path / "b", steps, settings)
     np.testing.assert_array_equal(found.aligned.read(), want.aligned.read())
     assert itkstream.plan(*arrays, steps, settings, **told).fits
+
+
+def test_the_example_runs() -> None:
+    found = testmod(in_memory)
+    assert (found.failed, found.attempted) == (0, 3)

@@ -126,14 +126,16 @@ def _from_xarray(
 
 def _along(given: Any, dimension: Any) -> tuple[float, float | None]:
     """The first place along a dimension, and the step to the next, None where nothing says it."""
-    known = given.coords.get(dimension)
-    return (0.0, None) if known is None else _even(np.asarray(known), str(dimension))
+    # Asked for, a coordinate that is not there is counted from 0.
+    if dimension not in given.coords:
+        return 0.0, None
+    return _even(np.asarray(given.coords[dimension]), str(dimension))
 
 
 def _unit_of(given: Any) -> str:
     """The unit of the coordinates of a DataArray; µm where they name none."""
-    known = (given.coords.get(dimension) for dimension in given.dims)
-    stated = {str(k.attrs["units"]) for k in known if k is not None and k.attrs.get("units")}
+    known = (given.coords[dimension].attrs for dimension in given.dims)
+    stated = {str(attributes["units"]) for attributes in known if attributes.get("units")}
     units = {parse_unit(unit) for unit in stated}
     if len(units) > 1:
         raise InputError(f"coordinates are in several units, {sorted(units)}: pass unit")
