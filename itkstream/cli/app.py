@@ -12,15 +12,12 @@ from typing import ClassVar
 import click
 
 from itkstream.cli.commands.advise import advise
-from itkstream.cli.commands.atlas import atlas
 from itkstream.cli.commands.demo import demo
 from itkstream.cli.commands.info import info
 from itkstream.cli.commands.plan import config, plan
 from itkstream.cli.commands.register import register
 from itkstream.cli.commands.report import report
-from itkstream.cli.commands.rounds import rounds
 from itkstream.cli.commands.serve import serve, view
-from itkstream.cli.commands.spots import count, points
 from itkstream.cli.commands.transform_commands import (
     apply,
     check,
@@ -29,6 +26,9 @@ from itkstream.cli.commands.transform_commands import (
     repair,
 )
 from itkstream.cli.exit_codes import BAD_INPUT, EXISTS, FAILED, INTERRUPTED
+from itkstream.cli.experiments.atlas import atlas
+from itkstream.cli.experiments.rounds import rounds
+from itkstream.cli.experiments.spots import count, points
 from itkstream.cli.options import name_options
 from itkstream.cli.verb import set_verbosity
 from itkstream.errors import (
@@ -49,13 +49,7 @@ class Verbs(click.Group):
     sections: ClassVar[dict[str, tuple[click.Command, ...]]] = {
         "Before": (info, advise, plan, config, demo),
         "Register": (register, rounds, atlas),
-        "Use a registration, an experiment, or any transform": (
-            apply,
-            points,
-            count,
-            export,
-            invert,
-        ),
+        "Use a result": (apply, points, count, export, invert),
         "Look": (view, serve, report),
         "Judge and mend": (check, repair),
     }

@@ -1,0 +1,1 @@
+"""The commands of experiments and atlases, and of the spots in them."""
