@@ -13,6 +13,7 @@ import click
 
 from itkstream.cli.commands.advise import advise
 from itkstream.cli.commands.demo import demo
+from itkstream.cli.commands.examples import examples
 from itkstream.cli.commands.info import info
 from itkstream.cli.commands.plan import config, plan
 from itkstream.cli.commands.register import register
@@ -47,7 +48,7 @@ class Verbs(click.Group):
     """The commands, by what they are for."""
 
     sections: ClassVar[dict[str, tuple[click.Command, ...]]] = {
-        "Before": (info, advise, plan, config, demo),
+        "Before": (info, advise, plan, config, demo, examples),
         "Register": (register, rounds, atlas),
         "Use a result": (apply, points, count, export, invert),
         "Look": (view, serve, report),

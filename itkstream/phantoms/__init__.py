@@ -6,8 +6,10 @@ the exact inverse of the true map, so neither is an interpolation of the other. 
 through a microscope of their own: blur, uneven light, background and noise.
 
 An experiment has several such rounds, and spots in further channels, each in a cell that is known.
+An atlas has a template and regions that are known in a brain, too.
 """
 
+from itkstream.phantoms.atlas import AtlasPhantom, make_atlas
 from itkstream.phantoms.experiment import (
     ExperimentSettings,
     PhantomExperiment,
@@ -19,6 +21,7 @@ from itkstream.phantoms.settings import Motion, PhantomSettings, tutorial_settin
 from itkstream.phantoms.truth import SyntheticTransform
 
 __all__ = [
+    "AtlasPhantom",
     "ExperimentSettings",
     "Motion",
     "PhantomExperiment",
@@ -27,6 +30,7 @@ __all__ = [
     "PhantomSettings",
     "SyntheticTransform",
     "TargetError",
+    "make_atlas",
     "make_experiment",
     "make_pair",
     "target_registration_error",
