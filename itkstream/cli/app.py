@@ -11,27 +11,27 @@ from typing import ClassVar
 
 import click
 
-from itkstream.cli.commands.advise import advise
-from itkstream.cli.commands.demo import demo
-from itkstream.cli.commands.examples import examples
-from itkstream.cli.commands.info import info
-from itkstream.cli.commands.plan import config, plan
-from itkstream.cli.commands.register import register
-from itkstream.cli.commands.report import report
-from itkstream.cli.commands.serve import serve, view
-from itkstream.cli.commands.transform_commands import (
-    apply,
-    check,
-    export,
-    invert,
-    repair,
-)
 from itkstream.cli.exit_codes import BAD_INPUT, EXISTS, FAILED, INTERRUPTED
 from itkstream.cli.experiments.atlas import atlas
 from itkstream.cli.experiments.rounds import rounds
 from itkstream.cli.experiments.spots import count, points
 from itkstream.cli.options import name_options
 from itkstream.cli.verb import set_verbosity
+from itkstream.cli.verbs.advise import advise
+from itkstream.cli.verbs.demo import demo
+from itkstream.cli.verbs.examples import examples
+from itkstream.cli.verbs.info import info
+from itkstream.cli.verbs.plan import config, plan
+from itkstream.cli.verbs.register import register
+from itkstream.cli.verbs.report import report
+from itkstream.cli.verbs.serve import serve, view
+from itkstream.cli.verbs.transform_commands import (
+    apply,
+    check,
+    export,
+    invert,
+    repair,
+)
 from itkstream.errors import (
     BlockErrors,
     ExistingOutputError,

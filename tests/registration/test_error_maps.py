@@ -86,7 +86,7 @@ def test_it_is_left_out_if_unwanted(rounds, tmp_path):
 def test_the_command_line_leaves_it_out(rounds, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("itkstream.pipelines.register", lambda *a, **k: asked.append(a[4]) or 1 / 0)
-    monkeypatch.setattr("itkstream.cli.commands.register.open_given_image", lambda *a: rounds.fixed)
+    monkeypatch.setattr("itkstream.cli.verbs.register.open_given_image", lambda *a: rounds.fixed)
     out = str(tmp_path / "out")
     CliRunner().invoke(commands, ["register", "a.tif", "b.tif", "--out", out, "--no-error-map"])
     CliRunner().invoke(commands, ["register", "a.tif", "b.tif", "--out", out])
