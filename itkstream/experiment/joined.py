@@ -10,25 +10,21 @@ import dask.array as da
 import numpy as np
 from attrs import frozen
 
-from itkstream.apply.products import compute_pyramid
+from itkstream.apply.products import compute_pyramid, show_channels
 from itkstream.apply.resampling import prepare_apply_to_series
 from itkstream.compute.execute import open_or_create, store
 from itkstream.compute.progress import Progress
 from itkstream.errors import InputError
 from itkstream.experiment.rounds.manifest import OpenedRound
 from itkstream.geometry import Grid, Transform
-from itkstream.io import create_ome_zarr, open_series
-from itkstream.io.images.stores.ngff_metadata import ChannelLook
-from itkstream.io.images.stores.ome_zarr_writer import name_channels
+from itkstream.io import create_ome_zarr
+from itkstream.io.images.stores.ngff_metadata import hexadecimal
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.ngff.store import stored_axes
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.workers import Resources
 
 __all__ = ["JoinedChannel", "JoinedRound", "joined_channels", "joined_type", "write_joined"]
-
-# Percentiles of the coarsest level that viewers show black and bright.
-_SHOWN = (0.5, 99.8)
 
 
 @frozen(eq=False)
@@ -59,7 +55,7 @@ class JoinedChannel:
     @property
     def hexadecimal(self) -> str:
         """The colour as NGFF and CSS write it, without a sign before."""
-        return "".join(f"{round(255 * part):02X}" for part in self.colour)
+        return hexadecimal(self.colour)
 
 
 def joined_channels(rounds: Sequence[OpenedRound]) -> list[JoinedChannel]:
@@ -121,21 +117,6 @@ def write_joined(
     store(lazy, open_or_create(lazy, place, "0", create), resources, progress)
     if known is None or known != place.fingerprint():
         compute_pyramid(place, resources=resources)
-        name_channels(place, _looks(place, joined_channels(opened), grid))
+        shown = [(c.label, c.colour, c.registered) for c in joined_channels(opened)]
+        show_channels(place, shown, ("c", *grid.axes))
     return place.fingerprint()
-
-
-def _looks(place: Location, channels: Sequence[JoinedChannel], grid: Grid) -> list[ChannelLook]:
-    """Say how viewers show the channels; intensities are those of the coarsest level."""
-    found = []
-    for number, channel in enumerate(channels):
-        coarsest = open_series(str(place), "level", channel=number, axes=["c", *grid.axes])[-1]
-        voxels = coarsest.read()
-        low, high = (float(v) for v in np.percentile(voxels[np.isfinite(voxels)], _SHOWN))
-        if voxels.dtype.kind == "f":
-            least, most = float(np.nanmin(voxels)), float(np.nanmax(voxels))
-        else:
-            least, most = 0.0, float(np.iinfo(voxels.dtype).max) if voxels.dtype != bool else 1.0
-        window = (least, most, low, max(high, low + 1.0))
-        found.append(ChannelLook(channel.label, channel.hexadecimal, window, channel.registered))
-    return found

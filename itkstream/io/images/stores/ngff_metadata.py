@@ -21,6 +21,7 @@ __all__ = [
     "NgffAxis",
     "axes_listed",
     "channel_names",
+    "hexadecimal",
     "level_axes",
     "level_paths",
     "multiscales_of",
@@ -67,6 +68,11 @@ class ChannelLook:
             "inverted": False,
             "window": dict(zip(names, self.window, strict=True)),
         }
+
+
+def hexadecimal(colour: Sequence[float]) -> str:
+    """Write red, green and blue, from 0 to 1, as NGFF and CSS do, without a sign before."""
+    return "".join(f"{round(255 * part):02X}" for part in colour)
 
 
 def multiscales_of(attributes: Attributes) -> list[Attributes]:
