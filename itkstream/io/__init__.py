@@ -221,6 +221,8 @@ def _open(path: str | os.PathLike[str], dataset: str | None, selection: Selectio
         # What does not know whose numbers it looked at, as the lattice does not.
         raise type(error)(f"{found.location}: {error}") from error
     recipe = {"path": str(found.location), **opened.selection.stated()}
+    if opened.time > 1:
+        recipe["time"] = selection.time
     image = opened.image
     if selection.crop is not None:
         image = image[crop_slices(selection.crop, image.grid)]

@@ -149,7 +149,7 @@ def read_request(
         opened = cropped_pair(opened, given.crop, initial)
         pair = as_pair(*opened, None, None)
     marks = _read_marks(given, opened, pair)
-    notes = _channels(opened)
+    notes = _chosen_parts(opened)
     if marks is not None:
         notes = (*notes, *_doubts(marks))
         if initial is None:
@@ -293,9 +293,14 @@ def _read_marks(
     return Marks(weigh_landmarks(kept), held)
 
 
-def _channels(pair: tuple[Image, Image]) -> tuple[str, ...]:
-    """Name the channels of images that have several: they may not have been said."""
-    return tuple(
+def _chosen_parts(pair: tuple[Image, Image]) -> tuple[str, ...]:
+    """Name channels and time points of images that have several: they may not have been said."""
+    times = tuple(
+        f"time point {image.recipe['time']} of the {which} image"
+        for which, image in zip(("fixed", "moving"), pair, strict=True)
+        if "time" in image.recipe
+    )
+    return times + tuple(
         f"channel {channel.recipe['channel']} of the {which} image"
         + (f", {channel.channel!r}" if channel.channel else "")
         for which, image in zip(("fixed", "moving"), pair, strict=True)

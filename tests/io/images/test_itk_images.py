@@ -113,6 +113,7 @@ def test_time_of_a_series(tmp_path, suffix):
     series = sitk.JoinSeries([sitk.GetImageFromArray(a) for a in array])
     series.SetSpacing((*SPACING, 9.0))
     sitk.WriteImage(series, str(tmp_path / f"t.{suffix}"))
+    assert open_image(tmp_path / f"t.{suffix}").recipe["time"] == 0
     image = open_image(tmp_path / f"t.{suffix}", time=1)
     assert image.spacing == SPACING[::-1]
     np.testing.assert_array_equal(image.read(), array[1])
