@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from itkstream.geometry.lazy_array import ArraySource
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.outputs import claim_file
 
-__all__ = ["OverlayStyle", "overlay_rgb", "save_overlay", "save_plane"]
+__all__ = ["OverlayStyle", "overlay_rgb", "plane_png", "save_overlay", "save_plane"]
 
 _UNIT_SIGNS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "angstrom": "Å"}
 _INK = "0.85"
@@ -154,13 +155,31 @@ def save_plane(path: str | Path, image: Image) -> Path:
     Path
         `path`.
     """
+    Path(path).write_bytes(plane_png(image))
+    return Path(path)
+
+
+def plane_png(image: Image) -> bytes:
+    """Draw the middle plane of an image in grey, as the bytes of a PNG.
+
+    Parameters
+    ----------
+    image : Image
+        As in `save_plane`.
+
+    Returns
+    -------
+    bytes
+        The picture.
+    """
     from matplotlib.image import imsave
 
     shown = image.reorder(array_axes(image.ndim))
     plane = shown.data if shown.ndim == 2 else shown.data[shown.shape[0] // 2]
     grey = _stretch(np.asarray(plane), (1.0, 99.7))
-    imsave(path, np.repeat(grey[..., None], 3, axis=-1))
-    return Path(path)
+    picture = BytesIO()
+    imsave(picture, np.repeat(grey[..., None], 3, axis=-1), format="png")
+    return picture.getvalue()
 
 
 @dataclass(frozen=True)

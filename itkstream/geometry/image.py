@@ -22,7 +22,7 @@ from itkstream.geometry.lazy_array import (
 __all__ = ["ChannelPair", "Image", "joined_channels"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Image:
     """Voxels and where they lie.
 
@@ -76,6 +76,13 @@ class Image:
     def channels(self) -> tuple[Image, ...]:
         """All channels, each as an image of its own; of most images, the image."""
         return (replace(self, others=()), *self.others) if self.others else (self,)
+
+    def __repr__(self) -> str:
+        axes, grid = "".join(self.grid.axes), self.grid
+        shape = " x ".join(map(str, grid.shape))
+        spacing = " x ".join(f"{step:.6g}" for step in grid.spacing)
+        named = f", {self.name!r}" if self.name else ""
+        return f"Image({axes} {shape}, {self.dtype}, {spacing} {grid.unit}{named})"
 
     @property
     def shape(self) -> tuple[int, ...]:
