@@ -73,6 +73,11 @@ class Atlas:
                 "nothing so small: a coarser level takes less time, and is taken where its file "
                 "has one"
             )
+        if self.start is not None and np.linalg.det(self.start.matrix[:3, :3]) < 0:
+            said.append(
+                f"by their orientations, {self.lies[0]} and {self.lies[1]}, the brain is a mirror "
+                "image of the template, left and right exchanged: check the letters"
+            )
         return tuple(said)
 
     def described(self) -> dict[str, Any]:

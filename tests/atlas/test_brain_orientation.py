@@ -7,6 +7,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
+from itkstream.atlas.inputs import open_atlas
 from itkstream.atlas.orientation import check_lie, start_from_lies, template_lie
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
@@ -65,3 +66,11 @@ def test_a_file_without_direction_says_nothing() -> None:
     image, _, _ = laid("asr")
     with pytest.raises(InputError, match="direction of the brain is the identity"):
         start_from_lies(image, image, "file", "asr")
+
+
+@pytest.mark.parametrize(("code", "told"), [("asl", True), ("psl", False), ("sal", False)])
+def test_letters_that_exchange_left_and_right_are_told(code: str, told: bool) -> None:
+    image, _, _ = laid(code)
+    template = volume(Grid(SHAPE, (2.0, 2.0, 2.0), axes=("z", "y", "x")))
+    found = open_atlas((image, template, template), (code, "asr"), None)
+    assert any("mirror image" in note for note in found.notes) == told
