@@ -24,7 +24,7 @@ from itkstream.io import create_ome_zarr
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.numerics.sampling.fields import jacobian_determinant
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.pipelines import register
+from itkstream.pipelines import Registration, register
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.journal import next_from, note_of
 from itkstream.registration.request import open_mask
@@ -79,6 +79,25 @@ class Heard:
 
 def correlations(report):
     return [s["local_correlation"] for s in report["steps"] if "local_correlation" in s]
+
+
+def test_a_registration_is_a_value(rounds, registered):
+    opened = Registration.open(str(registered.out))
+    assert repr(opened) == repr(registered)
+    assert registered.verdict.outcome in repr(opened)
+    points = np.array([[40.0, 50.0, 40.0], [60.0, 30.0, 50.0]])
+    there = opened.apply(points)
+    np.testing.assert_array_equal(there, registered.transform.apply(points))
+    # Of the inverse: a hundredth of a voxel.
+    np.testing.assert_allclose(opened.apply_inverse(there), points, atol=0.02)
+    aligned = opened.apply(rounds.moving)
+    assert aligned.grid == opened.aligned.grid
+    np.testing.assert_array_equal(aligned.read(), opened.aligned.read())
+    shown = opened._repr_html_()
+    assert "data:image/png;base64," in shown
+    assert opened.verdict.describe()[0] in shown
+    with pytest.raises(MissingDataError, match="no folder that register wrote"):
+        Registration.open(registered.out / "steps")
 
 
 def test_finds_the_true_map(rounds, registered):
