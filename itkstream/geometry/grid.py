@@ -155,6 +155,11 @@ class Grid:
     unit: str = "micrometer"
     axes_stated: bool | None = field(default=None, compare=False, repr=False)
 
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        spacing = " x ".join(f"{step:.6g}" for step in self.spacing)
+        return f"{''.join(self.axes)} {shape}, {spacing} {self.unit}"
+
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
         if len(shape) not in (2, 3) or min(shape) < 1:

@@ -78,11 +78,8 @@ class Image:
         return (replace(self, others=()), *self.others) if self.others else (self,)
 
     def __repr__(self) -> str:
-        axes, grid = "".join(self.grid.axes), self.grid
-        shape = " x ".join(map(str, grid.shape))
-        spacing = " x ".join(f"{step:.6g}" for step in grid.spacing)
         named = f", {self.name!r}" if self.name else ""
-        return f"Image({axes} {shape}, {self.dtype}, {spacing} {grid.unit}{named})"
+        return f"Image({self.grid}, {self.dtype}{named})"
 
     @property
     def shape(self) -> tuple[int, ...]:

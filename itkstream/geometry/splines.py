@@ -32,7 +32,7 @@ _UNSOLVED = 1e-6
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BSplineTransform(GridTransform):
     """``p -> p + sum_k B(i(p) - k) c_k``, as ITK and elastix have it; p itself beyond the lattice.
 

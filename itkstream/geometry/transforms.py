@@ -209,12 +209,15 @@ class GridTransform(Transform):
         """Names of the coordinates of its points; None where its grid only assumes them."""
         return self.grid.axes if self.grid.axes_stated else None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.grid})"
+
     def reaches(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Mark the points (..., n) that lie within the voxels of the grid."""
         return self.grid.contains(points)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PiecewiseAffine(GridTransform):
     """One affine a block, blended into one smooth map over the overlaps of the blocks.
 
@@ -273,7 +276,7 @@ class PiecewiseAffine(GridTransform):
             yield share, self.matrices[tuple(which)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DisplacementField(GridTransform):
     """``p -> p + d(p)``, d sampled linearly on a grid of its own and constant beyond it.
 

@@ -50,7 +50,7 @@ _TIMED_BLOCK = 128
 _WARM_UP_BLOCK = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Needs of `itkstream.register`.
 
@@ -74,6 +74,11 @@ class Plan:
     threads: int
     memory: float
     rates: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        fits = "fits" if self.fits else "does not fit"
+        most, there = format_bytes(int(self.peak_memory)), format_bytes(int(self.memory))
+        return f"Plan({len(self.prices)} steps, {self.tasks} tasks, {most} of {there}: {fits})"
 
     @property
     def settings(self) -> RegisterSettings:

@@ -38,7 +38,10 @@ from itkstream.io.images.files.itk_images import write_itk
 from itkstream.io.storage.stored import KeptChunks, StoredArray
 from itkstream.io.transforms.files import read_transform, write_transform
 from itkstream.io.transforms.vectors import OrderedVectors
+from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.registration import scene as kept_levels
+from itkstream.serving import pyramids
+from itkstream.serving import warped as served
 
 SHAPE = (7, 9, 8)
 GRID = Grid(SHAPE, (1.5, 2.0, 0.7), (3.0, -2.0, 10.0), axes=("z", "y", "x"))
@@ -122,6 +125,19 @@ def sampled(folder: Path) -> Case:
     return Case(array, algebra._sample(array.transform, GRID))
 
 
+def warped(folder: Path) -> Case:
+    """Shifted by one voxel along z: the last plane is outside."""
+    matrix = np.eye(4)
+    matrix[0, 3] = GRID.spacing[0]
+    shift = AffineTransform(matrix)
+    array = served._Warped(Image(VOXELS, GRID), shift, GRID, WarpSettings(background=0))
+    return Case(array, np.concatenate([VOXELS[1:], np.zeros_like(VOXELS[:1])]))
+
+
+def coarsened(folder: Path) -> Case:
+    return Case(pyramids._Coarsened(VOXELS, (2, 1, 4), labels=True), VOXELS[::2, :, ::4])
+
+
 MAKERS: dict[str, Callable[[Path], Case]] = {
     "zarr": lambda folder: Case(stored_zarr(folder), VOXELS),
     "zarr's own": lambda folder: Case(ArrayView.whole(raw_zarr(folder)), VOXELS),
@@ -152,6 +168,8 @@ MAKERS: dict[str, Callable[[Path], Case]] = {
     "repaired": repaired,
     "inverted": inverted,
     "sampled": sampled,
+    "warped": warped,
+    "coarsened": coarsened,
     "scaled": lambda folder: Case(units._Scaled(VECTORS, 0.001), VECTORS * np.float32(0.001)),
 }
 
