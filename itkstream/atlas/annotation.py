@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, UnknownSpacingError
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import Grid, Image, array_axes
 from itkstream.io import open_image
 
 __all__ = ["open_annotation"]
@@ -30,6 +30,11 @@ def open_annotation(given: str | os.PathLike[str] | Image, template: Image) -> I
     if found.ndim != template.ndim:
         raise InputError(
             f"{name} has {found.ndim} axes and the template {template.ndim}: both are of one atlas"
+        )
+    if not found.grid.axes_stated:
+        raise InputError(
+            f"nothing says which axis of {name} is x, so that regions could be transposed: give "
+            f"its grid axes, such as axes={array_axes(found.ndim)}"
         )
     found = found.in_unit("micrometer").reorder(template.grid.axes)
     _check_box(found.grid, template.grid.in_unit("micrometer"), name)

@@ -85,7 +85,9 @@ def make_brain(
     turned = replace(whole, data=np.ascontiguousarray(whole.data[::-1, :, ::-1]))
     labels = np.transpose(body.labels(there), (2, 1, 0))[::-1, :, ::-1]
     first = tuple(-(h - h / finer) / 2 for h in spacing)
-    fine = Grid(tuple(n * finer for n in shape), tuple(h / finer for h in spacing), first)
+    fine = Grid(
+        tuple(n * finer for n in shape), tuple(h / finer for h in spacing), first, axes="xyz"
+    )
     ids = np.transpose(body.labels(fine.positions()), (2, 1, 0))
     return PhantomBrain(
         turned,

@@ -111,6 +111,14 @@ def test_an_annotation_of_no_whole_numbers_is_refused(dtype: type) -> None:
         open_annotation(image, image)
 
 
+def test_an_annotation_whose_axes_are_not_named_is_refused() -> None:
+    """One of cubic shape could be transposed, and nothing would tell."""
+    ids = Image(np.ones((6, 6, 6), np.uint32), Grid((6, 6, 6), (25.0,) * 3))
+    template = Image(np.ones((6, 6, 6)), Grid((6, 6, 6), (25.0,) * 3, axes=("z", "y", "x")))
+    with pytest.raises(InputError, match="nothing says which axis of the annotation is x"):
+        open_annotation(ids, template)
+
+
 def test_an_annotation_of_a_plane_is_refused() -> None:
     plane = Image(np.zeros((6, 8), np.uint8), Grid((6, 8), (20.0,) * 2, axes=("y", "x")))
     template = Image(np.zeros((4, 6, 8), np.uint8), Grid((4, 6, 8), (20.0,) * 3, axes=AXES))
