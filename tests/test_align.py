@@ -80,6 +80,7 @@ def test_affines_of_blocks_bend_closer_to_the_truth(pair: PhantomPair, affine: n
         assert steps[31].max() < 1.2 * np.delete(steps, range(28, 36), axis=0).max()
 
 
+@pytest.mark.slow
 def test_a_deformation_follows_the_affines(pair: PhantomPair) -> None:
     steps = [RANSAC, LocalAffines(blocksize=32, radii=(2, 6), **MATCHING), Deformable()]
     found = positions(pair, steps)

@@ -256,7 +256,7 @@ def test_the_command(tmp_path, command) -> None:
     wanted = apply_transform(half, Image(labels, GRID), transform, WarpSettings("nearest"))
     np.testing.assert_array_equal(found.read(), wanted)
     again = command(*words, cwd=tmp_path)
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "is there already" in again.stderr) == (3, True)
 
 
 def test_the_command_on_channels_and_types(tmp_path, command) -> None:

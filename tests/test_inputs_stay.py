@@ -99,6 +99,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["mask.nrrd"], "info {0} --png OUT --overwrite"),
     (["fix.n5/s0", "mov.ome.zarr"], "rounds {0} {1} --out OUT --overwrite"),
     (["p.csv", "mask.nrrd"], "count {0} {1} --out OUT --overwrite"),
+    (["fix.n5/s0", "mov.ome.zarr", "mask.nrrd"], "atlas {0} {1} {2} --out OUT --overwrite"),
 ]  # fmt: skip
 
 
@@ -221,14 +222,14 @@ def test_outputs_of_one_command_are_apart(there: Path, tmp_path: Path, command: 
 
 
 def test_no_command_is_left_out() -> None:
-    """A command that writes, and one of these, has its line above; `demo` reads nothing."""
+    """Each command that writes has its line above; `demo` and `examples` read nothing."""
     writing = {
         name
         for name, made in commands.commands.items()
         for option in made.params
         if isinstance(option, click.Parameter) and option.name in ("out", "overwrite", "slicer")
     }
-    assert writing == {call.split()[0] for _, call in COMMANDS} | {"demo"}
+    assert writing == {call.split()[0] for _, call in COMMANDS} | {"demo", "examples"}
 
 
 def image(there: Path) -> Image:

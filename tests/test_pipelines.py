@@ -504,6 +504,7 @@ def test_a_run_that_is_killed_goes_on(rounds, tmp_path):
             assert again.read_bytes() == whole.read_bytes(), whole
 
 
+@pytest.mark.slow
 def test_only_what_depends_on_a_change_is_done_again(rounds, registered, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(registered.out, out)

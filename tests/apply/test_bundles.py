@@ -230,7 +230,9 @@ def test_layers_for_napari(run: Path, tmp_path: Path) -> None:
     reader = get_reader([str(run)])
     assert reader is read_layers
     layers = {attributes["name"]: (data, attributes) for data, attributes, _ in reader(str(run))}
-    assert list(layers) == ["fixed", "moving", "aligned"]
+    assert list(layers) == ["fixed", "moving", "aligned", "displacement"]
+    # Vectors are tried where registrations are viewed.
+    del layers["displacement"]
     transform = make_transform()
     for name, (data, attributes) in layers.items():
         levels = data if attributes["multiscale"] else [data]
@@ -253,7 +255,7 @@ def test_layers_for_napari(run: Path, tmp_path: Path) -> None:
     report = json.loads((run / "registration.json").read_text())
     report["fixed"]["name"] = "/gone.n5/s0"
     (moved / "registration.json").write_text(json.dumps(report))
-    assert [layer[1]["name"] for layer in read_layers(str(moved))] == ["aligned"]
+    assert [layer[1]["name"] for layer in read_layers(str(moved))] == ["aligned", "displacement"]
 
 
 def test_napari_finds_the_reader(run: Path) -> None:
@@ -268,4 +270,4 @@ def test_napari_finds_the_reader(run: Path) -> None:
     names = [reader.command for reader in manager.iter_compatible_readers([str(run)])]
     assert names == ["itkstream.get_reader"]
     reader = manager.commands.execute("itkstream.get_reader", kwargs={"path": str(run)})
-    assert [layer[2] for layer in reader(str(run))] == ["image"] * 3
+    assert [layer[2] for layer in reader(str(run))] == ["image"] * 3 + ["vectors"]

@@ -158,7 +158,7 @@ def test_export_check_and_points(folder, command) -> None:
         assert command("export", "run", name, cwd=folder).returncode == 0
     assert sitk.ReadTransform(str(folder / "t.h5")).GetName() == "CompositeTransform"
     again = command("export", "run", "t.h5", cwd=folder)
-    assert again.returncode == 2
+    assert again.returncode == 3
     assert "is there already" in again.stderr
     sound = command("check", "run", cwd=folder)
     assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "passed")

@@ -19,6 +19,8 @@ from itkstream.geometry import Image
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
 from itkstream.registration.steps import IntensityAffine
 
+pytestmark = pytest.mark.slow
+
 STEPS = (IntensityAffine(model="affine", iterations=(30, 30)),)
 SETTINGS = itkstream.RegisterSettings(error_map=False)
 

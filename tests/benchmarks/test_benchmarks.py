@@ -187,6 +187,7 @@ def test_starts_are_tried_from_all_directions(capsys: pytest.CaptureFixture[str]
     assert (whole["right"], whole["wrong, convincing"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_spots_of_an_experiment_are_in_the_right_cells(tmp_path: Path) -> None:
     tissue = replace(
         ExperimentSettings().tissue, shape=(72, 64, 40), motion=Motion(3.0, 0.02, 0.01, 0.04, 0.0)

@@ -333,6 +333,7 @@ def test_a_mask_without_tissue_is_named(pair: PhantomPair, tmp_path: Any) -> Non
         register(pair.fixed, pair.moving, tmp_path / "out", steps, fixed_mask=mask)
 
 
+@pytest.mark.slow
 def test_register_leaves_out_what_does_not_count(pair: PhantomPair, tmp_path: Any) -> None:
     """One mask in four forms, over an image of which a third is saturated."""
     voxels = pair.fixed.read().copy()

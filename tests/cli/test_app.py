@@ -464,6 +464,7 @@ def test_every_resource_has_its_option():
     assert options == {field.name for field in fields(Resources)} - {"config"}
 
 
+@pytest.mark.slow
 def test_images_without_overlap_end_with_a_reason(command, containers, tmp_path):
     noise = np.random.default_rng(0).integers(90, 110, (64, 64, 48)).astype(np.uint16)
     write_n5(tmp_path / "noise.n5", "s0", noise, Grid(noise.shape, (1.0, 1.0, 1.3)))

@@ -56,6 +56,7 @@ def command(*words: object) -> tuple[int, str]:
     return done.exit_code, done.output + repr(done.exception)
 
 
+@pytest.mark.slow
 def test_pairs_are_registered_recorded_and_repeated(folder: Path) -> None:
     pair = (folder / "fix.zarr", folder / "mov.zarr")
     words = ("--fixed-channel", "DAPI:2,GFP", "--moving-channel", "DAPI,RFP")

@@ -89,6 +89,7 @@ def prepared(voxels: np.ndarray) -> dict[str, da.Array]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "where"),
     [("moving", "here"), ("source", "here"), ("transform", "here"), ("moving", "elsewhere")],

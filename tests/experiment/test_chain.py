@@ -13,6 +13,8 @@ from itkstream.experiment.register import register_rounds
 from itkstream.experiment.rounds.chain import Overlap, order_outwards
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 
+pytestmark = pytest.mark.slow
+
 
 def test_rounds_are_taken_outwards_from_the_reference():
     assert order_outwards(5, 2) == [(3, 2), (4, 3), (1, 2), (0, 1)]

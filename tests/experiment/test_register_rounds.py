@@ -23,6 +23,8 @@ from itkstream.geometry import Image
 from itkstream.io import write_n5
 from itkstream.io.storage.disk import files_stamp
 
+pytestmark = pytest.mark.slow
+
 QUICK_STEPS = """
 error_map: false
 report: false

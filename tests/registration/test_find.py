@@ -91,6 +91,7 @@ def test_each_parameter_of_local_affines_acts(
     assert not np.array_equal(other, many_affines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [RANSAC, LOCAL])
 def test_seeds_act(scene: Scene, pair: PhantomPair, rough: AffineTransform, step: Step) -> None:
     # Where an affine is clear, every seed finds it; so tight a threshold leaves it open.

@@ -82,6 +82,7 @@ def test_the_scalp_draws_no_brain_to_it(pair: tuple[Image, Image], tmp_path: Pat
     assert not any("left_out" in step for step in whole.report["steps"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_it_left_out(pair: tuple[Image, Image], tmp_path: Path) -> None:
     """Truth: the run that was not stopped. A part of the field that is lost is found again."""
     out = tmp_path / "out"

@@ -21,6 +21,8 @@ from itkstream.phantoms import PhantomPair, PhantomSettings, make_pair
 from itkstream.registration.channels import pair_channels
 from itkstream.registration.folder import registered_images, registered_options
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = RegisterSettings(report=False, error_map=False)
 STEPS = [RansacAffine(radii=[(3, 10)]), Deformable(stiffness=1)]
 

@@ -123,6 +123,7 @@ def test_images_that_lie_right_are_not_searched(pair: PhantomPair) -> None:
     assert kept.facts["looked_at"] == 1
 
 
+@pytest.mark.slow
 def test_a_mirror_image_is_refused_and_named() -> None:
     fixed = noise(3)
     moving = Image(np.ascontiguousarray(fixed.read()[:, ::-1]), fixed.grid)

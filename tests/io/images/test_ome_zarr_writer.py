@@ -123,6 +123,7 @@ def test_any_mapper_gives_the_same_pyramid(tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [None, (32, 64, 64)])
 def test_memory_is_that_of_a_shard_not_of_the_image(tmp_path, shards):
     grid = Grid((64, 600, 400), (1, 1, 1))

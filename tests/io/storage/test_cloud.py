@@ -299,6 +299,7 @@ def test_a_registration_is_the_same_as_on_disk(on_disk, in_s3):
     assert report["fixed"]["name"] == "s3://a-whole-registration/fix.n5/s0"
 
 
+@pytest.mark.slow
 def test_an_earlier_registration_is_not_lost(pair, in_s3):
     before = (in_s3.out / "registration.json").read_bytes()
     with pytest.raises(ExistingOutputError, match="earlier run"):
@@ -306,6 +307,7 @@ def test_an_earlier_registration_is_not_lost(pair, in_s3):
     assert (in_s3.out / "registration.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_transforms_are_read_from_there_and_written_there(in_s3, bucket, tmp_path):
     transform = itkstream.read_transform(str(in_s3.out))
     points = np.array([[20.0, 20.0, 20.0], [30.0, 10.0, 25.0]])

@@ -51,6 +51,7 @@ def test_halves_of_nothing_are_unknown():
     assert np.isnan(halves(tissue(0), np.zeros(GRID.shape, np.float32))).all()
 
 
+@pytest.mark.slow
 def test_chance_is_the_same_for_a_right_and_a_wrong_pair():
     image = tissue(0)
     pair = Image(image, GRID)
