@@ -360,6 +360,7 @@ def test_a_block_of_demons_is_the_direct_call(pair: PhantomPair, aligned: Image)
         np.testing.assert_array_equal(compute(lazy), pair.fixed.grid.positions() + direct)
 
 
+@pytest.mark.slow
 def test_bsplines_align_in_one_block_and_in_many(pair: PhantomPair, affine: np.ndarray) -> None:
     spline = BsplineSettings(control_spacing=12.0, iterations=(10, 6), sampling_fraction=0.2)
     errors = []

@@ -17,6 +17,8 @@ from itkstream.pipelines import preview
 from itkstream.preview import Preview, choose_blocks
 from itkstream.registration.steps import Deformable, RansacAffine, RegisterSettings
 
+pytestmark = pytest.mark.slow
+
 STEPS = (
     RansacAffine(radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8),
     Deformable(iterations=(5, 5, 2), stiffness=1.0),

@@ -175,6 +175,7 @@ def test_blocks_too_small_for_the_blobs(pair: PhantomPair) -> None:
         prepare_piecewise_ransac_affine(pair.fixed, pair.moving, None, None, **given)
 
 
+@pytest.mark.slow
 def test_small_blocks_take_the_radii_they_hold(
     pair: PhantomPair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from bare_tissue import BareCase, main, make_case, measure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def case() -> BareCase:
@@ -18,7 +20,6 @@ def alone(case: BareCase) -> Any:
     return measure(case, "lcc", None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lcc", "diffeomorphic-demons", "bspline"])
 def test_bare_tissue_follows_landmarks_and_textured_tissue_the_images(
     case: BareCase, method: str

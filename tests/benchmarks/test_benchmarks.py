@@ -66,6 +66,7 @@ def test_folds_are_counted() -> None:
     assert score.least_jacobian == pytest.approx(-1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_accuracy_suite() -> None:
     plan = Plan((TINY,), (("itkstream", "pipeline"),), limit=TINY_VOXELS)
     ((before, row),) = run_accuracy(plan)
@@ -92,6 +93,7 @@ def test_earlier_results_are_added_for_the_same_images_only() -> None:
     assert "seconds_ratio" not in added
 
 
+@pytest.mark.slow
 def test_steps_suite(tmp_path: Path) -> None:
     pair = phantom("tiny")
     row = measure(ROWS["intensity-affine correlation gradient-descent"], pair, tmp_path)

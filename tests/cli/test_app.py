@@ -106,6 +106,7 @@ def test_plans_without_a_file_of_steps(command, containers, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_says_what_is_done(command, containers, tmp_path):
     defaults = command("config", "--defaults")
     assert defaults.returncode == 0

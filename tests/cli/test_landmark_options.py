@@ -56,6 +56,7 @@ def test_files_and_shares_come_from_the_file_of_steps_or_the_options(
     assert "landmarks: median" in done.stdout
 
 
+@pytest.mark.slow
 def test_landmarks_are_added_to_a_run(folder: Path, command: Command) -> None:
     images = ("register", "fixed.n5/s0", "moving.n5/s0", "--landmarks", "marks.csv")
     assert command(*images, "--out", "run", "--config", "steps.yaml", cwd=folder).returncode == 0

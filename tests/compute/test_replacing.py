@@ -306,6 +306,7 @@ class Stopping:
         self.told.append(text)
 
 
+@pytest.mark.slow
 def test_a_registration_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
     rounds = make_pair(PhantomSettings((40, 40, 32), (1.0, 1.0, 1.0), 3))
     out = tmp_path / "out"

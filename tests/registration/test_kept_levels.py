@@ -154,6 +154,7 @@ def written(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.slow
 def test_a_mask_given_as_a_function_costs_no_other_pass(pair: PhantomPair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (fixed, _), done = run(pair, out, Phases("aligned image"), fixed_mask=bright)

@@ -134,6 +134,7 @@ def test_workers_must_have_this_package(tmp_path: Path) -> None:
             program.wait()
 
 
+@pytest.mark.slow
 def test_session_starts_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # As after a cluster of dask's in the same process.
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")

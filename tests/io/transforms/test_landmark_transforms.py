@@ -70,6 +70,7 @@ def test_what_itk_wrote_is_read_alike(tmp_path: Path, kind: str, suffix: str, n:
     np.testing.assert_allclose(default.apply(points(n)[:, ::-1]), wanted[:, ::-1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".tfm", ".h5"])
 def test_with_affines(tmp_path: Path, suffix: str) -> None:
     affine = itk.AffineTransform[itk.D, 3].New()

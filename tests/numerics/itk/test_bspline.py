@@ -19,6 +19,8 @@ from itkstream.numerics.sampling.fields import jacobian_determinant, shrink_fiel
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = BsplineSettings(control_spacing=12.0, iterations=(12, 12), sampling_fraction=0.2)
 FEW = evolve(
     SETTINGS, control_spacing=20.0, shrink_factors=(4,), smooth_sigmas=(0.0,), iterations=(3,)
@@ -64,7 +66,6 @@ def left(pair: PhantomPair, displacement: np.ndarray) -> float:
     return float(np.median(miss[inner][pair.tissue[inner]]))
 
 
-@pytest.mark.slow
 def test_finds_a_known_displacement(bent: PhantomPair, found: Descent) -> None:
     nothing = left(bent, np.zeros((*bent.fixed.shape, 3)))
     assert nothing > 1
@@ -83,7 +84,6 @@ def test_finds_it_on_planes() -> None:
     assert left(pair, found.displacement) < 0.6 * left(pair, np.zeros((96, 88, 2)))
 
 
-@pytest.mark.slow
 def test_inverted_contrast_needs_mutual_information(bent: PhantomPair) -> None:
     voxels = bent.moving.read()
     inverted = voxels.max() - voxels.astype(np.float32)
@@ -152,7 +152,6 @@ def test_where_there_is_nothing_to_compare(bent: PhantomPair) -> None:
     assert level.stopped == "no texture"
 
 
-@pytest.mark.slow
 def test_voxels_that_are_nan_do_not_count(bent: PhantomPair) -> None:
     fixed = bent.fixed.read().astype(np.float32)
     frame = Frame(bent.fixed.grid, bent.moving.grid, bent.truth.matrix)
@@ -186,7 +185,6 @@ def test_each_parameter_acts(bent: PhantomPair, few: Descent, change: dict[str, 
     assert not np.array_equal(few.displacement, other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "change"),
     [
@@ -204,7 +202,6 @@ def test_each_parameter_of_a_choice_acts(
     assert not np.array_equal(one, other)
 
 
-@pytest.mark.slow
 def test_radius_and_least_jacobian_act(bent: PhantomPair, few: Descent) -> None:
     wide = align(bent, evolve(FEW, cc_radius=2))
     assert few.levels[0].before != wide.levels[0].before

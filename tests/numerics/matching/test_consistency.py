@@ -409,6 +409,7 @@ print(*(hashlib.sha256(r.tobytes()).hexdigest() for r in results))
 """
 
 
+@pytest.mark.slow
 def test_same_bits_for_any_number_of_threads(tmp_path: Path) -> None:
     # 1440 blocks: inner products of so many numbers are what OpenBLAS spreads over threads.
     grid = Grid((1200, 1200, 1000), (1.0, 1.0, 1.0))

@@ -286,6 +286,7 @@ def test_radii_and_windows_in_voxels_become_lengths():
         ContextWindow.from_voxels(0, spacing)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real pair is not here")
 def test_the_real_pair_aligns_as_published():
     tensorstore = pytest.importorskip("tensorstore")
