@@ -432,7 +432,7 @@ class Recorded:
         return self[(slice(None),) * self.array.ndim]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_empty_blocks_cost_nothing(pair: PhantomPair, affine: np.ndarray) -> None:
     fixed, moving = far_apart(pair)
     settings = DescentSettings(**{**LIGHT, "iterations": (2, 1)})

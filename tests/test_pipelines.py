@@ -274,7 +274,7 @@ def test_itk_reads_the_same_transform(rounds, registered):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stores_and_worker_processes_give_the_same_bits(rounds, registered, tmp_path):
     for name, image in (("fix", rounds.fixed), ("mov", rounds.moving)):
         store = itkstream.io.create_ome_zarr(
@@ -313,7 +313,7 @@ def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
     assert error["p95_vox"] < 1.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
     steps = (AFFINE, IntensityAffine(), Deformable("symmetric-demons"))
     result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, SETTINGS)
@@ -657,7 +657,7 @@ def test_key_points_refine_an_initial_transform(rounds, tmp_path):
     assert errors[1] < 1.5 < errors[0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_steps_may_come_in_any_order(rounds, tmp_path):
     """An affine after local affines and after a deformation acts before them."""
     steps = (AFFINE, STEPS[1], IntensityAffine(), Deformable(shrink_factors=(4, 2)), AFFINE)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bare_tissue import BareCase, main, make_case, measure
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

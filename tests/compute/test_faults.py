@@ -157,7 +157,7 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     assert not alive
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 1000, (48, 48, 48)).astype(np.uint16)
     zarr.create_array(str(tmp_path / "in"), data=values, chunks=(8, 8, 8))

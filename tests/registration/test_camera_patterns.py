@@ -79,7 +79,7 @@ def test_hot_pixels_cost_at_most_twice_the_error_of_none(pair: PhantomPair, tmp_
     assert found.aligned.read().max() > 60000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_pattern_may_be_kept(pair: PhantomPair, tmp_path: Path) -> None:
     spoilt = hot(pair.fixed), hot(pair.moving)
     start = AffineTransform(np.array(pair.truth.matrix))
@@ -127,7 +127,7 @@ def test_masks_count_intensities_as_they_were_given(pair: PhantomPair, tmp_path:
     np.testing.assert_array_equal(np.isnan(seen[0]), voxels == 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_blocks_of_stored_images_see_none(pair: PhantomPair, tmp_path: Path) -> None:
     """Read in blocks from a store, with levels averaged of it, the images give what arrays do."""
     images = []

@@ -190,7 +190,7 @@ def test_an_affine_that_makes_descriptors_less_alike_is_left_out(
     assert judged.facts["descriptors_after"] < judged.facts["descriptors_before"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_blocks_and_overlaps_act_in_a_whole_run(
     pair: PhantomPair, rough: AffineTransform, tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ def test_what_only_looks_like_notes_is_not_touched(tmp_path: Path, name: str) ->
     assert mine.read_text() == "keep"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_registrations_do_not_write_to_one_folder(tmp_path: Path) -> None:
     """Real processes: the second is refused at once, and has the folder when the first is dead."""
     out = tmp_path / "out"

@@ -119,7 +119,7 @@ def test_a_wrong_landmark_is_named(pair: PhantomPair, marks: Landmarks, tmp_path
     assert any("count for little: mark 11" in note for note in heard.notes)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_blocks_join_without_seams(pair: PhantomPair, marks: Landmarks, tmp_path: Path) -> None:
     fields = []
     for name, block, coarse in (("whole", 64, 20e6), ("blocks", 32, 3e4)):

@@ -360,7 +360,7 @@ def test_another_computation_does_not_take_a_place(bucket):
     lock.release()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_command_takes_places_there(in_s3, bucket):
     run = str(in_s3.out)
     images = [f"s3://a-whole-registration/{name}" for name in ("fix.n5/s0", "mov.zarr")]

@@ -19,7 +19,7 @@ from itkstream.numerics.sampling.fields import jacobian_determinant, shrink_fiel
 from itkstream.numerics.threads import using_threads
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 SETTINGS = BsplineSettings(control_spacing=12.0, iterations=(12, 12), sampling_fraction=0.2)
 FEW = evolve(

@@ -143,7 +143,7 @@ def test_all_turns_are_tried_on_a_coarse_level(degrees: float) -> None:
     assert np.median(apart) < 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_information_tells_a_start_where_contrast_is_another(
     pair: PhantomPair, error_um: Error
 ) -> None:
