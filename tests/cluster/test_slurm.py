@@ -191,7 +191,7 @@ def test_register_survives_scancel_with_the_same_bits(tmp_path: Path) -> None:
         lines = []
         for line in run.stdout:
             lines.append(line)
-            if line.startswith("deformation"):
+            if line.split()[1:] == ["deformation"]:  # after the time
                 time.sleep(2)  # its block is being computed by one of the two
                 cancelled = queue("running")[0]
                 subprocess.run(["scancel", cancelled], check=True)
