@@ -23,6 +23,7 @@ __all__ = [
     "collect_resources",
     "name_options",
     "open_given_image",
+    "open_own_image",
     "with_image_options",
     "with_overwrite",
     "with_resources",
@@ -210,6 +211,11 @@ class Which(click.ParamType):
         if value == ALL:
             return ALL
         return int(click.IntRange(0).convert(value, param, ctx))
+
+
+def open_own_image(which: str, path: str, options: dict[str, Any]) -> Any:
+    """Open an image of a command as the options with its own prefix say, and no others."""
+    return open_given_image(which, collect_image_options(options, which, common=False), path)
 
 
 def open_given_image(which: str, said: Any, path: str) -> Any:

@@ -82,7 +82,7 @@ class Verb(click.Command):
 
 
 def with_out(
-    text: str, *, metavar: str = "OUT", also_last: bool = False, required: bool = True
+    text: str, *, also_last: bool = False, required: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the option for its output; `also_last` takes it as the last argument too."""
 
@@ -90,7 +90,7 @@ def with_out(
         if also_last:
             command = click.argument(_PLACE, cls=_Place, needed=required)(command)
         needed = required and not also_last
-        return click.option("-o", "--out", metavar=metavar, help=text, required=needed)(command)
+        return click.option("-o", "--out", metavar="OUT", help=text, required=needed)(command)
 
     return decorate
 

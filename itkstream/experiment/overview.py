@@ -13,7 +13,7 @@ from urllib.parse import quote
 from attrs import frozen
 
 from itkstream.experiment.folder import JOINED, OVERVIEW, OVERVIEW_NUMBERS, ROUNDS
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import Grid, Image, array_axes
 from itkstream.io import open_series
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
@@ -116,7 +116,7 @@ def _kept(work: Location, facts: dict[str, Any]) -> Location | None:
 
 def _joined_level(work: Location, number: int, axes: tuple[str, ...]) -> Image:
     """The coarsest level of a joined channel that is as fine as the pixels of a picture."""
-    stored = ["c", *sorted(axes, reverse=True)]
+    stored = ["c", *array_axes(len(axes))]
     levels = open_series(str(work / JOINED), "level", channel=number, axes=stored)
     fine = [level for level in levels if max(level.shape) >= PIXELS] or levels[:1]
     return fine[-1].reorder(axes)

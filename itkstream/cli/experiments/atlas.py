@@ -12,9 +12,8 @@ from itkstream.cli.console import ConsoleReporter, make_console
 from itkstream.cli.exit_codes import NOT_ALIGNED
 from itkstream.cli.options import (
     IMAGE_OPTIONS,
-    collect_image_options,
     collect_resources,
-    open_given_image,
+    open_own_image,
     with_image_options,
     with_overwrite,
     with_resources,
@@ -85,8 +84,8 @@ def atlas(brain: str, template: str, annotation: str, out: str, **options: Any) 
     config = _read_steps(options["config_file"])
     with ConsoleReporter(make_console()) as reporter:
         result = register_atlas(
-            _open("brain", brain, options),
-            _open("template", template, options),
+            open_own_image("brain", brain, options),
+            open_own_image("template", template, options),
             _annotation(annotation, options),
             out,
             orientation=options["orientation"],
@@ -119,14 +118,10 @@ def _read_steps(path: str | None) -> Any:
     return config
 
 
-def _open(which: str, path: str, options: dict[str, Any]) -> Any:
-    return open_given_image(which, collect_image_options(options, which, common=False), path)
-
-
 def _annotation(path: str, options: dict[str, Any]) -> Any:
     """The annotation as it is said to be, or its path where nothing is said of it."""
     said = any(options[f"annotation_{name}"] is not None for name in IMAGE_OPTIONS)
-    return _open("annotation", path, options) if said else path
+    return open_own_image("annotation", path, options) if said else path
 
 
 def _facts(result: Any) -> dict[str, Any]:

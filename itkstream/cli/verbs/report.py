@@ -6,11 +6,7 @@ from typing import Any
 
 import click
 
-from itkstream.cli.options import (
-    collect_image_options,
-    open_given_image,
-    with_image_options,
-)
+from itkstream.cli.options import open_own_image, with_image_options
 from itkstream.cli.verb import Verb, tell
 
 __all__ = ["report"]
@@ -34,7 +30,6 @@ def report(folder: str, fixed: str | None, moving: str | None, **options: Any) -
         if path is None:
             images.append(registered_image(folder, which))
         else:
-            said = collect_image_options(options, which, common=False)
-            images.append(open_given_image(which, said, path))
+            images.append(open_own_image(which, path, options))
     place = str(write_report(folder, (images[0], images[1])))
     tell({"report": place}, f"written: {place}")

@@ -11,7 +11,7 @@ from itkstream.cli.options import (
     Channel,
     Number,
     collect_image_options,
-    open_given_image,
+    open_own_image,
     with_image_options,
 )
 from itkstream.cli.verb import Verb, tell
@@ -76,7 +76,7 @@ def serve(transform: str, moving: str | None, like: str | None, **options: Any) 
     with run(
         transform,
         _open_moving(transform, moving, options),
-        like and _open_like(like, options),
+        like and open_own_image("like", like, options),
         WarpSettings(interpolator, None, options["background"], options["dtype"]),
         labels=options["labels"],
         host=options["host"],
@@ -119,11 +119,6 @@ def _open_moving(transform: str, moving: str | None, options: dict[str, Any]) ->
         transform = str(find_registration(transform))
         moving = registered_path(transform, "moving")
     return open_moving(transform, moving, options)
-
-
-def _open_like(like: str, options: dict[str, Any]) -> Any:
-    said = collect_image_options(options, "like", common=False)
-    return open_given_image("like", said, like)
 
 
 def _tell(server: Any) -> None:

@@ -18,6 +18,7 @@ from itkstream.cli.options import (
     collect_image_options,
     collect_resources,
     open_given_image,
+    open_own_image,
     with_image_options,
     with_overwrite,
     with_resources,
@@ -348,10 +349,6 @@ def _describe_export(told: dict[str, Any]) -> Iterator[str]:
     yield f"written, and the same to {told['same_to']:.1e}: {told['written']}"
 
 
-def _open(path: str, which: str, options: dict[str, Any]) -> Any:
-    return open_given_image(which, collect_image_options(options, which, common=False), path)
-
-
 def _open_lattice(like: str, options: dict[str, Any]) -> Any:
     """The lattice of the image of --like, which all of its channels have."""
     said = collect_image_options(options, "like", common=False)
@@ -374,7 +371,9 @@ def _read_registered_grid(transform: str, side: int) -> Any:
 def _open_bundle_images(transform: str, options: dict[str, Any]) -> Any:
     from itkstream.registration.folder import registered_images
 
-    given = [_open(options[s], s, options) if options[s] else None for s in ("fixed", "moving")]
+    given = [
+        open_own_image(s, options[s], options) if options[s] else None for s in ("fixed", "moving")
+    ]
     if None in given:
         registered = registered_images(transform)
         given = [image or found for image, found in zip(given, registered, strict=True)]
