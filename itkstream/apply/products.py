@@ -5,14 +5,12 @@ Images may become N5 and OME-TIFF as well and, where they fit in memory, files o
 
 from __future__ import annotations
 
-import colorsys
 import logging
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -38,9 +36,9 @@ from itkstream.io.images.files.tiff_writer import (
     planes_at_once,
     write_tiff,
 )
+from itkstream.io.images.looks import show_channels, spread_hues
 from itkstream.io.images.stores.n5 import check_n5, write_n5_levels
-from itkstream.io.images.stores.ngff_metadata import ChannelLook, hexadecimal
-from itkstream.io.images.stores.ome_zarr_writer import begin_levels, name_channels
+from itkstream.io.images.stores.ome_zarr_writer import begin_levels
 from itkstream.io.images.units import itk_unit
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
@@ -56,17 +54,11 @@ __all__ = [
     "Series",
     "check_resampled_output",
     "compute_pyramid",
-    "show_channels",
     "write_inverse",
     "write_resampled",
 ]
 
 logger = logging.getLogger(__name__)
-
-Colour: TypeAlias = tuple[float, float, float]
-
-# Percentiles of the coarsest level that viewers show black and bright.
-_SHOWN = (0.5, 99.8)
 
 # Copies of a file's voxels in memory while it is written: ours, and ITK's on its way.
 _COPIES = 3
@@ -269,7 +261,7 @@ def write_resampled(
             _fill_store(draft, resampling, resampling.prepare(), resources)
             compute_pyramid(draft, labels=labels, resources=resources)
             if resampling.series_axes.get("c") and any(resampling.channels):
-                show_channels(draft, _hues(resampling.channels), resampling.stored_axes)
+                show_channels(draft, spread_hues(resampling.channels), resampling.stored_axes)
 
 
 def _is_file(place: Location) -> bool:
@@ -410,35 +402,3 @@ def compute_pyramid(
     next(levels)
     for level in levels:
         store(prepare_level_below(ZarrArray.open(level.above), level), level.array, resources)
-
-
-def show_channels(
-    place: Location, channels: Sequence[tuple[str, Colour, bool]], axes: Sequence[str]
-) -> None:
-    """Tell viewers the labels and colours of a complete image, and which channels to show first.
-
-    Colours are red, green and blue from 0 to 1; intensities are those of the coarsest level.
-    """
-    looks = []
-    for number, (label, colour, active) in enumerate(channels):
-        coarsest = open_series(str(place), "level", channel=number, axes=[*axes])[-1]
-        window = _window_of(coarsest.read())
-        looks.append(ChannelLook(label, hexadecimal(colour), window, active))
-    name_channels(place, looks)
-
-
-def _window_of(voxels: NDArray[Any]) -> tuple[float, float, float, float]:
-    """The least and the greatest intensity there may be, and those shown black and bright."""
-    low, high = (float(v) for v in np.percentile(voxels[np.isfinite(voxels)], _SHOWN))
-    if voxels.dtype.kind == "f":
-        least, most = float(np.nanmin(voxels)), float(np.nanmax(voxels))
-    else:
-        least, most = 0.0, float(np.iinfo(voxels.dtype).max) if voxels.dtype != bool else 1.0
-    return least, most, low, max(high, low + 1.0)
-
-
-def _hues(names: Sequence[str]) -> list[tuple[str, Colour, bool]]:
-    """Channels with evenly spread hues, which add up to white."""
-    hues = [colorsys.hsv_to_rgb(k / len(names), 1.0, 1.0) for k in range(len(names))]
-    labels = [name or str(number) for number, name in enumerate(names)]
-    return [(label, hue, True) for label, hue in zip(labels, hues, strict=True)]

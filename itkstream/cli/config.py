@@ -32,7 +32,7 @@ from itkstream.registration.steps import (
 )
 from itkstream.registration.steps.step import check_names
 
-__all__ = ["Config", "read_config", "to_yaml"]
+__all__ = ["Config", "read_config", "read_steps", "to_yaml"]
 
 _HEAD = """\
 # What `itkstream register --config FILE` does; what is left out stays at its default.
@@ -145,6 +145,20 @@ def read_config(path: str | os.PathLike[str]) -> Config:
         raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def read_steps(path: str | os.PathLike[str] | None) -> Config:
+    """Read the steps and settings of a file, the defaults where there is none.
+
+    What it says of a pair besides, its images, masks, landmarks or start, is an `InputError`.
+    """
+    config = Config() if path is None else read_config(path)
+    if config != Config(config.steps, config.settings):
+        raise InputError(
+            f"{path} says more than steps and settings: images, masks, landmarks and starts are "
+            "not taken from a file here. Leave them out"
+        )
+    return config
 
 
 def to_yaml(config: Config) -> str:

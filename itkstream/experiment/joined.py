@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 from attrs import frozen
 
-from itkstream.apply.products import compute_pyramid, show_channels
+from itkstream.apply.products import compute_pyramid
 from itkstream.apply.resampling import prepare_apply_to_series
 from itkstream.compute.execute import open_or_create, store
 from itkstream.compute.progress import Progress
@@ -18,6 +18,7 @@ from itkstream.errors import InputError
 from itkstream.experiment.rounds.manifest import OpenedRound
 from itkstream.geometry import Grid, Transform
 from itkstream.io import create_ome_zarr
+from itkstream.io.images.looks import Colour, show_channels
 from itkstream.io.images.stores.ngff_metadata import hexadecimal
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.ngff.store import stored_axes
@@ -44,7 +45,7 @@ class JoinedChannel:
 
     round: str
     name: str
-    colour: tuple[float, float, float]
+    colour: Colour
     registered: bool
 
     @property

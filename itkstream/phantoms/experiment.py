@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from itkstream.errors import InputError
 from itkstream.geometry import Grid, Image
 from itkstream.io import create_ome_zarr, write_pyramid
-from itkstream.io.storage.locations import Location
+from itkstream.io.images.looks import show_channels, spread_hues
 from itkstream.io.storage.outputs import claim_folder, write_text
 from itkstream.phantoms.camera import Camera, camera_of, photograph, render
 from itkstream.phantoms.cells import CellShapes, SpotTable, draw_spots
@@ -321,15 +321,7 @@ def _write_image(path: Path, images: Sequence[Image], names: Sequence[str] = ())
         level[(number, ...) if names else ...] = image.read()
     write_pyramid(path, labels=not names)
     if names:
-        _name_channels(Location.parse(path), names)
-
-
-def _name_channels(place: Location, names: Sequence[str]) -> None:
-    """Put the names of the channels into the metadata of an OME-Zarr 0.5."""
-    file = place / "zarr.json"
-    metadata: dict[str, Any] = json.loads(file.read_bytes())
-    metadata["attributes"]["ome"]["omero"] = {"channels": [{"label": name} for name in names]}
-    write_text(file, json.dumps(metadata, indent=2))
+        show_channels(path, spread_hues(names), ("c", *grid.axes))
 
 
 def _write_spots(place: Path, each: PhantomRound) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from itkstream.cli.console import ConsoleReporter, make_console
-from itkstream.cli.exit_codes import NOT_ALIGNED
 from itkstream.cli.options import (
     IMAGE_OPTIONS,
     collect_resources,
@@ -18,7 +15,8 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
-from itkstream.cli.verb import Verb, tell, with_out
+from itkstream.cli.outcome import tell_outcome
+from itkstream.cli.verb import Verb, with_out
 
 __all__ = ["atlas"]
 
@@ -78,10 +76,11 @@ def atlas(brain: str, template: str, annotation: str, out: str, **options: Any) 
     all files are kept.
     """
     from itkstream.atlas.register import register_atlas
+    from itkstream.cli.config import read_steps
     from itkstream.io.storage.inputs import check_apart
 
     check_apart(out, brain, template, annotation, options["names"], options["config_file"])
-    config = _read_steps(options["config_file"])
+    config = read_steps(options["config_file"])
     with ConsoleReporter(make_console()) as reporter:
         result = register_atlas(
             open_own_image("brain", brain, options),
@@ -97,39 +96,12 @@ def atlas(brain: str, template: str, annotation: str, out: str, **options: Any) 
             overwrite=options["overwrite"],
             reporter=reporter,
         )
-    failed = result.verdict.outcome == "failed"
-    facts = {"out": str(result.out), "verdict": result.verdict.facts, **_facts(result)}
-    tell(facts, *result.verdict.describe(), *_describe(result, failed))
-    if failed:
-        sys.exit(NOT_ALIGNED)
-
-
-def _read_steps(path: str | None) -> Any:
-    """Read steps and settings of a file; what else it says is not of an atlas."""
-    from itkstream.cli.config import Config, read_config
-    from itkstream.errors import InputError
-
-    config = Config() if path is None else read_config(path)
-    if config != Config(config.steps, config.settings):
-        raise InputError(
-            f"{path} says more than steps and settings: images, masks, landmarks and starts are "
-            "not taken from a file here. Leave them out"
-        )
-    return config
+    named, seen = len(result.regions), sum(r.voxels > 0 for r in result.regions)
+    facts = {"regions": named, "regions_in_brain": seen}
+    tell_outcome(result, facts, f"regions: {seen} of {named} in the brain: regions.csv")
 
 
 def _annotation(path: str, options: dict[str, Any]) -> Any:
     """The annotation as it is said to be, or its path where nothing is said of it."""
     said = any(options[f"annotation_{name}"] is not None for name in IMAGE_OPTIONS)
     return open_own_image("annotation", path, options) if said else path
-
-
-def _facts(result: Any) -> dict[str, Any]:
-    regions = [r for r in result.regions if r.voxels]
-    return {"regions": len(result.regions), "regions_in_brain": len(regions)}
-
-
-def _describe(result: Any, failed: bool) -> Iterator[str]:
-    found = _facts(result)
-    yield f"regions: {found['regions_in_brain']} of {found['regions']} in the brain: regions.csv"
-    yield f"files kept: {result.out}" if failed else f"registered: {result.out}"

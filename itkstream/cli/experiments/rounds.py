@@ -67,10 +67,12 @@ def rounds(images: tuple[str, ...], out: str, **options: Any) -> None:
     A round that fails stops no other, and is left out of the joined image. The exit code is 4 where
     one was not aligned, 1 where one could not be computed.
     """
+    from itkstream.cli.config import read_steps
     from itkstream.experiment.register import register_rounds
 
     given, said = _collect_rounds(images, options)
-    steps, settings = _collect_steps(options)
+    config = read_steps(options["config_file"])
+    settings = replace(config.settings, report=False) if options["no_report"] else config.settings
     with ConsoleReporter(make_console()) as reporter:
         found = register_rounds(
             given,
@@ -78,7 +80,7 @@ def rounds(images: tuple[str, ...], out: str, **options: Any) -> None:
             reference=said,
             channel=options["channel"],
             chain=options["chain"],
-            steps=steps,
+            steps=config.steps,
             settings=settings,
             resources=collect_resources(options),
             overwrite=options["overwrite"],
@@ -117,20 +119,6 @@ def _over(common: Any, own: Any) -> Any:
     """Options of all rounds, under those of one."""
     stated = {k: v for k, v in vars(own).items() if v is not None and (k != "time" or v)}
     return replace(common, **stated)
-
-
-def _collect_steps(options: dict[str, Any]) -> tuple[Any, Any]:
-    """The steps and settings of a file, which says nothing of a pair; or the defaults."""
-    from itkstream.cli.config import Config, read_config
-
-    config = Config() if options["config_file"] is None else read_config(options["config_file"])
-    if config != Config(config.steps, config.settings):
-        raise click.UsageError(
-            f"{options['config_file']} says something of a pair (masks, channels, start or "
-            "landmarks): for rounds, steps and settings are read; say the rest in a manifest"
-        )
-    settings = replace(config.settings, report=False) if options["no_report"] else config.settings
-    return config.steps, settings
 
 
 def _tell(found: Experiment) -> None:

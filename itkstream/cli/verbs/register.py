@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from itkstream.cli.console import ConsoleReporter, make_console, tabulate_plan
-from itkstream.cli.exit_codes import NOT_ALIGNED
 from itkstream.cli.options import (
     collect_config,
     collect_resources,
@@ -17,6 +15,7 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
+from itkstream.cli.outcome import tell_outcome
 from itkstream.cli.verb import Verb, tell, wants_json, with_out
 
 __all__ = ["register"]
@@ -193,12 +192,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             reporter=reporter,
         )
     advice = [f"advice: {line}" for line in result.report.get("advice", {}).get("lines", ())]
-    failed = result.verdict.outcome == "failed"
-    facts = {"out": str(result.out), "verdict": result.verdict.facts, "advice": advice}
-    end = f"files kept: {result.out}" if failed else f"registered: {result.out}"
-    tell(facts, *result.verdict.describe(), *advice, end)
-    if failed:
-        sys.exit(NOT_ALIGNED)
+    tell_outcome(result, {"advice": advice}, *advice)
 
 
 def _preview(images: tuple[Any, Any], out: str, config: Any, options: dict[str, Any]) -> None:

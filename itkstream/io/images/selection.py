@@ -13,32 +13,9 @@ from itkstream.errors import InputError, NoSuchPartError, UnknownSpacingError
 from itkstream.geometry import ArraySource, ArrayView, Grid, Image
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
 from itkstream.io.images.channels import choose_channel
+from itkstream.io.units import parse_unit
 
-__all__ = ["Opened", "Selection", "parse_unit"]
-
-_SPELLINGS = {
-    "angstrom": ("å", "angstroms", "ångström"),
-    "nanometer": ("nm", "nanometers", "nanometre", "nanometres"),
-    "micrometer": (
-        *("um", "µm", "\u03bcm", "micron", "microns"),
-        *("micrometers", "micrometre", "micrometres"),
-    ),
-    "millimeter": ("mm", "millimeters", "millimetre", "millimetres"),
-    "centimeter": ("cm", "centimeters", "centimetre", "centimetres"),
-    "meter": ("m", "meters", "metre", "metres"),
-}
-_UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *words)}
-
-
-def parse_unit(text: str) -> str:
-    """Parse a unit of length as files spell it ("um", "micron"...) to `Grid`'s spelling."""
-    unit = _UNITS.get(str(text).strip().lower())
-    if unit is None:
-        raise UnknownSpacingError(
-            f"unknown unit of length {text!r}; pass unit= (--unit) with one of "
-            f"{', '.join(MICROMETERS_PER_UNIT)}"
-        )
-    return unit
+__all__ = ["Opened", "Selection"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from itkstream.errors import InputError
 from itkstream.geometry import array_axes, default_axes
+from itkstream.io.units import SPELLINGS
 
 __all__ = ["UNITS", "VOXEL", "CoordinateColumns", "find_columns", "is_number", "read_unit"]
 
@@ -25,12 +26,7 @@ VOXEL = "voxel"
 """The unit of index coordinates, counted from the centre of the first voxel."""
 
 UNITS = {
-    "nanometer": ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
-    "micrometer": (
-        *("um", "µm", "μm", "micron", "microns"),
-        *("micrometer", "micrometers", "micrometre", "micrometres"),
-    ),
-    "millimeter": ("mm", "millimeter", "millimeters", "millimetre", "millimetres"),
+    **{unit: SPELLINGS[unit] for unit in ("nanometer", "micrometer", "millimeter")},
     VOXEL: ("vox", "voxel", "voxels", "px", "pix", "pixel", "pixels", "index"),
 }
 """Units of coordinates, and how headers write them."""

@@ -11,12 +11,11 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
+from itkstream.io.points.outputs import check_table
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.outputs import check_file, claim_file
+from itkstream.io.storage.outputs import claim_file
 
 __all__ = ["CellTable", "check_counts_output", "write_counts"]
-
-_ENDINGS = (".csv", ".h5ad")
 
 
 @frozen(eq=False)
@@ -35,12 +34,7 @@ class CellTable:
 
 def check_counts_output(path: str | os.PathLike[str], overwrite: bool) -> Location:
     """See whether a table of counts can be written to a file, before anything is read for it."""
-    place = Location.parse(path)
-    if place.suffix.lower() not in _ENDINGS:
-        raise InputError(f"tables of cells are written as .csv or .h5ad; got {place.name}")
-    if place.suffix.lower() == ".h5ad":
-        _anndata()
-    return check_file(place, overwrite)
+    return check_table(path, "tables of cells", {".csv": None, ".h5ad": _anndata}, overwrite)
 
 
 def write_counts(path: str | os.PathLike[str], table: CellTable, overwrite: bool) -> None:

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, MissingDataError
 from itkstream.geometry import default_axes
+from itkstream.io.points.outputs import check_table
 from itkstream.io.points.parquet import import_pyarrow
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.outputs import check_file, claim_file
+from itkstream.io.storage.outputs import claim_file
 
 __all__ = ["PointTable", "check_points_output", "on_this_disk", "read_points", "write_points"]
 
 _OUTSIDE = "outside"
+_WRITTEN = {".csv": None, ".parquet": import_pyarrow, ".npy": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +104,7 @@ def write_points(
 
 def check_points_output(path: str | os.PathLike[str], overwrite: bool) -> Location:
     """See whether points can be written to a file, before they are read and mapped."""
-    target = Location.parse(path)
-    kind = target.suffix.lower()
-    if kind not in (".csv", ".npy", ".parquet"):
-        raise InputError(f"points are written as .csv, .parquet or .npy; got {target.name}")
-    if kind == ".parquet":
-        import_pyarrow()
-    return check_file(target, overwrite)
+    return check_table(path, "points", _WRITTEN, overwrite)
 
 
 def _cells(

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from itkstream.errors import InputError
+from itkstream.io.points.outputs import check_table
 from itkstream.io.points.parquet import import_pyarrow
 from itkstream.io.storage.locations import Location
-from itkstream.io.storage.outputs import check_file, claim_file
+from itkstream.io.storage.outputs import claim_file
 
-__all__ = ["TABLE_ENDINGS", "Columns", "check_spots_output", "writing_spots"]
+__all__ = ["Columns", "check_spots_output", "writing_spots"]
 
-TABLE_ENDINGS = (".csv", ".parquet")
-"""Endings of the tables that are written."""
+_WRITTEN = {".csv": None, ".parquet": import_pyarrow}
 
 Columns = Mapping[str, Sequence[Any]]
 """A piece of a table: cells by the names of their columns."""
@@ -27,12 +26,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 def check_spots_output(path: str | os.PathLike[str], overwrite: bool) -> Location:
     """See whether a table can be written to a file, before anything is read for it."""
-    place = Location.parse(path)
-    if place.suffix.lower() not in TABLE_ENDINGS:
-        raise InputError(f"tables of spots are written as .csv or .parquet; got {place.name}")
-    if place.suffix.lower() == ".parquet":
-        import_pyarrow()
-    return check_file(place, overwrite)
+    return check_table(path, "tables of spots", _WRITTEN, overwrite)
 
 
 @contextmanager

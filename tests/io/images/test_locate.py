@@ -14,8 +14,8 @@ from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.io import open_image, write_n5
 from itkstream.io.images.locate import list_datasets, locate
-from itkstream.io.images.selection import parse_unit
 from itkstream.io.storage.locations import Location
+from itkstream.io.units import parse_unit
 
 
 def dataset(folder: Path) -> None:

@@ -15,7 +15,7 @@ from itkstream.io.images.files.headers import (
     take_pattern_apart,
     whole_numbers,
 )
-from itkstream.io.images.selection import parse_unit
+from itkstream.io.units import parse_unit
 
 __all__ = ["read_nrrd_header"]
 

@@ -12,7 +12,7 @@ from tifffile import TiffFile, TiffPageSeries
 
 from itkstream.errors import InputError
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
-from itkstream.io.images.selection import parse_unit
+from itkstream.io.units import parse_unit
 
 __all__ = ["Statement", "channel_names", "ome_pixels", "statement"]
 

@@ -16,7 +16,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import ArraySource, Grid, Image, array_axes, default_axes
 from itkstream.geometry.itk_bridge import from_itk_geometry, from_itk_image
 from itkstream.io import open_image
-from itkstream.io.images.selection import parse_unit
+from itkstream.io.units import parse_unit
 
 __all__ = ["as_image"]
 

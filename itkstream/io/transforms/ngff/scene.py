@@ -25,13 +25,13 @@ from itkstream.geometry import (
     default_axes,
 )
 from itkstream.geometry.grid import MICROMETERS_PER_UNIT
-from itkstream.io.images.selection import parse_unit
 from itkstream.io.images.stores.ngff_metadata import multiscales_of
 from itkstream.io.images.stores.ome_zarr import OWN_ATTRIBUTES
 from itkstream.io.storage.attributes import Attributes, has_zarr_metadata, zarr_metadata
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.ngff.steps import Node, StepReader, StoredField, StoredVectors, inside
 from itkstream.io.transforms.vectors import wanted_axes
+from itkstream.io.units import parse_unit
 
 __all__ = ["read_scene"]
 
