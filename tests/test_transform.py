@@ -24,7 +24,7 @@ from itkstream.geometry import (
     PiecewiseAffine,
 )
 from itkstream.numerics.sampling.fields import shrink_field, to_positions
-from itkstream.numerics.sampling.interpolate import warp
+from itkstream.numerics.sampling.interpolate import INTERPOLATORS, warp
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import WarpSettings, warp_mapped
 from itkstream.numerics.threads import using_threads
@@ -429,8 +429,9 @@ def test_what_a_crop_gives_is_what_the_whole_image_gives(seed: int, kind: str) -
     chains["composite"] = CompositeTransform((field, last, field))
     mapping = map_on(chains[kind], fixed)
     index, vector = mapping.index_matrix(image), mapping.vector_matrix(image)
-    for order, name in ((0, "nearest"), (1, "linear")):
-        whole = warp(voxels, index, fixed.shape, mapping.displacement, vector, order=order)
+    for name in INTERPOLATORS:
+        moves = mapping.displacement
+        whole = warp(voxels, index, fixed.shape, moves, vector, interpolator=name)
         found = warp_mapped(Image(voxels, image), mapping, WarpSettings(name))
         np.testing.assert_array_equal(found, whole)
     # ITK counts from the corner of what it is given: 1e-9 of rounding; the poles of a cubic spline

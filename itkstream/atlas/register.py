@@ -110,8 +110,8 @@ def register_atlas(
     Writes into `out`, beside what `itkstream.register` writes (``aligned.ome.zarr`` is the template
     on the brain's voxels; the report shows the borders of the regions over the brain):
 
-    - ``annotation.ome.zarr``: the annotation on the brain's voxels, each the nearest label, ids
-      and voxel type as they were;
+    - ``annotation.ome.zarr``: the annotation on the brain's voxels, each the label with the
+      greatest linear weight, ids and voxel type as they were;
     - ``inverse.ome.zarr``: the transform from template to brain points, with its error;
     - ``brain.ome.zarr``: all channels of the brain on the template's voxels;
     - ``regions.csv``: id, name, acronym, voxels, volume in mm³ in the brain and in the template,
@@ -236,9 +236,9 @@ def _write_products(
     template = atlas.template.grid.in_unit("micrometer")
 
     def carry() -> None:
-        nearest = WarpSettings("nearest", background=0)
+        smooth = WarpSettings("label-linear", background=0)
         grid = atlas.brain.grid
-        given = (out / ANNOTATION, atlas.annotation, transform, grid, nearest)
+        given = (out / ANNOTATION, atlas.annotation, transform, grid, smooth)
         write_resampled(*given, labels=True, resources=resources)
 
     def invert() -> None:

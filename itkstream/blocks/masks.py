@@ -115,7 +115,7 @@ class _Sampled:
             grid.shape,
             None,
             mapping.vector_matrix(near.grid),
-            order=0,
+            interpolator="nearest",
             background=0,
             dtype=np.dtype(np.uint8),
         ).astype(bool)

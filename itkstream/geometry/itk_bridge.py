@@ -62,6 +62,7 @@ INTERPOLATORS = {
     "quadratic-bspline": sitk.sitkBSpline2,
     "gaussian": sitk.sitkGaussian,
     "label-gaussian": sitk.sitkLabelGaussian,
+    "label-linear": sitk.sitkLabelLinear,
     "hamming-sinc": sitk.sitkHammingWindowedSinc,
     "cosine-sinc": sitk.sitkCosineWindowedSinc,
     "welch-sinc": sitk.sitkWelchWindowedSinc,
@@ -69,7 +70,7 @@ INTERPOLATORS = {
     "blackman-sinc": sitk.sitkBlackmanWindowedSinc,
 }
 
-CHOOSING = ("nearest", "label-gaussian")
+CHOOSING = ("nearest", "label-gaussian", "label-linear")
 """Interpolators that choose one of the values that are there, and make up none."""
 
 # Levels of composites in composites beyond which a composite is taken to hold itself.

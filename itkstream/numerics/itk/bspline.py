@@ -157,7 +157,6 @@ def _warped(moving: Floats, frame: Frame, displacement: Floats) -> Floats:
         frame.fixed_grid.shape,
         displacement,
         mapping.vector_matrix(frame.moving_grid),
-        order=1,
         background=np.nan,
         dtype=np.dtype(np.float32),
     )

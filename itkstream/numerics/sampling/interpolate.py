@@ -19,10 +19,21 @@ from itkstream.errors import InputError
 from itkstream.numerics.lift import lift_matrix, lift_values
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["MARGIN", "Part", "as_voxel", "round_to", "sample_field", "warp"]
+__all__ = [
+    "INTERPOLATORS",
+    "MARGIN",
+    "Part",
+    "as_voxel",
+    "round_to",
+    "sample_field",
+    "warp",
+]
+
+INTERPOLATORS = ("linear", "nearest", "label-linear")
+"""Names of the ways to sample an image; two choose one of the values that are there."""
 
 MARGIN = 1
-"""Voxels beyond a sampled position that interpolation of order 0 or 1 may read."""
+"""Voxels beyond a sampled position that interpolation may read."""
 
 # The map of indices and where these begin, the map of vectors, and vectors.
 _Embedded: TypeAlias = tuple[tuple[float, ...], tuple[float, ...], NDArray[Any]]
@@ -55,7 +66,7 @@ def warp(
     vector_matrix: NDArray[np.float64] | None = None,
     *,
     first: tuple[int, ...] = (),
-    order: int = 1,
+    interpolator: str = "linear",
     background: float = 0.0,
     dtype: DTypeLike | None = None,
 ) -> NDArray[Any]:
@@ -63,24 +74,29 @@ def warp(
 
     Shapes: `index_matrix` (n, n + 1); `displacement` shape + (n,); `vector_matrix` (n, n), default
     identity. Indices are those of the whole image where `moving` is a part, and i begins at
-    `first`, default 0: a part of the output has the bits that it has in the whole. Order 0 is
-    nearest, and half rounds up, as in ITK; it keeps every bit of 64-bit integers. Integers are
+    `first`, default 0: a part of the output has the bits that it has in the whole. Integers are
     rounded and clipped to `dtype`, never wrapped; outside `moving` they are `background`.
+
+    "nearest" rounds half up, as ITK does. "label-linear" takes, of the labels of the voxels around
+    a position, the one with the greatest linear weight: a border between two labels lies where the
+    linear interpolation of one of them is a half, and is as smooth as that. Both keep every bit of
+    64-bit integers.
     """
-    if order not in (0, 1):
-        raise InputError(f"order must be 0 (nearest) or 1 (linear) here; got {order}")
+    if interpolator not in INTERPOLATORS:
+        known = ", ".join(map(repr, INTERPOLATORS))
+        raise InputError(f"the interpolator must be one of {known} here; got {interpolator!r}")
     part = moving if isinstance(moving, Part) else Part(moving, (0,) * moving.ndim, moving.shape)
     wanted = np.dtype(part.values.dtype if dtype is None else dtype)
     outside = as_voxel(background, wanted)
-    out = np.empty(shape, _working_dtype(_computable(wanted), order))
+    out = np.empty(shape, _working_dtype(_computable(wanted), interpolator))
     if part.values.size == 0:
         out.fill(outside)
         return round_to(out, wanted)
-    if order == 0:
+    if interpolator != "linear":
         # Values that are not mixed may take their last type before they are sampled.
         part = replace(part, values=round_to(part.values, wanted))
     embedded = _embed(index_matrix, displacement, vector_matrix, shape, first)
-    _warp_into(out, part, embedded, order, outside)
+    _warp_into(out, part, embedded, interpolator, outside)
     return round_to(out, wanted)
 
 
@@ -161,9 +177,9 @@ def _rounded(values: NDArray[Any], wanted: np.dtype[Any]) -> NDArray[Any]:
     return found
 
 
-def _working_dtype(wanted: np.dtype[Any], order: int) -> np.dtype[Any]:
-    """Linear samples are rounded once, at the end; nearest samples keep every bit of a label."""
-    if order == 0:
+def _working_dtype(wanted: np.dtype[Any], interpolator: str) -> np.dtype[Any]:
+    """Linear samples are rounded once, at the end; the others keep every bit of a label."""
+    if interpolator != "linear":
         return wanted
     exact_in_single = wanted.itemsize <= 2 or wanted == np.float32
     return np.dtype(np.float32 if exact_in_single else np.float64)
@@ -182,14 +198,14 @@ def _warp_into(
     out: NDArray[Any],
     moving: Part,
     embedded: _Embedded,
-    order: int,
+    interpolator: str,
     outside: Any,
 ) -> None:
     index, vector, moves = embedded
     target = out.reshape(lift_values(out.shape, 1))
     source = _native(moving.values).reshape(lift_values(moving.values.shape, 1))
     window = _window(moving)
-    kernel = _warp_linear if order == 1 else _warp_nearest
+    kernel = _KERNELS[interpolator]
     background = out.dtype.type(outside)
     over_slabs(
         lambda a, b: kernel(source, window, index, vector, moves, background, target, a, b),
@@ -354,6 +370,59 @@ def _warp_nearest(moving, window, index, vector, moves, background, out, start, 
                     out[i, j, k] = moving[a - p, b - q, c - r]
                 else:
                     out[i, j, k] = background
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _heaviest(flat, first, steps, shares):  # type: ignore[no-untyped-def]
+    """The label with the greatest weight among eight corners; of equal ones, the upper corner's."""
+    chosen, most = flat[first], 0.0
+    for upper in range(7, -1, -1):
+        label = flat[_corner(first, steps, upper)]
+        weight = 0.0
+        for corner in range(8):
+            if flat[_corner(first, steps, corner)] == label:
+                weight += _share(shares, corner)
+        if weight > most:
+            chosen, most = label, weight
+    return chosen
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _corner(first, steps, corner):  # type: ignore[no-untyped-def]
+    place = first
+    for axis in range(3):
+        if corner >> axis & 1:
+            place += steps[axis]
+    return place
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _share(shares, corner):  # type: ignore[no-untyped-def]
+    weight = 1.0
+    for axis in range(3):
+        weight *= shares[axis] if corner >> axis & 1 else 1.0 - shares[axis]
+    return weight
+
+
+@njit(nogil=True, cache=True)
+def _warp_labels(moving, window, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
+    nx, ny, nz = window[1]
+    flat = moving.reshape(moving.size)
+    strides = (moving.shape[1] * moving.shape[2], moving.shape[2], 1)
+    for i in range(out.shape[0]):
+        for j in range(start, stop):
+            row = _row(index, i, j)
+            for k in range(out.shape[2]):
+                x, y, z = _position(row, index, vector, moves, i, j, k)
+                inside = -0.5 <= x < nx - 0.5 and -0.5 <= y < ny - 0.5 and -0.5 <= z < nz - 0.5
+                if inside:
+                    first, steps, fx, fy, fz = _corners(x, y, z, window, strides)
+                    out[i, j, k] = _heaviest(flat, first, steps, (fx, fy, fz))
+                else:
+                    out[i, j, k] = background
+
+
+_KERNELS = {"linear": _warp_linear, "nearest": _warp_nearest, "label-linear": _warp_labels}
 
 
 @njit(nogil=True, cache=True)

@@ -21,7 +21,7 @@ from itkstream.geometry import (
     itk_bridge,
 )
 from itkstream.numerics.sampling.background import background_of
-from itkstream.numerics.sampling.interpolate import Part, as_voxel, round_to, warp
+from itkstream.numerics.sampling.interpolate import INTERPOLATORS, Part, as_voxel, round_to, warp
 from itkstream.numerics.sampling.mapping import GridMap, can_map_boxes, map_on
 
 __all__ = ["NAN_OUTSIDE", "AnyTransform", "WarpSettings", "warp_block", "warp_mapped", "warp_part"]
@@ -43,11 +43,13 @@ class WarpSettings:
     Parameters
     ----------
     interpolator : str
-        'linear', 'nearest', 'bspline', 'quadratic-bspline', 'gaussian', 'label-gaussian', or
-        'hamming-sinc', 'cosine-sinc', 'welch-sinc', 'lanczos-sinc', 'blackman-sinc'.
+        'linear', 'bspline', 'quadratic-bspline', 'gaussian', 'hamming-sinc', 'cosine-sinc',
+        'welch-sinc', 'lanczos-sinc', 'blackman-sinc'; for labels 'nearest', 'label-linear' (the one
+        with the greatest linear weight: smoother borders, a third of a voxel nearer to the true
+        ones than nearest), 'label-gaussian'.
     engine : {'fast', 'itk'}, optional
-        'fast' (numba) knows linear and nearest; 'itk' resamples each block with SimpleITK and
-        knows all. Default the fastest that can.
+        'fast' (numba) knows linear, nearest and label-linear; 'itk' resamples each block with
+        SimpleITK and knows all. Default the fastest that can.
     background : float or int, optional
         Value outside the moving image; clipped to the range of integers. None: what
         the border of a bright or signed image shows, else 0; 0 between labels.
@@ -72,13 +74,13 @@ class WarpSettings:
                 f"unknown interpolator {self.interpolator!r}; "
                 f"known: {', '.join(itk_bridge.INTERPOLATORS)}"
             )
-        quick = self.interpolator in ("linear", "nearest")
+        quick = self.interpolator in INTERPOLATORS
         engine = self.engine or ("fast" if quick else "itk")
         if engine not in get_args(Engine):
             raise InputError(f"engine must be one of {get_args(Engine)}; got {engine!r}")
         if engine == "fast" and not quick:
             raise InputError(
-                f"engine 'fast' interpolates linear or nearest; use engine='itk' for "
+                f"engine 'fast' interpolates {', '.join(INTERPOLATORS)}; use engine='itk' for "
                 f"{self.interpolator!r}"
             )
         object.__setattr__(self, "engine", engine)
@@ -130,7 +132,7 @@ class WarpSettings:
     @property
     def margin_vox(self) -> int:
         """Moving voxels read around the sampled positions."""
-        return 0 if self.interpolator in ("linear", "nearest") else _WIDE_MARGIN_VOX
+        return 0 if self.interpolator in INTERPOLATORS else _WIDE_MARGIN_VOX
 
 
 def warp_block(
@@ -186,7 +188,7 @@ def warp_mapped(
             mapping.displacement,
             mapping.vector_matrix(moving.grid),
             first=mapping.first,
-            order=1 if settings.interpolator == "linear" else 0,
+            interpolator=settings.interpolator,
             background=background,
             dtype=dtype,
         )

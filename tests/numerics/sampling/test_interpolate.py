@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
-from itkstream.numerics.sampling.interpolate import Part, as_voxel, round_to, sample_field, warp
+from itkstream.numerics.sampling.interpolate import (
+    INTERPOLATORS,
+    Part,
+    as_voxel,
+    round_to,
+    sample_field,
+    warp,
+)
 from itkstream.numerics.threads import using_threads
 
 
@@ -47,22 +55,24 @@ def test_linear_equals_scipy_inside(ndim: int, moved: bool) -> None:
     assert 0 < np.count_nonzero(~inside) < inside.size / 2
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_border_is_half_a_voxel_beyond_the_centres(order: int) -> None:
+@pytest.mark.parametrize("name", INTERPOLATORS)
+def test_border_is_half_a_voxel_beyond_the_centres(name: str) -> None:
     image = np.array([[1.0, 2.0, 4.0]])
     places = (-0.6, -0.5, -0.2, 0.5, 2.2, 2.49, 2.5)
     found = [
-        warp(image, np.array([[1.0, 0, 0], [0, 1, x]]), (1, 1), order=order, background=9.0)[0, 0]
+        warp(image, np.array([[1.0, 0, 0], [0, 1, x]]), (1, 1), interpolator=name, background=9.0)[
+            0, 0
+        ]
         for x in places
     ]
-    assert found == [9, 1, 1, (2, 1.5)[order], 4, 4, 9]
+    assert found == [9, 1, 1, (1.5 if name == "linear" else 2), 4, 4, 9]
 
 
 def test_a_position_just_below_a_half_stays_in_an_image_of_one_plane() -> None:
     # 0.49999999999999994 + 0.5 is 1.0 in doubles: one past the only plane.
     image = np.full((1, 4), 5, np.uint8)
     shift = np.array([[1.0, 0, np.nextafter(0.5, 0)], [0, 1, 0]])
-    assert (warp(image, shift, (1, 4), order=0) == 5).all()
+    assert (warp(image, shift, (1, 4), interpolator="nearest") == 5).all()
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -71,20 +81,45 @@ def test_nearest_returns_only_labels_that_were_there(seed: int) -> None:
     # Above 2^53 no double holds them.
     labels = rng.choice(rng.integers(2**60, 2**63, 5, dtype=np.uint64), (5, 6, 7))
     matrix, _ = some_map(3, seed % 1000)
-    found = warp(labels, matrix, (6, 6, 6), order=0)
+    found = warp(labels, matrix, (6, 6, 6), interpolator="nearest")
     assert found.dtype == np.uint64
     assert set(np.unique(found)) <= {*np.unique(labels), 0}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_label_wins_by_its_linear_weight(ndim: int) -> None:
+    rng = np.random.default_rng(ndim)
+    ids = np.sort(rng.integers(2**60, 2**63, 4, dtype=np.uint64))
+    labels = rng.choice(ids, (9, 8, 7)[:ndim])
+    shape = (12, 11, 13)[:ndim]
+    matrix, vector = some_map(ndim, 3)
+    moves = rng.normal(0, 1, (*shape, ndim))
+    at = positions(matrix, shape) + moves @ vector.T
+    # Beyond the outermost centres, where they are clamped, weights may be equal to the last bit.
+    inside = ((at >= 0) & (at <= np.array(labels.shape) - 1)).all(-1)
+    places = np.moveaxis(at, -1, 0)
+    shares = [map_coordinates((labels == one).astype(float), places, order=1) for one in ids]
+    found = warp(labels, matrix, shape, moves, vector, interpolator="label-linear")
+    assert inside.sum() > 30
+    np.testing.assert_array_equal(found[inside], ids[np.argmax(shares, axis=0)][inside])
+
+
+def test_of_labels_of_equal_weight_the_upper_one_wins() -> None:
+    labels = np.array([[3, 9, 4]], np.uint8)
+    half = np.array([[1.0, 0, 0], [0, 1, 0.5]])
+    for name in ("nearest", "label-linear"):
+        assert warp(labels, half, (1, 2), interpolator=name).tolist() == [[9, 4]]
 
 
 DTYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8", "?", ">u2", ">i4", ">f4", ">f8"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("order", [0, 1])
-def test_every_type_keeps_its_values_under_identity(dtype: str, order: int) -> None:
+@pytest.mark.parametrize("name", INTERPOLATORS)
+def test_every_type_keeps_its_values_under_identity(dtype: str, name: str) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 100, (5, 6, 7)).astype(dtype)
-    found = warp(image, np.eye(3, 4), image.shape, order=order)
+    found = warp(image, np.eye(3, 4), image.shape, interpolator=name)
     assert found.dtype == image.dtype
     np.testing.assert_array_equal(found, image)
 
@@ -141,20 +176,23 @@ def test_integers_become_others_without_wrapping(start: str, end: str, value: in
     assert int(round_to(np.array([given_value], start), end)[0]) == wanted
     assert int(as_voxel(value, end)) == min(max(value, holds.min), holds.max)
     image = np.full((1, 3), given_value, start)
-    assert (warp(image, np.eye(2, 3), (1, 3), order=0, dtype=end) == wanted).all()
+    assert (warp(image, np.eye(2, 3), (1, 3), interpolator="nearest", dtype=end) == wanted).all()
 
 
 def test_nearest_values_are_rounded_to_another_type() -> None:
     image = np.array([[2.7, -5.0, 300.2]], np.float32)
-    assert warp(image, np.eye(2, 3), (1, 3), order=0, dtype=np.uint8).tolist() == [[3, 0, 255]]
+    assert warp(image, np.eye(2, 3), (1, 3), interpolator="nearest", dtype=np.uint8).tolist() == [
+        [3, 0, 255]
+    ]
 
 
 def test_a_background_keeps_its_digits_or_is_refused() -> None:
     away = np.array([[1.0, 0, 9], [0, 1, 9]])
     labels = np.full((2, 2), 2**63 + 7, np.uint64)
-    assert (warp(labels, away, (2, 2), order=0, background=2**63 + 5) == 2**63 + 5).all()
-    assert (warp(labels, away, (2, 2), order=0, background=-1) == 0).all()
-    assert (warp(labels, away, (2, 2), order=0, background=-1, dtype=np.int16) == -1).all()
+    outside = partial(warp, labels, away, (2, 2), interpolator="nearest")
+    assert (outside(background=2**63 + 5) == 2**63 + 5).all()
+    assert (outside(background=-1) == 0).all()
+    assert (outside(background=-1, dtype=np.int16) == -1).all()
     assert as_voxel(np.inf, np.int8) == 127
     assert np.isnan(as_voxel(np.nan, np.float16))
     for dtype in (np.uint8, bool):
@@ -196,8 +234,8 @@ def test_fields_are_sampled_linearly_and_held_at_their_edge(ndim: int) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-6)  # float32 of values about 1
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_threads_do_not_change_a_bit(order: int) -> None:
+@pytest.mark.parametrize("name", INTERPOLATORS)
+def test_threads_do_not_change_a_bit(name: str) -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(14, 15, 16)).astype(np.float32)
     moves = rng.normal(0, 1, (13, 12, 11, 3)).astype(np.float32)
@@ -205,17 +243,17 @@ def test_threads_do_not_change_a_bit(order: int) -> None:
     results: list[Any] = []
     for threads in (1, 2, 5):
         with using_threads(threads):
-            found = warp(image, matrix, moves.shape[:3], moves, vector, order=order)
+            found = warp(image, matrix, moves.shape[:3], moves, vector, interpolator=name)
             field = sample_field(moves, matrix, (9, 9, 9), moves[:9, :9, :9], vector)
         results.append(found.tobytes() + field.tobytes())
     assert results[0] == results[1] == results[2]
 
 
-def test_refuses_other_orders() -> None:
+def test_refuses_other_interpolators() -> None:
     with pytest.raises(
-        InputError, match=r"order must be 0 \(nearest\) or 1 \(linear\) here; got 3"
+        InputError, match="must be one of 'linear', 'nearest', 'label-linear' here; got 'cubic'"
     ):
-        warp(np.zeros((3, 3)), np.eye(2, 3), (3, 3), order=3)
+        warp(np.zeros((3, 3)), np.eye(2, 3), (3, 3), interpolator="cubic")
 
 
 @pytest.mark.parametrize("components", [2, 3])
