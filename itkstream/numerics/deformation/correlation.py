@@ -135,10 +135,11 @@ class LocalCorrelation:
     """Squared local correlation of a fixed image with a moving one as it is warped, and its pull.
 
     `radius` is that of the window, in voxels per axis. Beside other channels, force and matrix of a
-    voxel count by the fourth power of its correlation once more: where a channel shows noise alone,
+    voxel count by the eighth power of its correlation once more: where a channel shows noise alone,
     its steep gradients would hold what another one moves. Of two channels with half of the nuclei
-    each, means of three seeds, that leaves 0.082 / 0.230 voxels (median / 95th percentile) against
-    0.085 / 0.245 by the square and 0.092 / 0.277 without; alone they leave 0.123 / 0.419.
+    each, means of three seeds, that leaves 0.077 / 0.199 voxels (median / 95th percentile) against
+    0.082 / 0.219 by the fourth power; alone they leave 0.119 / 0.394. With small nuclei 0.051 /
+    0.109 against 0.051 / 0.110, with a warp of 9 µm 0.113 / 0.316 against 0.117 / 0.320.
     """
 
     def __init__(
@@ -320,8 +321,8 @@ def _residual_line(a, b, code, beside_others, sums, residual, weight):  # type: 
             weight[k] = vab / (math.sqrt(va) * vb) * code[3]
             if beside_others:
                 share = min(vab * vab / (va * vb), 1.0)
-                residual[k] *= share
-                weight[k] *= share
+                residual[k] *= share * share
+                weight[k] *= share * share
             total += vab * vab / (va * vb)
     return total, count
 
