@@ -53,7 +53,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
-from itkstream.registration.register import Registration, run_request
+from itkstream.registration.register import run_request
 from itkstream.registration.request import (
     Given,
     Request,
@@ -63,6 +63,7 @@ from itkstream.registration.request import (
 )
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
+from itkstream.result import Registration
 from itkstream.workers import Resources
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def register(
 
 def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
     """Run a registration that was checked, and write its page where one is wanted."""
-    registered = run_request(request, folder, reporter)
+    registered = Registration.of(run_request(request, folder, reporter))
     if request.plan.settings.report:
         report_or_warn(registered.out, request.pair, reporter)
     return registered

@@ -34,9 +34,9 @@ from itkstream.judge.verdict import Verdict
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.pipelines import DEFAULT_STEPS, register, report_or_warn
 from itkstream.registration.folder import ANNOTATION
-from itkstream.registration.register import Registration
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import RegisterSettings, Step
+from itkstream.result import Registration
 from itkstream.workers import Resources, session
 
 __all__ = ["AtlasRegistration", "register_atlas"]

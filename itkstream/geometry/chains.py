@@ -79,6 +79,9 @@ class CompositeTransform(Transform):
         """Names of the coordinates of its points; None where no step knows them."""
         return next((step.axes for step in self.transforms if step.axes), None)
 
+    def _lines(self) -> tuple[str, ...]:
+        return tuple(map(repr, self.transforms))
+
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map points through every transform in turn."""
         mapped = np.asarray(points, float)

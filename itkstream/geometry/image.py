@@ -18,6 +18,7 @@ from itkstream.geometry.lazy_array import (
     span_slice,
     transposed,
 )
+from itkstream.geometry.shown.html import card
 
 __all__ = ["ChannelPair", "Image", "joined_channels"]
 
@@ -133,6 +134,44 @@ class Image:
             The whole image in memory.
         """
         return np.asarray(self.data)
+
+    def to_xarray(self) -> Any:
+        """The image as an xarray.DataArray, for which xarray must be installed.
+
+        Returns
+        -------
+        xarray.DataArray
+            With the names of the axes as dimensions, and the places of the voxels in µm as
+            coordinates, whose attribute ``units`` says so. Arrays of numpy and dask stay what they
+            are; stored ones are read.
+
+        Raises
+        ------
+        InputError
+            Where xarray is not installed, or the axes lie aslant in space.
+        """
+        from itkstream.geometry.xarray_bridge import to_data_array
+
+        return to_data_array(self.data, self.grid, self.channel or self.name)
+
+    def to_sitk(self) -> Any:
+        """The image as a SimpleITK.Image, in memory.
+
+        Returns
+        -------
+        SimpleITK.Image
+            Its spacing and origin are in the unit of the grid.
+        """
+        from itkstream.geometry.itk_bridge import to_itk_image
+
+        return to_itk_image(self.read(), self.grid)
+
+    def _repr_html_(self) -> str:
+        """Name, grid and the middle plane, as Jupyter shows them."""
+        from itkstream.geometry.shown.pictures import thumbnail
+
+        named = [text for text in (self.name, self.channel) if text]
+        return card("Image", (*named, f"{self.grid}, {self.dtype}"), picture=thumbnail(self))
 
     def reorder(self, axes: Sequence[str]) -> Image:
         """The image with its array axes in another order; reads nothing.

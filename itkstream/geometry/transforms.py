@@ -19,8 +19,9 @@ from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
 from itkstream.geometry.blocks import BlockGrid
-from itkstream.geometry.grid import Grid, axis_order, default_axes
+from itkstream.geometry.grid import Grid, array_axes, axis_order, default_axes
 from itkstream.geometry.lazy_array import ArraySource
+from itkstream.geometry.shown.html import card
 
 __all__ = [
     "AffineTransform",
@@ -107,8 +108,46 @@ class Transform(ABC):
 
         return write_transform(path, self, axes, overwrite=overwrite)
 
+    def to_sitk(self, axes: Sequence[str] | None = None) -> Any:
+        """The transform as SimpleITK has it, in memory, from fixed to moving points, x first.
 
-@dataclass(frozen=True, eq=False)
+        Parameters
+        ----------
+        axes : sequence of str, optional
+            Names of the coordinates of its points, first to last; needed where its own `axes` are
+            None.
+
+        Returns
+        -------
+        SimpleITK.Transform
+            In the unit of this one, µm: the spacing of an image that it acts on must be too.
+            Fields take 24 bytes a node in 3-D.
+
+        Raises
+        ------
+        InputError
+            Where ITK has no such transform, or nothing says what its axes are.
+        """
+        from itkstream.geometry.itk_bridge import to_itk_transform
+
+        named = tuple(axes or self.axes or ())
+        if not named:
+            raise InputError(
+                f"nothing says which coordinate of a point is x: give axes={array_axes(self.ndim)} "
+                f"if points are {', '.join(array_axes(self.ndim))}"
+            )
+        return to_itk_transform(self, named)
+
+    def _repr_html_(self) -> str:
+        """Its parts in a line each, as Jupyter shows them."""
+        return card(type(self).__name__, self._lines())
+
+    def _lines(self) -> tuple[str, ...]:
+        """Lines that a notebook shows of it."""
+        return (repr(self),)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class AffineTransform(Transform):
     """``p -> matrix @ [p, 1]``.
 
@@ -143,6 +182,19 @@ class AffineTransform(Transform):
         matrix.flags.writeable = False
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "axes", checked_axes(self.axes, self.ndim))
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"[{', '.join(f'{v:.6g}' for v in row)}]" for row in self.matrix[:-1])
+        return f"AffineTransform({''.join(self.axes or ())}{' ' if self.axes else ''}[{rows}])"
+
+    def _repr_html_(self) -> str:
+        """The matrix, as Jupyter shows it."""
+        names = self.axes or tuple(f"axis {k}" for k in range(self.ndim))
+        rows = [
+            (name, *(f"{v:.6g}" for v in row))
+            for name, row in zip(names, self.matrix[:-1], strict=True)
+        ]
+        return card("AffineTransform", (), [("", *names, "shift"), *rows])
 
     @property
     def ndim(self) -> int:
@@ -303,6 +355,24 @@ class DisplacementField(GridTransform):
                 f"a displacement field on a grid of shape {self.grid.shape} has shape {wanted}; "
                 f"got {tuple(getattr(self.data, 'shape', ()))}"
             )
+
+    def to_xarray(self) -> Any:
+        """The vectors as an xarray.DataArray, for which xarray must be installed.
+
+        Returns
+        -------
+        xarray.DataArray
+            In µm, the names of the axes as dimensions and, last, ``component``: the axis along
+            which a number leads. Arrays of numpy and dask stay what they are; stored ones are read.
+
+        Raises
+        ------
+        InputError
+            Where xarray is not installed, or the axes of the grid lie aslant in space.
+        """
+        from itkstream.geometry.xarray_bridge import to_data_array
+
+        return to_data_array(self.data, self.grid, "displacement")
 
     def crop_around(self, points: NDArray[np.float64]) -> DisplacementField:
         """The part of the field that `apply` needs for some points, read into memory.

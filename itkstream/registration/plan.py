@@ -15,12 +15,13 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes, format_time, parse_bytes
 
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.sources import readable
 from itkstream.errors import InputError, ItkstreamError, PlanError
 from itkstream.geometry import AffineTransform, Block, Image, Transform
+from itkstream.geometry.shown.html import card
 from itkstream.io.storage.stored import kept_times
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
@@ -79,6 +80,22 @@ class Plan:
         fits = "fits" if self.fits else "does not fit"
         most, there = format_bytes(int(self.peak_memory)), format_bytes(int(self.memory))
         return f"Plan({len(self.prices)} steps, {self.tasks} tasks, {most} of {there}: {fits})"
+
+    def _repr_html_(self) -> str:
+        """A line of the table for each step, as Jupyter shows them."""
+        rows = [
+            (
+                price.name,
+                price.blocks,
+                format_bytes(int(self.memory_of(price))),
+                format_bytes(int(price.disk)),
+                "" if (seconds := self.seconds_of(price)) is None else format_time(seconds),
+            )
+            for price in self.prices
+        ]
+        crew = f"{self.workers} worker processes" if self.workers else "this process"
+        lines = repr(self), f"{crew}, {self.threads} blocks at a time"
+        return card("Plan", lines, [("step", "blocks", "memory", "disk", "time"), *rows])
 
     @property
     def settings(self) -> RegisterSettings:

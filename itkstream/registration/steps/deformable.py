@@ -194,6 +194,10 @@ class Deformable(TunedStep):
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "similarity": self.similarity}
 
+    def _changed(self) -> dict[str, Any]:
+        chosen = {} if self.method == "lcc" else {"method": self.method}
+        return chosen | self._differing_from(Deformable(self.method))
+
     def settings_for(self, spacing: Sequence[float]) -> DeformSettings:
         """Scale the settings to an image.
 

@@ -32,7 +32,7 @@ _WORK = 9e7
 _RUNNERS_UP = 3
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class InitialSearch(SearchSettings, Step):
     """A search for a start between images that lie anyhow: turned, shifted, partly overlapping.
 
@@ -69,6 +69,8 @@ class InitialSearch(SearchSettings, Step):
     name: ClassVar[str] = "initial-search"
     title: ClassVar[str] = "initial search"
     starts_anywhere: ClassVar[bool] = True
+
+    __repr__ = Step.__repr__
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         fixed, moving = scene.coarse

@@ -48,7 +48,7 @@ def _one_pair(given: Any) -> Radii | None:
     return None if given is None else checked_radii((given,))[0]
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class LocalAffines(MatchingStep):
     """An affine a block, from key points, all blocks solved together.
 

@@ -213,7 +213,7 @@ def _judge_start(scene: Scene, pair: _Pair) -> dict[str, Any]:
     return evidence.facts()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class RansacAffine(MatchingStep):
     """An affine from key points: blobs, matched by their contexts, fitted robustly.
 
