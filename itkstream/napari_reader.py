@@ -1,4 +1,8 @@
-"""Registration folders in napari: images as lazy layers, the error map, vectors, key points."""
+"""Registration folders in napari: images as lazy layers, the error map, vectors, key points.
+
+``napari --plugin itkstream FOLDER`` opens one; without the plug-in's name napari reads folders by
+itself, as stacks of pictures.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,9 @@ _CHUNK = 256
 _COLOURS = {"fixed": "magenta", "moving": "gray", "aligned": "green"}
 # Vectors along the longest axis: more hide each other.
 _VECTORS = 24
+# Percentiles that are black and bright, and voxels up to which all are asked, as of a coarse level.
+_SHOWN = (0.5, 99.8)
+_ASKED = 2**24
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
@@ -168,4 +175,18 @@ def _layer(
         "colormap": _COLOURS.get(name, "gray"),
         "visible": name in ("fixed", "aligned"),
     }
+    window = _window(levels[-1])
+    attributes |= {"contrast_limits": window} if window else {}
     return (arrays if len(arrays) > 1 else arrays[0]), attributes, "image"
+
+
+def _window(level: Image) -> tuple[float, float] | None:
+    """What napari would show black and bright; by itself it takes hidden layers for all black."""
+    middle = level.shape[0] // 2
+    part = level if level.grid.size <= _ASKED else level[middle : middle + 1]
+    voxels = part.read()
+    known = voxels[np.isfinite(voxels)]
+    if not known.size or known.min() == known.max():
+        return None
+    low, high = np.percentile(known, _SHOWN)
+    return (float(low), float(high)) if low < high else (float(known.min()), float(known.max()))
