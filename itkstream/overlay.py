@@ -48,6 +48,11 @@ class OverlayStyle:
     ------
     InputError
         Where the percentiles are out of order or the slab is negative.
+
+    Examples
+    --------
+    >>> itkstream.overlay.OverlayStyle(slab=10.0, titles=("as they lie", "registered")).dpi
+    130
     """
 
     slab: float = 0.0
@@ -80,6 +85,12 @@ def overlay_rgb(
     -------
     ndarray of float32, (rows, columns, 3)
         Colours between 0 and 1.
+
+    Examples
+    --------
+    >>> plane = fixed.data[fixed.shape[0] // 2]
+    >>> itkstream.overlay.overlay_rgb(plane, plane).shape[-1]
+    3
     """
     magenta, green = stretched(fixed, contrast), stretched(moving, contrast)
     return np.stack([magenta, green, magenta], axis=-1)
@@ -122,6 +133,13 @@ def save_overlay(
     InputError
         Where a shape differs from the grid's, the name does not end in ``.png``, or the picture
         would be written over one of the images.
+
+    Examples
+    --------
+    >>> still = itkstream.transform.apply_global_affine(fixed, moving, None, None, np.eye(4))
+    >>> aligned = registration.aligned.read()
+    >>> itkstream.overlay.save_overlay("overlay.png", fixed.read(), still, aligned, fixed.grid).name
+    'overlay.png'
     """
     style = style or OverlayStyle()
     target = Path(path)
@@ -154,6 +172,11 @@ def save_plane(path: str | Path, image: Image) -> Path:
     -------
     Path
         `path`.
+
+    Examples
+    --------
+    >>> itkstream.overlay.save_plane("plane.png", fixed)
+    PosixPath('plane.png')
     """
     Path(path).write_bytes(plane_png(image))
     return Path(path)

@@ -194,6 +194,16 @@ def register(
         Where another run is writing to `out`.
     RegistrationError
         Where no affine was found, or none better than chance.
+
+    Examples
+    --------
+    >>> result = itkstream.register(fixed, moving, "registered", overwrite=True)
+    >>> result.verdict.outcome
+    'good'
+    >>> result.apply([[20.0, 40.0, 40.0]]).shape
+    (1, 3)
+    >>> result.aligned.shape == fixed.shape
+    True
     """
     first, second = (_taken(image, spacing, axes) for image in (fixed, moving))
     given = Given(
@@ -265,6 +275,14 @@ def preview(
         Where `page` is there already.
     PlanError, RegistrationError
         As `register`.
+
+    Examples
+    --------
+    >>> result = itkstream.pipelines.preview(
+    ...     fixed, moving, "preview.html", [itkstream.RansacAffine()], blocks=1
+    ... )
+    >>> len(result.blocks)
+    1
     """
     from itkstream.preview import preview_request
 
@@ -340,6 +358,12 @@ def plan(
         For images or steps that cannot be used.
     PlanError
         Where nothing fits `memory`.
+
+    Examples
+    --------
+    >>> plan = itkstream.plan(fixed, moving)
+    >>> plan.fits, len(plan.prices) > 4
+    (True, True)
     """
     first, second = (open_given(_taken(image, spacing, axes)) for image in (fixed, moving))
     pair = as_pair(first, second, None, None)

@@ -45,6 +45,23 @@ class Registration(Registered):
         Radius around each place of the fixed image, in its unit, in which the true place lies with
         95 % probability; NaN where nothing can be said. Stored, on a coarse lattice; None where
         `RegisterSettings.error_map` is False.
+
+    Examples
+    --------
+    >>> registration = itkstream.Registration.open("registered")
+    >>> registration.verdict.outcome
+    'good'
+    >>> points = np.array([[20.0, 40.0, 40.0]])
+    >>> there = registration.apply(points)
+    >>> bool(np.allclose(registration.inverse.apply(there), points, atol=0.05))
+    True
+    >>> gene = itkstream.open_image("examples/round2.ome.zarr", channel="GeneA")
+    >>> registration.apply(gene).read().shape == registration.aligned.shape
+    True
+    >>> registration.report().name
+    'report.html'
+    >>> registration.transform.to_sitk().GetDimension()
+    3
     """
 
     @classmethod

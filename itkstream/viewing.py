@@ -36,6 +36,11 @@ def view(folder: str | os.PathLike[str]) -> Literal["napari", "report"]:
     ------
     MissingDataError
         Where the folder is no registration, or there is neither napari nor a report.
+
+    Examples
+    --------
+    >>> itkstream.view("registered")  # doctest: +SKIP
+    'napari'
     """
     place = find_registration(folder)
     napari = _napari() if _has_screen() else None

@@ -28,6 +28,12 @@ class Block:
         The voxels this block owns.
     padded : tuple of slice
         Core plus overlap, clipped at the border of the image.
+
+    Examples
+    --------
+    >>> blocks = itkstream.geometry.BlockGrid((20, 20), (10, 10), (2, 2))
+    >>> blocks[1, 0].core
+    (slice(10, 20, None), slice(0, 10, None))
     """
 
     index: tuple[int, ...]
@@ -74,6 +80,12 @@ class BlockGrid:
     ------
     InputError
         Where the lengths differ, a block has no voxel, or the overlap is too wide.
+
+    Examples
+    --------
+    >>> blocks = itkstream.geometry.BlockGrid((20, 30), (10, 10), (2, 2))
+    >>> blocks.numblocks
+    (2, 3)
     """
 
     shape: tuple[int, ...]

@@ -42,6 +42,12 @@ class CompositeTransform(Transform):
     ------
     InputError
         Where the list is empty, or mixes dimensions or orders of axes.
+
+    Examples
+    --------
+    >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]))
+    >>> itkstream.CompositeTransform((twice, twice)).apply([1, 2, 3])
+    array([ 4.,  8., 12.])
     """
 
     transforms: tuple[Transform, ...]
@@ -132,6 +138,12 @@ def compose(*transforms: Transform) -> Transform:
     ------
     InputError
         Where nothing is given, or dimensions differ.
+
+    Examples
+    --------
+    >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]))
+    >>> itkstream.geometry.compose(twice, twice.inverse()).is_identity
+    True
     """
     chain = CompositeTransform(transforms)
     steps: list[Transform] = []
@@ -162,6 +174,11 @@ def steps_of(transform: Transform) -> tuple[Transform, ...]:
     tuple of Transform
         In the order in which they act, composites in composites taken apart; itself, if it is no
         composite.
+
+    Examples
+    --------
+    >>> [type(step).__name__ for step in itkstream.geometry.steps_of(registration.transform)]
+    ['DisplacementField', 'AffineTransform']
     """
     if not isinstance(transform, CompositeTransform):
         return (transform,)
@@ -199,6 +216,11 @@ def named_axes(transform: Transform) -> tuple[str, ...] | None:
     -------
     tuple of str or None
         One name per axis; None where nothing says them.
+
+    Examples
+    --------
+    >>> itkstream.geometry.named_axes(itkstream.AffineTransform(np.eye(4))) is None
+    True
     """
     return transform.axes
 
@@ -222,6 +244,11 @@ def with_axes(transform: Transform, axes: Sequence[str]) -> Transform:
     ------
     InputError
         Where it has other axes.
+
+    Examples
+    --------
+    >>> itkstream.geometry.with_axes(itkstream.AffineTransform(np.eye(3)), "yx").axes
+    ('y', 'x')
     """
     known = transform.axes
     if known not in (None, tuple(axes)):

@@ -49,6 +49,11 @@ def box_shape(box: Slices) -> tuple[int, ...]:
     -------
     tuple of int
         Voxels per axis.
+
+    Examples
+    --------
+    >>> itkstream.geometry.box_shape((slice(2, 5), slice(0, 10)))
+    (3, 10)
     """
     return tuple(s.stop - s.start for s in box)
 
@@ -70,6 +75,11 @@ def default_axes(ndim: int) -> tuple[str, ...]:
     -------
     tuple of str
         ``("x", "y")`` or ``("x", "y", "z")``.
+
+    Examples
+    --------
+    >>> itkstream.geometry.default_axes(2)
+    ('x', 'y')
     """
     return ("x", "y", "z")[:ndim]
 
@@ -86,6 +96,11 @@ def array_axes(ndim: int) -> tuple[str, ...]:
     -------
     tuple of str
         ``("y", "x")`` or ``("z", "y", "x")``.
+
+    Examples
+    --------
+    >>> itkstream.geometry.array_axes(3)
+    ('z', 'y', 'x')
     """
     return tuple(reversed(default_axes(ndim)))
 
@@ -109,6 +124,11 @@ def axis_order(stored: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
     ------
     InputError
         Where these are not the same names.
+
+    Examples
+    --------
+    >>> itkstream.geometry.axis_order("xyz", "zyx")
+    (2, 1, 0)
     """
     if sorted(wanted) != sorted(stored):
         raise InputError(f"axes {tuple(wanted)} are no permutation of {tuple(stored)}")
@@ -145,6 +165,14 @@ class Grid:
     ------
     InputError
         Where a value does not fit; the message names it.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+    >>> print(grid)
+    zyx 10 x 20 x 30, 2 x 0.5 x 0.5 micrometer
+    >>> grid.to_physical([[1, 2, 4]])
+    array([[2., 1., 2.]])
     """
 
     shape: tuple[int, ...]

@@ -49,6 +49,15 @@ class Image:
     ------
     InputError
         Where the shapes of data and grid differ, or another channel lies on another grid.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((4, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+    >>> image = itkstream.Image(np.zeros((4, 20, 30), np.uint16), grid, "empty")
+    >>> image[:2]
+    Image(zyx 2 x 20 x 30, 2 x 0.5 x 0.5 micrometer, uint16, 'empty')
+    >>> image.to_xarray().dims
+    ('z', 'y', 'x')
     """
 
     data: Any
@@ -220,6 +229,11 @@ class ChannelPair:
         The images, each on the grid of the other channels.
     weight : float
         How much it counts, where the pair that leads counts for 1.
+
+    Examples
+    --------
+    >>> itkstream.geometry.ChannelPair(fixed, moving, weight=2.0).weight
+    2.0
     """
 
     fixed: Image
@@ -248,6 +262,12 @@ def joined_channels(images: Sequence[Image]) -> Image:
     ------
     InputError
         Where there are none, or their grids differ.
+
+    Examples
+    --------
+    >>> genes = itkstream.io.open_series("examples/round1.ome.zarr", "channel")
+    >>> [image.channel for image in itkstream.geometry.joined_channels(genes).channels]
+    ['DAPI', 'GeneA', 'GeneB']
     """
     if not images:
         raise InputError("there are no channels: give at least one image")

@@ -40,6 +40,14 @@ class Landmarks:
     ------
     InputError
         Where shapes do not fit, or a number is not finite or out of range; the message names it.
+
+    Examples
+    --------
+    >>> placed = np.array([[0, 0, 0], [0, 10, 0], [10, 0, 0], [0, 0, 10.0]])
+    >>> marks = itkstream.Landmarks(placed, placed + 1, axes=("z", "y", "x"))
+    >>> kept, held_out = marks.hold_out(0.25)
+    >>> len(kept), len(held_out)
+    (3, 1)
     """
 
     fixed: NDArray[np.float64]

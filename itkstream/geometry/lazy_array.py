@@ -37,6 +37,11 @@ class ArraySource(Protocol):
     """The least that an image's data have: a shape, a type, and slicing.
 
     numpy arrays, zarr arrays, dask arrays and every `LazyArray` fit.
+
+    Examples
+    --------
+    >>> isinstance(np.zeros((2, 2)), itkstream.geometry.ArraySource)
+    True
     """
 
     @property
@@ -57,6 +62,13 @@ class LazyArray(ABC):
     A subclass has a shape and a type, and reads boxes. Keys are integers, slices with any step,
     ``...``, ``None``, and one array (or list) of integers or of truth values; more arrays than
     one are refused, since what they choose may be spread over the whole.
+
+    Examples
+    --------
+    >>> isinstance(fixed.data, itkstream.geometry.LazyArray)
+    True
+    >>> fixed.data[0, :2, :3].shape
+    (2, 3)
     """
 
     if TYPE_CHECKING:
@@ -173,6 +185,13 @@ class ArrayView(LazyArray):
         and its start, stop and step count as those of a `range` do.
     order : tuple of int
         Which of the kept axes, counted in source order, becomes each axis of the view.
+
+    Examples
+    --------
+    >>> view = itkstream.geometry.ArrayView.of(np.arange(12).reshape(3, 4))
+    >>> np.asarray(view.crop((slice(0, 2), slice(1, 3))))
+    array([[1, 2],
+           [5, 6]])
     """
 
     source: ArraySource
@@ -366,6 +385,11 @@ def transposed(data: Any, order: Sequence[int]) -> Any:
     -------
     ArraySource
         Lazy where the array is.
+
+    Examples
+    --------
+    >>> itkstream.geometry.transposed(np.zeros((2, 3, 4)), (2, 1, 0)).shape
+    (4, 3, 2)
     """
     view = data if hasattr(data, "transpose") else ArrayView.whole(data)
     return view.transpose(tuple(order))

@@ -42,6 +42,11 @@ class Transform(ABC):
     """A map from fixed points to moving points, which can be written for other programs.
 
     A subclass says what `ndim` is, and how `apply` maps points.
+
+    Examples
+    --------
+    >>> itkstream.read_transform("registered").apply([[20.0, 40.0, 40.0]]).shape
+    (1, 3)
     """
 
     @property
@@ -164,6 +169,18 @@ class AffineTransform(Transform):
     InputError
         Where the matrix is of another shape, not finite, not affine or singular, or the axes are
         no permutation of x, y (, z).
+
+    Examples
+    --------
+    >>> shift = np.eye(4)
+    >>> shift[:3, 3] = 1, 2, 3
+    >>> transform = itkstream.AffineTransform(shift, axes=("z", "y", "x"))
+    >>> transform.apply([10, 10, 10])
+    array([11., 12., 13.])
+    >>> transform.inverse().apply([11, 12, 13])
+    array([10., 10., 10.])
+    >>> transform.to_sitk().TransformPoint((10, 10, 10))
+    (13.0, 12.0, 11.0)
     """
 
     matrix: NDArray[np.float64]
@@ -286,6 +303,16 @@ class PiecewiseAffine(GridTransform):
     ------
     InputError
         Where the shapes differ or a matrix is not finite.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((20, 20), (1, 1), axes=("y", "x"))
+    >>> blocks = itkstream.geometry.BlockGrid((20, 20), (10, 10), (2, 2))
+    >>> matrices = np.tile(np.eye(3), (2, 2, 1, 1))
+    >>> matrices[1, :, 0, 2] = 4
+    >>> itkstream.PiecewiseAffine(matrices, blocks, grid).apply([[2, 5], [17, 5]])
+    array([[ 2.,  5.],
+           [21.,  5.]])
     """
 
     matrices: NDArray[np.float64]
@@ -343,6 +370,15 @@ class DisplacementField(GridTransform):
     ------
     InputError
         Where the shapes do not fit.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((4, 5, 6), (8, 8, 8), axes=("z", "y", "x"))
+    >>> field = itkstream.DisplacementField(np.ones((4, 5, 6, 3), np.float32), grid)
+    >>> field.apply([10, 10, 10])
+    array([11., 11., 11.])
+    >>> field.to_xarray().dims
+    ('z', 'y', 'x', 'component')
     """
 
     data: Any

@@ -172,6 +172,12 @@ def open_series(
         As `open_image`; also where one of those that the metadata state is not there.
     InputError
         As `open_image`, or for another axis.
+
+    Examples
+    --------
+    >>> genes = itkstream.io.open_series("examples/round1.ome.zarr", "channel")
+    >>> [image.channel for image in genes]
+    ['DAPI', 'GeneA', 'GeneB']
     """
     if axis not in _SERIES:
         raise InputError(f"axis must be 'channel', 'time' or 'level'; got {axis!r}")

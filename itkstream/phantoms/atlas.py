@@ -51,6 +51,12 @@ class AtlasPhantom:
         Acronym and name of each region.
     orientation : (str, str)
         How brain and template lie, in brainglobe's letters.
+
+    Examples
+    --------
+    >>> atlas = itkstream.phantoms.make_atlas((32, 28, 24))
+    >>> atlas.annotation.shape == atlas.template.shape
+    True
     """
 
     brain: Image
@@ -111,6 +117,12 @@ def make_atlas(
     -------
     AtlasPhantom
         Images, true regions, names. The template lies "asr", the brain "sal".
+
+    Examples
+    --------
+    >>> atlas = itkstream.phantoms.make_atlas((32, 28, 24))
+    >>> atlas.template.shape
+    (32, 28, 24)
     """
     grid = Grid(shape, (spacing,) * 3, axes=_AXES)
     head = _draw_head(grid, seed)

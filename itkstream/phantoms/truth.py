@@ -47,6 +47,12 @@ class SyntheticTransform:
     ------
     InputError
         Where the shapes do not fit together.
+
+    Examples
+    --------
+    >>> shift = ((1.0, 0, 0, 5), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+    >>> itkstream.phantoms.SyntheticTransform(shift)(np.zeros((1, 3)))
+    array([[5., 0., 0.]])
     """
 
     matrix: tuple[tuple[float, ...], ...]

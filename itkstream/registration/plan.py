@@ -67,6 +67,14 @@ class Plan:
         Bytes each process may have.
     rates : mapping
         Seconds per voxel of each kind of work, where they were measured.
+
+    Examples
+    --------
+    >>> plan = itkstream.plan(fixed, moving)
+    >>> plan.disk < 1e9
+    True
+    >>> [price.name for price in plan.prices][:2]
+    ['read', 'ransac-affine']
     """
 
     pair: Pair

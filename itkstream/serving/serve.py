@@ -63,6 +63,13 @@ class ImageServer:
         Address of the neuroglancer that may read from it.
     cache_bytes : int
         Room for chunks that are kept.
+
+    Examples
+    --------
+    >>> server = itkstream.serve("registered")
+    >>> server.link.startswith("https://neuroglancer")
+    True
+    >>> server.close()
     """
 
     def __init__(
@@ -182,6 +189,13 @@ def serve(
         resampled, or a port that is taken.
     MissingDataError
         Where an image or the transform is not there.
+
+    Examples
+    --------
+    >>> server = itkstream.serve("registered")
+    >>> [url.rpartition("/")[2] for url in server.urls]
+    ['fixed.ome.zarr', 'aligned.ome.zarr', 'error.ome.zarr']
+    >>> server.close()
     """
     opened = _open(transform, moving, fixed)
     settings = settings or WarpSettings("nearest" if labels else "linear", background=None)

@@ -78,6 +78,14 @@ class Resources:
     InputError
         For values out of range, contradictory ones, a cluster that is not known, and a batch
         system that this machine does not have.
+
+    Examples
+    --------
+    >>> itkstream.Resources(n_workers=4, threads_per_worker=1).n_workers
+    4
+    >>> itkstream.Resources(
+    ...     cluster="slurm", cores=4, memory="16GB", max_workers=20
+    ... )  # doctest: +SKIP
     """
 
     n_workers: int | None = None
@@ -204,6 +212,14 @@ def check_count(name: str, count: int | None) -> None:
     ------
     InputError
         For less than 1.
+
+    Examples
+    --------
+    >>> itkstream.workers.check_count("n_workers", 4)
+    >>> itkstream.workers.check_count("n_workers", 0)
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.InputError: ...
     """
     if count is None:
         return
@@ -319,6 +335,11 @@ def free_memory() -> int:
     -------
     int
         Bytes: what other programs leave free, at most the limit of a container.
+
+    Examples
+    --------
+    >>> itkstream.workers.free_memory() > 0
+    True
     """
     return min(psutil.virtual_memory().available, MEMORY_LIMIT)
 

@@ -31,6 +31,11 @@ def plane_png(image: Image) -> bytes:
     -------
     bytes
         The picture.
+
+    Examples
+    --------
+    >>> itkstream.overlay.plane_png(fixed)[1:4]
+    b'PNG'
     """
     from matplotlib.image import imsave
 

@@ -167,6 +167,11 @@ class DescentSettings(Settings):
     ------
     InputError
         For an invalid value; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.deform.DescentSettings(iterations=(30, 20)).update
+    'newton'
     """
 
     shrink_factors: tuple[int, ...] = levels((2, 1))

@@ -51,6 +51,11 @@ class ContextWindow:
     ------
     InputError
         Where a value is out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.features.ContextWindow((8.0, 8.0, 8.0), samples=5).samples
+    5
     """
 
     half_width_um: tuple[float, ...]
@@ -149,6 +154,14 @@ class Contexts:
         Contexts, a row each.
     index : ndarray, (m,)
         Which of the given points each one is; those too near the border are left out.
+
+    Examples
+    --------
+    >>> window = itkstream.features.ContextWindow((8.0, 8.0, 8.0), samples=5)
+    >>> middle = [np.divide(fixed.shape, 2) * fixed.spacing]
+    >>> contexts = itkstream.features.sample_contexts(fixed.read(), fixed.grid, middle, window)
+    >>> len(contexts.samples)
+    1
     """
 
     points: Floats
@@ -189,6 +202,13 @@ def sample_contexts(
         Where shapes differ.
     RegistrationError
         Where the image is constant or has no finite voxel.
+
+    Examples
+    --------
+    >>> window = itkstream.features.ContextWindow((8.0, 8.0, 8.0), samples=5)
+    >>> middle = [np.divide(fixed.shape, 2) * fixed.spacing]
+    >>> itkstream.features.sample_contexts(fixed.read(), fixed.grid, middle, window).points.shape
+    (1, 3)
     """
     return ContextSource.of(image, grid, window).sample(points)
 

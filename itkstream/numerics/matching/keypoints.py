@@ -54,6 +54,11 @@ class KeyPointSettings:
     ------
     InputError
         Where a value is out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.features.KeyPointSettings(2.0, 6.0, nspots=1000).nspots
+    1000
     """
 
     min_radius_um: float | tuple[float, ...]
@@ -163,6 +168,13 @@ class KeyPoints:
         Contrast of each blob with its surroundings, in the image's intensity unit.
     radii_um : ndarray, (m,)
         Radius of each blob; NaN where it is not known.
+
+    Examples
+    --------
+    >>> settings = itkstream.features.KeyPointSettings(2.0, 6.0)
+    >>> points = itkstream.features.find_key_points(fixed.read(), fixed.grid, settings)
+    >>> len(points.strengths) == len(points.positions)
+    True
     """
 
     positions: Floats
@@ -221,6 +233,13 @@ def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings)
         Where shapes differ, or the image is thinner than the largest blob.
     RegistrationError
         Where the image is constant or has no finite voxel.
+
+    Examples
+    --------
+    >>> settings = itkstream.features.KeyPointSettings(2.0, 6.0)
+    >>> points = itkstream.features.find_key_points(fixed.read(), fixed.grid, settings)
+    >>> points.positions.shape[1]
+    3
     """
     voxels, allowed = finite_voxels(image, grid)
     return _find_blobs(voxels, allowed, grid, settings)

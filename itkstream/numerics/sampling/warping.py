@@ -61,6 +61,13 @@ class WarpSettings:
     InputError
         For an unknown engine or interpolator, or a pair that does not go together; for a `dtype`
         that is none of real numbers.
+
+    Examples
+    --------
+    >>> labels = itkstream.open_image("examples/labels.ome.zarr")
+    >>> nearest = itkstream.WarpSettings("nearest")
+    >>> registration.apply(labels, nearest).dtype == labels.dtype
+    True
     """
 
     interpolator: str = "linear"

@@ -68,6 +68,12 @@ class Advice:
         What to change about the pair, with the option of the command line.
     settings : tuple of Setting
         Parameters chosen from the data, with options and reasons; none where images do not match.
+
+    Examples
+    --------
+    >>> advice = itkstream.advise(fixed, moving)
+    >>> print(advice.describe()[0])
+    the images match: ...
     """
 
     outcome: Outcome

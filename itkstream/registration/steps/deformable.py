@@ -144,6 +144,13 @@ class Deformable(TunedStep):
     ------
     InputError
         For an unknown parameter or a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.Deformable(stiffness=4)
+    Deformable(stiffness=4)
+    >>> itkstream.Deformable("symmetric-demons", blocksize=128)
+    Deformable(method='symmetric-demons', blocksize=128)
     """
 
     name: ClassVar[str] = "deformable"

@@ -64,6 +64,12 @@ class InitialSearch(SearchSettings, Step):
     ----------
     .. [1] D. Padfield, "Masked object registration in the Fourier domain", IEEE Transactions on
        Image Processing 21 (2012) 2706-2718, :doi:`10.1109/TIP.2011.2181402`.
+
+    Examples
+    --------
+    >>> steps = [itkstream.InitialSearch(mirror="allow"), *itkstream.pipelines.DEFAULT_STEPS]
+    >>> steps[0]
+    InitialSearch(mirror='allow')
     """
 
     name: ClassVar[str] = "initial-search"

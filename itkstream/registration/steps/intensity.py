@@ -55,6 +55,11 @@ class IntensityAffine(TunedStep):
     ------
     InputError
         For an unknown parameter or a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.IntensityAffine("rigid", metric="mutual-information")
+    IntensityAffine(metric='mutual-information', model='rigid')
     """
 
     name: ClassVar[str] = "intensity-affine"

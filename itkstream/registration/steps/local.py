@@ -70,6 +70,11 @@ class LocalAffines(MatchingStep):
     ------
     InputError
         For a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.LocalAffines(blocksize=64)
+    LocalAffines(blocksize=64)
     """
 
     name: ClassVar[str] = "local-affines"

@@ -255,6 +255,11 @@ class RansacAffine(MatchingStep):
     ------
     InputError
         For a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.RansacAffine(radii=[(2, 6)], model="rigid")
+    RansacAffine(model='rigid', radii=((2.0, 6.0),))
     """
 
     name: ClassVar[str] = "ransac-affine"
