@@ -20,6 +20,10 @@ from itkstream.registration.steps import Step, checked_steps
 __all__ = ["prepare_piecewise_align"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def prepare_piecewise_align(
     fix: Any,
     mov: Any,

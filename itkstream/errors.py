@@ -32,6 +32,11 @@ __all__ = [
     "unknown_name",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _LISTED_BLOCKS = 10
 
 

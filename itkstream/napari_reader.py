@@ -181,7 +181,7 @@ def _layer(
 
 
 def _window(level: Image) -> tuple[float, float] | None:
-    """What napari would show black and bright; by itself it takes hidden layers for all black."""
+    """The values to be black and bright: napari itself finds none for a layer that is hidden."""
     middle = level.shape[0] // 2
     part = level if level.grid.size <= _ASKED else level[middle : middle + 1]
     voxels = part.read()

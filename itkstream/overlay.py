@@ -21,6 +21,11 @@ from itkstream.io.storage.outputs import claim_file
 
 __all__ = ["OverlayStyle", "overlay_rgb", "plane_png", "save_overlay", "save_plane"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _UNIT_SIGNS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "angstrom": "Å"}
 _INK = "0.85"
 _MARGIN, _GAP, _HEAD = 0.3, 0.12, 0.45  # inches

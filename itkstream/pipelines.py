@@ -71,6 +71,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_STEPS", "Plan", "Registration", "Reporter", "plan", "preview", "register"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 logger = logging.getLogger(__name__)
 
 

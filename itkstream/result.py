@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,8 @@ from itkstream.report.write import write_report
 from itkstream.viewing import view
 
 __all__ = ["Registration"]
+
+Points: TypeAlias = NDArray[Any] | Sequence[Sequence[float]] | Sequence[float]
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,6 +87,18 @@ class Registration(Registered):
     def inverse(self) -> InverseTransform:
         """From moving to fixed points; computed where it is asked for."""
         return InverseTransform(self.transform)
+
+    @overload
+    def apply(
+        self,
+        what: Image | str | os.PathLike[str],
+        settings: WarpSettings | None = None,
+        *,
+        blocksize: int = 128,
+    ) -> Image: ...
+
+    @overload
+    def apply(self, what: Points) -> NDArray[np.float64]: ...
 
     def apply(
         self, what: Any, settings: WarpSettings | None = None, *, blocksize: int = 128

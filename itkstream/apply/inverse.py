@@ -26,6 +26,15 @@ class InverseTransform(Transform):
     ----------
     forward : Transform
         From fixed to moving points: affines, displacement fields, and chains of these.
+
+    Examples
+    --------
+    >>> there = registration.apply([[20.0, 40.0, 40.0]])
+    >>> bool(np.allclose(registration.inverse.apply(there), [[20.0, 40.0, 40.0]], atol=0.05))
+    True
+    >>> field = registration.inverse.on(moving.grid)
+    >>> itkstream.transform.apply_transform(moving, fixed, field).shape == moving.shape
+    True
     """
 
     forward: Transform

@@ -152,7 +152,7 @@ class Image:
         xarray.DataArray
             With the names of the axes as dimensions, and the places of the voxels in µm as
             coordinates, whose attribute ``units`` says so. Arrays of numpy and dask stay what they
-            are; stored ones are read.
+            are; of stored ones is read what is used.
 
         Raises
         ------

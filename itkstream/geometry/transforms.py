@@ -399,7 +399,8 @@ class DisplacementField(GridTransform):
         -------
         xarray.DataArray
             In µm, the names of the axes as dimensions and, last, ``component``: the axis along
-            which a number leads. Arrays of numpy and dask stay what they are; stored ones are read.
+            which a number leads. Arrays of numpy and dask stay what they are; of stored ones is
+            read what is used, in their unit if that is µm.
 
         Raises
         ------

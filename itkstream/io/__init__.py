@@ -32,6 +32,11 @@ __all__ = [
     "write_pyramid",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # Formats and their libraries are loaded when they are first used: importing all takes a second.
 _HOMES = {
     "ImageOptions": "itkstream.io.images.options",
