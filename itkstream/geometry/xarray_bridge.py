@@ -55,7 +55,7 @@ def to_data_array(data: Any, grid: Grid, name: str = "") -> xarray.DataArray:
 def _places(grid: Grid, axis: int) -> NDArray[np.float64]:
     """The places of the voxels along one axis."""
     step = grid.spacing[axis] * grid.direction[axis][axis]
-    return grid.origin[axis] + step * np.arange(grid.shape[axis])
+    return np.asarray(grid.origin[axis] + step * np.arange(grid.shape[axis]), np.float64)
 
 
 def _lazily(data: ArraySource, dims: tuple[str, ...]) -> Any:
