@@ -117,14 +117,17 @@ def _vectors(transform: Transform) -> list[LayerData]:
     spans = [range(min(step, n) // 2, n, step) for n in field.grid.shape]
     nodes = field.grid.subsample(spans).positions()
     moves = np.asarray(field.data[tuple(slice(s.start, s.stop, s.step) for s in spans)])
-    ends = np.stack([nodes, moves], axis=-2).reshape(-1, 2, field.ndim)
+    # In distances of nodes: napari shows those within half a unit of the plane it is at.
+    apart = np.multiply(field.grid.spacing, step)
+    ends = np.stack([nodes, moves], axis=-2).reshape(-1, 2, field.ndim) / apart
     attributes = {
         "name": "displacement",
+        "scale": tuple(apart.tolist()),
         "units": ("micrometer",) * field.ndim,
         "axis_labels": field.grid.axes,
         "vector_style": "arrow",
         "edge_color": "cyan",
-        "edge_width": min(field.grid.spacing) * step / 16,
+        "edge_width": 1 / 16,
         "visible": False,
     }
     return [(ends, attributes, "vectors")]
