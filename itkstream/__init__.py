@@ -19,6 +19,7 @@ was called, after::
     fixed = itkstream.open_image("examples/round1.ome.zarr")
     moving = itkstream.open_image("examples/round2.ome.zarr")
     registration = itkstream.register(fixed, moving, "registered")
+    advice = itkstream.advise(fixed, moving)
 """
 
 from __future__ import annotations

@@ -80,6 +80,11 @@ class Registration(Registered):
         -------
         Registration
             The same.
+
+        Examples
+        --------
+        >>> itkstream.Registration.of(registration) == registration
+        True
         """
         return cls(found.out, found.transform, found.aligned, found.facts, found.error)
 
@@ -125,6 +130,14 @@ class Registration(Registered):
         ------
         InputError
             Where the number of axes differs, or the image cannot be opened.
+
+        Examples
+        --------
+        >>> registration.apply([[20.0, 40.0, 40.0]]).shape
+        (1, 3)
+        >>> gene = itkstream.open_image("examples/round2.ome.zarr", channel="GeneA")
+        >>> registration.apply(gene)[:1].read().shape == (1, *fixed.shape[1:])
+        True
         """
         if not isinstance(what, (Image, str, os.PathLike)):
             return self.transform.apply(what)
@@ -147,6 +160,12 @@ class Registration(Registered):
         -------
         ndarray, (..., n)
             Where they lie in the fixed image, in µm; NaN where the transform says nothing.
+
+        Examples
+        --------
+        >>> there = registration.apply([[20.0, 40.0, 40.0]])
+        >>> bool(np.allclose(registration.apply_inverse(there), [[20.0, 40.0, 40.0]], atol=0.05))
+        True
         """
         return self.inverse.apply(points)
 
@@ -167,6 +186,11 @@ class Registration(Registered):
         ------
         MissingDataError
             Where an image is not where it was.
+
+        Examples
+        --------
+        >>> registration.report().name
+        'report.html'
         """
         return write_report(self.out, images)
 
@@ -186,6 +210,11 @@ class Registration(Registered):
         See Also
         --------
         itkstream.view : The same of a folder.
+
+        Examples
+        --------
+        >>> registration.show()  # doctest: +SKIP
+        'napari'
         """
         return view(self.out)
 
@@ -204,7 +233,7 @@ class Registration(Registered):
         ]
         return card(
             f"Registration: {self.verdict.outcome}",
-            (*self.verdict.describe(), str(self.out)),
+            (*self.verdict.describe(), str(self.aligned.grid), str(self.out)),
             [("step", "local correlation", "left out"), *steps],
             plane_png(levels[-1]),
         )

@@ -7,10 +7,12 @@ import inspect
 import io
 import warnings
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import numpy as np
 import pytest
+from test_docstrings import public_names
 
 import itkstream
 from itkstream.phantoms import (
@@ -50,10 +52,18 @@ def examples_of(name: str, names: dict[str, Any]) -> list[doctest.DocTest]:
     return [test for test in tests if test.examples]
 
 
+# What they take is made by a run.
+WITHIN_A_RUN = {"InitialSearch.search", "RansacAffine.attempt"}
+
+
 def test_everything_public_shows_an_example() -> None:
-    bare = [name for name in public_things() if not examples_of(name, {})]
+    things = public_things()
+    bare = [name for name in things if not examples_of(name, {})]
     assert not bare
-    assert len(public_things()) > 150
+    assert len(things) > 150
+    methods = [name for name in public_names() if name.rpartition(".")[2].islower()]
+    bare = [name for name in methods if "Examples\n" not in (inspect.getdoc(locate(name)) or "")]
+    assert {".".join(name.rsplit(".", 2)[-2:]) for name in bare} == WITHIN_A_RUN
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +88,7 @@ def test_all_examples_run(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in public_things():
         if name not in FIRST and "registration" not in names:
             names["registration"] = itkstream.Registration.open("registered")
+            names["advice"] = itkstream.advise(names["fixed"], names["moving"])
         for test in examples_of(name, names):
             runner = doctest.DocTestRunner(verbose=False, optionflags=FLAGS)
             with warnings.catch_warnings(action="error", category=DeprecationWarning):

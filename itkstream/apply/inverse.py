@@ -74,6 +74,11 @@ class InverseTransform(Transform):
         ------
         InputError
             Where the grid has other axes or another unit.
+
+        Examples
+        --------
+        >>> registration.inverse.on(moving.grid).ndim
+        3
         """
         return invert_transform(self.forward, grid)
 

@@ -143,6 +143,11 @@ class Experiment:
         ------
         MissingDataError
             Where the folder is no experiment.
+
+        Examples
+        --------
+        >>> itkstream.Experiment.read("rounds").reference
+        'round1'
         """
         out, facts = Location.parse(folder), read_experiment(folder)
         rounds = tuple(_read_round(out, entry) for entry in facts["rounds"])

@@ -95,6 +95,14 @@ class MovedRound:
         -------
         str
             Numbers, and what looks wrong.
+
+        Examples
+        --------
+        >>> moved = itkstream.move_spots(
+        ...     "rounds", ["examples/spots/round2.csv"], "described.csv", overwrite=True
+        ... )
+        >>> print(moved.rounds[0].describe())
+        round2: ... spots, ...
         """
         if self.left_out:
             return f"{self.name}: left out: {self.left_out}"

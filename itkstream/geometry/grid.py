@@ -255,6 +255,12 @@ class Grid:
         -------
         ndarray, (..., n)
             Positions, in `unit`.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.to_physical([[1, 2, 4]])
+        array([[2., 1., 2.]])
         """
         m = self.matrix
         return np.asarray(np.asarray(index, float) @ m[:-1, :-1].T + m[:-1, -1])
@@ -271,6 +277,12 @@ class Grid:
         -------
         ndarray, (..., n)
             Voxel indices.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.to_index([[2, 1, 2]])
+        array([[1., 2., 4.]])
         """
         m = self.inverse_matrix
         return np.asarray(points, float) @ m[:-1, :-1].T + m[:-1, -1]
@@ -282,6 +294,12 @@ class Grid:
         -------
         ndarray, shape + (n,)
             Positions in `unit`; 8 n bytes per voxel.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.positions().shape
+        (10, 20, 30, 3)
         """
         index = np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1)
         return self.to_physical(index)
@@ -293,6 +311,12 @@ class Grid:
         -------
         ndarray, (2 ** n, n)
             Positions in `unit`.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.corners()[-1]
+        array([18. ,  9.5, 14.5])
         """
         return self.to_physical(self._corners(0))
 
@@ -303,6 +327,12 @@ class Grid:
         -------
         ndarray, (2**n, n), float64
             Half a voxel beyond `corners`.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.outer_corners()[0]
+        array([-1.  , -0.25, -0.25])
         """
         return self.to_physical(self._corners(0.5))
 
@@ -329,6 +359,12 @@ class Grid:
         -------
         ndarray of bool, (...)
             True inside.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.contains([[4, 2, 2], [99, 2, 2]])
+        array([ True, False])
         """
         index = self.to_index(points)
         inside = (index >= -0.5) & (index < np.subtract(self.shape, 0.5))
@@ -346,6 +382,12 @@ class Grid:
         -------
         Grid
             Its origin is the position of the first voxel kept.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.crop((slice(5, 10), slice(0, 20), slice(0, 30))).origin
+        (10.0, 0.0, 0.0)
         """
         start = [s.start or 0 for s in slices]
         stop = [n if s.stop is None else s.stop for s, n in zip(slices, self.shape, strict=True)]
@@ -367,6 +409,12 @@ class Grid:
         -------
         Grid
             Its origin is the position of the first voxel kept.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.subsample((range(0, 10, 2), range(20), range(30))).spacing
+        (4.0, 0.5, 0.5)
         """
         signs = np.sign([span.step for span in spans])
         turned = np.asarray(self.direction) * signs + 0.0  # + 0.0: no negative zeros
@@ -393,6 +441,12 @@ class Grid:
         -------
         Grid
             Shape ``ceil(shape / factors)``.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> print(grid.shrink((1, 4, 4)))
+        zyx 10 x 5 x 8, 2 x 2 x 2 micrometer
         """
         first = [(f - 1) / 2 for f in factors]
         return replace(
@@ -416,6 +470,12 @@ class Grid:
         -------
         Grid
             A grid whose `axes` are those given.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.reorder("xyz").shape
+        (30, 20, 10)
         """
         order = self.axis_order(axes)
         direction = np.asarray(self.direction)[np.ix_(order, order)]
@@ -440,6 +500,12 @@ class Grid:
         -------
         Grid
             Nothing is moved: see `reorder` for that.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> itkstream.Grid((4, 4), (1, 1)).named("yx").axes
+        ('y', 'x')
         """
         return replace(self, axes=tuple(axes), axes_stated=True)
 
@@ -460,6 +526,12 @@ class Grid:
         ------
         InputError
             Where these are other axes.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.axis_order("xyz")
+        (2, 1, 0)
         """
         return axis_order(self.axes, axes)
 
@@ -475,6 +547,12 @@ class Grid:
         -------
         Grid
             Spacing and origin converted.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.in_unit("nanometer").spacing
+        (2000.0, 500.0, 500.0)
         """
         if unit == self.unit:
             return self

@@ -141,6 +141,11 @@ class Image:
         -------
         ndarray
             The whole image in memory.
+
+        Examples
+        --------
+        >>> type(fixed.read()).__name__
+        'ndarray'
         """
         return np.asarray(self.data)
 
@@ -158,6 +163,12 @@ class Image:
         ------
         InputError
             Where xarray is not installed, or the axes lie aslant in space.
+
+        Examples
+        --------
+        >>> labelled = fixed.to_xarray()
+        >>> labelled.dims, labelled.coords["z"].attrs
+        (('z', 'y', 'x'), {'units': 'micrometer'})
         """
         from itkstream.geometry.xarray_bridge import to_data_array
 
@@ -170,6 +181,11 @@ class Image:
         -------
         SimpleITK.Image
             Its spacing and origin are in the unit of the grid.
+
+        Examples
+        --------
+        >>> fixed.to_sitk().GetSize() == fixed.shape[::-1]
+        True
         """
         from itkstream.geometry.itk_bridge import to_itk_image
 
@@ -194,6 +210,11 @@ class Image:
         -------
         Image
             Data and grid reordered together.
+
+        Examples
+        --------
+        >>> fixed.reorder("xyz").grid.axes
+        ('x', 'y', 'z')
         """
         if tuple(axes) == self.grid.axes:
             return self
@@ -214,6 +235,11 @@ class Image:
         -------
         Image
             The same data on the converted grid.
+
+        Examples
+        --------
+        >>> fixed.in_unit("millimeter").spacing
+        (0.0012, 0.001, 0.001)
         """
         others = tuple(other.in_unit(unit) for other in self.others)
         return replace(self, grid=self.grid.in_unit(unit), others=others)

@@ -95,6 +95,11 @@ class LazyArray(ABC):
         -------
         ndarray, stop - start
             The elements.
+
+        Examples
+        --------
+        >>> fixed.data.read((0, 0, 0), (2, 8, 8)).shape
+        (2, 8, 8)
         """
 
     @property
@@ -142,6 +147,11 @@ class LazyArray(ABC):
         -------
         ArrayView
             What numpy gives for these slices.
+
+        Examples
+        --------
+        >>> fixed.data.crop((slice(0, 2), slice(0, 8), slice(0, 8))).shape
+        (2, 8, 8)
         """
         return ArrayView.whole(self).crop(slices)
 
@@ -162,6 +172,11 @@ class LazyArray(ABC):
         ------
         ValueError
             Where these are not all axes, each once.
+
+        Examples
+        --------
+        >>> fixed.data.transpose(2, 1, 0).shape == fixed.shape[::-1]
+        True
         """
         return ArrayView.whole(self).transpose(*order)
 
@@ -211,6 +226,12 @@ class ArrayView(LazyArray):
         -------
         ArrayView
             With the source's shape and axis order.
+
+        Examples
+        --------
+        >>> array = np.arange(12).reshape(3, 4)
+        >>> np.array_equal(itkstream.geometry.ArrayView.whole(array), array)
+        True
         """
         shape = source.shape
         return cls(source, tuple(slice(0, n) for n in shape), tuple(range(len(shape))))
@@ -228,6 +249,12 @@ class ArrayView(LazyArray):
         -------
         ArrayView
             With the source's shape and axis order.
+
+        Examples
+        --------
+        >>> array = np.arange(12).reshape(3, 4)
+        >>> itkstream.geometry.ArrayView.of(array).shape
+        (3, 4)
         """
         return source if isinstance(source, ArrayView) else cls.whole(source)
 

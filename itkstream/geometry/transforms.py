@@ -72,6 +72,12 @@ class Transform(ABC):
         -------
         ndarray, (..., n)
             Moving positions.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.apply([[1, 2, 3]])
+        array([[2., 4., 6.]])
         """
 
     def write(
@@ -107,6 +113,12 @@ class Transform(ABC):
             Where the file exists.
         ItkstreamError
             Where what was written does not map points as it should; nothing is left behind.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.write("twice.tfm")
+        0.0
         """
         # The package's own door: file formats lie floors above, and are loaded when one is written.
         from itkstream import write_transform
@@ -132,6 +144,12 @@ class Transform(ABC):
         ------
         InputError
             Where ITK has no such transform, or nothing says what its axes are.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.to_sitk().TransformPoint((1.0, 2.0, 3.0))
+        (2.0, 4.0, 6.0)
         """
         from itkstream.geometry.itk_bridge import to_itk_transform
 
@@ -244,6 +262,12 @@ class AffineTransform(Transform):
         ------
         InputError
             Where these are not the same names, or the stored ones not those of the transform.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.reorder("zyx", "xyz").axes
+        ('x', 'y', 'z')
         """
         if self.axes not in (None, tuple(stored)):
             raise InputError(f"an affine of points {self.axes} has no points {tuple(stored)}")
@@ -257,6 +281,12 @@ class AffineTransform(Transform):
         -------
         AffineTransform
             From moving to fixed points.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.inverse().apply([2, 4, 6])
+        array([1., 2., 3.])
         """
         inverse = np.asarray(np.linalg.inv(self.matrix), np.float64)
         inverse[-1] = np.eye(len(inverse))[-1]
@@ -406,6 +436,13 @@ class DisplacementField(GridTransform):
         ------
         InputError
             Where xarray is not installed, or the axes of the grid lie aslant in space.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((4, 5, 6), (8, 8, 8), axes=("z", "y", "x"))
+        >>> field = itkstream.DisplacementField(np.ones((4, 5, 6, 3), np.float32), grid)
+        >>> float(field.to_xarray().sel(component="x").mean())
+        1.0
         """
         from itkstream.geometry.xarray_bridge import to_data_array
 
@@ -423,6 +460,13 @@ class DisplacementField(GridTransform):
         -------
         DisplacementField
             Gives the same results at these points.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((4, 5, 6), (8, 8, 8), axes=("z", "y", "x"))
+        >>> field = itkstream.DisplacementField(np.ones((4, 5, 6, 3), np.float32), grid)
+        >>> field.crop_around(np.array([[9.0, 9, 9]])).grid.shape
+        (2, 2, 2)
         """
         index = self.grid.to_index(points).reshape(-1, self.ndim)
         shape = np.asarray(self.grid.shape)

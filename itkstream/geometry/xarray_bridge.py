@@ -59,7 +59,7 @@ def _places(grid: Grid, axis: int) -> NDArray[np.float64]:
 
 
 def _lazily(data: ArraySource, dims: tuple[str, ...]) -> Any:
-    """What xarray slices without reading it, if it is neither numpy's nor dask's."""
+    """Data that xarray slices without reading them, if they are neither numpy's nor dask's."""
     if hasattr(data, "__array_function__"):
         return data
     return xarray.Variable(dims, indexing.LazilyIndexedArray(_Stored(data)))

@@ -77,6 +77,12 @@ class AtlasPhantom:
         ----------
         folder : path
             The folder; it is made where it is not there.
+
+        Examples
+        --------
+        >>> itkstream.phantoms.make_atlas((32, 28, 24)).write("small_atlas")
+        >>> itkstream.open_image("small_atlas/template.nrrd").shape
+        (32, 28, 24)
         """
         place = Location.parse(folder)
         place.make_folder()

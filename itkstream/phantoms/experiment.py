@@ -184,6 +184,14 @@ class PhantomExperiment:
         -------
         PhantomPair
             As `make_pair` makes one.
+
+        Examples
+        --------
+        >>> tissue = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> settings = itkstream.phantoms.ExperimentSettings(rounds=2, tissue=tissue)
+        >>> experiment = itkstream.phantoms.make_experiment(settings)
+        >>> experiment.pair(1).fixed.shape == experiment.labels.shape
+        True
         """
         fixed, other = self.rounds[0], self.rounds[number]
         truth = other.truth
@@ -214,6 +222,14 @@ class PhantomExperiment:
         ------
         ExistingOutputError
             Where something is there.
+
+        Examples
+        --------
+        >>> tissue = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> settings = itkstream.phantoms.ExperimentSettings(rounds=2, tissue=tissue)
+        >>> experiment = itkstream.phantoms.make_experiment(settings)
+        >>> experiment.write("small").name
+        'small'
         """
         with claim_folder(folder, _TRUTH, overwrite) as place:
             for each in self.rounds:

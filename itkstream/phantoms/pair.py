@@ -51,6 +51,13 @@ class TargetError(NamedTuple):
         -------
         dict of str to float
             Keys ``median_um, p95_um, max_um, median_vox, p95_vox, max_vox``.
+
+        Examples
+        --------
+        >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> pair = itkstream.phantoms.make_pair(settings)
+        >>> pair.error(pair.truth).summary()["median_um"] < 1e-6
+        True
         """
         return {
             f"{name}_{unit}": float(np.percentile(values, q))
@@ -105,6 +112,13 @@ class PhantomPair:
         -------
         TargetError
             See `target_registration_error`.
+
+        Examples
+        --------
+        >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> pair = itkstream.phantoms.make_pair(settings)
+        >>> float(pair.error(pair.truth).um.max()) < 1e-6
+        True
         """
         tissue = Image(self.tissue, self.fixed.grid)
         return target_registration_error(mapping, self.truth, tissue, self.moving.grid, stride)

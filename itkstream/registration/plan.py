@@ -172,6 +172,12 @@ class Plan:
         -------
         float
             Bytes, libraries included.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> max(plan.memory_of(price) for price in plan.prices) == plan.peak_memory
+        True
         """
         at_once = min(self.threads, price.blocks)
         kept = price.kept * kept_times(at_once)
@@ -189,6 +195,12 @@ class Plan:
         -------
         float or None
             Seconds; None where its kind of work was not measured.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.seconds_of(plan.prices[0]) is None
+        True
         """
         rate = self.rates.get(price.kind)
         if rate is None:
@@ -202,6 +214,12 @@ class Plan:
         -------
         Plan
             With as many as fit the memory; itself where not even one does.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.fewer_threads().threads <= plan.threads
+        True
         """
         choices = (replace(self, threads=threads) for threads in range(self.threads, 0, -1))
         return next((choice for choice in choices if choice.fits), self)
@@ -220,6 +238,12 @@ class Plan:
         ------
         PlanError
             Where nothing fits.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.fitted().fits
+        True
         """
         for choice in _choices(self):
             if choice.fits:
@@ -242,6 +266,12 @@ class Plan:
         ------
         PlanError
             With what it needs, what there is, and what would fit.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.require_fit() is plan
+        True
         """
         if self.fits:
             return self
@@ -260,6 +290,12 @@ class Plan:
         -------
         str
             Block sizes, the coarse level and threads.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.choices()
+        '...blocksize=...'
         """
         named = [
             f"{type(step).__name__}(blocksize={step.planned_block})"

@@ -115,11 +115,24 @@ class ImageServer:
         return tuple(i.name for i in self._images.values() if unseen_by_neuroglancer(i))
 
     def wait(self) -> None:
-        """Wait until it is closed, or Ctrl-C comes."""
+        """Wait until it is closed, or Ctrl-C comes.
+
+        Examples
+        --------
+        >>> server = itkstream.serve("registered")
+        >>> server.wait()  # doctest: +SKIP
+        >>> server.close()
+        """
         self._http.wait()
 
     def close(self) -> None:
-        """Serve no more."""
+        """Serve no more.
+
+        Examples
+        --------
+        >>> server = itkstream.serve("registered")
+        >>> server.close()
+        """
         self._closing.close()
 
     def __enter__(self) -> ImageServer:

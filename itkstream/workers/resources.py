@@ -151,6 +151,11 @@ class Resources:
         ------
         InputError
             For a name nobody knows.
+
+        Examples
+        --------
+        >>> itkstream.Resources(n_workers=2).resolved().n_workers
+        2
         """
         name = self.cluster
         if not isinstance(name, str) or name == "local" or name in SYSTEMS or "://" in name:
@@ -177,6 +182,11 @@ class Resources:
         -------
         int
             At least 1.
+
+        Examples
+        --------
+        >>> itkstream.Resources().share_cores(8, workers=2)
+        4
         """
         return max(1, cores // (workers * (self.threads_per_worker or 1)))
 
@@ -192,6 +202,11 @@ class Resources:
         -------
         at_once, kernel : int
             Blocks computed at a time, and threads for the kernels of each.
+
+        Examples
+        --------
+        >>> len(itkstream.Resources(threads_per_worker=2).threads_here(4))
+        2
         """
         cores = self.cores or processors()
         at_once = max(1, min(self.threads_per_worker or cores, blocks))

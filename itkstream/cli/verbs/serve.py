@@ -105,7 +105,7 @@ def view(folder: str) -> None:
 
     shown = show(folder)
     lines = (
-        f"the report is open in the browser: {find_registration(folder) / PAGE}",
+        f"the report, which opens in the browser: {find_registration(folder) / PAGE}",
         f'to see the images in 3-D, pip install "napari[all]", or try: itkstream serve {folder}',
     )
     tell({"shown": shown}, *(lines if shown == "report" else ()))

@@ -210,6 +210,11 @@ class DescentSettings(Settings):
         -------
         LevelSettings
             One value of each.
+
+        Examples
+        --------
+        >>> itkstream.deform.DescentSettings(iterations=(20, 10)).level(1).iterations
+        10
         """
         return LevelSettings(
             cc_radius=self.cc_radius[number],

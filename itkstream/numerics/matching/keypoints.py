@@ -110,6 +110,11 @@ class KeyPointSettings:
         -------
         KeyPointSettings
             The same radii in µm.
+
+        Examples
+        --------
+        >>> itkstream.features.KeyPointSettings.from_voxels(2, 6, (0.5, 0.5, 0.5)).max_radius_um
+        3.0
         """
         h = np.asarray(spacing, float)
         radii = [
@@ -130,6 +135,12 @@ class KeyPointSettings:
         -------
         tuple of ndarray, (ndim,)
             In µm.
+
+        Examples
+        --------
+        >>> least, most = itkstream.features.KeyPointSettings(2.0, 6.0).radii(3)
+        >>> most
+        array([6., 6., 6.])
         """
         both = [
             np.atleast_1d(np.asarray(r, float)) for r in (self.min_radius_um, self.max_radius_um)
@@ -150,6 +161,11 @@ class KeyPointSettings:
         -------
         bool
             False where one is thicker than the image, unless that is a stack of a few planes.
+
+        Examples
+        --------
+        >>> itkstream.features.KeyPointSettings(2.0, 6.0).fit(fixed.grid)
+        True
         """
         greatest = self.radii(grid.ndim)[1]
         extent = np.asarray(grid.shape) * grid.spacing
@@ -194,6 +210,11 @@ class KeyPoints:
         -------
         KeyPoints
             In the given order.
+
+        Examples
+        --------
+        >>> len(itkstream.features.KeyPoints.from_positions([[1, 2, 3]]).strengths)
+        1
         """
         points = as_points(positions)
         return cls(points, np.ones(len(points)), np.full(len(points), np.nan))

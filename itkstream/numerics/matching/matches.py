@@ -109,6 +109,13 @@ class Correspondences:
         -------
         Correspondences
             In the same order.
+
+        Examples
+        --------
+        >>> points, index = np.zeros((2, 3)), np.arange(2)
+        >>> found = itkstream.features.Correspondences(points, points, np.ones(2), index, index)
+        >>> len(found.select(np.array([True, False])).fixed_points)
+        1
         """
         return Correspondences(
             self.fixed_points[which],

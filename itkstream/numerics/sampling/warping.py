@@ -112,6 +112,11 @@ class WarpSettings:
         InputError
             Where one of the two does not hold truth values, integers or floats of at most 64 bits,
             or the result cannot hold the background.
+
+        Examples
+        --------
+        >>> itkstream.WarpSettings(dtype="float32").voxel_type("uint16")
+        dtype('float32')
         """
         found = _real(moving if self.dtype is None else self.dtype)
         _real(moving)
@@ -130,6 +135,11 @@ class WarpSettings:
         -------
         WarpSettings
             The same ones where a background is given.
+
+        Examples
+        --------
+        >>> itkstream.WarpSettings(background=None).for_image(moving).background
+        0.0
         """
         if self.background is not None:
             return self

@@ -217,6 +217,11 @@ class Deformable(TunedStep):
         -------
         DeformSettings
             With all lengths in µm.
+
+        Examples
+        --------
+        >>> itkstream.Deformable().settings_for(fixed.spacing).shrink_factors
+        (4, 2, 1)
         """
         settings = self._scaled(self.settings.for_voxels(spacing))
         return settings if self.stiffness == "auto" else stiffened(settings, self.stiffness)

@@ -98,6 +98,11 @@ class IntensityAffine(TunedStep):
         -------
         IntensitySettings
             With all lengths in µm.
+
+        Examples
+        --------
+        >>> itkstream.IntensityAffine(iterations=(50, 50)).settings_for(fixed.spacing).iterations
+        (50, 50)
         """
         return self._scaled(self.settings.for_voxels(spacing))
 

@@ -343,6 +343,11 @@ class RansacAffine(MatchingStep):
         -------
         list of AffineSettings
             For blobs of all usual radii.
+
+        Examples
+        --------
+        >>> len(itkstream.RansacAffine(radii=[(2, 6)]).trial_settings(fixed.spacing)) > 0
+        True
         """
         step = self.evolve(match_threshold=min(self.match_threshold, _TRIED_THRESHOLD))
         return [step.settings_for(spacing, radii) for radii in COMMON_RADII]
