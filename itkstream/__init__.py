@@ -9,6 +9,17 @@ Everything public is loaded when it is first used; ``__init__.pyi`` lists it::
 
 The tutorial's functions live in `itkstream.affine`, `itkstream.deform`, `itkstream.transform` and
 `itkstream.cluster`.
+
+Examples in docstrings run one by one in the folder in which ``itkstream examples --out examples``
+was called, after::
+
+    import itkstream
+    import numpy as np
+
+    fixed = itkstream.open_image("examples/round1.ome.zarr")
+    moving = itkstream.open_image("examples/round2.ome.zarr")
+    registration = itkstream.register(fixed, moving, "registered")
+    advice = itkstream.advise(fixed, moving)
 """
 
 from __future__ import annotations

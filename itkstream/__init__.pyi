@@ -15,6 +15,7 @@ from .advice import Advice, advise
 from .apply.bundles import Bundle, coarsened, export_ants, export_slicer
 from .apply.certificate import Certificate, certify, check_transform
 from .apply.folds import repair_transform
+from .apply.inverse import InverseTransform
 from .apply.products import Series, write_inverse, write_resampled
 from .atlas.regions import Region
 from .atlas.register import AtlasRegistration, register_atlas
@@ -43,7 +44,7 @@ from .io.transforms.files import read_transform, write_transform
 from .io.transforms.itk.transform_files import read_itk_transform
 from .judge.verdict import Verdict
 from .numerics.sampling.warping import WarpSettings
-from .pipelines import Plan, Registration, plan, register
+from .pipelines import Plan, plan, register
 from .registration.steps import (
     Deformable,
     InitialSearch,
@@ -53,6 +54,7 @@ from .registration.steps import (
     RegisterSettings,
 )
 from .report.write import write_report
+from .result import Registration
 from .serving.serve import ImageServer, serve
 from .viewing import view
 from .workers import Resources
@@ -76,6 +78,7 @@ __all__ = [
     "ImageServer",
     "InitialSearch",
     "IntensityAffine",
+    "InverseTransform",
     "LandmarkSpline",
     "Landmarks",
     "LocalAffines",

@@ -56,6 +56,12 @@ def advise(
         For images that cannot be used.
     PlanError
         Where nothing fits `memory`.
+
+    Examples
+    --------
+    >>> advice = itkstream.advise(fixed, moving)
+    >>> advice.matches
+    True
     """
     pair = as_pair(open_given(fixed), open_given(moving), None, None)
     plan = plan_request(

@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def ransac_affine(
     fix: Any,
     mov: Any,
@@ -102,6 +106,12 @@ def ransac_affine(
         For parameters or images that cannot be used.
     RegistrationError
         Where no trustworthy affine was found; the message says at which step it failed.
+
+    Examples
+    --------
+    >>> matrix = itkstream.affine.ransac_affine(fixed, moving, None, None, 2, 6, 0.6)
+    >>> matrix.shape
+    (4, 4)
     """
     masks = (fix_mask, mov_mask)
     check_one_channel(fix, mov)
@@ -168,6 +178,12 @@ def intensity_affine(
     ------
     InputError
         For images, masks or an affine that cannot be used.
+
+    Examples
+    --------
+    >>> settings = itkstream.affine.IntensitySettings("translation", iterations=(20, 10))
+    >>> itkstream.affine.intensity_affine(fixed, moving, None, None, settings=settings).shape
+    (4, 4)
     """
     masks = (fix_mask, mov_mask)
     check_one_channel(fix, mov)
@@ -239,6 +255,14 @@ def prepare_piecewise_ransac_affine(
         Only with `return_confidence`. Matches, root mean square residual, disagreement with the
         neighbours (both in µm), and confidence between 0 and 1. Compute both with one
         call of ``dask.compute`` to find the matches once.
+
+    Examples
+    --------
+    >>> lazy = itkstream.affine.prepare_piecewise_ransac_affine(
+    ...     fixed, moving, None, None, 2, 6, 0.6, (32, 32, 32)
+    ... )
+    >>> lazy.shape[-2:]
+    (4, 4)
     """
     masks = (fix_mask, mov_mask)
     check_one_channel(fix, mov)

@@ -20,6 +20,10 @@ from itkstream.registration.steps import Step, checked_steps
 __all__ = ["prepare_piecewise_align"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def prepare_piecewise_align(
     fix: Any,
     mov: Any,
@@ -75,6 +79,15 @@ def prepare_piecewise_align(
     ------
     InputError
         For images, steps or blocks that cannot be used.
+
+    Examples
+    --------
+    >>> steps = [itkstream.RansacAffine(radii=[(2, 6)])]
+    >>> lazy = itkstream.align.prepare_piecewise_align(
+    ...     fixed, moving, None, None, steps, fixed.shape
+    ... )
+    >>> lazy.shape == (*fixed.shape, 3)
+    True
     """
     steps = _in_order(steps)
     masks = (fix_mask, mov_mask)

@@ -6,3 +6,7 @@ from itkstream.compute.execute import compute, continues, execute, store
 from itkstream.compute.progress import Progress
 
 __all__ = ["Progress", "compute", "continues", "execute", "store"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -46,6 +46,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 Abcd = tuple[float, float, float, float]
 
 
@@ -113,6 +117,14 @@ def deformable_align(
         Where parameters are invalid or contradict each other.
     RegistrationError
         Where the images do not overlap or hold no texture.
+
+    Examples
+    --------
+    >>> positions = itkstream.deform.deformable_align(
+    ...     fixed, moving, None, None, 4, iterations=(3,), shrink_factors=(2,), smooth_sigmas=(1,)
+    ... )
+    >>> positions.shape == (*fixed.shape, 3)
+    True
     """
     given = _lcc_settings(
         cc_radius=cc_radius,
@@ -222,6 +234,14 @@ def prepare_piecewise_deformable_align(
     ------
     InputError
         For images, affines or parameters that cannot be used.
+
+    Examples
+    --------
+    >>> lazy = itkstream.deform.prepare_piecewise_deformable_align(
+    ...     fixed, moving, None, None, (32, 32, 32), global_affine=np.eye(4)
+    ... )
+    >>> lazy.shape == (*fixed.shape, 3)
+    True
     """
     given = _lcc_settings(
         cc_radius=cc_radius,

@@ -32,15 +32,37 @@ __all__ = [
     "unknown_name",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _LISTED_BLOCKS = 10
 
 
 class ItkstreamError(Exception):
-    """Base of everything itkstream raises on purpose."""
+    """Base of everything itkstream raises on purpose.
+
+    Examples
+    --------
+    >>> try:
+    ...     itkstream.open_image("nothing.n5")
+    ... except itkstream.errors.ItkstreamError as error:
+    ...     print(type(error).__name__)
+    MissingDataError
+    """
 
 
 class InputError(ItkstreamError, ValueError):
-    """An argument, an image or a file is not what the function can take."""
+    """An argument, an image or a file is not what the function can take.
+
+    Examples
+    --------
+    >>> itkstream.Grid((4, 4), (1, -1))
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.InputError: ...
+    """
 
 
 class UnknownSpacingError(InputError):
@@ -48,53 +70,129 @@ class UnknownSpacingError(InputError):
 
 
 class NoSuchPartError(InputError):
-    """An image has no level, channel or time point of that number or name."""
+    """An image has no level, channel or time point of that number or name.
+
+    Examples
+    --------
+    >>> itkstream.open_image("examples/round1.ome.zarr", channel=7)
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.NoSuchPartError: ...
+    """
 
 
 class UnstatedChannelError(InputError):
-    """An image has several channels, and neither its file nor the caller says which is meant."""
+    """An image has several channels, and neither its file nor the caller says which is meant.
+
+    Examples
+    --------
+    >>> itkstream.open_image("examples/atlas/brain.ome.zarr")
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.UnstatedChannelError: ...
+    """
 
 
 class RefusedInputError(InputError):
-    """The voxels show that an input is not what was said of it; no block of it is computed."""
+    """The voxels show that an input is not what was said of it; no block of it is computed.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.RefusedInputError, itkstream.errors.InputError)
+    True
+    """
 
 
 class MissingDataError(ItkstreamError, FileNotFoundError):
-    """A path or a dataset inside a container does not exist."""
+    """A path or a dataset inside a container does not exist.
+
+    Examples
+    --------
+    >>> itkstream.open_image("nothing.n5")
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.MissingDataError: ...
+    """
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class AccessError(ItkstreamError, OSError):
-    """A store cannot be reached or does not let us in."""
+    """A store cannot be reached or does not let us in.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.AccessError, OSError)
+    True
+    """
 
 
 class ExistingOutputError(ItkstreamError, FileExistsError):
-    """An output is already there and overwriting it was not asked for."""
+    """An output is already there and overwriting it was not asked for.
+
+    Examples
+    --------
+    >>> itkstream.register(moving, fixed, "registered")
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.ExistingOutputError: ...
+    """
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class PlanError(InputError, MemoryError):
-    """A computation needs more memory than there is."""
+    """A computation needs more memory than there is.
+
+    Examples
+    --------
+    >>> itkstream.plan(fixed, moving, resources=itkstream.Resources(memory="10MB"))
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.PlanError: ...
+    """
 
 
 class RegistrationError(ItkstreamError, RuntimeError):
-    """The images are valid but no trustworthy transform was found between them."""
+    """The images are valid but no trustworthy transform was found between them.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.RegistrationError, RuntimeError)
+    True
+    """
 
 
 class UnreadableDataError(ItkstreamError, OSError):
-    """Stored voxels are there and cannot be read: cut short, corrupt, or of a broken disk."""
+    """Stored voxels are there and cannot be read: cut short, corrupt, or of a broken disk.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.UnreadableDataError, OSError)
+    True
+    """
 
 
 class OutputError(ItkstreamError, OSError):
-    """A result cannot be written, as where a disk is full."""
+    """A result cannot be written, as where a disk is full.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.OutputError, OSError)
+    True
+    """
 
 
 class BusyOutputError(ExistingOutputError):
-    """Another run is writing to the same place."""
+    """Another run is writing to the same place.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.BusyOutputError, itkstream.errors.ExistingOutputError)
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -109,6 +207,11 @@ class BlockFailure:
         First voxel, and one past the last, per axis of the result.
     reason : str
         What went wrong.
+
+    Examples
+    --------
+    >>> print(itkstream.errors.BlockFailure((0, 1), ((0, 64), (64, 128)), "the disk is full"))
+    block (0, 1) [0:64, 64:128]: the disk is full
     """
 
     index: tuple[int, ...]
@@ -131,6 +234,13 @@ class BlockErrors(ItkstreamError, RuntimeError):
         Blocks in all.
     advice : str
         What to do.
+
+    Examples
+    --------
+    >>> failure = itkstream.errors.BlockFailure((0, 1), ((0, 64), (64, 128)), "the disk is full")
+    >>> print(itkstream.errors.BlockErrors([failure], 4))
+    1 of 4 blocks failed, all others are done
+      block (0, 1) [0:64, 64:128]: the disk is full
     """
 
     def __init__(self, failures: Sequence[BlockFailure], total: int, advice: str = "") -> None:
@@ -150,11 +260,23 @@ class BlockErrors(ItkstreamError, RuntimeError):
 
 
 class InterruptedRunError(KeyboardInterrupt):
-    """A run was stopped from outside; it says how far it was. Not caught as an `Exception`."""
+    """A run was stopped from outside; it says how far it was. Not caught as an `Exception`.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.InterruptedRunError, KeyboardInterrupt)
+    True
+    """
 
 
 class WorkersError(ItkstreamError, RuntimeError):
-    """Workers that should compute do not come, or are lost for good."""
+    """Workers that should compute do not come, or are lost for good.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.WorkersError, RuntimeError)
+    True
+    """
 
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:
@@ -173,6 +295,11 @@ def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:
     -------
     InputError
         To be raised.
+
+    Examples
+    --------
+    >>> print(itkstream.errors.unknown_name("metric", "corelation", ["correlation", "mattes"]))
+    unknown metric 'corelation'; did you mean 'correlation'? Known: correlation, mattes
     """
     names = list(known)
     near = get_close_matches(str(name), names, 1, 0.5)

@@ -17,3 +17,7 @@ __all__ = [
     "match",
     "sample_contexts",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,8 @@
-"""Registration folders in napari: images as lazy layers, the error map, vectors, key points."""
+"""Registration folders in napari: images as lazy layers, the error map, vectors, key points.
+
+``napari --plugin itkstream FOLDER`` opens one; without the plug-in's name napari reads folders by
+itself, as stacks of pictures.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,9 @@ _CHUNK = 256
 _COLOURS = {"fixed": "magenta", "moving": "gray", "aligned": "green"}
 # Vectors along the longest axis: more hide each other.
 _VECTORS = 24
+# Percentiles that are black and bright, and voxels up to which all are asked, as of a coarse level.
+_SHOWN = (0.5, 99.8)
+_ASKED = 2**24
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
@@ -110,14 +117,17 @@ def _vectors(transform: Transform) -> list[LayerData]:
     spans = [range(min(step, n) // 2, n, step) for n in field.grid.shape]
     nodes = field.grid.subsample(spans).positions()
     moves = np.asarray(field.data[tuple(slice(s.start, s.stop, s.step) for s in spans)])
-    ends = np.stack([nodes, moves], axis=-2).reshape(-1, 2, field.ndim)
+    # In distances of nodes: napari shows those within half a unit of the plane it is at.
+    apart = np.multiply(field.grid.spacing, step)
+    ends = np.stack([nodes, moves], axis=-2).reshape(-1, 2, field.ndim) / apart
     attributes = {
         "name": "displacement",
+        "scale": tuple(apart.tolist()),
         "units": ("micrometer",) * field.ndim,
         "axis_labels": field.grid.axes,
         "vector_style": "arrow",
         "edge_color": "cyan",
-        "edge_width": min(field.grid.spacing) * step / 16,
+        "edge_width": 1 / 16,
         "visible": False,
     }
     return [(ends, attributes, "vectors")]
@@ -168,4 +178,18 @@ def _layer(
         "colormap": _COLOURS.get(name, "gray"),
         "visible": name in ("fixed", "aligned"),
     }
+    window = _window(levels[-1])
+    attributes |= {"contrast_limits": window} if window else {}
     return (arrays if len(arrays) > 1 else arrays[0]), attributes, "image"
+
+
+def _window(level: Image) -> tuple[float, float] | None:
+    """The values to be black and bright: napari itself finds none for a layer that is hidden."""
+    middle = level.shape[0] // 2
+    part = level if level.grid.size <= _ASKED else level[middle : middle + 1]
+    voxels = part.read()
+    known = voxels[np.isfinite(voxels)]
+    if not known.size or known.min() == known.max():
+        return None
+    low, high = np.percentile(known, _SHOWN)
+    return (float(low), float(high)) if low < high else (float(known.min()), float(known.max()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry.grid import Grid, array_axes
+from itkstream.geometry.grid import Grid
 from itkstream.geometry.image import Image
 from itkstream.geometry.lazy_array import ArraySource
+from itkstream.geometry.shown.pictures import plane_png, stretched
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.outputs import claim_file
 
 __all__ = ["OverlayStyle", "overlay_rgb", "plane_png", "save_overlay", "save_plane"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _UNIT_SIGNS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "angstrom": "Å"}
 _INK = "0.85"
@@ -48,6 +53,11 @@ class OverlayStyle:
     ------
     InputError
         Where the percentiles are out of order or the slab is negative.
+
+    Examples
+    --------
+    >>> itkstream.overlay.OverlayStyle(slab=10.0, titles=("as they lie", "registered")).dpi
+    130
     """
 
     slab: float = 0.0
@@ -80,8 +90,14 @@ def overlay_rgb(
     -------
     ndarray of float32, (rows, columns, 3)
         Colours between 0 and 1.
+
+    Examples
+    --------
+    >>> plane = fixed.data[fixed.shape[0] // 2]
+    >>> itkstream.overlay.overlay_rgb(plane, plane).shape[-1]
+    3
     """
-    magenta, green = _stretch(fixed, contrast), _stretch(moving, contrast)
+    magenta, green = stretched(fixed, contrast), stretched(moving, contrast)
     return np.stack([magenta, green, magenta], axis=-1)
 
 
@@ -122,6 +138,13 @@ def save_overlay(
     InputError
         Where a shape differs from the grid's, the name does not end in ``.png``, or the picture
         would be written over one of the images.
+
+    Examples
+    --------
+    >>> still = itkstream.transform.apply_global_affine(fixed, moving, None, None, np.eye(4))
+    >>> aligned = registration.aligned.read()
+    >>> itkstream.overlay.save_overlay("overlay.png", fixed.read(), still, aligned, fixed.grid).name
+    'overlay.png'
     """
     style = style or OverlayStyle()
     target = Path(path)
@@ -154,32 +177,14 @@ def save_plane(path: str | Path, image: Image) -> Path:
     -------
     Path
         `path`.
+
+    Examples
+    --------
+    >>> itkstream.overlay.save_plane("plane.png", fixed)
+    PosixPath('plane.png')
     """
     Path(path).write_bytes(plane_png(image))
     return Path(path)
-
-
-def plane_png(image: Image) -> bytes:
-    """Draw the middle plane of an image in grey, as the bytes of a PNG.
-
-    Parameters
-    ----------
-    image : Image
-        As in `save_plane`.
-
-    Returns
-    -------
-    bytes
-        The picture.
-    """
-    from matplotlib.image import imsave
-
-    shown = image.reorder(array_axes(image.ndim))
-    plane = shown.data if shown.ndim == 2 else shown.data[shown.shape[0] // 2]
-    grey = _stretch(np.asarray(plane), (1.0, 99.7))
-    picture = BytesIO()
-    imsave(picture, np.repeat(grey[..., None], 3, axis=-1), format="png")
-    return picture.getvalue()
 
 
 @dataclass(frozen=True)
@@ -224,21 +229,6 @@ def _slab(array: ArraySource, grid: Grid, axes: tuple[int, int], thickness: floa
     if across:
         flat = flat.max(axis=across[0])
     return flat if axes[0] > axes[1] else flat.T
-
-
-def _stretch(picture: NDArray[Any], contrast: tuple[float, float]) -> NDArray[np.float32]:
-    from skimage.exposure import rescale_intensity
-
-    values = np.asarray(picture, np.float32)
-    # Resampling fills with 0 what lies outside the moving image: not a part of its range.
-    seen = np.isfinite(values) & (values != 0)
-    if not seen.any():
-        return np.zeros_like(values)
-    low, high = np.percentile(values[seen], contrast)
-    shown = (low, high if high > low else low + 1.0)
-    scaled = rescale_intensity(np.where(seen, values, low), shown, (0.0, 1.0))
-    # The square root opens the dim nuclei that a linear scale hides beside the bright ones.
-    return np.sqrt(scaled).astype(np.float32)
 
 
 def _draw(cuts: list[_Cut], grid: Grid, style: OverlayStyle) -> Any:

@@ -53,7 +53,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
-from itkstream.registration.register import Registration, run_request
+from itkstream.registration.register import run_request
 from itkstream.registration.request import (
     Given,
     Request,
@@ -63,12 +63,18 @@ from itkstream.registration.request import (
 )
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
+from itkstream.result import Registration
 from itkstream.workers import Resources
 
 if TYPE_CHECKING:
     from itkstream.preview import Preview
 
 __all__ = ["DEFAULT_STEPS", "Plan", "Registration", "Reporter", "plan", "preview", "register"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +199,16 @@ def register(
         Where another run is writing to `out`.
     RegistrationError
         Where no affine was found, or none better than chance.
+
+    Examples
+    --------
+    >>> result = itkstream.register(fixed, moving, "registered", overwrite=True)
+    >>> result.verdict.outcome
+    'good'
+    >>> result.apply([[20.0, 40.0, 40.0]]).shape
+    (1, 3)
+    >>> result.aligned.shape == fixed.shape
+    True
     """
     first, second = (_taken(image, spacing, axes) for image in (fixed, moving))
     given = Given(
@@ -207,7 +223,7 @@ def register(
 
 def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
     """Run a registration that was checked, and write its page where one is wanted."""
-    registered = run_request(request, folder, reporter)
+    registered = Registration.of(run_request(request, folder, reporter))
     if request.plan.settings.report:
         report_or_warn(registered.out, request.pair, reporter)
     return registered
@@ -264,6 +280,14 @@ def preview(
         Where `page` is there already.
     PlanError, RegistrationError
         As `register`.
+
+    Examples
+    --------
+    >>> result = itkstream.pipelines.preview(
+    ...     fixed, moving, "preview.html", [itkstream.RansacAffine()], blocks=1
+    ... )
+    >>> len(result.blocks)
+    1
     """
     from itkstream.preview import preview_request
 
@@ -339,6 +363,12 @@ def plan(
         For images or steps that cannot be used.
     PlanError
         Where nothing fits `memory`.
+
+    Examples
+    --------
+    >>> plan = itkstream.plan(fixed, moving)
+    >>> plan.fits, len(plan.prices) > 4
+    (True, True)
     """
     first, second = (open_given(_taken(image, spacing, axes)) for image in (fixed, moving))
     pair = as_pair(first, second, None, None)

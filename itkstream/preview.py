@@ -179,7 +179,7 @@ def _register(
         pair = cropped_pair(request.pair, box, start)
     except ItkstreamError as error:
         return PreviewedBlock(box, reason=str(error))
-    told = found.report["steps"]
+    told = found.facts["steps"]
     kept = [s["local_correlation"] for s in told if "local_correlation" in s and "dropped" not in s]
     planes = cut_planes(open_sources(Location.parse(out), pair))
     seconds = sum(step["seconds"] for step in told)

@@ -65,6 +65,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def apply_global_affine(
     fix: Any,
     mov: Any,
@@ -104,6 +108,12 @@ def apply_global_affine(
     -------
     ndarray, shape of the fixed image
         The moving image, aligned.
+
+    Examples
+    --------
+    >>> still = itkstream.transform.apply_global_affine(fixed, moving, None, None, np.eye(4))
+    >>> still.shape == fixed.shape
+    True
     """
     settings = _settings(order, interpolator, engine, background, dtype)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing)
@@ -157,6 +167,15 @@ def prepare_apply_local_affines(
     -------
     dask.array.Array, shape of the fixed image, x first
         Lazy.
+
+    Examples
+    --------
+    >>> affines = np.tile(np.eye(4), (1, 1, 1, 1, 1))
+    >>> lazy = itkstream.transform.prepare_apply_local_affines(
+    ...     fixed, moving, None, None, affines, fixed.shape
+    ... )
+    >>> lazy.shape == fixed.shape
+    True
     """
     settings = _settings(order, interpolator, engine, background, dtype)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)
@@ -216,6 +235,15 @@ def prepare_apply_position_field(
     ------
     InputError
         Where the field's shape is no whole-factor reduction of the fixed image's.
+
+    Examples
+    --------
+    >>> positions = fixed.grid.positions()
+    >>> lazy = itkstream.transform.prepare_apply_position_field(
+    ...     fixed, moving, None, None, positions, (32, 32, 32)
+    ... )
+    >>> lazy.shape == fixed.shape
+    True
     """
     settings = _settings(order, interpolator, engine, background, dtype)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, transpose)

@@ -108,13 +108,13 @@ def test_finds_the_true_map(rounds, registered):
 
 
 def test_every_step_raises_the_local_correlation(registered):
-    found = correlations(registered.report)
+    found = correlations(registered.facts)
     assert len(found) >= 3
     assert all(after > before for before, after in pairwise(found))
 
 
 def test_no_voxel_is_folded(registered):
-    certificate = registered.report["certificate"]
+    certificate = registered.facts["certificate"]
     field = registered.transform.transforms[0]
     determinant = jacobian_determinant(np.asarray(field.data[(slice(None),) * 4]), field.grid)
     assert (certificate["folded_voxels"], certificate["voxels"]) == (0, field.grid.size)
@@ -156,7 +156,7 @@ def test_a_field_that_cannot_be_coarser_is_handed_out_as_it_was_computed(registe
     """Its nodes are those of the deformation, four voxels apart: most of them are needed."""
     computed = read_transform(registered.out / "steps/3.ome.zarr", ("x", "y", "z"))
     np.testing.assert_array_equal(vectors_of(registered.transform), vectors_of(computed))
-    step = field_step(registered.report)
+    step = field_step(registered.facts)
     assert (step["factors"], step["error_vox"]) == ((1, 1, 1), 0)
     assert step["field_spacing"] == pytest.approx((4, 4, 3.9))
 
@@ -175,7 +175,7 @@ def smooth(rounds, tmp_path_factory):
 @pytest.mark.slow
 def test_a_field_is_stored_as_coarse_as_the_tolerance_lets_it(rounds, smooth):
     coarse, computed = smooth
-    step = field_step(coarse.report)
+    step = field_step(coarse.facts)
     assert step["factors"] == (4, 4, 3)
     field, fine = (s.transform.transforms[0] for s in smooth)
     assert step["field_spacing"] == field.grid.spacing
@@ -191,7 +191,7 @@ def test_a_field_is_stored_as_coarse_as_the_tolerance_lets_it(rounds, smooth):
     assert 0 < step["error_vox"] <= step["tolerance_vox"] == 0.2 < errors[1]
     # As computed: half the resolution, and no word of another.
     assert fine.grid == rounds.fixed.grid.shrink((2, 2, 2))
-    assert "field" not in [s["name"] for s in computed.report["steps"]]
+    assert "field" not in [s["name"] for s in computed.facts["steps"]]
     assert not (computed.out / "steps/field.ome.zarr").is_dir()
 
 
@@ -204,7 +204,7 @@ def test_all_that_is_handed_out_is_made_with_one_field(rounds, smooth):
     assert exported.grid.shape == field.grid.shape
     # ITK's doubles hold every float32.
     np.testing.assert_array_equal(np.asarray(exported.data), vectors_of(stored))
-    assert coarse.report["certificate"]["voxels"] == field.grid.size
+    assert coarse.facts["certificate"]["voxels"] == field.grid.size
     expected = itkstream.apply.resampling.apply_transform(rounds.fixed, rounds.moving, stored)
     apart = np.abs(coarse.aligned.read().astype(int) - expected.astype(int))
     # Positions agree to 1e-12 voxel: a tie may be rounded to the other side.
@@ -230,7 +230,7 @@ def test_another_tolerance_changes_what_is_handed_out_and_no_step(rounds, smooth
     settings = RegisterSettings(blocksize=64, field_tolerance_vox=0.3)
     again = register(rounds.fixed, rounds.moving, out, STEPS[:2], settings, reporter=watch)
     assert watch.notes.count("done by an earlier run") == 3  # reading and both steps
-    assert field_step(again.report)["tolerance_vox"] == 0.3
+    assert field_step(again.facts)["tolerance_vox"] == 0.3
     assert again.transform.transforms[0].grid.size < smooth[0].transform.transforms[0].grid.size
     expected = itkstream.apply.resampling.apply_transform(
         rounds.fixed, rounds.moving, again.transform
@@ -295,7 +295,7 @@ def test_stores_and_worker_processes_give_the_same_bits(rounds, registered, tmp_
     everything = (slice(None),) * 4
     np.testing.assert_array_equal(field[everything], field_again[everything])
     np.testing.assert_array_equal(registered.aligned.read(), again.aligned.read())
-    assert correlations(again.report) == correlations(registered.report)
+    assert correlations(again.facts) == correlations(registered.facts)
     assert "affine" in heard.steps
     assert "aligned image" in heard.steps
     assert all(done <= total for done, total in heard.done)
@@ -308,7 +308,7 @@ def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
     steps = (AFFINE, Deformable(blocksize=64))
     result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, few)
     error = rounds.error(result.transform.apply, 3).summary()
-    assert result.report["steps"][0]["coarse_shapes"][0] != list(rounds.fixed.shape)
+    assert result.facts["steps"][0]["coarse_shapes"][0] != list(rounds.fixed.shape)
     assert error["median_vox"] < 0.5
     assert error["p95_vox"] < 1.5
 
@@ -317,7 +317,7 @@ def test_blocks_at_full_resolution_start_from_the_whole_image(rounds, tmp_path):
 def test_intensities_and_demons_in_place_of_the_defaults(rounds, tmp_path):
     steps = (AFFINE, IntensityAffine(), Deformable("symmetric-demons"))
     result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, SETTINGS)
-    step = next(s for s in result.report["steps"] if s["name"] == "intensity affine")
+    step = next(s for s in result.facts["steps"] if s["name"] == "intensity affine")
     assert step["metric_after"] < step["metric_before"]
     error = rounds.error(result.transform.apply, 3).summary()
     assert error["median_vox"] < 0.5
@@ -626,7 +626,7 @@ def test_everything_refines_an_initial_transform(rounds, tmp_path, kind):
     result = register(rounds.fixed, moving, out, steps, SETTINGS, initial_transform=initial)
     found = rounds.error(lambda p: result.transform.apply(p) - away[:3, 3], 3).summary()
     assert found["median_vox"] < 1.5  # the warp that is left
-    first, second = result.report["steps"][:2]
+    first, second = result.facts["steps"][:2]
     assert second["local_correlation"] > first["local_correlation"]
     # A spline has no affine part of its own.
     told = np.eye(4) if kind == "landmarks" else known.matrix
@@ -665,7 +665,7 @@ def test_steps_may_come_in_any_order(rounds, tmp_path):
     error = rounds.error(result.transform.apply, 3).summary()
     assert error["median_vox"] < 0.7
     assert (result.out / "steps" / "4.ome.zarr").is_dir()
-    names = [s["name"] for s in result.report["steps"]]
+    names = [s["name"] for s in result.facts["steps"]]
     assert names[1:6] == ["affine", "piecewise affine", "intensity affine", "deformation", "affine"]
 
 
@@ -721,4 +721,4 @@ def test_starts_from_any_transform_file(tmp_path, name):
     # what remains of it is the warp, which the file with the field has.
     median = pair.error(found.transform.apply, 3).summary()["median_vox"]
     assert median < (0.05 if name == "field.h5" else 0.6)
-    assert found.report["initial_transform"] == str(tmp_path / name)
+    assert found.facts["initial_transform"] == str(tmp_path / name)

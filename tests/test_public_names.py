@@ -73,3 +73,9 @@ def test_an_internal_path_is_told_apart(path: str) -> None:
     assert not _is_public(path)
     assert _is_public("certify")
     assert _is_public("workers.Resources.resolved")
+
+
+def test_dir_shows_public_names_only() -> None:
+    modules = [getattr(itkstream, name) for name in itkstream.__all__]
+    for module in (itkstream, *filter(inspect.ismodule, modules)):
+        assert set(dir(module)) <= {*module.__all__, "__version__"}, module.__name__

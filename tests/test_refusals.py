@@ -181,7 +181,7 @@ def test_small_blocks_take_the_radii_they_hold(
 ) -> None:
     steps = [RansacAffine(radii=((2, 20),), match_threshold=0.5), LocalAffines(blocksize=32)]
     with caplog.at_level(logging.INFO):
-        report = register(pair.fixed, pair.moving, tmp_path / "out", steps).report
+        report = register(pair.fixed, pair.moving, tmp_path / "out", steps).facts
     assert "cannot show blobs" not in caplog.text
     assert report["steps"][2]["blocks_with_matches"] >= 6
 

@@ -71,6 +71,12 @@ class Bundle:
     field_error_vox : float
         How far the exported transform is from the stored one, at most, in voxels of the field it
         was made of.
+
+    Examples
+    --------
+    >>> bundle = itkstream.export_ants("ants", registration.transform)
+    >>> len(bundle.field_factors)
+    3
     """
 
     folder: str
@@ -117,6 +123,12 @@ def export_slicer(
         For another kind of transform, a limit too small, or where `out` touches what is read.
     ExistingOutputError
         Where the folder holds something already.
+
+    Examples
+    --------
+    >>> bundle = itkstream.export_slicer("for_slicer", registration.transform, (fixed, moving))
+    >>> sorted(bundle.files)[0]
+    'READ ME.txt'
     """
     if not limit_mb >= _LEAST_MB:
         raise InputError(f"limit_mb must be at least {_LEAST_MB}; got {limit_mb}")
@@ -179,6 +191,12 @@ def export_ants(
         For another kind of transform, or where `out` touches what is read.
     ExistingOutputError
         Where the folder holds something already.
+
+    Examples
+    --------
+    >>> bundle = itkstream.export_ants("for_ants", registration.transform)
+    >>> bundle.field_error_vox <= 0.05
+    True
     """
     place = check_bundle_output(out, overwrite, transform)
     thin, factors, error = coarsened(transform, tolerance_vox)
@@ -234,6 +252,12 @@ def coarsened(
     ------
     InputError
         For another kind of transform, or a bound that cannot be kept.
+
+    Examples
+    --------
+    >>> thinned, factors, error_vox = itkstream.coarsened(registration.transform, 0.1)
+    >>> error_vox <= 0.1
+    True
     """
     simple = compose(transform)
     steps = steps_of(simple)

@@ -36,6 +36,12 @@ class Certificate:
         spacing.
     regions : tuple of FoldedRegion
         Where the folds are, the worst first; a thousand at most.
+
+    Examples
+    --------
+    >>> certificate = itkstream.check_transform(registration.transform)
+    >>> certificate.least_jacobian > 0
+    True
     """
 
     least_jacobian: float
@@ -88,6 +94,11 @@ def certify(
     ------
     InputError
         As `check_transform`.
+
+    Examples
+    --------
+    >>> itkstream.certify(registration.transform)["passed"]
+    True
     """
     found = check_transform(transform, resources=resources)
     command = f"itkstream repair {name} repaired.ome.zarr" if found.folded_voxels else None
@@ -128,6 +139,12 @@ def check_transform(
     ------
     InputError
         Where the field holds NaN, or the transform is of another kind.
+
+    Examples
+    --------
+    >>> certificate = itkstream.check_transform(registration.transform)
+    >>> certificate.folded_voxels, certificate.failures
+    (0, ())
     """
     simple = compose(transform)
     if isinstance(simple, AffineTransform):

@@ -94,6 +94,13 @@ def coarsen_field(
     InputError
         For another kind of transform, a tolerance that is not positive, a field with NaN, or a
         bound that even the largest factor does not keep.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((16, 16, 16), (1, 1, 1), axes=("z", "y", "x"))
+    >>> still = itkstream.DisplacementField(np.zeros((16, 16, 16, 3), np.float32), grid)
+    >>> itkstream.transform.coarsen_field(still, 0.01).field.grid.shape
+    (2, 2, 2)
     """
     if not isinstance(field, DisplacementField):
         raise InputError(

@@ -78,6 +78,11 @@ def fold_affine(transform: Transform) -> DisplacementField:
     ------
     InputError
         For other transforms.
+
+    Examples
+    --------
+    >>> itkstream.transform.fold_affine(registration.transform)
+    DisplacementField(zyx ...)
     """
     chain = FieldChain.of(transform, f"an affine can be folded into {_A_FIELD}")
     field, affine = chain.field, chain.affine
@@ -108,6 +113,12 @@ def prepare_sample(transform: Transform, grid: Grid, blocksize: Sequence[int]) -
     -------
     dask.array.Array, grid.shape + (n,), float32
         Lazy; ``T(p) - p``, affines included.
+
+    Examples
+    --------
+    >>> lazy = itkstream.transform.prepare_sample(registration.transform, fixed.grid, (64, 64, 64))
+    >>> lazy.shape == (*fixed.shape, 3)
+    True
     """
     shared = {"transform": transform, "grid": grid}
     return map_blocks(
@@ -133,6 +144,12 @@ def sample_transform(transform: Transform, grid: Grid) -> DisplacementField:
     -------
     DisplacementField
         float32. Between the voxels of `grid` it is linear, whatever the transform is.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((4, 4, 4), (8, 8, 8), axes=("z", "y", "x"))
+    >>> itkstream.transform.sample_transform(registration.transform, grid).data.shape
+    (4, 4, 4, 3)
     """
     return DisplacementField(_sample(transform, grid), grid)
 
@@ -151,6 +168,15 @@ def as_field(transform: Transform, grid: Grid) -> DisplacementField:
     -------
     DisplacementField
         float32; as `sample_transform` gives, but never in memory as a whole.
+
+    Examples
+    --------
+    >>> shift = np.eye(4)
+    >>> shift[:3, 3] = 1, 2, 3
+    >>> grid = itkstream.Grid((4, 4, 4), (8, 8, 8), axes=("z", "y", "x"))
+    >>> field = itkstream.transform.as_field(itkstream.AffineTransform(shift, "zyx"), grid)
+    >>> np.asarray(field.data[0, 0, 0])
+    array([1., 2., 3.], dtype=float32)
     """
     return DisplacementField(_Sampled(transform, grid), grid)
 
@@ -181,6 +207,13 @@ def crop_transform(transform: Transform, region: Grid) -> Transform:
     -------
     Transform
         Maps the points of `region` as `transform` does; nothing is read.
+
+    Examples
+    --------
+    >>> region = fixed[:8, :8, :8].grid
+    >>> part = itkstream.transform.crop_transform(registration.transform, region)
+    >>> part.ndim
+    3
     """
     steps = steps_of(compose(transform))
     first = steps[0]
@@ -220,6 +253,12 @@ def prepare_jacobian(transform: Transform, blocksize: Sequence[int]) -> da.Array
     ------
     InputError
         For other transforms.
+
+    Examples
+    --------
+    >>> lazy = itkstream.transform.prepare_jacobian(registration.transform, (64, 64, 64))
+    >>> bool((lazy > 0).all().compute())
+    True
     """
     chain = FieldChain.of(transform, f"local volume is known of {_A_FIELD}")
     field, ratio = chain.field, float(np.linalg.det(chain.affine.matrix))

@@ -107,6 +107,13 @@ def prepare_fold_count(
     -------
     dask.array.Array, block grid + (2,), float64
         Lazy. Least determinant of the block's voxels, and how many are not above `least`.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((8, 8, 8), (1, 1, 1))
+    >>> still = itkstream.DisplacementField(np.zeros((8, 8, 8, 3), np.float32), grid)
+    >>> itkstream.deform.prepare_fold_count(still, (8, 8, 8)).compute()
+    array([[[[1., 0.]]]])
     """
     blocks = block_grid(field.grid.shape, blocksize, 1)
     shared = {"grid": field.grid, "least": least}
@@ -193,6 +200,12 @@ def repair_transform(transform: Transform, *, resources: Resources | None = None
         For other transforms, or a field with NaN.
     RegistrationError
         Where a region cannot be unfolded.
+
+    Examples
+    --------
+    >>> repaired = itkstream.repair_transform(registration.transform)
+    >>> itkstream.check_transform(repaired).folded_voxels
+    0
     """
     simple = compose(transform)
     if isinstance(simple, AffineTransform):

@@ -68,6 +68,14 @@ def prepare_invert(
     ------
     InputError
         For another kind of transform, or a grid of other axes or unit.
+
+    Examples
+    --------
+    >>> lazy = itkstream.transform.prepare_invert(
+    ...     registration.transform, moving.grid, (64, 64, 64)
+    ... )
+    >>> lazy.shape == (*moving.shape, 4)
+    True
     """
     invertible_links(transform)
     chain = FieldChain.of(transform, _NOT_BLOCK_BY_BLOCK)
@@ -111,6 +119,13 @@ def invert_transform(
     ------
     InputError
         For another kind of transform, or a field without `grid`.
+
+    Examples
+    --------
+    >>> inverse = itkstream.transform.invert_transform(registration.transform, moving.grid)
+    >>> back = inverse.apply(registration.transform.apply([[20.0, 40.0, 40.0]]))
+    >>> bool(np.allclose(back, [[20.0, 40.0, 40.0]], atol=0.2))
+    True
     """
     simple = compose(transform)
     if isinstance(simple, AffineTransform):

@@ -103,6 +103,12 @@ def apply_to_points(
     ------
     InputError
         Where the points have another dimension or are not finite.
+
+    Examples
+    --------
+    >>> mapped = itkstream.transform.apply_to_points(registration.transform, [[20.0, 40.0, 40.0]])
+    >>> mapped.points.shape, mapped.outside
+    ((1, 3), array([False]))
     """
     p = np.asarray(points, float)
     if p.ndim != 2 or p.shape[1] != transform.ndim:

@@ -81,6 +81,12 @@ class Series:
     ------
     InputError
         Where the numbers do not agree.
+
+    Examples
+    --------
+    >>> genes = itkstream.io.open_series("examples/round2.ome.zarr", "channel")
+    >>> itkstream.Series(tuple(genes), (("c", 3),)).axes
+    (('c', 3),)
     """
 
     images: tuple[Image, ...]
@@ -136,6 +142,14 @@ def write_inverse(
         unit.
     ExistingOutputError
         Where something is there.
+
+    Examples
+    --------
+    >>> error = itkstream.write_inverse("inverse.ome.zarr", registration.transform, moving.grid)
+    >>> error < 0.1
+    True
+    >>> itkstream.read_transform("inverse.ome.zarr", "zyx").ndim
+    3
     """
     if not Location.parse(out).name.endswith(".zarr"):
         raise InputError(
@@ -246,6 +260,16 @@ def write_resampled(
         Where the image does not fit in memory and a file was asked for.
     ExistingOutputError
         Where something is there.
+
+    Examples
+    --------
+    >>> gene = itkstream.open_image("examples/round2.ome.zarr", channel="GeneA")
+    >>> settings = itkstream.WarpSettings(background=None)
+    >>> itkstream.write_resampled(
+    ...     "gene_a.nrrd", gene, registration.transform, registration.aligned.grid, settings
+    ... )
+    >>> itkstream.open_image("gene_a.nrrd").shape == registration.aligned.shape
+    True
     """
     check_apart(out, moving, transform)
     place = check_resampled_output(out, overwrite)

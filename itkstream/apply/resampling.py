@@ -75,6 +75,12 @@ def apply_transform(
     -------
     ndarray, shape of the fixed image
         The moving image, aligned.
+
+    Examples
+    --------
+    >>> warped = itkstream.transform.apply_transform(fixed, moving, registration.transform)
+    >>> warped.shape == fixed.shape
+    True
     """
     fixed, moving = as_pair(_wanted(fixed), moving, None, None)
     return warp_block(moving, transform, fixed.grid, settings or _DEFAULT)
@@ -106,6 +112,14 @@ def prepare_apply_transform(
     -------
     dask.array.Array, shape of the fixed image
         Lazy; one task a block.
+
+    Examples
+    --------
+    >>> lazy = itkstream.transform.prepare_apply_transform(
+    ...     fixed, moving, registration.transform, (32, 32, 32)
+    ... )
+    >>> lazy[0].compute().shape == fixed.shape[1:]
+    True
     """
     fixed, moving = as_pair(_wanted(fixed), moving, None, None)
     settings = settings or _DEFAULT
@@ -152,6 +166,15 @@ def prepare_apply_to_series(
     ------
     InputError
         Where the images are none, or differ in grid or type.
+
+    Examples
+    --------
+    >>> genes = itkstream.io.open_series("examples/round2.ome.zarr", "channel")
+    >>> lazy = itkstream.transform.prepare_apply_to_series(
+    ...     fixed, genes, registration.transform, (32, 32, 32)
+    ... )
+    >>> lazy.shape == (3, *fixed.shape)
+    True
     """
     pairs = [as_pair(_wanted(fixed), moving, None, None) for moving in series]
     if len({(moving.grid, moving.dtype) for _, moving in pairs}) != 1:
@@ -194,6 +217,13 @@ def piecewise_transform(
     -------
     Transform
         ``p -> global_affine(sum_b share_b(p) local_b(p))``.
+
+    Examples
+    --------
+    >>> affines = np.tile(np.eye(4), (1, 1, 1, 1, 1))
+    >>> whole = itkstream.transform.piecewise_transform(fixed.grid, affines, fixed.shape)
+    >>> whole.ndim
+    3
     """
     blocks = block_grid(fixed.shape, blocksize, overlap)
     local = PiecewiseAffine(np.asarray(local_affines, float), blocks, fixed)
@@ -239,6 +269,12 @@ def prepare_field(transform: Transform, grid: Grid, blocksize: Sequence[int]) ->
     dask.array.Array, grid.shape + (n,), float32
         Lazy. u in ``T(p) = affine(p + u(p))``, with the product of all affines of the
         transform; the identity where it has none.
+
+    Examples
+    --------
+    >>> lazy = itkstream.transform.prepare_field(registration.transform, fixed.grid, (64, 64, 64))
+    >>> lazy.shape == (*fixed.shape, 3)
+    True
     """
     blocks = block_grid(grid.shape, blocksize, 0)
     shared = {"transform": transform, "grid": grid}

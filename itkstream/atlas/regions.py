@@ -48,6 +48,12 @@ class Region:
         The volume of the region in the template, in mm³.
     means : tuple of float
         Mean of each channel of the brain in it; NaN where no voxel has a value.
+
+    Examples
+    --------
+    >>> region = itkstream.Region(8, "grey matter", "GM", 1000, 0.5, 0.52, (120.0,))
+    >>> region.volume_mm3 / region.template_volume_mm3 < 1
+    True
     """
 
     id: int

@@ -34,9 +34,9 @@ from itkstream.judge.verdict import Verdict
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.pipelines import DEFAULT_STEPS, register, report_or_warn
 from itkstream.registration.folder import ANNOTATION
-from itkstream.registration.register import Registration
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import RegisterSettings, Step
+from itkstream.result import Registration
 from itkstream.workers import Resources, session
 
 __all__ = ["AtlasRegistration", "register_atlas"]
@@ -68,6 +68,13 @@ class AtlasRegistration:
         All regions of the annotation by their ids, those that the brain does not show too.
     channels : tuple of str
         Names of the brain's channels, as `Region.means` has them.
+
+    Examples
+    --------
+    >>> found = itkstream.Registration.open("atlas")
+    >>> annotation = itkstream.open_image("atlas/annotation.ome.zarr")
+    >>> annotation.shape == found.aligned.shape
+    True
     """
 
     registration: Registration
@@ -173,6 +180,22 @@ def register_atlas(
     ----------
     .. [1] F. Claudi et al., "BrainGlobe Atlas API: a common interface for neuroanatomical
        atlases", J. Open Source Software 5 (2020) 2668, doi:10.21105/joss.02668.
+
+    Examples
+    --------
+    >>> brain = itkstream.open_image("examples/atlas/brain.ome.zarr", channel=0)
+    >>> found = itkstream.register_atlas(
+    ...     brain,
+    ...     "examples/atlas/template.nrrd",
+    ...     "examples/atlas/annotation.nrrd",
+    ...     "atlas",
+    ...     names="examples/atlas/names.csv",
+    ...     orientation="sal",
+    ... )
+    >>> found.annotation.shape == found.registration.aligned.shape
+    True
+    >>> found.regions[0].volume_mm3 > 0
+    True
     """
     check_apart(out, brain, template, annotation, names)
     atlas = open_atlas((brain, template, annotation), (orientation, template_orientation), names)

@@ -44,7 +44,7 @@ class DemoResult:
     @property
     def folds(self) -> int:
         """Voxels of the field whose Jacobian determinant is not positive."""
-        found: int = self.registration.report["certificate"]["folded_voxels"]
+        found: int = self.registration.facts["certificate"]["folded_voxels"]
         return found
 
 

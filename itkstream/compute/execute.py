@@ -107,6 +107,12 @@ def execute(
         Where nothing can be written, as on a full disk.
     BlockErrors
         Where blocks failed; all others are done, and the same call computes only those again.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> itkstream.execute(da.ones((4, 4), chunks=2) + 1).sum()
+    np.float64(32.0)
     """
     if not isinstance(array, da.Array):
         raise InputError(
@@ -166,6 +172,12 @@ def compute(
         Where blocks failed; all others were computed.
     ExistingOutputError
         Where something else is at `keep`.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> itkstream.cluster.compute(da.arange(4, chunks=2))
+    array([0, 1, 2, 3])
     """
     if keep is not None:
         written = _write(array, Location.parse(keep), None, False, resources, progress)
@@ -203,6 +215,14 @@ def store(
         Where two blocks would write to one chunk, or `target` is read.
     BlockErrors
         Where blocks failed; all others are done.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> target = np.zeros(4)
+    >>> itkstream.cluster.store(da.ones(4, chunks=2), target)
+    >>> target
+    array([1., 1., 1., 1.])
     """
     run(array, _sink_of(array, target), resources, progress)
 
@@ -221,6 +241,12 @@ def continues(array: da.Array, path: str | os.PathLike[str]) -> bool:
     -------
     bool
         Then `store` keeps the blocks that are there.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> itkstream.cluster.continues(da.ones(4, chunks=2), "not_there.zarr")
+    False
     """
     place = Location.parse(path)
     if not is_zarr_array(place):

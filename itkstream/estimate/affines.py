@@ -117,6 +117,14 @@ def prepare_local_affines(
     -------
     dask.array.Array, block grid + (k,), float64
         Lazy; `split_local_affines` takes it apart.
+
+    Examples
+    --------
+    >>> settings = itkstream.affine.IntensitySettings("translation")
+    >>> lazy = itkstream.affine.prepare_local_affines(fixed, moving, None, (32, 32, 32), settings)
+    >>> affines, told = itkstream.affine.split_local_affines(lazy, 3)
+    >>> affines.shape[-2:]
+    (4, 4)
     """
     fixed, moving = as_pair(fixed, moving, None, None)
     blocks = block_grid(fixed.shape, blocksize, overlap)
@@ -204,6 +212,14 @@ def split_local_affines(packed: Any, ndim: int) -> tuple[Any, Any]:
     confidence : block grid + (4,)
         Matches, root mean square residual, disagreement with the neighbours (both in
         µm), and confidence between 0 and 1.
+
+    Examples
+    --------
+    >>> settings = itkstream.affine.IntensitySettings("translation")
+    >>> lazy = itkstream.affine.prepare_local_affines(fixed, moving, None, (32, 32, 32), settings)
+    >>> affines, told = itkstream.affine.split_local_affines(lazy, 3)
+    >>> affines.shape[-2:]
+    (4, 4)
     """
     size = ndim + 1
     matrices = packed[..., : size * size]

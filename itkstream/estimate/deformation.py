@@ -99,6 +99,14 @@ def prepare_positions(
     -------
     dask.array.Array, fixed shape + (n,), float64
         Lazy. Moving positions in µm.
+
+    Examples
+    --------
+    >>> identity = itkstream.AffineTransform(np.eye(4))
+    >>> settings = itkstream.deform.DescentSettings(iterations=(20, 10))
+    >>> lazy = itkstream.deform.prepare_positions(fixed, moving, identity, (32, 32, 32), settings)
+    >>> lazy.shape == (*fixed.shape, 3)
+    True
     """
     blocks = block_grid(fixed.shape, blocksize, overlap)
     task = Task(fixed, moving, initial, settings, blocks, coarse_voxels, skip_empty)
@@ -152,6 +160,16 @@ def prepare_displacement(
     ------
     InputError
         Where a group of voxels would span two blocks.
+
+    Examples
+    --------
+    >>> identity = itkstream.AffineTransform(np.eye(4))
+    >>> settings = itkstream.deform.DescentSettings(iterations=(20, 10))
+    >>> lazy = itkstream.deform.prepare_displacement(
+    ...     fixed, moving, identity, (32, 32, 32), settings
+    ... )
+    >>> lazy.shape[-1]
+    3
     """
     fixed, moving = as_pair(fixed, moving, None, None)
     blocks = block_grid(fixed.shape, blocksize, overlap)
@@ -179,6 +197,11 @@ def deform_blocks(
     -------
     BlockGrid
         With their overlaps.
+
+    Examples
+    --------
+    >>> itkstream.deform.deform_blocks(fixed.grid, 256, None, 2e7).numblocks
+    (1, 1, 1)
     """
     size = grid.shape if grid.size <= coarse_voxels else (blocksize,) * grid.ndim
     return block_grid(grid.shape, size, overlap)
@@ -201,6 +224,13 @@ def field_factors(settings: DeformSettings, grid: Grid, blocks: BlockGrid) -> tu
     tuple of int
         For the `factors` of `prepare_displacement`: voxels per node on which the field is
         computed, or on which blocks join; 2 per axis where that is unknown or finer.
+
+    Examples
+    --------
+    >>> blocks = itkstream.deform.deform_blocks(fixed.grid, 256, None, 2e7)
+    >>> settings = itkstream.deform.DescentSettings()
+    >>> len(itkstream.deform.field_factors(settings, fixed.grid, blocks))
+    3
     """
     half = (2,) * grid.ndim
     if len(blocks) > 1:

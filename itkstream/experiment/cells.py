@@ -65,6 +65,12 @@ class SpotCounts:
     unsure : int
         Spots that were not counted as the transform says nothing about them, or as their error is
         larger than was asked for.
+
+    Examples
+    --------
+    >>> counts = itkstream.count_spots("examples/spots/round1.csv", "examples/labels.ome.zarr")
+    >>> counts.counts.shape == (len(counts.cells), len(counts.genes))
+    True
     """
 
     out: Location | None
@@ -136,6 +142,14 @@ def count_spots(
         Where the folder has no moved spots, or a file is not there.
     ExistingOutputError
         Where the table is there.
+
+    Examples
+    --------
+    >>> counts = itkstream.count_spots(
+    ...     "examples/spots/round1.csv", "examples/labels.ome.zarr", gene="gene"
+    ... )
+    >>> counts.genes
+    ('GeneA', 'GeneB')
     """
     folder = Location.parse(spots) if is_experiment(spots) else None
     table = Location.parse(spots) if folder is None else _joined_in(folder)

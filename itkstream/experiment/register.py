@@ -56,6 +56,14 @@ class RegisteredRound:
         Names of its channels.
     seconds : float
         What its registration took.
+
+    Examples
+    --------
+    >>> second = itkstream.Experiment.read("rounds").rounds[1]
+    >>> second.name, second.channels
+    ('round2', ('DAPI', 'GeneA', 'GeneB'))
+    >>> itkstream.Registration.open(second.folder).verdict.outcome
+    'good'
     """
 
     name: str
@@ -89,6 +97,12 @@ class Experiment:
         All rounds, in their order.
     facts : dict
         What experiment.json holds.
+
+    Examples
+    --------
+    >>> experiment = itkstream.Experiment.read("rounds")
+    >>> experiment.reference, experiment.joined.name
+    ('round1', 'joined.ome.zarr')
     """
 
     out: Location
@@ -129,6 +143,11 @@ class Experiment:
         ------
         MissingDataError
             Where the folder is no experiment.
+
+        Examples
+        --------
+        >>> itkstream.Experiment.read("rounds").reference
+        'round1'
         """
         out, facts = Location.parse(folder), read_experiment(folder)
         rounds = tuple(_read_round(out, entry) for entry in facts["rounds"])
@@ -227,6 +246,13 @@ def register_rounds(
     ----------
     .. [1] T. Datteri and B. M. Dawant, "Estimation of rigid-body registration quality using
        registration networks", Proc. SPIE 8314 (2012) 831419, doi:10.1117/12.911316.
+
+    Examples
+    --------
+    >>> rounds = ["examples/round1.ome.zarr", "examples/round2.ome.zarr"]
+    >>> experiment = itkstream.register_rounds(rounds, "rounds", channel="DAPI")
+    >>> [(one.name, one.outcome) for one in experiment.rounds]
+    [('round1', 'reference'), ('round2', 'good')]
     """
     manifest = _manifest(rounds, reference).check()
     check_apart(out, *(r.image for r in manifest.rounds), *(r.mask for r in manifest.rounds))

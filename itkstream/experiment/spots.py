@@ -64,6 +64,13 @@ class MovedRound:
         Mean of the errors that are known, in µm; NaN where none is, 0 for the reference.
     left_out : str
         Why the spots of the round were not moved; empty where they were.
+
+    Examples
+    --------
+    >>> tables = ["examples/spots/round2.csv"]
+    >>> moved = itkstream.move_spots("rounds", tables, "second.csv", overwrite=True)
+    >>> moved.rounds[0].spots > 0
+    True
     """
 
     name: str
@@ -88,6 +95,14 @@ class MovedRound:
         -------
         str
             Numbers, and what looks wrong.
+
+        Examples
+        --------
+        >>> moved = itkstream.move_spots(
+        ...     "rounds", ["examples/spots/round2.csv"], "described.csv", overwrite=True
+        ... )
+        >>> print(moved.rounds[0].describe())
+        round2: ... spots, ...
         """
         if self.left_out:
             return f"{self.name}: left out: {self.left_out}"
@@ -112,6 +127,13 @@ class MovedSpots:
         The table of all spots.
     rounds : tuple of MovedRound
         What became of the tables of each round.
+
+    Examples
+    --------
+    >>> tables = ["examples/spots/round2.csv"]
+    >>> moved = itkstream.move_spots("rounds", tables, "second.csv", overwrite=True)
+    >>> moved.joined.name
+    'second.csv'
     """
 
     joined: Location
@@ -242,6 +264,13 @@ def move_spots(
         Where a table to be written is there.
     RegistrationError
         Where the registrations of all rounds that have tables failed.
+
+    Examples
+    --------
+    >>> tables = ["examples/spots/round1.csv", "examples/spots/round2.csv"]
+    >>> moved = itkstream.move_spots("rounds", tables, overwrite=True)
+    >>> [one.name for one in moved.rounds]
+    ['round1', 'round2']
     """
     sources = read_sources(folder)
     given = assign_tables(tables, list(sources), None if is_experiment(folder) else "moving")

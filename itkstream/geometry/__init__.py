@@ -43,3 +43,7 @@ __all__ = [
     "transposed",
     "with_axes",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -28,6 +28,12 @@ class Block:
         The voxels this block owns.
     padded : tuple of slice
         Core plus overlap, clipped at the border of the image.
+
+    Examples
+    --------
+    >>> blocks = itkstream.geometry.BlockGrid((20, 20), (10, 10), (2, 2))
+    >>> blocks[1, 0].core
+    (slice(10, 20, None), slice(0, 10, None))
     """
 
     index: tuple[int, ...]
@@ -74,6 +80,12 @@ class BlockGrid:
     ------
     InputError
         Where the lengths differ, a block has no voxel, or the overlap is too wide.
+
+    Examples
+    --------
+    >>> blocks = itkstream.geometry.BlockGrid((20, 30), (10, 10), (2, 2))
+    >>> blocks.numblocks
+    (2, 3)
     """
 
     shape: tuple[int, ...]
@@ -142,6 +154,12 @@ class BlockGrid:
         -------
         iterator of tuple of int
             Up to 3 to the power of the axes, in index order.
+
+        Examples
+        --------
+        >>> blocks = itkstream.geometry.BlockGrid((20, 30), (10, 10), (2, 2))
+        >>> (0, 1) in list(blocks.touching((0, 0)))
+        True
         """
         along = range(len(self.shape)) if axes is None else axes
         spans = (
@@ -170,6 +188,13 @@ class BlockGrid:
             The lower of the two blocks.
         share : ndarray, (m,)
             Share of the upper one, ``block + 1``, between 0 and 1; 0 where there is none.
+
+        Examples
+        --------
+        >>> blocks = itkstream.geometry.BlockGrid((20, 30), (10, 10), (2, 2))
+        >>> low, upper = blocks.weights(0, [2.0, 9.5])
+        >>> upper
+        array([0. , 0.5])
         """
         x = np.asarray(index, float)
         borders = np.cumsum(self.chunks[axis])[:-1] - 0.5
@@ -190,6 +215,12 @@ class BlockGrid:
         -------
         ndarray, numblocks + (n,)
             Voxel indices.
+
+        Examples
+        --------
+        >>> blocks = itkstream.geometry.BlockGrid((20, 30), (10, 10), (2, 2))
+        >>> blocks.centres().shape
+        (2, 3, 2)
         """
         per_axis = []
         for axis, chunks in enumerate(self.chunks):

@@ -42,6 +42,12 @@ class CompositeTransform(Transform):
     ------
     InputError
         Where the list is empty, or mixes dimensions or orders of axes.
+
+    Examples
+    --------
+    >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]))
+    >>> itkstream.CompositeTransform((twice, twice)).apply([1, 2, 3])
+    array([ 4.,  8., 12.])
     """
 
     transforms: tuple[Transform, ...]
@@ -78,6 +84,9 @@ class CompositeTransform(Transform):
     def axes(self) -> tuple[str, ...] | None:
         """Names of the coordinates of its points; None where no step knows them."""
         return next((step.axes for step in self.transforms if step.axes), None)
+
+    def _lines(self) -> tuple[str, ...]:
+        return tuple(map(repr, self.transforms))
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map points through every transform in turn."""
@@ -129,6 +138,12 @@ def compose(*transforms: Transform) -> Transform:
     ------
     InputError
         Where nothing is given, or dimensions differ.
+
+    Examples
+    --------
+    >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]))
+    >>> itkstream.geometry.compose(twice, twice.inverse()).is_identity
+    True
     """
     chain = CompositeTransform(transforms)
     steps: list[Transform] = []
@@ -159,6 +174,11 @@ def steps_of(transform: Transform) -> tuple[Transform, ...]:
     tuple of Transform
         In the order in which they act, composites in composites taken apart; itself, if it is no
         composite.
+
+    Examples
+    --------
+    >>> [type(step).__name__ for step in itkstream.geometry.steps_of(registration.transform)]
+    ['DisplacementField', 'AffineTransform']
     """
     if not isinstance(transform, CompositeTransform):
         return (transform,)
@@ -196,6 +216,11 @@ def named_axes(transform: Transform) -> tuple[str, ...] | None:
     -------
     tuple of str or None
         One name per axis; None where nothing says them.
+
+    Examples
+    --------
+    >>> itkstream.geometry.named_axes(itkstream.AffineTransform(np.eye(4))) is None
+    True
     """
     return transform.axes
 
@@ -219,6 +244,11 @@ def with_axes(transform: Transform, axes: Sequence[str]) -> Transform:
     ------
     InputError
         Where it has other axes.
+
+    Examples
+    --------
+    >>> itkstream.geometry.with_axes(itkstream.AffineTransform(np.eye(3)), "yx").axes
+    ('y', 'x')
     """
     known = transform.axes
     if known not in (None, tuple(axes)):

@@ -49,6 +49,11 @@ def box_shape(box: Slices) -> tuple[int, ...]:
     -------
     tuple of int
         Voxels per axis.
+
+    Examples
+    --------
+    >>> itkstream.geometry.box_shape((slice(2, 5), slice(0, 10)))
+    (3, 10)
     """
     return tuple(s.stop - s.start for s in box)
 
@@ -70,6 +75,11 @@ def default_axes(ndim: int) -> tuple[str, ...]:
     -------
     tuple of str
         ``("x", "y")`` or ``("x", "y", "z")``.
+
+    Examples
+    --------
+    >>> itkstream.geometry.default_axes(2)
+    ('x', 'y')
     """
     return ("x", "y", "z")[:ndim]
 
@@ -86,6 +96,11 @@ def array_axes(ndim: int) -> tuple[str, ...]:
     -------
     tuple of str
         ``("y", "x")`` or ``("z", "y", "x")``.
+
+    Examples
+    --------
+    >>> itkstream.geometry.array_axes(3)
+    ('z', 'y', 'x')
     """
     return tuple(reversed(default_axes(ndim)))
 
@@ -109,6 +124,11 @@ def axis_order(stored: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
     ------
     InputError
         Where these are not the same names.
+
+    Examples
+    --------
+    >>> itkstream.geometry.axis_order("xyz", "zyx")
+    (2, 1, 0)
     """
     if sorted(wanted) != sorted(stored):
         raise InputError(f"axes {tuple(wanted)} are no permutation of {tuple(stored)}")
@@ -145,6 +165,14 @@ class Grid:
     ------
     InputError
         Where a value does not fit; the message names it.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+    >>> print(grid)
+    zyx 10 x 20 x 30, 2 x 0.5 x 0.5 micrometer
+    >>> grid.to_physical([[1, 2, 4]])
+    array([[2., 1., 2.]])
     """
 
     shape: tuple[int, ...]
@@ -227,6 +255,12 @@ class Grid:
         -------
         ndarray, (..., n)
             Positions, in `unit`.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.to_physical([[1, 2, 4]])
+        array([[2., 1., 2.]])
         """
         m = self.matrix
         return np.asarray(np.asarray(index, float) @ m[:-1, :-1].T + m[:-1, -1])
@@ -243,6 +277,12 @@ class Grid:
         -------
         ndarray, (..., n)
             Voxel indices.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.to_index([[2, 1, 2]])
+        array([[1., 2., 4.]])
         """
         m = self.inverse_matrix
         return np.asarray(points, float) @ m[:-1, :-1].T + m[:-1, -1]
@@ -254,6 +294,12 @@ class Grid:
         -------
         ndarray, shape + (n,)
             Positions in `unit`; 8 n bytes per voxel.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.positions().shape
+        (10, 20, 30, 3)
         """
         index = np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1)
         return self.to_physical(index)
@@ -265,6 +311,12 @@ class Grid:
         -------
         ndarray, (2 ** n, n)
             Positions in `unit`.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.corners()[-1]
+        array([18. ,  9.5, 14.5])
         """
         return self.to_physical(self._corners(0))
 
@@ -275,6 +327,12 @@ class Grid:
         -------
         ndarray, (2**n, n), float64
             Half a voxel beyond `corners`.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.outer_corners()[0]
+        array([-1.  , -0.25, -0.25])
         """
         return self.to_physical(self._corners(0.5))
 
@@ -301,6 +359,12 @@ class Grid:
         -------
         ndarray of bool, (...)
             True inside.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.contains([[4, 2, 2], [99, 2, 2]])
+        array([ True, False])
         """
         index = self.to_index(points)
         inside = (index >= -0.5) & (index < np.subtract(self.shape, 0.5))
@@ -318,6 +382,12 @@ class Grid:
         -------
         Grid
             Its origin is the position of the first voxel kept.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.crop((slice(5, 10), slice(0, 20), slice(0, 30))).origin
+        (10.0, 0.0, 0.0)
         """
         start = [s.start or 0 for s in slices]
         stop = [n if s.stop is None else s.stop for s, n in zip(slices, self.shape, strict=True)]
@@ -339,6 +409,12 @@ class Grid:
         -------
         Grid
             Its origin is the position of the first voxel kept.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.subsample((range(0, 10, 2), range(20), range(30))).spacing
+        (4.0, 0.5, 0.5)
         """
         signs = np.sign([span.step for span in spans])
         turned = np.asarray(self.direction) * signs + 0.0  # + 0.0: no negative zeros
@@ -365,6 +441,12 @@ class Grid:
         -------
         Grid
             Shape ``ceil(shape / factors)``.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> print(grid.shrink((1, 4, 4)))
+        zyx 10 x 5 x 8, 2 x 2 x 2 micrometer
         """
         first = [(f - 1) / 2 for f in factors]
         return replace(
@@ -388,6 +470,12 @@ class Grid:
         -------
         Grid
             A grid whose `axes` are those given.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.reorder("xyz").shape
+        (30, 20, 10)
         """
         order = self.axis_order(axes)
         direction = np.asarray(self.direction)[np.ix_(order, order)]
@@ -412,6 +500,12 @@ class Grid:
         -------
         Grid
             Nothing is moved: see `reorder` for that.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> itkstream.Grid((4, 4), (1, 1)).named("yx").axes
+        ('y', 'x')
         """
         return replace(self, axes=tuple(axes), axes_stated=True)
 
@@ -432,6 +526,12 @@ class Grid:
         ------
         InputError
             Where these are other axes.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.axis_order("xyz")
+        (2, 1, 0)
         """
         return axis_order(self.axes, axes)
 
@@ -447,6 +547,12 @@ class Grid:
         -------
         Grid
             Spacing and origin converted.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((10, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+        >>> grid.in_unit("nanometer").spacing
+        (2000.0, 500.0, 500.0)
         """
         if unit == self.unit:
             return self

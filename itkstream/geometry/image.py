@@ -18,6 +18,7 @@ from itkstream.geometry.lazy_array import (
     span_slice,
     transposed,
 )
+from itkstream.geometry.shown.html import card
 
 __all__ = ["ChannelPair", "Image", "joined_channels"]
 
@@ -48,6 +49,15 @@ class Image:
     ------
     InputError
         Where the shapes of data and grid differ, or another channel lies on another grid.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((4, 20, 30), (2, 0.5, 0.5), axes=("z", "y", "x"))
+    >>> image = itkstream.Image(np.zeros((4, 20, 30), np.uint16), grid, "empty")
+    >>> image[:2]
+    Image(zyx 2 x 20 x 30, 2 x 0.5 x 0.5 micrometer, uint16, 'empty')
+    >>> image.to_xarray().dims
+    ('z', 'y', 'x')
     """
 
     data: Any
@@ -131,8 +141,62 @@ class Image:
         -------
         ndarray
             The whole image in memory.
+
+        Examples
+        --------
+        >>> type(fixed.read()).__name__
+        'ndarray'
         """
         return np.asarray(self.data)
+
+    def to_xarray(self) -> Any:
+        """The image as an xarray.DataArray, for which xarray must be installed.
+
+        Returns
+        -------
+        xarray.DataArray
+            With the names of the axes as dimensions, and the places of the voxels in µm as
+            coordinates, whose attribute ``units`` says so. Arrays of numpy and dask stay what they
+            are; of stored ones is read what is used.
+
+        Raises
+        ------
+        InputError
+            Where xarray is not installed, or the axes lie aslant in space.
+
+        Examples
+        --------
+        >>> labelled = fixed.to_xarray()
+        >>> labelled.dims, labelled.coords["z"].attrs
+        (('z', 'y', 'x'), {'units': 'micrometer'})
+        """
+        from itkstream.geometry.xarray_bridge import to_data_array
+
+        return to_data_array(self.data, self.grid, self.channel or self.name)
+
+    def to_sitk(self) -> Any:
+        """The image as a SimpleITK.Image, in memory.
+
+        Returns
+        -------
+        SimpleITK.Image
+            Its spacing and origin are in the unit of the grid.
+
+        Examples
+        --------
+        >>> fixed.to_sitk().GetSize() == fixed.shape[::-1]
+        True
+        """
+        from itkstream.geometry.itk_bridge import to_itk_image
+
+        return to_itk_image(self.read(), self.grid)
+
+    def _repr_html_(self) -> str:
+        """Name, grid and the middle plane, as Jupyter shows them."""
+        from itkstream.geometry.shown.pictures import thumbnail
+
+        named = [text for text in (self.name, self.channel) if text]
+        return card("Image", (*named, f"{self.grid}, {self.dtype}"), picture=thumbnail(self))
 
     def reorder(self, axes: Sequence[str]) -> Image:
         """The image with its array axes in another order; reads nothing.
@@ -146,6 +210,11 @@ class Image:
         -------
         Image
             Data and grid reordered together.
+
+        Examples
+        --------
+        >>> fixed.reorder("xyz").grid.axes
+        ('x', 'y', 'z')
         """
         if tuple(axes) == self.grid.axes:
             return self
@@ -166,6 +235,11 @@ class Image:
         -------
         Image
             The same data on the converted grid.
+
+        Examples
+        --------
+        >>> fixed.in_unit("millimeter").spacing
+        (0.0012, 0.001, 0.001)
         """
         others = tuple(other.in_unit(unit) for other in self.others)
         return replace(self, grid=self.grid.in_unit(unit), others=others)
@@ -181,6 +255,11 @@ class ChannelPair:
         The images, each on the grid of the other channels.
     weight : float
         How much it counts, where the pair that leads counts for 1.
+
+    Examples
+    --------
+    >>> itkstream.geometry.ChannelPair(fixed, moving, weight=2.0).weight
+    2.0
     """
 
     fixed: Image
@@ -209,6 +288,12 @@ def joined_channels(images: Sequence[Image]) -> Image:
     ------
     InputError
         Where there are none, or their grids differ.
+
+    Examples
+    --------
+    >>> genes = itkstream.io.open_series("examples/round1.ome.zarr", "channel")
+    >>> [image.channel for image in itkstream.geometry.joined_channels(genes).channels]
+    ['DAPI', 'GeneA', 'GeneB']
     """
     if not images:
         raise InputError("there are no channels: give at least one image")

@@ -40,6 +40,14 @@ class Landmarks:
     ------
     InputError
         Where shapes do not fit, or a number is not finite or out of range; the message names it.
+
+    Examples
+    --------
+    >>> placed = np.array([[0, 0, 0], [0, 10, 0], [10, 0, 0], [0, 0, 10.0]])
+    >>> marks = itkstream.Landmarks(placed, placed + 1, axes=("z", "y", "x"))
+    >>> kept, held_out = marks.hold_out(0.25)
+    >>> len(kept), len(held_out)
+    (3, 1)
     """
 
     fixed: NDArray[np.float64]
@@ -102,6 +110,13 @@ class Landmarks:
         -------
         Landmarks
             Those, in that order.
+
+        Examples
+        --------
+        >>> placed = np.array([[0, 0, 0], [0, 10, 0], [10, 0, 0], [0, 0, 10.0]])
+        >>> marks = itkstream.Landmarks(placed, placed + 1, axes=("z", "y", "x"))
+        >>> len(marks.select([0, 2]))
+        2
         """
         chosen = np.asarray(which)
         # An empty list has no type of its own.
@@ -132,6 +147,13 @@ class Landmarks:
         ------
         InputError
             Where these are other axes.
+
+        Examples
+        --------
+        >>> placed = np.array([[0, 0, 0], [0, 10, 0], [10, 0, 0], [0, 0, 10.0]])
+        >>> marks = itkstream.Landmarks(placed, placed + 1, axes=("z", "y", "x"))
+        >>> marks.reorder("xyz").fixed[1]
+        array([ 0., 10.,  0.])
         """
         wanted = tuple(axes)
         if len(wanted) != self.ndim:
@@ -154,6 +176,13 @@ class Landmarks:
         -------
         Landmarks
             Itself where it is known.
+
+        Examples
+        --------
+        >>> placed = np.array([[0, 0, 0], [0, 10, 0], [10, 0, 0], [0, 0, 10.0]])
+        >>> marks = itkstream.Landmarks(placed, placed + 1, axes=("z", "y", "x"))
+        >>> marks.placed_within(2.0).sigma_um
+        array([2., 2., 2., 2.])
         """
         if self.sigma_um is not None:
             return self
@@ -178,6 +207,14 @@ class Landmarks:
         ------
         InputError
             Where the fraction is out of range.
+
+        Examples
+        --------
+        >>> placed = np.array([[0, 0, 0], [0, 10, 0], [10, 0, 0], [0, 0, 10.0]])
+        >>> marks = itkstream.Landmarks(placed, placed + 1, axes=("z", "y", "x"))
+        >>> kept, held_out = marks.hold_out(0.5)
+        >>> len(kept), len(held_out)
+        (2, 2)
         """
         if not 0 <= fraction < 1:
             raise InputError(

@@ -37,6 +37,11 @@ class ArraySource(Protocol):
     """The least that an image's data have: a shape, a type, and slicing.
 
     numpy arrays, zarr arrays, dask arrays and every `LazyArray` fit.
+
+    Examples
+    --------
+    >>> isinstance(np.zeros((2, 2)), itkstream.geometry.ArraySource)
+    True
     """
 
     @property
@@ -57,6 +62,13 @@ class LazyArray(ABC):
     A subclass has a shape and a type, and reads boxes. Keys are integers, slices with any step,
     ``...``, ``None``, and one array (or list) of integers or of truth values; more arrays than
     one are refused, since what they choose may be spread over the whole.
+
+    Examples
+    --------
+    >>> isinstance(fixed.data, itkstream.geometry.LazyArray)
+    True
+    >>> fixed.data[0, :2, :3].shape
+    (2, 3)
     """
 
     if TYPE_CHECKING:
@@ -83,6 +95,11 @@ class LazyArray(ABC):
         -------
         ndarray, stop - start
             The elements.
+
+        Examples
+        --------
+        >>> fixed.data.read((0, 0, 0), (2, 8, 8)).shape
+        (2, 8, 8)
         """
 
     @property
@@ -130,6 +147,11 @@ class LazyArray(ABC):
         -------
         ArrayView
             What numpy gives for these slices.
+
+        Examples
+        --------
+        >>> fixed.data.crop((slice(0, 2), slice(0, 8), slice(0, 8))).shape
+        (2, 8, 8)
         """
         return ArrayView.whole(self).crop(slices)
 
@@ -150,6 +172,11 @@ class LazyArray(ABC):
         ------
         ValueError
             Where these are not all axes, each once.
+
+        Examples
+        --------
+        >>> fixed.data.transpose(2, 1, 0).shape == fixed.shape[::-1]
+        True
         """
         return ArrayView.whole(self).transpose(*order)
 
@@ -173,6 +200,13 @@ class ArrayView(LazyArray):
         and its start, stop and step count as those of a `range` do.
     order : tuple of int
         Which of the kept axes, counted in source order, becomes each axis of the view.
+
+    Examples
+    --------
+    >>> view = itkstream.geometry.ArrayView.of(np.arange(12).reshape(3, 4))
+    >>> np.asarray(view.crop((slice(0, 2), slice(1, 3))))
+    array([[1, 2],
+           [5, 6]])
     """
 
     source: ArraySource
@@ -192,6 +226,12 @@ class ArrayView(LazyArray):
         -------
         ArrayView
             With the source's shape and axis order.
+
+        Examples
+        --------
+        >>> array = np.arange(12).reshape(3, 4)
+        >>> np.array_equal(itkstream.geometry.ArrayView.whole(array), array)
+        True
         """
         shape = source.shape
         return cls(source, tuple(slice(0, n) for n in shape), tuple(range(len(shape))))
@@ -209,6 +249,12 @@ class ArrayView(LazyArray):
         -------
         ArrayView
             With the source's shape and axis order.
+
+        Examples
+        --------
+        >>> array = np.arange(12).reshape(3, 4)
+        >>> itkstream.geometry.ArrayView.of(array).shape
+        (3, 4)
         """
         return source if isinstance(source, ArrayView) else cls.whole(source)
 
@@ -366,6 +412,11 @@ def transposed(data: Any, order: Sequence[int]) -> Any:
     -------
     ArraySource
         Lazy where the array is.
+
+    Examples
+    --------
+    >>> itkstream.geometry.transposed(np.zeros((2, 3, 4)), (2, 1, 0)).shape
+    (4, 3, 2)
     """
     view = data if hasattr(data, "transpose") else ArrayView.whole(data)
     return view.transpose(tuple(order))

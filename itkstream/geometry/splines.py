@@ -54,6 +54,13 @@ class BSplineTransform(GridTransform):
     ----------
     D. Rueckert et al., "Nonrigid registration using free-form deformations: application to breast
     MR images", IEEE Transactions on Medical Imaging 18 (1999) 712-721, doi:10.1109/42.796284.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((7, 7), (10, 10), (-20, -20), axes=("y", "x"))
+    >>> spline = itkstream.BSplineTransform(np.full((7, 7, 2), 0.5), grid)
+    >>> spline.apply([10, 10])
+    array([10.5, 10.5])
     """
 
     coefficients: NDArray[np.float64]
@@ -131,6 +138,13 @@ class LandmarkSpline(Transform):
     ----------
     M. H. Davis et al., "A physics-based coordinate transformation for 3-D image matching", IEEE
     Transactions on Medical Imaging 16 (1997) 317-328, doi:10.1109/42.585766.
+
+    Examples
+    --------
+    >>> fixed_points = np.array([[0, 0], [0, 10], [10, 0], [10, 10.0]])
+    >>> spline = itkstream.LandmarkSpline(fixed_points, fixed_points + 1)
+    >>> spline.apply([5, 5]).round(6)
+    array([6., 6.])
     """
 
     fixed_landmarks: NDArray[np.float64]

@@ -19,8 +19,9 @@ from scipy.ndimage import map_coordinates
 
 from itkstream.errors import InputError
 from itkstream.geometry.blocks import BlockGrid
-from itkstream.geometry.grid import Grid, axis_order, default_axes
+from itkstream.geometry.grid import Grid, array_axes, axis_order, default_axes
 from itkstream.geometry.lazy_array import ArraySource
+from itkstream.geometry.shown.html import card
 
 __all__ = [
     "AffineTransform",
@@ -41,6 +42,11 @@ class Transform(ABC):
     """A map from fixed points to moving points, which can be written for other programs.
 
     A subclass says what `ndim` is, and how `apply` maps points.
+
+    Examples
+    --------
+    >>> itkstream.read_transform("registered").apply([[20.0, 40.0, 40.0]]).shape
+    (1, 3)
     """
 
     @property
@@ -66,6 +72,12 @@ class Transform(ABC):
         -------
         ndarray, (..., n)
             Moving positions.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.apply([[1, 2, 3]])
+        array([[2., 4., 6.]])
         """
 
     def write(
@@ -101,14 +113,64 @@ class Transform(ABC):
             Where the file exists.
         ItkstreamError
             Where what was written does not map points as it should; nothing is left behind.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.write("twice.tfm")
+        0.0
         """
         # The package's own door: file formats lie floors above, and are loaded when one is written.
         from itkstream import write_transform
 
         return write_transform(path, self, axes, overwrite=overwrite)
 
+    def to_sitk(self, axes: Sequence[str] | None = None) -> Any:
+        """The transform as SimpleITK has it, in memory, from fixed to moving points, x first.
 
-@dataclass(frozen=True, eq=False)
+        Parameters
+        ----------
+        axes : sequence of str, optional
+            Names of the coordinates of its points, first to last; needed where its own `axes` are
+            None.
+
+        Returns
+        -------
+        SimpleITK.Transform
+            In the unit of this one, µm: the spacing of an image that it acts on must be too.
+            Fields take 24 bytes a node in 3-D.
+
+        Raises
+        ------
+        InputError
+            Where ITK has no such transform, or nothing says what its axes are.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.to_sitk().TransformPoint((1.0, 2.0, 3.0))
+        (2.0, 4.0, 6.0)
+        """
+        from itkstream.geometry.itk_bridge import to_itk_transform
+
+        named = tuple(axes or self.axes or ())
+        if not named:
+            raise InputError(
+                f"nothing says which coordinate of a point is x: give axes={array_axes(self.ndim)} "
+                f"if points are {', '.join(array_axes(self.ndim))}"
+            )
+        return to_itk_transform(self, named)
+
+    def _repr_html_(self) -> str:
+        """Its parts in a line each, as Jupyter shows them."""
+        return card(type(self).__name__, self._lines())
+
+    def _lines(self) -> tuple[str, ...]:
+        """Lines that a notebook shows of it."""
+        return (repr(self),)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class AffineTransform(Transform):
     """``p -> matrix @ [p, 1]``.
 
@@ -125,6 +187,18 @@ class AffineTransform(Transform):
     InputError
         Where the matrix is of another shape, not finite, not affine or singular, or the axes are
         no permutation of x, y (, z).
+
+    Examples
+    --------
+    >>> shift = np.eye(4)
+    >>> shift[:3, 3] = 1, 2, 3
+    >>> transform = itkstream.AffineTransform(shift, axes=("z", "y", "x"))
+    >>> transform.apply([10, 10, 10])
+    array([11., 12., 13.])
+    >>> transform.inverse().apply([11, 12, 13])
+    array([10., 10., 10.])
+    >>> transform.to_sitk().TransformPoint((10, 10, 10))
+    (13.0, 12.0, 11.0)
     """
 
     matrix: NDArray[np.float64]
@@ -143,6 +217,19 @@ class AffineTransform(Transform):
         matrix.flags.writeable = False
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "axes", checked_axes(self.axes, self.ndim))
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"[{', '.join(f'{v:.6g}' for v in row)}]" for row in self.matrix[:-1])
+        return f"AffineTransform({''.join(self.axes or ())}{' ' if self.axes else ''}[{rows}])"
+
+    def _repr_html_(self) -> str:
+        """The matrix, as Jupyter shows it."""
+        names = self.axes or tuple(f"axis {k}" for k in range(self.ndim))
+        rows = [
+            (name, *(f"{v:.6g}" for v in row))
+            for name, row in zip(names, self.matrix[:-1], strict=True)
+        ]
+        return card("AffineTransform", (), [("", *names, "shift"), *rows])
 
     @property
     def ndim(self) -> int:
@@ -175,6 +262,12 @@ class AffineTransform(Transform):
         ------
         InputError
             Where these are not the same names, or the stored ones not those of the transform.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.reorder("zyx", "xyz").axes
+        ('x', 'y', 'z')
         """
         if self.axes not in (None, tuple(stored)):
             raise InputError(f"an affine of points {self.axes} has no points {tuple(stored)}")
@@ -188,6 +281,12 @@ class AffineTransform(Transform):
         -------
         AffineTransform
             From moving to fixed points.
+
+        Examples
+        --------
+        >>> twice = itkstream.AffineTransform(np.diag([2, 2, 2, 1]), axes=("z", "y", "x"))
+        >>> twice.inverse().apply([2, 4, 6])
+        array([1., 2., 3.])
         """
         inverse = np.asarray(np.linalg.inv(self.matrix), np.float64)
         inverse[-1] = np.eye(len(inverse))[-1]
@@ -234,6 +333,16 @@ class PiecewiseAffine(GridTransform):
     ------
     InputError
         Where the shapes differ or a matrix is not finite.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((20, 20), (1, 1), axes=("y", "x"))
+    >>> blocks = itkstream.geometry.BlockGrid((20, 20), (10, 10), (2, 2))
+    >>> matrices = np.tile(np.eye(3), (2, 2, 1, 1))
+    >>> matrices[1, :, 0, 2] = 4
+    >>> itkstream.PiecewiseAffine(matrices, blocks, grid).apply([[2, 5], [17, 5]])
+    array([[ 2.,  5.],
+           [21.,  5.]])
     """
 
     matrices: NDArray[np.float64]
@@ -291,6 +400,15 @@ class DisplacementField(GridTransform):
     ------
     InputError
         Where the shapes do not fit.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((4, 5, 6), (8, 8, 8), axes=("z", "y", "x"))
+    >>> field = itkstream.DisplacementField(np.ones((4, 5, 6, 3), np.float32), grid)
+    >>> field.apply([10, 10, 10])
+    array([11., 11., 11.])
+    >>> field.to_xarray().dims
+    ('z', 'y', 'x', 'component')
     """
 
     data: Any
@@ -304,6 +422,32 @@ class DisplacementField(GridTransform):
                 f"got {tuple(getattr(self.data, 'shape', ()))}"
             )
 
+    def to_xarray(self) -> Any:
+        """The vectors as an xarray.DataArray, for which xarray must be installed.
+
+        Returns
+        -------
+        xarray.DataArray
+            In µm, the names of the axes as dimensions and, last, ``component``: the axis along
+            which a number leads. Arrays of numpy and dask stay what they are; of stored ones is
+            read what is used, in their unit if that is µm.
+
+        Raises
+        ------
+        InputError
+            Where xarray is not installed, or the axes of the grid lie aslant in space.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((4, 5, 6), (8, 8, 8), axes=("z", "y", "x"))
+        >>> field = itkstream.DisplacementField(np.ones((4, 5, 6, 3), np.float32), grid)
+        >>> float(field.to_xarray().sel(component="x").mean())
+        1.0
+        """
+        from itkstream.geometry.xarray_bridge import to_data_array
+
+        return to_data_array(self.data, self.grid, "displacement")
+
     def crop_around(self, points: NDArray[np.float64]) -> DisplacementField:
         """The part of the field that `apply` needs for some points, read into memory.
 
@@ -316,6 +460,13 @@ class DisplacementField(GridTransform):
         -------
         DisplacementField
             Gives the same results at these points.
+
+        Examples
+        --------
+        >>> grid = itkstream.Grid((4, 5, 6), (8, 8, 8), axes=("z", "y", "x"))
+        >>> field = itkstream.DisplacementField(np.ones((4, 5, 6, 3), np.float32), grid)
+        >>> field.crop_around(np.array([[9.0, 9, 9]])).grid.shape
+        (2, 2, 2)
         """
         index = self.grid.to_index(points).reshape(-1, self.ndim)
         shape = np.asarray(self.grid.shape)

@@ -32,6 +32,11 @@ __all__ = [
     "write_pyramid",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # Formats and their libraries are loaded when they are first used: importing all takes a second.
 _HOMES = {
     "ImageOptions": "itkstream.io.images.options",
@@ -172,6 +177,12 @@ def open_series(
         As `open_image`; also where one of those that the metadata state is not there.
     InputError
         As `open_image`, or for another axis.
+
+    Examples
+    --------
+    >>> genes = itkstream.io.open_series("examples/round1.ome.zarr", "channel")
+    >>> [image.channel for image in genes]
+    ['DAPI', 'GeneA', 'GeneB']
     """
     if axis not in _SERIES:
         raise InputError(f"axis must be 'channel', 'time' or 'level'; got {axis!r}")

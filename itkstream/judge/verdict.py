@@ -150,6 +150,13 @@ class Verdict:
         Shares of the tissue of the 'fixed' and the 'moving' image that the other one shows.
     affine : dict
         'stretch' per principal axis, and whether it is 'mirrored'.
+
+    Examples
+    --------
+    >>> registration.verdict.outcome
+    'good'
+    >>> registration.verdict.reasons
+    ('predicted error: ... µm in the median of the tissue, ... µm at its 95th percentile',)
     """
 
     outcome: Outcome
@@ -177,6 +184,11 @@ class Verdict:
         -------
         Verdict
             The same.
+
+        Examples
+        --------
+        >>> itkstream.Verdict.from_facts(registration.facts["verdict"]).outcome
+        'good'
         """
         regions = tuple(
             Region(_spans(r["box_voxels"]), _spans(r["box_um"]), r["share_of_tissue"], r["what"])
@@ -192,6 +204,11 @@ class Verdict:
         -------
         list of str
             Lines: the outcome, the reasons, the regions.
+
+        Examples
+        --------
+        >>> registration.verdict.describe()[0]
+        'verdict: good'
         """
         lines = [f"verdict: {_MEANS[self.outcome]}"]
         lines += [f"  {reason}" for reason in self.reasons]

@@ -36,3 +36,7 @@ __all__ = [
     "target_registration_error",
     "tutorial_settings",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -51,6 +51,12 @@ class AtlasPhantom:
         Acronym and name of each region.
     orientation : (str, str)
         How brain and template lie, in brainglobe's letters.
+
+    Examples
+    --------
+    >>> atlas = itkstream.phantoms.make_atlas((32, 28, 24))
+    >>> atlas.annotation.shape == atlas.template.shape
+    True
     """
 
     brain: Image
@@ -71,6 +77,12 @@ class AtlasPhantom:
         ----------
         folder : path
             The folder; it is made where it is not there.
+
+        Examples
+        --------
+        >>> itkstream.phantoms.make_atlas((32, 28, 24)).write("small_atlas")
+        >>> itkstream.open_image("small_atlas/template.nrrd").shape
+        (32, 28, 24)
         """
         place = Location.parse(folder)
         place.make_folder()
@@ -111,6 +123,12 @@ def make_atlas(
     -------
     AtlasPhantom
         Images, true regions, names. The template lies "asr", the brain "sal".
+
+    Examples
+    --------
+    >>> atlas = itkstream.phantoms.make_atlas((32, 28, 24))
+    >>> atlas.template.shape
+    (32, 28, 24)
     """
     grid = Grid(shape, (spacing,) * 3, axes=_AXES)
     head = _draw_head(grid, seed)

@@ -69,6 +69,11 @@ class ExperimentSettings:
     ------
     InputError
         Where a value does not fit.
+
+    Examples
+    --------
+    >>> itkstream.phantoms.ExperimentSettings(rounds=3, turn_deg=0.0).overlap
+    0.5
     """
 
     rounds: int = 4
@@ -119,6 +124,14 @@ class PhantomRound:
         Points of the reference to points of this round, in µm.
     spots : SpotTable
         Spots that lie within this round's image; their positions, true cells and channels.
+
+    Examples
+    --------
+    >>> tissue = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+    >>> settings = itkstream.phantoms.ExperimentSettings(rounds=2, tissue=tissue)
+    >>> experiment = itkstream.phantoms.make_experiment(settings)
+    >>> [image.channel for image in experiment.rounds[0].channels]
+    ['DAPI', 'GeneA', 'GeneB']
     """
 
     name: str
@@ -143,6 +156,14 @@ class PhantomExperiment:
         Centres of the nuclei of cells 1 to k in reference space, in µm.
     radii : ndarray, (k,)
         Their mean radii, in µm.
+
+    Examples
+    --------
+    >>> tissue = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+    >>> settings = itkstream.phantoms.ExperimentSettings(rounds=2, tissue=tissue)
+    >>> experiment = itkstream.phantoms.make_experiment(settings)
+    >>> experiment.labels.shape == experiment.rounds[0].channels[0].shape
+    True
     """
 
     rounds: tuple[PhantomRound, ...]
@@ -163,6 +184,14 @@ class PhantomExperiment:
         -------
         PhantomPair
             As `make_pair` makes one.
+
+        Examples
+        --------
+        >>> tissue = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> settings = itkstream.phantoms.ExperimentSettings(rounds=2, tissue=tissue)
+        >>> experiment = itkstream.phantoms.make_experiment(settings)
+        >>> experiment.pair(1).fixed.shape == experiment.labels.shape
+        True
         """
         fixed, other = self.rounds[0], self.rounds[number]
         truth = other.truth
@@ -193,6 +222,14 @@ class PhantomExperiment:
         ------
         ExistingOutputError
             Where something is there.
+
+        Examples
+        --------
+        >>> tissue = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> settings = itkstream.phantoms.ExperimentSettings(rounds=2, tissue=tissue)
+        >>> experiment = itkstream.phantoms.make_experiment(settings)
+        >>> experiment.write("small").name
+        'small'
         """
         with claim_folder(folder, _TRUTH, overwrite) as place:
             for each in self.rounds:
@@ -221,6 +258,14 @@ def make_experiment(settings: ExperimentSettings | None = None) -> PhantomExperi
     ------
     InputError
         Where the deformation asked for is too strong for the size of the image.
+
+    Examples
+    --------
+    >>> tissue = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+    >>> settings = itkstream.phantoms.ExperimentSettings(rounds=2, tissue=tissue)
+    >>> experiment = itkstream.phantoms.make_experiment(settings)
+    >>> [one.name for one in experiment.rounds]
+    ['round1', 'round2']
     """
     settings = settings or ExperimentSettings()
     grid = settings.tissue.fixed_grid

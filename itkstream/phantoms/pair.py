@@ -32,6 +32,13 @@ class TargetError(NamedTuple):
         Distances in µm.
     vox : ndarray, (k,)
         Distances in voxels of the moving image.
+
+    Examples
+    --------
+    >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+    >>> pair = itkstream.phantoms.make_pair(settings)
+    >>> sorted(pair.error(lambda points: points).summary())[:2]
+    ['max_um', 'max_vox']
     """
 
     um: NDArray[np.float64]
@@ -44,6 +51,13 @@ class TargetError(NamedTuple):
         -------
         dict of str to float
             Keys ``median_um, p95_um, max_um, median_vox, p95_vox, max_vox``.
+
+        Examples
+        --------
+        >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> pair = itkstream.phantoms.make_pair(settings)
+        >>> pair.error(pair.truth).summary()["median_um"] < 1e-6
+        True
         """
         return {
             f"{name}_{unit}": float(np.percentile(values, q))
@@ -68,6 +82,13 @@ class PhantomPair:
         Centres of the nuclei in fixed space, in µm.
     radii : ndarray, (k,)
         Their mean radii, in µm.
+
+    Examples
+    --------
+    >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+    >>> pair = itkstream.phantoms.make_pair(settings)
+    >>> pair.error(pair.truth).um.max() < 1e-6
+    np.True_
     """
 
     fixed: Image
@@ -91,6 +112,13 @@ class PhantomPair:
         -------
         TargetError
             See `target_registration_error`.
+
+        Examples
+        --------
+        >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+        >>> pair = itkstream.phantoms.make_pair(settings)
+        >>> float(pair.error(pair.truth).um.max()) < 1e-6
+        True
         """
         tissue = Image(self.tissue, self.fixed.grid)
         return target_registration_error(mapping, self.truth, tissue, self.moving.grid, stride)
@@ -127,6 +155,17 @@ def target_registration_error(
     ------
     InputError
         Where no point is left, or `mapping` does not return one point per point.
+
+    Examples
+    --------
+    >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+    >>> pair = itkstream.phantoms.make_pair(settings)
+    >>> tissue = itkstream.Image(pair.tissue, pair.fixed.grid)
+    >>> error = itkstream.phantoms.target_registration_error(
+    ...     pair.truth, pair.truth, tissue, pair.moving.grid
+    ... )
+    >>> float(error.um.max())
+    0.0
     """
     kept = np.argwhere(np.asarray(tissue.read())[(slice(None, None, stride),) * tissue.ndim])
     points = tissue.grid.to_physical(kept * stride)
@@ -167,6 +206,13 @@ def make_pair(settings: PhantomSettings | None = None) -> PhantomPair:
     ------
     InputError
         Where the deformation asked for is too strong for the size of the image.
+
+    Examples
+    --------
+    >>> settings = itkstream.phantoms.PhantomSettings((32, 32, 24), radii_um=(2, 4))
+    >>> pair = itkstream.phantoms.make_pair(settings)
+    >>> pair.fixed.shape
+    (32, 32, 24)
     """
     settings = settings or PhantomSettings()
     fixed_grid, moving_grid = settings.fixed_grid, settings.moving_grid

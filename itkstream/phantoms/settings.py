@@ -42,6 +42,11 @@ class Motion:
     ------
     InputError
         Where a number is negative or not finite, or the stretch would flatten the image.
+
+    Examples
+    --------
+    >>> itkstream.phantoms.Motion(rotation_deg=10, warp_um=2).shift
+    0.06
     """
 
     rotation_deg: float = 4.0
@@ -90,6 +95,11 @@ class PhantomSettings:
     ------
     InputError
         Where a value does not fit.
+
+    Examples
+    --------
+    >>> itkstream.phantoms.PhantomSettings((64, 64, 48), seed=7).spacing
+    (1.0, 1.0, 1.5)
     """
 
     shape: tuple[int, ...] = (96, 80, 64)
@@ -143,6 +153,11 @@ def tutorial_settings() -> PhantomSettings:
     PhantomSettings
         Two images of about 8 million voxels, 0.8 x 0.8 x 1.2 µm, of different shapes, some 25 µm
         apart.
+
+    Examples
+    --------
+    >>> itkstream.phantoms.tutorial_settings().seed
+    7
     """
     return PhantomSettings(
         shape=(256, 224, 144),

@@ -47,6 +47,12 @@ class SyntheticTransform:
     ------
     InputError
         Where the shapes do not fit together.
+
+    Examples
+    --------
+    >>> shift = ((1.0, 0, 0, 5), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+    >>> itkstream.phantoms.SyntheticTransform(shift)(np.zeros((1, 3)))
+    array([[5., 0., 0.]])
     """
 
     matrix: tuple[tuple[float, ...], ...]
@@ -115,6 +121,13 @@ class SyntheticTransform:
         -------
         ndarray, (..., n)
             Fixed points, in µm.
+
+        Examples
+        --------
+        >>> shift = ((1.0, 0, 0, 5), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+        >>> truth = itkstream.phantoms.SyntheticTransform(shift)
+        >>> truth.inverse(np.array([[5.0, 0, 0]])).round(6) + 0
+        array([[0., 0., 0.]])
         """
         return self._run(_backward, points)
 
@@ -130,6 +143,13 @@ class SyntheticTransform:
         -------
         ndarray, (...)
             Determinant of the map's derivative.
+
+        Examples
+        --------
+        >>> shift = ((1.0, 0, 0, 5), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+        >>> truth = itkstream.phantoms.SyntheticTransform(shift)
+        >>> truth.jacobian_determinant(np.zeros((1, 3)))
+        array([1.])
         """
         return self._run(_determinant, points)[..., 0]
 
@@ -140,6 +160,13 @@ class SyntheticTransform:
         -------
         str
             JSON; `from_json` gives back an equal transform.
+
+        Examples
+        --------
+        >>> shift = ((1.0, 0, 0, 5), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+        >>> truth = itkstream.phantoms.SyntheticTransform(shift)
+        >>> "matrix" in truth.to_json()
+        True
         """
         return json.dumps(
             {
@@ -173,6 +200,13 @@ class SyntheticTransform:
         ------
         InputError
             Where the text is something else.
+
+        Examples
+        --------
+        >>> shift = ((1.0, 0, 0, 5), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+        >>> truth = itkstream.phantoms.SyntheticTransform(shift)
+        >>> itkstream.phantoms.SyntheticTransform.from_json(truth.to_json()) == truth
+        True
         """
         try:
             values = json.loads(text)

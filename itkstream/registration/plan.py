@@ -15,12 +15,13 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes, format_time, parse_bytes
 
 from itkstream.blocks.inputs import block_grid
 from itkstream.blocks.sources import readable
 from itkstream.errors import InputError, ItkstreamError, PlanError
 from itkstream.geometry import AffineTransform, Block, Image, Transform
+from itkstream.geometry.shown.html import card
 from itkstream.io.storage.stored import kept_times
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
@@ -66,6 +67,14 @@ class Plan:
         Bytes each process may have.
     rates : mapping
         Seconds per voxel of each kind of work, where they were measured.
+
+    Examples
+    --------
+    >>> plan = itkstream.plan(fixed, moving)
+    >>> plan.disk < 1e9
+    True
+    >>> [price.name for price in plan.prices][:2]
+    ['read', 'ransac-affine']
     """
 
     pair: Pair
@@ -79,6 +88,22 @@ class Plan:
         fits = "fits" if self.fits else "does not fit"
         most, there = format_bytes(int(self.peak_memory)), format_bytes(int(self.memory))
         return f"Plan({len(self.prices)} steps, {self.tasks} tasks, {most} of {there}: {fits})"
+
+    def _repr_html_(self) -> str:
+        """A line of the table for each step, as Jupyter shows them."""
+        rows = [
+            (
+                price.name,
+                price.blocks,
+                format_bytes(int(self.memory_of(price))),
+                format_bytes(int(price.disk)),
+                "" if (seconds := self.seconds_of(price)) is None else format_time(seconds),
+            )
+            for price in self.prices
+        ]
+        crew = f"{self.workers} worker processes" if self.workers else "this process"
+        lines = repr(self), f"{crew}, {self.threads} blocks at a time"
+        return card("Plan", lines, [("step", "blocks", "memory", "disk", "time"), *rows])
 
     @property
     def settings(self) -> RegisterSettings:
@@ -147,6 +172,12 @@ class Plan:
         -------
         float
             Bytes, libraries included.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> max(plan.memory_of(price) for price in plan.prices) == plan.peak_memory
+        True
         """
         at_once = min(self.threads, price.blocks)
         kept = price.kept * kept_times(at_once)
@@ -164,6 +195,12 @@ class Plan:
         -------
         float or None
             Seconds; None where its kind of work was not measured.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.seconds_of(plan.prices[0]) is None
+        True
         """
         rate = self.rates.get(price.kind)
         if rate is None:
@@ -177,6 +214,12 @@ class Plan:
         -------
         Plan
             With as many as fit the memory; itself where not even one does.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.fewer_threads().threads <= plan.threads
+        True
         """
         choices = (replace(self, threads=threads) for threads in range(self.threads, 0, -1))
         return next((choice for choice in choices if choice.fits), self)
@@ -195,6 +238,12 @@ class Plan:
         ------
         PlanError
             Where nothing fits.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.fitted().fits
+        True
         """
         for choice in _choices(self):
             if choice.fits:
@@ -217,6 +266,12 @@ class Plan:
         ------
         PlanError
             With what it needs, what there is, and what would fit.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.require_fit() is plan
+        True
         """
         if self.fits:
             return self
@@ -235,6 +290,12 @@ class Plan:
         -------
         str
             Block sizes, the coarse level and threads.
+
+        Examples
+        --------
+        >>> plan = itkstream.plan(fixed, moving)
+        >>> plan.choices()
+        '...blocksize=...'
         """
         named = [
             f"{type(step).__name__}(blocksize={step.planned_block})"

@@ -6,35 +6,27 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from html import escape
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from dask.tokenize import tokenize
-from numpy.typing import ArrayLike, NDArray
 
-from itkstream.apply.points import apply_to_points
-from itkstream.apply.resampling import prepare_apply_transform
 from itkstream.blocks.camera import without_pattern
 from itkstream.blocks.masks import masked
 from itkstream.blocks.sources import readable
 from itkstream.errors import ItkstreamError
 from itkstream.geometry import ChannelPair, CompositeTransform, Image, Transform, array_axes
-from itkstream.io import open_image, open_series
-from itkstream.io.images.plain.in_memory import as_image
+from itkstream.io import open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
-from itkstream.io.transforms.ngff.store import read_transform, stored_axes
+from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
-from itkstream.numerics.sampling.warping import WarpSettings
-from itkstream.overlay import plane_png
 from itkstream.registration.advice.advice import advise_briefly
 from itkstream.registration.channels import CHANNELS, name_pairs
 from itkstream.registration.folder import (
@@ -51,7 +43,7 @@ from itkstream.registration.run import Run, run_keys
 from itkstream.registration.scene import LevelMaker, Reporter, Scene
 from itkstream.workers import Resources, session
 
-__all__ = ["Registration", "run_request"]
+__all__ = ["Registered", "run_request"]
 
 _Clean: TypeAlias = Callable[[Image], Image]
 
@@ -66,8 +58,8 @@ _PATTERN = (
 
 
 @dataclass(frozen=True, repr=False)
-class Registration:
-    """Result of `register`.
+class Registered:
+    """The record of a registration in its folder, which `itkstream.Registration` builds on.
 
     Parameters
     ----------
@@ -77,27 +69,25 @@ class Registration:
         Fixed to moving points: a stored displacement field, then an affine.
     aligned : Image
         The moving image on the fixed grid, stored.
-    report : dict
+    facts : dict
         What registration.json holds.
     error : Image, optional
-        Radius around each place of the fixed image, in its unit, in which the true place lies with
-        95 % probability; NaN where nothing can be said. Stored, on a coarse lattice; None where
-        `RegisterSettings.error_map` is False.
+        Radius around each place in which the true one lies with 95 % probability, stored.
     """
 
     out: Location
     transform: CompositeTransform
     aligned: Image
-    report: dict[str, Any]
+    facts: dict[str, Any]
     error: Image | None = None
 
     @property
     def verdict(self) -> Verdict:
         """Whether the registration is good, why not, and where to look."""
-        return Verdict.from_facts(self.report["verdict"])
+        return Verdict.from_facts(self.facts["verdict"])
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Registration:
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
         """Open the folder of a registration that is complete.
 
         Parameters
@@ -116,95 +106,21 @@ class Registration:
             Where there is none.
         """
         out = Location.parse(folder)
-        report = read_report(out)
+        facts = read_report(out)
         axes = registered_grids(out)[0].axes
-        return cls._opened(out, axes, report, (out / ERROR).exists())
+        return cls._opened(out, axes, facts, (out / ERROR).exists())
 
     @classmethod
     def _opened(
-        cls, out: Location, axes: tuple[str, ...], report: dict[str, Any], has_error: bool
-    ) -> Registration:
+        cls, out: Location, axes: tuple[str, ...], facts: dict[str, Any], has_error: bool
+    ) -> Self:
         transform = read_transform(out / TRANSFORM, axes)
         stored = array_axes(len(axes))
         aligned = open_image(out / ALIGNED, axes=stored).reorder(axes)
         error = open_image(out / ERROR, axes=stored).reorder(axes) if has_error else None
-        return cls(out, transform, aligned, report, error)
+        return cls(out, transform, aligned, facts, error)
 
-    def apply(
-        self, what: Any, settings: WarpSettings | None = None, *, blocksize: int = 128
-    ) -> Any:
-        """Resample an image of the moving space onto the fixed voxels, or map fixed points.
-
-        Parameters
-        ----------
-        what : Image, path or array_like (k, n)
-            An image, such as another channel or labels, or its path; or points of the fixed image,
-            in µm and in the order of its axes.
-        settings : WarpSettings, optional
-            Of an image: interpolation (``WarpSettings("nearest")`` for labels), background, type.
-        blocksize : int
-            Of an image: voxels per axis of what is computed at a time.
-
-        Returns
-        -------
-        Image or ndarray, (k, n)
-            The image, lazy: slices of it are computed when they are read. Or the points in the
-            moving image, in µm.
-
-        Raises
-        ------
-        InputError
-            Where the number of axes differs, or the image cannot be opened.
-        """
-        if not isinstance(what, (Image, str, os.PathLike)):
-            return self.transform.apply(what)
-        image, grid = as_image(what), self.aligned.grid
-        size = (blocksize,) * grid.ndim
-        lazy = prepare_apply_transform(
-            grid, image, self.transform, size, settings or WarpSettings()
-        )
-        return Image(lazy, grid, image.name)
-
-    def apply_inverse(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map points of the moving image to the fixed one.
-
-        Parameters
-        ----------
-        points : array_like, (k, n)
-            In µm, in the order of the moving image's axes.
-
-        Returns
-        -------
-        ndarray, (k, n)
-            Where they lie in the fixed image, in µm; NaN where the transform says nothing.
-        """
-        found = apply_to_points(self.transform, np.asarray(points, float), inverse=True)
-        return np.where(found.outside[:, None], np.nan, found.points)
-
-    def __repr__(self) -> str:
-        said = f"Registration({str(self.out)!r}, {self.verdict.outcome}"
-        radius = self.report.get("error", {}).get("median_um")
-        return f"{said})" if radius is None else f"{said}, within {radius:.3g} µm)"
-
-    def _repr_html_(self) -> str:
-        """Verdict, steps and the middle plane of the aligned image, as Jupyter shows them."""
-        levels = open_series(str(self.out / ALIGNED), "level", axes=stored_axes(self.aligned.grid))
-        picture = base64.b64encode(plane_png(levels[-1])).decode()
-        verdict = "<br>".join(map(escape, self.verdict.describe()))
-        steps = "".join(
-            f"<tr><td>{escape(step['name'])}</td><td>{step['local_correlation']:.3f}</td>"
-            f"<td>{escape(step.get('dropped', ''))}</td></tr>"
-            for step in self.report["steps"]
-            if "local_correlation" in step
-        )
-        return (
-            f"<p>{verdict}</p><img alt='middle plane of the aligned image' "
-            f"src='data:image/png;base64,{picture}'><table><tr><th>step</th>"
-            f"<th>local correlation</th><th>left out</th></tr>{steps}</table>"
-            f"<p>{escape(str(self.out))}</p>"
-        )
-
-    def moved(self, out: Location) -> Registration:
+    def moved(self, out: Location) -> Self:
         """The same registration after its folder was given another name.
 
         Parameters
@@ -218,10 +134,10 @@ class Registration:
             Transform and images opened there.
         """
         axes = self.aligned.grid.axes
-        return self._opened(out, axes, self.report, self.error is not None)
+        return self._opened(out, axes, self.facts, self.error is not None)
 
 
-def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
+def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Registered:
     """Do all steps and write all results into the folder."""
     unit, moving_unit = request.units
     for note in request.notes:
@@ -244,7 +160,7 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             report["landmarks"] = request.marks.table(found.transform)
         write_text(folder.claim() / REPORT, json.dumps(report, indent=2) + "\n")
         images = found.aligned, report, found.error
-        registered = Registration(folder.claim(), found.transform, *images)
+        registered = Registered(folder.claim(), found.transform, *images)
         return registered.moved(folder.finish())
 
 

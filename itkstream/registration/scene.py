@@ -103,7 +103,23 @@ _JUDGED_BLOCK = 64
 
 
 class Reporter(Protocol):
-    """Told how a run goes on; the command line draws it."""
+    """Told how a run goes on; the command line draws it.
+
+    Examples
+    --------
+    >>> class Titles:
+    ...     def step(self, title):
+    ...         print(title)
+    ...     def blocks(self, done, total):
+    ...         pass
+    ...     def note(self, text):
+    ...         pass
+    >>> quick = itkstream.RegisterSettings(report=False, error_map=False)
+    >>> steps = [itkstream.RansacAffine()]
+    >>> result = itkstream.register(fixed, moving, "titles", steps, quick, reporter=Titles())
+    read
+    ...
+    """
 
     def step(self, title: str) -> None:
         """A step begins."""

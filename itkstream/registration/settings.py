@@ -51,6 +51,11 @@ class RegisterSettings:
     ------
     InputError
         For values out of range.
+
+    Examples
+    --------
+    >>> itkstream.RegisterSettings(report=False).error_map
+    True
     """
 
     coarse_voxels: float = 20e6

@@ -56,6 +56,11 @@ def write_report(
         Where the folder is no registration, or an image is not where it was.
     InputError
         Where an image cannot be opened.
+
+    Examples
+    --------
+    >>> itkstream.write_report("registered").name
+    'report.html'
     """
     began = time.perf_counter()
     place = Location.parse(folder)

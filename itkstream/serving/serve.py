@@ -63,6 +63,13 @@ class ImageServer:
         Address of the neuroglancer that may read from it.
     cache_bytes : int
         Room for chunks that are kept.
+
+    Examples
+    --------
+    >>> server = itkstream.serve("registered")
+    >>> server.link.startswith("https://neuroglancer")
+    True
+    >>> server.close()
     """
 
     def __init__(
@@ -108,11 +115,24 @@ class ImageServer:
         return tuple(i.name for i in self._images.values() if unseen_by_neuroglancer(i))
 
     def wait(self) -> None:
-        """Wait until it is closed, or Ctrl-C comes."""
+        """Wait until it is closed, or Ctrl-C comes.
+
+        Examples
+        --------
+        >>> server = itkstream.serve("registered")
+        >>> server.wait()  # doctest: +SKIP
+        >>> server.close()
+        """
         self._http.wait()
 
     def close(self) -> None:
-        """Serve no more."""
+        """Serve no more.
+
+        Examples
+        --------
+        >>> server = itkstream.serve("registered")
+        >>> server.close()
+        """
         self._closing.close()
 
     def __enter__(self) -> ImageServer:
@@ -182,6 +202,13 @@ def serve(
         resampled, or a port that is taken.
     MissingDataError
         Where an image or the transform is not there.
+
+    Examples
+    --------
+    >>> server = itkstream.serve("registered")
+    >>> [url.rpartition("/")[2] for url in server.urls]
+    ['fixed.ome.zarr', 'aligned.ome.zarr', 'error.ome.zarr']
+    >>> server.close()
     """
     opened = _open(transform, moving, fixed)
     settings = settings or WarpSettings("nearest" if labels else "linear", background=None)

@@ -10,3 +10,7 @@ from itkstream.workers.connect import connected, session
 from itkstream.workers.resources import Resources, check_count, free_memory
 
 __all__ = ["Resources", "check_count", "connected", "free_memory", "session"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -69,6 +69,12 @@ def connected(resources: Resources, tell: Callable[[str], None] = _log) -> Itera
         Where a scheduler cannot be reached, or a batch system refuses the jobs.
     WorkersError
         Where workers do not come.
+
+    Examples
+    --------
+    >>> with itkstream.workers.connected(itkstream.Resources()) as client:
+    ...     client is None
+    True
     """
     with (
         _opened(resources.resolved(), tell) as client,
@@ -97,6 +103,12 @@ def session(resources: Resources, tell: Callable[[str], None] = _log) -> Iterato
     ------
     InputError, WorkersError
         As `connected`.
+
+    Examples
+    --------
+    >>> with itkstream.workers.session(itkstream.Resources(threads_per_worker=1)) as shared:
+    ...     shared.threads_per_worker
+    1
     """
     resolved = resources.resolved()
     with _opened(resolved, tell) as client:

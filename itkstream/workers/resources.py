@@ -78,6 +78,14 @@ class Resources:
     InputError
         For values out of range, contradictory ones, a cluster that is not known, and a batch
         system that this machine does not have.
+
+    Examples
+    --------
+    >>> itkstream.Resources(n_workers=4, threads_per_worker=1).n_workers
+    4
+    >>> itkstream.Resources(
+    ...     cluster="slurm", cores=4, memory="16GB", max_workers=20
+    ... )  # doctest: +SKIP
     """
 
     n_workers: int | None = None
@@ -143,6 +151,11 @@ class Resources:
         ------
         InputError
             For a name nobody knows.
+
+        Examples
+        --------
+        >>> itkstream.Resources(n_workers=2).resolved().n_workers
+        2
         """
         name = self.cluster
         if not isinstance(name, str) or name == "local" or name in SYSTEMS or "://" in name:
@@ -169,6 +182,11 @@ class Resources:
         -------
         int
             At least 1.
+
+        Examples
+        --------
+        >>> itkstream.Resources().share_cores(8, workers=2)
+        4
         """
         return max(1, cores // (workers * (self.threads_per_worker or 1)))
 
@@ -184,6 +202,11 @@ class Resources:
         -------
         at_once, kernel : int
             Blocks computed at a time, and threads for the kernels of each.
+
+        Examples
+        --------
+        >>> len(itkstream.Resources(threads_per_worker=2).threads_here(4))
+        2
         """
         cores = self.cores or processors()
         at_once = max(1, min(self.threads_per_worker or cores, blocks))
@@ -204,6 +227,14 @@ def check_count(name: str, count: int | None) -> None:
     ------
     InputError
         For less than 1.
+
+    Examples
+    --------
+    >>> itkstream.workers.check_count("n_workers", 4)
+    >>> itkstream.workers.check_count("n_workers", 0)
+    Traceback (most recent call last):
+        ...
+    itkstream.errors.InputError: ...
     """
     if count is None:
         return
@@ -319,6 +350,11 @@ def free_memory() -> int:
     -------
     int
         Bytes: what other programs leave free, at most the limit of a container.
+
+    Examples
+    --------
+    >>> itkstream.workers.free_memory() > 0
+    True
     """
     return min(psutil.virtual_memory().available, MEMORY_LIMIT)
 

@@ -94,7 +94,7 @@ def _errors(
         except RegistrationError as error:
             return {"refused": str(error)}
         error = pair.error(result.transform.apply).summary()
-        found = result.report.get("camera_pattern", {})
+        found = result.facts.get("camera_pattern", {})
     return {"median": error["median_vox"], "p95": error["p95_vox"], "found": found}
 
 

@@ -127,7 +127,7 @@ def measure(
             RegisterSettings(report=False, error_map=False),
         )
         error = pair.error(result.transform.apply)
-        deformed = next(s for s in result.report["steps"] if s["name"] == "deformation")
+        deformed = next(s for s in result.facts["steps"] if s["name"] == "deformation")
     return {
         "median": float(np.median(error.vox)),
         "mean": float(error.vox.mean()),

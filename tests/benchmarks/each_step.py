@@ -155,7 +155,7 @@ def measure(trial: Trial, pair: PhantomPair, folder: Path) -> Row:
     result, measured = processes.timed(
         lambda: register(pair.fixed, moving, folder / "out", [trial.step], initial_transform=start)
     )
-    facts = result.report["steps"][1]
+    facts = result.facts["steps"][1]
     known = np.eye(pair.fixed.ndim + 1) if start is None else start
     before = pair.error(lambda p: p @ known[:-1, :-1].T + known[:-1, -1], 3).summary()
     after = pair.error(result.transform.apply, 3).summary()

@@ -75,8 +75,8 @@ def measure_pair(folder: Path, name: str) -> dict[str, Any]:
             return {"pair": name, "failed": str(error)}
         seconds = time.perf_counter() - began
         measured = _judge(folder, name, found.transform, fixed, moving)
-        steps = {step["name"]: step for step in found.report["steps"]}
-        jacobian = found.report["certificate"]["least_jacobian"]
+        steps = {step["name"]: step for step in found.facts["steps"]}
+        jacobian = found.facts["certificate"]["least_jacobian"]
     chosen = {key: steps["deformation"].get(key) for key in ("similarity", "stiffness")}
     dropped = {n: step["dropped"] for n, step in steps.items() if "dropped" in step}
     facts = {"seconds": round(seconds, 1), "least_jacobian": jacobian, **chosen}

@@ -35,7 +35,7 @@ def run(case: TornCase, out: Path, step: Deformable = STEP) -> itkstream.Registr
 
 
 def facts_of(result: itkstream.Registration) -> dict[str, Any]:
-    return next(s for s in result.report["steps"] if s["name"] == "deformation")
+    return next(s for s in result.facts["steps"] if s["name"] == "deformation")
 
 
 @pytest.mark.slow

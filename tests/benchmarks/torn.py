@@ -225,7 +225,7 @@ def measure(
             RegisterSettings(content=content, report=False),
             initial_transform=None if chain else case.start,
         )
-        facts = next(s for s in found.report["steps"] if s["name"] == "deformation")
+        facts = next(s for s in found.facts["steps"] if s["name"] == "deformation")
         told = {"flagged": _flagged(case, found), "verdict": found.verdict.outcome}
         return {**_errors(case, found.transform), **told, "facts": facts}
 

@@ -130,7 +130,7 @@ def _share(true: NDArray[np.bool_]) -> float | None:
 
 def _evidence(pair: Pair, found: itkstream.Registration) -> Row:
     """What `judge` goes by, as JSON."""
-    grid, report = pair.fixed.grid, found.report
+    grid, report = pair.fixed.grid, found.facts
     return {
         "grid": [grid.shape, grid.spacing, grid.origin],
         "matrix": affine_part(found.transform).matrix.tolist(),

@@ -351,7 +351,7 @@ def test_register_leaves_out_what_does_not_count(pair: PhantomPair, tmp_path: An
         place = tmp_path / str(number)
         result = register(spoiled, pair.moving, place, steps, settings, fixed_mask=given)
         found.append(result.transform.transforms[1].matrix)
-        told.append(result.report["fixed_mask"])
+        told.append(result.facts["fixed_mask"])
     assert told == ["ndarray", str(store), [65_535], "function"]
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])

@@ -245,6 +245,6 @@ def test_a_run_whose_verdict_is_failed_says_what_to_change(
         pair.fixed, pair.moving, tmp_path / "out", [], settings, initial_transform=wrong
     )
     assert done.verdict.outcome == "failed"
-    lines = done.report["advice"]["lines"]
+    lines = done.facts["advice"]["lines"]
     assert lines[0].startswith("the images match")
     assert "leave --initial out" in lines[-1]

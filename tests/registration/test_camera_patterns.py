@@ -60,7 +60,7 @@ def run(pair: PhantomPair, out: Path, images: tuple[Image, Image], **more: Any) 
 def test_hot_pixels_cost_at_most_twice_the_error_of_none(pair: PhantomPair, tmp_path: Path) -> None:
     """The moving image is warped through the transform as it is given, hot pixels and all."""
     clean = run(pair, tmp_path / "clean", (pair.fixed, pair.moving))
-    assert "camera_pattern" not in clean.report
+    assert "camera_pattern" not in clean.facts
     spoilt = hot(pair.fixed), hot(pair.moving)
     notes = Notes()
     found = register(
@@ -74,7 +74,7 @@ def test_hot_pixels_cost_at_most_twice_the_error_of_none(pair: PhantomPair, tmp_
     assert after["median_vox"] <= 2 * before["median_vox"]
     assert after["p95_vox"] <= 2 * before["p95_vox"]
     bad = (np.array(spoilt[0].read()) == 65535).all(axis=2).sum()
-    assert found.report["camera_pattern"]["fixed"]["pixels"] == bad
+    assert found.facts["camera_pattern"]["fixed"]["pixels"] == bad
     assert any(f"fixed image adds the same to every plane ({bad} pixels)" in n for n in notes.told)
     assert found.aligned.read().max() > 60000
 
@@ -93,7 +93,7 @@ def test_a_pattern_may_be_kept(pair: PhantomPair, tmp_path: Path) -> None:
         )
         for switch in ("keep", "auto")
     )
-    assert "camera_pattern" not in kept.report
+    assert "camera_pattern" not in kept.facts
     errors = [np.median(pair.error(r.transform.apply).vox) for r in (kept, found)]
     assert errors[0] > 1.5 * errors[1]
     with pytest.raises(InputError, match="camera_pattern must be"):
@@ -123,7 +123,7 @@ def test_masks_count_intensities_as_they_were_given(pair: PhantomPair, tmp_path:
             initial_transform=start,
             fixed_mask=(0,),
         )
-    assert result.report["camera_pattern"]["fixed"]["noise"] > 0
+    assert result.facts["camera_pattern"]["fixed"]["noise"] > 0
     np.testing.assert_array_equal(np.isnan(seen[0]), voxels == 0)
 
 
@@ -142,7 +142,7 @@ def test_blocks_of_stored_images_see_none(pair: PhantomPair, tmp_path: Path) -> 
         hot(pair.fixed), hot(pair.moving), tmp_path / "arrays", steps, RegisterSettings(**settings)
     )
     np.testing.assert_array_equal(stored.aligned.read(), arrays.aligned.read())
-    assert stored.report["camera_pattern"] == arrays.report["camera_pattern"]
+    assert stored.facts["camera_pattern"] == arrays.facts["camera_pattern"]
     assert (tmp_path / "stored/steps/fixed-pattern.zarr").is_dir()
     again = Notes()
     register(*images, tmp_path / "stored", steps, RegisterSettings(**settings), reporter=again)

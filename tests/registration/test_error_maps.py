@@ -67,7 +67,7 @@ def test_a_run_that_goes_on_keeps_it(rounds, registered):
         rounds.fixed, rounds.moving, str(registered.out), STEPS, initial_transform=np.eye(4)
     )
     assert (again.out / "error.ome.zarr").fingerprint() == before
-    assert again.report["error"] == registered.report["error"]
+    assert again.facts["error"] == registered.facts["error"]
 
 
 def test_it_is_left_out_if_unwanted(rounds, tmp_path):
@@ -76,7 +76,7 @@ def test_it_is_left_out_if_unwanted(rounds, tmp_path):
         rounds.fixed, rounds.moving, tmp_path / "out", (), settings, initial_transform=np.eye(4)
     )
     assert found.error is None
-    assert "error" not in found.report
+    assert "error" not in found.facts
     assert not (tmp_path / "out" / "error.ome.zarr").exists()
     names = {price.name for price in plan(rounds.fixed, rounds.moving, settings=settings).prices}
     assert "error map" not in names

@@ -138,7 +138,7 @@ def test_a_deformation_follows_what_suits_the_contrast(
         return register(pair.fixed, moving, tmp_path / place, steps, settings, **start)
 
     result = run("auto")
-    facts = result.report["steps"][1]
+    facts = result.facts["steps"][1]
     wanted = "lcc" if contrast == "same" else "mind"
     assert facts["similarity"] == wanted
     assert (facts["contrast_coherence"] < 0.62) == (wanted == "mind")
@@ -147,7 +147,7 @@ def test_a_deformation_follows_what_suits_the_contrast(
     points = pair.fixed.grid.positions()[::6, ::6, ::6]
     same = run("chosen", similarity=wanted)
     np.testing.assert_array_equal(same.transform.apply(points), result.transform.apply(points))
-    assert "contrast_coherence" not in same.report["steps"][1]
+    assert "contrast_coherence" not in same.facts["steps"][1]
 
 
 @pytest.mark.parametrize("contrast", ["same", "folded"])
@@ -200,7 +200,7 @@ def test_blocks_and_overlaps_act_in_a_whole_run(
         place = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         settings = RegisterSettings(coarse_voxels, 32, error_map=False, report=False)
         result = register(pair.fixed, pair.moving, place, [step], settings, initial_transform=rough)
-        assert "dropped" not in result.report["steps"][1]
+        assert "dropped" not in result.facts["steps"][1]
         return result.transform.apply(points).tobytes()
 
     deform: dict[str, Any] = {"blocksize": 32, "overlap": 2, "iterations": (4, 2, 1)}

@@ -103,9 +103,9 @@ def test_files_of_images_in_another_order_of_axes(
     files = [tmp_path / "fixed.mrk.json", tmp_path / "moving.mrk.json"]
     write_landmarks(files[0], marks, files[1])
     done = register(*paths, tmp_path / "run", (), SETTINGS, landmarks=files, hold_out=0.5)
-    assert done.report["landmark_files"] == [str(file) for file in files]
+    assert done.facts["landmark_files"] == [str(file) for file in files]
     # The start alone, an affine: the warp of 2 µm is left.
-    assert np.median([row["error_um"] for row in done.report["landmarks"]]) < 1.5
+    assert np.median([row["error_um"] for row in done.facts["landmarks"]]) < 1.5
 
 
 def test_a_wrong_landmark_is_named(pair: PhantomPair, marks: Landmarks, tmp_path: Path) -> None:

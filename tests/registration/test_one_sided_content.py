@@ -77,9 +77,9 @@ def test_the_scalp_draws_no_brain_to_it(pair: tuple[Image, Image], tmp_path: Pat
     assert near[0] < 0.3
     assert near[1] < 1.0
     assert far[1] > 2 * near[1]
-    facts = [step.get("left_out") for step in common.report["steps"]]
+    facts = [step.get("left_out") for step in common.facts["steps"]]
     assert [number for number, share in enumerate(facts) if share is not None] == [1, 2]
-    assert not any("left_out" in step for step in whole.report["steps"])
+    assert not any("left_out" in step for step in whole.facts["steps"])
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def with_noise(
 
 
 def facts(result: itkstream.Registration, name: str) -> dict[str, Any]:
-    return next(step for step in result.report["steps"] if step["name"] == name)
+    return next(step for step in result.facts["steps"] if step["name"] == name)
 
 
 def test_a_useless_channel_does_not_hurt(
@@ -90,7 +90,7 @@ def test_the_first_channel_is_aligned(
 ) -> None:
     values = np.asarray(with_noise.aligned.read())
     assert values[values > 0].max() < 200
-    assert with_noise.report["moving"]["name"] == "noise"
+    assert with_noise.facts["moving"]["name"] == "noise"
 
 
 def test_one_of_a_list_is_the_image(
@@ -99,7 +99,7 @@ def test_one_of_a_list_is_the_image(
     """A list of one channel gives the bits of the channel."""
     result = itkstream.register([pair.fixed], [pair.moving], tmp_path / "out", STEPS, SETTINGS)
     np.testing.assert_array_equal(result.aligned.read(), alone.aligned.read())
-    assert "channels" not in result.report
+    assert "channels" not in result.facts
 
 
 def test_blocks_see_all_channels(pair: PhantomPair, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_fifth_kind_is_one_module_and_one_line(monkeypatch, tmp_path, pair):
         )
         expected = AffineTransform(start).apply((20.5, 20.0, 20.0))
         np.testing.assert_allclose(done.transform.apply((20.0,) * 3), expected, atol=1e-4)
-    assert done.report["settings"]["steps"] == [{"shift": {"by": 0.5}}]
+    assert done.facts["settings"]["steps"] == [{"shift": {"by": 0.5}}]
     with pytest.raises(InputError, match="a Shift cannot be done block by block"):
         prepare_piecewise_align(pair.fixed, pair.moving, None, None, steps, (32, 32, 32))
 

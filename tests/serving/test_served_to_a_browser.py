@@ -11,9 +11,11 @@ from functools import partial
 from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 from serving_scene import Scene
 
@@ -75,6 +77,48 @@ def test_the_viewer_reads_chunks(site: ThreadingHTTPServer, scene: Scene, tmp_pa
         found = browse(site, tmp_path, f"{server.address}/aligned.ome.zarr")
     part = open_image(scene.applied).data[:, 64:128, 128:192]
     assert found == {"axes": ["z", "y", "x"], "bytes": 64**3 * 2, "sum": int(part.sum())}
+
+
+def test_neuroglancer_draws_what_is_served(scene: Scene, tmp_path: Path) -> None:
+    """By its python package, which brings the viewer: a plane of the aligned image in green."""
+    neuroglancer = pytest.importorskip("neuroglancer", reason=".ci/report installs it")
+    neuroglancer.set_server_bind_address("127.0.0.1")
+    viewer = neuroglancer.Viewer()
+    moving, aligned = open_image(scene.moving, channel=1), open_image(scene.applied)
+    with serve(scene.transform, moving, scene.fixed, viewer=str(viewer)) as server:
+        state = neuroglancer.parse_url(server.link)
+        # A pixel for each voxel along x; the same length along y.
+        state.layout, state.cross_section_scale = "xy", 1.0
+        state.show_axis_lines = state.show_scale_bar = False
+        viewer.set_state(state)
+        rows = aligned.shape[1] * aligned.spacing[1] / aligned.spacing[2]
+        picture = photograph(viewer, (aligned.shape[2], int(rows)), tmp_path)
+    plane = aligned.read()[aligned.shape[0] // 2]
+    seen = plane[(np.arange(int(rows)) / rows * len(plane)).astype(int)]
+    green = picture[20:-20, 20:-20, 1]
+    # The frame of the panel takes a pixel or two.
+    parts = [seen[20 + k : k - 20, 20 + k : k - 20] for k in range(3)]
+    assert max(np.corrcoef(green.ravel(), part.ravel())[0, 1] for part in parts) > 0.99
+
+
+def photograph(viewer: Any, size: tuple[int, ...], folder: Path) -> np.ndarray:
+    """The pixels that a browser shows of a viewer when all is loaded."""
+    with viewer.config_state.txn() as config:
+        config.show_ui_controls = config.show_panel_borders = False
+        config.viewer_size = list(size)
+    taken: Queue[Any] = Queue()
+    viewer.async_screenshot(taken.put)
+    words = ["--headless", "--no-sandbox", f"--user-data-dir={folder}/profile"]
+    words += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    browser = subprocess.Popen(
+        [BROWSER, *words, str(viewer)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        pixels: np.ndarray = taken.get(timeout=90).screenshot.image_pixels
+        return pixels
+    finally:
+        browser.terminate()
+        browser.wait()
 
 
 def test_another_page_reads_nothing(

@@ -55,6 +55,10 @@ def test_vectors_lead_where_the_field_does(layers: Any, registered: Path) -> Non
     transform = itkstream.read_transform(registered, ("z", "y", "x"))
     field = next(s for s in steps_of(transform) if isinstance(s, DisplacementField))
     assert 100 < len(ends) <= 24**3
+    # Nodes lie a unit apart, so that some are shown at every plane.
+    for axis in range(3):
+        np.testing.assert_allclose(np.diff(np.unique(ends[:, 0, axis].round(6))), 1)
+    ends = ends * said["scale"]
     np.testing.assert_allclose(ends[:, 0] + ends[:, 1], field.apply(ends[:, 0]), atol=1e-4)
     assert np.ptp(ends[:, 1]) > 0
     assert said["axis_labels"] == ("z", "y", "x")
@@ -95,6 +99,7 @@ def test_napari_is_opened_where_it_is_installed(
     napari = ModuleType("napari")
     napari.Viewer, napari.run = Window, lambda: windows[-1].added.append("run")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "napari", napari)
+    monkeypatch.setenv("DISPLAY", ":0")
     assert command("view", registered).stdout == ""
     names = ["fixed", "moving", "aligned", "error (µm)", "displacement", "key points", "run"]
     assert (windows[-1].title, windows[-1].added) == (str(registered), names)
@@ -105,6 +110,7 @@ def test_without_napari_the_report_is_opened(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setitem(sys.modules, "napari", None)  # as where it is not installed
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(webbrowser, "open", opened.append)
     done = command("view", registered)
     assert opened == [(registered / "report.html").as_uri()]
@@ -116,6 +122,28 @@ def test_without_napari_the_report_is_opened(
     assert f"itkstream report {bare}" in done.stderr
     with pytest.raises(MissingDataError, match="no folder that register wrote"):
         itkstream.view(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
+def test_without_a_screen_the_report_is_opened(
+    registered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by ssh: Qt would end the process."""
+    napari = ModuleType("napari")
+    napari.Viewer = Window  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "napari", napari)
+    monkeypatch.setattr(webbrowser, "open", lambda page: True)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    assert itkstream.view(registered) == "report"
+
+
+def test_a_hidden_layer_is_not_black_when_it_is_shown(layers: Any) -> None:
+    for name in ("moving", "error (µm)"):
+        low, high = layers[name][1]["contrast_limits"]
+        voxels = np.asarray(layers[name][0])
+        shown = voxels[np.isfinite(voxels)]
+        assert shown.min() <= low < high <= shown.max()
 
 
 def test_a_folder_whose_images_are_gone_still_shows(registered: Path, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             overwrite=options["overwrite"],
             reporter=reporter,
         )
-    advice = [f"advice: {line}" for line in result.report.get("advice", {}).get("lines", ())]
+    advice = [f"advice: {line}" for line in result.facts.get("advice", {}).get("lines", ())]
     tell_outcome(result, {"advice": advice}, *advice)
 
 

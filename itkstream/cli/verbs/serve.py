@@ -94,17 +94,19 @@ def serve(transform: str, moving: str | None, like: str | None, **options: Any) 
 @click.command(cls=Verb, examples=("itkstream view registered",))
 @click.argument("folder", type=click.Path())
 def view(folder: str) -> None:
-    """Show the registration in FOLDER: in napari if it is installed, else its report.
+    """Show the registration in FOLDER: in napari if it is there, and a screen, else its report.
 
     In napari: fixed image (magenta), aligned image (green), and hidden at first the moving image,
     the error map, the displacement as vectors and key points.
     """
+    from itkstream.registration.folder import find_registration
+    from itkstream.report.write import PAGE
     from itkstream.viewing import view as show
 
     shown = show(folder)
     lines = (
-        "the report is open in the browser; to see the images in 3-D, "
-        f'pip install "napari[all]", or try: itkstream serve {folder}',
+        f"the report, which opens in the browser: {find_registration(folder) / PAGE}",
+        f'to see the images in 3-D, pip install "napari[all]", or try: itkstream serve {folder}',
     )
     tell({"shown": shown}, *(lines if shown == "report" else ()))
 

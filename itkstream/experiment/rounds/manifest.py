@@ -75,6 +75,12 @@ class Round:
     ------
     InputError
         For a name that no folder may have, and for a crop.
+
+    Examples
+    --------
+    >>> options = itkstream.ImageOptions(channel="DAPI")
+    >>> itkstream.Round("first", "examples/round1.ome.zarr", options).name
+    'first'
     """
 
     name: str = field(validator=_checked_name)

@@ -160,8 +160,8 @@ class ExperimentRun:
             "verdict": found.verdict.facts,
             "onto": onto.round.name,
             "overlap": found.verdict.overlap,
-            "predicted": _predicted(found.report),
-            "seconds": round(sum(s["seconds"] for s in found.report["steps"]), 3),
+            "predicted": _predicted(found.facts),
+            "seconds": round(sum(s["seconds"] for s in found.facts["steps"]), 3),
         }
         return (
             entry if onto is self.plan.reference else entry | self._through(own, onto, found, told)

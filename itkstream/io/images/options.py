@@ -103,6 +103,12 @@ class ImageOptions:
         ------
         MissingDataError, InputError
             As `itkstream.open_image`.
+
+        Examples
+        --------
+        >>> options = itkstream.ImageOptions(channel="GeneA")
+        >>> options.open("examples/round1.ome.zarr").channel
+        'GeneA'
         """
         from itkstream.io import open_image
 

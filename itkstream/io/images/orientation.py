@@ -61,6 +61,11 @@ def orientation_code(image: Image) -> str:
     ------
     InputError
         For an image of two axes.
+
+    Examples
+    --------
+    >>> itkstream.orientation_code(fixed)
+    'LPS'
     """
     return nearest_code(np.asarray(_spatial(image.grid, "image").direction))
 

@@ -214,6 +214,14 @@ def write_landmarks(
         Where kind, files and endings do not fit each other, or axes are unknown.
     ExistingOutputError
         Where a file is there.
+
+    Examples
+    --------
+    >>> placed = np.array([[0, 0, 0], [0, 10, 0], [10, 0, 0], [0, 0, 10.0]])
+    >>> marks = itkstream.Landmarks(placed, placed + 1, axes=("z", "y", "x"))
+    >>> itkstream.write_landmarks("marks.csv", marks)
+    >>> len(itkstream.read_landmarks("marks.csv"))
+    4
     """
     kind = kind or ("slicer" if str(path).lower().endswith(_SLICER) else "csv")
     if kind not in get_args(Kind):

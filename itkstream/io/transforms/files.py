@@ -97,6 +97,14 @@ def read_transform(
     InputError
         Where it is no transform, is cut off, holds NaN, has other dimensions than `axes`, or is
         of a kind that is not read. (A store is not searched for NaN here.)
+
+    Examples
+    --------
+    >>> transform = itkstream.read_transform("registered", axes="zyx")
+    >>> transform.ndim
+    3
+    >>> itkstream.read_transform("registered/itk/affine.tfm", axes="zyx").axes
+    ('z', 'y', 'x')
     """
     location = Location.parse(path)
     if not location.exists():
@@ -158,6 +166,14 @@ def write_transform(
         Where the file exists.
     ItkstreamError
         Where what was written does not map points as it should; nothing is left behind.
+
+    Examples
+    --------
+    >>> shift = np.eye(4)
+    >>> shift[:3, 3] = 1, 2, 3
+    >>> transform = itkstream.AffineTransform(shift, axes=("z", "y", "x"))
+    >>> itkstream.write_transform("shift.tfm", transform)
+    0.0
     """
     target = check_transform_output(path, overwrite, transform)
     order, kind = _axes(transform, axes), _ending(target)

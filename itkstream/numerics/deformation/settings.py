@@ -167,6 +167,11 @@ class DescentSettings(Settings):
     ------
     InputError
         For an invalid value; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.deform.DescentSettings(iterations=(30, 20)).update
+    'newton'
     """
 
     shrink_factors: tuple[int, ...] = levels((2, 1))
@@ -205,6 +210,11 @@ class DescentSettings(Settings):
         -------
         LevelSettings
             One value of each.
+
+        Examples
+        --------
+        >>> itkstream.deform.DescentSettings(iterations=(20, 10)).level(1).iterations
+        10
         """
         return LevelSettings(
             cc_radius=self.cc_radius[number],

@@ -104,6 +104,11 @@ class IntensitySettings(Settings):
     ------
     InputError
         For an invalid value; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.affine.IntensitySettings("rigid", iterations=(50, 50)).iterations
+    (50, 50)
     """
 
     model: Model = attrs.field(default="affine", validator=one_of(Model))
@@ -170,6 +175,11 @@ class DemonsSettings(Settings):
     ------
     InputError
         For an invalid value; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.deform.DemonsSettings("demons").method
+    'demons'
     """
 
     method: DemonsMethod = attrs.field(default="symmetric-demons", validator=one_of(DemonsMethod))
@@ -267,6 +277,11 @@ class BsplineSettings(Settings):
     ------
     InputError
         For an invalid value; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.deform.BsplineSettings(control_spacing=40.0).control_spacing[0]
+    40.0
     """
 
     shrink_factors: tuple[int, ...] = levels((4, 2))

@@ -51,6 +51,11 @@ class ContextWindow:
     ------
     InputError
         Where a value is out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.features.ContextWindow((8.0, 8.0, 8.0), samples=5).samples
+    5
     """
 
     half_width_um: tuple[float, ...]
@@ -83,6 +88,11 @@ class ContextWindow:
         -------
         ContextWindow
             With about 9 samples per axis.
+
+        Examples
+        --------
+        >>> itkstream.features.ContextWindow.from_voxels(4, (2.0, 0.5, 0.5)).half_width_um
+        (8.0, 2.0, 2.0)
         """
         if cc_radius < 1:
             raise InputError(f"cc_radius must be at least 1 voxel; got {cc_radius}")
@@ -109,6 +119,12 @@ class ContextWindow:
             No wider along any axis than the thinnest of the images, so that a point on a face of a
             few planes has half of it, as on a face of any image; the same one where all are
             thicker.
+
+        Examples
+        --------
+        >>> window = itkstream.features.ContextWindow((8.0, 8.0, 8.0))
+        >>> len(window.within(fixed.grid, moving.grid).half_width_um)
+        3
         """
         width = np.asarray(self.half_width_um)
         for grid in grids:
@@ -128,6 +144,11 @@ class ContextWindow:
         -------
         ndarray, (samples ** n, n), or fewer in a ball
             In µm.
+
+        Examples
+        --------
+        >>> itkstream.features.ContextWindow((8.0, 8.0, 8.0), samples=3).offsets().shape
+        (27, 3)
         """
         along = np.arange(self.samples) - self.samples // 2
         lattice = np.stack(np.meshgrid(*[along] * len(self.half_width_um), indexing="ij"), -1)
@@ -149,6 +170,14 @@ class Contexts:
         Contexts, a row each.
     index : ndarray, (m,)
         Which of the given points each one is; those too near the border are left out.
+
+    Examples
+    --------
+    >>> window = itkstream.features.ContextWindow((8.0, 8.0, 8.0), samples=5)
+    >>> middle = [np.divide(fixed.shape, 2) * fixed.spacing]
+    >>> contexts = itkstream.features.sample_contexts(fixed.read(), fixed.grid, middle, window)
+    >>> len(contexts.samples)
+    1
     """
 
     points: Floats
@@ -189,6 +218,13 @@ def sample_contexts(
         Where shapes differ.
     RegistrationError
         Where the image is constant or has no finite voxel.
+
+    Examples
+    --------
+    >>> window = itkstream.features.ContextWindow((8.0, 8.0, 8.0), samples=5)
+    >>> middle = [np.divide(fixed.shape, 2) * fixed.spacing]
+    >>> itkstream.features.sample_contexts(fixed.read(), fixed.grid, middle, window).points.shape
+    (1, 3)
     """
     return ContextSource.of(image, grid, window).sample(points)
 

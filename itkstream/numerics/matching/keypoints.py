@@ -54,6 +54,11 @@ class KeyPointSettings:
     ------
     InputError
         Where a value is out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.features.KeyPointSettings(2.0, 6.0, nspots=1000).nspots
+    1000
     """
 
     min_radius_um: float | tuple[float, ...]
@@ -105,6 +110,11 @@ class KeyPointSettings:
         -------
         KeyPointSettings
             The same radii in µm.
+
+        Examples
+        --------
+        >>> itkstream.features.KeyPointSettings.from_voxels(2, 6, (0.5, 0.5, 0.5)).max_radius_um
+        3.0
         """
         h = np.asarray(spacing, float)
         radii = [
@@ -125,6 +135,12 @@ class KeyPointSettings:
         -------
         tuple of ndarray, (ndim,)
             In µm.
+
+        Examples
+        --------
+        >>> least, most = itkstream.features.KeyPointSettings(2.0, 6.0).radii(3)
+        >>> most
+        array([6., 6., 6.])
         """
         both = [
             np.atleast_1d(np.asarray(r, float)) for r in (self.min_radius_um, self.max_radius_um)
@@ -145,6 +161,11 @@ class KeyPointSettings:
         -------
         bool
             False where one is thicker than the image, unless that is a stack of a few planes.
+
+        Examples
+        --------
+        >>> itkstream.features.KeyPointSettings(2.0, 6.0).fit(fixed.grid)
+        True
         """
         greatest = self.radii(grid.ndim)[1]
         extent = np.asarray(grid.shape) * grid.spacing
@@ -163,6 +184,13 @@ class KeyPoints:
         Contrast of each blob with its surroundings, in the image's intensity unit.
     radii_um : ndarray, (m,)
         Radius of each blob; NaN where it is not known.
+
+    Examples
+    --------
+    >>> settings = itkstream.features.KeyPointSettings(2.0, 6.0)
+    >>> points = itkstream.features.find_key_points(fixed.read(), fixed.grid, settings)
+    >>> len(points.strengths) == len(points.positions)
+    True
     """
 
     positions: Floats
@@ -182,6 +210,11 @@ class KeyPoints:
         -------
         KeyPoints
             In the given order.
+
+        Examples
+        --------
+        >>> len(itkstream.features.KeyPoints.from_positions([[1, 2, 3]]).strengths)
+        1
         """
         points = as_points(positions)
         return cls(points, np.ones(len(points)), np.full(len(points), np.nan))
@@ -221,6 +254,13 @@ def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings)
         Where shapes differ, or the image is thinner than the largest blob.
     RegistrationError
         Where the image is constant or has no finite voxel.
+
+    Examples
+    --------
+    >>> settings = itkstream.features.KeyPointSettings(2.0, 6.0)
+    >>> points = itkstream.features.find_key_points(fixed.read(), fixed.grid, settings)
+    >>> points.positions.shape[1]
+    3
     """
     voxels, allowed = finite_voxels(image, grid)
     return _find_blobs(voxels, allowed, grid, settings)

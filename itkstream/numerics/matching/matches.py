@@ -44,6 +44,11 @@ class MatchSettings:
     ------
     InputError
         Where a value is out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.features.MatchSettings(0.6, max_distance_um=50).threshold
+    0.6
     """
 
     threshold: float = 0.75
@@ -74,6 +79,13 @@ class Correspondences:
         Correlation of the contexts of each pair.
     fixed_index, moving_index : ndarray, (m,)
         Which key points they are.
+
+    Examples
+    --------
+    >>> points, index = np.zeros((2, 3)), np.arange(2)
+    >>> found = itkstream.features.Correspondences(points, points, np.ones(2), index, index)
+    >>> len(found.select(found.correlations > 0.9).fixed_points)
+    2
     """
 
     fixed_points: Floats
@@ -97,6 +109,13 @@ class Correspondences:
         -------
         Correspondences
             In the same order.
+
+        Examples
+        --------
+        >>> points, index = np.zeros((2, 3)), np.arange(2)
+        >>> found = itkstream.features.Correspondences(points, points, np.ones(2), index, index)
+        >>> len(found.select(np.array([True, False])).fixed_points)
+        1
         """
         return Correspondences(
             self.fixed_points[which],
@@ -141,6 +160,22 @@ def match(fixed: Contexts, moving: Contexts, settings: MatchSettings) -> Corresp
     ------
     InputError
         Where the two were sampled with different windows.
+
+    Examples
+    --------
+    >>> settings = itkstream.features.KeyPointSettings(2.0, 6.0)
+    >>> window = itkstream.features.ContextWindow((8.0, 8.0, 8.0))
+    >>> contexts = []
+    >>> for image in (fixed, moving):
+    ...     points = itkstream.features.find_key_points(image.read(), image.grid, settings)
+    ...     contexts.append(
+    ...         itkstream.features.sample_contexts(
+    ...             image.read(), image.grid, points.positions, window
+    ...         )
+    ...     )
+    >>> found = itkstream.features.match(*contexts, itkstream.features.MatchSettings())
+    >>> len(found.fixed_points) == len(found.moving_points) > 10
+    True
     """
     if fixed.samples.shape[1] != moving.samples.shape[1]:
         raise InputError(

@@ -70,6 +70,11 @@ class RansacSettings:
     ------
     InputError
         Where a value is out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.affine.RansacSettings("rigid", threshold_um=1.0).min_inliers
+    10
     """
 
     model: Model = "affine"
@@ -115,6 +120,14 @@ class AffineEstimate:
         failed.
     reason : str
         Why there is no transform; empty where there is.
+
+    Examples
+    --------
+    >>> none = itkstream.affine.AffineEstimate(
+    ...     None, np.zeros(0, int), np.zeros(0), "too few matches"
+    ... )
+    >>> none.reason
+    'too few matches'
     """
 
     matrix: Floats | None

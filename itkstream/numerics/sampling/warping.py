@@ -61,6 +61,13 @@ class WarpSettings:
     InputError
         For an unknown engine or interpolator, or a pair that does not go together; for a `dtype`
         that is none of real numbers.
+
+    Examples
+    --------
+    >>> labels = itkstream.open_image("examples/labels.ome.zarr")
+    >>> nearest = itkstream.WarpSettings("nearest")
+    >>> registration.apply(labels, nearest).dtype == labels.dtype
+    True
     """
 
     interpolator: str = "linear"
@@ -105,6 +112,11 @@ class WarpSettings:
         InputError
             Where one of the two does not hold truth values, integers or floats of at most 64 bits,
             or the result cannot hold the background.
+
+        Examples
+        --------
+        >>> itkstream.WarpSettings(dtype="float32").voxel_type("uint16")
+        dtype('float32')
         """
         found = _real(moving if self.dtype is None else self.dtype)
         _real(moving)
@@ -123,6 +135,11 @@ class WarpSettings:
         -------
         WarpSettings
             The same ones where a background is given.
+
+        Examples
+        --------
+        >>> itkstream.WarpSettings(background=None).for_image(moving).background
+        0.0
         """
         if self.background is not None:
             return self

@@ -68,6 +68,11 @@ class Advice:
         What to change about the pair, with the option of the command line.
     settings : tuple of Setting
         Parameters chosen from the data, with options and reasons; none where images do not match.
+
+    Examples
+    --------
+    >>> advice.outcome, advice.misfits
+    ('convincing', ())
     """
 
     outcome: Outcome
@@ -107,6 +112,11 @@ class Advice:
         -------
         list of str
             One line each.
+
+        Examples
+        --------
+        >>> advice.describe()[0].startswith("the images match")
+        True
         """
         lines = [f"{_SAYS[self.outcome]}{f': {self.evidence}' if self.evidence else ''}"]
         if self.loss is not None:

@@ -144,6 +144,13 @@ class Deformable(TunedStep):
     ------
     InputError
         For an unknown parameter or a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.Deformable(stiffness=4)
+    Deformable(stiffness=4)
+    >>> itkstream.Deformable("symmetric-demons", blocksize=128)
+    Deformable(method='symmetric-demons', blocksize=128)
     """
 
     name: ClassVar[str] = "deformable"
@@ -194,6 +201,10 @@ class Deformable(TunedStep):
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "similarity": self.similarity}
 
+    def _changed(self) -> dict[str, Any]:
+        chosen = {} if self.method == "lcc" else {"method": self.method}
+        return chosen | self._differing_from(Deformable(self.method))
+
     def settings_for(self, spacing: Sequence[float]) -> DeformSettings:
         """Scale the settings to an image.
 
@@ -206,6 +217,11 @@ class Deformable(TunedStep):
         -------
         DeformSettings
             With all lengths in µm.
+
+        Examples
+        --------
+        >>> itkstream.Deformable().settings_for(fixed.spacing).shrink_factors
+        (4, 2, 1)
         """
         settings = self._scaled(self.settings.for_voxels(spacing))
         return settings if self.stiffness == "auto" else stiffened(settings, self.stiffness)

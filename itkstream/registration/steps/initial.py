@@ -32,7 +32,7 @@ _WORK = 9e7
 _RUNNERS_UP = 3
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class InitialSearch(SearchSettings, Step):
     """A search for a start between images that lie anyhow: turned, shifted, partly overlapping.
 
@@ -64,11 +64,19 @@ class InitialSearch(SearchSettings, Step):
     ----------
     .. [1] D. Padfield, "Masked object registration in the Fourier domain", IEEE Transactions on
        Image Processing 21 (2012) 2706-2718, :doi:`10.1109/TIP.2011.2181402`.
+
+    Examples
+    --------
+    >>> steps = [itkstream.InitialSearch(mirror="allow"), *itkstream.pipelines.DEFAULT_STEPS]
+    >>> steps[0]
+    InitialSearch(mirror='allow')
     """
 
     name: ClassVar[str] = "initial-search"
     title: ClassVar[str] = "initial search"
     starts_anywhere: ClassVar[bool] = True
+
+    __repr__ = Step.__repr__
 
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         fixed, moving = scene.coarse

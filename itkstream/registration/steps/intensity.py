@@ -55,6 +55,11 @@ class IntensityAffine(TunedStep):
     ------
     InputError
         For an unknown parameter or a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.IntensityAffine("rigid", metric="mutual-information")
+    IntensityAffine(metric='mutual-information', model='rigid')
     """
 
     name: ClassVar[str] = "intensity-affine"
@@ -93,6 +98,11 @@ class IntensityAffine(TunedStep):
         -------
         IntensitySettings
             With all lengths in µm.
+
+        Examples
+        --------
+        >>> itkstream.IntensityAffine(iterations=(50, 50)).settings_for(fixed.spacing).iterations
+        (50, 50)
         """
         return self._scaled(self.settings.for_voxels(spacing))
 

@@ -48,7 +48,7 @@ def _one_pair(given: Any) -> Radii | None:
     return None if given is None else checked_radii((given,))[0]
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class LocalAffines(MatchingStep):
     """An affine a block, from key points, all blocks solved together.
 
@@ -70,6 +70,11 @@ class LocalAffines(MatchingStep):
     ------
     InputError
         For a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.LocalAffines(blocksize=64)
+    LocalAffines(blocksize=64)
     """
 
     name: ClassVar[str] = "local-affines"

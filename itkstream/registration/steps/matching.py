@@ -60,7 +60,7 @@ _positive_or_none = check(
 )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class MatchingStep(Step):
     """A step that matches key points, and the parameters of matching."""
 

@@ -213,7 +213,7 @@ def _judge_start(scene: Scene, pair: _Pair) -> dict[str, Any]:
     return evidence.facts()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class RansacAffine(MatchingStep):
     """An affine from key points: blobs, matched by their contexts, fitted robustly.
 
@@ -255,6 +255,11 @@ class RansacAffine(MatchingStep):
     ------
     InputError
         For a value out of range; the message names it.
+
+    Examples
+    --------
+    >>> itkstream.RansacAffine(radii=[(2, 6)], model="rigid")
+    RansacAffine(model='rigid', radii=((2.0, 6.0),))
     """
 
     name: ClassVar[str] = "ransac-affine"
@@ -338,6 +343,11 @@ class RansacAffine(MatchingStep):
         -------
         list of AffineSettings
             For blobs of all usual radii.
+
+        Examples
+        --------
+        >>> len(itkstream.RansacAffine(radii=[(2, 6)]).trial_settings(fixed.spacing)) > 0
+        True
         """
         step = self.evolve(match_threshold=min(self.match_threshold, _TRIED_THRESHOLD))
         return [step.settings_for(spacing, radii) for radii in COMMON_RADII]

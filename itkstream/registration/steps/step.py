@@ -29,6 +29,7 @@ from itkstream.geometry import (
     Transform,
     steps_of,
 )
+from itkstream.geometry.shown.html import card
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.parameters import Settings, finite
 from itkstream.numerics.sampling.fields import to_positions
@@ -59,6 +60,24 @@ class Step(ABC):
 
     starts_anywhere: ClassVar[bool] = False
     """Images are brought together wherever they lie."""
+
+    def __repr__(self) -> str:
+        changed = (f"{name}={value!r}" for name, value in self._changed().items())
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        """All parameters, those that were changed first, as Jupyter shows them."""
+        changed = self._changed()
+        rest = {name: value for name, value in self.parameters().items() if name not in changed}
+        rows = [(name, repr(value)) for name, value in {**changed, **rest}.items()]
+        title = f"{type(self).__name__}: {len(changed)} of {len(rows)} parameters changed"
+        return card(title, (), [("parameter", "value"), *rows])
+
+    def _changed(self) -> dict[str, Any]:
+        """The parameters that are not the default ones."""
+        kind: Any = type(self)
+        usual = {field.name: field.default for field in attrs.fields(kind)}
+        return {k: v for k, v in self.parameters().items() if v != usual[k]}
 
     @property
     def takes_channels(self) -> bool:
@@ -295,11 +314,13 @@ class TunedStep(Step):
     settings: Any
     given_lengths: frozenset[str]
 
-    def __repr__(self) -> str:
-        kept = self.given_lengths
-        known = self.parameters().items()
-        given = [f"{k}={v!r}" for k, v in known if k in kept or k not in self._lengths]
-        return f"{type(self).__name__}({', '.join(given)})"
+    def _changed(self) -> dict[str, Any]:
+        return self._differing_from(type(self)())
+
+    def _differing_from(self, other: Self) -> dict[str, Any]:
+        """The parameters that another step of the same method has not, or not so."""
+        usual = other.parameters()
+        return {k: v for k, v in self.parameters().items() if k not in usual or v != usual[k]}
 
     @property
     def _lengths(self) -> frozenset[str]:

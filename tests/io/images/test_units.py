@@ -131,5 +131,5 @@ def test_a_start_is_read_in_the_unit_of_the_fixed_image(registered):
         PLAIN,
         initial_transform=start,
     )
-    first = again.report["steps"][0]["local_correlation"]
+    first = again.facts["steps"][0]["local_correlation"]
     assert first > 0.9

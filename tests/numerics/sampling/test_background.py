@@ -116,7 +116,7 @@ def test_register_fills_with_it_and_says_so(tmp_path: Path) -> None:
     told = register(fixed, moving, tmp_path / "a", steps, plain)
     assert (told.aligned.read()[:6] == -1000).all()
     assert (
-        next(s for s in told.report["steps"] if s["name"] == "aligned image")["background"] == -1000
+        next(s for s in told.facts["steps"] if s["name"] == "aligned image")["background"] == -1000
     )
     given = register(fixed, moving, tmp_path / "b", steps, replace(plain, background=5))
     assert (given.aligned.read()[:6] == 5).all()

@@ -209,6 +209,15 @@ def create_n5(
         Where something is there.
     InputError
         Where N5 cannot hold such an image.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((8, 8, 4), (0.5, 0.5, 2), axes=("x", "y", "z"))
+    >>> array = itkstream.io.create_n5("new.n5", "s0", grid, "uint8", (8, 8, 4))
+    >>> array.shape
+    (8, 8, 4)
+    >>> itkstream.open_image("new.n5/s0").spacing
+    (0.5, 0.5, 2.0)
     """
     import tensorstore
 
@@ -273,6 +282,13 @@ def write_n5(
         Where something is there.
     InputError
         Where N5 cannot hold such an image.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((8, 8, 4), (0.5, 0.5, 2), axes=("x", "y", "z"))
+    >>> written = itkstream.io.write_n5("array.n5", "s0", np.ones((8, 8, 4), np.uint8), grid)
+    >>> itkstream.open_image("array.n5/s0").shape
+    (8, 8, 4)
     """
     image = Image(array, grid, dataset)
     check_apart(Location.parse(path).child(dataset), array)

@@ -104,6 +104,14 @@ def create_ome_zarr(
         Where something is there that may not be replaced.
     InputError
         Where chunks, series or version cannot be.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((4, 8, 8), (2, 0.5, 0.5), axes=("z", "y", "x"))
+    >>> array = itkstream.io.create_ome_zarr("new.ome.zarr", grid, "uint8", chunks=(4, 8, 8))
+    >>> array[...] = 7
+    >>> itkstream.open_image("new.ome.zarr").spacing
+    (2.0, 0.5, 0.5)
     """
     folder = Location.parse(path)
     further = tuple((series or {}).items())
@@ -154,6 +162,13 @@ def write_pyramid(
     ------
     MissingDataError
         Where there is no OME-Zarr image.
+
+    Examples
+    --------
+    >>> grid = itkstream.Grid((4, 600, 600), (2, 0.5, 0.5), axes=("z", "y", "x"))
+    >>> array = itkstream.io.create_ome_zarr("levels.ome.zarr", grid, "uint8", chunks=(4, 64, 64))
+    >>> [level.shape for level in itkstream.io.write_pyramid("levels.ome.zarr")][:2]
+    [(4, 600, 600), (4, 300, 300)]
     """
     levels = begin_levels(path, labels=labels)
     grids = [next(levels).grid]

@@ -60,6 +60,11 @@ def read_itk_transform(
     InputError
         Where it is no transform file, is cut off, holds another kind of transform, or lists
         several without saying in which order they act.
+
+    Examples
+    --------
+    >>> itkstream.read_itk_transform("registered/itk/affine.tfm").axes
+    ('x', 'y', 'z')
     """
     return open_itk_transform(Path(path), lambda ndim: tuple(axes or default_axes(ndim)))
 
