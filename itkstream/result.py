@@ -232,7 +232,7 @@ class Registration(Registered):
             if "local_correlation" in step
         ]
         return card(
-            f"Registration: {self.verdict.outcome}",
+            "Registration",
             (*self.verdict.describe(), str(self.aligned.grid), str(self.out)),
             [("step", "local correlation", "left out"), *steps],
             plane_png(levels[-1]),
