@@ -28,7 +28,7 @@ from itkstream.io.storage.zarr_arrays import written_codecs
 from itkstream.numerics.threads import using_threads
 from itkstream.workers import Resources, connected
 
-__all__ = ["compute", "continues", "execute", "open_or_create", "run", "store"]
+__all__ = ["compute", "continues", "execute", "open_or_create", "run", "store", "terminable"]
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ def run(
     `InterruptedRunError`.
     """
     resources, blocks = resources or Resources(), Blocks(array)
-    with _terminable(), sink.opened(blocks) as work:
+    with terminable(), sink.opened(blocks) as work:
         tally = Tally(blocks, progress or _report_nothing, len(blocks) - len(work.missing))
         if work.missing:
             with work.recording() as record, _interruptible(tally, sink.continued):
@@ -376,7 +376,7 @@ def _interruptible(tally: Tally, continued: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Stop on SIGTERM as on Ctrl-C, unless the program has its own way."""
     here = threading.current_thread() is threading.main_thread()
     if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dask.array as da
 from dask.callbacks import Callback
@@ -100,7 +101,7 @@ def block_graph(
         if isinstance(node, DataNode):
             graph[key] = DataNode(key, keeping_chunks(node.value))
     if sink is None:
-        return _guarded(graph), list(keys)
+        return _guarded(graph, list(keys))
     name = f"sink-{array.name}"
     used = Counter(needed for node in graph.values() for needed in node.dependencies)
     wanted = []
@@ -111,7 +112,7 @@ def block_graph(
         graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), block)
         wanted.append(end)
     graph[name] = DataNode(name, sink)
-    return _guarded(graph), wanted
+    return _guarded(graph, wanted)
 
 
 def run_here(graph: Graph, wanted: Sequence[Any], threads: int, done: Done) -> None:
@@ -262,17 +263,31 @@ def _deliver(sink: Callable[[Any, Any], Any], place: Any, block: Any) -> Any:
     return sink(place, block)
 
 
-def _guarded(graph: Graph) -> Graph:
-    """The same tasks, handing on failures of others and their own as values."""
+def _guarded(graph: Graph, wanted: Sequence[Any]) -> tuple[Graph, list[Any]]:
+    """The same tasks, handing on failures of others and their own as values; and those wanted.
+
+    All get names of this run: a scheduler takes two tasks of one name for one, and another run may
+    compute the same blocks at the same time for another place.
+    """
+    run = uuid4().hex
     guarded: Graph = {}
     for key, node in graph.items():
-        if isinstance(node, (Alias, DataNode)):
-            guarded[key] = node
+        own = _named(key, run)
+        if isinstance(node, DataNode):
+            guarded[own] = DataNode(own, node.value)
+            continue
+        if isinstance(node, Alias):
+            guarded[own] = Alias(own, _named(node.target, run))
             continue
         names = list(node.dependencies)
         guard = partial(_guard, node, names, _label(key))
-        guarded[key] = Task(key, guard, List(*map(TaskRef, names)))
-    return guarded
+        guarded[own] = Task(own, guard, List(*(TaskRef(_named(name, run)) for name in names)))
+    return guarded, [_named(key, run) for key in wanted]
+
+
+def _named(key: Any, run: str) -> Any:
+    """The name of a task in a run."""
+    return (f"{key[0]}-{run}", *key[1:]) if isinstance(key, tuple) else f"{key}-{run}"
 
 
 def _label(key: Any) -> str:

@@ -28,7 +28,7 @@ from itkstream.pipelines import DEFAULT_STEPS
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step, checked_steps
-from itkstream.workers import Resources, session
+from itkstream.workers import Resources, check_count, session
 
 __all__ = ["Experiment", "RegisteredRound", "register_rounds"]
 
@@ -170,6 +170,7 @@ def register_rounds(
     reference: int | str | None = None,
     channel: int | str | None = None,
     chain: bool = False,
+    parallel: int = 1,
     steps: Sequence[Step] = DEFAULT_STEPS,
     settings: RegisterSettings | None = None,
     resources: Resources | None = None,
@@ -178,8 +179,9 @@ def register_rounds(
 ) -> Experiment:
     """Register all rounds of an experiment onto one of them, and join them in one image.
 
-    All input is checked before anything is computed. Rounds are registered one after the other,
-    each as `itkstream.register` does it; one that fails stops no other. Then key points of rounds
+    All input is checked before anything is computed. Rounds are registered one after the other, or
+    side by side on the workers, each as `itkstream.register` does it; one that fails stops no
+    other. Then key points of rounds
     that follow each other are matched directly: where these lie elsewhere than the way by the
     reference says, the round is to be looked at [1]_. All channels of the rounds that did not
     fail are resampled once. The same call goes on where a run was killed.
@@ -211,6 +213,10 @@ def register_rounds(
         Whether a round is registered onto its neighbour towards the reference where that shows at
         least a tenth more of its tissue. Its transform from the reference is then one field, stored
         as ``rounds/NAME/to_reference.ome.zarr``.
+    parallel : int
+        Rounds that are registered at a time, with the same result. More than one needs workers,
+        which they share; each takes this process some memory for its coarse levels. In a chain
+        there are two at most, one on each side of the reference.
     steps : sequence of Step
         As in `itkstream.register`.
     settings : RegisterSettings, optional
@@ -230,9 +236,9 @@ def register_rounds(
     Raises
     ------
     InputError
-        For fewer than two rounds, names or images that are there twice, images, channels, masks or
-        a reference that cannot be used, and an `out` that touches an input; the message names the
-        rounds.
+        For fewer than two rounds, several at a time without workers, names or images that are
+        there twice, images, channels, masks or a reference that cannot be used, and an `out` that
+        touches an input; the message names the rounds.
     MissingDataError
         Where an image, a mask or the manifest is not there.
     ExistingOutputError
@@ -264,6 +270,7 @@ def register_rounds(
         settings or RegisterSettings(),
         resources or Resources(),
         Location.parse(out),
+        _at_a_time(parallel, resources or Resources()),
     )
     told = reporter or LogReporter()
     folder = ExperimentFolder(out, plan.key, overwrite)
@@ -272,6 +279,18 @@ def register_rounds(
         with session(plan.resources, told.note) as shared:
             ExperimentRun(plan, folder, shared, told).all_rounds()
         return Experiment.read(folder.finish())
+
+
+def _at_a_time(parallel: int, resources: Resources) -> int:
+    """The number of rounds that are registered at a time, if there are workers for them."""
+    check_count("parallel", parallel)
+    if parallel > 1 and not resources.has_workers:
+        raise InputError(
+            f"{parallel} rounds at a time share workers, and there are none: give workers of this "
+            "machine (--workers, n_workers=) or a cluster. Threads of one process work on a round "
+            "together"
+        )
+    return parallel
 
 
 def _manifest(

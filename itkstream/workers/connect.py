@@ -61,7 +61,8 @@ def connected(resources: Resources, tell: Callable[[str], None] = _log) -> Itera
     Yields
     ------
     distributed.Client or None
-        The current client of this thread; None for threads of this process.
+        None for threads of this process. It is nobody's default: dask would have one for all
+        threads of this process, and several may compute at a time.
 
     Raises
     ------
@@ -76,10 +77,7 @@ def connected(resources: Resources, tell: Callable[[str], None] = _log) -> Itera
     ...     client is None
     True
     """
-    with (
-        _opened(resources.resolved(), tell) as client,
-        nullcontext() if client is None else client.as_current(),
-    ):
+    with _opened(resources.resolved(), tell) as client:
         yield client
 
 

@@ -138,6 +138,11 @@ class Resources:
             return None
         return self.n_workers or self.max_workers or self.min_workers
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether blocks go to processes of their own, on this machine or others."""
+        return self.resolved().cluster != "local" or self.resolved().local_workers is not None
+
     def resolved(self) -> Resources:
         """The same with a site's named cluster spelt out.
 

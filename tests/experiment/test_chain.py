@@ -10,15 +10,16 @@ from round_files import QUICK, STEPS, write_round
 
 import itkstream
 from itkstream.experiment.register import register_rounds
-from itkstream.experiment.rounds.chain import Overlap, order_outwards
+from itkstream.experiment.rounds.chain import Overlap, arms_outwards
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
 
 pytestmark = pytest.mark.slow
 
 
 def test_rounds_are_taken_outwards_from_the_reference():
-    assert order_outwards(5, 2) == [(3, 2), (4, 3), (1, 2), (0, 1)]
-    assert order_outwards(3, 0) == [(1, 0), (2, 1)]
+    assert arms_outwards(5, 2, True) == [[(3, 2), (4, 3)], [(1, 2), (0, 1)]]
+    assert arms_outwards(3, 0, True) == [[(1, 0), (2, 1)], []]
+    assert arms_outwards(5, 2, False) == [[(3, 2)], [(4, 3)], [(1, 2)], [(0, 1)]]
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ import zarr
 from round_files import QUICK, STEPS, write_round
 
 import itkstream
-from itkstream.errors import ExistingOutputError, InputError
+from itkstream.errors import ExistingOutputError, InputError, OutputError
 from itkstream.experiment.register import Experiment, register_rounds
 from itkstream.experiment.rounds.manifest import Round
 from itkstream.geometry import Image
 from itkstream.io import write_n5
 from itkstream.io.storage.disk import files_stamp
+from itkstream.registration.scene import LogReporter
+from itkstream.workers import Resources
 
 pytestmark = pytest.mark.slow
 
@@ -269,17 +271,53 @@ def test_rounds_that_disagree_are_to_be_looked_at(three_rounds, tmp_path):
     assert found.facts["joined"]["channels"][-1]["label"] == "far:DAPI"
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(three_rounds, tmp_path):
+@pytest.mark.parametrize("parallel", ["1", "2"])
+def test_a_killed_run_goes_on_to_the_same_bits(three_rounds, tmp_path, parallel):
     program = Path(__file__).with_name("killed_rounds.py")
     words = [str(path) for path in three_rounds.paths]
     done = subprocess.run(
-        [sys.executable, program, tmp_path, *words], capture_output=True, text=True, timeout=300
+        [sys.executable, program, tmp_path, parallel, *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     kills = int(done.stdout.split()[-1])
     assert kills >= 2
     for part in ("joined.ome.zarr", "rounds/r2/transform.ome.zarr", "rounds/r3/aligned.ome.zarr"):
         assert _bytes(tmp_path / "out" / part) == _bytes(tmp_path / "whole" / part)
+
+
+def test_what_stops_one_round_stops_those_beside_it(three_rounds, tmp_path):
+    class Stops(LogReporter):
+        def note(self, text):
+            told.append(text)
+            if text == "round 2 of 2, r3: affine":
+                raise OutputError("the disk is full")
+
+    told: list[str] = []
+    with pytest.raises(OutputError, match="disk is full"):
+        register_rounds(
+            three_rounds.paths,
+            tmp_path / "out",
+            channel="DAPI",
+            parallel=2,
+            steps=STEPS,
+            settings=QUICK,
+            resources=Resources(n_workers=1),
+            reporter=Stops(),
+        )
+    assert any(text.startswith("round 1 of 2, r2: ") for text in told)
+    facts = json.loads((tmp_path / "out/experiment.json").read_bytes())
+    assert not facts["complete"]
+    assert [entry["failed"] for entry in facts["rounds"]] == [None] * 3
+
+
+def test_rounds_side_by_side_need_workers(three_rounds, tmp_path):
+    with pytest.raises(InputError, match="3 rounds at a time share workers, and there are none"):
+        register_rounds(three_rounds.paths, tmp_path / "out", channel="DAPI", parallel=3)
+    with pytest.raises(InputError, match="parallel must be at least 1"):
+        register_rounds(three_rounds.paths, tmp_path / "out", channel="DAPI", parallel=0)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:

@@ -30,6 +30,8 @@ __all__ = ["rounds"]
     examples=(
         "itkstream rounds round1.zarr round2.zarr round3.zarr --channel DAPI --out experiment",
         "itkstream rounds experiment.yaml --reference round2 --chain --out experiment",
+        "itkstream rounds experiment.csv --parallel 3 --cluster slurm --cores 8 --memory 32GB "
+        "--max-workers 6 -o experiment",
     ),
 )
 @click.argument("images", nargs=-1, required=True, metavar="ROUND...")
@@ -44,6 +46,14 @@ __all__ = ["rounds"]
     "--chain",
     is_flag=True,
     help="Register a round onto its neighbour where that shows more of it than the reference does.",
+)
+@click.option(
+    "--parallel",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Rounds to register at a time, on the same workers.",
 )
 @click.option(
     "--config",
@@ -80,6 +90,7 @@ def rounds(images: tuple[str, ...], out: str, **options: Any) -> None:
             reference=said,
             channel=options["channel"],
             chain=options["chain"],
+            parallel=options["parallel"],
             steps=config.steps,
             settings=settings,
             resources=collect_resources(options),

@@ -38,7 +38,7 @@ from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import RansacAffine
 from itkstream.workers import Resources
 
-__all__ = ["Overlap", "add_errors", "find_overlap", "order_outwards", "store_through"]
+__all__ = ["Overlap", "add_errors", "arms_outwards", "find_overlap", "store_through"]
 
 # A neighbour must show so much more of a round's tissue than the reference does: two registrations
 # have more error than one.
@@ -62,11 +62,14 @@ class Overlap:
         return "no match" if self.share is None else f"{100 * self.share:.0f} %"
 
 
-def order_outwards(count: int, reference: int) -> list[tuple[int, int]]:
-    """Rounds from the reference to both ends, each with its neighbour on the way back."""
+def arms_outwards(count: int, reference: int, chain: bool) -> list[list[tuple[int, int]]]:
+    """Rounds from the reference to both ends, each with its neighbour on the way back.
+
+    In a chain, where a round needs its neighbour, they are two arms; else each is one of its own.
+    """
     after = [(k, k - 1) for k in range(reference + 1, count)]
     before = [(k, k + 1) for k in range(reference - 1, -1, -1)]
-    return after + before
+    return [after, before] if chain else [[one] for one in after + before]
 
 
 def find_overlap(other: Image, own: Image, resources: Resources, reporter: Reporter) -> Overlap:

@@ -26,7 +26,7 @@ __all__ = ["ExperimentPlan"]
 class ExperimentPlan:
     """The opened rounds, how they are registered, and the folder that is meant.
 
-    `place` is that of the reference among the rounds.
+    `place` is that of the reference among the rounds; so many are registered in `parallel`.
     """
 
     opened: tuple[OpenedRound, ...]
@@ -36,6 +36,7 @@ class ExperimentPlan:
     settings: RegisterSettings
     resources: Resources
     out: Location
+    parallel: int = 1
 
     @property
     def reference(self) -> OpenedRound:

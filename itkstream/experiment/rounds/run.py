@@ -1,10 +1,12 @@
-"""The run of an experiment: each round in turn, cycles, joined image, page; noted as it goes."""
+"""The run of an experiment: its rounds, cycles, joined image, page; noted as it goes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,11 @@ from itkstream.errors import (
 from itkstream.experiment.folder import JOINED, ROUNDS, TO_REFERENCE, ExperimentFolder
 from itkstream.experiment.joined import JoinedRound, joined_channels, write_joined
 from itkstream.experiment.overview import write_overview
+from itkstream.experiment.rounds.abreast import Beside, Told, run_abreast
 from itkstream.experiment.rounds.chain import (
     add_errors,
+    arms_outwards,
     find_overlap,
-    order_outwards,
     store_through,
 )
 from itkstream.experiment.rounds.cycles import Cycle, close_ring, doubt_cycles, small_level
@@ -50,20 +53,6 @@ _OF_ONE_ROUND = (
 )
 
 
-class _OfRound:
-    """A reporter that says which round of how many a step is of."""
-
-    def __init__(self, reporter: Reporter, which: str) -> None:
-        self._reporter = reporter
-        self._which = which
-        self.blocks = reporter.blocks
-        self.note = reporter.note
-
-    def step(self, title: str) -> None:
-        """Begin a step."""
-        self._reporter.step(f"{self._which}: {title}")
-
-
 class ExperimentRun:
     """One run of an experiment: what is known of its rounds, noted as it is found."""
 
@@ -78,15 +67,13 @@ class ExperimentRun:
         self.joined: dict[str, Any] = known.get("joined") or {}
         self.was_complete: bool = known.get("complete", False)
         self.cycles: list[Cycle] = []
+        self._noting = Lock()
         self.entries = {o.round.name: _entry(o) for o in plan.opened}
 
     def all_rounds(self) -> None:
         """Register all rounds, compare them with each other, join them and write the page."""
         self._note()
-        order = order_outwards(len(self.plan.opened), self.plan.place)
-        for number, (own, neighbour) in enumerate(order, 1):
-            self._register(self.plan.opened[own], self.plan.opened[neighbour], number)
-            self._note()
+        self._register_all()
         self._compare()
         self._join()
         self.reporter.step("overview")
@@ -110,12 +97,34 @@ class ExperimentRun:
     def _note(self, complete: bool = False) -> None:
         # A complete experiment that is looked through again stays so meanwhile.
         if complete or not self.was_complete:
-            self.folder.note(self._facts(), complete)
+            with self._noting:
+                self.folder.note(self._facts(), complete)
 
-    def _register(self, own: OpenedRound, neighbour: OpenedRound, number: int) -> None:
+    def _register_all(self) -> None:
+        """Register all rounds, one after the other or side by side."""
+        arms = arms_outwards(len(self.plan.opened), self.plan.place, self.plan.chain)
+        if self.plan.parallel == 1:
+            for arm in arms:
+                self._register_arm(arm, partial(Told, self.reporter))
+            return
+        beside = Beside(self.reporter)
+        jobs = [partial(self._register_arm, arm, beside.of) for arm in arms]
+        run_abreast(jobs, self.plan.parallel, beside)
+
+    def _register_arm(
+        self, arm: Sequence[tuple[int, int]], teller: Callable[[str], Reporter]
+    ) -> None:
+        """Register rounds that may need each other, one after the other."""
+        for own, neighbour in arm:
+            opened = self.plan.opened[own]
+            number = self.plan.others.index(opened) + 1
+            told = teller(f"round {number} of {len(self.plan.others)}, {opened.round.name}")
+            self._register(opened, self.plan.opened[neighbour], told)
+            self._note()
+
+    def _register(self, own: OpenedRound, neighbour: OpenedRound, told: Reporter) -> None:
         """Register a round; what goes wrong with it is noted, and stops no other."""
         name, entry = own.round.name, self.entries[own.round.name]
-        told = _OfRound(self.reporter, f"round {number} of {len(self.plan.others)}, {name}")
         began = time.perf_counter()
         try:
             onto = self._target(own, neighbour, told)
@@ -199,8 +208,9 @@ class ExperimentRun:
         """The small level of a round, or of the reference."""
         voxels = self.plan.settings.coarse_voxels
         if name == self.plan.reference.round.name:
-            folders = (self.folder.work / ROUNDS / n for n in self.plan.requests)
-            there = next((folder for folder in folders if folder.exists()), None)
+            # Of a round beside this one, the level may still be written.
+            done = (e["folder"] for e in self.entries.values() if e["folder"])
+            there = next((self.folder.work / folder for folder in done), None)
             return small_level(self.plan.fixed, voxels, there, "fixed")
         folder = self.folder.work / ROUNDS / name
         return small_level(self.plan.requests[name].pair[1], voxels, folder, "moving")
