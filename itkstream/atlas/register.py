@@ -6,7 +6,8 @@ of the brain. The inverse, which brings the brain into the template, is written 
 
 The folder is that of an ordinary registration, with more in it. ``atlas.json`` is written when the
 registration is done, under a key of everything the rest depends on; each product appears under its
-name when it is complete, so that a run that was killed goes on with the next.
+name when it is complete, so that a run that was killed goes on with the next. A run that replaces
+a complete one writes to a draft beside it, which takes its place as a whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from attrs import frozen
 from dask.tokenize import tokenize
@@ -26,6 +28,7 @@ from itkstream.atlas.regions import Region, list_regions, tally, write_regions
 from itkstream.errors import ExistingOutputError
 from itkstream.geometry import Image
 from itkstream.io import open_image
+from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
@@ -33,7 +36,7 @@ from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 from itkstream.judge.verdict import Verdict
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.pipelines import DEFAULT_STEPS, register, report_or_warn
-from itkstream.registration.folder import ANNOTATION
+from itkstream.registration.folder import ANNOTATION, REPORT
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import RegisterSettings, Step
 from itkstream.result import Registration
@@ -154,7 +157,7 @@ def register_atlas(
     steps, settings, resources
         As in `itkstream.register`.
     overwrite : bool
-        Replace an earlier result in `out`.
+        Replace an earlier result in `out`, which stays until this one is complete.
     reporter : Reporter, optional
         Gets steps, blocks and results.
 
@@ -203,45 +206,60 @@ def register_atlas(
     settings = settings or RegisterSettings()
     key = tokenize(atlas.images, atlas.names, atlas.start, tuple(steps), settings)
     place, told = Location.parse(out), reporter or LogReporter()
-    replaces = _check_place(place, key, overwrite)
+    work = _find_work(place, key, overwrite)
     for note in atlas.notes:
         told.note(note)
     with session(resources or Resources(), told.note) as shared:
         registered = register(
             atlas.brain,
             atlas.template,
-            place,
+            work,
             steps,
             # The page is written when all is there.
             replace(settings, report=False),
             initial_transform=atlas.start,
             resources=shared,
-            overwrite=replaces,
+            # What is there of this run is gone on with.
+            overwrite=overwrite and _read_note(work) is None,
             reporter=told,
         )
-        _note(place, key, atlas, complete=False)
+        _note(work, key, atlas, complete=False)
         regions = _write_products(atlas, registered, shared, told)
-    _note(place, key, atlas, complete=True)
+    _note(work, key, atlas, complete=True)
+    if work != place:
+        with writing_to(place):
+            place.take(work)
+        registered = Registration.open(place)
     if settings.report:
         report_or_warn(place, atlas.pair, told)
     carried = _stored_annotation(place, atlas)
     return AtlasRegistration(registered, carried, regions, atlas.channel_names)
 
 
-def _check_place(place: Location, key: str, overwrite: bool) -> bool:
-    """Whether what is there is replaced: not where it is this run's and to be gone on with."""
-    file = place / NOTE
-    if not file.is_file():
-        return overwrite
-    found = json.loads(file.read_bytes())
-    if found["key"] == key:
-        return overwrite and bool(found["complete"])
-    if not overwrite:
+def _find_work(place: Location, key: str, overwrite: bool) -> Location:
+    """The folder in which this run writes: its own, or a draft that replaces what is there."""
+    found = _read_note(place)
+    if found is not None and found["key"] == key and not (overwrite and found["complete"]):
+        return place
+    if found is not None and not overwrite:
         raise ExistingOutputError(
             f"{place} holds another brain, atlas or other settings: choose another folder or ask "
             "to overwrite it"
         )
-    return True
+    if not overwrite or not (place / REPORT).is_file():
+        return place
+    known = _read_note(place.draft)
+    if known is not None and known["key"] != key:
+        place.draft.remove()
+    return place.draft
+
+
+def _read_note(folder: Location) -> dict[str, Any] | None:
+    file = folder / NOTE
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_bytes())
+    return found
 
 
 def _note(place: Location, key: str, atlas: Atlas, *, complete: bool) -> None:

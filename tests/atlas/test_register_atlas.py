@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from itkstream.cli.app import commands
 from itkstream.errors import ExistingOutputError, InputError
 from itkstream.geometry import Image
 from itkstream.io import create_ome_zarr, open_image, write_pyramid
+from itkstream.io.storage.disk import files_stamp
 from itkstream.registration.steps import IntensityAffine
 
 pytestmark = pytest.mark.slow
@@ -112,6 +114,28 @@ def test_a_run_that_was_stopped_goes_on(
         assert data
         for path in data:
             assert (out / path.relative_to(done)).read_bytes() == path.read_bytes()
+
+
+def test_an_atlas_is_replaced_as_a_whole(
+    phantom: PhantomBrain, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    before = files_stamp(str(out))
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(module, "write_inverse", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(phantom, out, overwrite=True, template_orientation="asl")
+    assert files_stamp(str(out)) == before
+    found = run(phantom, out, overwrite=True, template_orientation="asl")
+    assert json.loads((out / "atlas.json").read_bytes())["template_orientation"] == "asl"
+    assert str(found.out) == str(out)
+    assert found.annotation.read().any()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_another_atlas_is_not_written_over(phantom: PhantomBrain, done: Path) -> None:
