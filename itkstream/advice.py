@@ -7,7 +7,8 @@ import os
 from itkstream.blocks.inputs import as_pair
 from itkstream.geometry import Image
 from itkstream.registration.advice.advice import Advice, advise_pair
-from itkstream.registration.request import open_given, plan_request
+from itkstream.registration.advice.channels import choose_pair
+from itkstream.registration.request import plan_request
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import DEFAULT_STEPS
@@ -37,7 +38,9 @@ def advise(
     Parameters
     ----------
     fixed, moving : path or Image
-        As in `itkstream.register`.
+        As in `itkstream.register`: where a path has several channels and nothing says which is
+        meant, each is matched with each of the other image on levels of a million voxels, and the
+        best pair is taken if it is borne out.
     settings : RegisterSettings, optional
         `coarse_voxels` counts.
     resources : Resources, optional
@@ -53,7 +56,8 @@ def advise(
     Raises
     ------
     InputError
-        For images that cannot be used.
+        For images that cannot be used, and where matches single no channel out of several; then
+        all are listed with what was seen of them.
     PlanError
         Where nothing fits `memory`.
 
@@ -63,8 +67,10 @@ def advise(
     >>> advice.matches
     True
     """
-    pair = as_pair(open_given(fixed), open_given(moving), None, None)
+    told = reporter or LogReporter()
+    chosen = choose_pair(fixed, moving, told)
+    pair = as_pair(*chosen.images, None, None)
     plan = plan_request(
         pair, DEFAULT_STEPS, settings or RegisterSettings(), resources or Resources()
     )
-    return advise_pair(pair, plan, reporter or LogReporter())
+    return advise_pair(pair, plan, told).after(chosen.settings)

@@ -46,11 +46,12 @@ from numpy.typing import ArrayLike
 
 from itkstream.blocks.inputs import as_pair
 from itkstream.blocks.masks import Mask
-from itkstream.errors import InputError
+from itkstream.errors import InputError, UnstatedChannelError
 from itkstream.geometry import Image, Landmarks, Transform
 from itkstream.io.images.plain.in_memory import as_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file
+from itkstream.registration.advice.channels import choose_pair
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import run_request
@@ -129,8 +130,10 @@ def register(
         same order, drive one transform: ``open_image(path, channel=["DAPI", "GFP"])``, with
         weights ``channel=[("DAPI", 2), ("GFP", 1)]``, or a list of images of the same voxels. Key
         points of all are pooled, and the deformation follows all; one that tells next to nothing is
-        left out. An intensity affine and the choice of a stiffness go by the channel that tells
-        most, steps are kept by the mean over all, and the error map and the verdict are those of
+        left out. Of several channels of a path of which none is chosen, the one that matches the
+        other image best is taken, if an affine bears it out. An intensity affine and the choice of
+        a stiffness go by the channel that tells most, steps are kept by the mean over all, and the
+        error map and the verdict are those of
         the first, which is also the aligned image.
     out : path
         The folder to write, new or empty: a path, or a URL such as ``s3://bucket/name``.
@@ -214,11 +217,14 @@ def register(
     given = Given(
         first, second, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
     )
-    request = read_request(
-        given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
-    )
-    folder = RunFolder(out, request.names, overwrite)
-    return run_with_report(request, folder, reporter or LogReporter())
+    told = reporter or LogReporter()
+    how = checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
+    try:
+        request = read_request(given, *how)
+    except UnstatedChannelError:
+        chosen = choose_pair(first, second, told).images
+        request = read_request(replace(given, fixed=chosen[0], moving=chosen[1]), *how)
+    return run_with_report(request, RunFolder(out, request.names, overwrite), told)
 
 
 def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:

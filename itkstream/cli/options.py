@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import evolve
+
+if TYPE_CHECKING:
+    from itkstream.registration.advice.channels import ChosenPair
+    from itkstream.registration.scene import Reporter
 
 __all__ = [
     "ALL",
@@ -18,6 +22,7 @@ __all__ = [
     "Number",
     "PerAxis",
     "Which",
+    "choose_given_pair",
     "collect_config",
     "collect_image_options",
     "collect_resources",
@@ -133,8 +138,9 @@ IMAGE_OPTIONS: dict[str, tuple[Any, str, str]] = {
         Channel(),
         "N|NAME",
         "Channel, counted from 0, or its name; several that drive one transform as DAPI,GFP, or "
-        "with weights DAPI:2,GFP:1, the first of which is judged and aligned. [default: the only "
-        "one, or the only one named after a stain of nuclei, such as DAPI]",
+        "with weights DAPI:2,GFP:1 (so of a name that ends like a weight, R1:488:1), the first of "
+        "which is judged and aligned. [default: the only one, or the only one named after a stain "
+        "of nuclei, such as DAPI; of a pair to register or advise on, else what matches best]",
     ),
     "time": (_WHOLE, "N", "Time point, counted from 0. [default: 0]"),
     "level": (_WHOLE, "N", "Resolution level, 0 the finest. [default: 0]"),
@@ -226,6 +232,25 @@ def open_given_image(which: str, said: Any, path: str) -> Any:
         return said.open(path)
     except ItkstreamError as error:
         raise type(error)(name_options(str(error), f"{which}-")) from error
+
+
+def choose_given_pair(
+    said: tuple[Any, Any], paths: tuple[str, str], reporter: Reporter
+) -> ChosenPair:
+    """Open both images of a command; a channel that nobody chose is singled out by matches."""
+    from itkstream.errors import UnstatedChannelError
+    from itkstream.registration.advice.channels import choose_pair
+
+    given: list[Any] = []
+    for which, options, path in zip(("fixed", "moving"), said, paths, strict=True):
+        try:
+            given.append(open_given_image(which, options, path))
+        except UnstatedChannelError:
+            given.append(path)
+    try:
+        return choose_pair(given[0], given[1], reporter, said)
+    except UnstatedChannelError as error:
+        raise UnstatedChannelError(name_options(str(error))) from error
 
 
 def name_options(message: str, prefix: str = "") -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from itkstream.cli.console import ConsoleReporter, make_console
 from itkstream.cli.exit_codes import NOT_ALIGNED
 from itkstream.cli.options import (
+    choose_given_pair,
     collect_image_options,
-    open_given_image,
     with_image_options,
 )
 from itkstream.cli.verb import Verb, tell
@@ -41,11 +42,10 @@ def advise(fixed: str, moving: str, memory: str | None, **options: Any) -> None:
     from itkstream.advice import advise as find
     from itkstream.workers import Resources
 
-    images = [
-        open_given_image(which, collect_image_options(options, which), path)
-        for which, path in (("fixed", fixed), ("moving", moving))
-    ]
+    said = (collect_image_options(options, "fixed"), collect_image_options(options, "moving"))
+    with ConsoleReporter(make_console()) as reporter:
+        chosen = choose_given_pair(said, (fixed, moving), reporter)
     resources = Resources() if memory is None else Resources(memory=memory)
-    found = find(images[0], images[1], resources=resources)
+    found = find(*chosen.images, resources=resources).after(chosen.settings)
     tell(found.facts, *found.describe())
     sys.exit(0 if found.matches else NOT_ALIGNED)

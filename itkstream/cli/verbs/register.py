@@ -8,9 +8,9 @@ import click
 
 from itkstream.cli.console import ConsoleReporter, make_console, tabulate_plan
 from itkstream.cli.options import (
+    choose_given_pair,
     collect_config,
     collect_resources,
-    open_given_image,
     with_image_options,
     with_overwrite,
     with_resources,
@@ -167,14 +167,13 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     check_apart(out, fixed, moving, options["config_file"])
     config = collect_config(options)
     check_apart(out, *config.landmarks.files)
-    images = (
-        open_given_image("fixed", config.fixed, fixed),
-        open_given_image("moving", config.moving, moving),
-    )
+    console = make_console()
+    with ConsoleReporter(console) as reporter:
+        chosen = choose_given_pair((config.fixed, config.moving), (fixed, moving), reporter)
+    images = chosen.images
     if options["previewed"]:
         _preview(images, out, config, options)
         return
-    console = make_console()
     with ConsoleReporter(console) as reporter:
         result = run(
             *images,

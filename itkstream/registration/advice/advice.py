@@ -92,6 +92,21 @@ class Advice:
         """Options for `itkstream register`."""
         return " ".join(setting.option for setting in self.settings if setting.option)
 
+    def after(self, settings: tuple[Setting, ...]) -> Advice:
+        """The same after settings by which the images were chosen.
+
+        Parameters
+        ----------
+        settings : tuple of Setting
+            Such as the channels.
+
+        Returns
+        -------
+        Advice
+            With these first.
+        """
+        return attrs.evolve(self, settings=(*settings, *self.settings))
+
     @property
     def facts(self) -> dict[str, Any]:
         """Everything in numbers, strings and lists."""
