@@ -86,7 +86,8 @@ def open_image(
 
     TIFF is read strip by strip or tile by tile, ``.npy`` and uncompressed NIfTI, NRRD and MetaImage
     files region by region; a process that slices a compressed one of these holds all of it in
-    memory, so convert large ones to OME-Zarr.
+    memory, so convert large ones to OME-Zarr. Where a strip of compressed TIFF is a whole plane, it
+    is decoded for every block that touches it, 0.2 s for 72 MB: save large ones in tiles first.
 
     Parameters
     ----------

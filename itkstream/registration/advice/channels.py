@@ -39,7 +39,7 @@ class ChosenPair:
 
 @frozen
 class _Match:
-    """What was seen of a channel of each image: key points of both, and matches that agree."""
+    """A channel of each image: key points of both, and matches that agree."""
 
     numbers: tuple[int, int]
     spots: tuple[int, int] = (0, 0)
