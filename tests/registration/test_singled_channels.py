@@ -53,7 +53,7 @@ def test_the_channels_that_match_are_taken_and_recorded(
     settings = itkstream.RegisterSettings(error_map=False, report=False)
     steps = (RansacAffine(search="never"),)
     found = itkstream.register(files["fixed"], files["moving"], tmp_path / "out", steps, settings)
-    opened = [found.report[which]["opened"]["channel"] for which in ("fixed", "moving")]
+    opened = [found.facts[which]["opened"]["channel"] for which in ("fixed", "moving")]
     assert opened == [1, 0]
 
 
