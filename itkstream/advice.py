@@ -6,9 +6,9 @@ import os
 
 from itkstream.blocks.inputs import as_pair
 from itkstream.geometry import Image
+from itkstream.progress.shown import Told, telling
 from itkstream.registration.advice.advice import Advice, advise_pair
 from itkstream.registration.request import open_given, plan_request
-from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import DEFAULT_STEPS
 from itkstream.workers import Resources
@@ -22,7 +22,7 @@ def advise(
     settings: RegisterSettings | None = None,
     *,
     resources: Resources | None = None,
-    reporter: Reporter | None = None,
+    reporter: Told = "auto",
 ) -> Advice:
     """Say by which parameters a pair matches best, or why it does not match and what to change.
 
@@ -42,8 +42,9 @@ def advise(
         `coarse_voxels` counts.
     resources : Resources, optional
         As in `itkstream.pipelines.plan`: where `memory` is given, blocks are chosen to fit it.
-    reporter : Reporter, optional
-        Gets steps and results.
+    reporter : Reporter, 'auto' or None
+        Gets steps and results. By default a progress bar in a notebook or on a terminal,
+        and plain lines elsewhere; None for silence. The log is written in all three cases.
 
     Returns
     -------
@@ -67,4 +68,5 @@ def advise(
     plan = plan_request(
         pair, DEFAULT_STEPS, settings or RegisterSettings(), resources or Resources()
     )
-    return advise_pair(pair, plan, reporter or LogReporter())
+    with telling(reporter) as told:
+        return advise_pair(pair, plan, told)

@@ -33,8 +33,9 @@ from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 from itkstream.judge.verdict import Verdict
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.pipelines import DEFAULT_STEPS, register, report_or_warn
+from itkstream.progress.reporters import Reporter
+from itkstream.progress.shown import Told, telling
 from itkstream.registration.folder import ANNOTATION
-from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import RegisterSettings, Step
 from itkstream.result import Registration
 from itkstream.workers import Resources, session
@@ -106,7 +107,7 @@ def register_atlas(
     settings: RegisterSettings | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
-    reporter: Reporter | None = None,
+    reporter: Told = "auto",
 ) -> AtlasRegistration:
     """Register a brain to an atlas, carry its annotation over and measure its regions.
 
@@ -155,8 +156,9 @@ def register_atlas(
         As in `itkstream.register`.
     overwrite : bool
         Replace an earlier result in `out`.
-    reporter : Reporter, optional
-        Gets steps, blocks and results.
+    reporter : Reporter, 'auto' or None
+        Gets steps, blocks and results. By default a progress bar in a notebook or on a terminal,
+        and plain lines elsewhere; None for silence. The log is written in all three cases.
 
     Returns
     -------
@@ -202,28 +204,29 @@ def register_atlas(
     check_apart(out, atlas.images)
     settings = settings or RegisterSettings()
     key = tokenize(atlas.images, atlas.names, atlas.start, tuple(steps), settings)
-    place, told = Location.parse(out), reporter or LogReporter()
+    place = Location.parse(out)
     replaces = _check_place(place, key, overwrite)
-    for note in atlas.notes:
-        told.note(note)
-    with session(resources or Resources(), told.note) as shared:
-        registered = register(
-            atlas.brain,
-            atlas.template,
-            place,
-            steps,
-            # The page is written when all is there.
-            replace(settings, report=False),
-            initial_transform=atlas.start,
-            resources=shared,
-            overwrite=replaces,
-            reporter=told,
-        )
-        _note(place, key, atlas, complete=False)
-        regions = _write_products(atlas, registered, shared, told)
-    _note(place, key, atlas, complete=True)
-    if settings.report:
-        report_or_warn(place, atlas.pair, told)
+    with telling(reporter) as told:
+        for note in atlas.notes:
+            told.note(note)
+        with session(resources or Resources(), told.note) as shared:
+            registered = register(
+                atlas.brain,
+                atlas.template,
+                place,
+                steps,
+                # The page is written when all is there.
+                replace(settings, report=False),
+                initial_transform=atlas.start,
+                resources=shared,
+                overwrite=replaces,
+                reporter=told,
+            )
+            _note(place, key, atlas, complete=False)
+            regions = _write_products(atlas, registered, shared, told)
+        _note(place, key, atlas, complete=True)
+        if settings.report:
+            report_or_warn(place, atlas.pair, told)
     carried = _stored_annotation(place, atlas)
     return AtlasRegistration(registered, carried, regions, atlas.channel_names)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from itkstream.cli.console import ConsoleReporter, make_console, tabulate_plan
+from itkstream.cli.console import console_reporter, make_console, tabulate_plan
 from itkstream.cli.options import (
     collect_config,
     collect_resources,
@@ -175,7 +175,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
         _preview(images, out, config, options)
         return
     console = make_console()
-    with ConsoleReporter(console) as reporter:
+    with console_reporter(console) as reporter:
         result = run(
             *images,
             out,
@@ -202,7 +202,7 @@ def _preview(images: tuple[Any, Any], out: str, config: Any, options: dict[str, 
     if config.landmarks.files or options["part"]:
         raise click.UsageError("--preview takes neither --landmarks nor --crop")
     console = make_console()
-    with ConsoleReporter(console) as reporter:
+    with console_reporter(console) as reporter:
         result = run(
             *images,
             f"{out.rstrip('/')}.preview.html",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -33,8 +34,8 @@ from itkstream.geometry import AffineTransform, Image, Transform
 from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
 from itkstream.pipelines import run_with_report
+from itkstream.progress.reporters import Part, Reporter
 from itkstream.registration.folder import ERROR, TRANSFORM, RunFolder
-from itkstream.registration.scene import Reporter
 from itkstream.workers import Resources
 
 __all__ = ["ExperimentRun"]
@@ -58,6 +59,11 @@ class _OfRound:
         self._which = which
         self.blocks = reporter.blocks
         self.note = reporter.note
+
+    def expect(self, parts: Sequence[Part]) -> None:
+        """Take the parts of the round."""
+        named = [Part(f"{self._which}: {part.title}", part.seconds) for part in parts]
+        self._reporter.expect(named)
 
     def step(self, title: str) -> None:
         """Begin a step."""

@@ -19,10 +19,13 @@ from itkstream.blocks.levels import coarse_blocks, factors_to_fit
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.storage.stored import KEPT_BYTES
 from itkstream.judge.error_map import OVERVIEW_BYTES, ErrorLattice
+from itkstream.numerics.compiled import is_compiled
 from itkstream.registration.settings import RegisterSettings
 
 __all__ = [
+    "COMPILE_SECONDS",
     "PROCESS_BYTES",
+    "RATES",
     "TASKS_BLENDED",
     "TASKS_WRITTEN",
     "Pair",
@@ -32,11 +35,15 @@ __all__ = [
     "kept_bytes",
     "largest_block",
     "price_aligned",
+    "price_certificate",
+    "price_compiling",
     "price_error",
     "price_field",
     "price_files",
     "price_reading",
+    "price_report",
     "price_sampled",
+    "price_verdict",
     "work_of",
 ]
 
@@ -48,6 +55,24 @@ TASKS_BLENDED = 3
 
 TASKS_WRITTEN = 1
 """A block that is written."""
+
+COMPILE_SECONDS = 30.0
+"""The first run after an installation compiles; seconds of one core."""
+
+RATES: dict[str, float] = {
+    "read": 5e-8,
+    "points": 1.5e-7,
+    "deform": 1e-6,
+    "warp": 1e-7,
+    "field": 1e-7,
+    "certificate": 1e-7,
+    "error": 1e-7,
+    "files": 1e-7,
+    "report": 1e-7,
+}
+"""Seconds per voxel of each kind of work, of one core: `python tests/benchmarks/prices.py`."""
+
+_VERDICT_SECONDS = 2.0
 
 _FLOAT = 4
 # Bytes per voxel that a step holds, beyond what is held all along.
@@ -123,8 +148,8 @@ class StepPrice:
     workers. Bytes: `once` in the process that runs the step; `per_block` for every block that is
     computed at a time; `kept` of the chunks of stored arrays that a process of up to four threads
     keeps; `disk` of the results before compression, which seldom grows them. `work` counts the
-    voxels computed, overlaps included; `kind` ('read', 'points', 'deform', 'warp' or '') is the
-    measured rate that tells the time.
+    voxels computed, overlaps included, at the rate of their `kind` (of `RATES`; '' for none), and
+    `seconds` what it takes beside them. Its `title` is that on the screen, its name if empty.
     """
 
     name: str
@@ -137,6 +162,13 @@ class StepPrice:
     disk: float = 0.0
     work: float = 0.0
     kind: str = ""
+    seconds: float = 0.0
+    title: str = ""
+
+
+def price_compiling() -> StepPrice:
+    """Price the first run after an installation, in which functions are compiled."""
+    return StepPrice("first compile", seconds=0.0 if is_compiled() else COMPILE_SECONDS)
 
 
 def price_reading(pair: Pair) -> StepPrice:
@@ -195,6 +227,8 @@ def price_field(pair: Pair, field: Grid) -> StepPrice:
         once=pair.held,
         kept=kept_bytes(field_bytes(field)),
         per_block=field.ndim * max(around * _MEASURE, largest_block(blocks) * _DECIMATE),
+        work=float(field.size),
+        kind="field",
         # How coarse it may be is not known before.
         disk=field_bytes(field),
     )
@@ -232,13 +266,35 @@ def price_error(pair: Pair, field: Grid) -> StepPrice:
         kept=kept_bytes(pair.image_bytes[1], field_bytes(field)),
         disk=float(2 * _FLOAT * lattice.nodes.size),
         work=lattice.most_voxels * len(blocks),
-        kind="warp",
+        kind="error",
     )
+
+
+def price_certificate(pair: Pair) -> StepPrice:
+    """Price the proof that the transform does not fold and can be inverted."""
+    return StepPrice("certificate", once=pair.held, work=float(pair.half.size), kind="certificate")
+
+
+def price_verdict(pair: Pair) -> StepPrice:
+    """Price the verdict, which compares the coarse levels once more."""
+    return StepPrice("verdict", once=pair.held, seconds=_VERDICT_SECONDS)
 
 
 def price_files(pair: Pair, field: Grid) -> StepPrice:
     """Price the files for ITK, which holds fields as doubles."""
-    return StepPrice("ITK files", once=pair.held, disk=2 * field_bytes(field))
+    return StepPrice(
+        "ITK files",
+        once=pair.held,
+        disk=2 * field_bytes(field),
+        work=float(field.size),
+        kind="files",
+    )
+
+
+def price_report(pair: Pair) -> StepPrice:
+    """Price the page of pictures, which shows the coarse levels."""
+    size = float(sum(grid.size for grid in pair.coarse))
+    return StepPrice("report", work=size, kind="report")
 
 
 def count_blocks(blocks: BlockGrid, tasks: int) -> tuple[int, tuple[int, ...], int]:
