@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from itkstream.cli.options import name_options
 from itkstream.cli.verb import wants_json, wants_quiet
-from itkstream.progress.drawing import Drawing
+from itkstream.progress.drawing import Drawing, duration
 from itkstream.progress.lines import LineReporter
 from itkstream.progress.terminal import TerminalReporter
 
@@ -44,27 +44,24 @@ def tabulate_plan(plan: Plan) -> Table:
     """Lay a plan out as a table: a step a row, and the sums below."""
     from rich.table import Table
 
-    columns = ("blocks", "voxels a block", "tasks", "memory", "disk", "time")
-    table = Table("step", *columns, show_footer=False)
+    columns = ("blocks", "voxels a block", "memory", "disk", "time")
+    table = Table("step", *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns[1:]:
         column.justify = "right"
     for price in plan.prices:
         size = " x ".join(map(str, price.blocksize))
         memory, seconds = plan.memory_of(price), plan.seconds_of(price)
-        sums = _format_sums(price.tasks, memory, price.disk, seconds)
-        table.add_row(price.name, str(price.blocks), size, *sums)
+        blocks = str(price.blocks) if price.blocksize else ""
+        sums = _format_sums(memory, price.disk, seconds)
+        table.add_row(price.title or price.name, blocks, size, *sums)
     table.add_section()
-    sums = _format_sums(plan.tasks, plan.peak_memory, plan.disk, plan.seconds)
+    sums = _format_sums(plan.peak_memory, plan.disk, plan.seconds)
     table.add_row("in all", "", "", *sums)
     return table
 
 
-def _format_sums(tasks: int, memory: float, disk: float, seconds: float | None) -> Sequence[str]:
-    from dask.utils import format_bytes, format_time
+def _format_sums(memory: float, disk: float, seconds: float) -> Sequence[str]:
+    from dask.utils import format_bytes
 
-    return (
-        str(tasks),
-        format_bytes(int(memory)),
-        format_bytes(int(disk)) if disk else "",
-        "" if seconds is None else format_time(seconds),
-    )
+    stored = format_bytes(int(disk)) if disk else ""
+    return format_bytes(int(memory)), stored, duration(seconds)

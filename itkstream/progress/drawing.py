@@ -119,6 +119,8 @@ class Drawing:
 
 def duration(seconds: float) -> str:
     """Say a time in one or two units, without false digits."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -23,11 +23,13 @@ from itkstream.errors import InputError, ItkstreamError, PlanError
 from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.geometry.shown.html import card
 from itkstream.io.storage.stored import kept_times
+from itkstream.numerics.compiled import is_compiled
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
 from itkstream.progress.reporters import Part
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps.prices import (
+    COMPILING,
     PROCESS_BYTES,
     RATES,
     Pair,
@@ -147,10 +149,14 @@ class Plan:
 
         Functions are compiled where they are first called, which is soon after the beginning.
         """
-        compiling, *prices = self.prices
-        parts = [Part(price.title or price.name, self.seconds_of(price)) for price in prices]
-        first = parts[0]._replace(seconds=parts[0].seconds + compiling.seconds)
-        return (first, *parts[1:])
+        prices = self.prices
+        compiling = sum(price.seconds for price in prices if price.name == COMPILING)
+        parts = [
+            Part(price.title or price.name, self.seconds_of(price))
+            for price in prices
+            if price.name != COMPILING
+        ]
+        return (parts[0]._replace(seconds=parts[0].seconds + compiling), *parts[1:])
 
     @property
     def fits(self) -> bool:
@@ -320,7 +326,7 @@ class Plan:
         return ", ".join(
             [
                 *named,
-                f"RegisterSettings(coarse_voxels={self.settings.coarse_voxels:g}, "
+                f"RegisterSettings(coarse_voxels={self.settings.coarse_voxels:.0f}, "
                 f"blocksize={self.settings.blocksize})",
                 f"threads_per_worker={self.threads}",
             ]
@@ -351,8 +357,8 @@ def plan_steps(
 
 
 def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
-    """Price everything `itkstream.register` does, in the order in which it runs."""
-    prices = [price_compiling(), price_reading(pair)]
+    """Price everything `itkstream.register` does, in the order in which it runs, and compiling."""
+    prices = [price_reading(pair)]
     prices += [replace(step.price(pair), title=step.title) for step in steps]
     if not steps or not steps[-1].finds_field:
         prices.append(price_sampled(pair))
@@ -365,6 +371,8 @@ def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
     prices += [price_verdict(pair), price_files(pair, field)]
     if pair.settings.report:
         prices.append(price_report(pair))
+    if not is_compiled():
+        prices.append(price_compiling())
     return tuple(prices)
 
 

@@ -19,11 +19,11 @@ from itkstream.blocks.levels import coarse_blocks, factors_to_fit
 from itkstream.geometry import BlockGrid, Grid
 from itkstream.io.storage.stored import KEPT_BYTES
 from itkstream.judge.error_map import OVERVIEW_BYTES, ErrorLattice
-from itkstream.numerics.compiled import is_compiled
 from itkstream.registration.settings import RegisterSettings
 
 __all__ = [
     "COMPILE_SECONDS",
+    "COMPILING",
     "PROCESS_BYTES",
     "RATES",
     "TASKS_BLENDED",
@@ -56,23 +56,28 @@ TASKS_BLENDED = 3
 TASKS_WRITTEN = 1
 """A block that is written."""
 
-COMPILE_SECONDS = 30.0
+COMPILING = "first compile"
+"""The name of what is priced where functions were not compiled yet."""
+
+COMPILE_SECONDS = 20.0
 """The first run after an installation compiles; seconds of one core."""
 
 RATES: dict[str, float] = {
-    "read": 5e-8,
-    "points": 1.5e-7,
-    "deform": 1e-6,
-    "warp": 1e-7,
-    "field": 1e-7,
-    "certificate": 1e-7,
-    "error": 1e-7,
-    "files": 1e-7,
-    "report": 1e-7,
+    "read": 1.1e-7,
+    "points": 1.25e-7,
+    "deform": 5.8e-7,
+    "field": 9e-8,
+    "warp": 7e-8,
+    "certificate": 3e-8,
+    "error": 1.35e-7,
+    "verdict": 1.3e-7,
+    "files": 1.3e-7,
+    "report": 5.7e-8,
 }
 """Seconds per voxel of each kind of work, of one core: `python tests/benchmarks/prices.py`."""
 
-_VERDICT_SECONDS = 2.0
+# Of the overview by which the error map is read, on a level whose size is bounded.
+_OVERVIEW_SECONDS = 4.0
 
 _FLOAT = 4
 # Bytes per voxel that a step holds, beyond what is held all along.
@@ -168,7 +173,7 @@ class StepPrice:
 
 def price_compiling() -> StepPrice:
     """Price the first run after an installation, in which functions are compiled."""
-    return StepPrice("first compile", seconds=0.0 if is_compiled() else COMPILE_SECONDS)
+    return StepPrice(COMPILING, seconds=COMPILE_SECONDS)
 
 
 def price_reading(pair: Pair) -> StepPrice:
@@ -267,6 +272,7 @@ def price_error(pair: Pair, field: Grid) -> StepPrice:
         disk=float(2 * _FLOAT * lattice.nodes.size),
         work=lattice.most_voxels * len(blocks),
         kind="error",
+        seconds=_OVERVIEW_SECONDS,
     )
 
 
@@ -277,7 +283,8 @@ def price_certificate(pair: Pair) -> StepPrice:
 
 def price_verdict(pair: Pair) -> StepPrice:
     """Price the verdict, which compares the coarse levels once more."""
-    return StepPrice("verdict", once=pair.held, seconds=_VERDICT_SECONDS)
+    size = float(pair.coarse[0].size)
+    return StepPrice("verdict", once=pair.held, work=size, kind="verdict")
 
 
 def price_files(pair: Pair, field: Grid) -> StepPrice:
