@@ -1,4 +1,4 @@
-"""What every drawing of a run keeps: the step that runs, its blocks and results, the time left."""
+"""State that every drawing of a run keeps: the step that runs, its blocks and the time left."""
 
 from __future__ import annotations
 

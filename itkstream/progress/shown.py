@@ -16,7 +16,7 @@ from itkstream.progress.terminal import TerminalReporter
 __all__ = ["Told", "telling"]
 
 Told: TypeAlias = Reporter | Literal["auto"] | None
-"""Who is told: 'auto' for a bar or lines, whatever fits the place; None for the log alone."""
+"""Reporter of a run: 'auto' for a bar or lines, whatever fits the place; None for the log alone."""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from cases import real_pair_folder
+from cases import TEXTURES
 
 import itkstream
 from itkstream.geometry import Image
@@ -70,9 +70,9 @@ def _open_pair(name: str) -> tuple[Image, Image]:
     if name == "demo":
         pair = make_pair(tutorial_settings())
         return pair.fixed, pair.moving
+    folder = next(path for path in TEXTURES if path.exists()).parents[1]
     fixed, moving = (
-        itkstream.open_image(real_pair_folder() / f"{which}.n5" / "lowres")
-        for which in ("fix", "mov")
+        itkstream.open_image(folder / f"{which}.n5" / "lowres") for which in ("fix", "mov")
     )
     return fixed, moving
 
