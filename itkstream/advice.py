@@ -6,10 +6,10 @@ import os
 
 from itkstream.blocks.inputs import as_pair
 from itkstream.geometry import Image
+from itkstream.progress.shown import Told, telling
 from itkstream.registration.advice.advice import Advice, advise_pair
 from itkstream.registration.advice.channels import choose_pair
 from itkstream.registration.request import plan_request
-from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import DEFAULT_STEPS
 from itkstream.workers import Resources
@@ -23,7 +23,7 @@ def advise(
     settings: RegisterSettings | None = None,
     *,
     resources: Resources | None = None,
-    reporter: Reporter | None = None,
+    reporter: Told = "auto",
 ) -> Advice:
     """Say by which parameters a pair matches best, or why it does not match and what to change.
 
@@ -45,8 +45,9 @@ def advise(
         `coarse_voxels` counts.
     resources : Resources, optional
         As in `itkstream.pipelines.plan`: where `memory` is given, blocks are chosen to fit it.
-    reporter : Reporter, optional
-        Gets steps and results.
+    reporter : Reporter, 'auto' or None
+        Gets steps and results. By default a progress bar in a notebook or on a terminal,
+        and plain lines elsewhere; None for silence. The log is written in all three cases.
 
     Returns
     -------
@@ -67,10 +68,10 @@ def advise(
     >>> advice.matches
     True
     """
-    told = reporter or LogReporter()
-    chosen = choose_pair(fixed, moving, told)
-    pair = as_pair(*chosen.images, None, None)
-    plan = plan_request(
-        pair, DEFAULT_STEPS, settings or RegisterSettings(), resources or Resources()
-    )
-    return advise_pair(pair, plan, told).after(chosen.settings)
+    with telling(reporter) as told:
+        chosen = choose_pair(fixed, moving, told)
+        pair = as_pair(*chosen.images, None, None)
+        plan = plan_request(
+            pair, DEFAULT_STEPS, settings or RegisterSettings(), resources or Resources()
+        )
+        return advise_pair(pair, plan, told).after(chosen.settings)

@@ -219,8 +219,8 @@ class BlockFailure:
     reason: str
 
     def __str__(self) -> str:
-        spans = ", ".join(f"{start}:{stop}" for start, stop in self.region)
-        return f"block {self.index} [{spans}]: {self.reason}"
+        spans = " x ".join(f"{start}-{stop - 1}" for start, stop in self.region)
+        return f"block of voxels {spans}: {self.reason}"
 
 
 class BlockErrors(ItkstreamError, RuntimeError):

@@ -51,6 +51,8 @@ from itkstream.geometry import Image, Landmarks, Transform
 from itkstream.io.images.plain.in_memory import as_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file
+from itkstream.progress.reporters import Reporter
+from itkstream.progress.shown import Told, telling
 from itkstream.registration.advice.channels import choose_pair
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
@@ -62,7 +64,6 @@ from itkstream.registration.request import (
     plan_request,
     read_request,
 )
-from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
 from itkstream.result import Registration
 from itkstream.workers import Resources
@@ -97,7 +98,7 @@ def register(
     axes: str | Sequence[str] | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
-    reporter: Reporter | None = None,
+    reporter: Told = "auto",
 ) -> Registration:
     """Register two images: affine, piecewise affine, deformation, aligned image.
 
@@ -179,8 +180,9 @@ def register(
     overwrite : bool
         Replace an earlier registration in `out`, which stays until this one is complete; until
         then both take their space on the disk.
-    reporter : Reporter, optional
-        Gets steps, blocks and results.
+    reporter : Reporter, 'auto' or None
+        Gets steps, blocks and results. By default a progress bar in a notebook or on a terminal,
+        and plain lines elsewhere; None for silence. The log is written in all three cases.
 
     Returns
     -------
@@ -217,14 +219,14 @@ def register(
     given = Given(
         first, second, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
     )
-    told = reporter or LogReporter()
     how = checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
-    try:
-        request = read_request(given, *how)
-    except UnstatedChannelError:
-        chosen = choose_pair(first, second, told).images
-        request = read_request(replace(given, fixed=chosen[0], moving=chosen[1]), *how)
-    return run_with_report(request, RunFolder(out, request.names, overwrite), told)
+    with telling(reporter) as told:
+        try:
+            request = read_request(given, *how)
+        except UnstatedChannelError:
+            chosen = choose_pair(first, second, told).images
+            request = read_request(replace(given, fixed=chosen[0], moving=chosen[1]), *how)
+        return run_with_report(request, RunFolder(out, request.names, overwrite), told)
 
 
 def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
@@ -248,7 +250,7 @@ def preview(
     blocks: int = 3,
     resources: Resources | None = None,
     overwrite: bool = False,
-    reporter: Reporter | None = None,
+    reporter: Told = "auto",
 ) -> Preview:
     """Register a few blocks at full settings, and tell what all of the images would take.
 
@@ -307,7 +309,8 @@ def preview(
     request = read_request(
         given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), page
     )
-    return preview_request(given, request, page, blocks, reporter or LogReporter())
+    with telling(reporter) as told:
+        return preview_request(given, request, page, blocks, told)
 
 
 def _taken(image: Any, spacing: Any, axes: Any) -> Any:

@@ -20,11 +20,11 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.sampling.mapping import affine_part
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.plan import Plan, measure_rates
 from itkstream.registration.register import run_request
 from itkstream.registration.request import Given, Request, read_request
-from itkstream.registration.scene import Reporter
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step
 from itkstream.report.page import laid_over, render, windows_of
@@ -209,7 +209,7 @@ def _page(request: Request, plan: Plan, blocks: Sequence[PreviewedBlock]) -> str
     seconds = plan.seconds
     processes = f"{plan.workers} worker processes" if plan.workers else "this process"
     cards = [
-        {"name": "time", "value": "unknown" if seconds is None else format_time(seconds)},
+        {"name": "time", "value": format_time(seconds)},
         {"name": "memory of a process", "value": format_bytes(int(plan.peak_memory))},
         {"name": "disk, before compression", "value": format_bytes(int(plan.disk))},
         {"name": "tasks", "value": f"{plan.tasks:,}"},
@@ -231,7 +231,7 @@ def _row(plan: Plan, price: Any) -> dict[str, Any]:
     return {
         "name": price.name,
         "blocks": price.blocks,
-        "time": "" if seconds is None else format_time(seconds),
+        "time": format_time(seconds),
         "memory": format_bytes(int(plan.memory_of(price))),
     }
 

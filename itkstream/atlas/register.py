@@ -36,8 +36,9 @@ from itkstream.io.transforms.ngff.store import read_transform, stored_axes
 from itkstream.judge.verdict import Verdict
 from itkstream.numerics.sampling.warping import WarpSettings
 from itkstream.pipelines import DEFAULT_STEPS, register, report_or_warn
+from itkstream.progress.reporters import Reporter
+from itkstream.progress.shown import Told, telling
 from itkstream.registration.folder import ANNOTATION, REPORT
-from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.steps import RegisterSettings, Step
 from itkstream.result import Registration
 from itkstream.workers import Resources, session
@@ -109,7 +110,7 @@ def register_atlas(
     settings: RegisterSettings | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
-    reporter: Reporter | None = None,
+    reporter: Told = "auto",
 ) -> AtlasRegistration:
     """Register a brain to an atlas, carry its annotation over and measure its regions.
 
@@ -158,8 +159,9 @@ def register_atlas(
         As in `itkstream.register`.
     overwrite : bool
         Replace an earlier result in `out`, which stays until this one is complete.
-    reporter : Reporter, optional
-        Gets steps, blocks and results.
+    reporter : Reporter, 'auto' or None
+        Gets steps, blocks and results. By default a progress bar in a notebook or on a terminal,
+        and plain lines elsewhere; None for silence. The log is written in all three cases.
 
     Returns
     -------
@@ -205,33 +207,34 @@ def register_atlas(
     check_apart(out, atlas.images)
     settings = settings or RegisterSettings()
     key = tokenize(atlas.images, atlas.names, atlas.start, tuple(steps), settings)
-    place, told = Location.parse(out), reporter or LogReporter()
+    place = Location.parse(out)
     work = _find_work(place, key, overwrite)
-    for note in atlas.notes:
-        told.note(note)
-    with session(resources or Resources(), told.note) as shared:
-        registered = register(
-            atlas.brain,
-            atlas.template,
-            work,
-            steps,
-            # The page is written when all is there.
-            replace(settings, report=False),
-            initial_transform=atlas.start,
-            resources=shared,
-            # What is there of this run is gone on with.
-            overwrite=overwrite and _read_note(work) is None,
-            reporter=told,
-        )
-        _note(work, key, atlas, complete=False)
-        regions = _write_products(atlas, registered, shared, told)
-    _note(work, key, atlas, complete=True)
-    if work != place:
-        with writing_to(place):
-            place.take(work)
-        registered = Registration.open(place)
-    if settings.report:
-        report_or_warn(place, atlas.pair, told)
+    with telling(reporter) as told:
+        for note in atlas.notes:
+            told.note(note)
+        with session(resources or Resources(), told.note) as shared:
+            registered = register(
+                atlas.brain,
+                atlas.template,
+                work,
+                steps,
+                # The page is written when all is there.
+                replace(settings, report=False),
+                initial_transform=atlas.start,
+                resources=shared,
+                # What is there of this run is gone on with.
+                overwrite=overwrite and _read_note(work) is None,
+                reporter=told,
+            )
+            _note(work, key, atlas, complete=False)
+            regions = _write_products(atlas, registered, shared, told)
+        _note(work, key, atlas, complete=True)
+        if work != place:
+            with writing_to(place):
+                place.take(work)
+            registered = Registration.open(place)
+        if settings.report:
+            report_or_warn(place, atlas.pair, told)
     carried = _stored_annotation(place, atlas)
     return AtlasRegistration(registered, carried, regions, atlas.channel_names)
 

@@ -11,8 +11,8 @@ import click
 from attrs import evolve
 
 if TYPE_CHECKING:
+    from itkstream.progress.reporters import Reporter
     from itkstream.registration.advice.channels import ChosenPair
-    from itkstream.registration.scene import Reporter
 
 __all__ = [
     "ALL",
@@ -266,7 +266,10 @@ def name_options(message: str, prefix: str = "") -> str:
         lambda found: f"--{RESOURCE_OPTIONS[found[1]][0]} {found[3]}",
         said,
     )
+    for step, option in (("Deformable", "block"), ("LocalAffines", "local-block")):
+        said = re.sub(rf"{step}\(blocksize=(\d+)\)", rf"--{option} \1", said)
     for argument, option in (
+        ("RegisterSettings(", "in the settings of --config ("),
         ("voxel_spacing", "--spacing"),
         ("overwrite=True", "--overwrite"),
         ("ask to overwrite it", "pass --overwrite"),

@@ -25,7 +25,7 @@ from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.judge.verdict import Verdict
 from itkstream.pipelines import DEFAULT_STEPS
-from itkstream.registration.scene import LogReporter, Reporter
+from itkstream.progress.shown import Told, telling
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Step, checked_steps
 from itkstream.workers import Resources, check_count, session
@@ -175,7 +175,7 @@ def register_rounds(
     settings: RegisterSettings | None = None,
     resources: Resources | None = None,
     overwrite: bool = False,
-    reporter: Reporter | None = None,
+    reporter: Told = "auto",
 ) -> Experiment:
     """Register all rounds of an experiment onto one of them, and join them in one image.
 
@@ -225,8 +225,9 @@ def register_rounds(
         Workers and threads; the same workers serve all rounds.
     overwrite : bool
         Replace an experiment in `out`, which stays until this one is complete.
-    reporter : Reporter, optional
-        Gets rounds, steps, blocks and results.
+    reporter : Reporter, 'auto' or None
+        Gets steps, blocks and results. By default a progress bar in a notebook or on a terminal,
+        and plain lines elsewhere; None for silence. The log is written in all three cases.
 
     Returns
     -------
@@ -272,10 +273,9 @@ def register_rounds(
         Location.parse(out),
         _at_a_time(parallel, resources or Resources()),
     )
-    told = reporter or LogReporter()
     folder = ExperimentFolder(out, plan.key, overwrite)
     folder.check()
-    with folder.locked():
+    with folder.locked(), telling(reporter) as told:
         with session(plan.resources, told.note) as shared:
             ExperimentRun(plan, folder, shared, told).all_rounds()
         return Experiment.read(folder.finish())

@@ -15,8 +15,9 @@ import numpy as np
 from itkstream.geometry import AffineTransform, BlockGrid, PiecewiseAffine, Transform
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import read_transform
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.folder import RunFolder
-from itkstream.registration.scene import Finding, Reporter, Scene, State
+from itkstream.registration.scene import Finding, Scene, State
 from itkstream.workers.resources import peak_memory
 
 __all__ = ["Journal", "Note", "next_from", "note_of"]
@@ -54,6 +55,7 @@ class Journal:
         earlier = self.folder.recall(name, key)
         if earlier is not None and holds(earlier):
             self.reporter.step(title)
+            self.reporter.blocks(1, 1)
             self.reporter.note("done by an earlier run")
             self.facts.append(earlier["facts"])
             note = again(earlier)

@@ -23,19 +23,27 @@ from itkstream.errors import InputError, ItkstreamError, PlanError
 from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.geometry.shown.html import card
 from itkstream.io.storage.stored import kept_times
+from itkstream.numerics.compiled import is_compiled
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
+from itkstream.progress.reporters import Part
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps.prices import (
+    COMPILING,
     PROCESS_BYTES,
+    RATES,
     Pair,
     StepPrice,
     price_aligned,
+    price_certificate,
+    price_compiling,
     price_error,
     price_field,
     price_files,
     price_reading,
+    price_report,
     price_sampled,
+    price_verdict,
 )
 from itkstream.registration.steps.step import Step
 from itkstream.workers import Resources, free_memory
@@ -66,7 +74,7 @@ class Plan:
     memory : float
         Bytes each process may have.
     rates : mapping
-        Seconds per voxel of each kind of work, where they were measured.
+        Seconds per voxel of each kind of work; those of `RATES` where none were measured here.
 
     Examples
     --------
@@ -82,7 +90,7 @@ class Plan:
     workers: int
     threads: int
     memory: float
-    rates: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=lambda: RATES)
 
     def __repr__(self) -> str:
         fits = "fits" if self.fits else "does not fit"
@@ -131,10 +139,24 @@ class Plan:
         return max(map(self.memory_of, self.prices))
 
     @property
-    def seconds(self) -> float | None:
-        """Seconds for all steps whose work was measured; None where nothing was."""
-        known = [seconds for price in self.prices if (seconds := self.seconds_of(price))]
-        return sum(known) if known else None
+    def seconds(self) -> float:
+        """Seconds for everything."""
+        return sum(map(self.seconds_of, self.prices))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Everything that is told while it runs, by its title, with its seconds.
+
+        Functions are compiled where they are first called, which is soon after the beginning.
+        """
+        prices = self.prices
+        compiling = sum(price.seconds for price in prices if price.name == COMPILING)
+        parts = [
+            Part(price.title or price.name, self.seconds_of(price))
+            for price in prices
+            if price.name != COMPILING
+        ]
+        return (parts[0]._replace(seconds=parts[0].seconds + compiling), *parts[1:])
 
     @property
     def fits(self) -> bool:
@@ -183,7 +205,7 @@ class Plan:
         kept = price.kept * kept_times(at_once)
         return PROCESS_BYTES + price.once + kept + at_once * price.per_block
 
-    def seconds_of(self, price: StepPrice) -> float | None:
+    def seconds_of(self, price: StepPrice) -> float:
         """Estimate the time of one step.
 
         Parameters
@@ -193,19 +215,18 @@ class Plan:
 
         Returns
         -------
-        float or None
-            Seconds; None where its kind of work was not measured.
+        float
+            Seconds.
 
         Examples
         --------
         >>> plan = itkstream.plan(fixed, moving)
-        >>> plan.seconds_of(plan.prices[0]) is None
+        >>> plan.seconds_of(plan.prices[0]) > 0
         True
         """
-        rate = self.rates.get(price.kind)
-        if rate is None:
-            return None
-        return price.work * rate / min(price.blocks, max(1, self.workers) * self.threads)
+        rate = self.rates.get(price.kind, RATES.get(price.kind, 0.0))
+        at_once = min(price.blocks, max(1, self.workers) * self.threads)
+        return price.seconds + price.work * rate / at_once
 
     def fewer_threads(self) -> Plan:
         """Compute fewer blocks at a time, which changes no result.
@@ -305,7 +326,7 @@ class Plan:
         return ", ".join(
             [
                 *named,
-                f"RegisterSettings(coarse_voxels={self.settings.coarse_voxels:g}, "
+                f"RegisterSettings(coarse_voxels={self.settings.coarse_voxels:.0f}, "
                 f"blocksize={self.settings.blocksize})",
                 f"threads_per_worker={self.threads}",
             ]
@@ -336,17 +357,23 @@ def plan_steps(
 
 
 def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
-    """Price everything `itkstream.register` does, in the order in which it runs."""
-    prices = [price_reading(pair), *(step.price(pair) for step in steps)]
+    """Price everything `itkstream.register` does, in the order in which it runs, and compiling."""
+    prices = [price_reading(pair)]
+    prices += [replace(step.price(pair), title=step.title) for step in steps]
     if not steps or not steps[-1].finds_field:
         prices.append(price_sampled(pair))
     field = steps[-1].field_grid(pair) if steps else pair.half
     if pair.settings.field_tolerance_vox:
         prices.append(price_field(pair, field))
-    prices.append(price_aligned(pair, field))
+    prices += [price_aligned(pair, field), price_certificate(pair)]
     if pair.settings.error_map:
         prices.append(price_error(pair, field))
-    return (*prices, price_files(pair, field))
+    prices += [price_verdict(pair), price_files(pair, field)]
+    if pair.settings.report:
+        prices.append(price_report(pair))
+    if not is_compiled():
+        prices.append(price_compiling())
+    return tuple(prices)
 
 
 def _memory(resources: Resources, workers: int) -> float:

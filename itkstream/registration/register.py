@@ -27,6 +27,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.advice.advice import advise_briefly
 from itkstream.registration.channels import CHANNELS, name_pairs
 from itkstream.registration.folder import (
@@ -40,7 +41,7 @@ from itkstream.registration.folder import (
 )
 from itkstream.registration.request import Request
 from itkstream.registration.run import Run, run_keys
-from itkstream.registration.scene import LevelMaker, Reporter, Scene
+from itkstream.registration.scene import LevelMaker, Scene
 from itkstream.workers import Resources, session
 
 __all__ = ["Registered", "run_request"]
@@ -140,6 +141,7 @@ class Registered:
 def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Registered:
     """Do all steps and write all results into the folder."""
     unit, moving_unit = request.units
+    reporter.expect(request.plan.parts)
     for note in request.notes:
         reporter.note(note)
     if moving_unit != unit:

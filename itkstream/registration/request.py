@@ -139,6 +139,7 @@ def read_request(
 ) -> Request:
     """Open and check all that a registration into `out` needs, before anything is computed."""
     given.check_apart(out)
+    resources.resolved().require_commands()
     opened = open_given(given.fixed), open_given(given.moving)
     _check_axes(opened)
     pair = as_pair(*opened, None, None)

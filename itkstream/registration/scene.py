@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -60,6 +60,7 @@ from itkstream.numerics.evidence.one_sided import find_one_sided
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.settings import Content
 from itkstream.workers import Resources
 
@@ -68,11 +69,9 @@ __all__ = [
     "Finding",
     "Keeping",
     "LevelMaker",
-    "LogReporter",
     "Marks",
     "Nothing",
     "Radii",
-    "Reporter",
     "Scene",
     "Start",
     "State",
@@ -100,51 +99,6 @@ _WORSE, _NOISE, _AS_PLACED = 1.1, 0.25, 1.5
 
 # Voxels per axis of the level in which a task judges a transform.
 _JUDGED_BLOCK = 64
-
-
-class Reporter(Protocol):
-    """Told how a run goes on; the command line draws it.
-
-    Examples
-    --------
-    >>> class Titles:
-    ...     def step(self, title):
-    ...         print(title)
-    ...     def blocks(self, done, total):
-    ...         pass
-    ...     def note(self, text):
-    ...         pass
-    >>> quick = itkstream.RegisterSettings(report=False, error_map=False)
-    >>> steps = [itkstream.RansacAffine()]
-    >>> result = itkstream.register(fixed, moving, "titles", steps, quick, reporter=Titles())
-    read
-    ...
-    """
-
-    def step(self, title: str) -> None:
-        """A step begins."""
-
-    def blocks(self, done: int, total: int) -> None:
-        """Blocks of the step that are done, and in all."""
-
-    def note(self, text: str) -> None:
-        """A result worth a line."""
-
-
-class LogReporter:
-    """A `Reporter` that writes to the log."""
-
-    def step(self, title: str) -> None:
-        """Log that a step begins."""
-        logger.info("%s", title)
-
-    def blocks(self, done: int, total: int) -> None:
-        """Log a block that is done."""
-        logger.debug("block %d of %d", done, total)
-
-    def note(self, text: str) -> None:
-        """Log a result."""
-        logger.info("%s", text)
 
 
 @dataclass(frozen=True, eq=False)

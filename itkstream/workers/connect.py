@@ -132,6 +132,7 @@ def _opened(resources: Resources, tell: Callable[[str], None]) -> Iterator[Clien
 def _workers(resources: Resources, tell: Callable[[str], None]) -> Any:
     """The context of the workers: it yields a client, or None."""
     if resources.batch_system:
+        resources.require_commands()
         return job_client(resources, resources.batch_system, tell)
     if resources.cluster != "local":
         return _running_workers(resources.cluster, tell)

@@ -76,16 +76,13 @@ class Resources:
     Raises
     ------
     InputError
-        For values out of range, contradictory ones, a cluster that is not known, and a batch
-        system that this machine does not have.
+        For values out of range, contradictory ones, and a cluster that is not known.
 
     Examples
     --------
     >>> itkstream.Resources(n_workers=4, threads_per_worker=1).n_workers
     4
-    >>> itkstream.Resources(
-    ...     cluster="slurm", cores=4, memory="16GB", max_workers=20
-    ... )  # doctest: +SKIP
+    >>> jobs = itkstream.Resources(cluster="slurm", cores=4, memory="16GB", max_workers=20)
     """
 
     n_workers: int | None = None
@@ -172,6 +169,22 @@ class Resources:
             preset = {k: v for k, v in preset.items() if k not in ("memory", "memory_limit")}
         config = {**preset.pop("config", {}), **self.config}
         return Resources(**{**preset, **own, "cluster": preset["cluster"], "config": config})
+
+    def require_commands(self) -> None:
+        """Refuse jobs that cannot be handed in from this machine; they can be planned anywhere.
+
+        Raises
+        ------
+        InputError
+            Where the command of the batch system is not on the PATH.
+        """
+        system = self.batch_system
+        if system and not shutil.which(system.submit):
+            raise InputError(
+                f"cluster={system.name!r} hands in jobs by {system.submit}, which is not on the "
+                "PATH: run this on a node from which jobs are submitted, or load the batch "
+                "system's module"
+            )
 
     def share_cores(self, cores: int, workers: int = 1) -> int:
         """Threads for the kernels of each block.
@@ -314,11 +327,6 @@ def _check_size(name: str, size: str | int | float | None) -> None:
 
 
 def _check_jobs(resources: Resources, system: BatchSystem) -> None:
-    if not shutil.which(system.submit):
-        raise InputError(
-            f"cluster={system.name!r} hands in jobs by {system.submit}, which is not on the PATH: "
-            "run this on a node from which jobs are submitted, or load the batch system's module"
-        )
     if not system.queues:
         why = f"is unknown to {system.name}: say it in config={{'job_extra_directives': {{...}}}}"
         _refuse(resources, ("walltime", "queue"), why)

@@ -36,7 +36,8 @@ from itkstream.io import open_image
 from itkstream.numerics.matching.ransac import fit_affine
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
-from itkstream.registration.scene import Finding, LogReporter, Scene, State
+from itkstream.progress.reporters import LogReporter
+from itkstream.registration.scene import Finding, Scene, State
 from itkstream.registration.steps import RansacAffine
 from itkstream.workers import Resources
 

@@ -299,6 +299,9 @@ class Stopping:
         if title == self.at:
             raise KeyboardInterrupt
 
+    def expect(self, parts: object) -> None:
+        pass
+
     def blocks(self, done: int, total: int) -> None:
         pass
 

@@ -22,7 +22,7 @@ from itkstream.experiment.rounds.manifest import Round
 from itkstream.geometry import Image
 from itkstream.io import write_n5
 from itkstream.io.storage.disk import files_stamp
-from itkstream.registration.scene import LogReporter
+from itkstream.progress.reporters import LogReporter
 from itkstream.workers import Resources
 
 pytestmark = pytest.mark.slow

@@ -25,8 +25,9 @@ from itkstream.io.images.orientation import orientation_transform
 from itkstream.numerics.matching.affine import Stages
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import register
+from itkstream.progress.reporters import LogReporter
 from itkstream.registration.advice.advice import _code, advise_briefly
-from itkstream.registration.scene import Finding, LogReporter, Scene, State
+from itkstream.registration.scene import Finding, Scene, State
 from itkstream.registration.steps import LocalAffines, RansacAffine, RegisterSettings
 from itkstream.workers import Resources
 

@@ -29,6 +29,9 @@ class Notes:
     def step(self, title: str) -> None:
         pass
 
+    def expect(self, parts: object) -> None:
+        pass
+
     def blocks(self, done: int, total: int) -> None:
         pass
 

@@ -12,7 +12,8 @@ import pytest
 from itkstream.geometry import AffineTransform, Image
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
-from itkstream.registration.scene import Finding, LogReporter, Nothing, Scene, State
+from itkstream.progress.reporters import LogReporter
+from itkstream.registration.scene import Finding, Nothing, Scene, State
 from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,

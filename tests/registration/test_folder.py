@@ -25,6 +25,9 @@ class Waiting:
         print(title, flush=True)
         if title == sys.argv[2]:
             sys.stdin.readline()
+    def expect(self, parts):
+        pass
+
     def blocks(self, done, total):
         pass
     def note(self, text):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from itkstream.progress.reporters import LogReporter
 from itkstream.registration.folder import RunFolder
 from itkstream.registration.journal import Journal
-from itkstream.registration.scene import LogReporter
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from itkstream.io.landmarks.files import write_landmarks
 from itkstream.numerics.engines import deform_block
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import register
-from itkstream.registration.scene import Finding, LogReporter, Marks, Scene, State, next_state
+from itkstream.progress.reporters import LogReporter
+from itkstream.registration.scene import Finding, Marks, Scene, State, next_state
 from itkstream.registration.steps import Deformable, RegisterSettings
 from itkstream.workers import Resources
 
@@ -44,6 +45,9 @@ class Heard:
 
     def step(self, title: str) -> None:
         """Nothing is kept of it."""
+
+    def expect(self, parts: object) -> None:
+        pass
 
     def blocks(self, done: int, total: int) -> None:
         """Nothing is kept of it."""

@@ -54,7 +54,7 @@ def test_sums_and_counts_agree_with_the_graphs(tmp_path):
     assert steps["ITK files"].disk == 2 * vectors
     assert steps["aligned image"].disk == pytest.approx(image.grid.size * 2 * 8 / 7)
     assert made.disk == sum(price.disk for price in made.prices)
-    assert made.seconds is None
+    assert made.seconds == pytest.approx(sum(map(made.seconds_of, made.prices)))
     assert (made.workers, made.threads) == (2, 1)
 
 
@@ -126,7 +126,8 @@ def test_probes_tell_the_time():
     assert set(made.rates) == {"read", "points", "deform", "warp"}
     assert made.seconds > 0
     twice = replace(made, rates={kind: 2 * rate for kind, rate in made.rates.items()})
-    assert twice.seconds == pytest.approx(2 * made.seconds)
+    (aligned,) = (price for price in made.prices if price.name == "aligned image")
+    assert twice.seconds_of(aligned) == pytest.approx(2 * made.seconds_of(aligned))
     assert replace(made, steps=(RansacAffine(),)).seconds < made.seconds
     with pytest.raises(InputError, match="probe must be"):
         plan(pair.fixed, pair.moving, probe=-1)

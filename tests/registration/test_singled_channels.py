@@ -12,8 +12,8 @@ from itkstream.errors import UnstatedChannelError
 from itkstream.geometry import Grid
 from itkstream.io import create_ome_zarr
 from itkstream.phantoms import Motion, PhantomSettings, make_pair
+from itkstream.progress.reporters import LogReporter
 from itkstream.registration.advice.channels import choose_pair
-from itkstream.registration.scene import LogReporter
 from itkstream.registration.steps import RansacAffine
 
 SHAPE = (48, 44, 40)

@@ -16,7 +16,8 @@ from itkstream.numerics.search.evidence import Evidence
 from itkstream.numerics.search.initial import Found, SearchResult
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import plan
-from itkstream.registration.scene import Finding, LogReporter, Nothing, Scene, State
+from itkstream.progress.reporters import LogReporter
+from itkstream.registration.scene import Finding, Nothing, Scene, State
 from itkstream.registration.steps import InitialSearch, RansacAffine, Step, step_from
 from itkstream.registration.steps.initial import choose
 from itkstream.workers import Resources

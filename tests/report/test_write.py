@@ -20,7 +20,7 @@ from itkstream.cli.app import commands
 from itkstream.cli.config import read_config
 from itkstream.errors import MissingDataError
 from itkstream.phantoms import PhantomPair
-from itkstream.registration.scene import LogReporter
+from itkstream.progress.reporters import LogReporter
 from itkstream.report.write import write_report
 
 LOOK = {

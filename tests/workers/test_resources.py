@@ -67,7 +67,7 @@ def test_a_batch_system_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("PATH", str(tmp_path))
     for name, command in (("slurm", "sbatch"), ("lsf", "bsub"), ("htcondor", "condor_submit")):
         with pytest.raises(InputError, match=f"by {command}, which is not on the PATH: run this"):
-            Resources(**{**JOBS, "cluster": name})
+            Resources(**{**JOBS, "cluster": name}).require_commands()
 
 
 def test_execute_refuses_before_it_writes(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from itkstream.cli.console import ConsoleReporter, make_console
+from itkstream.cli.console import console_reporter, make_console
 from itkstream.cli.options import (
     IMAGE_OPTIONS,
     collect_resources,
@@ -81,7 +81,7 @@ def atlas(brain: str, template: str, annotation: str, out: str, **options: Any) 
 
     check_apart(out, brain, template, annotation, options["names"], options["config_file"])
     config = read_steps(options["config_file"])
-    with ConsoleReporter(make_console()) as reporter:
+    with console_reporter(make_console()) as reporter:
         result = register_atlas(
             open_own_image("brain", brain, options),
             open_own_image("template", template, options),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from itkstream.cli.console import ConsoleReporter, make_console
+from itkstream.cli.console import console_reporter, make_console
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
 from itkstream.cli.options import (
     collect_image_options,
@@ -83,7 +83,7 @@ def rounds(images: tuple[str, ...], out: str, **options: Any) -> None:
     given, said = _collect_rounds(images, options)
     config = read_steps(options["config_file"])
     settings = replace(config.settings, report=False) if options["no_report"] else config.settings
-    with ConsoleReporter(make_console()) as reporter:
+    with console_reporter(make_console()) as reporter:
         found = register_rounds(
             given,
             out,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from itkstream.cli.console import ConsoleReporter, make_console
+from itkstream.cli.console import console_reporter, make_console
 from itkstream.cli.exit_codes import NOT_ALIGNED
 from itkstream.cli.options import (
     choose_given_pair,
@@ -43,7 +43,7 @@ def advise(fixed: str, moving: str, memory: str | None, **options: Any) -> None:
     from itkstream.workers import Resources
 
     said = (collect_image_options(options, "fixed"), collect_image_options(options, "moving"))
-    with ConsoleReporter(make_console()) as reporter:
+    with console_reporter(make_console()) as reporter:
         chosen = choose_given_pair(said, (fixed, moving), reporter)
     resources = Resources() if memory is None else Resources(memory=memory)
     found = find(*chosen.images, resources=resources).after(chosen.settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from itkstream.cli.console import ConsoleReporter, make_console, tabulate_plan
+from itkstream.cli.console import console_reporter, make_console, tabulate_plan
 from itkstream.cli.options import (
     choose_given_pair,
     collect_config,
@@ -168,13 +168,13 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     config = collect_config(options)
     check_apart(out, *config.landmarks.files)
     console = make_console()
-    with ConsoleReporter(console) as reporter:
+    with console_reporter(console) as reporter:
         chosen = choose_given_pair((config.fixed, config.moving), (fixed, moving), reporter)
     images = chosen.images
     if options["previewed"]:
         _preview(images, out, config, options)
         return
-    with ConsoleReporter(console) as reporter:
+    with console_reporter(console) as reporter:
         result = run(
             *images,
             out,
@@ -201,7 +201,7 @@ def _preview(images: tuple[Any, Any], out: str, config: Any, options: dict[str, 
     if config.landmarks.files or options["part"]:
         raise click.UsageError("--preview takes neither --landmarks nor --crop")
     console = make_console()
-    with ConsoleReporter(console) as reporter:
+    with console_reporter(console) as reporter:
         result = run(
             *images,
             f"{out.rstrip('/')}.preview.html",

@@ -9,14 +9,14 @@ from threading import Event, Lock
 
 from itkstream.compute.execute import terminable
 from itkstream.errors import InterruptedRunError
-from itkstream.registration.scene import Reporter
+from itkstream.progress.reporters import Part, Reporter
 
-__all__ = ["Told", "run_abreast"]
+__all__ = ["Beside", "OfRound", "run_abreast"]
 
 _TELL_SECONDS = 30.0
 
 
-class Told:
+class OfRound:
     """A reporter of one round, which says of each step which round it is of."""
 
     def __init__(self, reporter: Reporter, which: str) -> None:
@@ -24,6 +24,11 @@ class Told:
         self._which = which
         self.blocks = reporter.blocks
         self.note = reporter.note
+
+    def expect(self, parts: Sequence[Part]) -> None:
+        """Take the parts of the round."""
+        named = [Part(f"{self._which}: {part.title}", part.seconds) for part in parts]
+        self._reporter.expect(named)
 
     def step(self, title: str) -> None:
         """Begin a step."""
@@ -68,6 +73,9 @@ class _OneBeside:
         self._beside = beside
         self._which = which
         self._title, self._told = "", 0.0
+
+    def expect(self, parts: Sequence[Part]) -> None:
+        """Say nothing: the parts of several rounds end in any order."""
 
     def step(self, title: str) -> None:
         """Tell that a step begins."""

@@ -31,9 +31,10 @@ from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.ngff.store import stored_axes
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.fields import measure_coarser, store_coarser, store_transform
 from itkstream.registration.folder import ERROR
-from itkstream.registration.scene import Reporter, Scene
+from itkstream.registration.scene import Scene
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import RansacAffine
 from itkstream.workers import Resources

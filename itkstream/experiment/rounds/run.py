@@ -22,7 +22,7 @@ from itkstream.errors import (
 from itkstream.experiment.folder import JOINED, ROUNDS, TO_REFERENCE, ExperimentFolder
 from itkstream.experiment.joined import JoinedRound, joined_channels, write_joined
 from itkstream.experiment.overview import write_overview
-from itkstream.experiment.rounds.abreast import Beside, Told, run_abreast
+from itkstream.experiment.rounds.abreast import Beside, OfRound, run_abreast
 from itkstream.experiment.rounds.chain import (
     add_errors,
     arms_outwards,
@@ -36,8 +36,8 @@ from itkstream.geometry import AffineTransform, Image, Transform
 from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
 from itkstream.pipelines import run_with_report
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.folder import ERROR, TRANSFORM, RunFolder
-from itkstream.registration.scene import Reporter
 from itkstream.workers import Resources
 
 __all__ = ["ExperimentRun"]
@@ -105,7 +105,7 @@ class ExperimentRun:
         arms = arms_outwards(len(self.plan.opened), self.plan.place, self.plan.chain)
         if self.plan.parallel == 1:
             for arm in arms:
-                self._register_arm(arm, partial(Told, self.reporter))
+                self._register_arm(arm, partial(OfRound, self.reporter))
             return
         beside = Beside(self.reporter)
         jobs = [partial(self._register_arm, arm, beside.of) for arm in arms]

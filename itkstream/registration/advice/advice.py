@@ -18,6 +18,7 @@ from itkstream.geometry import AffineTransform, Image, default_axes
 from itkstream.io.images.orientation import nearest_code
 from itkstream.numerics.search.evidence import Outcome
 from itkstream.numerics.search.lattice import angle_between
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.advice.choices import (
     Setting,
     choose_blocks,
@@ -25,7 +26,7 @@ from itkstream.registration.advice.choices import (
     choose_matching,
 )
 from itkstream.registration.plan import Plan
-from itkstream.registration.scene import Reporter, Scene, make_level
+from itkstream.registration.scene import Scene, make_level
 from itkstream.registration.steps import Deformable, RansacAffine
 from itkstream.registration.steps.initial import witnesses_of
 from itkstream.registration.steps.ransac import MAJORITY, Attempt

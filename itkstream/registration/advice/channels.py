@@ -17,9 +17,10 @@ from attrs import frozen
 from itkstream.errors import InputError, RegistrationError, UnstatedChannelError
 from itkstream.geometry import Image
 from itkstream.io import ImageOptions, open_series
+from itkstream.progress.reporters import Reporter
 from itkstream.registration.advice.choices import Setting
 from itkstream.registration.request import open_given
-from itkstream.registration.scene import Reporter, Scene, make_level
+from itkstream.registration.scene import Scene, make_level
 from itkstream.registration.steps import RansacAffine
 from itkstream.workers import Resources
 

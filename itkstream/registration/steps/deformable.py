@@ -101,6 +101,8 @@ _NARROW_BYTES = 18.0
 # which tissue without counterpart is found has no more voxels and takes 103.
 _SAMPLE_BYTES = 130.0
 _MASKED_BYTES = 4.0
+# To choose a stiffness on samples, whatever the size of the images; see `RATES`.
+_CHOOSING_SECONDS = 9.0
 
 
 @frozen(init=False, repr=False)
@@ -386,6 +388,7 @@ class Deformable(TunedStep):
             disk=field_bytes(self.field_grid(pair)),
             work=channels * work_of(blocks),
             kind="deform",
+            seconds=_CHOOSING_SECONDS if self._is_open else 0.0,
         )
 
     def field_grid(self, pair: Pair) -> Grid:

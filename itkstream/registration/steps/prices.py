@@ -22,7 +22,10 @@ from itkstream.judge.error_map import OVERVIEW_BYTES, ErrorLattice
 from itkstream.registration.settings import RegisterSettings
 
 __all__ = [
+    "COMPILE_SECONDS",
+    "COMPILING",
     "PROCESS_BYTES",
+    "RATES",
     "TASKS_BLENDED",
     "TASKS_WRITTEN",
     "Pair",
@@ -32,11 +35,15 @@ __all__ = [
     "kept_bytes",
     "largest_block",
     "price_aligned",
+    "price_certificate",
+    "price_compiling",
     "price_error",
     "price_field",
     "price_files",
     "price_reading",
+    "price_report",
     "price_sampled",
+    "price_verdict",
     "work_of",
 ]
 
@@ -48,6 +55,29 @@ TASKS_BLENDED = 3
 
 TASKS_WRITTEN = 1
 """A block that is written."""
+
+COMPILING = "first compile"
+"""The name of what is priced where functions were not compiled yet."""
+
+COMPILE_SECONDS = 20.0
+"""The first run after an installation compiles; seconds of one core."""
+
+RATES: dict[str, float] = {
+    "read": 1.1e-7,
+    "points": 1.25e-7,
+    "deform": 5.8e-7,
+    "field": 9e-8,
+    "warp": 7e-8,
+    "certificate": 3e-8,
+    "error": 1.35e-7,
+    "verdict": 1.3e-7,
+    "files": 1.3e-7,
+    "report": 5.7e-8,
+}
+"""Seconds per voxel of each kind of work, of one core: `python tests/benchmarks/prices.py`."""
+
+# Of the overview by which the error map is read, on a level whose size is bounded.
+_OVERVIEW_SECONDS = 4.0
 
 _FLOAT = 4
 # Bytes per voxel that a step holds, beyond what is held all along.
@@ -123,8 +153,8 @@ class StepPrice:
     workers. Bytes: `once` in the process that runs the step; `per_block` for every block that is
     computed at a time; `kept` of the chunks of stored arrays that a process of up to four threads
     keeps; `disk` of the results before compression, which seldom grows them. `work` counts the
-    voxels computed, overlaps included; `kind` ('read', 'points', 'deform', 'warp' or '') is the
-    measured rate that tells the time.
+    voxels computed, overlaps included, at the rate of their `kind` (of `RATES`; '' for none), and
+    `seconds` what it takes beside them. Its `title` is that on the screen, its name if empty.
     """
 
     name: str
@@ -137,6 +167,13 @@ class StepPrice:
     disk: float = 0.0
     work: float = 0.0
     kind: str = ""
+    seconds: float = 0.0
+    title: str = ""
+
+
+def price_compiling() -> StepPrice:
+    """Price the first run after an installation, in which functions are compiled."""
+    return StepPrice(COMPILING, seconds=COMPILE_SECONDS)
 
 
 def price_reading(pair: Pair) -> StepPrice:
@@ -195,6 +232,8 @@ def price_field(pair: Pair, field: Grid) -> StepPrice:
         once=pair.held,
         kept=kept_bytes(field_bytes(field)),
         per_block=field.ndim * max(around * _MEASURE, largest_block(blocks) * _DECIMATE),
+        work=float(field.size),
+        kind="field",
         # How coarse it may be is not known before.
         disk=field_bytes(field),
     )
@@ -232,13 +271,37 @@ def price_error(pair: Pair, field: Grid) -> StepPrice:
         kept=kept_bytes(pair.image_bytes[1], field_bytes(field)),
         disk=float(2 * _FLOAT * lattice.nodes.size),
         work=lattice.most_voxels * len(blocks),
-        kind="warp",
+        kind="error",
+        seconds=_OVERVIEW_SECONDS,
     )
+
+
+def price_certificate(pair: Pair) -> StepPrice:
+    """Price the proof that the transform does not fold and can be inverted."""
+    return StepPrice("certificate", once=pair.held, work=float(pair.half.size), kind="certificate")
+
+
+def price_verdict(pair: Pair) -> StepPrice:
+    """Price the verdict, which compares the coarse levels once more."""
+    size = float(pair.coarse[0].size)
+    return StepPrice("verdict", once=pair.held, work=size, kind="verdict")
 
 
 def price_files(pair: Pair, field: Grid) -> StepPrice:
     """Price the files for ITK, which holds fields as doubles."""
-    return StepPrice("ITK files", once=pair.held, disk=2 * field_bytes(field))
+    return StepPrice(
+        "ITK files",
+        once=pair.held,
+        disk=2 * field_bytes(field),
+        work=float(field.size),
+        kind="files",
+    )
+
+
+def price_report(pair: Pair) -> StepPrice:
+    """Price the page of pictures, which shows the coarse levels."""
+    size = float(sum(grid.size for grid in pair.coarse))
+    return StepPrice("report", work=size, kind="report")
 
 
 def count_blocks(blocks: BlockGrid, tasks: int) -> tuple[int, tuple[int, ...], int]:
