@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from itkstream.blocks.inputs import as_pair
-from itkstream.geometry import Image
+from itkstream.blocks.inputs import as_pair, check_start
+from itkstream.blocks.masks import Mask
+from itkstream.geometry import Image, Transform
+from itkstream.io.images.units import itk_unit
 from itkstream.registration.advice.advice import Advice, advise_pair
-from itkstream.registration.request import open_given, plan_request
+from itkstream.registration.request import open_given, open_mask, plan_request, read_initial
 from itkstream.registration.scene import LogReporter, Reporter
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import DEFAULT_STEPS
@@ -21,6 +24,9 @@ def advise(
     moving: str | os.PathLike[str] | Image,
     settings: RegisterSettings | None = None,
     *,
+    initial_transform: Transform | Any | None = None,
+    fixed_mask: Mask | str | os.PathLike[str] | None = None,
+    moving_mask: Mask | str | os.PathLike[str] | None = None,
     resources: Resources | None = None,
     reporter: Reporter | None = None,
 ) -> Advice:
@@ -40,6 +46,11 @@ def advise(
         As in `itkstream.register`.
     settings : RegisterSettings, optional
         `coarse_voxels` counts.
+    initial_transform : Transform, matrix or path, optional
+        From fixed to moving points, as in `itkstream.register`: the moving image is matched as it
+        lies there, and no other start is sought.
+    fixed_mask, moving_mask : Mask or path, optional
+        As in `itkstream.register`.
     resources : Resources, optional
         As in `itkstream.pipelines.plan`: where `memory` is given, blocks are chosen to fit it.
     reporter : Reporter, optional
@@ -53,7 +64,9 @@ def advise(
     Raises
     ------
     InputError
-        For images that cannot be used.
+        For images, masks or a start that cannot be used.
+    RegistrationError
+        Where the images do not overlap through the start.
     PlanError
         Where nothing fits `memory`.
 
@@ -63,8 +76,13 @@ def advise(
     >>> advice.matches
     True
     """
-    pair = as_pair(open_given(fixed), open_given(moving), None, None)
+    opened = open_given(fixed), open_given(moving)
+    pair = as_pair(*opened, None, None)
+    initial = read_initial(initial_transform, pair[0], itk_unit(opened[0].grid))
+    check_start(*pair, initial, anywhere=initial is None)
+    masks = open_mask(fixed_mask, pair[0]), open_mask(moving_mask, pair[1])
+    pair = as_pair(*pair, None, None, masks=masks)
     plan = plan_request(
         pair, DEFAULT_STEPS, settings or RegisterSettings(), resources or Resources()
     )
-    return advise_pair(pair, plan, reporter or LogReporter())
+    return advise_pair(pair, plan, reporter or LogReporter(), initial)

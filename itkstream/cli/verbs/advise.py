@@ -27,9 +27,16 @@ __all__ = ["advise"]
 )
 @click.argument("fixed")
 @click.argument("moving")
+@click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
+@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
 @click.option("--memory", help="Memory that blocks must fit, such as 16GB.")
 @with_image_options("fixed", "moving")
-def advise(fixed: str, moving: str, memory: str | None, **options: Any) -> None:
+def advise(fixed: str, moving: str, **options: Any) -> None:
     """Say by which options MOVING registers to FIXED best, or why it does not match.
 
     From the images themselves, in some ten seconds, on coarse levels: radii of the nuclei, context,
@@ -45,7 +52,14 @@ def advise(fixed: str, moving: str, memory: str | None, **options: Any) -> None:
         open_given_image(which, collect_image_options(options, which), path)
         for which, path in (("fixed", fixed), ("moving", moving))
     ]
-    resources = Resources() if memory is None else Resources(memory=memory)
-    found = find(images[0], images[1], resources=resources)
+    memory = options["memory"]
+    found = find(
+        images[0],
+        images[1],
+        initial_transform=options["initial"],
+        fixed_mask=options["fixed_mask"],
+        moving_mask=options["moving_mask"],
+        resources=Resources() if memory is None else Resources(memory=memory),
+    )
     tell(found.facts, *found.describe())
     sys.exit(0 if found.matches else NOT_ALIGNED)
