@@ -371,7 +371,7 @@ def _regions(evidence: Evidence) -> Iterator[Region]:
 
 
 def _foretold(region: Mapping[str, Any]) -> str:
-    """What was foretold of a region, in words; its known part alone would make it look better."""
+    """Name what was foretold of a region; its known part alone would make it look better."""
     radius, unknown = region["median_um"], region.get("unknown", 0.0)
     if radius is None:
         return "nothing can be said"
