@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from itkstream.blocks.inputs import as_pair
-from itkstream.geometry import Image
+from itkstream.blocks.inputs import as_pair, check_start
+from itkstream.blocks.masks import Mask
+from itkstream.geometry import Image, Transform
+from itkstream.io.images.units import itk_unit
 from itkstream.progress.shown import Told, telling
 from itkstream.registration.advice.advice import Advice, advise_pair
 from itkstream.registration.advice.channels import choose_pair
-from itkstream.registration.request import plan_request
+from itkstream.registration.request import open_mask, plan_request, read_initial
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import DEFAULT_STEPS
 from itkstream.workers import Resources
@@ -22,6 +25,9 @@ def advise(
     moving: str | os.PathLike[str] | Image,
     settings: RegisterSettings | None = None,
     *,
+    initial_transform: Transform | Any | None = None,
+    fixed_mask: Mask | str | os.PathLike[str] | None = None,
+    moving_mask: Mask | str | os.PathLike[str] | None = None,
     resources: Resources | None = None,
     reporter: Told = "auto",
 ) -> Advice:
@@ -43,6 +49,11 @@ def advise(
         best pair is taken if it is borne out.
     settings : RegisterSettings, optional
         `coarse_voxels` counts.
+    initial_transform : Transform, matrix or path, optional
+        From fixed to moving points, as in `itkstream.register`: the moving image is matched as it
+        lies there, and no other start is sought.
+    fixed_mask, moving_mask : Mask or path, optional
+        As in `itkstream.register`.
     resources : Resources, optional
         As in `itkstream.pipelines.plan`: where `memory` is given, blocks are chosen to fit it.
     reporter : Reporter, 'auto' or None
@@ -57,8 +68,10 @@ def advise(
     Raises
     ------
     InputError
-        For images that cannot be used, and where matches single no channel out of several; then
-        all are listed with what was seen of them.
+        For images, masks or a start that cannot be used, and where matches single no channel out
+        of several; then all are listed with what was seen of them.
+    RegistrationError
+        Where the images do not overlap through the start.
     PlanError
         Where nothing fits `memory`.
 
@@ -71,7 +84,11 @@ def advise(
     with telling(reporter) as told:
         chosen = choose_pair(fixed, moving, told)
         pair = as_pair(*chosen.images, None, None)
+        initial = read_initial(initial_transform, pair[0], itk_unit(chosen.images[0].grid))
+        check_start(*pair, initial, anywhere=initial is None)
+        masks = open_mask(fixed_mask, pair[0]), open_mask(moving_mask, pair[1])
+        pair = as_pair(*pair, None, None, masks=masks)
         plan = plan_request(
             pair, DEFAULT_STEPS, settings or RegisterSettings(), resources or Resources()
         )
-        return advise_pair(pair, plan, told).after(chosen.settings)
+        return advise_pair(pair, plan, told, initial).after(chosen.settings)

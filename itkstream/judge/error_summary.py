@@ -35,11 +35,24 @@ class WorstRegion:
         Of all tissue.
     median_um : float or None
         Median radius of what is known there.
+    unknown : float
+        Share of its own tissue of which nothing is known.
     """
 
     box: tuple[tuple[int, int], ...]
     share: float
     median_um: float | None
+    unknown: float
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Numbers for a report."""
+        return {
+            "box": [list(span) for span in self.box],
+            "share": self.share,
+            "median_um": self.median_um,
+            "unknown": self.unknown,
+        }
 
 
 @dataclass(frozen=True)
@@ -73,10 +86,7 @@ class ErrorSummary:
             "p95_um": self.p95_um,
             **self.shares,
             "tissue_voxels": self.tissue_voxels,
-            "regions": [
-                {"box": [list(span) for span in r.box], "share": r.share, "median_um": r.median_um}
-                for r in self.regions
-            ],
+            "regions": [region.facts for region in self.regions],
         }
 
     def describe(self, unit: str) -> str:
@@ -131,15 +141,13 @@ def _mask_at(mask: Image, grid: Grid) -> NDArray[np.bool_]:
 def _cell_numbers(
     radii: NDArray[np.float32], inside: NDArray[np.bool_], far: float, cells: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Tissue, bad tissue and median radius of each cell of a slab."""
+    """Tissue, bad tissue, unknown tissue and median radius of each cell of a slab."""
     known = np.sort(_by_cell(np.where(inside, radii, np.float32(np.nan)), cells, np.nan))
     count = np.isfinite(known).sum(axis=-1, keepdims=True)
     middle = np.maximum(np.concatenate([count - 1, count], axis=-1), 0) // 2
     medians = np.take_along_axis(known, middle, axis=-1).mean(axis=-1)
-    tissue, bad = (
-        _by_cell(part, cells, False).sum(axis=-1) for part in (inside, inside & ~(radii <= far))
-    )
-    return np.stack([tissue, bad, medians])
+    parts = inside, inside & ~(radii <= far), inside & ~np.isfinite(radii)
+    return np.stack([*(_by_cell(part, cells, False).sum(axis=-1) for part in parts), medians])
 
 
 def _by_cell(values: NDArray[Any], cells: tuple[int, ...], beyond: float) -> NDArray[Any]:
@@ -160,7 +168,7 @@ def _worst_regions(
     total: int,
 ) -> tuple[WorstRegion, ...]:
     """Boxes of cells that touch each other and hold much bad tissue."""
-    tissue, bad, medians = numbers
+    tissue, bad, unknown, medians = numbers
     labels, _ = ndimage.label((tissue > 0) & (bad >= _BAD_SHARE * tissue))
     regions = []
     for number, box in enumerate(ndimage.find_objects(labels), 1):
@@ -170,9 +178,10 @@ def _worst_regions(
             (round(s.start * c * f), min(n, round(s.stop * c * f)))
             for s, c, f, n in zip(box, cells, steps, fixed.shape, strict=True)
         )
-        share = float(tissue[box][here].sum() / total)
+        held = float(tissue[box][here].sum())
+        lost = float(unknown[box][here].sum())
         median = float(np.median(known)) if known.size else None
-        regions.append(WorstRegion(spans, round(share, 5), median))
+        regions.append(WorstRegion(spans, round(held / total, 5), median, round(lost / held, 3)))
     return tuple(sorted(regions, key=lambda r: -r.share)[:_REGIONS])
 
 

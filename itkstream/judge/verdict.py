@@ -40,6 +40,8 @@ _STRETCH, _SHEAR_DEG = 1.3, 15.0
 # at 0.97; where nothing was shuffled, other affines were at most 0.05 away.
 _ELSEWHERE, _FAR_PART = 0.1, 0.15
 _SHOWN_REGIONS = 10
+# A share of a region of which nothing is known is said from here on.
+_MENTIONED = 0.05
 
 
 @dataclass(frozen=True)
@@ -361,13 +363,22 @@ def _doubts_of_affine(matrix: NDArray[np.float64]) -> Iterator[_Doubt]:
 def _regions(evidence: Evidence) -> Iterator[Region]:
     """Places of large or unknown error, and of tissue that the moving image does not show."""
     for region in evidence.error.get("regions", ()):
-        radius = region["median_um"]
-        what = "nothing can be said" if radius is None else f"error up to {radius:.2g} µm predicted"
-        yield _region(_spans(region["box"]), region["share"], what, evidence.fixed)
+        yield _region(_spans(region["box"]), region["share"], _foretold(region), evidence.fixed)
     for region in evidence.missing:
         first, last = region["voxels"]
         box = _spans([(a, b + 1) for a, b in zip(first, last, strict=True)])
         yield _region(box, region["share_of_tissue"], "no counterpart", evidence.fixed)
+
+
+def _foretold(region: Mapping[str, Any]) -> str:
+    """Name what was foretold of a region; its known part alone would make it look better."""
+    radius, unknown = region["median_um"], region.get("unknown", 0.0)
+    if radius is None:
+        return "nothing can be said"
+    known = f"error up to {radius:.2g} µm predicted"
+    if unknown < _MENTIONED:
+        return known
+    return f"nothing can be said of {_percent(unknown)} of it, in the rest {known}"
 
 
 def _region(box: tuple[Span, ...], share: float, what: str, fixed: Grid) -> Region:

@@ -44,6 +44,7 @@ __all__ = [
     "open_given",
     "open_mask",
     "plan_request",
+    "read_initial",
     "read_request",
 ]
 
@@ -145,7 +146,7 @@ def read_request(
     pair = as_pair(*opened, None, None)
     check_apart(out, pair)
     units = itk_unit(opened[0].grid), itk_unit(opened[1].grid)
-    initial = _read_initial(given.initial_transform, pair[0], units[0])
+    initial = read_initial(given.initial_transform, pair[0], units[0])
     if given.crop is not None:
         opened = cropped_pair(opened, given.crop, initial)
         pair = as_pair(*opened, None, None)
@@ -246,8 +247,8 @@ def _check_axes(pair: tuple[Image, Image]) -> None:
             )
 
 
-def _read_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
-    """Read the transform to start from, and check it against the fixed image."""
+def read_initial(given: Any, fixed: Image, unit: str) -> Transform | None:
+    """Read the transform to start from, and check it against the fixed image; `unit` is ITK's."""
     if given is None:
         return None
     if isinstance(given, (str, os.PathLike)):

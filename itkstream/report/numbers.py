@@ -96,7 +96,7 @@ def _correlations(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _chance(facts: dict[str, Any]) -> float | None:
     """Local correlation that unrelated tissue reaches, where it was measured."""
     chance = (facts.get("error") or {}).get("chance") or {}
-    return chance.get("local_correlation_median")
+    return chance.get("local_correlation_mean")
 
 
 def _decimated(sources: Sources) -> list[str]:

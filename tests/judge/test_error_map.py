@@ -63,6 +63,17 @@ def test_right_is_told_from_wrong(shape, spacing):
     assert np.nanmedian(wrong) > 5 * voxel
 
 
+def test_radii_do_not_shrink_with_a_coarser_overview(monkeypatch):
+    """An image a hundred times as large is seen on voxels as much coarser; an error stays it."""
+    off, shape = 2.5, (72, 64, 60)
+    pair = images(seen_twice(shape), (1.0,) * 3)
+    fine, _ = radii(*pair, shift(off, 0.0, 0.0))
+    monkeypatch.setattr(error_map, "_OVERVIEW_VOXELS", np.prod(shape) / 4**3)
+    coarse, _ = radii(*pair, shift(off, 0.0, 0.0))
+    assert np.nanmedian(fine) > off
+    assert np.nanmedian(coarse) > off
+
+
 def test_a_half_of_other_tissue_is_flagged():
     first, second = seen_twice((72, 48, 48))
     other = np.where(np.arange(72)[:, None, None] < 36, second, tissue(first.shape, 9))

@@ -48,11 +48,13 @@ def test_only_tissue_counts():
 def test_worst_regions_are_boxes_of_voxels():
     radii = np.full(NODES.shape, 0.4, np.float32)
     radii[6:8, :2, :3] = 6.0
+    radii[6, :2, :3] = np.nan
     radii[0, 6:, 9:] = np.nan
     first, second = summary(radii).regions
     assert first.box == ((48, 64), (0, 16), (0, 12))
     assert first.share == pytest.approx(12 / NODES.size, abs=1e-5)
     assert first.median_um == pytest.approx(6)
+    assert (first.unknown, second.unknown) == (0.5, 1)
     assert second.box == ((0, 8), (48, 64), (36, 48))
     assert second.median_um is None
 

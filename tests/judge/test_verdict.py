@@ -37,6 +37,22 @@ GOOD = Evidence(
 )
 
 
+@pytest.mark.parametrize(
+    ("unknown", "median_um", "said"),
+    [
+        (0.0, 7.0, "error up to 7 µm predicted"),
+        (0.9, 7.0, "nothing can be said of 90 % of it, in the rest error up to 7 µm predicted"),
+        (1.0, None, "nothing can be said"),
+    ],
+)
+def test_a_region_is_not_described_by_its_known_part_alone(
+    unknown: float, median_um: float | None, said: str
+) -> None:
+    (region,) = SOUND["regions"]
+    told = {**SOUND, "regions": [region | {"unknown": unknown, "median_um": median_um}]}
+    assert judge(replace(GOOD, error=told)).regions[0].what == said
+
+
 def test_nothing_speaks_against_a_good_one() -> None:
     found = judge(GOOD)
     assert found.outcome == "good"

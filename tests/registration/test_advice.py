@@ -213,6 +213,39 @@ def test_the_command_advises(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def turned(image: Image, degrees: float) -> AffineTransform:
+    """A turn about the middle of an image, in the plane of its first two axes."""
+    matrix, angle = np.eye(4), np.deg2rad(degrees)
+    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    middle = image.grid.to_physical((np.array(image.shape) - 1) / 2)
+    matrix[:3, 3] = middle - matrix[:3, :3] @ middle
+    return AffineTransform(matrix, image.grid.axes)
+
+
+def test_a_start_that_is_right_needs_no_search(pair: PhantomPair) -> None:
+    start = AffineTransform(pair.truth.matrix, pair.fixed.grid.axes)
+    found = advise(pair.fixed, pair.moving, initial_transform=start)
+    assert found.outcome == "convincing"
+    assert found.misfits == ()
+    assert "--match-threshold" in found.options
+
+
+def test_a_start_that_is_wrong_is_told(pair: PhantomPair) -> None:
+    wrong = turned(pair.fixed, 90)
+    found = advise(pair.fixed, pair.moving, initial_transform=wrong)
+    assert found.outcome == "convincing"
+    assert "--initial" in found.misfits[0].remedy
+
+
+def test_key_points_that_are_masked_do_not_count(pair: PhantomPair, advice: Advice) -> None:
+    counts = np.zeros(pair.fixed.shape, np.uint8)
+    counts[: pair.fixed.shape[0] // 2] = 1
+    masked = advise(pair.fixed, pair.moving, fixed_mask=counts)
+    assert masked.outcome == "convincing"
+    assert masked.stages["found"][0] < 0.7 * advice.stages["found"][0]
+    assert masked.stages["found"][1] == advice.stages["found"][1]
+
+
 def test_a_run_that_fails_says_what_to_change(pair: PhantomPair) -> None:
     moving = spaced(pair.moving, 0.5, 0.5, 0.5)
     with pytest.raises(RegistrationError, match=r"no affine found.*were lost.*--moving-spacing"):

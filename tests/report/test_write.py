@@ -191,7 +191,7 @@ def test_without_an_error_map_that_is_said(page: Page, numbers: dict[str, Any]) 
 
 
 def test_chance_is_drawn_where_it_was_measured(copied: Callable[..., Path]) -> None:
-    folder = copied(error={"chance": {"local_correlation_median": 0.043}})
+    folder = copied(error={"chance": {"local_correlation_mean": 0.043}})
     write_report(folder)
     page = Page(folder / "report.html")
     assert "chance: 0.043" in page.text

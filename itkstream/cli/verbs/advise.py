@@ -28,9 +28,16 @@ __all__ = ["advise"]
 )
 @click.argument("fixed")
 @click.argument("moving")
+@click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
+@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
 @click.option("--memory", help="Memory that blocks must fit, such as 16GB.")
 @with_image_options("fixed", "moving")
-def advise(fixed: str, moving: str, memory: str | None, **options: Any) -> None:
+def advise(fixed: str, moving: str, **options: Any) -> None:
     """Say by which options MOVING registers to FIXED best, or why it does not match.
 
     From the images themselves, in some ten seconds, on coarse levels: radii of the nuclei, context,
@@ -42,10 +49,16 @@ def advise(fixed: str, moving: str, memory: str | None, **options: Any) -> None:
     from itkstream.advice import advise as find
     from itkstream.workers import Resources
 
+    memory = options["memory"]
     said = (collect_image_options(options, "fixed"), collect_image_options(options, "moving"))
     with console_reporter(make_console()) as reporter:
         chosen = choose_given_pair(said, (fixed, moving), reporter)
-    resources = Resources() if memory is None else Resources(memory=memory)
-    found = find(*chosen.images, resources=resources).after(chosen.settings)
+    found = find(
+        *chosen.images,
+        initial_transform=options["initial"],
+        fixed_mask=options["fixed_mask"],
+        moving_mask=options["moving_mask"],
+        resources=Resources() if memory is None else Resources(memory=memory),
+    ).after(chosen.settings)
     tell(found.facts, *found.describe())
     sys.exit(0 if found.matches else NOT_ALIGNED)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.misfits import FAULTS, Lost, Misfit, name_stretches
-from itkstream.geometry import AffineTransform, Image, default_axes
+from itkstream.geometry import AffineTransform, Image, Transform, compose, default_axes
 from itkstream.io.images.orientation import nearest_code
+from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.search.evidence import Outcome
 from itkstream.numerics.search.lattice import angle_between
 from itkstream.progress.reporters import Reporter
@@ -42,6 +43,12 @@ Floats = NDArray[np.float64]
 _VOXELS = 2e6
 # A start that is turned by so much is found by a search, which takes time.
 _TURNED_DEG = 20.0
+
+_WRONG_START = Misfit(
+    "settings",
+    "nothing bears out the transform to start from",
+    "leave --initial out, or check its direction (fixed to moving) and its unit",
+)
 
 _SAYS: dict[Outcome, str] = {
     "convincing": "the images match",
@@ -145,28 +152,56 @@ class Advice:
         return "\n".join(self.describe())
 
 
-def advise_pair(pair: tuple[Image, Image], plan: Plan, reporter: Reporter) -> Advice:
-    """Look for an affine on coarse levels; choose parameters by it, or what to change."""
+@frozen(eq=False)
+class _Look:
+    """An attempt at a scene, and the transform that it began with, if one was given."""
+
+    attempt: Attempt
+    start: Transform | None
+
+    @property
+    def matrix(self) -> Floats | None:
+        """The affine from fixed to moving points, that of the start included."""
+        found = self.attempt.affine.matrix
+        if found is None or self.start is None:
+            return found
+        return affine_part(compose(AffineTransform(found), self.start)).matrix
+
+    @property
+    def as_they_lie(self) -> bool:
+        """Whether most matches agree without a start; else `register` matches again from one."""
+        stages = self.attempt.stages
+        few = stages.get("inliers", 0) < MAJORITY * stages.get("matches", 1)
+        return self.start is None and "search" not in self.attempt.facts and not few
+
+
+def advise_pair(
+    pair: tuple[Image, Image], plan: Plan, reporter: Reporter, initial: Transform | None = None
+) -> Advice:
+    """Look for an affine on coarse levels; choose parameters by it, or what to change.
+
+    Where a transform to start from is given, key points are matched as it puts them.
+    """
     resources = Resources()
     reporter.step("levels")
     voxels = plan.settings.coarse_voxels
     levels = [make_level(image, voxels, resources, reporter.blocks) for image in pair]
     scene = _small_scene((levels[0], levels[1]), resources, reporter)
     reporter.step("matching")
-    attempt, misfits = _attempt(scene)
-    found = attempt.affine
+    look, misfits = _look(scene, initial)
+    found = look.attempt.affine
     settings: tuple[Setting, ...] = ()
-    if found.matrix is not None and found.outcome != "chance" and not attempt.has_fault:
+    if found.matrix is not None and found.outcome != "chance" and not look.attempt.has_fault:
         reporter.step("parameters")
-        settings = _settings((levels[0], levels[1]), scene, attempt, plan)
-    return _advice(attempt, misfits, settings)
+        settings = _settings((levels[0], levels[1]), scene, look, plan)
+    return _advice(look.attempt, misfits, settings)
 
 
 def advise_briefly(levels: tuple[Image, Image], reporter: Reporter) -> Advice:
     """Look for what to change about two levels in memory, without a search and parameters."""
     scene = _small_scene(levels, Resources(), reporter)
     attempt = RansacAffine(search="never").attempt(scene, None)
-    return _advice(attempt, attempt.misfits or _misfits(attempt, scene), ())
+    return _advice(attempt, attempt.misfits or _misfits(_Look(attempt, None), scene), ())
 
 
 def _advice(attempt: Attempt, misfits: tuple[Misfit, ...], settings: tuple[Setting, ...]) -> Advice:
@@ -183,31 +218,43 @@ def _small_scene(levels: tuple[Image, Image], resources: Resources, reporter: Re
     return Scene(fixed, moving, _VOXELS, resources, reporter, makers)
 
 
-def _attempt(scene: Scene) -> tuple[Attempt, tuple[Misfit, ...]]:
-    """The attempt that leads to an affine, or to what is wrong; a search comes last."""
+def _look(scene: Scene, initial: Transform | None) -> tuple[_Look, tuple[Misfit, ...]]:
+    """Look from a start that was given; where nothing bears it out, from none."""
+    if initial is None:
+        return _look_anywhere(scene)
+    look = _Look(RansacAffine().attempt(scene, initial), initial)
+    if look.matrix is not None and look.attempt.affine.outcome != "chance":
+        return look, _misfits(look, scene)
+    elsewhere, misfits = _look_anywhere(scene)
+    return elsewhere, (_WRONG_START, *misfits)
+
+
+def _look_anywhere(scene: Scene) -> tuple[_Look, tuple[Misfit, ...]]:
+    """Make the attempt that leads to an affine, or to what is wrong; a search comes last."""
     attempt = RansacAffine(search="never").attempt(scene, None)
     if attempt.affine.outcome != "convincing" and not attempt.has_fault:
         searched = RansacAffine().attempt(scene, None, attempt)
         if searched.affine.outcome != "chance" or searched.has_fault:
             attempt = searched
-    return attempt, (*attempt.misfits, *_misfits(attempt, scene))
+    look = _Look(attempt, None)
+    return look, (*attempt.misfits, *_misfits(look, scene))
 
 
-def _misfits(attempt: Attempt, scene: Scene) -> tuple[Misfit, ...]:
+def _misfits(look: _Look, scene: Scene) -> tuple[Misfit, ...]:
     """Faults of the pair, and turns, that the affine shows which was found."""
-    matrix, (fixed, moving) = attempt.affine.matrix, scene.coarse
-    if matrix is None or attempt.affine.outcome == "chance" or attempt.has_fault:
+    matrix, (fixed, moving) = look.matrix, scene.coarse
+    if matrix is None or look.attempt.affine.outcome == "chance" or look.attempt.has_fault:
         return ()
     choices = RansacAffine().trial_settings(fixed.spacing)
     stretched = name_stretches(fixed, moving, matrix[:-1, :-1], choices)
-    return (*stretched, *_turns(matrix, moving))
+    return (*stretched, *(_turns(matrix, moving) if look.start is None else ()))
 
 
 def _settings(
-    levels: tuple[Image, Image], scene: Scene, attempt: Attempt, plan: Plan
+    levels: tuple[Image, Image], scene: Scene, look: _Look, plan: Plan
 ) -> tuple[Setting, ...]:
     """All parameters that are chosen from the data, of the affine first."""
-    fixed, matrix = plan.pair.fixed, attempt.affine.matrix
+    fixed, matrix = plan.pair.fixed, look.matrix
     assert matrix is not None
     shrink = tuple(round(a / b) for a, b in zip(levels[0].spacing, fixed.spacing, strict=True))
     shape = " x ".join(map(str, levels[0].shape))
@@ -219,7 +266,7 @@ def _settings(
     )
     chosen: list[Setting] = [level]
     try:
-        matching = choose_matching(levels, matrix, _match_as_they_lie(attempt))
+        matching = choose_matching(levels, matrix, look.as_they_lie)
     except (InputError, RegistrationError) as error:
         logger.info("no parameters of matching are chosen: %s", error)
     else:
@@ -228,13 +275,6 @@ def _settings(
         blocks = choose_blocks(matching, rest, deformable, fixed.ndim)
         chosen += [*matching.settings, *blocks]
     return (*chosen, *choose_deformation(*scene.coarse, matrix))
-
-
-def _match_as_they_lie(attempt: Attempt) -> bool:
-    """Whether most matches agree without a start; else `register` matches again from one."""
-    stages = attempt.stages
-    few = stages.get("inliers", 0) < MAJORITY * stages.get("matches", 1)
-    return "search" not in attempt.facts and not few
 
 
 def _rest_um(scene: Scene, matrix: Floats) -> float:
