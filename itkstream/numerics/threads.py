@@ -5,8 +5,8 @@ Kernels are numba functions that release the interpreter lock and work on a rang
 dask's threads and the kernels' own do not multiply. Every kernel writes only its own planes, hence
 results do not depend on the number of threads.
 
-The threads are started once and kept: to register two planes of 256 x 256 voxels, kernels are called
-3500 times, and starting two threads for each took a tenth of the processors' time.
+The threads are started once and kept: to register two planes of 256 x 256 voxels, kernels are
+called 3500 times, and starting threads for each took a tenth of the processors' time.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def coloured(picture: NDArray[np.float32], scale: Scale, *, stripes: bool = Fals
     colours = table[np.minimum(np.clip(shares, 0, 1) * len(table), len(table) - 1).astype(np.uint8)]
     colours[~known] = 0
     if stripes and not known.all():
-        rows, columns = np.indices(picture.shape, sparse=True)
-        colours[~known & ((rows + columns) % _STRIPES < 2)] = (*(_STRIPE_GREY,) * 3, 255)
+        rows, columns = (np.arange(n) for n in picture.shape)
+        colours[~known & (np.add.outer(rows, columns) % _STRIPES < 2)] = (*(_STRIPE_GREY,) * 3, 255)
     return _uri("png", imagecodecs.png_encode(colours))
 
 
