@@ -278,13 +278,18 @@ class Deformable(TunedStep):
         if not asks and not self._trusts_intensities:
             return scene, self, facts, False
         aligned = scene.aligned(start).read()
-        if self._trusts_intensities:
-            scene, facts = _without_torn(scene, aligned, start)
-        if not asks:
-            return scene, self, facts, False
-        evidence = scene.find_similarity(aligned, "mind" if self.similarity == "mind" else None)
-        facts = evidence.facts | facts
-        return scene, self.evolve(similarity=evidence.similarity), facts, evidence.is_chance
+        given: Literal["mind"] | None = "mind" if self.similarity == "mind" else None
+        evidence = scene.find_similarity(aligned, given) if asks else None
+        step = self if evidence is None else self.evolve(similarity=evidence.similarity)
+        # Tissue in another stain looks as if it had no counterpart.
+        if step._trusts_intensities:
+            whole, (scene, facts) = scene, _without_torn(scene, aligned, start)
+            if asks and scene is not whole:
+                evidence = scene.find_similarity(aligned)
+                step = self.evolve(similarity=evidence.similarity)
+        if evidence is None:
+            return scene, step, facts, False
+        return scene, step, evidence.facts | facts, evidence.is_chance
 
     def _foretell(self, scene: Scene, start: Transform) -> tuple[Self, Foretold]:
         """The step with a stiffness that suits the images, and what it foretells of them."""
