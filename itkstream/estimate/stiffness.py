@@ -1,4 +1,6 @@
-"""Stiffness of the deformation of a pair, chosen and judged on samples of both images.
+"""Deformations of a pair, judged by voxels that are hidden from them, and their stiffness.
+
+Both are found on samples of both images.
 
 An image of up to a million voxels is one sample. Of a larger one, the second finest level is used:
 all of it, or a few blocks that show tissue.
@@ -41,7 +43,7 @@ from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
 from itkstream.numerics.threads import processors, using_threads
 
-__all__ = ["SAMPLED_VOXELS", "Foretold", "choose_stiffness"]
+__all__ = ["SAMPLED_VOXELS", "Foretold", "choose_stiffness", "foretell"]
 
 SAMPLED_VOXELS = 1.2e6
 """Voxels of all samples together, about, and of each while it is read."""
@@ -59,13 +61,14 @@ _CHANCE, _CHANCE_SHARE = 4.0, 0.1
 class Foretold:
     """Likeness, foretold by deformations, of voxels that are hidden from them.
 
-    `stiffness` is the one that foretells most; `correlations` are the mean squared correlations of
-    hidden voxels by each that was tried, and `start` that without a deformation. `kept` is that by
-    the deformation that would be kept, which is damped more than those that are compared, and
-    `deviations` its gain in standard errors over hidden cubes; NaN where there are too few.
+    `stiffness` is the one that foretells most, None where it was given; `correlations` are the mean
+    squared correlations of hidden voxels by each that was tried, and `start` that without a
+    deformation. `kept` is that by the deformation that would be kept, which is damped more than
+    those that are compared, and `deviations` its gain in standard errors over hidden cubes; NaN
+    where there are too few.
     """
 
-    stiffness: float
+    stiffness: float | None
     correlations: dict[float, float]
     start: float
     kept: float
@@ -84,8 +87,9 @@ class Foretold:
     def facts(self) -> dict[str, Any]:
         """Facts for the report."""
         told = {f"{tried:g}": round(value, 4) for tried, value in self.correlations.items()}
+        chosen = {} if self.stiffness is None else {"stiffness": self.stiffness}
         return {
-            "stiffness": self.stiffness,
+            **chosen,
             "hidden_correlation": {"none": round(self.start, 4), **told},
             "hidden_correlation_kept": round(self.kept, 4),
             "hidden_gain_deviations": None
@@ -120,6 +124,35 @@ class _Sample:
         return number_cubes(grid.shape, grid.spacing)[self.hidden]
 
 
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """Samples of a pair, where its deformation starts, and settings for their voxels."""
+
+    parts: tuple[_Sample, ...]
+    start: Transform
+    settings: DescentSettings
+
+    def foretell(self, settings: DescentSettings) -> NDArray[np.float64]:
+        """Squared correlation of all hidden voxels after deformations that do not see them."""
+        return _joined([_foretold(part, self.start, settings) for part in self.parts])
+
+    def compare(
+        self,
+        kept: NDArray[np.float64],
+        stiffness: float | None = None,
+        correlations: dict[float, float] | None = None,
+    ) -> Foretold:
+        """Compare what the deformation that would be kept foretells with what none does."""
+        before = _joined([p.correlations(map_on(self.start, p.fixed.grid)) for p in self.parts])
+        cubes, count = np.empty(0, np.int64), 0
+        for part in self.parts:
+            cubes = np.concatenate([cubes, part.cubes + count])
+            count += part.fixed.grid.size
+        deviations = gain_in_cubes(before, kept, cubes)
+        known = correlations or {}
+        return Foretold(stiffness, known, mean_score(before), mean_score(kept), deviations)
+
+
 def choose_stiffness(
     fixed: Image,
     moving: Image,
@@ -133,37 +166,50 @@ def choose_stiffness(
     `tissue` is a mask of the whole fixed image, at any resolution. Further channels drive the
     deformations that are tried; they are judged by the leading one.
     """
-    factor = 1
-    if fixed.grid.size > SAMPLED_VOXELS and len(settings.shrink_factors) > 1:
+    samples = _samples(ChannelPair(fixed, moving), start, settings, tissue, others)
+    foretell = cache(samples.foretell)
+    with using_threads(processors()):
+        best, correlations = climb(lambda tried: foretell(for_trial(samples.settings, tried)))
+        # A field that is no softer is kept as it was tried.
+        kept = foretell(stiffened(samples.settings, best))
+        return samples.compare(kept, best, correlations)
+
+
+def foretell(
+    fixed: Image,
+    moving: Image,
+    start: Transform,
+    settings: DescentSettings,
+    tissue: NDArray[np.bool_],
+    others: Sequence[ChannelPair] = (),
+) -> Foretold:
+    """Find what a deformation with these settings foretells of hidden voxels.
+
+    The rest is as for `choose_stiffness`.
+    """
+    samples = _samples(ChannelPair(fixed, moving), start, settings, tissue, others)
+    with using_threads(processors()):
+        return samples.compare(samples.foretell(samples.settings))
+
+
+def _samples(
+    pair: ChannelPair,
+    start: Transform,
+    settings: DescentSettings,
+    tissue: NDArray[np.bool_],
+    others: Sequence[ChannelPair],
+) -> _Samples:
+    """Read samples of a pair and its further channels."""
+    grid, factor = pair.fixed.grid, 1
+    if grid.size > SAMPLED_VOXELS and len(settings.shrink_factors) > 1:
         factor = settings.shrink_factors[-2]
         settings = relative_levels(settings.select(slice(-1)), factor)
-    factors = factors_per_axis(fixed.grid, factor, settings.isotropic)
-    samples = [
-        sample
-        for box in _boxes(fixed.grid, factors, tissue)
-        if (
-            sample := _sample(
-                ChannelPair(fixed[box], moving), start, factors, [o[box] for o in others]
-            )
-        )
-        is not None
-    ]
-
-    # A field that is no softer is kept as it was tried.
-    @cache
-    def foretell(tried: DescentSettings) -> NDArray[np.float64]:
-        return _joined([_foretold(sample, start, tried) for sample in samples])
-
-    with using_threads(processors()):
-        best, correlations = climb(lambda stiffness: foretell(for_trial(settings, stiffness)))
-        kept = foretell(stiffened(settings, best))
-        before = _joined([s.correlations(map_on(start, s.fixed.grid)) for s in samples])
-    cubes, count = np.empty(0, np.int64), 0
-    for sample in samples:
-        cubes = np.concatenate([cubes, sample.cubes + count])
-        count += sample.fixed.grid.size
-    deviations = gain_in_cubes(before, kept, cubes)
-    return Foretold(best, correlations, mean_score(before), mean_score(kept), deviations)
+    factors = factors_per_axis(grid, factor, settings.isotropic)
+    read = (
+        _sample(replace(pair, fixed=pair.fixed[box]), start, factors, [o[box] for o in others])
+        for box in _boxes(grid, factors, tissue)
+    )
+    return _Samples(tuple(part for part in read if part is not None), start, settings)
 
 
 def _joined(found: list[NDArray[np.float64]]) -> NDArray[np.float64]:

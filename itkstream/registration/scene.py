@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -54,7 +54,11 @@ from itkstream.geometry import (
 from itkstream.geometry.lazy_array import DerivedArray
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import ZarrArray
-from itkstream.numerics.evidence.contrast import ContrastEvidence, find_similarity
+from itkstream.numerics.evidence.contrast import (
+    ContrastEvidence,
+    descriptor_likeness,
+    find_similarity,
+)
 from itkstream.numerics.evidence.counterpart import Counterpart, find_counterpart
 from itkstream.numerics.evidence.one_sided import find_one_sided
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
@@ -75,6 +79,7 @@ __all__ = [
     "Scene",
     "Start",
     "State",
+    "judged_by_descriptors",
     "make_level",
     "next_state",
 ]
@@ -226,9 +231,11 @@ class Scene:
         """The transform that is known so far, or the identity."""
         return transform or AffineTransform(np.eye(self.fixed.ndim + 1))
 
-    def find_similarity(self, aligned: NDArray[Any]) -> ContrastEvidence:
+    def find_similarity(
+        self, aligned: NDArray[Any], given: Literal["mind"] | None = None
+    ) -> ContrastEvidence:
         """Find the similarity that suits the images, the moving one aligned, and tell it."""
-        evidence = find_similarity(self.coarse[0], aligned, self.tissue)
+        evidence = find_similarity(self.coarse[0], aligned, self.tissue, given)
         self.reporter.note(f"similarity '{evidence.similarity}': {evidence.reason}")
         return evidence
 
@@ -396,6 +403,22 @@ def next_state(
         if against:
             return state, {**facts, "dropped": against}
     return found.after(state, quality), facts
+
+
+def judged_by_descriptors(
+    scene: Scene, state: State, found: Finding | Nothing
+) -> Finding | Nothing:
+    """Keep a finding that makes descriptors more alike: for contrasts that blind correlation."""
+    if isinstance(found, Nothing):
+        return found
+    before, after = (
+        descriptor_likeness(scene.coarse[0], scene.aligned(transform).read(), scene.tissue)
+        for transform in (scene.known(state.transform), found.transform(state))
+    )
+    found.facts.update(descriptors_before=before, descriptors_after=after)
+    if not after > before:
+        return Nothing("it made self-similarity descriptors less alike", found.facts)
+    return replace(found, required=True)
 
 
 def _share_within(

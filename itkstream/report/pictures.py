@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,15 +60,15 @@ def grey(picture: NDArray[np.float32], window: Window) -> str:
 def coloured(picture: NDArray[np.float32], scale: Scale, *, stripes: bool = False) -> str:
     """Encode values in colours; clear, or striped, where there is no value."""
     import imagecodecs
-    from matplotlib import colormaps
 
     known = np.isfinite(picture)
     shares = np.where(known, (picture - scale.low) / (scale.high - scale.low), 0.0)
-    colours = _bytes(colormaps[scale.colours](np.clip(shares, 0, 1)))
+    table = _table(scale.colours)
+    colours = table[np.minimum(np.clip(shares, 0, 1) * len(table), len(table) - 1).astype(np.uint8)]
     colours[~known] = 0
-    if stripes:
-        rows, columns = np.indices(picture.shape)
-        colours[~known & ((rows + columns) % _STRIPES < 2)] = (*(_STRIPE_GREY,) * 3, 255)
+    if stripes and not known.all():
+        rows, columns = (np.arange(n) for n in picture.shape)
+        colours[~known & (np.add.outer(rows, columns) % _STRIPES < 2)] = (*(_STRIPE_GREY,) * 3, 255)
     return _uri("png", imagecodecs.png_encode(colours))
 
 
@@ -77,6 +78,14 @@ def colour_bar(scale: Scale) -> str:
     from matplotlib.colors import to_hex
 
     return ", ".join(to_hex(c) for c in colormaps[scale.colours](np.linspace(0, 1, _BAR_COLOURS)))
+
+
+@cache
+def _table(colours: str) -> NDArray[np.uint8]:
+    """A colour map of 256 colours, red, green, blue and opaque."""
+    from matplotlib import colormaps
+
+    return _bytes(colormaps[colours](np.arange(256)))
 
 
 def _bytes(shares: Any) -> NDArray[np.uint8]:

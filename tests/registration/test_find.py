@@ -8,12 +8,19 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from itkstream.geometry import AffineTransform, Image
+from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.phantoms import PhantomPair
 from itkstream.pipelines import Registration, register
 from itkstream.progress.reporters import LogReporter
-from itkstream.registration.scene import Finding, Nothing, Scene, State
+from itkstream.registration.scene import (
+    Finding,
+    Nothing,
+    Scene,
+    State,
+    judged_by_descriptors,
+)
 from itkstream.registration.steps import (
     Deformable,
     IntensityAffine,
@@ -21,7 +28,6 @@ from itkstream.registration.steps import (
     RansacAffine,
     RegisterSettings,
     Step,
-    intensity,
 )
 from itkstream.workers import Resources
 
@@ -51,6 +57,15 @@ def scene(pair: PhantomPair) -> Scene:
 
 def found(scene: Scene, step: Step, start: AffineTransform | None = None) -> Finding | Nothing:
     return step.find(scene, State(start, 0.0), lambda: pytest.fail("nothing is stored"))
+
+
+def folded(pair: PhantomPair) -> Scene:
+    """A pair whose moving image shows dark what is neither dim nor bright."""
+    bright = pair.moving.read() / np.percentile(pair.moving.read(), 99)
+    voxels = (1000 * (1 + np.cos(7 * np.sqrt(bright)))).astype(np.uint16)
+    other = Image(voxels, pair.moving.grid)
+    levels = (lambda: pair.fixed, lambda: other)
+    return Scene(pair.fixed, other, 20e6, Resources(), LogReporter(), levels)
 
 
 def moved(finding: Finding | Nothing, pair: PhantomPair) -> np.ndarray[Any, Any]:
@@ -124,12 +139,7 @@ class Listener(LogReporter):
 def test_a_deformation_follows_what_suits_the_contrast(
     pair: PhantomPair, rough: AffineTransform, tmp_path: Path, contrast: str
 ) -> None:
-    moving = pair.moving
-    if contrast == "folded":
-        bright = moving.read() / np.percentile(moving.read(), 99)
-        # What is neither dim nor bright is dark.
-        voxels = 1000 * (1 + np.cos(7 * np.sqrt(bright)))
-        moving = Image(voxels.astype(np.uint16), moving.grid)
+    moving = folded(pair).moving if contrast == "folded" else pair.moving
     listener = Listener()
 
     def run(place: str, **parameters: Any) -> Registration:
@@ -148,7 +158,8 @@ def test_a_deformation_follows_what_suits_the_contrast(
     points = pair.fixed.grid.positions()[::6, ::6, ::6]
     same = run("chosen", similarity=wanted)
     np.testing.assert_array_equal(same.transform.apply(points), result.transform.apply(points))
-    assert "contrast_coherence" not in same.facts["steps"][1]
+    # What is given is not chosen, but descriptors are judged.
+    assert ("information_gain_deviations" in same.facts["steps"][1]) == (wanted == "mind")
 
 
 @pytest.mark.parametrize("contrast", ["same", "folded"])
@@ -158,12 +169,7 @@ def test_an_affine_goes_by_what_suits_the_contrast(
     step = IntensityAffine(metric="auto")
     plain = IntensityAffine().find(scene, State(rough, 0.0), lambda: pytest.fail("stored"))
     if contrast == "folded":
-        bright = pair.moving.read() / np.percentile(pair.moving.read(), 99)
-        other = Image(
-            (1000 * (1 + np.cos(7 * np.sqrt(bright)))).astype(np.uint16), pair.moving.grid
-        )
-        levels = (lambda: pair.fixed, lambda: other)
-        scene = Scene(pair.fixed, other, 20e6, Resources(), LogReporter(), levels)
+        scene = folded(pair)
     chosen = found(scene, step, rough)
     assert isinstance(chosen, Finding)
     if contrast == "same":
@@ -185,10 +191,38 @@ def test_an_affine_that_makes_descriptors_less_alike_is_left_out(
     away = rough.matrix.copy()
     away[:3, 3] += 4.0
     off = Finding(AffineTransform(away), whole=True)
-    judged = intensity._judged(scene, State(rough, 0.0), off, rough)
+    judged = judged_by_descriptors(scene, State(rough, 0.0), off)
     assert isinstance(judged, Nothing)
     assert "descriptors" in judged.reason
     assert judged.facts["descriptors_after"] < judged.facts["descriptors_before"]
+
+
+@pytest.mark.parametrize("given", [{"stiffness": 1.0}, {"similarity": "mind"}])
+def test_a_deformation_that_was_given_is_left_out_where_it_follows_chance(
+    given: dict[str, Any],
+) -> None:
+    grid = Grid((56, 56, 56), (1.0, 1.0, 1.0))
+    rng = np.random.default_rng(5)
+    noise = (gaussian_filter(rng.normal(size=grid.shape), 1.2) for _ in range(2))
+    fixed, moving = (Image(image.astype(np.float32), grid) for image in noise)
+    levels = (lambda: fixed, lambda: moving)
+    alone = Scene(fixed, moving, 20e6, Resources(), LogReporter(), levels)
+    left_out = found(alone, Deformable(**given))
+    assert isinstance(left_out, Nothing)
+    assert "chance" in left_out.reason
+
+
+@pytest.mark.parametrize("contrast", ["same", "folded"])
+def test_local_affines_are_judged_by_what_suits_the_contrast(
+    scene: Scene, pair: PhantomPair, rough: AffineTransform, contrast: str
+) -> None:
+    away = rough.matrix.copy()
+    away[:3, 3] += 4.0
+    off = Finding(AffineTransform(away), whole=True)
+    if contrast == "folded":
+        scene = folded(pair)
+    judged = LOCAL._judged(scene, State(rough, 0.0), off)
+    assert isinstance(judged, Nothing) == (contrast == "folded")
 
 
 @pytest.mark.nightly

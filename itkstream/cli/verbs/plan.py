@@ -36,8 +36,8 @@ __all__ = ["config", "plan"]
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Compute N blocks to tell the time of this machine. [default: none; the time is that of the "
-    "machine on which it was measured]",
+    help="Compute N blocks to tell the time of this machine. [default: none; the time is that of "
+    "the machine on which it was measured]",
 )
 @click.option("--config", "config_file", metavar="FILE", help="YAML file of steps and settings.")
 @with_resources

@@ -202,6 +202,8 @@ def _margin(n: int, spacing: float, kernel: SmoothingKernel) -> tuple[int, int]:
 
 
 def _reflected(values: NDArray[np.float32], widths: list[tuple[int, int]]) -> NDArray[np.float32]:
+    if not any(map(any, widths)):
+        return values.copy()
     return np.pad(values, widths, mode="symmetric")
 
 

@@ -22,7 +22,7 @@ from itkstream.estimate.deformation import (
     positions_of,
     prepare_deformation,
 )
-from itkstream.estimate.stiffness import SAMPLED_VOXELS, choose_stiffness
+from itkstream.estimate.stiffness import SAMPLED_VOXELS, Foretold, choose_stiffness, foretell
 from itkstream.geometry import (
     AffineTransform,
     CompositeTransform,
@@ -33,7 +33,12 @@ from itkstream.geometry import (
 )
 from itkstream.geometry.chains import FieldChain
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND, Similarity
+from itkstream.numerics.deformation.settings import (
+    PIPELINE_DEFAULTS,
+    PIPELINE_MIND,
+    DescentSettings,
+    Similarity,
+)
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
 from itkstream.numerics.itk.settings import (
@@ -68,6 +73,10 @@ Where: TypeAlias = Literal["everywhere", "landmarks"]
 _CHANCE = (
     "no deformation foretells parts of the fixed image that were hidden from it better than none "
     "does: what it would follow is chance"
+)
+_CHANCE_BY_MIND = (
+    "the images tell no more of each other after a deformation than before it: what it would "
+    "follow is chance"
 )
 _NO_COUNTERPART = "without_counterpart"
 
@@ -231,12 +240,14 @@ class Deformable(TunedStep):
     def find(self, scene: Scene, state: State, place: Callable[[], Location]) -> Finding | Nothing:
         start = scene.known(state.transform)
         scene, channels = weigh_channels(scene, start)
-        scene, decided, facts = self._look(scene, start)
+        scene, decided, facts, is_chance = self._look(scene, start)
         facts |= channels
-        decided, bent, objection = decided._choose(scene, start)
-        facts |= bent
-        if objection:
-            return Nothing(objection, facts)
+        if decided._trusts_intensities:
+            decided, found = decided._foretell(scene, start)
+            facts, is_chance = facts | found.facts, found.is_chance
+        # Where landmarks pull, images need not: bare tissue foretells nothing.
+        if is_chance and scene.marks is None:
+            return Nothing(_CHANCE if decided._trusts_intensities else _CHANCE_BY_MIND, facts)
         path = place()
         transform = decided._store(scene, state, path)
         grid = FieldChain.of(transform).field.grid
@@ -258,40 +269,54 @@ class Deformable(TunedStep):
             scene, _ = _without_torn(scene, scene.aligned(start).read(), start)
         self.evolve(**decided)._store(scene, state, place())
 
-    def _look(self, scene: Scene, start: Transform) -> tuple[Scene, Self, dict[str, Any]]:
-        """The scene without torn tissue, the step with a similarity that suits it, and facts."""
-        asks = self.method == "lcc" and self.similarity == "auto"
-        facts: dict[str, Any] = {}
-        if not asks and not self._leaves_out:
-            return scene, self, facts
-        aligned = scene.aligned(start).read()
-        if self._leaves_out:
-            scene, facts = _without_torn(scene, aligned, start)
-        if not asks:
-            return scene, self, facts
-        evidence = scene.find_similarity(aligned)
-        return scene, self.evolve(similarity=evidence.similarity), evidence.facts | facts
+    def _look(self, scene: Scene, start: Transform) -> tuple[Scene, Self, dict[str, Any], bool]:
+        """The scene without torn tissue, the step with a similarity that suits it, and facts.
 
-    def _choose(self, scene: Scene, start: Transform) -> tuple[Self, dict[str, Any], str]:
-        """The step with a stiffness that suits the images, facts, and an objection to the step."""
+        And whether what the step would follow by descriptors is chance.
+        """
+        asks = self.method == "lcc" and self.similarity == "auto"
+        asks |= self.similarity == "mind" and self.where == "everywhere"
+        facts: dict[str, Any] = {}
+        if not asks and not self._trusts_intensities:
+            return scene, self, facts, False
+        aligned = scene.aligned(start).read()
+        given: Literal["mind"] | None = "mind" if self.similarity == "mind" else None
+        evidence = scene.find_similarity(aligned, given) if asks else None
+        step = self if evidence is None else self.evolve(similarity=evidence.similarity)
+        # Tissue in another stain looks as if it had no counterpart.
+        if step._trusts_intensities:
+            whole, (scene, facts) = scene, _without_torn(scene, aligned, start)
+            if asks and scene is not whole:
+                evidence = scene.find_similarity(aligned)
+                step = self.evolve(similarity=evidence.similarity)
+        if evidence is None:
+            return scene, step, facts, False
+        return scene, step, evidence.facts | facts, evidence.is_chance
+
+    def _foretell(self, scene: Scene, start: Transform) -> tuple[Self, Foretold]:
+        """The step with a stiffness that suits the images, and what it foretells of them."""
+        known = scene.fixed, scene.moving, start
         if not self._is_open:
-            return self, {}, ""
+            settings = self.settings_for(scene.fixed.spacing)
+            assert isinstance(settings, DescentSettings)
+            return self, foretell(*known, settings, scene.tissue, scene.further)
         settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
-        pair = scene.fixed, scene.moving
-        found = choose_stiffness(*pair, start, settings, scene.tissue, scene.further)
-        # Where landmarks pull, images need not: bare tissue foretells nothing.
-        if found.is_chance and scene.marks is None:
-            return self, found.facts, _CHANCE
+        found = choose_stiffness(*known, settings, scene.tissue, scene.further)
+        assert found.stiffness is not None
         scene.reporter.note(f"stiffness {found.stiffness:g}")
-        return self.evolve(stiffness=found.stiffness), found.facts, ""
+        return self.evolve(stiffness=found.stiffness), found
 
     @property
     def takes_channels(self) -> bool:
         return self.method == "lcc"
 
     @property
-    def _leaves_out(self) -> bool:
-        """Tissue without counterpart may be left out: intensities tell, and all is deformed."""
+    def _trusts_intensities(self) -> bool:
+        """Intensities tell, and all is deformed.
+
+        So tissue without counterpart may be left out, and voxels that are hidden judge the field;
+        descriptors, which see far around a voxel, cannot do without them.
+        """
         return self.method == "lcc" and self.similarity != "mind" and self.where == "everywhere"
 
     @property
@@ -373,10 +398,11 @@ class Deformable(TunedStep):
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = channels * grid.shrink(plan.factors).size * bytes_per_voxel
         samples = 0.0
-        if self._is_open or self._leaves_out:
+        if self._is_open or self._trusts_intensities:
             samples = channels * _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS)
         # The coarse fixed image once more, without what is left out.
-        held = pair.held + (_MASKED_BYTES * pair.coarse[0].size if self._leaves_out else 0.0)
+        masked = _MASKED_BYTES * pair.coarse[0].size if self._trusts_intensities else 0.0
+        held = pair.held + masked
         per_block = channels * largest_block(blocks) * bytes_per_voxel
         return StepPrice(
             self.name,

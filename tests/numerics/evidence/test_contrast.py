@@ -50,6 +50,7 @@ def test_correlation_serves_where_its_signs_agree(contrast, similarity, grid):
     assert (found.information is None) == (similarity == "lcc")
     assert found.facts["similarity"] == similarity
     assert f"{found.coherence:.2f}" in found.reason
+    assert not found.is_chance
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan])
@@ -65,6 +66,15 @@ def test_unrelated_images_leave_correlation():
     fixed, _ = pair("same")
     foreign = texture(GRID.positions(), seed=1).astype(np.float32)
     assert find_similarity(fixed, foreign, np.ones(SHAPE, bool)).similarity == "lcc"
+
+
+def test_what_descriptors_follow_in_unrelated_images_is_chance():
+    fixed, _ = pair("same")
+    foreign = texture(GRID.positions(), seed=1).astype(np.float32)
+    found = find_similarity(fixed, foreign, np.ones(SHAPE, bool), given="mind")
+    assert found.similarity == "mind"
+    assert found.is_chance
+    assert "information_gain_deviations" in found.facts
 
 
 def test_only_tissue_is_asked():
