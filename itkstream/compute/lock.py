@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -178,15 +177,12 @@ def _create(place: Location, holder: _Holder) -> bool:
     draft = target.with_name(f".partial-{holder.token}")
     try:
         draft.write_text(json.dumps(asdict(holder)), encoding="utf-8")
-        os.link(draft, target)
-    except OSError as error:
-        # It is there, or the file system has no hard links.
-        if error.errno in (errno.EEXIST, errno.EPERM, errno.EOPNOTSUPP):
-            return False
-        raise
+        with suppress(OSError):  # it is there, or the file system has no hard links
+            os.link(draft, target)
+            return True
     finally:
         draft.unlink(missing_ok=True)
-    return True
+    return False
 
 
 def _started(pid: int) -> float:

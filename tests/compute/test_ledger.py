@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -52,6 +53,23 @@ def test_one_run_at_a_time(ledger: Ledger) -> None:
     assert still_held(ledger.lock_place, second.token)
     second.sign()
     assert sorted(ledger.place.names()) == ["lock.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS])
+def test_one_run_at_a_time_without_hard_links(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As on FAT disks, for which every system has an error number of its own."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.link", refuse)
+    first = locked(ledger)
+    with pytest.raises(BusyOutputError, match=f"process {os.getpid()} on "):
+        locked(ledger)
+    first.release()
+    assert not list(ledger.place.names())
 
 
 def test_a_lock_dies_with_its_process(ledger: Ledger) -> None:

@@ -436,6 +436,21 @@ def test_folders_change_places_without_an_exchange(
     assert names(tmp_path) == ["old"]
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_folders_change_places_on_other_systems(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no library to ask: on Windows the question itself is an error."""
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr("ctypes.CDLL", None)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    swap_in(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old/which").read_text() == "new"
+    assert names(tmp_path) == ["old"]
+
+
 def test_killed_between_two_renames(tmp_path: Path) -> None:
     """Where the system cannot exchange two folders: the next run finds the new one."""
     values = da.ones(8, chunks=4) * 3

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -110,6 +111,9 @@ def swap_in(new: Path, place: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two folders change names at once; False where the system or the disk cannot."""
+    # Elsewhere there is no such call, and Windows has no library without a name to look for it in.
+    if sys.platform != "linux":
+        return False
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
