@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,10 @@ from scipy import ndimage
 
 from itkstream.numerics.sampling.fields import shrink_field
 
-__all__ = ["BORDER_VOX", "Beyond", "Continuation", "affine_trend", "counting_share"]
+__all__ = ["BORDER_VOX", "Beyond", "Continuation", "affine_trend", "counting_share", "say_of"]
 
 Floats = NDArray[np.float32]
-Smoother = Callable[[Floats], Floats]
+Smoother = Callable[[Any], Any]
 
 Beyond: TypeAlias = Literal["affine", "start"]
 """Guide of a field far from voxels that count: its own affine part, or the field it began as."""
@@ -34,66 +33,76 @@ BORDER_VOX = 16.0
 _LEAST = np.float32(1e-6)
 
 
-def counting_share(image: Floats, stride: tuple[int, ...]) -> Floats | None:
-    """Share of the voxels of each node that count; None where all do, or none."""
-    known = np.isfinite(image)
+def counting_share(image: Any, stride: tuple[int, ...], xp: Any = np) -> Any | None:
+    """Share of the voxels of each node that count; None where all do, or none.
+
+    `xp` is the namespace of the image, as numpy.
+    """
+    known = xp.isfinite(image)
     if known.all() or not known.any():
         return None
-    return np.clip(shrink_field(known[..., None].astype(np.float32), stride)[..., 0], 0, 1)
+    return xp.clip(shrink_field(known[..., None].astype(np.float32), stride, xp)[..., 0], 0, 1)
+
+
+def say_of(share: Floats, spacing: tuple[float, ...], margin: float) -> Floats:
+    """Weigh the nodes for the affine part of a field.
+
+    Nodes have most say in that part where they lie `margin` from any that does not count: beside
+    it, what lies in the place of the tissue draws the field.
+    """
+    apart = ndimage.distance_transform_edt(share > 0.5, sampling=spacing)
+    say = share * np.minimum(apart / margin, 1).astype(np.float32) ** 2
+    return say if say.any() else share
 
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
     """Continuation of a field to where no voxel counts, along `home` or else its own affine part.
 
-    Nodes have most say in that part where they lie `margin` from any that does not count: beside
-    it, what lies in the place of the tissue draws the field. Shapes: `share` (a, b, c), of the
-    voxels that count; `home` (a, b, c, 3).
+    Shapes: `share` (a, b, c), of the voxels that count; `say` (a, b, c), see `say_of`; `home`
+    (a, b, c, 3). All are arrays of the namespace `xp`.
     """
 
-    share: Floats
-    spacing: tuple[float, ...]
-    margin: float
-    home: Floats | None = None
+    share: Any
+    say: Any
+    home: Any | None = None
+    xp: Any = np
 
-    @cached_property
-    def _say(self) -> Floats:
-        apart = ndimage.distance_transform_edt(self.share > 0.5, sampling=self.spacing)
-        say = self.share * np.minimum(apart / self.margin, 1).astype(np.float32) ** 2
-        return say if say.any() else self.share
-
-    def begin(self, u: Floats) -> Floats:
+    def begin(self, u: Any) -> Any:
         """A field that is sound where voxels count, and far from there what it goes on along."""
         if self.home is not None:
             return u
-        trend = affine_trend(u, self._say)
+        trend = self._trend(u)
         return trend + self.share[..., None] * (u - trend)
 
-    def smooth(self, u: Floats, before: Floats, smoother: Smoother) -> Floats:
+    def smooth(self, u: Any, before: Any, smoother: Smoother) -> Any:
         """Smooth a field after a step that led to it from the one before."""
         share = self.share[..., None]
-        trend = affine_trend(u, self._say)
-        weight = np.maximum(smoother(share), _LEAST)
+        trend = self._trend(u)
+        weight = self.xp.maximum(smoother(share), _LEAST)
         sound = trend + smoother(share * (u - trend)) / weight
         along, moved = self.home, u
         if along is None:
             along = trend
-            moved = u + (1 - share) * (trend - affine_trend(before, self._say))
+            moved = u + (1 - share) * (trend - self._trend(before))
         beyond = along + smoother(moved - along)
-        return np.asarray(beyond + share * (sound - beyond), np.float32)
+        return self.xp.asarray(beyond + share * (sound - beyond), np.float32)
+
+    def _trend(self, u: Any) -> Any:
+        return affine_trend(u, self.say, self.xp)
 
 
-def affine_trend(u: Floats, weights: Floats) -> Floats:
-    """The affine field nearest to u, by weights of its nodes.
+def affine_trend(u: Any, weights: Any, xp: Any = np) -> Any:
+    """The affine field nearest to u, by weights of its nodes; both of the namespace `xp`.
 
     Shapes: `u` (a, b, c, 3); `weights` (a, b, c).
     """
-    lines = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in weights.shape]
-    axes = np.meshgrid(*lines, indexing="ij", sparse=True)
-    basis = [np.ones((1, 1, 1)), *axes]
+    lines = [xp.linspace(-1, 1, n) if n > 1 else xp.zeros(1) for n in weights.shape]
+    axes = xp.meshgrid(*lines, indexing="ij", sparse=True)
+    basis = [xp.ones((1, 1, 1)), *axes]
     weighted = [weights * b for b in basis]
     matrix = np.array([[float((w * b).sum()) for b in basis] for w in weighted])
     right = np.array([[float((w * u[..., c]).sum()) for c in range(3)] for w in weighted])
     # Along axes with one node, or all weight in one plane, there is no slope to find.
-    found = np.linalg.pinv(matrix, rcond=1e-6, hermitian=True) @ right
+    found = xp.asarray(np.linalg.pinv(matrix, rcond=1e-6, hermitian=True) @ right)
     return sum(b[..., None] * row for b, row in zip(basis, found, strict=True)).astype(np.float32)

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,30 +35,23 @@ from itkstream.numerics.deformation.continuation import (
     Beyond,
     Continuation,
     counting_share,
+    say_of,
 )
-from itkstream.numerics.deformation.correlation import LocalCorrelation
-from itkstream.numerics.deformation.force import solve_newton, warp_through_nodes
-from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.deformation.kernels import SmoothingKernel
 from itkstream.numerics.deformation.landmarks import (
     LandmarkPull,
     Targets,
     expect_moves,
 )
-from itkstream.numerics.deformation.mind import (
-    ARM_VOX,
-    PATCH_VOX,
-    PatchPairs,
-    SelfSimilarity,
-)
+from itkstream.numerics.deformation.mind import ARM_VOX, PATCH_VOX, PatchPairs
+from itkstream.numerics.deformation.operations import HOST, Array, Likeness, Operations
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     DescentSettings,
     LevelSettings,
 )
 from itkstream.numerics.lift import lift_field, lift_grid, lift_homogeneous, lift_values
-from itkstream.numerics.sampling.fields import compose, resize_field, shrink_field
-from itkstream.numerics.sampling.folds import repair_folds
-from itkstream.numerics.sampling.pyramid import shrink
+from itkstream.numerics.sampling.fields import shrink_field
 
 __all__ = [
     "PIPELINE_DEFAULTS",
@@ -87,18 +80,6 @@ settle: shorter windows take that for the end.
 
 SMALLEST_SHARE = 1 / 8
 """Share of the first step below which it is not shortened any further."""
-
-
-class Likeness(Protocol):
-    """Measure of how alike a fixed image and a warped one are, and the way they grow more so."""
-
-    def compare(self, warped: NDArray[np.float32]) -> float:
-        """Measure it: 1 for the same image, 0 where nothing can be compared."""
-
-    def collect(
-        self, spacing: tuple[float, ...], stride: tuple[int, ...], out: NDArray[np.float32]
-    ) -> None:
-        """Mean force of the voxels of each node, and Gauss-Newton matrix if `out` has room."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +183,7 @@ def descend(
     keep: bool = False,
     beyond: Beyond | None = None,
     others: Sequence[Channel] = (),
+    operations: Operations = HOST,
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
 
@@ -211,15 +193,17 @@ def descend(
     the initial displacement, which the images hold where they show anything. `beyond` says how the
     field goes on where no fixed voxel counts: along its own affine part, or along the initial
     displacement; None leaves these parts to the smoothing. `others` are further channels, which
-    pull as well, by their weights. The map found has a positive Jacobian determinant at every
-    voxel.
+    pull as well, by their weights. `operations` are those of the engine that computes it. The map
+    found has a positive Jacobian determinant at every voxel.
 
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
     diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
     Gauss-Newton step with matrices averaged over a neighbourhood.
     """
-    pair = _pair((Channel(fixed, moving, 1.0), *others), frame)
+    ops = operations
+    pair = _pair((Channel(fixed, moving, 1.0), *others), frame, ops)
     u, nodes = _initial(initial, frame)
+    u = ops.put(u)
     # Held for as long as it is needed only: it is a fifth of a block's memory.
     home = (u, nodes) if keep else None
     targets = None if landmarks is None else Targets.of(landmarks, frame.fixed_grid, frame.affine)
@@ -230,8 +214,8 @@ def descend(
             pull = targets.pull(level.nodes, _finest(level.lattice))
             level = replace(level, pull=pull)
         if home is not None:
-            level = replace(level, home=resize_field(*home, level.nodes))
-        u = resize_field(u, nodes, level.nodes)
+            level = replace(level, home=ops.resize(*home, level.nodes))
+        u = ops.resize(u, nodes, level.nodes)
         nodes = level.nodes
         if beyond is not None:
             level, u = _continuing(level, u, beyond)
@@ -239,14 +223,16 @@ def descend(
         logger.debug("level %d: %s", number, report)
         reports.append(report)
         del level
-    return _finish(u, nodes, frame, settings, tuple(reports))
+    # The images make room for a field of all voxels.
+    del pair
+    return _finish((u, nodes), frame, settings, tuple(reports), ops)
 
 
 def measure_likeness(
     fixed: NDArray[Any], moving: NDArray[Any], frame: Frame, settings: DescentSettings
 ) -> float:
     """Measure how alike two images are after an affine, as the first level of a descent does."""
-    level = _prepare(_pair((Channel(fixed, moving, 1.0),), frame), settings, 0)
+    level = _prepare(_pair((Channel(fixed, moving, 1.0),), frame, HOST), settings, 0)
     still = np.zeros((*level.nodes.shape, 3), np.float32)
     return _compare(level, still, level.room)
 
@@ -259,13 +245,14 @@ class _Pair:
     lattice: Grid
     moving_lattice: Grid
     affine: NDArray[np.float64]
+    ops: Operations
 
 
 @dataclass(frozen=True, eq=False)
 class _Drive:
     """A channel of a level that pulls, and how much it counts."""
 
-    moving: NDArray[np.float32]
+    moving: Array
     likeness: Likeness
     weight: float
 
@@ -274,7 +261,8 @@ class _Drive:
 class _Level:
     """All an iteration needs to know; `fixed` is NaN where no channel counts."""
 
-    fixed: NDArray[np.float32]
+    ops: Operations
+    fixed: Array
     drives: tuple[_Drive, ...]
     index: NDArray[np.float64]
     vector: NDArray[np.float64]
@@ -288,7 +276,7 @@ class _Level:
     settings: DescentSettings
     propose: Proposal | None = None
     pull: LandmarkPull | None = None
-    home: NDArray[np.float32] | None = None
+    home: Array | None = None
     continuation: Continuation | None = None
 
     @cached_property
@@ -301,13 +289,17 @@ class _Level:
         return sum(drive.weight for drive in self.drives)
 
     @property
-    def room(self) -> NDArray[np.float32]:
+    def room(self) -> Array:
         """Room for the warped channels."""
-        return np.empty((len(self.drives), *self.lattice.shape), np.float32)
+        return self.ops.xp.empty((len(self.drives), *self.lattice.shape), np.float32)
 
-    def penalty(self, u: NDArray[np.float32]) -> float:
+    def penalty(self, u: Array) -> float:
         """Squared correlation that the landmarks' misses count for."""
-        return 0.0 if self.pull is None else self.pull.penalty(u)
+        return 0.0 if self.pull is None else self.pull.penalty(self.ops.get(u))
+
+    def smooth(self, field: Array, kernel: SmoothingKernel) -> Array:
+        """Smooth a field on the nodes."""
+        return self.ops.smooth(field, self.nodes.spacing, kernel, self.lattice.spacing)
 
 
 def _lifted(name: str, image: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
@@ -315,11 +307,11 @@ def _lifted(name: str, image: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
     return counting_voxels(name, image, grid.shape).reshape(lift_values(grid.shape, 1))
 
 
-def _pair(channels: Sequence[Channel], frame: Frame) -> _Pair:
+def _pair(channels: Sequence[Channel], frame: Frame, ops: Operations) -> _Pair:
     lifted = tuple(
         Channel(
-            _lifted("fixed", channel.fixed, frame.fixed_grid),
-            _lifted("moving", channel.moving, frame.moving_grid),
+            ops.put(_lifted("fixed", channel.fixed, frame.fixed_grid)),
+            ops.put(_lifted("moving", channel.moving, frame.moving_grid)),
             channel.weight,
         )
         for channel in channels
@@ -329,7 +321,7 @@ def _pair(channels: Sequence[Channel], frame: Frame) -> _Pair:
         @ lift_homogeneous(frame.affine)
         @ _placement(frame.fixed_grid)
     )
-    return _Pair(lifted, lift_grid(frame.fixed_grid), lift_grid(frame.moving_grid), affine)
+    return _Pair(lifted, lift_grid(frame.fixed_grid), lift_grid(frame.moving_grid), affine, ops)
 
 
 def _finest(grid: Grid) -> float:
@@ -348,20 +340,20 @@ def _placement(grid: Grid) -> NDArray[np.float64]:
 def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     s = settings.level(number)
     factors = _factors(s.shrink_factor, pair.lattice, settings.isotropic)
-    drives, shown = [], []
+    ops, drives, shown = pair.ops, [], []
     for channel in pair.channels:
-        fixed, lattice = shrink(channel.fixed, pair.lattice, factors, s.smooth_sigma)
-        moving, moving_lattice = shrink(
+        fixed, lattice = ops.shrink(channel.fixed, pair.lattice, factors, s.smooth_sigma)
+        moving, moving_lattice = ops.shrink(
             channel.moving, pair.moving_lattice, _moving_factors(pair, factors), s.smooth_sigma
         )
-        several = len(pair.channels) > 1
-        likeness = _likeness(fixed, moving, lattice, settings, s.cc_radius, several)
+        likeness = _likeness(pair, (fixed, moving), lattice, settings, s.cc_radius)
         drives.append(_Drive(moving, likeness, channel.weight))
         shown.append(fixed)
     matrix = moving_lattice.inverse_matrix @ pair.affine
     step = (settings.step or _finest(pair.lattice)) * s.shrink_factor
     return _Level(
-        fixed=_any_channel(shown),
+        ops=ops,
+        fixed=_any_channel(shown, ops.xp),
         drives=tuple(drives),
         index=np.ascontiguousarray((matrix @ lattice.matrix)[:3]),
         vector=np.ascontiguousarray(matrix[:3, :3]),
@@ -376,28 +368,24 @@ def _prepare(pair: _Pair, settings: DescentSettings, number: int) -> _Level:
     )
 
 
-def _any_channel(channels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _any_channel(channels: Sequence[Array], xp: Any) -> Array:
     """An image that is NaN where all are."""
     first, *others = channels
     for other in others:
-        first = np.where(np.isfinite(first), first, other)
+        first = xp.where(xp.isfinite(first), first, other)
     return first
 
 
 def _likeness(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    lattice: Grid,
-    settings: DescentSettings,
-    radius: int,
-    several: bool,
+    pair: _Pair, images: tuple[Array, Array], lattice: Grid, settings: DescentSettings, radius: int
 ) -> Likeness:
-    """The measure that the settings name, for the images of a level."""
+    """The measure that the settings name, for a channel of a level."""
     window = _window(radius, lattice) if settings.isotropic else (radius,) * 3
     if settings.similarity == "mind":
         steps, patch = (_factors(n, lattice, settings.isotropic) for n in (ARM_VOX, PATCH_VOX))
-        return SelfSimilarity(fixed, moving, PatchPairs.along(lattice.shape, steps, patch), window)
-    return LocalCorrelation(fixed, moving, window, several)
+        pairs = PatchPairs.along(lattice.shape, steps, patch)
+        return pair.ops.self_similarity(*images, pairs, window)
+    return pair.ops.correlation(*images, window, len(pair.channels) > 1)
 
 
 def _factors(factor: int, grid: Grid, even: bool) -> tuple[int, ...]:
@@ -450,9 +438,7 @@ def _initial(
     )
 
 
-def _descend_level(
-    level: _Level, u: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], LevelReport]:
+def _descend_level(level: _Level, u: Array) -> tuple[Array, LevelReport]:
     warped = level.room
     correlations: list[float] = []
     history: list[float] = []
@@ -471,24 +457,23 @@ def _descend_level(
     return best, LevelReport(level.factor, correlations[0], after, len(history) - 1, stopped)
 
 
-def _continuing(
-    level: _Level, u: NDArray[np.float32], beyond: Beyond
-) -> tuple[_Level, NDArray[np.float32]]:
+def _continuing(level: _Level, u: Array, beyond: Beyond) -> tuple[_Level, Array]:
     """The level and its start, continued to where no fixed voxel counts."""
-    share = counting_share(level.fixed, level.stride)
+    share = counting_share(level.fixed, level.stride, level.ops.xp)
     if share is None:
         return level, u
     margin = BORDER_VOX * _finest(level.lattice) / level.factor
     home = u if beyond == "start" else None
-    continuation = Continuation(share, level.nodes.spacing, margin, home)
+    say = level.ops.put(say_of(level.ops.get(share), level.nodes.spacing, margin))
+    continuation = Continuation(share, say, home, level.ops.xp)
     return replace(level, continuation=continuation), continuation.begin(u)
 
 
-def _compare(level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32]) -> float:
+def _compare(level: _Level, u: Array, warped: Array) -> float:
     """Warp the moving channels, in place, and measure how alike the images are."""
     alike = 0.0
     for drive, out in zip(level.drives, warped, strict=True):
-        warp_through_nodes(drive.moving, level.index, level.vector, u, level.stride, out)
+        level.ops.warp(drive.moving, (level.index, level.vector), u, level.stride, out)
         alike += drive.weight * drive.likeness.compare(out)
     return alike / level.weight
 
@@ -501,12 +486,10 @@ def _trend(history: list[float], level: _Level) -> float:
     return (sum(history[-window:]) - sum(history[-2 * window : -window])) / window**2
 
 
-def _reason(
-    correlations: list[float], trend: float, level: _Level, warped: NDArray[np.float32]
-) -> str:
+def _reason(correlations: list[float], trend: float, level: _Level, warped: Array) -> str:
     """Why to stop here; empty to go on."""
     if correlations[-1] == 0:
-        overlap = bool(np.isfinite(warped).any())
+        overlap = bool(level.ops.xp.isfinite(warped).any())
         if not overlap or level.pull is None:
             return "no texture" if overlap else "no overlap"
     if len(correlations) > level.iterations:
@@ -516,52 +499,61 @@ def _reason(
     return "converged" if settled else ""
 
 
-def _advance(
-    level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32], share: float
-) -> NDArray[np.float32]:
+def _advance(level: _Level, u: Array, warped: Array, share: float) -> Array:
     """One step: the small field acts first, then u; then u is smoothed.
 
     A share of a step comes with the same share of smoothing: the balance of both is kept.
     """
-    nodes, lattice = level.nodes, level.lattice.spacing
     small = _small_step(level, u, warped, share)
     kernel = replace(level.field_kernel, d=level.field_kernel.d * share)
-    smoother = partial(smooth_field, spacing=nodes.spacing, kernel=kernel, lattice_spacing=lattice)
+    smoother = partial(level.smooth, kernel=kernel)
+    moved = level.ops.compose(small, u, level.nodes)
     if level.continuation is not None:
-        return level.continuation.smooth(compose(small, u, nodes), u, smoother)
-    u = compose(small, u, nodes)
-    trend = _affine_part(u)
-    u -= trend
-    u = smoother(u)
-    u += trend
-    return u
+        return level.continuation.smooth(moved, u, smoother)
+    trend = _affine_part(moved, level.ops.xp)
+    moved -= trend
+    moved = smoother(moved)
+    moved += trend
+    return moved
 
 
-def _small_step(
-    level: _Level, u: NDArray[np.float32], warped: NDArray[np.float32], share: float
-) -> NDArray[np.float32]:
+def _small_step(level: _Level, u: Array, warped: Array, share: float) -> Array:
     """The smoothed field by which an iteration goes ahead, at the nodes."""
-    nodes, lattice, step = level.nodes, level.lattice.spacing, level.step * share
-    newton = level.settings.update == "newton"
+    step, xp = level.step * share, level.ops.xp
     if level.propose is not None:
-        moves = shrink_field(level.propose(level.fixed, warped[0], level.lattice), level.stride)
+        moves = _proposed(level, level.propose, warped)
         moves *= np.float32(share)
-        return _bounded(smooth_field(moves, nodes.spacing, level.gradient_kernel, lattice), step)
+        return _bounded(level.smooth(moves, level.gradient_kernel), step, xp)
+    newton = level.settings.update == "newton"
     force = _smooth_force(_collected(level, 9 if newton else 3), level)
     if level.home is not None:
         expect_moves(force, level.home - u)
     if level.pull is not None:
-        level.pull.add(force, u)
-    return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step)
+        force = _pulled(level, level.pull, force, u)
+    return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step, xp)
 
 
-def _collected(level: _Level, components: int) -> NDArray[np.float32]:
+def _proposed(level: _Level, propose: Proposal, warped: Array) -> Array:
+    """The step that another engine proposes, at the nodes."""
+    get = level.ops.get
+    moves = propose(get(level.fixed), get(warped[0]), level.lattice)
+    return level.ops.put(shrink_field(moves, level.stride))
+
+
+def _pulled(level: _Level, pull: LandmarkPull, force: Array, u: Array) -> Array:
+    """Forces and matrices with those of the landmarks, which are few."""
+    drawn = level.ops.get(force)
+    pull.add(drawn, level.ops.get(u))
+    return level.ops.put(drawn)
+
+
+def _collected(level: _Level, components: int) -> Array:
     """Forces at the nodes, and matrices where there is room for them: the channels' mean."""
     spacing, shape = level.lattice.spacing, (*level.nodes.shape, components)
-    force = np.empty(shape, np.float32)
+    force = level.ops.xp.empty(shape, np.float32)
     level.drives[0].likeness.collect(spacing, level.stride, force)
     for drive in level.drives[1:]:
-        further = np.empty(shape, np.float32)
+        further = level.ops.xp.empty(shape, np.float32)
         drive.likeness.collect(spacing, level.stride, further)
         force += np.float32(drive.weight) * further
     if len(level.drives) > 1:
@@ -569,66 +561,67 @@ def _collected(level: _Level, components: int) -> NDArray[np.float32]:
     return force
 
 
-def _smooth_force(force: NDArray[np.float32], level: _Level) -> NDArray[np.float32]:
-    kernel, spacings = level.gradient_kernel, (level.nodes.spacing, level.lattice.spacing)
+def _smooth_force(force: Array, level: _Level) -> Array:
+    kernel = level.gradient_kernel
     if kernel.b == 0 or force.shape[-1] == 3:
-        return smooth_field(force, spacings[0], kernel, spacings[1])
+        return level.smooth(force, kernel)
     # The grad-div term couples the components of a vector; a matrix's elements have none.
-    apart = smooth_field(force[..., 3:], spacings[0], replace(kernel, b=0.0), spacings[1])
-    vector = smooth_field(force[..., :3], spacings[0], kernel, spacings[1])
-    return np.concatenate([vector, apart], axis=-1)
+    apart = level.smooth(force[..., 3:], replace(kernel, b=0.0))
+    return level.ops.xp.concatenate([level.smooth(force[..., :3], kernel), apart], axis=-1)
 
 
-def _affine_part(u: NDArray[np.float32]) -> NDArray[np.float32]:
+def _affine_part(u: Array, xp: Any) -> Array:
     """The affine field nearest to u.
 
     Smoothing by reflection flattens a field towards the borders; an affine needs no smoothing.
     """
-    trend = np.zeros(u.shape, np.float32)
+    trend = xp.zeros(u.shape, np.float32)
     trend += u.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
     for axis in range(3):
         x = np.arange(u.shape[axis]) - (u.shape[axis] - 1) / 2
+        along = xp.asarray(x)
         profile = u.mean(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64)
-        slope = x @ profile / max(x @ x, 1.0)
-        trend += np.expand_dims(np.outer(x, slope), tuple({0, 1, 2} - {axis})).astype(np.float32)
+        slope = along @ profile / max(x @ x, 1.0)
+        trend += xp.expand_dims(xp.outer(along, slope), tuple({0, 1, 2} - {axis})).astype(
+            np.float32
+        )
     return trend
 
 
-def _scaled_gradient(force: NDArray[np.float32], step: float) -> NDArray[np.float32]:
-    longest = math.sqrt(float(np.einsum("...c,...c->...", force, force).max()))
+def _scaled_gradient(force: Array, step: float, xp: Any) -> Array:
+    longest = math.sqrt(float(xp.einsum("...c,...c->...", force, force).max()))
     force *= np.float32(step / longest if longest > 0 else 0.0)
     return force
 
 
-def _bounded_newton(level: _Level, normal: NDArray[np.float32], step: float) -> NDArray[np.float32]:
-    finest = _finest(level.lattice)
-    small = np.empty((*normal.shape[:-1], 3), np.float32)
-    solve_newton(normal, level.settings.damping / finest**2, small)
-    return _bounded(small, step)
+def _bounded_newton(level: _Level, normal: Array, step: float) -> Array:
+    damping = level.settings.damping / _finest(level.lattice) ** 2
+    return _bounded(level.ops.solve(normal, damping), step, level.ops.xp)
 
 
-def _bounded(small: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+def _bounded(small: Array, step: float, xp: Any) -> Array:
     """Vectors longer than the step, cut to its length, in place."""
-    length = np.sqrt(np.einsum("...c,...c->...", small, small))
-    small *= (step / np.maximum(length, step))[..., None]
+    length = xp.sqrt(xp.einsum("...c,...c->...", small, small))
+    small *= (step / xp.maximum(length, step))[..., None]
     return small
 
 
 def _finish(
-    u: NDArray[np.float32],
-    nodes: Grid,
+    found: tuple[Array, Grid],
     frame: Frame,
     settings: DescentSettings,
     reports: tuple[LevelReport, ...],
+    ops: Operations,
 ) -> Descent:
     """To the fixed grid and its physical axes, without folds."""
     n = frame.fixed_grid.ndim
-    field = resize_field(u, nodes, lift_grid(frame.fixed_grid))
+    field = ops.resize(*found, lift_grid(frame.fixed_grid))
     field = field.reshape((*frame.fixed_grid.shape, 3))[..., 3 - n :]
     direction = np.asarray(frame.fixed_grid.direction, np.float32)
     if not np.array_equal(direction, np.eye(n)):
-        field = field @ direction.T
-    repair = repair_folds(np.ascontiguousarray(field), frame.fixed_grid, settings.minimum_jacobian)
+        field = field @ ops.put(direction).T
+    field = ops.xp.ascontiguousarray(field)
+    repair = ops.repair(field, frame.fixed_grid, settings.minimum_jacobian)
     if repair.folded_after:
         logger.warning("%d voxels stay folded after repair", repair.folded_after)
     return Descent(repair.displacement, reports, repair.folded_before)

@@ -44,22 +44,22 @@ def resize_field(field: Field, from_grid: Grid, to_grid: Grid) -> NDArray[np.flo
     return sample_field(field, index, to_grid.shape)
 
 
-def shrink_field(field: Field, factors: tuple[int, ...]) -> NDArray[np.float32]:
+def shrink_field(field: Any, factors: tuple[int, ...], xp: Any = np) -> Any:
     """Average the vectors of a field in groups of voxels.
 
     A group that sticks out at the end is completed by linear extrapolation, so that its mean is
-    the vector at the group's centre.
+    the vector at the group's centre. `xp` is the namespace of the field, as numpy.
 
     Shapes: `field` shape + (n,); returns ceil(shape / factors) + (n,).
     """
-    means = np.asarray(field, np.float32)
+    means = xp.asarray(field, np.float32)
     for axis, factor in enumerate(factors):
         lack = -means.shape[axis] % factor
         if lack:
             long = means.shape[axis] > lack
             mode = {"mode": "reflect", "reflect_type": "odd"} if long else {"mode": "edge"}
             width = [(0, lack if k == axis else 0) for k in range(means.ndim)]
-            means = np.pad(means, width, **mode)  # type: ignore[call-overload]
+            means = xp.pad(means, width, **mode)
         groups = (*means.shape[:axis], -1, factor, *means.shape[axis + 1 :])
         means = means.reshape(groups).mean(axis=axis + 1, dtype=np.float32)
     return means

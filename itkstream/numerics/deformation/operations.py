@@ -1,0 +1,188 @@
+"""The array operations of a descent: what differs from one engine to another, and nothing else.
+
+`descend` decides; an engine holds the arrays, where it computes with them, and does what is heavy.
+All arrays of a descent come from one engine: those of `HostOperations` are numpy's, on the
+processors, by the compiled functions of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.geometry import Grid
+from itkstream.numerics.deformation.correlation import LocalCorrelation
+from itkstream.numerics.deformation.force import solve_newton, warp_through_nodes
+from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.deformation.mind import PatchPairs, SelfSimilarity
+from itkstream.numerics.sampling.fields import compose, resize_field
+from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
+from itkstream.numerics.sampling.pyramid import shrink
+
+__all__ = ["HOST", "Array", "HostOperations", "Likeness", "Operations"]
+
+Array: TypeAlias = Any
+"""An array of an engine: numpy's, or one that takes the same arithmetic."""
+
+
+class Likeness(Protocol):
+    """Measure of how alike a fixed image and a warped one are, and the way they grow more so."""
+
+    def compare(self, warped: Array) -> float:
+        """Measure it: 1 for the same image, 0 where nothing can be compared."""
+
+    def collect(self, spacing: tuple[float, ...], stride: tuple[int, ...], out: Array) -> None:
+        """Mean force of the voxels of each node, and Gauss-Newton matrix if `out` has room."""
+
+
+class Operations(Protocol):
+    """Operations of an engine for a descent, on float32 arrays of three axes and fields of vectors.
+
+    Shapes: images (x, y, z); fields (a, b, c, 3); normal matrices (a, b, c, 9).
+    """
+
+    @property
+    def xp(self) -> Any:
+        """The namespace of the engine's arrays, as numpy."""
+
+    def put(self, array: NDArray[Any]) -> Array:
+        """An array of the engine with these values."""
+
+    def get(self, array: Array) -> NDArray[Any]:
+        """The values of an array of the engine."""
+
+    def shrink(
+        self, image: Array, grid: Grid, factors: Sequence[int], sigma: float
+    ) -> tuple[Array, Grid]:
+        """Smooth an image and average its voxels in groups, as `pyramid.shrink` does."""
+
+    def resize(self, field: Array, from_grid: Grid, to_grid: Grid) -> Array:
+        """Sample a field on another lattice in the same space."""
+
+    def correlation(
+        self, fixed: Array, moving: Array, radius: tuple[int, ...], beside_others: bool
+    ) -> Likeness:
+        """The squared local correlation of two images, see `LocalCorrelation`."""
+
+    def self_similarity(
+        self, fixed: Array, moving: Array, pairs: PatchPairs, radius: tuple[int, ...]
+    ) -> Likeness:
+        """The likeness of two images' descriptors, see `SelfSimilarity`."""
+
+    def warp(
+        self,
+        moving: Array,
+        maps: tuple[NDArray[np.float64], NDArray[np.float64]],
+        nodes: Array,
+        stride: tuple[int, ...],
+        out: Array,
+    ) -> None:
+        """Sample an image through a field on nodes, see `warp_through_nodes`."""
+
+    def smooth(
+        self,
+        field: Array,
+        spacing: tuple[float, ...],
+        kernel: SmoothingKernel,
+        lattice_spacing: tuple[float, ...],
+    ) -> Array:
+        """Smooth a field, see `smooth_field`."""
+
+    def solve(self, normal: Array, damping: float) -> Array:
+        """Solve ``(H + damping) v = g`` at each node; a field."""
+
+    def compose(self, first: Array, second: Array, grid: Grid) -> Array:
+        """The displacement of the first field followed by the second."""
+
+    def repair(self, field: Array, grid: Grid, minimum: float) -> FoldRepair:
+        """Smooth a field where it folds, see `repair_folds`; what comes back is numpy's."""
+
+
+class HostOperations:
+    """The operations of the processors, on numpy arrays."""
+
+    xp = np
+
+    def put(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array itself."""
+        return array
+
+    def get(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array itself."""
+        return array
+
+    def shrink(
+        self, image: NDArray[np.float32], grid: Grid, factors: Sequence[int], sigma: float
+    ) -> tuple[NDArray[np.float32], Grid]:
+        """As `Operations.shrink`."""
+        return shrink(image, grid, factors, sigma)
+
+    def resize(
+        self, field: NDArray[np.float32], from_grid: Grid, to_grid: Grid
+    ) -> NDArray[np.float32]:
+        """As `Operations.resize`."""
+        return resize_field(field, from_grid, to_grid)
+
+    def correlation(
+        self,
+        fixed: NDArray[np.float32],
+        moving: NDArray[np.float32],
+        radius: tuple[int, ...],
+        beside_others: bool,
+    ) -> Likeness:
+        """As `Operations.correlation`."""
+        return LocalCorrelation(fixed, moving, radius, beside_others)
+
+    def self_similarity(
+        self,
+        fixed: NDArray[np.float32],
+        moving: NDArray[np.float32],
+        pairs: PatchPairs,
+        radius: tuple[int, ...],
+    ) -> Likeness:
+        """As `Operations.self_similarity`."""
+        return SelfSimilarity(fixed, moving, pairs, radius)
+
+    def warp(
+        self,
+        moving: NDArray[np.float32],
+        maps: tuple[NDArray[np.float64], NDArray[np.float64]],
+        nodes: NDArray[np.float32],
+        stride: tuple[int, ...],
+        out: NDArray[np.float32],
+    ) -> None:
+        """As `Operations.warp`."""
+        warp_through_nodes(moving, *maps, nodes, stride, out)
+
+    def smooth(
+        self,
+        field: NDArray[np.float32],
+        spacing: tuple[float, ...],
+        kernel: SmoothingKernel,
+        lattice_spacing: tuple[float, ...],
+    ) -> NDArray[np.float32]:
+        """As `Operations.smooth`."""
+        return smooth_field(field, spacing, kernel, lattice_spacing)
+
+    def solve(self, normal: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
+        """As `Operations.solve`."""
+        small = np.empty((*normal.shape[:-1], 3), np.float32)
+        solve_newton(normal, damping, small)
+        return small
+
+    def compose(
+        self, first: NDArray[np.float32], second: NDArray[np.float32], grid: Grid
+    ) -> NDArray[np.float32]:
+        """As `Operations.compose`."""
+        return compose(first, second, grid)
+
+    def repair(self, field: NDArray[np.float32], grid: Grid, minimum: float) -> FoldRepair:
+        """As `Operations.repair`."""
+        return repair_folds(field, grid, minimum)
+
+
+HOST = HostOperations()
+"""The engine of a descent that is told no other."""
