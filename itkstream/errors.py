@@ -16,6 +16,7 @@ __all__ = [
     "BlockErrors",
     "BlockFailure",
     "BusyOutputError",
+    "DeviceError",
     "ExistingOutputError",
     "InputError",
     "InterruptedRunError",
@@ -257,6 +258,10 @@ class BlockErrors(ItkstreamError, RuntimeError):
         if further > 0:
             lines.append(f"  and {further} more")
         return "\n".join([*lines, *filter(None, [self.advice])])
+
+
+class DeviceError(ItkstreamError, RuntimeError):
+    """A GPU stopped working: it was lost, or does not go with the software."""
 
 
 class InterruptedRunError(KeyboardInterrupt):

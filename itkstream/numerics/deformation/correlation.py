@@ -31,6 +31,7 @@ __all__ = [
     "correlation_residual",
     "local_correlation",
     "mean_local_correlation",
+    "window_codes",
 ]
 
 LEAST_FILLED = 0.1
@@ -76,7 +77,7 @@ def local_correlation(
     """
     images = _pair(a, b)
     window = _window(radius, images[0].ndim)
-    code = _codes(ValueRange.of(images[0]), ValueRange.of(images[1]), window, images[0].shape)
+    code = window_codes(ValueRange.of(images[0]), ValueRange.of(images[1]), window, images[0].shape)
     out = np.empty(lift_values(images[0].shape, 1))
     first, second = (image.reshape(out.shape) for image in images)
     over_slabs(lambda i, j: _quality(first, second, code, window, out, i, j), out.shape[0])
@@ -119,7 +120,7 @@ def correlation_residual(
     """
     shape = images[0].shape
     window = _window(radius, 3)
-    code = _codes(*ranges, window, shape)
+    code = window_codes(*ranges, window, shape)
     totals = np.zeros((shape[0], 2))
     over_slabs(
         lambda i, j: _residual(
@@ -194,7 +195,7 @@ def _window(radius: int | Sequence[int], ndim: int) -> NDArray[np.int64]:
     return window
 
 
-def _codes(
+def window_codes(
     first: ValueRange, second: ValueRange, window: NDArray[np.int64], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Offset and scale of both images, and the least count of a window."""

@@ -31,7 +31,7 @@ from scipy import fft
 from itkstream.errors import InputError
 from itkstream.numerics.threads import get_threads, over_slabs
 
-__all__ = ["SmoothingKernel", "smooth_field"]
+__all__ = ["SmoothingKernel", "smooth_field", "squared_waves"]
 
 REACH = 6.0
 """Decay lengths of the kernel that padding covers: exp(-6) is 0.25 %."""
@@ -115,10 +115,7 @@ def _smooth_cosine(
     """Component by component, so that the transforms need little memory."""
     shape = vectors.shape[:-1]
     padded = tuple(fft.next_fast_len(n, real=True) for n in shape)
-    waves = [
-        _squares(np.pi * np.arange(n) / (n * h), s).astype(np.float32)
-        for n, h, s in zip(padded, spacing, steps, strict=True)
-    ]
+    waves = [squared_waves(n, h, s) for n, h, s in zip(padded, spacing, steps, strict=True)]
     waves = [np.zeros(1, np.float32)] * (3 - len(waves)) + waves
     out = np.zeros_like(vectors)
     # Nothing is to be smoothed along the depth of a plane, nor of what points that way.
@@ -187,6 +184,12 @@ def _project(
     for k, spectrum in zip(components, spectra, strict=True):
         spectrum *= across
         spectrum += k.astype(np.float32) * divergence
+
+
+def squared_waves(n: int, spacing: float, step: float) -> NDArray[np.float32]:
+    """|k|^2 of the cosines on n nodes of a spacing, by differences over a step."""
+    omega = np.asarray(np.pi * np.arange(n) / (n * spacing), np.float64)
+    return _squares(omega, step).astype(np.float32)
 
 
 def _squares(omega: NDArray[np.float64], step: float) -> NDArray[np.float64]:

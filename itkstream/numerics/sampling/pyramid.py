@@ -14,7 +14,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["shrink"]
+__all__ = ["filters", "shrink"]
 
 REACH = 3.5
 """Standard deviations at which the Gaussian is cut: 5e-4 of its weight lies beyond."""
@@ -33,9 +33,8 @@ def shrink(
 
     Shapes: `array` grid.shape.
     """
-    groups, deviations = _checked(array, grid, factors, sigmas_um)
+    groups, taps = filters(array, grid, factors, sigmas_um)
     image = np.ascontiguousarray(array, np.float32)
-    taps = [_taps(f, s / h) for f, s, h in zip(groups, deviations, grid.spacing, strict=True)]
     if all(len(t) == 1 for t in taps):
         return image, grid
     holes = ~np.isfinite(image)
@@ -47,8 +46,20 @@ def shrink(
         return np.where(present >= 0.5, image / present, np.float32(np.nan)), grid.shrink(groups)
 
 
+def filters(
+    array: Any,
+    grid: Grid,
+    factors: int | Sequence[int],
+    sigmas_um: float | Sequence[float],
+) -> tuple[list[int], list[NDArray[np.float32]]]:
+    """Voxels per group and axis, and the weights of the voxels around its first one."""
+    groups, deviations = _checked(array, grid, factors, sigmas_um)
+    spans = zip(groups, deviations, grid.spacing, strict=True)
+    return groups, [_taps(factor, sigma / spacing) for factor, sigma, spacing in spans]
+
+
 def _checked(
-    array: NDArray[Any],
+    array: Any,
     grid: Grid,
     factors: int | Sequence[int],
     sigmas_um: float | Sequence[float],

@@ -1,0 +1,122 @@
+"""A GPU as arrays and kernels: what the operations need of CuPy, which is imported here alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from importlib.resources import files
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import DeviceError
+
+__all__ = ["KERNELS", "Backend", "CupyBackend", "block_shape", "find_backend"]
+
+KERNELS = "kernels.cu"
+"""The file of the kernels, beside this one."""
+
+
+class Backend(Protocol):
+    """Arrays that lie on a device, and kernels that work on them.
+
+    What does not fit raises `MemoryError`; what a device that is gone raises is in `lost`.
+    """
+
+    xp: Any
+    name: str
+    lost: tuple[type[Exception], ...]
+
+    def put(self, array: NDArray[Any]) -> Any:
+        """An array of the device with these values."""
+
+    def get(self, array: Any) -> NDArray[Any]:
+        """The values of an array of the device."""
+
+    def launch(self, kernel: str, size: tuple[int, ...], *arguments: Any) -> None:
+        """Run a kernel with so many threads, the fastest axis first.
+
+        Arguments are contiguous arrays of the device, whole numbers as int and others as double.
+        """
+
+    def free_bytes(self) -> int:
+        """Memory that arrays may still take."""
+
+    def release(self) -> None:
+        """Give back what freed arrays held."""
+
+
+class CupyBackend:
+    """The current device of CuPy."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.xp: Any = cupy
+        self.lost: tuple[type[Exception], ...] = (
+            cupy.cuda.runtime.CUDARuntimeError,
+            cupy.cuda.driver.CUDADriverError,
+        )
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        self.name: str = properties["name"].decode()
+        source = files(__package__).joinpath(KERNELS).read_text(encoding="utf-8")
+        self._module = cupy.RawModule(code=source, options=("--std=c++17",))
+
+    def put(self, array: NDArray[Any]) -> Any:
+        """As `Backend.put`."""
+        return self.xp.asarray(np.ascontiguousarray(array))
+
+    def get(self, array: Any) -> NDArray[Any]:
+        """As `Backend.get`."""
+        return np.asarray(self.xp.asnumpy(array))
+
+    def launch(self, kernel: str, size: tuple[int, ...], *arguments: Any) -> None:
+        """As `Backend.launch`."""
+        block = block_shape(size)
+        grid = tuple(-(-n // b) for n, b in zip(size, block, strict=True))
+        self._module.get_function(kernel)(grid, block, tuple(map(_as_argument, arguments)))
+
+    def free_bytes(self) -> int:
+        """As `Backend.free_bytes`."""
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        return int(free + self.xp.get_default_memory_pool().free_bytes())
+
+    def release(self) -> None:
+        """As `Backend.release`."""
+        self.xp.get_default_memory_pool().free_all_blocks()
+
+
+def block_shape(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Threads of a block: neighbours in memory together, 256 in all."""
+    return (32, 8, 1)[: len(size)] if len(size) > 1 else (256,)
+
+
+@cache
+def find_backend() -> Backend | None:
+    """The GPU of this process; None without CuPy or without a device.
+
+    Raises `DeviceError` where both are there and do not work together.
+    """
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    import cupy
+
+    try:
+        if not cupy.cuda.runtime.getDeviceCount():
+            return None
+        return CupyBackend()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if "NoDevice" in str(error) or "InsufficientDriver" in str(error):
+            return None
+        raise DeviceError(f"CuPy cannot use the GPU: {error}") from error
+
+
+def _as_argument(value: Any) -> Any:
+    if isinstance(value, float):
+        return np.float64(value)
+    if isinstance(value, (bool, int)):
+        if not -(2**31) <= value < 2**31:
+            raise OverflowError(f"kernels count by 32 bits; got {value}")
+        return np.int32(value)
+    return value

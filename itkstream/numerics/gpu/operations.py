@@ -1,0 +1,166 @@
+"""The operations of a descent on a GPU: arrays stay there from the first level to the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itkstream.errors import InputError
+from itkstream.geometry import Grid
+from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.deformation.mind import PatchPairs
+from itkstream.numerics.deformation.operations import Likeness
+from itkstream.numerics.gpu.backend import Backend
+from itkstream.numerics.gpu.correlation import DeviceCorrelation
+from itkstream.numerics.gpu.smoothing import smooth_cosine
+from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
+from itkstream.numerics.sampling.pyramid import filters
+
+__all__ = ["DeviceOperations"]
+
+
+class DeviceOperations:
+    """As `itkstream.numerics.deformation.operations.Operations`, on a device."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.xp = backend.xp
+
+    def put(self, array: NDArray[Any]) -> Any:
+        """Send an array to the device."""
+        return self.backend.put(array)
+
+    def get(self, array: Any) -> NDArray[Any]:
+        """Fetch an array from the device."""
+        return self.backend.get(array)
+
+    def shrink(
+        self, image: Any, grid: Grid, factors: Sequence[int], sigma: float
+    ) -> tuple[Any, Grid]:
+        """As `pyramid.shrink`; voxels without a value are left out of every average."""
+        xp = self.xp
+        groups, taps = filters(image, grid, factors, sigma)
+        if all(len(t) == 1 for t in taps):
+            return image, grid
+        present = xp.isfinite(image)
+        if present.all():
+            return self._filter(image, groups, taps), grid.shrink(groups)
+        shares = self._filter(present.astype(np.float32), groups, taps)
+        sums = self._filter(xp.where(present, image, np.float32(0)), groups, taps)
+        means = sums / xp.maximum(shares, np.float32(1e-6))
+        return xp.where(shares >= 0.5, means, np.float32(np.nan)), grid.shrink(groups)
+
+    def resize(self, field: Any, from_grid: Grid, to_grid: Grid) -> Any:
+        """As `fields.resize_field`."""
+        out = self.xp.empty((*to_grid.shape, 3), np.float32)
+        index = (from_grid.inverse_matrix @ to_grid.matrix)[:3]
+        shape = to_grid.shape
+        maps = self._maps(index, np.zeros((3, 3)))
+        source = self.xp.ascontiguousarray(field)
+        self.backend.launch(
+            "resize_field", shape[::-1], source, *field.shape[:3], maps, out, *shape
+        )
+        return out
+
+    def correlation(
+        self, fixed: Any, moving: Any, radius: tuple[int, ...], beside_others: bool
+    ) -> Likeness:
+        """As `Operations.correlation`."""
+        return DeviceCorrelation(self.backend, (fixed, moving), radius, beside_others)
+
+    def self_similarity(
+        self, fixed: Any, moving: Any, pairs: PatchPairs, radius: tuple[int, ...]
+    ) -> Likeness:
+        """Refuse it: descriptors are compared on the processors only."""
+        raise InputError(
+            "self-similarity (similarity='mind') is computed on the processors: choose "
+            "engine='cpu' or 'auto'"
+        )
+
+    def warp(
+        self,
+        moving: Any,
+        maps: tuple[NDArray[np.float64], NDArray[np.float64]],
+        nodes: Any,
+        stride: tuple[int, ...],
+        out: Any,
+    ) -> None:
+        """As `force.warp_through_nodes`."""
+        self.backend.launch(
+            "warp_nodes",
+            out.shape[::-1],
+            *(moving, *moving.shape, self._maps(*maps), nodes, *nodes.shape[:3]),
+            *(*map(int, stride), out, *out.shape),
+        )
+
+    def smooth(
+        self,
+        field: Any,
+        spacing: tuple[float, ...],
+        kernel: SmoothingKernel,
+        lattice_spacing: tuple[float, ...],
+    ) -> Any:
+        """As `kernels.smooth_field`; the grad-div term is left to the processors."""
+        if kernel.is_identity:
+            return field.copy()
+        if kernel.b:
+            return self.put(smooth_field(self.get(field), spacing, kernel, lattice_spacing))
+        return smooth_cosine(field, spacing, kernel, lattice_spacing, self.xp)
+
+    def solve(self, normal: Any, damping: float) -> Any:
+        """As `force.solve_newton`."""
+        small = self.xp.empty((*normal.shape[:3], 3), np.float32)
+        nodes = math.prod(normal.shape[:3])
+        self.backend.launch("solve_newton", (nodes,), normal, nodes, float(damping), small)
+        return small
+
+    def compose(self, first: Any, second: Any, grid: Grid) -> Any:
+        """As `fields.compose`."""
+        out = self.xp.empty(first.shape, np.float32)
+        maps = self._maps(np.zeros((3, 4)), grid.inverse_matrix[:3, :3])
+        shape = grid.shape
+        self.backend.launch("compose_fields", shape[::-1], first, second, *shape, maps, out)
+        return out
+
+    def repair(self, field: Any, grid: Grid, minimum: float) -> FoldRepair:
+        """As `folds.repair_folds`: folds are sought here, and repaired on the processors."""
+        if grid.ndim == 3 and self._is_sound(field, grid, minimum):
+            return FoldRepair(self.get(field), 0, 0, 0)
+        return repair_folds(self.get(field), grid, minimum)
+
+    def _is_sound(self, field: Any, grid: Grid, minimum: float) -> bool:
+        """Whether no voxel folds, nor has a NaN."""
+        out = self.xp.empty(grid.shape, np.float32)
+        to_index = self.put(np.ascontiguousarray(grid.inverse_matrix[:3, :3]))
+        shape = grid.shape
+        self.backend.launch("determinants", shape[::-1], field, *shape, to_index, out)
+        return bool((out > minimum).all())
+
+    def _maps(self, index: NDArray[np.float64], vector: NDArray[np.float64]) -> Any:
+        """The maps of indices and vectors as kernels take them."""
+        return self.put(np.concatenate([index.ravel(), vector.ravel()]).astype(np.float64))
+
+    def _filter(
+        self, image: Any, groups: Sequence[int], taps: Sequence[NDArray[np.float32]]
+    ) -> Any:
+        """Convolve axis by axis and keep one sample per group."""
+        for axis, (factor, weights) in enumerate(zip(groups, taps, strict=True)):
+            if len(weights) == 1:
+                continue
+            shape = image.shape
+            kept = (*shape[:axis], -(-shape[axis] // factor), *shape[axis + 1 :])
+            out = self.xp.empty(kept, np.float32)
+            lines = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+            reach = (len(weights) - factor) // 2
+            self.backend.launch(
+                "filter_axis",
+                (math.prod(kept),),
+                *(image, *lines, kept[axis], self.put(weights)),
+                *(len(weights), factor, reach, out),
+            )
+            image = out
+        return image
