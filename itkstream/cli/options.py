@@ -55,6 +55,12 @@ RESOURCE_OPTIONS: dict[str, tuple[str, Any, str, str]] = {
     "project": ("project", str, "NAME", "Which project is charged for the jobs."),
     "min_workers": ("min-workers", _COUNT, "N", "Workers to hold. [default: 1 job]"),
     "max_workers": ("max-workers", _COUNT, "N", "Workers to ask for. [default: 4 jobs]"),
+    "engine": (
+        "engine",
+        click.Choice(["cpu", "gpu", "auto"]),
+        "cpu|gpu|auto",
+        "What computes deformations; auto takes a GPU where there is one. [default: cpu]",
+    ),
 }
 """Fields of `Resources`: the option of each, its type, its placeholder, its help."""
 

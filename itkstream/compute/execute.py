@@ -25,6 +25,7 @@ from itkstream.io.storage.attributes import is_zarr_array
 from itkstream.io.storage.chunk_files import location_of
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import written_codecs
+from itkstream.numerics.gpu.engine import Engine, using_engine
 from itkstream.numerics.threads import using_threads
 from itkstream.workers import Resources, connected
 
@@ -50,6 +51,7 @@ def execute(
     walltime: str | None = None,
     queue: str | None = None,
     project: str | None = None,
+    engine: Engine | None = None,
     overwrite: bool = False,
     chunks: Sequence[int] | None = None,
     progress: Progress | None = None,
@@ -81,6 +83,8 @@ def execute(
         Where the workers are: 'local', 'slurm', 'lsf' and others, a scheduler's address.
     memory, walltime, queue, project : optional
         What each job asks for. Without jobs nobody is charged: `project` has no effect then.
+    engine : {'cpu', 'gpu', 'auto'}, optional
+        What computes deformations, see `itkstream.workers.Resources`.
     overwrite : bool
         Replace a Zarr array that is at `write_path`; nothing else is ever replaced. A complete one
         stays until the new one is, which is written beside it. An unfinished run of the same
@@ -136,6 +140,7 @@ def execute(
         project=project,
         min_workers=min_workers,
         max_workers=max_workers,
+        engine=engine,
     )
     if write_path is None:
         return compute(array, resources, progress)
@@ -280,7 +285,7 @@ def run(
     `InterruptedRunError`.
     """
     resources, blocks = resources or Resources(), Blocks(array)
-    with terminable(), sink.opened(blocks) as work:
+    with terminable(), using_engine(resources.engine), sink.opened(blocks) as work:
         tally = Tally(blocks, progress or _report_nothing, len(blocks) - len(work.missing))
         if work.missing:
             with work.recording() as record, _interruptible(tally, sink.continued):

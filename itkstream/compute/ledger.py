@@ -35,7 +35,7 @@ class Header:
 
     `fingerprint` is of inputs, parameters, code and layout, `total` counts blocks. Before the empty
     array is `ready`, whatever is beside the notes is left over; `finished` means that all blocks
-    were done once.
+    were done once. `engine` computed what is there; several are joined by a plus.
     """
 
     fingerprint: str
@@ -43,6 +43,7 @@ class Header:
     ready: bool = False
     finished: bool = False
     version: str = ""
+    engine: str = "cpu"
 
 
 class Ledger:

@@ -24,7 +24,7 @@ from itkstream.compute.ledger import Header, Ledger
 from itkstream.compute.lock import Lock, still_held
 from itkstream.compute.progress import Blocks
 from itkstream.compute.sinks import Work
-from itkstream.errors import BlockFailure, ExistingOutputError, OutputError
+from itkstream.errors import BlockFailure, ExistingOutputError, InputError, OutputError
 from itkstream.io.storage.chunk_files import (
     ChunkFiles,
     Region,
@@ -36,6 +36,7 @@ from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_store, check_store_name
+from itkstream.numerics.gpu.engine import engine_said
 
 __all__ = ["BlockSink", "Output"]
 
@@ -172,7 +173,12 @@ def _begin(blocks: Blocks, output: Output, lock: Lock) -> Work:
     ledger, files = Ledger(output.location), output.files()
     with writing_to(output.location):
         fingerprint = output.fingerprint(blocks.array)
-        wanted = Header(fingerprint, len(blocks), version=version("itkstream"))
+        wanted = Header(
+            fingerprint,
+            len(blocks),
+            version=version("itkstream"),
+            engine=_engine_of(ledger.header(), fingerprint, output.location),
+        )
         header = _prepare(ledger, output, wanted)
     kept = _verify(ledger, files, blocks)
     return Work(
@@ -182,6 +188,20 @@ def _begin(blocks: Blocks, output: Output, lock: Lock) -> Work:
         recording=partial(_recording, ledger, lock, kept),
         finish=partial(_finish, ledger, header),
     )
+
+
+def _engine_of(found: Header | None, fingerprint: str, location: Location) -> str:
+    """The engine of a run, with that of the run it continues; another must have been asked for."""
+    said = engine_said()
+    engine = said or "cpu"
+    if found is None or found.fingerprint != fingerprint or found.engine == engine:
+        return engine
+    if said is None:
+        raise InputError(
+            f"{location} was begun with engine={found.engine!r}, whose results differ in their "
+            "last digits: say which engine is to go on, such as engine='cpu'"
+        )
+    return "+".join(dict.fromkeys([*found.engine.split("+"), engine]))
 
 
 @contextmanager
@@ -259,10 +279,15 @@ def _prepare(ledger: Ledger, output: Output, wanted: Header) -> Header:
         header = replace(wanted, ready=True)
         if not same:
             ledger.begin(header)
+        elif found is not None and found.engine != wanted.engine:
+            ledger.note(header)
         return header
     replaced = found is not None and found.finished and output.overwrite
     if same and found is not None and found.ready and not replaced and _opens(output.location):
-        return found
+        continued = replace(found, engine=wanted.engine)
+        if continued != found:
+            ledger.note(continued)
+        return continued
     # Noted first: a run killed from here on leaves a place that is known to be its own.
     ledger.begin(wanted)
     for name in output.location.names():

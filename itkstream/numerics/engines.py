@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, ChannelPair, Image, Landmarks, Transform
 from itkstream.numerics.deformation.continuation import Beyond
-from itkstream.numerics.deformation.descent import Channel, Descent, Frame, LevelReport, descend
+from itkstream.numerics.deformation.descent import Channel, Descent, Frame, LevelReport
 from itkstream.numerics.deformation.settings import DescentSettings
+from itkstream.numerics.gpu.dispatch import descend_on_engine
 from itkstream.numerics.itk.bspline import descend_bspline
 from itkstream.numerics.itk.demons import descend_demons
 from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings
@@ -28,7 +29,7 @@ __all__ = ["BARREN", "DeformEstimate", "deform_block"]
 
 # The settings say which engine they are for.
 _ENGINES: dict[type[DeformSettings], Callable[..., Descent]] = {
-    DescentSettings: descend,
+    DescentSettings: descend_on_engine,
     DemonsSettings: descend_demons,
     BsplineSettings: descend_bspline,
 }

@@ -24,6 +24,8 @@ from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.geometry.shown.html import card
 from itkstream.io.storage.stored import kept_times
 from itkstream.numerics.compiled import is_compiled
+from itkstream.numerics.gpu.backend import find_backend
+from itkstream.numerics.gpu.engine import largest_block
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
 from itkstream.progress.reporters import Part
@@ -75,6 +77,8 @@ class Plan:
         Bytes each process may have.
     rates : mapping
         Seconds per voxel of each kind of work; those of `RATES` where none were measured here.
+    device_memory : float
+        Bytes a GPU may have for a block, where one was asked for; infinite where none is needed.
 
     Examples
     --------
@@ -91,6 +95,7 @@ class Plan:
     threads: int
     memory: float
     rates: Mapping[str, float] = field(default_factory=lambda: RATES)
+    device_memory: float = float("inf")
 
     def __repr__(self) -> str:
         fits = "fits" if self.fits else "does not fit"
@@ -160,8 +165,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether no process needs more than it may have."""
-        return self.peak_memory <= self.memory
+        """Whether no process, and no GPU, needs more than it may have."""
+        return self.peak_memory <= self.memory and self.fits_device
+
+    @property
+    def fits_device(self) -> bool:
+        """Whether no block needs more of a GPU than that has."""
+        return self._device <= self.device_memory
+
+    @property
+    def _device(self) -> int:
+        """Bytes that the largest block takes of a GPU."""
+        return int(max(price.device for price in self.prices))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -178,9 +193,10 @@ class Plan:
             }
             for price in self.prices
         ]
+        device = {} if self.device_memory == float("inf") else {"device_memory": self._device}
         sums = {"memory": int(self.peak_memory), "disk": int(self.disk), "seconds": self.seconds}
         crew = {"workers": self.workers, "threads": self.threads, "fits": self.fits}
-        return {"steps": steps, **sums, **crew}
+        return {"steps": steps, **sums, **device, **crew}
 
     def memory_of(self, price: StepPrice) -> float:
         """Find the peak memory of a process in one step.
@@ -296,12 +312,26 @@ class Plan:
         """
         if self.fits:
             return self
+        if not self.fits_device:
+            raise PlanError(self._device_refusal())
         worst = max(self.prices, key=self.memory_of)
         raise PlanError(
             f"the step {worst.name} ({worst.blocks} blocks of {worst.blocksize} voxels, "
             f"{self.threads} at a time) would need {format_bytes(int(self.memory_of(worst)))} in "
             f"one process, which may have {format_bytes(int(self.memory))}; it would fit with "
             f"{self.fitted().choices()}"
+        )
+
+    def _device_refusal(self) -> str:
+        """Say what a block would take of the GPU, and which would fit."""
+        worst = max(self.prices, key=lambda price: price.device)
+        side = largest_block(self.device_memory, self.pair.fixed.ndim, self.pair.channels)
+        return (
+            f"a block of the step {worst.name} ({worst.blocksize} voxels and its overlap) would "
+            f"need {format_bytes(int(worst.device))} on the GPU, which has "
+            f"{format_bytes(int(self.device_memory))}: blocks of {side} voxels an axis fit with "
+            "their overlap, an eighth of the blocksize on either side; an image of at most "
+            f"coarse_voxels={self.settings.coarse_voxels:g} is one block"
         )
 
     def choices(self) -> str:
@@ -353,7 +383,8 @@ def plan_steps(
     else:
         workers = resources.max_workers or resources.n_workers or resources.min_workers or 1
         threads = resources.threads_per_worker or 1
-    return Plan(pair, tuple(steps), workers, threads, _memory(resources, workers))
+    memory, device = _memory(resources, workers), _device_memory(resources)
+    return Plan(pair, tuple(steps), workers, threads, memory, device_memory=device)
 
 
 def price_steps(pair: Pair, steps: Sequence[Step]) -> tuple[StepPrice, ...]:
@@ -386,6 +417,12 @@ def _memory(resources: Resources, workers: int) -> float:
     if resources.memory is not None:
         return float(parse_bytes(resources.memory)) / (resources.processes or 1)
     return float("inf")
+
+
+def _device_memory(resources: Resources) -> float:
+    """Bytes that the GPU of this machine has free, where it must take the blocks."""
+    backend = find_backend() if resources.engine == "gpu" and resources.cluster == "local" else None
+    return float("inf") if backend is None else float(backend.free_bytes())
 
 
 def _choices(plan: Plan) -> Iterator[Plan]:

@@ -27,6 +27,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
+from itkstream.numerics.gpu.engine import using_engine
 from itkstream.progress.reporters import Reporter
 from itkstream.registration.advice.advice import advise_briefly
 from itkstream.registration.channels import CHANNELS, name_pairs
@@ -146,7 +147,7 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
         reporter.note(note)
     if moving_unit != unit:
         reporter.note(_UNITS_DIFFER.format(unit=unit, moving=moving_unit))
-    with folder.locked():
+    with folder.locked(), using_engine(request.resources.engine):
         with ExitStack() as stack:
             # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(request.resources, reporter.note)))

@@ -17,6 +17,7 @@ from dask.utils import parse_bytes
 from distributed import Client, SubprocessCluster, WorkerPlugin
 
 from itkstream.errors import InputError
+from itkstream.numerics.gpu.engine import Engine, set_engine
 from itkstream.numerics.threads import get_threads, processors, set_threads
 from itkstream.workers.batch_systems import find_batch_system
 from itkstream.workers.dask_internals import (
@@ -24,7 +25,7 @@ from itkstream.workers.dask_internals import (
     nanny_process_ids,
     scheduler_has_ended,
 )
-from itkstream.workers.environment import thread_variables
+from itkstream.workers.environment import worker_variables
 from itkstream.workers.jobs import job_client
 from itkstream.workers.processes import LocalNanny, end_with_parent
 from itkstream.workers.replacement import Replacing
@@ -113,7 +114,7 @@ def session(resources: Resources, tell: Callable[[str], None] = _log) -> Iterato
         if client is None:
             yield resources
         else:
-            yield Resources(cluster=client, config=resolved.for_dask)
+            yield Resources(cluster=client, config=resolved.for_dask, engine=resolved.engine)
 
 
 @contextmanager
@@ -135,7 +136,7 @@ def _workers(resources: Resources, tell: Callable[[str], None]) -> Any:
         resources.require_commands()
         return job_client(resources, resources.batch_system, tell)
     if resources.cluster != "local":
-        return _running_workers(resources.cluster, tell)
+        return _running_workers(resources, tell)
     _hint(tell)
     if resources.local_workers is None:
         return nullcontext()
@@ -168,7 +169,7 @@ def _local_workers(
     options = {
         "dashboard": False,  # the scheduler's shows all workers
         "memory_limit": _memory_limit(resources),
-        "env": thread_variables(_kernel_threads(resources, workers)),
+        "env": worker_variables(_kernel_threads(resources, workers), resources.engine),
         "config": {name: dask.config.get(name) for name in sections},
     }
     cluster = SubprocessCluster(
@@ -221,10 +222,11 @@ def _memory_limit(resources: Resources) -> str | int | float:
 
 
 @contextmanager
-def _running_workers(cluster: Any, tell: Callable[[str], None]) -> Iterator[Client]:
+def _running_workers(resources: Resources, tell: Callable[[str], None]) -> Iterator[Client]:
     """Workers of somebody else, who keeps them."""
+    cluster, engine = resources.cluster, resources.engine
     if isinstance(cluster, Client):
-        with nullcontext() if cluster in _fitted else _fit_threads(cluster):
+        with nullcontext() if cluster in _fitted else _fit_workers(cluster, engine):
             yield cluster
         return
     address = cluster if isinstance(cluster, str) else cluster.scheduler_address
@@ -234,24 +236,27 @@ def _running_workers(cluster: Any, tell: Callable[[str], None]) -> Iterator[Clie
         raise InputError(
             f"no scheduler answers at {address}: check the address, and that it runs"
         ) from error
-    with client, _fit_threads(client):
+    with client, _fit_workers(client, engine):
         tell(f"{len(client.nthreads())} workers at {address}; dashboard: {client.dashboard_link}")
         yield client
 
 
 @contextmanager
-def _fit_threads(client: Client) -> Iterator[None]:
-    """Share the cores of each host between the blocks its workers compute at a time."""
+def _fit_workers(client: Client, engine: Engine | None) -> Iterator[None]:
+    """Share the cores of each host between the blocks its workers compute at a time.
+
+    The engine is theirs as long, where one was said.
+    """
     _check_package(client)
     busy: Counter[str] = Counter()
     for address, threads in client.nthreads().items():
         busy[get_address_host(address)] += threads
-    client.register_plugin(_FitThreads(busy))
+    client.register_plugin(_FitWorker(busy, engine))
     try:
         yield
     finally:
         if client.status == "running":
-            client.unregister_worker_plugin(_FitThreads.name)
+            client.unregister_worker_plugin(_FitWorker.name)
 
 
 def _check_package(client: Client) -> None:
@@ -270,8 +275,10 @@ def _check_package(client: Client) -> None:
             logger.warning("the worker at %s has itkstream %s", address, found)
 
 
-class _FitThreads(WorkerPlugin):
+class _FitWorker(WorkerPlugin):
     """Sets a worker's threads as long as it is registered, unless its environment says how many.
+
+    Its engine is set as long, too.
 
     Workers may be threads of one process, so only the last one to go restores what was before.
     """
@@ -279,10 +286,13 @@ class _FitThreads(WorkerPlugin):
     name = "itkstream-threads"
     _before: ClassVar[list[int]] = []
 
-    def __init__(self, busy: Mapping[str, int]) -> None:
+    def __init__(self, busy: Mapping[str, int], engine: Engine | None) -> None:
         self._busy = busy
+        self._engine = engine
 
     def setup(self, worker: Any) -> None:
+        if self._engine is not None:
+            set_engine(self._engine)
         if "ITKSTREAM_THREADS" in os.environ:
             return
         self._before.append(get_threads())
@@ -290,5 +300,7 @@ class _FitThreads(WorkerPlugin):
         set_threads(processors() // blocks)
 
     def teardown(self, worker: Any) -> None:
+        if self._engine is not None:
+            set_engine(None)
         if self._before:
             set_threads(self._before.pop())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MEMORY_VARIABLES", "configuration_variables", "thread_variables"]
+from itkstream.numerics.gpu.engine import ENGINE_VARIABLE, Engine
+
+__all__ = ["MEMORY_VARIABLES", "configuration_variables", "worker_variables"]
 
 _THREADS = (
     "ITKSTREAM_THREADS",
@@ -28,9 +30,10 @@ of a block's time. It is kept in two places, not in one for each thread, which g
 """
 
 
-def thread_variables(threads: int) -> dict[str, str]:
-    """Environment variables by which libraries start so many threads for each block."""
-    return dict.fromkeys(_THREADS, str(threads))
+def worker_variables(threads: int, engine: Engine | None) -> dict[str, str]:
+    """Environment variables for so many threads for each block, and the engine that was said."""
+    said = {} if engine is None else {ENGINE_VARIABLE: str(engine)}
+    return dict.fromkeys(_THREADS, str(threads)) | said
 
 
 def configuration_variables(config: Mapping[str, Any], prefix: str = "DASK") -> dict[str, str]:

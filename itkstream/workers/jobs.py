@@ -20,7 +20,7 @@ from itkstream.workers.batch_systems import SYSTEMS, BatchSystem, clock, seconds
 from itkstream.workers.environment import (
     MEMORY_VARIABLES,
     configuration_variables,
-    thread_variables,
+    worker_variables,
 )
 from itkstream.workers.options import jobqueue_class
 from itkstream.workers.replacement import ReplacingJobs, hand_in
@@ -202,7 +202,7 @@ def _worker_arguments(resources: Resources, system: BatchSystem, cores: int) -> 
 
 
 def _exports(resources: Resources, threads: int) -> list[str]:
-    variables = thread_variables(threads) | MEMORY_VARIABLES
+    variables = worker_variables(threads, resources.engine) | MEMORY_VARIABLES
     # A job's log has a line a block, with its seconds.
     variables["DASK_LOGGING__ITKSTREAM"] = "info"
     variables |= configuration_variables(resources.for_dask)

@@ -16,6 +16,7 @@ from dask.utils import parse_bytes
 from distributed import Client
 
 from itkstream.errors import InputError, unknown_name
+from itkstream.numerics.gpu.engine import Engine, check_engine
 from itkstream.numerics.threads import processors
 from itkstream.workers.batch_systems import SYSTEMS, BatchSystem, seconds_of
 from itkstream.workers.dask_internals import MEMORY_LIMIT
@@ -35,6 +36,8 @@ _COUNTS = (
 # What a worker keeps of dask's profiler grows by some 70 kB a second for an hour.
 _FOR_DASK: dict[str, Any] = {"distributed.worker.profile.enabled": False}
 _FOR_JOBS = ("walltime", "queue", "project")
+# What may be said of workers that run already.
+_FOR_ALL = ("cluster", "config", "engine")
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,17 @@ class Resources:
     min_workers, max_workers : int, optional
         Worker processes to hold, and to ask for while there is work; default 1 job and 4 jobs.
         On this machine `max_workers`, else `min_workers`, are started.
+    engine : {'cpu', 'gpu', 'auto'}, optional
+        What computes the deformations of method 'lcc'. 'cpu' (default): the processors. 'gpu': an
+        NVIDIA GPU, through CuPy (``pip install 'itkstream[gpu]'``), one block at a time in each
+        worker. 'auto': a GPU where CuPy and a device are there and have room for the block, and the
+        log says so. A block that finds no room on the GPU is computed by the processors.
 
     Raises
     ------
     InputError
-        For values out of range, contradictory ones, and a cluster that is not known.
+        For values out of range, contradictory ones, a cluster that is not known, and a GPU that
+        this machine does not have.
 
     Examples
     --------
@@ -98,9 +107,11 @@ class Resources:
     project: str | None = None
     min_workers: int | None = None
     max_workers: int | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         _check_values(self)
+        check_engine(self.engine, here=self.cluster == "local")
         if self.resolved() is not self:
             return
         split_config(self.config, self.batch_system)
@@ -110,7 +121,7 @@ class Resources:
             _refuse(self, _FOR_JOBS, "is for batch systems: choose one as cluster, such as 'slurm'")
         else:
             _check_existing(self.cluster)
-            own = [f.name for f in fields(self) if f.name not in ("cluster", "config")]
+            own = [f.name for f in fields(self) if f.name not in _FOR_ALL]
             _refuse(self, own, "cannot be chosen for workers that run already")
 
     @property

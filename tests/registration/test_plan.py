@@ -207,3 +207,17 @@ def test_a_block_of_every_method_takes_what_it_is_priced(method, shape):
     taken = float(told.stdout)
     # Beside the block there are blended ones; as for whole runs, prices are upper bounds.
     assert taken < price < 1.6 * taken
+
+
+def test_a_block_too_large_for_the_gpu_is_refused_with_what_fits():
+    image = Image(Unreadable(), Grid(Unreadable.shape, (1.0, 1.0, 1.0)))
+    made = plan(image, image, steps=[Deformable(blocksize=256)])
+    assert "device_memory" not in made.facts
+    price = next(p for p in made.prices if p.device)
+    roomy = replace(made, device_memory=price.device)
+    assert roomy.fits
+    assert roomy.facts["device_memory"] == price.device
+    with pytest.raises(PlanError, match=r"GPU.*blocks of 54 voxels an axis"):
+        replace(made, device_memory=60.0 * 55**3).require_fit()
+    small = plan(image, image, steps=[Deformable(blocksize=128)])
+    assert small.prices[1].device < price.device

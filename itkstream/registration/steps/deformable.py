@@ -41,6 +41,7 @@ from itkstream.numerics.deformation.settings import (
 )
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
+from itkstream.numerics.gpu.engine import device_bytes
 from itkstream.numerics.itk.settings import (
     BsplineSettings,
     DeformSettings,
@@ -415,7 +416,14 @@ class Deformable(TunedStep):
             work=channels * work_of(blocks),
             kind="deform",
             seconds=_CHOOSING_SECONDS if self._is_open else 0.0,
+            device=self._device_bytes(largest_block(blocks), channels),
         )
+
+    def _device_bytes(self, voxels: float, channels: int) -> float:
+        """Memory of a block on a GPU, where one computes it."""
+        if self.method != "lcc" or self.similarity == "mind":
+            return 0.0
+        return device_bytes(voxels, voxels, channels)
 
     def field_grid(self, pair: Pair) -> Grid:
         grid, voxels = pair.fixed, self._coarse_voxels(pair.settings.coarse_voxels)

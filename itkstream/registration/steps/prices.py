@@ -155,6 +155,7 @@ class StepPrice:
     keeps; `disk` of the results before compression, which seldom grows them. `work` counts the
     voxels computed, overlaps included, at the rate of their `kind` (of `RATES`; '' for none), and
     `seconds` what it takes beside them. Its `title` is that on the screen, its name if empty.
+    `device` are the bytes that a block takes on a GPU, 0 where the step uses none.
     """
 
     name: str
@@ -169,6 +170,7 @@ class StepPrice:
     kind: str = ""
     seconds: float = 0.0
     title: str = ""
+    device: float = 0.0
 
 
 def price_compiling() -> StepPrice:

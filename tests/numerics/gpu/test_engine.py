@@ -1,0 +1,210 @@
+"""The choice of an engine: by request only, and never a run that fails for want of memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from emulated import EmulatedBackend, needs_compiler
+
+from itkstream.compute.execute import execute
+from itkstream.compute.ledger import Ledger
+from itkstream.errors import BlockErrors, DeviceError, InputError
+from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.io.storage.locations import Location
+from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
+from itkstream.numerics.engines import DeformEstimate, deform_block
+from itkstream.numerics.gpu import backend as backends
+from itkstream.numerics.gpu import dispatch, engine
+from itkstream.numerics.gpu.engine import (
+    BYTES_PER_VOXEL,
+    device_bytes,
+    engine_said,
+    largest_block,
+    using_engine,
+)
+from itkstream.workers import Resources
+
+GRID = Grid((18, 20, 16), (1.0, 1.0, 1.0))
+
+
+def deform(settings: Any = PIPELINE_DEFAULTS) -> DeformEstimate:
+    fixed = np.random.default_rng(0).normal(size=GRID.shape).astype(np.float32)
+    moving = np.roll(fixed, 1, axis=0)
+    images = Image(fixed, GRID), Image(moving, GRID)
+    return deform_block(*images, AffineTransform(np.eye(4)), settings.for_voxels(GRID.spacing))
+
+
+def bits(found: DeformEstimate) -> bytes:
+    assert found.displacement is not None
+    return found.displacement.tobytes()
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Make a device, or None, the one that is found."""
+
+    def change(device: Any) -> None:
+        for module in (backends, dispatch, engine):
+            monkeypatch.setattr(module, "find_backend", lambda: device)
+
+    return change
+
+
+# dask looks for CuPy by itself, and does without.
+_NO_CUPY = """
+import traceback, os
+said = os.environ.get("SAID", "nobody")
+if any("numerics" in frame.filename for frame in traceback.extract_stack()):
+    raise SystemExit("CuPy was imported by " + said)
+raise ImportError
+"""
+
+
+def test_nothing_looks_for_a_gpu_unless_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "cupy.py").write_text(_NO_CUPY, encoding="utf-8")
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import itkstream, itkstream.cli.app, itkstream.pipelines\n"
+        "from itkstream.workers import Resources\n"
+        "from test_engine import deform\n"
+        "assert deform() and Resources() and Resources(engine='cpu')\n"
+        "import os; os.environ['SAID'] = 'who asked'\n"
+        "Resources(engine='gpu')"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # The last line does look for it.
+    assert (run.returncode, run.stderr.strip()) == (1, "CuPy was imported by who asked")
+
+
+def test_without_a_gpu_auto_changes_no_bit(use: Callable[[Any], None]) -> None:
+    use(None)
+    expected = bits(deform())
+    with using_engine("auto"):
+        assert bits(deform()) == expected
+
+
+def test_without_a_gpu_to_ask_for_one_is_refused(use: Callable[[Any], None]) -> None:
+    use(None)
+    with pytest.raises(InputError, match=r"pip install 'itkstream\[gpu\]'"):
+        Resources(engine="gpu")
+    with pytest.raises(InputError, match="engine"):
+        Resources(engine="tpu")  # type: ignore[arg-type]
+    with using_engine("gpu"), pytest.raises(DeviceError, match="no GPU"):
+        deform()
+
+
+@needs_compiler
+@pytest.mark.parametrize("said", ["gpu", "auto"])
+def test_a_block_goes_to_the_gpu(
+    said: Any, use: Callable[[Any], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, device = deform(), EmulatedBackend()
+    use(device)
+    with using_engine(said), caplog.at_level(logging.INFO):
+        found = deform()
+    assert "correlate" in device.launched
+    assert device.name in caplog.text
+    assert found.displacement is not None
+    np.testing.assert_allclose(found.displacement, expected.displacement, atol=1e-3)
+    assert engine_said() is None
+
+
+def test_self_similarity_stays_on_the_processors(use: Callable[[Any], None]) -> None:
+    use(EmulatedBackend())
+    expected = bits(deform(PIPELINE_MIND))
+    with using_engine("gpu"):
+        assert bits(deform(PIPELINE_MIND)) == expected
+
+
+class _Failing(EmulatedBackend):
+    """Fails at its first kernel."""
+
+    lost = (ConnectionError,)
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def launch(self, kernel: str, size: tuple[int, ...], *arguments: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "device", [EmulatedBackend(memory=1000), _Failing(MemoryError("out of memory"))]
+)
+def test_without_room_the_processors_go_on_with_a_warning(
+    device: EmulatedBackend, use: Callable[[Any], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = bits(deform())
+    use(device)
+    with using_engine("gpu"):
+        assert bits(deform()) == expected
+    assert "the processors compute it" in caplog.text
+
+
+def test_a_lost_device_is_a_failed_block_with_its_reason(use: Callable[[Any], None]) -> None:
+    use(_Failing(ConnectionError("unspecified launch failure")))
+    blocks = da.from_array(np.zeros((2, 2)), chunks=(1, 2)).map_blocks(
+        lambda block: block + bool(deform()), meta=np.zeros((0, 0))
+    )
+    with pytest.raises(BlockErrors) as caught:
+        execute(blocks, engine="gpu")
+    assert len(caught.value.failures) == 2
+    assert "was lost: unspecified launch failure" in caught.value.failures[0].reason
+
+
+def test_another_engine_goes_on_only_where_it_is_said(tmp_path: Path) -> None:
+    broken = {1}
+
+    def double(block: np.ndarray, block_id: tuple[int, ...] = ()) -> np.ndarray:
+        if block_id[0] in broken:
+            raise ValueError("no tissue")
+        return block * 2
+
+    values = da.from_array(np.arange(6.0), chunks=2)
+    lazy = values.map_blocks(double, dtype=float, meta=np.zeros(0), name="doubled")
+    path = tmp_path / "out.zarr"
+    with pytest.raises(BlockErrors):
+        execute(lazy, path, engine="auto")
+    broken.clear()
+    with pytest.raises(InputError, match="begun with engine='auto'"):
+        execute(lazy, path)
+    written = execute(lazy, path, engine="cpu")
+    np.testing.assert_array_equal(written[:], np.arange(6.0) * 2)
+    header = Ledger(Location.parse(path)).header()
+    assert header is not None
+    assert (header.engine, header.finished) == ("auto+cpu", True)
+
+
+def test_workers_are_told_the_engine(use: Callable[[Any], None]) -> None:
+    values = da.from_array(np.zeros(2), chunks=1)
+
+    def name(block: np.ndarray) -> np.ndarray:
+        return block + (engine_said() == "auto")
+
+    lazy = values.map_blocks(name, dtype=float, meta=np.zeros(0))
+    assert np.asarray(execute(lazy, engine="auto", n_workers=1)).all()
+    assert not np.asarray(execute(lazy)).any()
+
+
+def test_the_largest_block_fits_and_the_next_does_not() -> None:
+    for memory in (80e9, 24e9, 1e6):
+        side = largest_block(memory, 3)
+        assert device_bytes(side**3, side**3) <= memory < device_bytes((side + 2) ** 3, 0)
+    assert device_bytes(10, 20, 3) > device_bytes(10, 20) == 20 * BYTES_PER_VOXEL
