@@ -241,9 +241,9 @@ extern "C" __global__ void correlate(const float *a, const float *b, int nx, int
                     r = (float)((x - ma - vab / vb * (y - mb)) / sqrt(va));
                     w = (float)(vab / (sqrt(va) * vb) * code[3]);
                     if (beside_others) {
-                        float share = (float)fmin(square, 1.0);
-                        r *= share;
-                        w *= share;
+                        double share = fmin(square, 1.0);
+                        r = (float)(r * share * share);
+                        w = (float)(w * share * share);
                     }
                     total += square;
                 }
