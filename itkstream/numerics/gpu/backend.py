@@ -100,8 +100,10 @@ def find_backend() -> Backend | None:
     """
     if importlib.util.find_spec("cupy") is None:
         return None
-    import cupy
-
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"CuPy cannot be imported: {error}") from error
     try:
         if not cupy.cuda.runtime.getDeviceCount():
             return None

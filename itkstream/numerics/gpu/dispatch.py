@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from numpy.typing import NDArray
@@ -52,7 +53,13 @@ def descend_on_engine(
 
 def _backend_for(engine: Engine | None, settings: DescentSettings) -> Backend | None:
     """The device for a descent; None where the processors have to do it."""
-    backend = find_backend()
+    try:
+        backend = find_backend()
+    except DeviceError as error:
+        if engine == "gpu":
+            raise
+        logger.warning("%s: the processors compute", error)
+        return None
     if backend is None and engine == "gpu":
         raise DeviceError(f"this worker has no CuPy or no GPU: {INSTALL}")
     if backend is not None and settings.similarity != "lcc":
@@ -81,4 +88,6 @@ def _on_device(
     except backend.lost as error:
         raise DeviceError(f"{backend.name} was lost: {error}") from error
     finally:
-        backend.release()
+        # A device that is gone has nothing to give back.
+        with suppress(*backend.lost):
+            backend.release()

@@ -145,6 +145,21 @@ class _Failing(EmulatedBackend):
         raise self.error
 
 
+def test_auto_does_without_a_cupy_that_is_broken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def find() -> None:
+        raise DeviceError("CuPy cannot be imported: no libcuda")
+
+    expected = bits(deform())
+    monkeypatch.setattr(dispatch, "find_backend", find)
+    with using_engine("auto"):
+        assert bits(deform()) == expected
+    assert "no libcuda: the processors compute" in caplog.text
+    with using_engine("gpu"), pytest.raises(DeviceError, match="no libcuda"):
+        deform()
+
+
 @pytest.mark.parametrize(
     "device", [EmulatedBackend(memory=1000), _Failing(MemoryError("out of memory"))]
 )
