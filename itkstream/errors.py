@@ -261,7 +261,13 @@ class BlockErrors(ItkstreamError, RuntimeError):
 
 
 class DeviceError(ItkstreamError, RuntimeError):
-    """A GPU stopped working: it was lost, or does not go with the software."""
+    """A GPU stopped working: it was lost, or does not go with the software.
+
+    Examples
+    --------
+    >>> issubclass(itkstream.errors.DeviceError, itkstream.errors.ItkstreamError)
+    True
+    """
 
 
 class InterruptedRunError(KeyboardInterrupt):

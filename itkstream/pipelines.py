@@ -65,6 +65,7 @@ from itkstream.registration.request import (
     read_request,
 )
 from itkstream.registration.steps import DEFAULT_STEPS, RegisterSettings, Step, checked_steps
+from itkstream.rehearsal import rehearsing
 from itkstream.result import Registration
 from itkstream.workers import Resources
 
@@ -231,7 +232,8 @@ def register(
 
 def run_with_report(request: Request, folder: RunFolder, reporter: Reporter) -> Registration:
     """Run a registration that was checked, and write its page where one is wanted."""
-    registered = Registration.of(run_request(request, folder, reporter))
+    with rehearsing(request.pair[1].dtype, reporter):
+        registered = Registration.of(run_request(request, folder, reporter))
     if request.plan.settings.report:
         report_or_warn(registered.out, request.pair, reporter)
     return registered

@@ -17,7 +17,7 @@ from itkstream.phantoms import PhantomPair
 
 STEPS = (
     itkstream.RansacAffine(radii=[(2, 6)], match_threshold=0.6, cc_radius=8),
-    itkstream.Deformable(iterations=(3,), shrink_factors=(2,), smooth_sigmas=(1.0,)),
+    itkstream.Deformable(stiffness=1),
 )
 QUICK = itkstream.RegisterSettings(error_map=False, report=False)
 

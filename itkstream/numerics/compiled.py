@@ -1,4 +1,7 @@
-"""Whether the compiled functions are there, or the next call compiles them."""
+"""The folder of the compiled functions, and whether they are there or the next call compiles them.
+
+numba keeps them beside the source, or in the folder that NUMBA_CACHE_DIR names.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,16 @@ from pathlib import Path
 
 from itkstream.numerics.deformation import force
 
-__all__ = ["is_compiled"]
+__all__ = ["is_compiled", "kept_in"]
+
+
+def kept_in() -> Path:
+    """The folder where numba keeps the functions of a deformation."""
+    return Path(force.mean_line.stats.cache_path)
 
 
 def is_compiled() -> bool:
-    """Whether numba's cache holds the functions of a deformation, as an earlier run left them.
-
-    Returns
-    -------
-    bool
-        False too where they were compiled from an older source.
-    """
+    """Whether an earlier run compiled the functions of a deformation from the source as it is."""
     source = Path(force.__file__)
-    kept = Path(force.mean_line.stats.cache_path or "").glob(f"{source.stem}.*.nbi")
     written = source.stat().st_mtime
-    return any(index.stat().st_mtime >= written for index in kept)
+    return any(i.stat().st_mtime >= written for i in kept_in().glob(f"{source.stem}.*.nbi"))

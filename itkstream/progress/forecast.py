@@ -111,7 +111,7 @@ class _Running:
         self.counted = max(self.counted or 0.0, share)
 
     def share(self, now: float) -> float:
-        """How much of it is done."""
+        """The share of it that is done."""
         if self.counted is not None:
             return self.before + (1.0 - self.before) * self.counted
         expected = self.price * self.pace

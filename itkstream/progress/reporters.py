@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, and to whom."""
+"""Reporters: what a run tells while it goes on, and to whom."""
 
 from __future__ import annotations
 

@@ -188,6 +188,10 @@ class Resources:
         ------
         InputError
             Where the command of the batch system is not on the PATH.
+
+        Examples
+        --------
+        >>> itkstream.Resources().require_commands()  # this machine needs none
         """
         system = self.batch_system
         if system and not shutil.which(system.submit):

@@ -100,9 +100,9 @@ def test_plans_without_a_file_of_steps(command, containers, tmp_path):
     pair = (containers / "fix.n5/s0", containers / "mov.n5/s0")
     done = command("plan", *pair, "--block", 48, "--local-block", 0, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "deformable" in done.stdout
-    assert "Deformable(blocksize=48)" in done.stdout
-    assert "LocalAffines" not in done.stdout
+    assert "deformation" in done.stdout
+    assert "--block 48" in done.stdout
+    assert "piecewise" not in done.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,7 @@
 """The error map of a run: written, summed up, kept by a run that goes on, left out if unwanted."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_it_is_left_out_if_unwanted(rounds, tmp_path):
 def test_the_command_line_leaves_it_out(rounds, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("itkstream.pipelines.register", lambda *a, **k: asked.append(a[4]) or 1 / 0)
-    monkeypatch.setattr("itkstream.cli.verbs.register.open_given_image", lambda *a: rounds.fixed)
+    pair = SimpleNamespace(images=(rounds.fixed, rounds.moving))
+    monkeypatch.setattr("itkstream.cli.verbs.register.choose_given_pair", lambda *a: pair)
     out = str(tmp_path / "out")
     CliRunner().invoke(commands, ["register", "a.tif", "b.tif", "--out", out, "--no-error-map"])
     CliRunner().invoke(commands, ["register", "a.tif", "b.tif", "--out", out])

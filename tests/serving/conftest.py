@@ -55,7 +55,7 @@ def registered(pair: PhantomPair, tmp_path_factory: pytest.TempPathFactory) -> P
         write_n5(folder / f"{name}.n5", "s0", image.read(), image.grid, chunks=(32, 32, 32))
     steps = (
         RansacAffine(radii=((2.0, 6.0),), match_threshold=0.6, cc_radius=8),
-        Deformable(iterations=(3,), shrink_factors=(2,), smooth_sigmas=(1.0,)),
+        Deformable(stiffness=1),
     )
     register(*places, folder / "out", steps, RegisterSettings(blocksize=64))
     return folder / "out"

@@ -112,6 +112,11 @@ class Advice:
         -------
         Advice
             With these first.
+
+        Examples
+        --------
+        >>> advice.after(()) == advice
+        True
         """
         return attrs.evolve(self, settings=(*settings, *self.settings))
 
