@@ -172,17 +172,19 @@ def _deformable(told: dict[str, Any], cite: _Cited) -> str:
         by = f"by Gauss-Newton descent on self-similarity descriptors {cite(_MIND)}"
     else:
         by = f"by Gauss-Newton descent on squared local correlation {cite(_LCC)}"
-    chosen = ""
+    judged = ""
     if "hidden_correlation" in told:
-        chosen = (
-            f" How stiff it is ({told['stiffness']:g} times the default) was chosen by voxels that "
-            f"the descent did not see {cite(_HELD_OUT)}."
-        )
+        by_voxels = f"by voxels that the descent did not see {cite(_HELD_OUT)}."
+        judged = f" It was judged {by_voxels}"
+        # Where several were tried, the step says which it took; else it is what was given.
+        if len(told["hidden_correlation"]) > 1:
+            stiff = f"{told['stiffness']:g} times the default"
+            judged = f" How stiff it is ({stiff}) was chosen {by_voxels}"
     shrinks = told.get("shrink_factors")
     levels = f", shrunk by {', '.join(map(str, shrinks))}" if isinstance(shrinks, list) else ""
     return (
         f"A displacement field was found {by}, from coarse to fine{levels}, in blocks of "
-        f"{told['blocksize']} voxels.{chosen}"
+        f"{told['blocksize']} voxels.{judged}"
     )
 
 

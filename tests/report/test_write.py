@@ -217,6 +217,20 @@ def test_methods_name_what_was_done(page: Page) -> None:
     assert "10.1109/TMI.2003.809072" not in page.text
 
 
+def test_a_deformation_whose_stiffness_was_given_was_judged_not_chosen(
+    registered: Path, copied: Callable[..., Path]
+) -> None:
+    steps = json.loads((registered / "registration.json").read_text())["steps"]
+    deformed = next(step for step in steps if step["name"] == "deformation")
+    deformed["hidden_correlation"] = {"none": 0.3}
+    deformed.pop("stiffness", None)
+    folder = copied(steps=steps)
+    write_report(folder)
+    text = Page(folder / "report.html").text
+    assert "It was judged by voxels that the descent did not see" in text
+    assert "How stiff it is" not in text
+
+
 def test_the_command_repeats_the_run(registered: Path, numbers: dict[str, Any]) -> None:
     assert f"--config {registered}/registration.json" in unescape(numbers["command"])
     config = read_config(registered / "registration.json")

@@ -115,7 +115,7 @@ class Advice:
 
         Examples
         --------
-        >>> advice.after(()) == advice
+        >>> advice.after(()).settings == advice.settings
         True
         """
         return attrs.evolve(self, settings=(*settings, *self.settings))
