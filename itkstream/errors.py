@@ -6,8 +6,8 @@ from the builtin that fits, so callers may catch either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "UnreadableDataError",
     "UnstatedChannelError",
     "WorkersError",
+    "describe_region",
     "unknown_name",
 ]
 
@@ -208,20 +209,23 @@ class BlockFailure:
         First voxel, and one past the last, per axis of the result.
     reason : str
         What went wrong.
+    axes : tuple of str, optional
+        Names of the axes, where they are known.
 
     Examples
     --------
     >>> print(itkstream.errors.BlockFailure((0, 1), ((0, 64), (64, 128)), "the disk is full"))
-    block (0, 1) [0:64, 64:128]: the disk is full
+    the block at voxels 0-63 x 64-127: the disk is full
     """
 
     index: tuple[int, ...]
     region: tuple[tuple[int, int], ...]
     reason: str
+    axes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        spans = " x ".join(f"{start}-{stop - 1}" for start, stop in self.region)
-        return f"block of voxels {spans}: {self.reason}"
+        region = [slice(*span) for span in self.region]
+        return f"the block at {describe_region(region, self.axes)}: {self.reason}"
 
 
 class BlockErrors(ItkstreamError, RuntimeError):
@@ -241,7 +245,7 @@ class BlockErrors(ItkstreamError, RuntimeError):
     >>> failure = itkstream.errors.BlockFailure((0, 1), ((0, 64), (64, 128)), "the disk is full")
     >>> print(itkstream.errors.BlockErrors([failure], 4))
     1 of 4 blocks failed, all others are done
-      block (0, 1) [0:64, 64:128]: the disk is full
+      the block at voxels 0-63 x 64-127: the disk is full
     """
 
     def __init__(self, failures: Sequence[BlockFailure], total: int, advice: str = "") -> None:
@@ -249,6 +253,29 @@ class BlockErrors(ItkstreamError, RuntimeError):
         self.failures = tuple(failures)
         self.total = total
         self.advice = advice
+
+    def placed(
+        self, region: Callable[[tuple[int, ...]], Sequence[slice]], axes: tuple[str, ...]
+    ) -> BlockErrors:
+        """Say the places of blocks in an image of which the array computed has one element each.
+
+        Parameters
+        ----------
+        region : callable
+            Gives the voxels of the block with an index.
+        axes : tuple of str
+            Names of the image's axes.
+
+        Returns
+        -------
+        BlockErrors
+            The same failures, at these places.
+        """
+        failures = [
+            replace(f, region=tuple((s.start, s.stop) for s in region(f.index)), axes=axes)
+            for f in self.failures
+        ]
+        return BlockErrors(failures, self.total, self.advice)
 
     def __str__(self) -> str:
         others = ", all others are done" if len(self.failures) < self.total else ""
@@ -288,6 +315,34 @@ class WorkersError(ItkstreamError, RuntimeError):
     >>> issubclass(itkstream.errors.WorkersError, RuntimeError)
     True
     """
+
+
+def describe_region(region: Sequence[slice], axes: Sequence[str] = ()) -> str:
+    """Say which voxels a region holds, the last one included.
+
+    Parameters
+    ----------
+    region : sequence of slice
+        The voxels, per axis.
+    axes : sequence of str, optional
+        Names of the axes, where they are known.
+
+    Returns
+    -------
+    str
+        Such as ``x 0-63, y 64-127``.
+
+    Examples
+    --------
+    >>> itkstream.errors.describe_region((slice(0, 64), slice(64, 128)), "xy")
+    'x 0-63, y 64-127'
+    >>> itkstream.errors.describe_region((slice(0, 64), slice(64, 128)))
+    'voxels 0-63 x 64-127'
+    """
+    spans = [f"{span.start}-{span.stop - 1}" for span in region]
+    if len(axes) == len(spans):
+        return ", ".join(f"{axis} {span}" for axis, span in zip(axes, spans, strict=True))
+    return f"voxels {' x '.join(spans)}"
 
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> InputError:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry.grid import Grid
+from itkstream.geometry.grid import UNIT_SIGNS, Grid
 from itkstream.geometry.image import Image
 from itkstream.geometry.lazy_array import ArraySource
 from itkstream.geometry.shown.pictures import plane_png, stretched
@@ -26,7 +26,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_UNIT_SIGNS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "angstrom": "Å"}
 _INK = "0.85"
 _MARGIN, _GAP, _HEAD = 0.3, 0.12, 0.45  # inches
 
@@ -272,7 +271,7 @@ def _panel(axes: Any, cut: _Cut, which: int, grid: Grid) -> None:
     bar = _round_length(min(np.multiply(grid.shape, grid.spacing)) / 3)
     x, y = 0.97 * across, down - 0.03 * across
     axes.plot([x - bar, x], [y, y], color="white", lw=2.5, solid_capstyle="butt")
-    unit = _UNIT_SIGNS.get(grid.unit, grid.unit)
+    unit = UNIT_SIGNS[grid.unit]
     axes.text(
         x - bar / 2, y - 0.015 * across, f"{bar:g} {unit}", color="white", fontsize=8,
         ha="center", va="bottom",

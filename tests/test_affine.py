@@ -120,7 +120,7 @@ def test_a_block_without_texture_continues_its_neighbours(
                 for fill in (False, True)
             )
         )
-    assert "block (0, 0, 0) has no affine of its own" in caplog.text
+    assert "the block at x 0-31, y 0-27, z 0-23 has no affine of its own" in caplog.text
     assert "it has no key points" in caplog.text
     assert np.isnan(own[0, 0, 0]).all()
     assert np.isfinite(own[1, 1, 1]).all()
@@ -210,7 +210,7 @@ TINY = np.random.default_rng(0).integers(0, 99, (8, 8, 8))
         ({"nspots": 0}, InputError, "nspots must be a whole number >= 1"),
         ({"match_threshold": 0.999}, RegistrationError, "gave 0 matches above 0.999"),
         ({"match_threshold": 1.5}, InputError, "threshold must lie between -1 and 1"),
-        ({"min_radius": 9}, InputError, "min_radius <= max_radius"),
+        ({"min_radius": 9}, InputError, "radii must be pairs of smallest and largest"),
         ({"cc_radius": 0}, InputError, "cc_radius must be a whole number >= 1"),
         ({"fix_spacing": (1, 0, 1)}, InputError, "spacing must be positive"),
         ({"mov_spacing": (1, 1, -1)}, InputError, "spacing must be positive"),

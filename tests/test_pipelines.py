@@ -100,7 +100,7 @@ def test_a_registration_is_a_value(rounds, registered):
     shown = opened._repr_html_()
     assert "data:image/png;base64," in shown
     assert opened.verdict.describe()[0] in shown
-    with pytest.raises(MissingDataError, match="no folder that register wrote"):
+    with pytest.raises(MissingDataError, match="no folder that `itkstream register` wrote"):
         Registration.open(registered.out / "steps")
 
 

@@ -20,6 +20,7 @@ from itkstream.geometry import (
     Transform,
     transposed,
 )
+from itkstream.geometry.grid import UNIT_SIGNS
 from itkstream.numerics.sampling.mapping import map_on
 
 __all__ = [
@@ -100,9 +101,9 @@ def check_start(
     if not anywhere and not inside.all(axis=1).any():
         raise RegistrationError(
             f"the fixed image lies outside the moving image{within}: it comes to "
-            f"{_span(moving.grid.to_physical(index))} {moving.grid.unit}s, and the moving image "
-            f"lies at {_span(_corners(moving.grid))}. Check origins, directions and units, and "
-            "that a start maps fixed to moving points"
+            f"{_span(moving.grid.to_physical(index))} {UNIT_SIGNS[moving.grid.unit]}, and the "
+            f"moving image lies at {_span(_corners(moving.grid))}. Check origins, directions and "
+            "units, and that a start maps fixed to moving points"
         )
 
 
@@ -122,7 +123,7 @@ def _check_scale(
     names = ("fixed", "moving")
     sizes = (
         f"the {name} one has {' x '.join(map(str, image.shape))} voxels of "
-        f"{' x '.join(f'{h:.4g}' for h in image.spacing)} {image.grid.unit}s"
+        f"{' x '.join(f'{h:.4g}' for h in image.spacing)} {UNIT_SIGNS[image.grid.unit]}"
         for name, image in zip(names, pair, strict=True)
     )
     raise InputError(

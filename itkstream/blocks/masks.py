@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, ArraySource, Grid, Image, LazyArray
+from itkstream.geometry.grid import UNIT_SIGNS
 from itkstream.numerics.sampling.interpolate import warp
 from itkstream.numerics.sampling.mapping import map_on
 
@@ -283,7 +284,7 @@ def _place(grid: Grid) -> str:
     spacing, origin = numbers
     turned = "" if np.array_equal(grid.direction, np.eye(grid.ndim)) else ", turned axes"
     shape = " x ".join(map(str, grid.shape))
-    return f"{shape} voxels of {spacing} {grid.unit}s from {origin}{turned}"
+    return f"{shape} voxels of {spacing} {UNIT_SIGNS[grid.unit]} from {origin}{turned}"
 
 
 def _covering(grid: Grid, shape: tuple[int, ...]) -> Grid:

@@ -272,10 +272,25 @@ def name_options(message: str, prefix: str = "") -> str:
         lambda found: f"--{RESOURCE_OPTIONS[found[1]][0]} {found[3]}",
         said,
     )
+    said = re.sub(
+        rf"(?<![\w-])({'|'.join(name for name in RESOURCE_OPTIONS if '_' in name)})(?![\w=])",
+        lambda found: f"--{RESOURCE_OPTIONS[found[1]][0]}",
+        said,
+    )
     for step, option in (("Deformable", "block"), ("LocalAffines", "local-block")):
         said = re.sub(rf"{step}\(blocksize=(\d+)\)", rf"--{option} \1", said)
+    said = re.sub(
+        r"RegisterSettings\(coarse_voxels=(\d+), blocksize=(\d+)\)",
+        r"and in a file for --config, coarse_voxels: \1 and blocksize: \2",
+        said,
+    )
     for argument, option in (
-        ("RegisterSettings(", "in the settings of --config ("),
+        ("memory is for a job", "--memory is for a job"),
+        ("background must be a number or None", "--background must be a number"),
+        (", n_workers=)", ")"),
+        ("a lower match_threshold", "a lower --match-threshold"),
+        ("make InitialSearch(mirror='allow') the first step", "pass --mirror"),
+        ("(initial_transform)", "(--initial)"),
         ("voxel_spacing", "--spacing"),
         ("overwrite=True", "--overwrite"),
         ("ask to overwrite it", "pass --overwrite"),
@@ -351,6 +366,16 @@ _STEP_OPTIONS = (
 )
 
 
+_STEP_WORDS = {
+    "radii": "--radii",
+    "match_threshold": "--match-threshold",
+    "cc_radius": "--context-radius",
+    "overlap": "--overlap",
+    "seed": "--seed",
+}
+"""Parameters of steps with which a message begins, and their options."""
+
+
 def _change_steps(options: dict[str, Any]) -> list[Any]:
     """Change the default steps as the options ask."""
     from itkstream.registration.steps import DEFAULT_STEPS, InitialSearch
@@ -364,15 +389,29 @@ def _change_steps(options: dict[str, Any]) -> list[Any]:
         return [deformation.evolve(where="landmarks", **_given(**blocks))]
     radii = options.get("radii")
     steps = [
-        affine.evolve(**_given(radii=None if radii is None else (radii,), **matching)),
+        _evolved(affine, "", radii=None if radii is None else (radii,), **matching),
         intensity,
-        deformation.evolve(**_given(**blocks)),
+        _evolved(deformation, "--block", **blocks),
     ]
     if options["local_block"] != 0:
-        steps.insert(2, local.evolve(**_given(blocksize=options["local_block"], **matching)))
+        local = _evolved(local, "--local-block", blocksize=options["local_block"], **matching)
+        steps.insert(2, local)
     if options.get("mirror"):
         steps.insert(0, InitialSearch(mirror="allow", **_given(seed=options.get("seed"))))
     return steps
+
+
+def _evolved(step: Any, block: str, **changes: Any) -> Any:
+    """A step with what was given changed; errors name options, `block` the one of its blocksize."""
+    from itkstream.errors import InputError
+
+    try:
+        return step.evolve(**_given(**changes))
+    except InputError as error:
+        said = re.sub(r"\b(the )?blocksize\b", block, str(error)).replace(", or None;", ";")
+        for name, option in _STEP_WORDS.items():
+            said = re.sub(rf"^{name}\b", option, said)
+        raise InputError(said) from error
 
 
 def _given(**options: Any) -> dict[str, Any]:

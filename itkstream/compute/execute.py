@@ -284,8 +284,10 @@ def run(
     A block that fails stops no other; `BlockErrors` lists them at the end. Ctrl-C and SIGTERM raise
     `InterruptedRunError`.
     """
-    resources, blocks = resources or Resources(), Blocks(array)
-    with terminable(), using_engine(resources.engine), sink.opened(blocks) as work:
+    resources = resources or Resources()
+    opened = sink.opened(Blocks(array))
+    with terminable(), using_engine(resources.engine), opened as work:
+        blocks = Blocks(array, work.axes)
         tally = Tally(blocks, progress or _report_nothing, len(blocks) - len(work.missing))
         if work.missing:
             with work.recording() as record, _interruptible(tally, sink.continued):

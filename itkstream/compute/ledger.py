@@ -94,7 +94,10 @@ class Ledger:
             lines = json.loads(self.place.child(_FAILURES).read_bytes())
             return [
                 BlockFailure(
-                    tuple(line["index"]), tuple(map(tuple, line["region"])), str(line["reason"])
+                    tuple(line["index"]),
+                    tuple(map(tuple, line["region"])),
+                    str(line["reason"]),
+                    tuple(line.get("axes", ())),
                 )
                 for line in lines
             ]

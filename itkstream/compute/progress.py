@@ -25,9 +25,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """The blocks of a lazy array, numbered in index order."""
+    """The blocks of a lazy array, numbered in index order, and the names of its axes if known."""
 
     array: da.Array
+    axes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(np.prod(self.array.numblocks))
@@ -48,7 +49,7 @@ class Blocks:
     def failure(self, number: int, reason: str) -> BlockFailure:
         """A note that a block failed, with its place."""
         region = tuple((span.start, span.stop) for span in self.region(number))
-        return BlockFailure(self.index(number), region, reason)
+        return BlockFailure(self.index(number), region, reason, self.axes)
 
     def by_columns(self, numbers: Sequence[int]) -> list[int]:
         """Blocks along columns of two by two, so that what neighbours share is read once.

@@ -24,7 +24,13 @@ from itkstream.compute.ledger import Header, Ledger
 from itkstream.compute.lock import Lock, still_held
 from itkstream.compute.progress import Blocks
 from itkstream.compute.sinks import Work
-from itkstream.errors import BlockFailure, ExistingOutputError, InputError, OutputError
+from itkstream.errors import (
+    BlockFailure,
+    ExistingOutputError,
+    InputError,
+    OutputError,
+    describe_region,
+)
 from itkstream.io.storage.chunk_files import (
     ChunkFiles,
     Region,
@@ -187,6 +193,7 @@ def _begin(blocks: Blocks, output: Output, lock: Lock) -> Work:
         by_workers=True,
         recording=partial(_recording, ledger, lock, kept),
         finish=partial(_finish, ledger, header),
+        axes=_axes(output.location),
     )
 
 
@@ -299,6 +306,12 @@ def _prepare(ledger: Ledger, output: Output, wanted: Header) -> Header:
     return header
 
 
+def _axes(location: Location) -> tuple[str, ...]:
+    """Names of the axes of an array, where its store has them."""
+    names = getattr(zarr.open_array(location.store(), mode="r").metadata, "dimension_names", None)
+    return tuple(str(name) for name in names or ())
+
+
 def _opens(location: Location) -> bool:
     try:
         zarr.open_array(location.store(), mode="r")
@@ -321,10 +334,11 @@ def _verify(ledger: Ledger, files: ChunkFiles | _SplitFiles, blocks: Blocks) -> 
             for number, sums in zip(noted, found, strict=True)
             if sums == noted[number]
         }
+    axes = _axes(files.location)
     for number in noted.keys() - kept.keys():
         logger.warning(
-            "block %s of %s is not as it was written; it is computed again",
-            blocks.index(number),
+            "the block at %s of %s is not as it was written; it is computed again",
+            describe_region(blocks.region(number), axes),
             files.location,
         )
         files.remove(blocks.region(number))

@@ -37,6 +37,8 @@ class Work:
         the run for every block that is done.
     finish : callable
         Called with the blocks that failed, when no other is missing.
+    axes : tuple of str, optional
+        Names of the axes, where the place has them.
     """
 
     missing: Sequence[int]
@@ -44,6 +46,7 @@ class Work:
     by_workers: bool
     recording: Callable[[], AbstractContextManager[Callable[[int, Any], None]]]
     finish: Callable[[Sequence[BlockFailure]], None]
+    axes: tuple[str, ...] = ()
 
 
 class Sink(Protocol):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from itkstream.blocks.graph import Result, judged, map_blocks
 from itkstream.blocks.inputs import as_pair, block_grid
-from itkstream.errors import InputError, ItkstreamError, RegistrationError
+from itkstream.errors import InputError, ItkstreamError, RegistrationError, describe_region
 from itkstream.estimate.content import prepare_content
 from itkstream.geometry import (
     AffineTransform,
@@ -26,6 +26,7 @@ from itkstream.geometry import (
     Image,
     Transform,
 )
+from itkstream.geometry.grid import UNIT_SIGNS
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.matching.affine import (
@@ -283,8 +284,8 @@ class KeyPointSearch:
         greatest = min(settings.key_points.radii(grid.ndim)[1].max() for settings in every)
         extent = " x ".join(f"{n * h:.4g}" for n, h in zip(shape, grid.spacing, strict=True))
         raise InputError(
-            f"blocks of {extent} {grid.unit}s with their overlap cannot show blobs of radius "
-            f"{greatest:.4g}: lower max_radius or use larger blocks"
+            f"blocks of {extent} {UNIT_SIGNS[grid.unit]} with their overlap cannot show blobs "
+            f"of radius {greatest:.4g}: take smaller radii or larger blocks"
         )
 
     def slack(self, grid: Grid) -> float:
@@ -365,7 +366,12 @@ def _local_affine(
             raise
         own = OwnAffine.nothing(grid.ndim, str(error))
     if own.reason:
-        logger.info("block %s %s %s", block.index, search.fallback(), own.reason)
+        logger.info(
+            "the block at %s %s %s",
+            describe_region(block.core, grid.axes),
+            search.fallback(),
+            own.reason,
+        )
     return _row(own, block, grid)
 
 

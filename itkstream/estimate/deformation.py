@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from itkstream.blocks.graph import Result, judged, map_blocks, map_neighbours, once
 from itkstream.blocks.inputs import as_pair, block_grid
 from itkstream.blocks.levels import Levels, prepare_levels
-from itkstream.errors import InputError, RegistrationError
+from itkstream.errors import InputError, RegistrationError, describe_region
 from itkstream.estimate.coarse import Aids, LevelledPair, plan_levels, prepare_start
 from itkstream.estimate.content import find_landmarks, prepare_content
 from itkstream.geometry import (
@@ -483,8 +483,8 @@ def _refine_block(
     if refinement is not None:
         return nodes.pack(block, refinement, estimate.confidence())
     logger.info(
-        "block %s has no deformation of its own, as %s; it continues its neighbours",
-        block.index,
+        "the block at %s has no deformation of its own, as %s; it continues its neighbours",
+        describe_region(block.core, grid.axes),
         estimate.reason,
     )
     known = estimate.reason in _REASONS

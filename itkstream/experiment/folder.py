@@ -25,7 +25,6 @@ __all__ = [
     "JOINED",
     "OVERVIEW",
     "OVERVIEW_NUMBERS",
-    "ROUNDS",
     "TO_REFERENCE",
     "TO_REFERENCE_ERROR",
     "ExperimentFolder",
@@ -34,9 +33,6 @@ __all__ = [
 
 EXPERIMENT = "experiment.json"
 """The rounds of an experiment, and what became of each."""
-
-ROUNDS = "rounds"
-"""Folder of the registrations, one folder a round."""
 
 JOINED = "joined.ome.zarr"
 """All channels of all rounds on the reference."""

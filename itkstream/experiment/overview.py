@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-from itkstream.experiment.folder import JOINED, OVERVIEW, OVERVIEW_NUMBERS, ROUNDS
+from itkstream.experiment.folder import JOINED, OVERVIEW, OVERVIEW_NUMBERS
 from itkstream.geometry import Grid, Image, array_axes
 from itkstream.io import open_series
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.numerics.evidence.quality import tissue_mask
-from itkstream.registration.folder import kept_level
+from itkstream.registration.folder import ROUNDS, kept_level
 from itkstream.report.page import placed, render, significant
 from itkstream.report.pictures import Window, grey
 from itkstream.report.planes import Cut, Picture, middle_cuts, picture_grid

@@ -14,6 +14,7 @@ from itkstream.errors import InputError
 
 __all__ = [
     "MICROMETERS_PER_UNIT",
+    "UNIT_SIGNS",
     "Grid",
     "Slices",
     "array_axes",
@@ -33,6 +34,16 @@ MICROMETERS_PER_UNIT = {
     "centimeter": 1e4,
     "meter": 1e6,
 }
+
+UNIT_SIGNS = {
+    "angstrom": "Å",
+    "nanometer": "nm",
+    "micrometer": "µm",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+}
+"""Units as they are written behind a number."""
 
 _STRAIGHT = {n: tuple(tuple(map(float, row)) for row in np.eye(n)) for n in (2, 3)}
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream.geometry import Grid, Image
+from itkstream.geometry.grid import UNIT_SIGNS
 
 __all__ = ["ErrorSummary", "WorstRegion", "summarise_error"]
 
@@ -93,11 +94,12 @@ class ErrorSummary:
         """The summary in words."""
         if self.median_um is None or self.p95_um is None:
             return "nothing can be said of how far off the tissue is"
+        over, unknown = (100 * self.shares[f"share_{n}"] for n in ("over_2_vox", "unknown"))
+        sign = UNIT_SIGNS[unit]
         return (
-            f"95 % of places are within {self.median_um:.3g} {unit}s in the median of the tissue, "
-            f"{self.p95_um:.3g} at its 95th percentile; "
-            f"{self.shares['share_over_2_vox']:.1%} of it may be more than 2 voxels off, of "
-            f"{self.shares['share_unknown']:.1%} nothing is known"
+            f"95 % of places are within {self.median_um:.3g} {sign} in the median of the tissue, "
+            f"{self.p95_um:.3g} {sign} at its 95th percentile; {over:.3g} % of it may be more than "
+            f"2 voxels off, of {unknown:.3g} % nothing is known"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from itkstream.progress.forecast import Forecast
 from itkstream.progress.reporters import Part
 
-__all__ = ["Drawing", "RunningStep", "duration"]
+__all__ = ["Drawing", "RunningStep", "duration", "said_rate"]
 
 
 @dataclass
@@ -115,6 +115,13 @@ class Drawing:
         step, self.running = self.running, None
         if step is not None:
             self.show_ended(step, well)
+
+
+def said_rate(done: int, seconds: float) -> str:
+    """Say how fast blocks are done: so many a second, or the time of one where that is longer."""
+    if seconds <= done:
+        return f"{done / seconds:.3g} a second" if seconds > 0 else "at once"
+    return f"{duration(seconds / done)} a block"
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from itkstream.progress.drawing import Drawing, RunningStep
+from itkstream.progress.drawing import Drawing, RunningStep, said_rate
 
 __all__ = ["LineReporter"]
 
@@ -38,7 +38,7 @@ class LineReporter(Drawing):
         if not step.done or now - self._told < _TELL_SECONDS:
             return
         self._told = now
-        rate = f"{step.done / (now - step.began):.3g} a second"
+        rate = said_rate(step.done, now - step.began)
         blocks = f"  {step.done} of {step.total} blocks, {rate}"
         self._line(", ".join(filter(None, [blocks, self.time_left])))
 

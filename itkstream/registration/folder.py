@@ -37,6 +37,7 @@ __all__ = [
     "DEMO_REGISTRATION",
     "ERROR",
     "REPORT",
+    "ROUNDS",
     "TRANSFORM",
     "Foreign",
     "Ours",
@@ -45,6 +46,7 @@ __all__ = [
     "find_registration",
     "kept_level",
     "read_report",
+    "refuse_experiment",
     "registered_grids",
     "registered_image",
     "registered_images",
@@ -56,6 +58,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_NAME_ONE = "It holds several registrations: name one of {rounds}"
 
 REPORT = "registration.json"
 """The report of a run; it is there when the run is complete."""
@@ -71,6 +75,9 @@ TRANSFORM = "transform.ome.zarr"
 
 ERROR = "error.ome.zarr"
 """The radius around each place in which the true one lies with 95 % probability."""
+
+ROUNDS = "rounds"
+"""Folder of the registrations of an experiment, one folder a round."""
 
 DEMO_REGISTRATION = "registration"
 """The registration inside the folder of a demo."""
@@ -289,7 +296,35 @@ def find_registration(folder: str | os.PathLike[str]) -> Location:
     for found in (place, place / DEMO_REGISTRATION):
         if (found / REPORT).is_file():
             return found
-    raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
+    raise _not_registered(place)
+
+
+def _not_registered(folder: Location) -> MissingDataError:
+    """The error for a folder without a report; it names the registrations of an experiment."""
+    if not folder.exists():
+        return MissingDataError(f"there is no folder {folder}: check the name")
+    inside = _rounds(folder)
+    hint = f". {_NAME_ONE.format(rounds=', '.join(inside))}" if inside else ""
+    return MissingDataError(
+        f"{folder} is no folder that `itkstream register` wrote: it has no {REPORT}{hint}"
+    )
+
+
+def refuse_experiment(folder: str | os.PathLike[str]) -> None:
+    """Raise an `InputError` for the folder of an experiment, where one registration is wanted."""
+    inside = _rounds(Location.parse(folder))
+    if inside:
+        hint = _NAME_ONE.format(rounds=", ".join(inside))
+        raise InputError(f"{folder} is the folder of an experiment. {hint}")
+
+
+def _rounds(folder: Location) -> list[str]:
+    """The registrations in the folder of an experiment; none in any other."""
+    rounds = folder / ROUNDS
+    if (folder / REPORT).is_file() or not rounds.is_dir():
+        return []
+    places = (rounds / name for name in sorted(rounds.names()))
+    return [str(place) for place in places if (place / REPORT).is_file()]
 
 
 def registered_images(folder: str | os.PathLike[str]) -> tuple[Image, Image]:
@@ -374,9 +409,10 @@ def _report_around(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what registration.json of a registration folder holds."""
-    file = Location.parse(folder) / REPORT
+    place = Location.parse(folder)
+    file = place / REPORT
     if not file.is_file():
-        raise MissingDataError(f"{folder} is no folder that register wrote: it has no {REPORT}")
+        raise _not_registered(place)
     found: dict[str, Any] = json.loads(file.read_bytes())
     return found
 

@@ -356,9 +356,9 @@ class Plan:
         return ", ".join(
             [
                 *named,
+                f"threads_per_worker={self.threads}",
                 f"RegisterSettings(coarse_voxels={self.settings.coarse_voxels:.0f}, "
                 f"blocksize={self.settings.blocksize})",
-                f"threads_per_worker={self.threads}",
             ]
         )
 

@@ -19,6 +19,7 @@ from itkstream.blocks.fingerprint import code_version
 from itkstream.compute.execute import open_or_create, store
 from itkstream.errors import RegistrationError
 from itkstream.geometry import CompositeTransform, Image, Transform
+from itkstream.geometry.grid import UNIT_SIGNS
 from itkstream.io import create_ome_zarr, open_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import write_transform
@@ -198,7 +199,7 @@ class Run:
             facts |= _field_facts(coarse, min(self.fixed.spacing), tolerance)
             spacing = " x ".join(f"{s:.3g}" for s in coarse.field.grid.spacing)
             self.scene.reporter.note(
-                f"a vector every {spacing} {coarse.field.grid.unit}s, at most "
+                f"a vector every {spacing} {UNIT_SIGNS[coarse.field.grid.unit]}, at most "
                 f"{facts['error_vox']:.2g} voxels from what was computed"
             )
             store_coarser(self.scene, computed, coarse.factors, path)

@@ -86,7 +86,7 @@ def test_a_mask_without_a_place_of_its_own_is_the_images(
     nameless = Image(half(SHAPE), Grid(SHAPE, (1, 1, 1), axes=image.grid.axes))
     np.testing.assert_array_equal(counts(image, nameless), half(SHAPE))
     (said,) = caplog.messages
-    assert "the image mask has 12 x 10 x 9 voxels of 1 x 1 x 1 micrometers" in said
+    assert "the image mask has 12 x 10 x 9 voxels of 1 x 1 x 1 µm" in said
     caplog.clear()
     in_mm = replace(nameless.grid, unit="millimeter")
     np.testing.assert_array_equal(counts(image, Image(half(SHAPE), in_mm)), half(SHAPE))

@@ -209,7 +209,7 @@ def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
         ((*PAIR, "--out", "new", "--queue", "short"), "queue is for batch systems"),
         (
             (*BARE, "--out", "new"),
-            "pass --fixed-spacing, one number per axis in the order ('z', 'y', 'x')",
+            "pass --fixed-spacing, one number per axis in the order z, y, x",
         ),
         ((*BARE, "--out", "new", "--fixed-spacing", "1"), "mov.zarr does not say"),
         ((*BARE, "--out", "new", "--spacing", "1,1"), "--spacing needs one number or 3"),

@@ -93,11 +93,11 @@ def test_blocks_that_failed_are_listed_and_computed_alone(
     assert [f.index for f in error.failures] == [(1, 1), (2, 0)]
     assert error.failures[0].region == ((8, 16), (6, 12))
     assert str(error).splitlines()[0] == "2 of 9 blocks failed, all others are done"
-    assert "block of voxels 8-15 x 6-11: ValueError: no tissue in (1, 1)" in str(error)
+    assert "the block at voxels 8-15 x 6-11: ValueError: no tissue in (1, 1)" in str(error)
     assert "run the same again to compute only these" in str(error)
     assert isinstance(error.__cause__, ValueError)
     assert Ledger(Location.parse(tmp_path / "a")).failures() == list(error.failures)
-    assert "block of voxels 16-19 x 0-5: ValueError" in caplog.text
+    assert "the block at voxels 16-19 x 0-5: ValueError" in caplog.text
     # What is done can be read.
     there = zarr.open_array(str(tmp_path / "a"), mode="r")
     np.testing.assert_array_equal(there[:8], EXPECTED[:8])
@@ -153,7 +153,7 @@ def test_damaged_results_are_computed_again(
         file.write_bytes({"cut": good[:-1], "flip": flipped, "empty": b""}[damage])
     again = run(tmp_path / "a")
     assert again.seen == [(1, 1)]
-    assert "block (1, 1)" in caplog.text
+    assert "the block at voxels 8-15 x 6-11" in caplog.text
     assert "not as it was written" in caplog.text
     assert file.read_bytes() == good
 

@@ -313,5 +313,5 @@ def test_the_command_takes_images_that_were_moved(copied: Callable[..., Path]) -
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match="no folder that register wrote"):
+    with pytest.raises(MissingDataError, match="no folder that `itkstream register` wrote"):
         write_report(tmp_path)

@@ -120,7 +120,7 @@ def test_without_napari_the_report_is_opened(
     done = command("view", tmp_path / "demo")
     assert done.returncode == 2
     assert f"itkstream report {bare}" in done.stderr
-    with pytest.raises(MissingDataError, match="no folder that register wrote"):
+    with pytest.raises(MissingDataError, match="no folder that `itkstream register` wrote"):
         itkstream.view(tmp_path)
 
 

@@ -194,7 +194,7 @@ def count(spots: str, labels: str, out: str | None, **options: Any) -> None:
     from itkstream.experiment.sources import is_experiment
 
     if out is None and not is_experiment(spots):
-        raise click.UsageError("--out says where the counts of a table go")
+        raise click.UsageError("say where to write the counts of a table: --out FILE")
     try:
         found = count_spots(
             spots,

@@ -35,7 +35,7 @@ __all__ = ["advise"]
 )
 @click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
 @click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
-@click.option("--memory", help="Memory that blocks must fit, such as 16GB.")
+@click.option("--memory", metavar="SIZE", help="Memory that blocks must fit, such as 16GB.")
 @with_image_options("fixed", "moving")
 def advise(fixed: str, moving: str, **options: Any) -> None:
     """Say by which options MOVING registers to FIXED best, or why it does not match.

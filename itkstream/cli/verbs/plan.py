@@ -29,8 +29,19 @@ __all__ = ["config", "plan"]
 )
 @click.argument("fixed")
 @click.argument("moving")
-@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
-@click.option("--local-block", type=int, help="As in `register`.")
+@click.option(
+    "--block",
+    type=int,
+    metavar="N",
+    help="Width of a block of the deformation, in voxels. [default: 256]",
+)
+@click.option(
+    "--local-block",
+    type=int,
+    metavar="N",
+    help="Width of a block of the piecewise affine, in voxels of the coarse level; 0 leaves it "
+    "out. [default: 128]",
+)
 @click.option(
     "--probe",
     type=click.IntRange(0),
@@ -59,12 +70,17 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
         resources=collect_resources(options),
         probe=probe,
     )
-    processes = f"{made.workers} worker processes" if made.workers else "this process"
-    blocks = "1 block at a time" if made.threads == 1 else f"{made.threads} blocks at a time"
     if not wants_json():
         make_console().print(tabulate_plan(made))
-    tell(made.facts, f"{processes}, {blocks} each", f"chosen: {name_options(made.choices())}")
+    tell(made.facts, _describe_workers(made), f"chosen: {name_options(made.choices())}")
     made.require_fit()
+
+
+def _describe_workers(made: Any) -> str:
+    blocks = "1 block at a time" if made.threads == 1 else f"{made.threads} blocks at a time"
+    if made.workers:
+        return f"computed by {made.workers} worker processes, {blocks} each"
+    return f"computed by one process, {blocks}"
 
 
 @click.command(

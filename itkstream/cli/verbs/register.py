@@ -36,13 +36,21 @@ __all__ = ["register"]
     "--radii",
     type=(float, float),
     metavar="MIN MAX",
-    help="Radii of the nuclei, in voxels of the coarse level. [default: several are tried]",
+    help="Smallest and largest radius of the nuclei, in voxels of the coarse level (that at which "
+    "the image has at most 20 million). [default: several are tried]",
 )
-@click.option("--match-threshold", type=float, help="Least correlation of a match. [default: 0.7]")
+@click.option(
+    "--match-threshold",
+    type=float,
+    metavar="R",
+    help="How alike two nuclei must be to match, as a correlation from -1 to 1. [default: 0.7]",
+)
 @click.option(
     "--context-radius",
     type=int,
-    help="Half width of the window by which nuclei are compared, in voxels. [default: 12]",
+    metavar="N",
+    help="Half width of the window by which nuclei are compared, in voxels of the coarse level. "
+    "[default: 12]",
 )
 @click.option(
     "--contrast",
@@ -52,18 +60,31 @@ __all__ = ["register"]
 @click.option(
     "--mirror", is_flag=True, default=None, help="MOVING may be a mirror image: it is searched."
 )
-@click.option("--block", type=int, help="Voxels per block of the deformation. [default: 256]")
+@click.option(
+    "--block",
+    type=int,
+    metavar="N",
+    help="Width of a block of the deformation, in voxels. [default: 256]",
+)
 @click.option(
     "--overlap",
     type=int,
-    help="Voxels that blocks look beyond their border. [default: an eighth of a block]",
+    metavar="N",
+    help="How far blocks look beyond their border, in voxels. [default: an eighth of a block]",
 )
 @click.option(
     "--local-block",
     type=int,
-    help="Voxels of the coarse level per block of the piecewise affine; 0: none. [default: 128]",
+    metavar="N",
+    help="Width of a block of the piecewise affine, in voxels of the coarse level; 0 leaves it "
+    "out. [default: 128]",
 )
-@click.option("--seed", type=int, help="Seed of the robust fit. [default: 0]")
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="Random numbers of the fit: the same seed, the same result. [default: 0]",
+)
 @click.option(
     "--initial",
     metavar="FILE",
@@ -80,6 +101,7 @@ __all__ = ["register"]
 @click.option(
     "--background",
     type=float,
+    metavar="VALUE",
     help="Value of the aligned image outside MOVING. [default: as on its border if that is bright "
     "or negative, else 0]",
 )

@@ -14,8 +14,8 @@ __all__ = ["report"]
 
 @click.command(cls=Verb, examples=("itkstream report registered",))
 @click.argument("folder")
-@click.option("--fixed", help="Fixed image. [default: the one registered]")
-@click.option("--moving", help="Moving image. [default: the one registered]")
+@click.option("--fixed", metavar="IMAGE", help="Fixed image. [default: the one registered]")
+@click.option("--moving", metavar="IMAGE", help="Moving image. [default: the one registered]")
 @with_image_options("fixed", "moving", common=False)
 def report(folder: str, fixed: str | None, moving: str | None, **options: Any) -> None:
     """Write report.html and report.json into FOLDER, which `register` wrote.

@@ -31,14 +31,22 @@ _VIEWER = "https://neuroglancer-demo.appspot.com"
 )
 @click.argument("transform", type=click.Path())
 @click.argument("moving", required=False)
-@click.option("--like", help="Image on whose voxels it is shown. [default: the fixed image]")
+@click.option(
+    "--like",
+    metavar="IMAGE",
+    help="Image on whose voxels it is shown. [default: the fixed image]",
+)
 @click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
 @click.option(
     "--background",
     type=Number(),
     help="Value outside. [default: as on MOVING's border if that is bright or negative, else 0]",
 )
-@click.option("--dtype", help="Type that is served, such as uint8. [default: that of MOVING]")
+@click.option(
+    "--dtype",
+    metavar="TYPE",
+    help="Type that is served, such as uint8. [default: that of MOVING]",
+)
 @click.option(
     "--channel",
     type=Channel(),
@@ -47,10 +55,18 @@ _VIEWER = "https://neuroglancer-demo.appspot.com"
     "registered, if MOVING is that image; else as for `apply`]",
 )
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: any."
+    "--host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Anyone who reaches it can look; 0.0.0.0 is any.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port. [default: any free one]"
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    default=0,
+    help="Port. [default: any free one]",
 )
 @click.option(
     "--viewer", metavar="URL", default=_VIEWER, show_default=True, help="A neuroglancer to use."

@@ -42,8 +42,19 @@ _BUNDLE_TOLERANCE = 0.05  # voxels of the field
 @click.argument("transform", type=click.Path())
 @click.argument("moving")
 @with_out("Image to write; its ending says as what.", also_last=True)
-@click.option("--like", help="Image on whose voxels it is wanted. [default: the fixed image]")
-@click.option("--order", type=click.IntRange(0, 3), default=1, show_default=True)
+@click.option(
+    "--like",
+    metavar="IMAGE",
+    help="Image on whose voxels it is wanted. [default: the fixed image]",
+)
+@click.option(
+    "--order",
+    type=click.IntRange(0, 3),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="How values between voxels are found: 0 nearest voxel, 1 linear, 3 cubic.",
+)
 @click.option("--labels", is_flag=True, help="Voxels are labels: no value is ever made up.")
 @click.option(
     "--label-gaussian", is_flag=True, help="The same, with borders smoothed; takes longer."
@@ -53,7 +64,11 @@ _BUNDLE_TOLERANCE = 0.05  # voxels of the field
     type=Number(),
     help="Value outside. [default: as on MOVING's border if that is bright or negative, else 0]",
 )
-@click.option("--dtype", help="Type of the result, such as uint8. [default: that of MOVING]")
+@click.option(
+    "--dtype",
+    metavar="TYPE",
+    help="Type of the result, such as uint8. [default: that of MOVING]",
+)
 @click.option(
     "--channel",
     type=Channel(),
@@ -61,7 +76,12 @@ _BUNDLE_TOLERANCE = 0.05  # voxels of the field
     help="Channel, counted from 0, or its name, or all. [default: the one registered, if MOVING is "
     "that image; the only one, or the only one named after a stain of nuclei, such as DAPI]",
 )
-@click.option("--time", type=Which(), help="A number counted from 0, or all. [default: 0]")
+@click.option(
+    "--time",
+    type=Which(),
+    metavar="N|all",
+    help="Time point, counted from 0, or all. [default: 0]",
+)
 @with_overwrite
 @with_resources
 @with_image_options("like", own=("channel", "time"))
@@ -116,13 +136,26 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
 @click.option(
     "--like", metavar="IMAGE", help="Make it a field on the voxels of IMAGE, whatever it is."
 )
-@click.option("--fixed", help="Fixed image of the bundle. [default: the one registered]")
-@click.option("--moving", help="Moving image of the bundle. [default: the one registered]")
-@click.option("--limit-mb", type=float, default=300.0, show_default=True, help="Of the bundle.")
+@click.option(
+    "--fixed", metavar="IMAGE", help="Fixed image of the bundle. [default: the one registered]"
+)
+@click.option(
+    "--moving", metavar="IMAGE", help="Moving image of the bundle. [default: the one registered]"
+)
+@click.option(
+    "--limit-mb",
+    type=click.FloatRange(0.1),
+    metavar="MB",
+    default=300.0,
+    show_default=True,
+    help="Size of the bundle for Slicer: images are made coarser until it fits.",
+)
 @click.option(
     "--tolerance",
-    type=float,
-    help="Thin the field out by this error, in its voxels. [default: 0.05 in bundles, else none]",
+    type=click.FloatRange(0, min_open=True),
+    metavar="VOXELS",
+    help="Store fewer vectors, as long as the field stays this near, in its voxels. [default: 0.05 "
+    "in bundles, else all are stored]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file or bundle.")
 @with_image_options("like", "fixed", "moving", common=False)
@@ -161,7 +194,11 @@ def export(transform: str, out: str | None, **options: Any) -> None:
 @click.command(cls=Verb, examples=("itkstream invert registered --out inverse.ome.zarr",))
 @click.argument("transform", type=click.Path())
 @with_out("Store or file to write.", also_last=True)
-@click.option("--like", help="Image on whose voxels it is sampled. [default: the moving image]")
+@click.option(
+    "--like",
+    metavar="IMAGE",
+    help="Image on whose voxels it is sampled. [default: the moving image]",
+)
 @with_overwrite
 @with_resources
 @with_image_options("like", common=False)
@@ -218,8 +255,9 @@ def check(transform: str) -> None:
     """
     from itkstream.apply.certificate import certify
     from itkstream.io.transforms.files import read_transform
-    from itkstream.registration.folder import registered_verdict
+    from itkstream.registration.folder import refuse_experiment, registered_verdict
 
+    refuse_experiment(transform)
     found = certify(read_transform(transform), name=transform)
     verdict = registered_verdict(transform)
     failed = verdict is not None and verdict.outcome == "failed"
@@ -264,8 +302,13 @@ def repair(transform: str, out: str, overwrite: bool) -> None:
         read_transform,
         write_transform,
     )
-    from itkstream.registration.folder import registered_places, registered_unit
+    from itkstream.registration.folder import (
+        refuse_experiment,
+        registered_places,
+        registered_unit,
+    )
 
+    refuse_experiment(transform)
     check_apart(out, transform, *registered_places(transform))
     unit = registered_unit(transform)
     before = read_transform(transform, unit=unit)
@@ -282,8 +325,9 @@ def _check_exports(transform: str, out: str | None, options: dict[str, Any]) -> 
     from itkstream.apply.bundles import check_bundle_output
     from itkstream.io.storage.inputs import check_apart
     from itkstream.io.transforms.files import check_transform_output
-    from itkstream.registration.folder import registered_places
+    from itkstream.registration.folder import refuse_experiment, registered_places
 
+    refuse_experiment(transform)
     bundles = [options[name] for name in ("ants", "slicer") if options[name]]
     if not (out or bundles):
         raise click.UsageError("say what to write: --out FILE, --slicer DIR or --ants DIR")
@@ -358,8 +402,11 @@ def _open_lattice(like: str, options: dict[str, Any]) -> Any:
 
 def _read_registered_grid(transform: str, side: int) -> Any:
     """The lattice of the fixed or the moving image that were registered."""
+    from itkstream.io.storage.locations import Location
     from itkstream.registration.folder import registered_grids
 
+    if not Location.parse(transform).exists():
+        raise MissingDataError(f"there is no transform {transform}: check the name")
     try:
         return registered_grids(transform)[side]
     except MissingDataError as error:

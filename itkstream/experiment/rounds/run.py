@@ -19,7 +19,7 @@ from itkstream.errors import (
     RegistrationError,
     UnreadableDataError,
 )
-from itkstream.experiment.folder import JOINED, ROUNDS, TO_REFERENCE, ExperimentFolder
+from itkstream.experiment.folder import JOINED, TO_REFERENCE, ExperimentFolder
 from itkstream.experiment.joined import JoinedRound, joined_channels, write_joined
 from itkstream.experiment.overview import write_overview
 from itkstream.experiment.rounds.abreast import Beside, OfRound, run_abreast
@@ -37,7 +37,7 @@ from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
 from itkstream.pipelines import run_with_report
 from itkstream.progress.reporters import Reporter
-from itkstream.registration.folder import ERROR, TRANSFORM, RunFolder
+from itkstream.registration.folder import ERROR, ROUNDS, TRANSFORM, RunFolder
 from itkstream.workers import Resources
 
 __all__ = ["ExperimentRun"]

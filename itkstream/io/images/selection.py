@@ -154,7 +154,7 @@ class Selection:
         if grid is None:
             raise UnknownSpacingError(
                 f"{name} does not say how far its voxels lie apart; pass voxel_spacing= "
-                f"(--spacing), one number per axis in the order {axes}"
+                f"(--spacing), one number per axis in the order {', '.join(axes)}"
             )
         image = Image(view, grid.named(axes), name, channel=chosen.channel_name)
         return Opened(image, levels, lengths.get("c", 1), lengths.get("t", 1), chosen)
@@ -206,7 +206,8 @@ def _per_axis(
     what: str, values: float | Sequence[float], ndim: int, name: str
 ) -> NDArray[np.float64]:
     if np.size(values) not in (1, ndim):
-        raise InputError(f"{what} needs one number or {ndim}, one per axis of {name}; got {values}")
+        said = ", ".join(f"{value:g}" for value in np.ravel(values))
+        raise InputError(f"{what} needs one number or {ndim}, one per axis of {name}; got {said}")
     return np.broadcast_to(np.asarray(values, np.float64), (ndim,))
 
 

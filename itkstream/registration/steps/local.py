@@ -110,7 +110,10 @@ class LocalAffines(MatchingStep):
             packed = compute(lazy, progress=scene.reporter.blocks)
             local, confidence = split_local_affines(packed, fixed.ndim)
             pieces = piecewise_transform(fixed.grid, local, blocksize, overlap=self.overlap)
-        except (BlockErrors, InputError, RegistrationError) as error:
+        except BlockErrors as error:
+            ndim, axes = fixed.ndim, fixed.grid.axes
+            return Nothing(str(error.placed(lambda index: blocks[index[:ndim]].core, axes)))
+        except (InputError, RegistrationError) as error:
             return Nothing(str(error))
         facts = {
             "chosen": {

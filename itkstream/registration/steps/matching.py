@@ -230,10 +230,12 @@ def checked_radii(given: Any) -> tuple[Radii, ...]:
         pairs = tuple((float(low), float(high)) for low, high in given)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"radii must be pairs (min_radius, max_radius), such as ((6, 20),); got {given!r}"
+            f"radii must be pairs of smallest and largest, such as ((6, 20),); got {given!r}"
         ) from error
     if not pairs or not all(0 < low <= high < np.inf for low, high in pairs):
+        said = ", ".join(f"{low:g} and {high:g}" for low, high in pairs) or "none"
         raise InputError(
-            f"radii needs at least one pair with 0 < min_radius <= max_radius; got {given!r}"
+            "radii must be pairs of smallest and largest, above 0 and in this order, such as 6 and "
+            f"20; got {said}"
         )
     return pairs

@@ -120,7 +120,7 @@ def open_itk(dataset: Dataset, selection: Selection) -> Opened:
     if not header.spaced and selection.voxel_spacing is None:
         raise UnknownSpacingError(
             f"{name} does not say how far its voxels lie apart; pass voxel_spacing=, one number "
-            f"per axis in the order {grid.axes}"
+            f"per axis in the order {', '.join(grid.axes)}"
         )
     return selection.image(source, names, grid, name)
 

@@ -258,7 +258,7 @@ def unknown_spacing(said: Statement, shape: dict[str, int], path: str) -> Unknow
     axes = tuple(a for a in shape if a in _SPACE)
     lacking = ", ".join(a for a in axes if a not in said.spacing)
     known = ", ".join(f"{a} {said.spacing[a]:g}" for a in axes if a in said.spacing)
-    give = f"pass voxel_spacing=, one number per axis in the order {axes}"
+    give = f"pass voxel_spacing=, one number per axis in the order {', '.join(axes)}"
     if not lacking:
         return UnknownSpacingError(
             f"{path} says that its voxels lie {known} apart, and not in which unit of length: pass "
