@@ -539,3 +539,13 @@ def test_info_says_what_is_understood(tmp_path):
     picture = tmp_path / "middle.png"
     assert CliRunner().invoke(commands, ["info", str(path), "--png", str(picture)]).exit_code == 0
     assert imread(picture).shape[:2] == (8, 16)
+
+
+def test_an_experiment_is_no_transform_but_names_those_inside(command, tmp_path):
+    for name in ("round2", "round3"):
+        (tmp_path / "rounds" / name).mkdir(parents=True)
+        (tmp_path / "rounds" / name / "registration.json").write_text("{}")
+    for verb in (("check", tmp_path), ("view", tmp_path), ("repair", tmp_path, "-o", "r.h5")):
+        done = command(*verb, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"name one of {tmp_path / 'rounds/round2'}, {tmp_path}" in done.stderr

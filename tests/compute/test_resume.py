@@ -322,3 +322,20 @@ def test_values_in_memory_can_be_kept_for_the_next_run(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, EXPECTED)
     assert isinstance(found, np.ndarray)
     assert function.seen == [(2, 2)]
+
+
+def test_blocks_are_told_by_the_axes_that_the_store_names(tmp_path: Path) -> None:
+    array = lazy(Doubling({(1, 1)}))
+    target = zarr.create_array(
+        str(tmp_path / "a"),
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=array.chunksize,
+        dimension_names=("y", "x"),
+    )
+    with pytest.raises(BlockErrors, match="the block at y 8-15, x 6-11: ValueError") as caught:
+        store(array, target)
+    assert Ledger(Location.parse(tmp_path / "a")).failures() == list(caught.value.failures)
+    # Of an array with one element a block, the places are those of the blocks in the image.
+    placed = caught.value.placed(lambda index: [slice(0, 32), slice(32, 64)], ("z", "x"))
+    assert "the block at z 0-31, x 32-63: ValueError" in str(placed)
