@@ -200,7 +200,7 @@ TINY = np.random.default_rng(0).integers(0, 99, (8, 8, 8))
         ),
         ({"mov": np.full(CUBE, 7)}, RegistrationError, "every voxel of the image is 7"),
         ({"fix": np.full(CUBE, np.nan)}, RegistrationError, "no voxel of the image is finite"),
-        ({"mov": TINY}, InputError, r"cannot show blobs of radius.*lower max_radius"),
+        ({"mov": TINY}, InputError, r"cannot show blobs of radius.*take smaller radii"),
         (
             {"mov": TINY, "min_radius": 1, "max_radius": 2, "cc_radius": 12},
             RegistrationError,

@@ -171,7 +171,7 @@ def test_impossible_blocks_of_doors(pair: PhantomPair, blocksize: Any, overlap: 
 
 def test_blocks_too_small_for_the_blobs(pair: PhantomPair) -> None:
     given = {**BLOBS, "max_radius": 20, "blocksize": (16, 14, 14)}
-    with pytest.raises(InputError, match="cannot show blobs of radius 20: lower max_radius"):
+    with pytest.raises(InputError, match="cannot show blobs of radius 20: take smaller radii"):
         prepare_piecewise_ransac_affine(pair.fixed, pair.moving, None, None, **given)
 
 

@@ -201,7 +201,7 @@ def test_stops_cleanly_in_the_middle_of_a_block(containers, tmp_path, stop):
         ((*PAIR, "--out", "."), "never replaced"),
         (
             ("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--block", "7"),
-            "blocksize",
+            "--block must be an even number",
         ),
         (("register", "fix.n5/s0", "mov.n5/s0"), "--out"),
         (("register", "fix.n5/s0", "mov.n5/s0", "--out", "new", "--workers", "0"), "workers"),
