@@ -278,9 +278,10 @@ def _find_blobs(
         return _find_discs(voxels, grid, settings, allowed, flat)
     extent = np.asarray(grid.shape) * grid.spacing
     if not settings.fit(grid):
+        width, radius = (" x ".join(f"{v:.4g}" for v in vs) for vs in (extent, greatest))
         raise InputError(
-            f"an image of {extent.round(1).tolist()} µm cannot show blobs of radius "
-            f"{greatest.round(1).tolist()} µm; lower max_radius or use larger blocks"
+            f"an image of {width} µm cannot show blobs of radius {radius} µm: take smaller radii "
+            "or larger blocks"
         )
     sigmas = _widths(least, greatest, settings.num_sigma_max)
     found = find_blobs(voxels, grid, sigmas)

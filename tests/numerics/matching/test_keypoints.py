@@ -231,7 +231,7 @@ def test_images_and_points_are_checked(pair):
     (fixed, grid), _, _ = pair
     with pytest.raises(InputError, match="does not fit a grid"):
         find_key_points(fixed[1:], grid, SETTINGS)
-    with pytest.raises(InputError, match="lower max_radius"):
+    with pytest.raises(InputError, match="take smaller radii"):
         find_key_points(fixed, grid, KeyPointSettings(3.0, 40.0))
     with pytest.raises(InputError, match="real numbers"):
         find_key_points(fixed.astype(complex), grid, SETTINGS)
