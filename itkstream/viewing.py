@@ -19,7 +19,7 @@ def view(folder: str | os.PathLike[str]) -> Literal["napari", "report"]:
     """Show a registration in napari, or its report in the browser without napari or a screen.
 
     In napari: fixed image (magenta), aligned image (green) and, hidden at first, the moving image,
-    the error map, the displacement as vectors and key points. ``pip install "napari[all]"``
+    the error map, the displacement as vectors and key points. ``pip install "itkstream[napari]"``
     installs it.
 
     Parameters
@@ -52,7 +52,7 @@ def view(folder: str | os.PathLike[str]) -> Literal["napari", "report"]:
         lack = "napari is not installed" if _has_screen() else "there is no screen for napari"
         raise MissingDataError(
             f"{place} has no {PAGE}, and {lack}: `itkstream report {place}` makes the page, and "
-            'pip install "napari[all]" installs napari'
+            'pip install "itkstream[napari]" installs napari'
         )
     webbrowser.open(page.path.as_uri())
     return "report"

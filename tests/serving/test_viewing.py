@@ -114,7 +114,7 @@ def test_without_napari_the_report_is_opened(
     monkeypatch.setattr(webbrowser, "open", opened.append)
     done = command("view", registered)
     assert opened == [(registered / "report.html").as_uri()]
-    assert 'pip install "napari[all]"' in done.stdout
+    assert 'pip install "itkstream[napari]"' in done.stdout
     bare = Path(shutil.copytree(registered, tmp_path / "demo" / "registration"))
     (bare / "report.html").unlink()
     done = command("view", tmp_path / "demo")

@@ -122,7 +122,8 @@ def view(folder: str) -> None:
     shown = show(folder)
     lines = (
         f"the report, which opens in the browser: {find_registration(folder) / PAGE}",
-        f'to see the images in 3-D, pip install "napari[all]", or try: itkstream serve {folder}',
+        'to see the images in 3-D, pip install "itkstream[napari]", or try: '
+        f"itkstream serve {folder}",
     )
     tell({"shown": shown}, *(lines if shown == "report" else ()))
 

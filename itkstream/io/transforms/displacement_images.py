@@ -42,8 +42,10 @@ _NIFTI_FLOATS = {16: 4, 64: 8}
 # None, displacements (3D Slicer) and vectors (ITK, ANTs); warps and coefficients of FSL.
 _VECTOR_INTENTS = (0, 1006, 1007)
 _FSL_INTENTS = range(2001, 2018)
-# What NRRD calls axes of components that may be displacements, and ITK's space.
+# What NRRD calls axes of components that may be displacements, those of the lattice (or says
+# nothing of), and ITK's space.
 _VECTOR_KINDS = ("vector", "2-vector", "3-vector", "covariant-vector", "list")
+_LATTICE_KINDS = ("domain", "space", "???", "none")
 _LPS = ("left-posterior-superior", "lps")
 _NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?")
 
@@ -196,11 +198,6 @@ def _check_meaning(path: Path, reader: sitk.ImageFileReader) -> None:
         )
     if way != "resampling":
         raise InputError(f"{path} has the 'displacement field type' {way!r}; known is 'resampling'")
-    kind = _entry(reader, "NRRD_kinds[pixel]", "vector")
-    if kind not in _VECTOR_KINDS:
-        raise InputError(
-            f"the components of a displacement are a vector; those of {path} are of the kind {kind}"
-        )
     if path.suffix.lower() == ".nrrd":
         _check_nrrd(path)
 
@@ -210,11 +207,18 @@ def _entry(reader: sitk.ImageFileReader, key: str, default: str) -> str:
 
 
 def _check_nrrd(path: Path) -> None:
-    """Refuse spaces and frames that are not ITK's: it turns the lattice, and not the vectors."""
+    """Refuse kinds, spaces and frames that are not ITK's: it turns the lattice, not the vectors."""
     with path.open("rb") as file:
         lines = file.read(_NRRD_HEADER).partition(b"\n\n")[0].decode("latin-1").splitlines()
     pairs = (line.partition(":") for line in lines if not line.startswith("#"))
     fields = {key.strip().lower(): value.strip().lower() for key, _, value in pairs}
+    # By the header itself: only the newest SimpleITK tell the kind.
+    for kind in fields.get("kinds", "").split():
+        if kind not in _VECTOR_KINDS + _LATTICE_KINDS:
+            raise InputError(
+                f"the components of a displacement are a vector; those of {path} are of the kind "
+                f"{kind}"
+            )
     space = fields.get("space", _LPS[0])
     if space not in _LPS:
         raise InputError(
