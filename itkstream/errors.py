@@ -270,6 +270,14 @@ class BlockErrors(ItkstreamError, RuntimeError):
         -------
         BlockErrors
             The same failures, at these places.
+
+        Examples
+        --------
+        >>> failure = itkstream.errors.BlockFailure((1,), ((1, 2),), "the disk is full")
+        >>> errors = itkstream.errors.BlockErrors([failure], 4)
+        >>> print(errors.placed(lambda index: [slice(64, 128)], ("x",)))
+        1 of 4 blocks failed, all others are done
+          the block at x 64-127: the disk is full
         """
         failures = [
             replace(f, region=tuple((s.start, s.stop) for s in region(f.index)), axes=axes)

@@ -233,7 +233,7 @@ def test_command(stored, tmp_path) -> None:
     points = draw_spots()
     table = write_table(tmp_path / "p.csv", points, gene=["A"] * 500)
     words = ["count", str(table), str(stored)]
-    assert "--out says where" in CliRunner().invoke(commands, words).output
+    assert "say where to write" in CliRunner().invoke(commands, words).output
     done = CliRunner().invoke(commands, [*words, "--out", str(tmp_path / "c.csv")])
     assert done.exit_code == 0, done.output
     found, background, beyond = expected(draw_labels(), points, ["A"] * 500)
