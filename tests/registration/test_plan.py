@@ -175,7 +175,6 @@ BLOCK_MEMORY = Path(__file__).parents[1] / "benchmarks" / "block_memory.py"
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="only Linux starts a peak anew"
 )
