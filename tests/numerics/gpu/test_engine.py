@@ -116,7 +116,7 @@ def test_a_block_goes_to_the_gpu(
 ) -> None:
     expected, device = deform(), EmulatedBackend()
     use(device)
-    with using_engine(said), caplog.at_level(logging.INFO):
+    with using_engine(said), caplog.at_level(logging.INFO, "itkstream"):
         found = deform()
     assert "correlate" in device.launched
     assert device.name in caplog.text
