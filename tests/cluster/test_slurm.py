@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,7 +192,7 @@ def test_register_survives_scancel_with_the_same_bits(tmp_path: Path) -> None:
         lines = []
         for line in run.stdout:
             lines.append(line)
-            if line.split()[1:] == ["deformation"]:  # after the time
+            if re.search(r"\d of \d+  deformation", line):  # as the step begins
                 time.sleep(2)  # its block is being computed by one of the two
                 cancelled = queue("running")[0]
                 subprocess.run(["scancel", cancelled], check=True)
