@@ -29,9 +29,14 @@ __all__ = [
     "name_options",
     "open_given_image",
     "open_own_image",
+    "with_block",
     "with_image_options",
+    "with_initial",
+    "with_local_block",
+    "with_masks",
     "with_overwrite",
     "with_resources",
+    "with_steps",
 ]
 
 
@@ -70,6 +75,47 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
     # Decorators apply from the end.
     for name, (flag, kind, metavar, text) in reversed(RESOURCE_OPTIONS.items()):
         command = click.option(f"--{flag}", name, type=kind, metavar=metavar, help=text)(command)
+    return command
+
+
+with_block = click.option(
+    "--block",
+    type=int,
+    metavar="N",
+    help="Width of a block of the deformation, in voxels. [default: 256]",
+)
+"""The option for the blocks of a deformation."""
+
+with_local_block = click.option(
+    "--local-block",
+    type=int,
+    metavar="N",
+    help="Width of a block of the piecewise affine, in voxels of the coarse level; 0 leaves it "
+    "out. [default: 128]",
+)
+"""The option for the blocks of the piecewise affine."""
+
+with_initial = click.option(
+    "--initial",
+    metavar="FILE",
+    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
+)
+"""The option for a start."""
+
+with_steps = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
+)
+"""The option for a file of steps and settings alone."""
+
+
+def with_masks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options for the masks of both images."""
+    for which in ("moving", "fixed"):
+        help_ = f"Image, not 0 where {which} voxels count."
+        command = click.option(f"--{which}-mask", metavar="FILE", help=help_)(command)
     return command
 
 

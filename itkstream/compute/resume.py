@@ -186,6 +186,7 @@ def _begin(blocks: Blocks, output: Output, lock: Lock) -> Work:
             engine=_engine_of(ledger.header(), fingerprint, output.location),
         )
         header = _prepare(ledger, output, wanted)
+    blocks = replace(blocks, axes=_axes(output.location))
     kept = _verify(ledger, files, blocks)
     return Work(
         missing=[number for number in range(len(blocks)) if number not in kept],
@@ -193,7 +194,7 @@ def _begin(blocks: Blocks, output: Output, lock: Lock) -> Work:
         by_workers=True,
         recording=partial(_recording, ledger, lock, kept),
         finish=partial(_finish, ledger, header),
-        axes=_axes(output.location),
+        axes=blocks.axes,
     )
 
 
@@ -334,11 +335,10 @@ def _verify(ledger: Ledger, files: ChunkFiles | _SplitFiles, blocks: Blocks) -> 
             for number, sums in zip(noted, found, strict=True)
             if sums == noted[number]
         }
-    axes = _axes(files.location)
     for number in noted.keys() - kept.keys():
         logger.warning(
             "the block at %s of %s is not as it was written; it is computed again",
-            describe_region(blocks.region(number), axes),
+            describe_region(blocks.region(number), blocks.axes),
             files.location,
         )
         files.remove(blocks.region(number))

@@ -167,11 +167,11 @@ def choose_stiffness(
     deformations that are tried; they are judged by the leading one.
     """
     samples = _samples(ChannelPair(fixed, moving), start, settings, tissue, others)
-    foretell = cache(samples.foretell)
+    foretold = cache(samples.foretell)
     with using_threads(processors()):
-        best, correlations = climb(lambda tried: foretell(for_trial(samples.settings, tried)))
+        best, correlations = climb(lambda tried: foretold(for_trial(samples.settings, tried)))
         # A field that is no softer is kept as it was tried.
-        kept = foretell(stiffened(samples.settings, best))
+        kept = foretold(stiffened(samples.settings, best))
         return samples.compare(kept, best, correlations)
 
 

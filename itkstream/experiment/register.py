@@ -181,10 +181,9 @@ def register_rounds(
 
     All input is checked before anything is computed. Rounds are registered one after the other, or
     side by side on the workers, each as `itkstream.register` does it; one that fails stops no
-    other. Then key points of rounds
-    that follow each other are matched directly: where these lie elsewhere than the way by the
-    reference says, the round is to be looked at [1]_. All channels of the rounds that did not
-    fail are resampled once. The same call goes on where a run was killed.
+    other. Then key points of rounds that follow each other are matched directly: where these lie
+    elsewhere than the way by the reference says, the round is to be looked at [1]_. All channels of
+    the rounds that did not fail are resampled once. The same call goes on where a run was killed.
 
     Writes into `out`:
 

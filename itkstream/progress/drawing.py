@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -37,7 +38,7 @@ class RunningStep:
         return said.rstrip()
 
 
-class Drawing:
+class Drawing(ABC):
     """A reporter that shows a run, and ends with its ``with``; subclasses say how it looks."""
 
     def __init__(self) -> None:
@@ -92,23 +93,23 @@ class Drawing:
             return ""
         return f"about {duration(self.forecast.left(time.monotonic()))} left"
 
+    @abstractmethod
     def show_begun(self, step: RunningStep) -> None:
         """Show that a step begins."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show_blocks(self, step: RunningStep) -> None:
         """Show its blocks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show_note(self, text: str) -> None:
         """Show a result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show_ended(self, step: RunningStep, well: bool) -> None:
         """Show that a step ended; not well where an error ended the run."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  not all have an end to draw
         """End the drawing."""
 
     def _end(self, well: bool) -> None:

@@ -14,6 +14,7 @@ from itkstream.cli.options import (
     with_image_options,
     with_overwrite,
     with_resources,
+    with_steps,
 )
 from itkstream.cli.outcome import tell_outcome
 from itkstream.cli.verb import Verb, with_out
@@ -53,12 +54,7 @@ __all__ = ["atlas"]
     help="CSV file of names, with columns id and name, and perhaps acronym: brainglobe's "
     "structures.csv.",
 )
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
-)
+@with_steps
 @with_resources
 @with_overwrite
 @with_image_options("brain", "template", "annotation", common=False)

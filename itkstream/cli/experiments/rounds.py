@@ -16,6 +16,7 @@ from itkstream.cli.options import (
     with_image_options,
     with_overwrite,
     with_resources,
+    with_steps,
 )
 from itkstream.cli.verb import Verb, tell, with_out
 
@@ -55,12 +56,7 @@ __all__ = ["rounds"]
     metavar="N",
     help="Rounds to register at a time, on the same workers.",
 )
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    help="YAML file of steps and settings, as `itkstream config --defaults` prints one.",
-)
+@with_steps
 @click.option("--no-report", is_flag=True, help="Leave the report of each round out.")
 @with_resources
 @with_overwrite

@@ -13,6 +13,8 @@ from itkstream.cli.options import (
     choose_given_pair,
     collect_image_options,
     with_image_options,
+    with_initial,
+    with_masks,
 )
 from itkstream.cli.verb import Verb, tell
 
@@ -28,13 +30,8 @@ __all__ = ["advise"]
 )
 @click.argument("fixed")
 @click.argument("moving")
-@click.option(
-    "--initial",
-    metavar="FILE",
-    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
-)
-@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
-@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
+@with_initial
+@with_masks
 @click.option("--memory", metavar="SIZE", help="Memory that blocks must fit, such as 16GB.")
 @with_image_options("fixed", "moving")
 def advise(fixed: str, moving: str, **options: Any) -> None:

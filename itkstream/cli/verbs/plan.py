@@ -12,7 +12,9 @@ from itkstream.cli.options import (
     collect_resources,
     name_options,
     open_given_image,
+    with_block,
     with_image_options,
+    with_local_block,
     with_resources,
 )
 from itkstream.cli.verb import Verb, tell, wants_json
@@ -29,19 +31,8 @@ __all__ = ["config", "plan"]
 )
 @click.argument("fixed")
 @click.argument("moving")
-@click.option(
-    "--block",
-    type=int,
-    metavar="N",
-    help="Width of a block of the deformation, in voxels. [default: 256]",
-)
-@click.option(
-    "--local-block",
-    type=int,
-    metavar="N",
-    help="Width of a block of the piecewise affine, in voxels of the coarse level; 0 leaves it "
-    "out. [default: 128]",
-)
+@with_block
+@with_local_block
 @click.option(
     "--probe",
     type=click.IntRange(0),

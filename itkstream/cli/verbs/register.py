@@ -11,7 +11,11 @@ from itkstream.cli.options import (
     choose_given_pair,
     collect_config,
     collect_resources,
+    with_block,
     with_image_options,
+    with_initial,
+    with_local_block,
+    with_masks,
     with_overwrite,
     with_resources,
 )
@@ -60,36 +64,21 @@ __all__ = ["register"]
 @click.option(
     "--mirror", is_flag=True, default=None, help="MOVING may be a mirror image: it is searched."
 )
-@click.option(
-    "--block",
-    type=int,
-    metavar="N",
-    help="Width of a block of the deformation, in voxels. [default: 256]",
-)
+@with_block
 @click.option(
     "--overlap",
     type=int,
     metavar="N",
     help="How far blocks look beyond their border, in voxels. [default: an eighth of a block]",
 )
-@click.option(
-    "--local-block",
-    type=int,
-    metavar="N",
-    help="Width of a block of the piecewise affine, in voxels of the coarse level; 0 leaves it "
-    "out. [default: 128]",
-)
+@with_local_block
 @click.option(
     "--seed",
     type=int,
     metavar="N",
     help="Random numbers of the fit: the same seed, the same result. [default: 0]",
 )
-@click.option(
-    "--initial",
-    metavar="FILE",
-    help="Transform file to start from, such as landmarks of Slicer or an affine of ANTs.",
-)
+@with_initial
 @click.option(
     "--orient",
     type=(str, str),
@@ -143,8 +132,7 @@ __all__ = ["register"]
     metavar="SHARE",
     help="Share of the landmarks that only judge the result. [default: 0]",
 )
-@click.option("--fixed-mask", metavar="FILE", help="Image, not 0 where fixed voxels count.")
-@click.option("--moving-mask", metavar="FILE", help="Image, not 0 where moving voxels count.")
+@with_masks
 @click.option(
     "--config",
     "config_file",
