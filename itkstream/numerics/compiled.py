@@ -6,6 +6,7 @@ numba keeps them beside the source, or in the folder that NUMBA_CACHE_DIR names.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from itkstream.numerics.deformation import force
 
@@ -14,7 +15,8 @@ __all__ = ["is_compiled", "kept_in"]
 
 def kept_in() -> Path:
     """The folder where numba keeps the functions of a deformation."""
-    return Path(force.mean_line.stats.cache_path)
+    function: Any = force.mean_line
+    return Path(function.stats.cache_path)
 
 
 def is_compiled() -> bool:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream.geometry import Grid
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import over_slabs
 from itkstream.phantoms.settings import PhantomSettings
 from itkstream.phantoms.tissue import CELL_UM, SPOT_WIDTH, Scene, depth_at
@@ -19,14 +19,14 @@ from itkstream.phantoms.tissue import CELL_UM, SPOT_WIDTH, Scene, depth_at
 __all__ = ["camera_of", "photograph", "plane_by_plane", "render"]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _ramp(t: float) -> float:
     """Smooth step: 0 below 0, 1 above 1."""
     t = min(1.0, max(0.0, t))
     return t * t * (3.0 - 2.0 * t)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _body_light(p: Any, bodies: Any, b: int, u: Any) -> float:
     """Light of body `b` at `p`; `u` is scratch."""
     for i in range(3):
@@ -49,7 +49,7 @@ def _body_light(p: Any, bodies: Any, b: int, u: Any) -> float:
     return inside * bodies.brightness[b] * max(value, 0.05)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _light(points: Any, scene: Any, out: Any) -> None:
     """Light of the scene at points (k, 3): bodies and the glow of the tissue between them."""
     cells, counts, u = scene.cells, scene.cells.counts, np.empty(3)

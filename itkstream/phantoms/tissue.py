@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
+from itkstream.numerics.compiling import compiled
 from itkstream.phantoms.lattice import extent_of, in_three
 from itkstream.phantoms.settings import PhantomSettings
 
@@ -75,7 +75,7 @@ class Scene(NamedTuple):
     cells: Cells
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def depth_at(p: Any, tissue: Any) -> float:
     """Depth of a point in the tissue, in µm; negative outside."""
     total = 0.0
@@ -89,7 +89,7 @@ def depth_at(p: Any, tissue: Any) -> float:
     return (1.0 - total ** (1.0 / 6.0)) * tissue.half.min()
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def depths_at(points: Any, tissue: Any) -> Any:
     out = np.empty(len(points))
     for n in range(len(points)):
@@ -238,7 +238,7 @@ def _sort_into_cells(bodies: Bodies) -> Cells:
     return Cells(lowest, counts, starts, members)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill_cells(first: Any, last: Any, counts: Any, cursor: Any, members: Any) -> None:
     """Advance the cursor of every cell a body reaches into, listing it there if there is room."""
     for b in range(len(first)):

@@ -8,11 +8,11 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from itkstream.errors import InputError
+from itkstream.numerics.compiling import compiled
 from itkstream.phantoms.lattice import extent_of, in_three
 from itkstream.phantoms.settings import PhantomSettings
 
@@ -307,7 +307,7 @@ class _Map(NamedTuple):
     widths: NDArray[np.float64]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _bend(p: Any, bumps: Any, moved: Any, slope: Any) -> None:
     """Write p + d(p) into `moved` and its derivative into `slope`."""
     for i in range(3):
@@ -329,7 +329,7 @@ def _bend(p: Any, bumps: Any, moved: Any, slope: Any) -> None:
             slope[i, 2] -= part * z
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _det(m: Any) -> float:
     return (
         m[0, 0] * (m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1])
@@ -338,7 +338,7 @@ def _det(m: Any) -> float:
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _forward(points: Any, true: Any, out: Any) -> None:
     moved, slope = np.empty(3), np.empty((3, 3))
     for n in range(len(points)):
@@ -349,7 +349,7 @@ def _forward(points: Any, true: Any, out: Any) -> None:
                 out[n, i] += true.linear[i, j] * moved[j]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _determinant(points: Any, true: Any, out: Any) -> None:
     moved, slope = np.empty(3), np.empty((3, 3))
     affine = _det(true.linear)
@@ -358,7 +358,7 @@ def _determinant(points: Any, true: Any, out: Any) -> None:
         out[n, :] = affine * _det(slope)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _backward(points: Any, true: Any, out: Any) -> None:
     moved, slope, goal, miss = np.empty(3), np.empty((3, 3)), np.empty(3), np.empty(3)
     for n in range(len(points)):
@@ -376,7 +376,7 @@ def _backward(points: Any, true: Any, out: Any) -> None:
                 break
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _solve_onto(m: Any, b: Any, x: Any) -> None:
     """Add the solution of ``m y = b`` to `x`, by Cramer's rule."""
     scale = 1.0 / _det(m)

@@ -13,6 +13,8 @@ __all__ = ["Forecast"]
 _BELIEF = 0.1
 # Least share of a part that is left to its blocks, however long it took to come to them.
 _LEAST_IN_BLOCKS = 0.1
+# Seconds a part costs at least: a pace is a quotient of prices, which nothing would make infinite.
+_LEAST_PRICE = 1e-3
 
 
 class Forecast:
@@ -51,7 +53,7 @@ class Forecast:
             return None
         self._end(now)
         self._later = found + 1
-        price = max(0.0, self.parts[found].seconds)
+        price = max(_LEAST_PRICE, self.parts[found].seconds)
         self._running = _Running(price, now, self._pace(now))
         return self._later
 
@@ -71,7 +73,7 @@ class Forecast:
 
     def _to_come(self, now: float) -> float:
         """Price of what is not done."""
-        later = sum(max(0.0, part.seconds) for part in self.parts[self._later :])
+        later = sum(max(_LEAST_PRICE, part.seconds) for part in self.parts[self._later :])
         running = self._running
         return later + (running.price * (1.0 - running.share(now)) if running else 0.0)
 

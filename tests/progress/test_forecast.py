@@ -1,7 +1,7 @@
 """The time left: never negative, nothing at the end, and true once the pace is known."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from itkstream.progress.forecast import Forecast
@@ -17,6 +17,8 @@ def planned(prices):
 
 
 @given(parts, calls)
+@example([2e-313], [(0.0, -1), (1.0, 0)])
+@example([0.0, 2e-313, 1.0], [(0.0, 0), (0.0, -1), (1.0, 0)])
 def test_it_is_never_negative_and_nothing_at_the_end(prices, told):
     forecast, now = Forecast(planned(prices)), 0.0
     for number, (waited, done) in enumerate(told):

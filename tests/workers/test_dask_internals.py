@@ -48,6 +48,8 @@ def breaks(what: str) -> Iterator[None]:
 def cluster() -> Iterator[Any]:
     """Two worker processes, each kept by a process of its own."""
     with SubprocessCluster(n_workers=2, worker_kwargs={"dashboard": False}) as cluster:
+        with Client(cluster) as client:
+            client.wait_for_workers(2, timeout=60)
         yield cluster
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.numerics.checks import without_infinities
+from itkstream.numerics.compiling import compiled, inlined
 from itkstream.numerics.deformation.force import collect_forces
 from itkstream.numerics.lift import lift_values
 from itkstream.numerics.threads import over_slabs
@@ -205,7 +205,7 @@ def window_codes(
     return np.array([*first.code(full), *second.code(full), max(2.0, LEAST_FILLED * cut)])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_plane(a, b, code, sign, columns):  # type: ignore[no-untyped-def]
     """Add one plane, or take it away, to the sums along axis 0."""
     for j in range(a.shape[0]):
@@ -221,7 +221,7 @@ def _add_plane(a, b, code, sign, columns):  # type: ignore[no-untyped-def]
                 columns[5, j, k] += sign * x * y
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
     """Add one row of the plane of sums, or take it away, to the sums along axes 0 and 1."""
     for q in range(columns.shape[0]):
@@ -229,7 +229,7 @@ def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
             rows[q, k] += sign * columns[q, j, k]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
     """Running sums along axis 2."""
     n = rows.shape[1]
@@ -245,7 +245,7 @@ def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
             sums[q, k] = total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
     """Sums of the windows centred on row j, given those sums along axis 1 of row j - 1."""
     if j == 0:
@@ -259,7 +259,7 @@ def next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
     _window_line(rows, window[2], sums)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _next_plane(a, b, code, window, i, start, columns):  # type: ignore[no-untyped-def]
     """Sums along axis 0 of the windows centred on plane i, given those of plane i - 1."""
     radius = window[0]
@@ -272,7 +272,7 @@ def _next_plane(a, b, code, window, i, start, columns):  # type: ignore[no-untyp
         _add_plane(a[i - radius - 1], b[i - radius - 1], code, -1.0, columns)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _moments(sums, k, least):  # type: ignore[no-untyped-def]
     """Means, variances and covariance; zero variance for constant and almost empty windows."""
     n = sums[0, k]
@@ -288,7 +288,7 @@ def _moments(sums, k, least):  # type: ignore[no-untyped-def]
     return ma, mb, va, vb, sums[5, k] / n - ma * mb
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _quality(a, b, code, window, out, start, stop):  # type: ignore[no-untyped-def]
     columns = np.zeros((6, *a.shape[1:]))
     rows = np.zeros((6, a.shape[2]))
@@ -304,7 +304,7 @@ def _quality(a, b, code, window, out, start, stop):  # type: ignore[no-untyped-d
                     out[i, j, k] = np.nan
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _residual_line(a, b, code, beside_others, sums, residual, weight):  # type: ignore[no-untyped-def]
     total = 0.0
     count = 0
@@ -328,7 +328,7 @@ def _residual_line(a, b, code, beside_others, sums, residual, weight):  # type: 
     return total, count
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _residual(images, how, outputs, totals, start, stop):  # type: ignore[no-untyped-def]
     a, b = images
     code, window, beside_others = how

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy import fft
 
 from itkstream.errors import InputError
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import get_threads, over_slabs
 
 __all__ = ["SmoothingKernel", "smooth_field", "squared_waves"]
@@ -221,7 +221,7 @@ def _damp(
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _damp_planes(spectrum, x, y, z, kernel, start, stop):  # type: ignore[no-untyped-def]
     a, c, d, whole = kernel
     for i in range(start, stop):

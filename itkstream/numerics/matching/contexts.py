@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.lift import lift_matrix, lift_values, lift_vectors
 from itkstream.numerics.matching.keypoints import as_points, finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur, halve
@@ -315,7 +315,7 @@ def sample_around(
     return samples, inside
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sample_slab(data, centres, lattices, norm, outputs, start, stop):  # type: ignore[no-untyped-def]
     offsets, turns = lattices
     steps = offsets
@@ -335,7 +335,7 @@ def _sample_slab(data, centres, lattices, norm, outputs, start, stop):  # type: 
         _normalise(values, total / max(count, 1), norm)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _normalise(values, mean, norm):  # type: ignore[no-untyped-def]
     squares = 0.0
     for k in range(values.size):
@@ -348,7 +348,7 @@ def _normalise(values, mean, norm):  # type: ignore[no-untyped-def]
         values[k] = 0.0 if math.isnan(values[k]) else np.rint((values[k] - mean) * scale)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _linear(data, x, y, z):  # type: ignore[no-untyped-def]
     """Linear interpolation; NaN outside the voxels of the image."""
     nx, ny, nz = data.shape

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices, box_shape
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["NodeLattice", "blend_affines", "blend_points"]
@@ -269,7 +269,7 @@ def _lift(moves: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     return padded.reshape(lead + padded.shape)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _blend(moves, low, upper, at, out, start, stop):  # type: ignore[no-untyped-def]
     """Along a row the affines of each block are lines; those of four blocks are one line."""
     blocks, n = moves.shape[2], out.shape[3]
@@ -298,7 +298,7 @@ def _blend(moves, low, upper, at, out, start, stop):  # type: ignore[no-untyped-
                     out[i, j, k, c] = move
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _blend_points(points, lows, uppers, counts, matrices, out):  # type: ignore[no-untyped-def]
     """Add up what the blocks around each point make of it; those without a share are left out."""
     n = points.shape[1]

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values
 from itkstream.numerics.sampling.interpolate import sample_field
 from itkstream.numerics.threads import over_slabs
@@ -177,7 +177,7 @@ def jacobian_determinant(displacement: Field, grid: Grid) -> NDArray[np.float32]
     return out.reshape(grid.shape)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _determinants(vectors, to_index, out, start, stop):  # type: ignore[no-untyped-def]
     shape = vectors.shape
     slope = np.zeros((3, 3))

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError
+from itkstream.numerics.compiling import compiled, inlined
 from itkstream.numerics.lift import lift_matrix, lift_values
 from itkstream.numerics.threads import over_slabs
 
@@ -253,7 +253,7 @@ def _embed(
     return *numbers, displacement.reshape((*lift_values(shape, 1), n))
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _row(index, i, j):  # type: ignore[no-untyped-def]
     """Start of a row of output voxels."""
     p, q = i + index[12], j + index[13]
@@ -264,7 +264,7 @@ def _row(index, i, j):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _position(row, index, vector, moves, i, j, k):  # type: ignore[no-untyped-def]
     r = k + index[14]
     x = row[0] + index[2] * r
@@ -283,7 +283,7 @@ def _position(row, index, vector, moves, i, j, k):  # type: ignore[no-untyped-de
     return x, y, z
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _bracket(x, n):  # type: ignore[no-untyped-def]
     """Lower voxel, upper voxel and the weight of the upper one, clamped to the image."""
     if x <= 0.0:
@@ -294,7 +294,7 @@ def _bracket(x, n):  # type: ignore[no-untyped-def]
     return low, low + 1, x - low
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _corners(x, y, z, window, strides):  # type: ignore[no-untyped-def]
     """The lowest corner in the flat part, the steps to the upper ones, and their weights.
 
@@ -318,7 +318,7 @@ def _corners(x, y, z, window, strides):  # type: ignore[no-untyped-def]
     return np.uint64(first), steps, fx, fy, fz
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _trilinear(flat, first, steps, fx, fy, fz):  # type: ignore[no-untyped-def]
     one, two, three = first + steps[1], first + steps[0], first + steps[0] + steps[1]
     a, b = np.float64(flat[first]), np.float64(flat[first + steps[2]])
@@ -334,7 +334,7 @@ def _trilinear(flat, first, steps, fx, fy, fz):  # type: ignore[no-untyped-def]
     return v0 + fx * (v1 - v0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _warp_linear(moving, window, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
     nx, ny, nz = window[1]
     flat = moving.reshape(moving.size)
@@ -352,7 +352,7 @@ def _warp_linear(moving, window, index, vector, moves, background, out, start, s
                     out[i, j, k] = background
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _warp_nearest(moving, window, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
     nx, ny, nz = window[1]
     p, q, r = window[0]
@@ -372,7 +372,7 @@ def _warp_nearest(moving, window, index, vector, moves, background, out, start, 
                     out[i, j, k] = background
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _heaviest(flat, first, steps, shares):  # type: ignore[no-untyped-def]
     """The label with the greatest weight among eight corners; of equal ones, the upper corner's."""
     chosen, most = flat[first], 0.0
@@ -387,7 +387,7 @@ def _heaviest(flat, first, steps, shares):  # type: ignore[no-untyped-def]
     return chosen
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _corner(first, steps, corner):  # type: ignore[no-untyped-def]
     place = first
     for axis in range(3):
@@ -396,7 +396,7 @@ def _corner(first, steps, corner):  # type: ignore[no-untyped-def]
     return place
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _share(shares, corner):  # type: ignore[no-untyped-def]
     weight = 1.0
     for axis in range(3):
@@ -404,7 +404,7 @@ def _share(shares, corner):  # type: ignore[no-untyped-def]
     return weight
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _warp_labels(moving, window, index, vector, moves, background, out, start, stop):  # type: ignore[no-untyped-def]
     nx, ny, nz = window[1]
     flat = moving.reshape(moving.size)
@@ -425,7 +425,7 @@ def _warp_labels(moving, window, index, vector, moves, background, out, start, s
 _KERNELS = {"linear": _warp_linear, "nearest": _warp_nearest, "label-linear": _warp_labels}
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sample_vectors(field, window, index, vector, moves, out, start, stop):  # type: ignore[no-untyped-def]
     components = field.shape[3]
     flat = field.reshape(field.size)
@@ -442,7 +442,7 @@ def _sample_vectors(field, window, index, vector, moves, out, start, stop):  # t
                     out[i, j, k, c] = value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _stretch_vectors(field, window, index, out, start, stop):  # type: ignore[no-untyped-def]
     """As `_sample_vectors` where axes are parallel: a row of voxels lies between four of nodes.
 

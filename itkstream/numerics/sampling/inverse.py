@@ -12,16 +12,17 @@ to read; knots are counted in the whole image, so it gives the bits that the who
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Grid, Slices, box_shape
+from itkstream.numerics.compiling import compiled, inlined
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values, lift_vectors
 from itkstream.numerics.parameters import positive_length, whole
 from itkstream.numerics.sampling.fields import check_vectors, displacement_bounds
@@ -197,8 +198,8 @@ def _solve_box(
     return out[0], out[1], int(out[2].max())
 
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
-_inlined = njit(nogil=True, cache=True, error_model="numpy", inline="always")
+_compiled = partial(compiled, error_model="numpy")
+_inlined = partial(inlined, error_model="numpy")
 
 
 @_inlined

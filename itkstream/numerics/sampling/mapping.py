@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
@@ -28,6 +27,7 @@ from itkstream.geometry import (
     box_shape,
     steps_of,
 )
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.sampling.blend import blend_affines
 from itkstream.numerics.sampling.interpolate import MARGIN, Part, sample_field
 from itkstream.numerics.threads import over_slabs
@@ -286,7 +286,7 @@ def _then_points(before: GridMap, step: Transform) -> GridMap:
     return GridMap(grid, affine, moves.astype(np.float32))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _bound_planes(moves, matrix, vector, ends, start, stop):  # type: ignore[no-untyped-def]
     """Least and greatest mapped index of each plane; a 2-D image's planes have one line.
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["filters", "shrink"]
@@ -117,7 +117,7 @@ def _filter_axis(
     return out.reshape((*shape[:axis], groups, *shape[axis + 1 :]))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _across_lines(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
     """Weighted sums of whole lines."""
     for g in range(start, stop):
@@ -130,13 +130,13 @@ def _across_lines(lines, source, weights, out, start, stop):  # type: ignore[no-
                 out[g, k] += weight * lines[line, k]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _across_each(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         _across_lines(lines[i], source, weights, out[i], 0, out.shape[1])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _along_lines(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
     """Weighted sums within each line."""
     for i in range(start, stop):

@@ -17,11 +17,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from attrs import frozen
-from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from itkstream.geometry import Image
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.matching.contexts import Contexts, ContextSource, ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
 
@@ -273,7 +273,7 @@ def _half_turns(middle: Floats) -> list[Floats]:
     return turns
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _correlations(a, b, i, j):  # type: ignore[no-untyped-def]
     """Correlations of pairs of contexts."""
     out = np.empty(i.size, np.float32)

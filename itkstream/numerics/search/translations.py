@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.fft import irfftn, next_fast_len, rfftn
+
+from itkstream.numerics.compiling import compiled
 
 __all__ = ["MaskedCorrelation"]
 
@@ -82,7 +83,7 @@ def _parts(image: Floats) -> tuple[Floats, Floats, Floats]:
     return counts.astype(np.float32), filled, filled**2
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _worths(count, sf, sg, cross, sff, sgg, overlap):  # type: ignore[no-untyped-def]
     """Compute what correlation is worth at each shift: a corner may correlate well by chance."""
     worth = np.full(count.size, -np.inf, np.float32)

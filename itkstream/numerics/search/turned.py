@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from itkstream.errors import RegistrationError
 from itkstream.geometry import AffineTransform
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.matching.contexts import ContextSource
 from itkstream.numerics.matching.matches import correlate
 from itkstream.numerics.matching.ransac import fit_affine
@@ -200,7 +200,7 @@ def _votes(
     return np.asarray(_count(p, q, turns, point, slack, _least_trace(p.shape[1])), np.intp)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _best_partners(scores, sides, others, partner, score):  # type: ignore[no-untyped-def]
     """Find the best score of each row among those whose triangles agree; -1 where none does."""
     for i in range(len(sides)):
@@ -214,7 +214,7 @@ def _best_partners(scores, sides, others, partner, score):  # type: ignore[no-un
                     partner[i], score[i] = j, scores[i, j]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _agreement(p, q, turns, h, slack, least, out):  # type: ignore[no-untyped-def]
     """Find the matches that agree with match h in position, less exactly further off, and turn."""
     n = p.shape[1]
@@ -230,7 +230,7 @@ def _agreement(p, q, turns, h, slack, least, out):  # type: ignore[no-untyped-de
         out[j] = trace > least and error < (slack + _SLOPE * np.sqrt(apart)) ** 2
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count(p, q, turns, point, slack, least):  # type: ignore[no-untyped-def]
     votes = np.zeros(len(p), np.int64)
     agree = np.empty(len(p), np.bool_)
