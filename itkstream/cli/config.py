@@ -22,6 +22,7 @@ from itkstream.io.images.orientation import (
     stated_orientation,
 )
 from itkstream.io.landmarks.options import LandmarkOptions
+from itkstream.numerics.gpu.engine import Engine, check_engine
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import (
     DEFAULT_STEPS,
@@ -43,9 +44,11 @@ _HEAD = """\
 # of landmarks are one of pairs, or one per image; sigma_um says how exactly they were placed.
 # initial_transform is a file, or the rows of a matrix in the order of the fixed image's axes.
 # orient: [LIP, RAS] says how the fixed and the moving image lie: where x, y and z lead.
+# engine (cpu, gpu or auto) computes deformations where --engine does not say otherwise.
 """
 _FILES = ("initial_transform", "fixed_mask", "moving_mask")
 _IMAGES = ("fixed", "moving")
+_REST = ("orient", "engine", "steps")
 _OPTIONS = [f.name for f in dataclasses.fields(ImageOptions)]
 _LANDMARKS = [f.name for f in dataclasses.fields(LandmarkOptions)]
 _SETTINGS = [f.name for f in dataclasses.fields(RegisterSettings)]
@@ -91,6 +94,13 @@ def _orient(given: Any) -> tuple[str, str] | None:
     return fixed, moving
 
 
+def _engine(given: Any) -> Engine | None:
+    """The name of an engine; whether it is there is asked where the blocks are computed."""
+    check_engine(given, here=False)
+    known: Engine | None = given
+    return known
+
+
 def _mask_field() -> Any:
     return field(default=None, converter=Converter(_mask, takes_field=True))
 
@@ -102,7 +112,7 @@ class Config:
     A mask is the path of an image that is not 0 where voxels count, or intensities that do not
     count. The initial transform is the path of a file, or an affine in the order of the fixed
     image's axes. `fixed` and `moving` say what the image files do not; `orient` says how both
-    images lie, where that is the start.
+    images lie, where that is the start; `engine` what computes deformations.
     """
 
     steps: tuple[Step, ...] = field(default=DEFAULT_STEPS, converter=checked_steps)
@@ -114,6 +124,7 @@ class Config:
     moving: ImageOptions = Factory(ImageOptions)
     landmarks: LandmarkOptions = Factory(LandmarkOptions)
     orient: tuple[str, str] | None = field(default=None, converter=_orient)
+    engine: Engine | None = field(default=None, converter=_engine)
 
     def __attrs_post_init__(self) -> None:
         if self.orient is not None and self.initial_transform is not None:
@@ -148,15 +159,15 @@ def read_config(path: str | os.PathLike[str]) -> Config:
 
 
 def read_steps(path: str | os.PathLike[str] | None) -> Config:
-    """Read the steps and settings of a file, the defaults where there is none.
+    """Read the steps, settings and engine of a file, the defaults where there is none.
 
     What it says of a pair besides, its images, masks, landmarks or start, is an `InputError`.
     """
     config = Config() if path is None else read_config(path)
-    if config != Config(config.steps, config.settings):
+    if config != Config(config.steps, config.settings, engine=config.engine):
         raise InputError(
-            f"{path} says more than steps and settings: images, masks, landmarks and starts are "
-            "not taken from a file here. Leave them out"
+            f"{path} says more than steps, settings and engine: images, masks, landmarks and "
+            "starts are not taken from a file here. Leave them out"
         )
     return config
 
@@ -169,6 +180,7 @@ def to_yaml(config: Config) -> str:
         **{name: dataclasses.asdict(getattr(config, name)) for name in _IMAGES},
         "landmarks": _listed(config.landmarks),
         "orient": None if config.orient is None else list(config.orient),
+        "engine": config.engine,
         "steps": [{step.name: step_parameters(step)} for step in config.steps],
     }
     return _HEAD + yaml.dump(
@@ -211,12 +223,13 @@ def _config(found: Any, folder: Path) -> Config:
     known = _mapping("the file", found)
     if isinstance(known.get("settings"), Mapping):
         known, folder = _of_a_run(known), Path()
-    check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "landmarks", "orient", "steps"])
+    check_names("key", known, [*_SETTINGS, *_FILES, *_IMAGES, "landmarks", *_REST])
     settings = {name: known[name] for name in _SETTINGS if name in known}
     rest: dict[str, Any] = {
         **{name: _near(folder, known[name]) for name in _FILES if name in known},
         **{name: _image(name, known[name]) for name in _IMAGES if name in known},
         "orient": known.get("orient"),
+        "engine": known.get("engine"),
     }
     if "landmarks" in known:
         rest["landmarks"] = _landmarks(folder, known["landmarks"])

@@ -346,11 +346,12 @@ def name_options(message: str, prefix: str = "") -> str:
     return said
 
 
-def collect_resources(options: dict[str, Any]) -> Any:
-    """Make the resources that the options of a command state."""
+def collect_resources(options: dict[str, Any], engine: str | None = None) -> Any:
+    """Make the resources that the options of a command state, with the engine of its file."""
     from itkstream.workers import Resources
 
     given = {name: options.get(name) for name in RESOURCE_OPTIONS}
+    given["engine"] = given["engine"] or engine
     return Resources(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import processes
@@ -60,14 +60,18 @@ def _itkstream(
     spacing: Sequence[float],
     tutorial: bool = False,
     similarity: str = "lcc",
+    engine: Literal["cpu", "gpu"] = "cpu",
 ) -> Any:
     from itkstream.deform import deformable_align
     from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
+    from itkstream.numerics.gpu.engine import check_engine, using_engine
 
     if tutorial:
         return deformable_align(fixed, moving, spacing, spacing, cc_radius=12, iterations=(20, 10))
-    settings = PIPELINE_MIND if similarity == "mind" else PIPELINE_DEFAULTS
-    return deformable_align(fixed, moving, spacing, spacing, settings=settings.for_voxels(spacing))
+    settings = (PIPELINE_MIND if similarity == "mind" else PIPELINE_DEFAULTS).for_voxels(spacing)
+    check_engine(engine, here=True)
+    with using_engine(engine):
+        return deformable_align(fixed, moving, spacing, spacing, settings=settings)
 
 
 def _itkstream_method(fixed: Floats, moving: Floats, spacing: Sequence[float], method: str) -> Any:
@@ -174,6 +178,7 @@ ENGINES = {
             },
         },
     ),
+    "itkstream-gpu": Engine("itkstream", {"pipeline": partial(_itkstream, engine="gpu")}),
     "picsl-greedy": Engine(
         "picsl-greedy",
         {
@@ -270,6 +275,7 @@ def _child(engine: str, setting: str, folder: Path, out: Path) -> None:
 def _load(engine: str) -> None:
     modules = {
         "itkstream": "itkstream.deform",
+        "itkstream-gpu": "itkstream.deform",
         "picsl-greedy": "picsl_greedy",
         "antspyx": "ants",
         "SimpleITK": "SimpleITK",

@@ -12,6 +12,8 @@ in an earlier run where the images are the same, bit by bit. Their times are not
 Images whose contrasts differ: ``accuracy --cases inverted remapped remapped-block remapped-short
 --engines itkstream/pipeline itkstream/mind antspyx/mattes``.
 
+``--engine gpu`` runs itkstream on the processors and on a GPU, and nothing else.
+
 Errors are in fine voxels; ratios refer to picsl-greedy NCC 4x4x4 100x50x10 on the same images in
 the same run. See cases.py for how the truth is built.
 """
@@ -37,6 +39,10 @@ from speed import TASKS, run_speed
 
 Row = dict[str, Any]
 
+_BY_ENGINE = {
+    "cpu": ("itkstream/pipeline",),
+    "gpu": ("itkstream/pipeline", "itkstream-gpu"),
+}
 _ACCURACY = {
     "median": "{:.3f}",
     "p95": "{:.3f}",
@@ -88,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run_accuracy(console: Console, options: argparse.Namespace, results: Row) -> None:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    plan = Plan.of(options.cases, options.engines, seeds, options.quick, options.timeout)
+    engines = _BY_ENGINE.get(options.engine, options.engines)
+    plan = Plan.of(options.cases, engines, seeds, options.quick, options.timeout)
     plan = replace(plan, earlier=tuple(row for path in options.earlier for row in _rows_of(path)))
     tell = partial(_tell, console, _ACCURACY, ("case", "engine", "setting"))
     rows: list[Row] = []
@@ -130,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ENGINE",
         type=_engine,
         help=f"of {', '.join(ENGINES)}; ENGINE/100x50 picks settings by name",
+    )
+    parser.add_argument(
+        "--engine", choices=_BY_ENGINE, help="itkstream alone, on the processors or on both"
     )
     parser.add_argument(
         "--steps", nargs="+", default=(), metavar="STEP", help="parts of names of steps"

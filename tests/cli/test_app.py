@@ -464,6 +464,21 @@ def test_every_resource_has_its_option():
     assert options == {field.name for field in fields(Resources)} - {"config"}
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"), [("", "auto"), ("--engine cpu", "cpu")], ids=["file", "option"]
+)
+def test_an_option_comes_before_the_engine_of_the_file(words, expected):
+    seen = {}
+
+    @click.command()
+    @with_resources
+    def command(**options):
+        seen["resources"] = collect_resources(options, "auto")
+
+    command.main(words.split(), standalone_mode=False)
+    assert seen["resources"].engine == expected
+
+
 @pytest.mark.slow
 def test_images_without_overlap_end_with_a_reason(command, containers, tmp_path):
     noise = np.random.default_rng(0).integers(90, 110, (64, 64, 48)).astype(np.uint16)

@@ -42,6 +42,7 @@ EVERYTHING = Config(
     fixed=ImageOptions((2, 0.5, 0.5), "um", "czyx", channel=1, time=2, level=3),
     moving=ImageOptions(spacing=0.5),
     landmarks=LandmarkOptions(("fixed.fcsv", "moving.fcsv"), "millimeter", 2.5, 0.25),
+    engine="auto",
 )
 
 
@@ -58,6 +59,7 @@ def test_what_is_written_is_read(tmp_path: Path, config: Config) -> None:
     assert read.steps == config.steps
     assert read.settings == config.settings
     assert (read.fixed, read.moving) == (config.fixed, config.moving)
+    assert read.engine == config.engine
     # Any YAML reader sees the same.
     assert yaml.safe_load(text)["coarse_voxels"] == config.settings.coarse_voxels
 
@@ -138,6 +140,7 @@ def test_little_is_enough(tmp_path: Path) -> None:
         ("moving: {axes: zy}", "moving: axes must name every stored axis"),
         ("moving: {axes: 3}", "moving: axes must be a word"),
         ("moving: 5", "moving must hold names and values"),
+        ("engine: gpus", "unknown engine 'gpus'; did you mean 'gpu'"),
         ("moving_mask: [tissue]", "moving_mask must be the name of an image"),
     ],
 )

@@ -88,7 +88,7 @@ def atlas(brain: str, template: str, annotation: str, out: str, **options: Any) 
             names=options["names"],
             steps=config.steps,
             settings=config.settings,
-            resources=collect_resources(options),
+            resources=collect_resources(options, config.engine),
             overwrite=options["overwrite"],
             reporter=reporter,
         )

@@ -89,7 +89,7 @@ def rounds(images: tuple[str, ...], out: str, **options: Any) -> None:
             parallel=options["parallel"],
             steps=config.steps,
             settings=settings,
-            resources=collect_resources(options),
+            resources=collect_resources(options, config.engine),
             overwrite=options["overwrite"],
             reporter=reporter,
         )

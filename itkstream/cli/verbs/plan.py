@@ -58,7 +58,7 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
         open_given_image("moving", config.moving, moving),
         config.steps,
         config.settings,
-        resources=collect_resources(options),
+        resources=collect_resources(options, config.engine),
         probe=probe,
     )
     if not wants_json():

@@ -196,7 +196,7 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
             landmarks=config.landmarks.read(*images),
             hold_out=config.landmarks.hold_out,
             crop=options["part"],
-            resources=collect_resources(options),
+            resources=collect_resources(options, config.engine),
             overwrite=options["overwrite"],
             reporter=reporter,
         )
@@ -220,7 +220,7 @@ def _preview(images: tuple[Any, Any], out: str, config: Any, options: dict[str, 
             initial_transform=config.start(*images),
             fixed_mask=config.fixed_mask,
             moving_mask=config.moving_mask,
-            resources=collect_resources(options),
+            resources=collect_resources(options, config.engine),
             overwrite=options["overwrite"],
             reporter=reporter,
         )
