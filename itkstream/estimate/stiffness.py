@@ -39,6 +39,7 @@ from itkstream.numerics.evidence.stiffness import (
     number_cubes,
     stiffened,
 )
+from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
 from itkstream.numerics.threads import processors, using_threads
@@ -130,9 +131,9 @@ class _Samples:
 
     parts: tuple[_Sample, ...]
     start: Transform
-    settings: DescentSettings
+    settings: DeformSettings
 
-    def foretell(self, settings: DescentSettings) -> NDArray[np.float64]:
+    def foretell(self, settings: DeformSettings) -> NDArray[np.float64]:
         """Squared correlation of all hidden voxels after deformations that do not see them."""
         return _joined([_foretold(part, self.start, settings) for part in self.parts])
 
@@ -167,11 +168,13 @@ def choose_stiffness(
     deformations that are tried; they are judged by the leading one.
     """
     samples = _samples(ChannelPair(fixed, moving), start, settings, tissue, others)
+    levels = samples.settings
+    assert isinstance(levels, DescentSettings)
     foretold = cache(samples.foretell)
     with using_threads(processors()):
-        best, correlations = climb(lambda tried: foretold(for_trial(samples.settings, tried)))
+        best, correlations = climb(lambda tried: foretold(for_trial(levels, tried)))
         # A field that is no softer is kept as it was tried.
-        kept = foretold(stiffened(samples.settings, best))
+        kept = foretold(stiffened(levels, best))
         return samples.compare(kept, best, correlations)
 
 
@@ -179,11 +182,11 @@ def foretell(
     fixed: Image,
     moving: Image,
     start: Transform,
-    settings: DescentSettings,
+    settings: DeformSettings,
     tissue: NDArray[np.bool_],
     others: Sequence[ChannelPair] = (),
 ) -> Foretold:
-    """Find what a deformation with these settings foretells of hidden voxels.
+    """Find what a deformation with these settings, of any kind, foretells of hidden voxels.
 
     The rest is as for `choose_stiffness`.
     """
@@ -195,7 +198,7 @@ def foretell(
 def _samples(
     pair: ChannelPair,
     start: Transform,
-    settings: DescentSettings,
+    settings: DeformSettings,
     tissue: NDArray[np.bool_],
     others: Sequence[ChannelPair],
 ) -> _Samples:
@@ -265,7 +268,7 @@ def _without(voxels: NDArray[np.float32], hidden: NDArray[np.bool_], grid: Grid)
     return Image(np.where(hidden, np.float32(np.nan), voxels), grid)
 
 
-def _foretold(sample: _Sample, start: Transform, settings: DescentSettings) -> NDArray[np.float64]:
+def _foretold(sample: _Sample, start: Transform, settings: DeformSettings) -> NDArray[np.float64]:
     """Squared correlation of the hidden voxels after a deformation that does not see them."""
     found = deform_block(sample.seen, sample.moving, start, settings, others=sample.others)
     mapping = found.mapping

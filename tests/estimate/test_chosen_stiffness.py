@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from itkstream.estimate.stiffness import Foretold, choose_stiffness
+from itkstream import Deformable
+from itkstream.estimate.stiffness import Foretold, choose_stiffness, foretell
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 
 GRID = Grid((64, 64, 64), (1.0, 1.0, 1.0))
+_SLOW = pytest.mark.slow
 EVERYWHERE = np.ones(GRID.shape, bool)
 
 
@@ -76,3 +78,23 @@ def test_deformations_of_unrelated_images_are_chance(seed: int) -> None:
         found = choose((images[0], images[1]))
         assert found.is_chance
         assert found.start < 0.15
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "demons",
+        "bspline",
+        *(pytest.param(f"{kind}-demons", marks=_SLOW) for kind in ("symmetric", "diffeomorphic")),
+    ],
+)
+def test_deformations_of_every_kind_are_judged(method: str) -> None:
+    settings = Deformable(method).settings_for(GRID.spacing)
+    start = AffineTransform(np.eye(4))
+    moved = pair(sigma=20, length=1.0, noise=0.1)
+    found = foretell(*moved, start, settings, EVERYWHERE)
+    assert not found.is_chance
+    assert found.kept > found.start + 0.1
+    rng = np.random.default_rng(5)
+    other = Image((smooth(1.5, rng) + smooth(4, rng)).astype(np.float32), GRID)
+    assert foretell(moved[0], other, start, settings, EVERYWHERE).is_chance

@@ -36,7 +36,6 @@ from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     PIPELINE_MIND,
-    DescentSettings,
     Similarity,
 )
 from itkstream.numerics.engines import deform_block
@@ -113,6 +112,14 @@ _SAMPLE_BYTES = 130.0
 _MASKED_BYTES = 4.0
 # To choose a stiffness on samples, whatever the size of the images; see `RATES`.
 _CHOOSING_SECONDS = 9.0
+# To judge a field whose stiffness is given, per voxel of the samples.
+_JUDGING_SECONDS = {
+    "lcc": 1e-6,
+    "demons": 5e-6,
+    "symmetric-demons": 5e-6,
+    "diffeomorphic-demons": 9e-6,
+    "bspline": 3.5e-6,
+}
 
 
 @frozen(init=False, repr=False)
@@ -243,12 +250,12 @@ class Deformable(TunedStep):
         scene, channels = weigh_channels(scene, start)
         scene, decided, facts, is_chance = self._look(scene, start)
         facts |= channels
-        if decided._trusts_intensities:
+        if decided._is_judged:
             decided, found = decided._foretell(scene, start)
             facts, is_chance = facts | found.facts, found.is_chance
         # Where landmarks pull, images need not: bare tissue foretells nothing.
         if is_chance and scene.marks is None:
-            return Nothing(_CHANCE if decided._trusts_intensities else _CHANCE_BY_MIND, facts)
+            return Nothing(_CHANCE if decided._is_judged else _CHANCE_BY_MIND, facts)
         path = place()
         transform = decided._store(scene, state, path)
         grid = FieldChain.of(transform).field.grid
@@ -299,7 +306,6 @@ class Deformable(TunedStep):
         known = scene.fixed, scene.moving, start
         if not self._is_open:
             settings = self.settings_for(scene.fixed.spacing)
-            assert isinstance(settings, DescentSettings)
             return self, foretell(*known, settings, scene.tissue, scene.further)
         settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
         found = choose_stiffness(*known, settings, scene.tissue, scene.further)
@@ -312,13 +318,17 @@ class Deformable(TunedStep):
         return self.method == "lcc"
 
     @property
-    def _trusts_intensities(self) -> bool:
-        """Intensities tell, and all is deformed.
+    def _is_judged(self) -> bool:
+        """Voxels that are hidden from the field judge it: all is deformed, and intensities tell.
 
-        So tissue without counterpart may be left out, and voxels that are hidden judge the field;
-        descriptors, which see far around a voxel, cannot do without them.
+        Descriptors, which see far around a voxel, cannot do without them.
         """
-        return self.method == "lcc" and self.similarity != "mind" and self.where == "everywhere"
+        return self.similarity != "mind" and self.where == "everywhere"
+
+    @property
+    def _trusts_intensities(self) -> bool:
+        """Tissue without counterpart may be left out."""
+        return self.method == "lcc" and self._is_judged
 
     @property
     def _is_open(self) -> bool:
@@ -399,7 +409,7 @@ class Deformable(TunedStep):
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
             coarse = channels * grid.shrink(plan.factors).size * bytes_per_voxel
         samples = 0.0
-        if self._is_open or self._trusts_intensities:
+        if self._is_judged:
             samples = channels * _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS)
         # The coarse fixed image once more, without what is left out.
         masked = _MASKED_BYTES * pair.coarse[0].size if self._trusts_intensities else 0.0
@@ -415,9 +425,16 @@ class Deformable(TunedStep):
             disk=field_bytes(self.field_grid(pair)),
             work=channels * work_of(blocks),
             kind="deform",
-            seconds=_CHOOSING_SECONDS if self._is_open else 0.0,
+            seconds=self._judging_seconds(grid.size),
             device=self._device_bytes(largest_block(blocks), channels),
         )
+
+    def _judging_seconds(self, voxels: int) -> float:
+        """Seconds that hidden voxels take to judge the field, on samples of an image."""
+        if self._is_open:
+            return _CHOOSING_SECONDS
+        sampled = min(voxels, SAMPLED_VOXELS) if self._is_judged else 0.0
+        return _JUDGING_SECONDS[self.method] * sampled
 
     def _device_bytes(self, voxels: float, channels: int) -> float:
         """Memory of a block on a GPU, where one computes it."""
