@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from attrs import frozen
 from dask.tokenize import tokenize
@@ -28,6 +27,7 @@ from itkstream.atlas.regions import Region, list_regions, tally, write_regions
 from itkstream.errors import ExistingOutputError
 from itkstream.geometry import Image
 from itkstream.io import open_image
+from itkstream.io.storage.attributes import read_object
 from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
@@ -223,7 +223,7 @@ def register_atlas(
                 initial_transform=atlas.start,
                 resources=shared,
                 # What is there of this run is gone on with.
-                overwrite=overwrite and _read_note(work) is None,
+                overwrite=overwrite and read_object(work / NOTE) is None,
                 reporter=told,
             )
             _note(work, key, atlas, complete=False)
@@ -241,7 +241,7 @@ def register_atlas(
 
 def _find_work(place: Location, key: str, overwrite: bool) -> Location:
     """The folder in which this run writes: its own, or a draft that replaces what is there."""
-    found = _read_note(place)
+    found = read_object(place / NOTE)
     if found is not None and found["key"] == key and not (overwrite and found["complete"]):
         return place
     if found is not None and not overwrite:
@@ -251,18 +251,10 @@ def _find_work(place: Location, key: str, overwrite: bool) -> Location:
         )
     if not overwrite or not (place / REPORT).is_file():
         return place
-    known = _read_note(place.draft)
+    known = read_object(place.draft / NOTE)
     if known is not None and known["key"] != key:
         place.draft.remove()
     return place.draft
-
-
-def _read_note(folder: Location) -> dict[str, Any] | None:
-    file = folder / NOTE
-    if not file.is_file():
-        return None
-    found: dict[str, Any] = json.loads(file.read_bytes())
-    return found
 
 
 def _note(place: Location, key: str, atlas: Atlas, *, complete: bool) -> None:

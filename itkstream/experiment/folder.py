@@ -15,6 +15,7 @@ from typing import Any
 
 from itkstream.compute.lock import Lock, holding
 from itkstream.errors import ExistingOutputError, MissingDataError
+from itkstream.io.storage.attributes import read_object
 from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
@@ -68,7 +69,7 @@ class ExperimentFolder:
 
     def check(self) -> None:
         """Refuse a place that may not take this experiment; change nothing."""
-        found = _read(self.place)
+        found = read_object(self.place / EXPERIMENT)
         if found is None:
             if not self._only_begun():
                 check_folder(self.place, EXPERIMENT, self._overwrite)
@@ -88,7 +89,7 @@ class ExperimentFolder:
             with writing_to(self.place):
                 held = holding(self.place.child(LEDGER_FOLDER, _LOCK), self.place)
                 self._lock = stack.enter_context(held)
-            known = _read(self.work)
+            known = read_object(self.work / EXPERIMENT)
             if known is None or known["key"] != self._key:
                 for name in self.work.names():
                     if name != LEDGER_FOLDER:
@@ -105,7 +106,7 @@ class ExperimentFolder:
 
     def recall(self) -> dict[str, Any]:
         """Read what an earlier run of this experiment noted; empty where there is none."""
-        found = _read(self.work)
+        found = read_object(self.work / EXPERIMENT)
         return found if found is not None and found["key"] == self._key else {}
 
     def finish(self) -> Location:
@@ -117,7 +118,7 @@ class ExperimentFolder:
         return self.place
 
     def _find_work(self) -> Location:
-        found = _read(self.place)
+        found = read_object(self.place / EXPERIMENT)
         replaced = found is not None and found["complete"] and self._overwrite
         return self.place.draft if replaced else self.place
 
@@ -131,17 +132,9 @@ class ExperimentFolder:
 
 def read_experiment(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what experiment.json of a folder holds; a `MissingDataError` where there is none."""
-    found = _read(Location.parse(folder))
+    found = read_object(Location.parse(folder) / EXPERIMENT)
     if found is None:
         raise MissingDataError(
             f"{folder} is no experiment: it has no {EXPERIMENT}, as `itkstream rounds` writes it"
         )
-    return found
-
-
-def _read(folder: Location) -> dict[str, Any] | None:
-    file = folder / EXPERIMENT
-    if not file.is_file():
-        return None
-    found: dict[str, Any] = json.loads(file.read_bytes())
     return found

@@ -25,6 +25,7 @@ from itkstream.geometry import Grid, Image
 from itkstream.io import ImageOptions, open_image
 from itkstream.io.images.channels import several_channels
 from itkstream.io.images.locate import locate
+from itkstream.io.storage.attributes import read_object
 from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
@@ -58,6 +59,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# What every registration.json holds.
+_RECORDED = ("fixed", "moving")
 
 _NAME_ONE = "It holds several registrations: name one of {rounds}"
 
@@ -410,10 +414,15 @@ def _report_around(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what registration.json of a registration folder holds."""
     place = Location.parse(folder)
-    file = place / REPORT
-    if not file.is_file():
+    found = read_object(place / REPORT)
+    if found is None:
         raise _not_registered(place)
-    found: dict[str, Any] = json.loads(file.read_bytes())
+    lacks = [key for key in _RECORDED if key not in found]
+    if lacks:
+        raise InputError(
+            f"{place / REPORT} is no record of a registration: it lacks {', '.join(lacks)}; "
+            "restore it from its source, or register again"
+        )
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from itkstream.errors import InputError, ItkstreamError, MissingDataError
 from itkstream.geometry import Grid, Image, Transform
 from itkstream.io import open_image
 from itkstream.io.images.units import itk_unit
+from itkstream.io.storage.attributes import read_object
 from itkstream.io.storage.locations import Location
 from itkstream.io.transforms.files import read_transform
 from itkstream.io.transforms.ngff.store import stored_axes
@@ -229,9 +229,9 @@ class _Opened:
 
     def contrast(self, side: str, image: Image) -> tuple[float, float]:
         """The contrast of the report for the images that were registered; else a look tells."""
-        numbers = None if self.folder is None else self.folder / _NUMBERS
-        if numbers is not None and numbers.is_file() and self.is_registered:
-            low, high = json.loads(numbers.read_bytes())["contrast"][side]
+        numbers = None if self.folder is None else read_object(self.folder / _NUMBERS)
+        if numbers is not None and self.is_registered:
+            low, high = numbers["contrast"][side]
             return float(low), float(high)
         return contrast_of(image)
 

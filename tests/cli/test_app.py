@@ -564,3 +564,29 @@ def test_an_experiment_is_no_transform_but_names_those_inside(command, tmp_path)
         done = command(*verb, cwd=tmp_path)
         assert done.returncode == 2
         assert f"name one of {tmp_path / 'rounds/round2'}, {tmp_path}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"fixed": {', "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "lacks fixed, moving"),
+    ],
+)
+def test_a_spoilt_record_is_named(command, tmp_path, text, said):
+    spoilt = tmp_path / "registration.json"
+    spoilt.write_text(text)
+    for verb in ("report", "info"):
+        done = command(verb, tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert f"{spoilt} " in done.stderr
+        assert said in done.stderr
+
+
+def test_a_spoilt_record_of_an_experiment_is_named(command, tmp_path):
+    (tmp_path / "experiment.json").write_text("{")
+    (tmp_path / "spots.csv").write_text("x,y,z\n1,2,3\n")
+    done = command("points", tmp_path, tmp_path / "spots.csv")
+    assert done.returncode == 2
+    assert "experiment.json is not valid JSON" in done.stderr

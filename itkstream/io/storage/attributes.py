@@ -22,6 +22,7 @@ __all__ = [
     "is_zarr_array",
     "n5_attributes",
     "read_attributes",
+    "read_object",
     "zarr_attributes",
     "zarr_metadata",
 ]
@@ -123,10 +124,15 @@ class Attributes:
 
 def read_attributes(file: Location) -> Attributes:
     """Read a JSON file that holds an object; empty where there is no such file."""
+    return Attributes(read_object(file) or {}, str(file))
+
+
+def read_object(file: Location) -> dict[str, Any] | None:
+    """Read a JSON file that holds an object, as it is; None where there is no such file."""
     try:
         found = json.loads(file.read_bytes())
     except MissingDataError:
-        return Attributes({}, str(file))
+        return None
     except AccessError:
         raise
     except OSError as error:
@@ -141,7 +147,7 @@ def read_attributes(file: Location) -> Attributes:
             f"{file} must hold a JSON object; it holds a {type(found).__name__}: restore it from "
             "its source"
         )
-    return Attributes(found, str(file))
+    return found
 
 
 def _is_number(value: Any) -> bool:
