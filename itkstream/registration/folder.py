@@ -60,7 +60,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# What every registration.json holds.
+# What every registration.json holds, an object each.
 _RECORDED = ("fixed", "moving")
 
 _NAME_ONE = "It holds several registrations: name one of {rounds}"
@@ -417,7 +417,7 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     found = read_object(place / REPORT)
     if found is None:
         raise _not_registered(place)
-    lacks = [key for key in _RECORDED if key not in found]
+    lacks = [key for key in _RECORDED if not isinstance(found.get(key), dict)]
     if lacks:
         raise InputError(
             f"{place / REPORT} is no record of a registration: it lacks {', '.join(lacks)}; "

@@ -571,7 +571,7 @@ def test_an_experiment_is_no_transform_but_names_those_inside(command, tmp_path)
     [
         ('{"fixed": {', "is not valid JSON"),
         ("[]", "must hold a JSON object"),
-        ("{}", "lacks fixed, moving"),
+        ('{"fixed": 1}', "lacks fixed, moving"),
     ],
 )
 def test_a_spoilt_record_is_named(command, tmp_path, text, said):
