@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from itkstream.numerics.jit import helper
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["collect_forces", "solve_newton", "warp_through_nodes"]
@@ -66,7 +67,7 @@ def _between(i, stride, n):  # type: ignore[no-untyped-def]
     return low, min(low + 1, n - 1), np.float32(x - low)
 
 
-@njit(nogil=True, cache=True)
+@helper
 def _node_line(nodes, i, j, stride, line):  # type: ignore[no-untyped-def]
     """Interpolate nodes to one line of voxels, along axis 2 still at the nodes."""
     x0, x1, fx = _between(i, stride[0], nodes.shape[0])
@@ -151,7 +152,7 @@ def _gradient(a, i, j, k, h):  # type: ignore[no-untyped-def]
     return x, y, z
 
 
-@njit(nogil=True, cache=True)
+@helper
 def _collect_line(warped, drive, line, h, stride, sums):  # type: ignore[no-untyped-def]
     """Add one line of voxels to the sums of its nodes."""
     residual, weight = drive

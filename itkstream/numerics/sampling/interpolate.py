@@ -16,6 +16,7 @@ from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError
+from itkstream.numerics.jit import inlined
 from itkstream.numerics.lift import lift_matrix, lift_values
 from itkstream.numerics.threads import over_slabs
 
@@ -181,8 +182,7 @@ def _working_dtype(wanted: np.dtype[Any], interpolator: str) -> np.dtype[Any]:
     """Linear samples are rounded once, at the end; the others keep every bit of a label."""
     if interpolator != "linear":
         return wanted
-    exact_in_single = wanted.itemsize <= 2 or wanted == np.float32
-    return np.dtype(np.float32 if exact_in_single else np.float64)
+    return np.dtype(np.float32 if _in_single(wanted) else np.float64)
 
 
 def _computable(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -194,6 +194,16 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, _computable(array.dtype))
 
 
+def _mixable(array: NDArray[Any]) -> NDArray[Any]:
+    """As `_native`, in single precision where it holds them: of few types, little is compiled."""
+    return np.ascontiguousarray(array, np.float32) if _in_single(array.dtype) else _native(array)
+
+
+def _in_single(dtype: np.dtype[Any]) -> bool:
+    """Whether single precision holds all values of a type."""
+    return np.can_cast(dtype, np.float32)
+
+
 def _warp_into(
     out: NDArray[Any],
     moving: Part,
@@ -203,7 +213,8 @@ def _warp_into(
 ) -> None:
     index, vector, moves = embedded
     target = out.reshape(lift_values(out.shape, 1))
-    source = _native(moving.values).reshape(lift_values(moving.values.shape, 1))
+    ready = _mixable if interpolator == "linear" else _native
+    source = ready(moving.values).reshape(lift_values(moving.values.shape, 1))
     window = _window(moving)
     kernel = _KERNELS[interpolator]
     background = out.dtype.type(outside)
@@ -264,7 +275,7 @@ def _row(index, i, j):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _position(row, index, vector, moves, i, j, k):  # type: ignore[no-untyped-def]
     r = k + index[14]
     x = row[0] + index[2] * r
@@ -294,7 +305,7 @@ def _bracket(x, n):  # type: ignore[no-untyped-def]
     return low, low + 1, x - low
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _corners(x, y, z, window, strides):  # type: ignore[no-untyped-def]
     """The lowest corner in the flat part, the steps to the upper ones, and their weights.
 

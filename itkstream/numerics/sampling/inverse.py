@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Grid, Slices, box_shape
+from itkstream.numerics.jit import inlined
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values, lift_vectors
 from itkstream.numerics.parameters import positive_length, whole
 from itkstream.numerics.sampling.fields import check_vectors, displacement_bounds
@@ -233,7 +234,7 @@ def _cell(field, x, a):  # type: ignore[no-untyped-def]
     return (cell - field.first[a]) * field.strides[a], np.uint64(step), x - cell
 
 
-@_inlined
+@inlined
 def _component(flat, at, steps, share):  # type: ignore[no-untyped-def]
     """A component within its cell: value, slopes, and bend (the sum of its mixed slopes)."""
     (sx, sy, sz), (fx, fy, fz) = steps, share
@@ -250,7 +251,7 @@ def _component(flat, at, steps, share):  # type: ignore[no-untyped-def]
     return v0 + dx * fx, (dx, g0 + g * fx, e0 + e * fx), bend
 
 
-@_inlined
+@inlined
 def _sample(flat, field, x):  # type: ignore[no-untyped-def]
     """The three components at a place, and where in its cell that is.
 
@@ -266,7 +267,7 @@ def _sample(flat, field, x):  # type: ignore[no-untyped-def]
     return u, v, w, place
 
 
-@_inlined
+@inlined
 def _newton(field, y, x, sample):  # type: ignore[no-untyped-def]
     """Newton's step, how far the images are apart (squared), and how far the step can end off.
 
