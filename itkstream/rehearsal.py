@@ -1,6 +1,6 @@
 """Compiling ahead: after an installation, a process beside the first registration rehearses it.
 
-numba compiles a function where it is first called, one after the other, some twenty seconds in
+numba compiles a function where it is first called, one after the other, some fifteen seconds in
 all, and keeps it on disk for every later process. The first registration begins with key points;
 the rehearsal, a deformation of two tiny textures with all that follows it, compiles meanwhile what
 the registration needs last, on another processor.
@@ -45,10 +45,14 @@ _MARK = "rehearsal"
 @contextmanager
 def rehearsing(dtype: np.dtype[Any], reporter: Reporter) -> Iterator[None]:
     """Compile ahead while a registration of images of a type runs, if nothing is compiled yet."""
-    if is_compiled() or processors() < 2 or not _claim():
+    alone = processors() < 2
+    if is_compiled() or not (alone or _claim()):
         yield
         return
     reporter.note("compiling for this machine, once: the first run takes some 15 s longer")
+    if alone:
+        yield
+        return
     command = [sys.executable, "-m", __name__, dtype.str]
     known = {**os.environ, "ITKSTREAM_THREADS": "1"}
     quiet = subprocess.DEVNULL

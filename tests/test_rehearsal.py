@@ -77,7 +77,8 @@ def test_nothing_is_begun_where_it_would_not_help(
     with rehearsing(TYPE, listener):
         pass
     assert not begun
-    assert not listener.told
+    # One processor compiles as it goes.
+    assert len(listener.told) == (what == "one processor")
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def _correlations(sources: Sources, cut: Cut) -> tuple[Image, Image]:
     at = cut.at - (0 if cut.across is None else box[cut.across].start)
     middle = _slab(fixed.shape, replace(cut, at=at), 0)
     found = (local_correlation(voxels, other, WINDOW_RADIUS_VOX) for other in (before, after))
-    first, second = (Image(values, fixed.grid)[middle] for values in found)
+    first, second = (Image(values.astype(np.float32), fixed.grid)[middle] for values in found)
     return first, second
 
 

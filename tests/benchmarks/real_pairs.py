@@ -29,7 +29,7 @@ from itkstream.errors import RegistrationError
 from itkstream.geometry import Image, Transform
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 
-__all__ = ["main", "measure_pair"]
+__all__ = ["FOLDER", "main", "measure_pair", "open_pair"]
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "real"
 _NIREP = {"fixed": "nirep/na01.nii.gz", "moving": "nirep/na02.nii.gz"}
@@ -66,7 +66,7 @@ def measure_pair(folder: Path, name: str) -> dict[str, Any]:
     dict of str to object
         The measures, seconds, least Jacobian determinant, and what steps chose.
     """
-    fixed, moving = (_open(_path(folder, name, which)) for which in ("fixed", "moving"))
+    fixed, moving = open_pair(folder, name)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         try:
@@ -81,6 +81,12 @@ def measure_pair(folder: Path, name: str) -> dict[str, Any]:
     dropped = {n: step["dropped"] for n, step in steps.items() if "dropped" in step}
     facts = {"seconds": round(seconds, 1), "least_jacobian": jacobian, **chosen}
     return {"pair": name, **measured, **facts, "left_out": dropped}
+
+
+def open_pair(folder: Path, name: str) -> tuple[Image, Image]:
+    """Open a pair by its name."""
+    fixed, moving = (_open(_path(folder, name, which)) for which in ("fixed", "moving"))
+    return fixed, moving
 
 
 def _names(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.numerics.checks import without_infinities
-from itkstream.numerics.compiling import compiled, inlined
+from itkstream.numerics.compiling import compiled, expanded, helper
 from itkstream.numerics.deformation.force import collect_forces
 from itkstream.numerics.lift import lift_values
 from itkstream.numerics.threads import over_slabs
@@ -176,13 +176,17 @@ class LocalCorrelation:
         collect_forces(self._warped, (self._residual, self._weight), spacing, stride, out)
 
 
-def _pair(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pair(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both images in single precision where it holds them: the descents use that, compiled."""
     if a.shape != b.shape or a.ndim not in (2, 3):
         raise InputError(
             "local correlation needs two 2-D or 3-D images of one shape; "
             f"got shapes {a.shape} and {b.shape}"
         )
-    first, second = (np.ascontiguousarray(image, np.float64) for image in (a, b))
+    single = all(np.can_cast(image.dtype, np.float32) for image in (a, b))
+    wanted = np.float32 if single else np.float64
+    # Another function would be compiled for arrays that cannot be written.
+    first, second = (np.require(image, wanted, ["C", "W"]) for image in (a, b))
     return without_infinities(first), without_infinities(second)
 
 
@@ -205,7 +209,7 @@ def window_codes(
     return np.array([*first.code(full), *second.code(full), max(2.0, LEAST_FILLED * cut)])
 
 
-@compiled
+@helper
 def _add_plane(a, b, code, sign, columns):  # type: ignore[no-untyped-def]
     """Add one plane, or take it away, to the sums along axis 0."""
     for j in range(a.shape[0]):
@@ -221,7 +225,7 @@ def _add_plane(a, b, code, sign, columns):  # type: ignore[no-untyped-def]
                 columns[5, j, k] += sign * x * y
 
 
-@compiled
+@helper
 def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
     """Add one row of the plane of sums, or take it away, to the sums along axes 0 and 1."""
     for q in range(columns.shape[0]):
@@ -229,7 +233,7 @@ def _add_row(columns, j, sign, rows):  # type: ignore[no-untyped-def]
             rows[q, k] += sign * columns[q, j, k]
 
 
-@compiled
+@helper
 def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
     """Running sums along axis 2."""
     n = rows.shape[1]
@@ -245,7 +249,7 @@ def _window_line(rows, radius, sums):  # type: ignore[no-untyped-def]
             sums[q, k] = total
 
 
-@compiled
+@helper
 def next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
     """Sums of the windows centred on row j, given those sums along axis 1 of row j - 1."""
     if j == 0:
@@ -259,7 +263,7 @@ def next_line(columns, j, window, rows, sums):  # type: ignore[no-untyped-def]
     _window_line(rows, window[2], sums)
 
 
-@compiled
+@helper
 def _next_plane(a, b, code, window, i, start, columns):  # type: ignore[no-untyped-def]
     """Sums along axis 0 of the windows centred on plane i, given those of plane i - 1."""
     radius = window[0]
@@ -272,7 +276,7 @@ def _next_plane(a, b, code, window, i, start, columns):  # type: ignore[no-untyp
         _add_plane(a[i - radius - 1], b[i - radius - 1], code, -1.0, columns)
 
 
-@inlined
+@expanded
 def _moments(sums, k, least):  # type: ignore[no-untyped-def]
     """Means, variances and covariance; zero variance for constant and almost empty windows."""
     n = sums[0, k]
@@ -304,7 +308,7 @@ def _quality(a, b, code, window, out, start, stop):  # type: ignore[no-untyped-d
                     out[i, j, k] = np.nan
 
 
-@compiled
+@helper
 def _residual_line(a, b, code, beside_others, sums, residual, weight):  # type: ignore[no-untyped-def]
     total = 0.0
     count = 0

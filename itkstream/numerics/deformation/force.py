@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.numerics.compiling import compiled, inlined
+from itkstream.numerics.compiling import compiled, expanded, helper
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["collect_forces", "solve_newton", "warp_through_nodes"]
@@ -58,7 +58,7 @@ def solve_newton(normal: Floats, damping: float, out: Floats) -> None:
     over_slabs(lambda a, b: _solve_planes(normal, damping, out, a, b), out.shape[0])
 
 
-@inlined
+@expanded
 def _between(i, stride, n):  # type: ignore[no-untyped-def]
     """Lower node, upper node and weight of the upper one; the weight may leave [0, 1]."""
     x = (i - 0.5 * (stride - 1)) / stride
@@ -66,7 +66,7 @@ def _between(i, stride, n):  # type: ignore[no-untyped-def]
     return low, min(low + 1, n - 1), np.float32(x - low)
 
 
-@compiled
+@helper
 def _node_line(nodes, i, j, stride, line):  # type: ignore[no-untyped-def]
     """Interpolate nodes to one line of voxels, along axis 2 still at the nodes."""
     x0, x1, fx = _between(i, stride[0], nodes.shape[0])
@@ -79,7 +79,7 @@ def _node_line(nodes, i, j, stride, line):  # type: ignore[no-untyped-def]
             line[c, k] = low * (one - fx) + high * fx
 
 
-@inlined
+@expanded
 def _sample(moving, x, y, z):  # type: ignore[no-untyped-def]
     nx, ny, nz = moving.shape
     x = min(max(x, 0.0), nx - 1.0)
@@ -122,7 +122,7 @@ def _warp_planes(moving, maps, nodes, stride, out, start, stop):  # type: ignore
                     out[i, j, k] = np.nan
 
 
-@inlined
+@expanded
 def _slope(before, here, after, h):  # type: ignore[no-untyped-def]
     """Central difference, one-sided beside a voxel without value, else 0."""
     if before == before and after == after:
@@ -134,7 +134,7 @@ def _slope(before, here, after, h):  # type: ignore[no-untyped-def]
     return np.float32(0.0)
 
 
-@inlined
+@expanded
 def _gradient(a, i, j, k, h):  # type: ignore[no-untyped-def]
     nx, ny, nz = a.shape
     here = a[i, j, k]
@@ -151,7 +151,7 @@ def _gradient(a, i, j, k, h):  # type: ignore[no-untyped-def]
     return x, y, z
 
 
-@compiled
+@helper
 def _collect_line(warped, drive, line, h, stride, sums):  # type: ignore[no-untyped-def]
     """Add one line of voxels to the sums of its nodes."""
     residual, weight = drive

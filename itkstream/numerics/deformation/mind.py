@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.numerics.compiling import compiled, inlined
+from itkstream.numerics.compiling import compiled, expanded, helper
 from itkstream.numerics.deformation.correlation import LEAST_FILLED, next_line
 from itkstream.numerics.deformation.force import mean_line
 from itkstream.numerics.threads import over_slabs
@@ -180,7 +180,7 @@ class SelfSimilarity:
         )
 
 
-@compiled
+@helper
 def _patch_plane(padded, x, places, radius, squares, sums):  # type: ignore[no-untyped-def]
     """Squared differences of a pair in plane x, added up over the patch within the plane."""
     a, b = places
@@ -202,7 +202,7 @@ def _patch_plane(padded, x, places, radius, squares, sums):  # type: ignore[no-u
                     sums[j, k] += line[k + dk]
 
 
-@compiled
+@helper
 def _encode_line(sums, floor, table, out):  # type: ignore[no-untyped-def]
     """From the sums over the patches of all pairs to the bytes of a line of voxels."""
     channels, nz = sums.shape
@@ -249,7 +249,7 @@ def _describe_planes(padded, pairs, scales, out, start, stop):  # type: ignore[n
             _encode_line(line, floor, table, out[i, j])
 
 
-@compiled
+@helper
 def _add_plane(a, b, sign, columns):  # type: ignore[no-untyped-def]
     """Add products of one plane of descriptors, or take them away, to the sums along axis 0."""
     for j in range(a.shape[0]):
@@ -268,7 +268,7 @@ def _add_plane(a, b, sign, columns):  # type: ignore[no-untyped-def]
             columns[3, j, k] += sign * ab
 
 
-@compiled
+@helper
 def _next_plane(a, b, radius, i, start, columns):  # type: ignore[no-untyped-def]
     """Sums along axis 0 of the windows centred on plane i, given those of plane i - 1."""
     if i == start:
@@ -309,13 +309,13 @@ def _compare_planes(images, window, least, scales, totals, start, stop):  # type
                     scales[2, i, j, k] = pull * ab / bb
 
 
-@inlined
+@expanded
 def _counts(a, b, i, j, k):  # type: ignore[no-untyped-def]
     """Whether both images describe a voxel."""
     return a[i, j, k, 0] != NO_VALUE and b[i, j, k, 0] != NO_VALUE
 
 
-@inlined
+@expanded
 def _neighbours(a, b, i, j, k):  # type: ignore[no-untyped-def]
     """Along each axis, the voxels before and after one, or itself where there is none."""
     nx, ny, nz = a.shape[:3]
@@ -328,7 +328,7 @@ def _neighbours(a, b, i, j, k):  # type: ignore[no-untyped-def]
     return x0, x1, y0, y1, z0, z1
 
 
-@compiled
+@helper
 def _multiply(a, b, voxel, near, found):  # type: ignore[no-untyped-def]
     """Sums over the channels: the pull, and products of the slopes of either image."""
     i, j, k = voxel
@@ -355,7 +355,7 @@ def _multiply(a, b, voxel, near, found):  # type: ignore[no-untyped-def]
     found[2, 3], found[2, 4], found[2, 5] = bxy, bxz, byz
 
 
-@compiled
+@helper
 def _collect_line(images, scales, line, h, stride, sums):  # type: ignore[no-untyped-def]
     """Add one line of voxels to the sums of its nodes."""
     a, b = images

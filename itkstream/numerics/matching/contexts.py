@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.compiling import compiled
+from itkstream.numerics.compiling import compiled, helper
 from itkstream.numerics.lift import lift_matrix, lift_values, lift_vectors
 from itkstream.numerics.matching.keypoints import as_points, finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur, halve
@@ -310,32 +310,47 @@ def sample_around(
     # Rounding adds at most half a unit per sample to the norm.
     norm = _EXACT_NORM - 0.5 * math.sqrt(len(steps))
     outputs = (samples, inside)
-    each = np.empty((0, 3, 3)) if turns is None else lift_matrix(turns)
-    over_slabs(lambda a, b: _sample_slab(volume, at, (steps, each), norm, outputs, a, b), len(at))
+    if turns is None:
+        over_slabs(lambda a, b: _sample_slab(volume, at, steps, norm, outputs, a, b), len(at))
+        return samples, inside
+    both = steps, lift_matrix(turns)
+    over_slabs(lambda a, b: _sample_turned(volume, at, both, norm, outputs, a, b), len(at))
     return samples, inside
 
 
 @compiled
-def _sample_slab(data, centres, lattices, norm, outputs, start, stop):  # type: ignore[no-untyped-def]
-    offsets, turns = lattices
-    steps = offsets
+def _sample_slab(data, centres, steps, norm, outputs, start, stop):  # type: ignore[no-untyped-def]
+    samples, inside = outputs
     for row in range(start, stop):
-        if len(turns):
-            steps = offsets @ turns[row].T
-        values = outputs[0][row]
-        x, y, z = centres[row, 0], centres[row, 1], centres[row, 2]
-        count, total = 0, 0.0
-        for k in range(steps.shape[0]):
-            value = _linear(data, x + steps[k, 0], y + steps[k, 1], z + steps[k, 2])
-            values[k] = value
-            if not math.isnan(value):
-                count += 1
-                total += values[k]
-        outputs[1][row] = count / steps.shape[0]
-        _normalise(values, total / max(count, 1), norm)
+        inside[row] = _sample_around(data, centres[row], steps, norm, samples[row])
 
 
 @compiled
+def _sample_turned(data, centres, lattices, norm, outputs, start, stop):  # type: ignore[no-untyped-def]
+    """Apart, since most runs turn nothing, and products of matrices take long to compile."""
+    offsets, turns = lattices
+    samples, inside = outputs
+    for row in range(start, stop):
+        steps = offsets @ turns[row].T
+        inside[row] = _sample_around(data, centres[row], steps, norm, samples[row])
+
+
+@helper
+def _sample_around(data, centre, steps, norm, values):  # type: ignore[no-untyped-def]
+    """Normalised values around a place; returns the share of them within the image."""
+    x, y, z = centre[0], centre[1], centre[2]
+    count, total = 0, 0.0
+    for k in range(steps.shape[0]):
+        value = _linear(data, x + steps[k, 0], y + steps[k, 1], z + steps[k, 2])
+        values[k] = value
+        if not math.isnan(value):
+            count += 1
+            total += values[k]
+    _normalise(values, total / max(count, 1), norm)
+    return count / steps.shape[0]
+
+
+@helper
 def _normalise(values, mean, norm):  # type: ignore[no-untyped-def]
     squares = 0.0
     for k in range(values.size):
@@ -348,7 +363,7 @@ def _normalise(values, mean, norm):  # type: ignore[no-untyped-def]
         values[k] = 0.0 if math.isnan(values[k]) else np.rint((values[k] - mean) * scale)
 
 
-@compiled
+@helper
 def _linear(data, x, y, z):  # type: ignore[no-untyped-def]
     """Linear interpolation; NaN outside the voxels of the image."""
     nx, ny, nz = data.shape

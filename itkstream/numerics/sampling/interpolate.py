@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError
-from itkstream.numerics.compiling import compiled, inlined
+from itkstream.numerics.compiling import compiled, expanded, inlined
 from itkstream.numerics.lift import lift_matrix, lift_values
 from itkstream.numerics.threads import over_slabs
 
@@ -181,8 +181,7 @@ def _working_dtype(wanted: np.dtype[Any], interpolator: str) -> np.dtype[Any]:
     """Linear samples are rounded once, at the end; the others keep every bit of a label."""
     if interpolator != "linear":
         return wanted
-    exact_in_single = wanted.itemsize <= 2 or wanted == np.float32
-    return np.dtype(np.float32 if exact_in_single else np.float64)
+    return np.dtype(np.float32 if _in_single(wanted) else np.float64)
 
 
 def _computable(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -194,6 +193,16 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, _computable(array.dtype))
 
 
+def _mixable(array: NDArray[Any]) -> NDArray[Any]:
+    """As `_native`, in single precision where it holds them: of few types, little is compiled."""
+    return np.ascontiguousarray(array, np.float32) if _in_single(array.dtype) else _native(array)
+
+
+def _in_single(dtype: np.dtype[Any]) -> bool:
+    """Whether single precision holds all values of a type."""
+    return np.can_cast(dtype, np.float32)
+
+
 def _warp_into(
     out: NDArray[Any],
     moving: Part,
@@ -203,7 +212,8 @@ def _warp_into(
 ) -> None:
     index, vector, moves = embedded
     target = out.reshape(lift_values(out.shape, 1))
-    source = _native(moving.values).reshape(lift_values(moving.values.shape, 1))
+    ready = _mixable if interpolator == "linear" else _native
+    source = ready(moving.values).reshape(lift_values(moving.values.shape, 1))
     window = _window(moving)
     kernel = _KERNELS[interpolator]
     background = out.dtype.type(outside)
@@ -253,7 +263,7 @@ def _embed(
     return *numbers, displacement.reshape((*lift_values(shape, 1), n))
 
 
-@inlined
+@expanded
 def _row(index, i, j):  # type: ignore[no-untyped-def]
     """Start of a row of output voxels."""
     p, q = i + index[12], j + index[13]
@@ -283,7 +293,7 @@ def _position(row, index, vector, moves, i, j, k):  # type: ignore[no-untyped-de
     return x, y, z
 
 
-@inlined
+@expanded
 def _bracket(x, n):  # type: ignore[no-untyped-def]
     """Lower voxel, upper voxel and the weight of the upper one, clamped to the image."""
     if x <= 0.0:
@@ -318,7 +328,7 @@ def _corners(x, y, z, window, strides):  # type: ignore[no-untyped-def]
     return np.uint64(first), steps, fx, fy, fz
 
 
-@inlined
+@expanded
 def _trilinear(flat, first, steps, fx, fy, fz):  # type: ignore[no-untyped-def]
     one, two, three = first + steps[1], first + steps[0], first + steps[0] + steps[1]
     a, b = np.float64(flat[first]), np.float64(flat[first + steps[2]])
@@ -372,7 +382,7 @@ def _warp_nearest(moving, window, index, vector, moves, background, out, start, 
                     out[i, j, k] = background
 
 
-@inlined
+@expanded
 def _heaviest(flat, first, steps, shares):  # type: ignore[no-untyped-def]
     """The label with the greatest weight among eight corners; of equal ones, the upper corner's."""
     chosen, most = flat[first], 0.0
@@ -387,7 +397,7 @@ def _heaviest(flat, first, steps, shares):  # type: ignore[no-untyped-def]
     return chosen
 
 
-@inlined
+@expanded
 def _corner(first, steps, corner):  # type: ignore[no-untyped-def]
     place = first
     for axis in range(3):
@@ -396,7 +406,7 @@ def _corner(first, steps, corner):  # type: ignore[no-untyped-def]
     return place
 
 
-@inlined
+@expanded
 def _share(shares, corner):  # type: ignore[no-untyped-def]
     weight = 1.0
     for axis in range(3):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Grid, Slices, box_shape
-from itkstream.numerics.compiling import compiled, inlined
+from itkstream.numerics.compiling import compiled, expanded, inlined
 from itkstream.numerics.lift import lift_field, lift_matrix, lift_values, lift_vectors
 from itkstream.numerics.parameters import positive_length, whole
 from itkstream.numerics.sampling.fields import check_vectors, displacement_bounds
@@ -199,30 +199,30 @@ def _solve_box(
 
 
 _compiled = partial(compiled, error_model="numpy")
-_inlined = partial(inlined, error_model="numpy")
+_expanded = partial(expanded, error_model="numpy")
 
 
-@_inlined
+@_expanded
 def _dot(a, b):  # type: ignore[no-untyped-def]
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@_inlined
+@_expanded
 def _cross(a, b):  # type: ignore[no-untyped-def]
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@_inlined
+@_expanded
 def _times(rows, x):  # type: ignore[no-untyped-def]
     return _dot(rows[0], x), _dot(rows[1], x), _dot(rows[2], x)
 
 
-@_inlined
+@_expanded
 def _ahead(x, share, step):  # type: ignore[no-untyped-def]
     return x[0] + share * step[0], x[1] + share * step[1], x[2] + share * step[2]
 
 
-@_inlined
+@_expanded
 def _cell(field, x, a):  # type: ignore[no-untyped-def]
     """Start of a cell along an axis, the step to its end, and the place in it.
 
@@ -234,7 +234,7 @@ def _cell(field, x, a):  # type: ignore[no-untyped-def]
     return (cell - field.first[a]) * field.strides[a], np.uint64(step), x - cell
 
 
-@_inlined
+@inlined
 def _component(flat, at, steps, share):  # type: ignore[no-untyped-def]
     """A component within its cell: value, slopes, and bend (the sum of its mixed slopes)."""
     (sx, sy, sz), (fx, fy, fz) = steps, share
@@ -251,7 +251,7 @@ def _component(flat, at, steps, share):  # type: ignore[no-untyped-def]
     return v0 + dx * fx, (dx, g0 + g * fx, e0 + e * fx), bend
 
 
-@_inlined
+@inlined
 def _sample(flat, field, x):  # type: ignore[no-untyped-def]
     """The three components at a place, and where in its cell that is.
 
@@ -267,7 +267,7 @@ def _sample(flat, field, x):  # type: ignore[no-untyped-def]
     return u, v, w, place
 
 
-@_inlined
+@inlined
 def _newton(field, y, x, sample):  # type: ignore[no-untyped-def]
     """Newton's step, how far the images are apart (squared), and how far the step can end off.
 
@@ -296,7 +296,7 @@ def _newton(field, y, x, sample):  # type: ignore[no-untyped-def]
     return t, _dot(r, r), field.scale * off
 
 
-@_inlined
+@_expanded
 def _solve(flat, field, y, x):  # type: ignore[no-untyped-def]
     """Solve for one target from a first place: the solution, its error, and the evaluations."""
     low, high, best, off, share = field.low, field.high, np.inf, np.inf, 1.0
