@@ -111,29 +111,28 @@ def _filter_axis(
         flat, result = lines[:, :, 0], out[:, :, 0]
         over_slabs(lambda a, b: _along_lines(flat, source, weights, result, a, b), before)
     elif before == 1:
-        over_slabs(lambda a, b: _across_lines(lines[0], source, weights, out[0], a, b), groups)
+        over_slabs(
+            lambda a, b: _across_lines(lines, source[a:b], weights, out[:, a:b], 0, 1), groups
+        )
     else:
-        over_slabs(lambda a, b: _across_each(lines, source, weights, out, a, b), before)
+        over_slabs(lambda a, b: _across_lines(lines, source, weights, out, a, b), before)
     return out.reshape((*shape[:axis], groups, *shape[axis + 1 :]))
 
 
 @compiled
-def _across_lines(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
-    """Weighted sums of whole lines."""
-    for g in range(start, stop):
-        for k in range(lines.shape[1]):
-            out[g, k] = 0.0
-        for t in range(weights.shape[0]):
-            line = source[g, t]
-            weight = weights[t]
-            for k in range(lines.shape[1]):
-                out[g, k] += weight * lines[line, k]
-
-
-@compiled
-def _across_each(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
+def _across_lines(planes, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
+    """Weighted sums of whole lines, of each plane."""
     for i in range(start, stop):
-        _across_lines(lines[i], source, weights, out[i], 0, out.shape[1])
+        lines = planes[i]
+        for g in range(out.shape[1]):
+            total = out[i, g]
+            for k in range(lines.shape[1]):
+                total[k] = 0.0
+            for t in range(weights.shape[0]):
+                line = source[g, t]
+                weight = weights[t]
+                for k in range(lines.shape[1]):
+                    total[k] += weight * lines[line, k]
 
 
 @compiled

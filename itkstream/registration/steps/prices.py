@@ -63,7 +63,7 @@ TASKS_WRITTEN = 1
 COMPILING = "first compile"
 """The name of what is priced where functions were not compiled yet."""
 
-COMPILE_SECONDS = 20.0
+COMPILE_SECONDS = 14.0
 """The first run after an installation compiles; seconds of one core."""
 
 RATES: dict[str, float] = {
