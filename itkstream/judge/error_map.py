@@ -213,9 +213,14 @@ class ErrorLattice:
         return BlockGrid(self.nodes.shape, tuple(size), tuple(halo))
 
 
-def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
-    """Look over a registration of two images, on a level of both that is made in memory."""
-    factors = _overview_factors(fixed.grid)
+def look_over(
+    fixed: Image, moving: Image, transform: Transform, most_voxels: float = _OVERVIEW_VOXELS
+) -> Overview:
+    """Look over a registration of two images, on a level of both that is made in memory.
+
+    The fixed one has so many voxels there, at most.
+    """
+    factors = _overview_factors(fixed.grid, most_voxels)
     large = fixed.grid.shrink(factors).size > _SHARED_VOXELS
     with using_threads(processors() if large else 1):
         small = read_coarse(fixed, factors)
@@ -340,10 +345,10 @@ def _describe(
     return evidence
 
 
-def _overview_factors(grid: Grid) -> tuple[int, ...]:
+def _overview_factors(grid: Grid, most_voxels: float) -> tuple[int, ...]:
     """Voxels per axis of a level of cubes, at least two, with about so many voxels as it may."""
     factor = 2
-    while grid.shrink(_clipped(grid, factor)).size > _OVERVIEW_VOXELS:
+    while grid.shrink(_clipped(grid, factor)).size > most_voxels:
         factor += 1
     return _clipped(grid, factor)
 
