@@ -14,11 +14,21 @@ from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Grid, Transform, compose
 from itkstream.workers import Resources
 
-__all__ = ["Certificate", "certify", "check_transform"]
+__all__ = ["Certificate", "InverseError", "certify", "check_transform"]
 
 # What an inverse may be off, in voxels of the field: at the middle point, and at the worst.
 _MEDIAN_VOX, _WORST_VOX = 0.01, 0.1
 _REGIONS = 1000
+# Points that the report draws: as many as can be told apart.
+_WORST = 150
+
+
+@dataclass(frozen=True)
+class InverseError:
+    """A point and how far from it, in voxels of the field, the inverse leads back to."""
+
+    point: tuple[float, ...]
+    error_vox: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Certificate:
         spacing.
     regions : tuple of FoldedRegion
         Where the folds are, the worst first; a thousand at most.
+    inverse_worst : tuple of InverseError
+        Of the points that were tried those that come back farthest off, the worst first.
 
     Examples
     --------
@@ -50,6 +62,7 @@ class Certificate:
     median_inverse_error_vox: float
     largest_inverse_error_vox: float
     regions: tuple[FoldedRegion, ...] = ()
+    inverse_worst: tuple[InverseError, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -155,7 +168,8 @@ def check_transform(
     least = float(determinants.min())
     if not np.isfinite(least):
         raise InputError("the displacement field holds NaN or infinity: it is no transform")
-    error = _inverse_errors(transform, field.grid, samples, seed)
+    points, error = _inverse_errors(transform, field.grid, samples, seed)
+    worst = np.argsort(-error, kind="stable")[:_WORST]
     regions = sorted(find_folded_regions(field, counts), key=lambda r: r.least_jacobian)
     return Certificate(
         least,
@@ -164,16 +178,17 @@ def check_transform(
         float(np.median(error)),
         float(error.max()),
         tuple(regions[:_REGIONS]),
+        tuple(InverseError(tuple(points[k].tolist()), float(error[k])) for k in worst),
     )
 
 
 def _inverse_errors(
     transform: Transform, grid: Grid, samples: int, seed: int
-) -> NDArray[np.float64]:
-    """Distances, in voxels, of random points of a grid from where they come back to."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Random points of a grid, and their distances, in voxels, from where they come back to."""
     inside = np.random.default_rng(seed).uniform(0, 1, (samples, grid.ndim))
     points = grid.to_physical(inside * (np.asarray(grid.shape) - 1))
     there = apply_to_points(transform, points).points
     back = apply_to_points(transform, there, inverse=True).points
     error: NDArray[np.float64] = np.linalg.norm(back - points, axis=1) / min(grid.spacing)
-    return error
+    return points, error

@@ -31,6 +31,7 @@ from itkstream.numerics.evidence.halves import compare_halves
 from itkstream.numerics.evidence.quality import tissue_mask
 from itkstream.numerics.evidence.radius import (
     REACH_NODES,
+    WideEvidence,
     describe_nodes,
     load_table,
     measure_disarray,
@@ -71,10 +72,9 @@ _FINE_VOXELS = 1.5e6
 # Lengths found on an overview are in its voxels. Taken for voxels of twice those of the level, as
 # where the radii were fitted, 2.5 voxels of error went unseen where they were 3 times as large or
 # more: 12, 7 and 0 % of places lay within their radius at 3, 4 and 6 times, and 99 % and more once
-# they were scaled. Beyond this scale, what two halves differ by is noise of coarse voxels. On finer
-# ones, halves that do not find each other look less far: scaled, 48 % of places 12 voxels off lay
-# within their radius.
-_COARSEST = 4.0
+# they were scaled. On finer ones, halves that do not find each other look less far: scaled, 48 % of
+# places 12 voxels off lay within their radius.
+_LEAST_SCALE = 1.0
 # Level voxels of a block, about, in each axis.
 _BLOCK = 96
 # Planes of the level that are resampled at a time.
@@ -112,16 +112,16 @@ class Overview:
     look: Look
     chance: ChanceLevel
 
-    def at(self, nodes: Grid, voxel: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def at(self, nodes: Grid, voxel: float) -> WideEvidence:
         """Measures and halves at other nodes, as on a level of voxels twice as large as `voxel`.
 
         So coarse was that of the pairs on which the radii were fitted; a finer one is taken for it.
         """
         index = np.moveaxis(self.grid.to_index(nodes.positions()), -1, 0)
         measures, halves = _sampled(self.measures, index), _sampled(self.halves, index)
-        scale = np.float32(np.clip(self.voxel / (2 * voxel), 1.0, _COARSEST))
-        measures[..., MEASURES.index("shift")] *= scale
-        return measures, halves * scale
+        scale = max(self.voxel / (2 * voxel), _LEAST_SCALE)
+        measures[..., MEASURES.index("shift")] *= np.float32(scale)
+        return WideEvidence(measures, halves * np.float32(scale), self.astray, scale)
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,14 @@ class ErrorLattice:
         return BlockGrid(self.nodes.shape, tuple(size), tuple(halo))
 
 
-def look_over(fixed: Image, moving: Image, transform: Transform) -> Overview:
-    """Look over a registration of two images, on a level of both that is made in memory."""
-    factors = _overview_factors(fixed.grid)
+def look_over(
+    fixed: Image, moving: Image, transform: Transform, most_voxels: float = _OVERVIEW_VOXELS
+) -> Overview:
+    """Look over a registration of two images, on a level of both that is made in memory.
+
+    The fixed one has so many voxels there, at most.
+    """
+    factors = _overview_factors(fixed.grid, most_voxels)
     large = fixed.grid.shrink(factors).size > _SHARED_VOXELS
     with using_threads(processors() if large else 1):
         small = read_coarse(fixed, factors)
@@ -334,16 +339,16 @@ def _describe(
     measures: NDArray[np.float32], overview: Overview, lattice: ErrorLattice, where: Slices
 ) -> NDArray[np.float32]:
     """Evidence at some nodes of a lattice; NaN where the images are not seen."""
-    coarse = overview.at(lattice.nodes.crop(where), lattice.voxel)
-    evidence = describe_nodes(measures, *coarse, overview.astray, _NARROW)
+    wide = overview.at(lattice.nodes.crop(where), lattice.voxel)
+    evidence = describe_nodes(measures, wide, _NARROW)
     evidence[measures[..., MEASURES.index("seen")] < LEAST_SEEN] = np.nan
     return evidence
 
 
-def _overview_factors(grid: Grid) -> tuple[int, ...]:
+def _overview_factors(grid: Grid, most_voxels: float) -> tuple[int, ...]:
     """Voxels per axis of a level of cubes, at least two, with about so many voxels as it may."""
     factor = 2
-    while grid.shrink(_clipped(grid, factor)).size > _OVERVIEW_VOXELS:
+    while grid.shrink(_clipped(grid, factor)).size > most_voxels:
         factor += 1
     return _clipped(grid, factor)
 

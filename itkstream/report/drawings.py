@@ -13,11 +13,12 @@ from scipy.spatial import ConvexHull
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.report.planes import Plane
 
-__all__ = ["lying", "warped_grid"]
+__all__ = ["inverse_errors", "lying", "warped_grid"]
 
 _LINES = 24  # along the longer side
 _STEPS = 150  # points of a line at most
 _DOT = 0.004  # radius, of the drawing's width
+_LARGEST_DOT = 5  # of the largest error, in radii of the others
 
 
 def warped_grid(plane: Plane) -> str:
@@ -46,13 +47,31 @@ def lying(fixed: Grid, moving: Grid, back: AffineTransform, points: dict[str, An
         "fixed": fixed.outer_corners(),
     }
     order = sorted(range(fixed.ndim), key=lambda axis: fixed.axes[axis])
-    kinds = {name: np.array(found, float).reshape(-1, fixed.ndim) for name, found in points.items()}
+    kinds = {
+        name: (np.array(found, float).reshape(-1, fixed.ndim), np.ones(len(found)))
+        for name, found in points.items()
+    }
     return [_projection(boxes, kinds, axes) for axes in combinations(order, 2)]
+
+
+def inverse_errors(fixed: Grid, worst: Sequence[dict[str, Any]]) -> list[str]:
+    """Draw points in the box of the fixed image, seen along each axis, by the size of their errors.
+
+    They are as a certificate has them, the worst first; none are drawn where there is no error.
+    """
+    if not worst or not worst[0]["error_vox"] > 0:
+        return []
+    points = np.array([found["point"] for found in worst], float)
+    sizes = np.array([found["error_vox"] for found in worst]) / worst[0]["error_vox"]
+    dots = points, 1 + (_LARGEST_DOT - 1) * np.nan_to_num(sizes, posinf=1.0)
+    order = sorted(range(fixed.ndim), key=lambda axis: fixed.axes[axis])
+    boxes = {"fixed": fixed.outer_corners()}
+    return [_projection(boxes, {"worst": dots}, axes) for axes in combinations(order, 2)]
 
 
 def _projection(
     boxes: dict[str, NDArray[np.float64]],
-    points: dict[str, NDArray[np.float64]],
+    points: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
     axes: Sequence[int],
 ) -> str:
     corners = np.concatenate(list(boxes.values()))[:, axes]
@@ -65,10 +84,10 @@ def _projection(
         outline = flat[ConvexHull(flat).vertices][:, ::-1]
         drawn += _path([np.concatenate([outline, outline[:1]])], f"box {name}")
     radius = _DOT * float(size[0])
-    for name, found in points.items():
+    for name, (found, sizes) in points.items():
         dots = (
-            f'<circle cx="{x:.4g}" cy="{y:.4g}" r="{radius:.3g}"/>'
-            for x, y in found[:, axes] - low + margin
+            f'<circle cx="{x:.4g}" cy="{y:.4g}" r="{times * radius:.3g}"/>'
+            for (x, y), times in zip(found[:, axes] - low + margin, sizes, strict=True)
         )
         drawn += f'<g class="dots {name}">{"".join(dots)}</g>'
     return _svg((float(size[0]), float(size[1])), drawn)

@@ -73,6 +73,7 @@ class Contents:
     windows: tuple[Window, Window]
     methods: Methods
     lying: list[str]
+    inverse: list[str]
     voxel_um: float
 
 
@@ -97,7 +98,8 @@ def lay_out(contents: Contents) -> str:
         size_scale=_size_legend(contents.planes),
         places=[_thumbnail(place, contents.windows) for place in contents.places],
         places_words=_places_words(numbers),
-        lying=_drawings(contents),
+        lying=_drawings(contents.lying, contents),
+        inverse=_drawings(contents.inverse, contents),
         drawn_points=any(points["drawn"] for points in numbers["key_points"]),
         methods=contents.methods,
         longest=max([*seconds, 1e-9]),
@@ -302,11 +304,11 @@ def _places_words(numbers: dict[str, Any]) -> str:
     )
 
 
-def _drawings(contents: Contents) -> list[dict[str, Any]]:
-    names = [plane.name for plane in contents.planes]
+def _drawings(drawings: Sequence[str], contents: Contents) -> list[dict[str, Any]]:
+    """Drawings, one per plane or none, with the names of the planes."""
     return [
-        {"name": name, "svg": Markup(drawing)}
-        for name, drawing in zip(names, contents.lying, strict=True)
+        {"name": plane.name, "svg": Markup(drawing)}
+        for plane, drawing in zip(contents.planes, drawings, strict=False)
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from itkstream.geometry import Image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
-from itkstream.report.drawings import lying
+from itkstream.report.drawings import inverse_errors, lying
 from itkstream.report.methods import methods_of
 from itkstream.report.numbers import collect_numbers
 from itkstream.report.page import Contents, lay_out, windows_of
@@ -92,5 +92,6 @@ def _collect(sources: Sources) -> Contents:
         windows=windows,
         methods=methods_of(sources.facts, numbers),
         lying=lying(fixed, moving, sources.transform.affine.inverse(), drawn),
+        inverse=inverse_errors(fixed, (numbers["certificate"] or {}).get("inverse_worst", ())),
         voxel_um=min(fixed.spacing),
     )

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from itkstream.apply import folds
 from itkstream.apply.certificate import certify, check_transform
 from itkstream.apply.folds import repair_transform, unfold
+from itkstream.apply.points import apply_to_points
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, CompositeTransform, DisplacementField, Grid
 from itkstream.io.transforms.files import write_transform
@@ -37,6 +38,20 @@ def test_a_sound_transform() -> None:
     assert (found.folded_voxels, found.voxels) == (0, GRID.size)
     assert found.largest_inverse_error_vox < 0.02
     assert found.failures == ()
+
+
+def test_where_the_inverse_is_worst_is_told() -> None:
+    bent = waves(0.9)
+    found = check_transform(bent)
+    errors = [worst.error_vox for worst in found.inverse_worst]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] == found.largest_inverse_error_vox
+    assert errors[-1] >= found.median_inverse_error_vox
+    points = np.array([worst.point for worst in found.inverse_worst])
+    assert (np.abs(GRID.to_index(points) - (np.array(GRID.shape) - 1) / 2) <= 20).all()
+    back = apply_to_points(bent, bent.apply(points), inverse=True).points
+    np.testing.assert_allclose(np.linalg.norm(back - points, axis=1) / 0.5, errors, atol=1e-9)
+    assert check_transform(AffineTransform(np.diag([1.1, 0.9, 1.0, 1.0]))).inverse_worst == ()
 
 
 def test_folds() -> None:

@@ -169,7 +169,9 @@ def read_example(file: Path, kind: str, texture: str, grid: Grid) -> Example:
     return Example(kind, texture, lattice, found["evidence"], voxels, error)
 
 
-def examine(fixed: Image, moving: Image, transform: Transform) -> Floats:
+def examine(
+    fixed: Image, moving: Image, transform: Transform, most_voxels: float | None = None
+) -> Floats:
     """Evidence at the nodes of a registration.
 
     Parameters
@@ -178,13 +180,16 @@ def examine(fixed: Image, moving: Image, transform: Transform) -> Floats:
         In memory.
     transform : Transform
         From fixed to moving points.
+    most_voxels : float, optional
+        Of the overview.
 
     Returns
     -------
     ndarray, nodes + (k,)
         As `EVIDENCE` lists it; NaN where nothing can be said.
     """
-    overview = look_over(fixed, moving, transform)
+    size = {} if most_voxels is None else {"most_voxels": most_voxels}
+    overview = look_over(fixed, moving, transform, **size)
     return evidence_of(fixed, moving, transform, overview)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from coarse_overviews import judge_ratios
 from error_examples import Example, judge, load_examples, roc_area
 from error_map import table_of
 from error_pairs import Recipe, list_recipes, register_recipe
@@ -23,6 +24,13 @@ def examples(tmp_path_factory):
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.evidence, two.evidence)
     return first
+
+
+def test_a_pair_is_judged_by_coarser_overviews():
+    fine, coarse = judge_ratios(Recipe("good", "nuclei", 5, (160, 144), (1.0, 1.0)), [2, 6])
+    assert fine.true_p95 == coarse.true_p95
+    assert fine.median_radius < coarse.median_radius
+    assert coarse.covered > 0.9
 
 
 def test_the_truth_of_a_pair_is_true():

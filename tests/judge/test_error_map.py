@@ -28,8 +28,8 @@ def shift(*by):
     return AffineTransform(matrix)
 
 
-def radii(fixed, moving, transform):
-    overview = look_over(fixed, moving, transform)
+def radii(fixed, moving, transform, most_voxels=2.5e5):
+    overview = look_over(fixed, moving, transform, most_voxels)
     lazy, grid = prepare_error_map((fixed, moving), transform, overview)
     found = lazy.compute(scheduler="synchronous")
     assert found.shape == grid.shape
@@ -63,15 +63,20 @@ def test_right_is_told_from_wrong(shape, spacing):
     assert np.nanmedian(wrong) > 5 * voxel
 
 
-def test_radii_do_not_shrink_with_a_coarser_overview(monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "coarser"), [((72, 64, 60), 4), ((480, 448), 8), ((480, 448), 16)]
+)
+def test_radii_do_not_shrink_with_a_coarser_overview(shape, coarser):
     """An image a hundred times as large is seen on voxels as much coarser; an error stays it."""
-    off, shape = 2.5, (72, 64, 60)
-    pair = images(seen_twice(shape), (1.0,) * 3)
-    fine, _ = radii(*pair, shift(off, 0.0, 0.0))
-    monkeypatch.setattr(error_map, "_OVERVIEW_VOXELS", np.prod(shape) / 4**3)
-    coarse, _ = radii(*pair, shift(off, 0.0, 0.0))
+    off = 2.5
+    pair = images(seen_twice(shape), (1.0,) * len(shape))
+    wrong = shift(off, *(0.0,) * (len(shape) - 1))
+    fine, _ = radii(*pair, wrong)
+    coarse, _ = radii(*pair, wrong, np.prod(shape) / coarser ** len(shape))
     assert np.nanmedian(fine) > off
-    assert np.nanmedian(coarse) > off
+    assert np.nanmean(coarse > off) > 0.9
+    right, _ = radii(*pair, shift(*(0.0,) * len(shape)), np.prod(shape) / coarser ** len(shape))
+    assert np.nanmedian(right) < 0.75 * np.nanmedian(coarse)
 
 
 def test_a_half_of_other_tissue_is_flagged():

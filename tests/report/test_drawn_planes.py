@@ -13,7 +13,7 @@ from itkstream.geometry import AffineTransform, DisplacementField, Grid, Image
 from itkstream.geometry.chains import FieldChain
 from itkstream.io import open_image, write_n5
 from itkstream.io.storage.locations import Location
-from itkstream.report.drawings import lying, warped_grid
+from itkstream.report.drawings import inverse_errors, lying, warped_grid
 from itkstream.report.places import worst_places
 from itkstream.report.planes import cut_planes
 from itkstream.report.sources import Sources, View, view_of
@@ -128,6 +128,23 @@ def test_boxes_and_points_lie_where_they_are() -> None:
     circle = re.search(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawings[0])
     assert circle is not None
     np.testing.assert_allclose(np.array(circle.groups(), float) - low["fixed"], 0.5, atol=0.01)
+
+
+def test_errors_of_the_inverse_lie_where_they_are_by_their_size() -> None:
+    grid = Grid((100, 50, 20), (1.0, 1.0, 1.0), axes=("x", "y", "z"))
+    worst = [
+        {"point": (10.0, 40.0, 5.0), "error_vox": 0.2},
+        {"point": (30.0, 20.0, 5.0), "error_vox": 0.05},
+    ]
+    drawings = inverse_errors(grid, worst)
+    assert len(drawings) == 3
+    found = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', drawings[0])
+    first, second = np.array(found, float)
+    np.testing.assert_allclose(second[:2] - first[:2], (20, -20), atol=0.01)
+    # From 1 for no error to 5 times as wide for the largest.
+    assert first[2] / second[2] == pytest.approx(5 / 2, rel=0.01)
+    assert inverse_errors(grid, [{"point": (1.0, 1.0, 1.0), "error_vox": 0.0}]) == []
+    assert inverse_errors(grid, []) == []
 
 
 def test_where_the_images_are_least_alike_is_a_worst_place() -> None:

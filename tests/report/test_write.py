@@ -71,7 +71,7 @@ def test_every_picture_has_words(page: Page) -> None:
     assert len(pictures) > 20
     assert all(len(str(image["alt"])) > 15 for image in pictures)
     drawings = [d for d in page.all("div") if "drawing" in str(d.get("class"))]
-    assert len(drawings) == 6
+    assert len(drawings) == 9
     assert all(len(str(d["aria-label"])) > 15 for d in drawings)
 
 

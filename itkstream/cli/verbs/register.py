@@ -47,14 +47,15 @@ __all__ = ["register"]
     "--match-threshold",
     type=float,
     metavar="R",
-    help="How alike two nuclei must be to match, as a correlation from -1 to 1. [default: 0.7]",
+    help="How alike two nuclei must be to match, as a correlation from -1 to 1. "
+    "[default: 0.7, or from the data where few match]",
 )
 @click.option(
     "--context-radius",
     type=int,
     metavar="N",
     help="Half width of the window by which nuclei are compared, in voxels of the coarse level. "
-    "[default: 12]",
+    "[default: 12, or from the data where few match]",
 )
 @click.option(
     "--contrast",

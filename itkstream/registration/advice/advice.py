@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from itkstream.blocks.levels import factors_to_fit, read_coarse
 from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.misfits import FAULTS, Lost, Misfit, name_stretches
-from itkstream.geometry import AffineTransform, Image, Transform, compose, default_axes
+from itkstream.geometry import AffineTransform, ChannelPair, Image, Transform, compose, default_axes
 from itkstream.io.images.orientation import nearest_code
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.search.evidence import Outcome
@@ -24,12 +24,14 @@ from itkstream.registration.advice.choices import (
     Setting,
     choose_blocks,
     choose_deformation,
-    choose_matching,
+    matching_settings,
 )
 from itkstream.registration.plan import Plan
 from itkstream.registration.scene import Scene, make_level
 from itkstream.registration.steps import Deformable, RansacAffine
 from itkstream.registration.steps.initial import witnesses_of
+from itkstream.registration.steps.matched import choose_matching
+from itkstream.registration.steps.matching import COMMON_RADII
 from itkstream.registration.steps.ransac import MAJORITY, Attempt
 from itkstream.workers import Resources
 
@@ -271,14 +273,15 @@ def _settings(
     )
     chosen: list[Setting] = [level]
     try:
-        matching = choose_matching(levels, matrix, look.as_they_lie)
+        usual, pairs = RansacAffine(), [ChannelPair(*levels)]
+        matching = choose_matching(pairs, usual, COMMON_RADII, matrix, look.as_they_lie)
     except (InputError, RegistrationError) as error:
         logger.info("no parameters of matching are chosen: %s", error)
     else:
         rest = _rest_um(scene, matrix) / float(np.median(fixed.spacing))
         deformable = next((s for s in plan.steps if isinstance(s, Deformable)), Deformable())
         blocks = choose_blocks(matching, rest, deformable, fixed.ndim)
-        chosen += [*matching.settings, *blocks]
+        chosen += [*matching_settings(matching), *blocks]
     return (*chosen, *choose_deformation(*scene.coarse, matrix))
 
 

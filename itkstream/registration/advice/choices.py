@@ -10,39 +10,20 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from itkstream.blocks.levels import factors_to_fit, read_coarse
-from itkstream.blocks.sources import readable
-from itkstream.errors import RegistrationError
 from itkstream.estimate.stiffness import choose_stiffness
-from itkstream.geometry import AffineTransform, ChannelPair, Image
+from itkstream.geometry import AffineTransform, Image
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.evidence.contrast import find_similarity
 from itkstream.numerics.evidence.quality import tissue_mask
-from itkstream.numerics.matching.affine import MatchedAffine, Stages, affine_block
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
-from itkstream.registration.scene import Radii
 from itkstream.registration.steps.deformable import Deformable
 from itkstream.registration.steps.local import LocalAffines
-from itkstream.registration.steps.matching import COMMON_RADII, choose_radii
-from itkstream.registration.steps.ransac import RansacAffine
+from itkstream.registration.steps.matched import MatchingChoice, said_of
 
-__all__ = ["Matching", "Setting", "choose_blocks", "choose_deformation", "choose_matching"]
+__all__ = ["Setting", "choose_blocks", "choose_deformation", "matching_settings"]
 
 Floats = NDArray[np.float64]
 
-# Parameters of matching are tried on so many voxels of the level that `register` matches, and on
-# a share of its key points: 4 of the 16 million of an expansion microscopy pair.
-_SAMPLE = 4e6
-_LEAST_SPOTS = 300
-# Voxels around where the affine puts the sample in the moving level.
-_MARGIN = 16
-# Half widths of contexts, beside the default of 12 voxels, and thresholds. On that pair, shrunk 1,
-# 2 and 4 times, and on the demo, all contexts of 8 to 18 voxels had 0.96 to 1 of the inliers of the
-# best but on the smallest (0.45 to 1, the more the smaller they were); threshold 0.5 had
-# 0.99 and more, 0.7 had 0.83 to 1.
-_CONTEXTS, _SMALLEST = (8, 18), 6
-_THRESHOLDS = (0.7, 0.6, 0.5)
-# Another value is taken for this gain; of thresholds, the highest with this share of all inliers.
-_GAIN, _NEARLY = 1.02, 0.98
 # Matches that determine an affine of a block well; fewer are fitted rigidly.
 _PER_BLOCK = 30
 _LOCAL_BLOCKS = (128, 192, 256)
@@ -73,92 +54,35 @@ class Setting:
     why: str
 
 
-@frozen(eq=False)
-class Matching:
-    """Parameters of matching by which most key points of a sample agree, and why."""
+def matching_settings(choice: MatchingChoice) -> tuple[Setting, ...]:
+    """The parameters of matching that were chosen, and how many matches agreed by others.
 
-    radii: Radii
-    step: RansacAffine
-    found: MatchedAffine
-    settings: tuple[Setting, ...]
-    sampled: int
+    Parameters
+    ----------
+    choice : MatchingChoice
+        Of a sample.
 
-    @property
-    def density(self) -> float:
-        """Matches that agree, per voxel."""
-        return self.found.stages.inliers / self.sampled
-
-
-def choose_matching(pair: tuple[Image, Image], matrix: Floats, as_they_lie: bool) -> Matching:
-    """Choose radii of blobs, then contexts, then the threshold, by the matches that agree.
-
-    The pair are the levels that `register` matches, perhaps not in memory. Of these, a part is
-    matched, where the affine of the matrix lays it; where images do not match as they lie, the
-    moving one is laid there before. A `RegistrationError` where too few of a sample agree.
+    Returns
+    -------
+    tuple of Setting
+        Radii, context and threshold.
     """
-    fixed, moving, share = _sample(pair, matrix)
-    if not as_they_lie:
-        moved = warp_block(moving, AffineTransform(matrix), fixed.grid, NAN_OUTSIDE)
-        moving = Image(moved, fixed.grid)
-    usual = RansacAffine()
-    spots = max(_LEAST_SPOTS, round(usual.nspots * share))
-    step = usual.evolve(match_threshold=_THRESHOLDS[-1], nspots=spots)
-    chosen = choose_radii([ChannelPair(fixed, moving)], step, COMMON_RADII, plenty=fixed.grid.size)
-    if chosen.found.best.estimate.matrix is None:
-        raise RegistrationError(f"a sample does not match: {chosen.found.best.estimate.reason}")
-    tries = _Tries(fixed, moving, chosen.radii)
-    step, found, contexts = tries.with_context(step, chosen.found.best)
-    found, thresholds = tries.with_threshold(found)
-    threshold = found.settings.matching.threshold
-    radii = {f"{low:g} {high:g}": stages for (low, high), stages in chosen.outcomes}
-    settings = (
-        _setting("radii", chosen.radii, "--radii {:g} {:g}".format(*chosen.radii), radii),
-        _setting("context radius", step.cc_radius, f"--context-radius {step.cc_radius}", contexts),
-        _setting("match threshold", threshold, f"--match-threshold {threshold}", thresholds),
+    values = choice.radii, choice.context, choice.threshold
+    options = (
+        "--radii {:g} {:g}".format(*choice.radii),
+        f"--context-radius {choice.context}",
+        f"--match-threshold {choice.threshold}",
     )
-    step = step.evolve(match_threshold=threshold, nspots=usual.nspots, radii=(chosen.radii,))
-    return Matching(chosen.radii, step, found, settings, fixed.grid.size)
-
-
-@frozen(eq=False)
-class _Tries:
-    """A sample of both images, whose key points are matched by one parameter or another."""
-
-    fixed: Image
-    moving: Image
-    radii: Radii
-
-    def with_context(
-        self, step: RansacAffine, found: MatchedAffine
-    ) -> tuple[RansacAffine, MatchedAffine, dict[str, Stages | None]]:
-        """The half width of contexts by which most matches agree, and what was tried."""
-        tried: dict[str, Stages | None] = {str(step.cc_radius): found.stages}
-        for width in (*_CONTEXTS, _SMALLEST):
-            if width == _SMALLEST and step.cc_radius != _CONTEXTS[0]:
-                break
-            other = step.evolve(cc_radius=width)
-            settings = other.settings_for(self.fixed.spacing, self.radii)
-            again = affine_block(self.fixed, self.moving, settings, found.points)
-            tried[str(width)] = again.stages
-            if again.stages.inliers > _GAIN * found.stages.inliers:
-                step, found = other, again
-        return step, found, tried
-
-    def with_threshold(
-        self, found: MatchedAffine
-    ) -> tuple[MatchedAffine, dict[str, Stages | None]]:
-        """The highest threshold that keeps nearly all matches that agree, and what was tried."""
-        tried: dict[str, Stages | None] = {}
-        for threshold in _THRESHOLDS:
-            fewer = found.above(threshold, self.fixed.grid)
-            tried[str(threshold)] = fewer.stages
-            if fewer.stages.inliers >= _NEARLY * found.stages.inliers:
-                return fewer, tried
-        return found, tried
+    tried = choice.by_radii, choice.by_context, choice.by_threshold
+    names = "radii", "context radius", "match threshold"
+    return tuple(
+        Setting(name, value, option, f"matches that agree in a sample: {said_of(outcomes)}")
+        for name, value, option, outcomes in zip(names, values, options, tried, strict=True)
+    )
 
 
 def choose_blocks(
-    matching: Matching, rest_vox: float, deformable: Deformable, ndim: int
+    matching: MatchingChoice, rest_vox: float, deformable: Deformable, ndim: int
 ) -> tuple[Setting, ...]:
     """Choose blocks of the piecewise affine, and overlap of those of the deformation.
 
@@ -213,39 +137,3 @@ def choose_deformation(fixed: Image, moving: Image, matrix: Floats) -> tuple[Set
         why += f"; no better than {told.start:.3f} without a deformation"
     stiffness = Setting("stiffness", told.stiffness, "", f"{why}; register decides it again")
     return similarity, stiffness
-
-
-def _setting(name: str, value: Any, option: str, tried: dict[str, Stages | None]) -> Setting:
-    """A parameter of matching, and how many matches agreed by each value that was tried."""
-    told = "; ".join(
-        f"{text}: {stages.inliers} of {stages.matches}" if stages else f"{text}: none"
-        for text, stages in tried.items()
-    )
-    return Setting(name, value, option, f"matches that agree in a sample: {told}")
-
-
-def _sample(pair: tuple[Image, Image], matrix: Floats) -> tuple[Image, Image, float]:
-    """The middle of the fixed level, where the moving one lies for it, and its share of the whole.
-
-    Both are read.
-    """
-    fixed, moving = (readable(image) for image in pair)
-    edge = min(1.0, (_SAMPLE / fixed.grid.size) ** (1 / fixed.ndim))
-    box = tuple(_middle(n, edge) for n in fixed.shape)
-    part = fixed[box]
-    corners = AffineTransform(matrix).apply(part.grid.corners())
-    index = moving.grid.to_index(corners)
-    low = np.clip(np.floor(index.min(axis=0)).astype(int) - _MARGIN, 0, moving.shape)
-    high = np.clip(np.ceil(index.max(axis=0)).astype(int) + 1 + _MARGIN, 0, moving.shape)
-    if edge == 1 or (high - low < _MARGIN).any():
-        part, other = fixed, moving
-    else:
-        other = moving[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
-    read = [Image(image.read(), image.grid, image.name) for image in (part, other)]
-    return read[0], read[1], part.grid.size / fixed.grid.size
-
-
-def _middle(length: int, share: float) -> slice:
-    size = max(1, round(share * length))
-    first = (length - size) // 2
-    return slice(first, first + size)

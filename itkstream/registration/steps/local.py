@@ -63,7 +63,11 @@ class LocalAffines(MatchingStep):
 
     Parameters
     ----------
-    match_threshold, cc_radius, nspots, num_sigma_max, align_threshold
+    match_threshold : float, optional
+        Least correlation of two contexts that match, up to 1; default 0.7.
+    cc_radius : int, optional
+        Half width of the contexts, in voxels; default 12.
+    nspots, num_sigma_max, align_threshold
         As in `RansacAffine`, for every block.
     max_distance, max_ambiguity, model, seed, contrast
         As in `RansacAffine`, for every block.

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 import numpy as np
 from attrs import frozen
+from attrs.validators import optional
 
 from itkstream.blocks.sources import inverted
 from itkstream.errors import InputError
@@ -53,6 +54,8 @@ KEY_POINT_BYTES = 10.0
 # Blobs are at least so many voxels apart in all, as nuclei are.
 _VOXELS_PER_POINT = 4000
 _FLOAT = 4
+# Where nothing is given: of contexts the half width in voxels.
+_USUAL_THRESHOLD, _USUAL_CONTEXT = 0.7, 12
 _TIMED_RADII = (3.0, 10.0)
 
 _positive_or_none = check(
@@ -64,10 +67,11 @@ _positive_or_none = check(
 class MatchingStep(Step):
     """A step that matches key points, and the parameters of matching."""
 
-    match_threshold: float = attrs.field(
-        default=0.7, validator=check(lambda v: finite(v) and -1 <= v <= 1, "lie between -1 and 1")
+    match_threshold: float | None = attrs.field(
+        default=None,
+        validator=optional(check(lambda v: finite(v) and -1 <= v <= 1, "lie between -1 and 1")),
     )
-    cc_radius: int = attrs.field(default=12, validator=whole(1))
+    cc_radius: int | None = attrs.field(default=None, validator=optional(whole(1)))
     nspots: int = attrs.field(default=5000, validator=whole(1))
     num_sigma_max: int = attrs.field(default=10, validator=whole(1))
     align_threshold: float | None = attrs.field(default=None, validator=_positive_or_none)
@@ -76,6 +80,16 @@ class MatchingStep(Step):
     model: Model = attrs.field(default="affine", validator=one_of(Model))
     seed: int = attrs.field(default=0, validator=whole(0))
     contrast: Contrast = attrs.field(default="same", validator=one_of(Contrast))
+
+    @property
+    def threshold(self) -> float:
+        """Least correlation of two contexts that match: as given, or the usual."""
+        return _USUAL_THRESHOLD if self.match_threshold is None else self.match_threshold
+
+    @property
+    def context(self) -> int:
+        """Half width of contexts, in voxels: as given, or the usual."""
+        return _USUAL_CONTEXT if self.cc_radius is None else self.cc_radius
 
     def compared(self, moving: Image) -> Image:
         """The moving image as its key points are compared, inverted where its contrast is.
@@ -122,8 +136,8 @@ class MatchingStep(Step):
         """
         return {
             "radii": list(radii),
-            "context_radius": self.cc_radius,
-            "match_threshold": self.match_threshold,
+            "context_radius": self.context,
+            "match_threshold": self.threshold,
         }
 
     def settings_for(self, spacing: Sequence[float], radii: Radii) -> AffineSettings:
@@ -147,12 +161,9 @@ class MatchingStep(Step):
             KeyPointSettings.from_voxels(
                 *radii, spacing, nspots=self.nspots, num_sigma_max=self.num_sigma_max
             ),
-            ContextWindow.from_voxels(self.cc_radius, spacing),
+            ContextWindow.from_voxels(self.context, spacing),
             MatchSettings(
-                self.match_threshold,
-                self.max_distance,
-                self.max_ambiguity,
-                self.cc_radius * voxel,
+                self.threshold, self.max_distance, self.max_ambiguity, self.context * voxel
             ),
             RansacSettings(self.model, threshold_um=threshold, seed=self.seed),
         )
@@ -160,7 +171,7 @@ class MatchingStep(Step):
     def context_bytes(self, voxels: float, ndim: int) -> float:
         """Bytes of the contexts of all key points in so many voxels."""
         points = min(2 * self.nspots, voxels / _VOXELS_PER_POINT)
-        return points * (2 * self.cc_radius + 1) ** ndim * _FLOAT
+        return points * (2 * self.context + 1) ** ndim * _FLOAT
 
     def works(self, moving: Image, start: Transform) -> Mapping[str, Callable[[Image], Any]]:
         return {"points": find_timed_points}

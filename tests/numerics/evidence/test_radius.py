@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from itkstream.numerics.evidence.radius import (
     EVIDENCE,
     RadiusTable,
+    WideEvidence,
     describe_nodes,
     load_table,
     measure_disarray,
@@ -26,7 +27,7 @@ def measures(**changed):
 def described(own, wide, halves):
     """Evidence where all of the image is tissue."""
     astray = measure_disarray(wide, halves, np.ones(wide.shape[:-1], bool), 4)
-    return describe_nodes(own, wide, halves, astray, 4)
+    return describe_nodes(own, WideEvidence(wide, halves, astray), 4)
 
 
 @given(VALUES, st.sampled_from(range(len(EVIDENCE))), st.floats(0, 5))
@@ -54,10 +55,27 @@ def test_good_evidence_is_within_a_voxel_and_none_is_far():
 
 def test_radii_grow_as_the_distance_of_halves_does():
     seen, once = measures(), np.full((6, 6, 6, 2), 0.5, np.float32)
-    evidence = [describe_nodes(seen, seen, k * once, -6.0, 4) for k in (1, 2, 4)]
+    wide = [WideEvidence(seen, k * once, -6.0) for k in (1, 2, 4)]
+    evidence = [describe_nodes(seen, some, 4) for some in wide]
     radii = [load_table().radius(some).max() for some in evidence]
     # One voxel and a fiftieth of one that counts at least, then two, then four.
     np.testing.assert_allclose(radii / radii[0], np.array([1.02, 2.02, 4.02]) / 1.02, rtol=1e-3)
+
+
+def test_on_very_coarse_voxels_patches_nearby_count_too():
+    """Halves 4 voxels apart are noise there where patches fit best within a tenth of a voxel."""
+    apart = np.full((6, 6, 6, 2), 2.0, np.float32)
+
+    def radius(shift, scale):
+        own = measures(shift=shift)
+        evidence = describe_nodes(own, WideEvidence(measures(), apart, -6.0, scale), 4)
+        return load_table().radius(evidence).max()
+
+    assert radius(0.1, 4.0) == radius(0.1, 1.0) == radius(0.4, 1.0)
+    assert radius(0.1, 16.0) < radius(0.1, 8.0) < 0.7 * radius(0.1, 4.0)
+    assert radius(0.1, 8.0) < radius(1.0, 8.0) < radius(0.1, 4.0)
+    # At the end of the reach the best fit is anywhere: halves alone tell.
+    assert radius(4.0, 8.0) == pytest.approx(radius(4.0, 1.0))
 
 
 def test_an_image_is_astray_where_it_neither_fits_nor_moves_alike():
