@@ -75,7 +75,7 @@ _LEAST_SHIFT = 0.1
 
 @dataclass(frozen=True, eq=False)
 class WideEvidence:
-    """What was found at nodes on a coarse level.
+    """Evidence found at nodes on a coarse level.
 
     Parameters
     ----------

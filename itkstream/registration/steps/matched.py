@@ -62,7 +62,7 @@ class MatchingChoice:
 
     @property
     def facts(self) -> dict[str, str]:
-        """How many matches of the sample agreed by each value that was tried."""
+        """Counts of matches of the sample that agreed, by each value that was tried."""
         return {
             "radii": said_of(self.by_radii),
             "context_radius": said_of(self.by_context),
