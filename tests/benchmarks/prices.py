@@ -8,8 +8,9 @@ NAME is `demo`, `easifish` (../shared/data/easifish, or resources without it), a
 process, which a busy machine changes little, and the least of N runs of one thread. A first run
 compiles; run twice.
 
-A rate of `itkstream.registration.steps.prices` is seconds by voxels of work. `--fit` takes the
-median over the pairs of a file, and shows for each pair what the rates of all others say of it.
+The rates of `itkstream.registration.steps.prices` are seconds by voxels, of large pairs. `--fit`
+takes lines of earlier runs and tells how far prices are off on each pair, how far those would be
+that were fitted to all the others, and by what seconds beside the rates are to be multiplied.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from cases import TEXTURES
 from real_pairs import FOLDER, open_pair
 
 import itkstream
 from itkstream.errors import RegistrationError
-from itkstream.geometry import Image
+from itkstream.geometry import Grid, Image
 from itkstream.phantoms import make_pair, tutorial_settings
 from itkstream.progress.reporters import LogReporter
-from itkstream.registration.steps.prices import RATES
+from itkstream.registration.steps.prices import COMPILING
 from itkstream.workers import Resources
 
 __all__ = ["fit", "main", "measure"]
 
 _ONE = Resources(threads_per_worker=1, cores=1)
-# A pair by name: for each title its kind, work, seconds beside that, and measured seconds.
-Measured = dict[str, dict[str, Any]]
+# By title, seconds beside those of voxels, and those of voxels.
+Parts = dict[str, tuple[float, float]]
 
 
 class PartTimes(LogReporter):
@@ -87,54 +89,53 @@ def measure(pair: tuple[Image, Image], times: int) -> dict[str, Any]:
     fixed, moving = pair
     plan = itkstream.plan(fixed, moving, resources=_ONE)
     runs = [_run(fixed, moving) for _ in range(times)]
-    parts = {
-        price.title or price.name: {
-            "kind": price.kind,
-            "work": price.work,
-            "beside": price.seconds,
-            "planned": round(plan.seconds_of(price), 2),
-        }
-        for price in plan.prices
+    least = {title: min(run[title] for run in runs) for title in runs[0]}
+    return {
+        "shapes": [fixed.grid.shape, moving.grid.shape],
+        "planned": {part.title: round(part.seconds, 2) for part in plan.parts},
+        "measured": {title: round(seconds, 2) for title, seconds in least.items()},
     }
-    for title in runs[0]:
-        part = parts.setdefault(title, {"kind": "", "work": 0.0, "beside": 0.0, "planned": 0.0})
-        part["measured"] = round(min(run.get(title, 0.0) for run in runs), 2)
-    return {"shapes": [fixed.grid.shape, moving.grid.shape], "parts": parts}
 
 
-def fit(pairs: dict[str, Measured]) -> str:
-    """Tell the rates, and for each pair the ratio of what all others say to what was measured."""
-    lines = ["pair, measured s, ratio of: these rates, rates without it"]
-    for name, found in pairs.items():
-        others = [other for known, other in pairs.items() if known != name]
-        whole = sum(part.get("measured", 0.0) for part in found["parts"].values())
-        said = [_priced(found, rates) / whole for rates in (RATES, _rates(others))]
-        lines.append(f"{name}, {whole:.0f}, " + ", ".join(f"{ratio:.2f}" for ratio in said))
-    lines += [f"{kind}: {rate:.3g}" for kind, rate in _rates(list(pairs.values())).items()]
+def fit(pairs: dict[str, dict[str, Any]]) -> str:
+    """Tell how far prices are off, and what the seconds beside those of voxels are to be times."""
+    priced = {name: _priced(found["shapes"]) for name, found in pairs.items()}
+    measured = {name: found["measured"] for name, found in pairs.items()}
+    lines = ["pair: measured s, priced by measured, priced by the others by measured"]
+    for name, parts in priced.items():
+        others = [other for other in pairs if other != name]
+        factors = _factors([priced[n] for n in others], [measured[n] for n in others])
+        whole = sum(measured[name].values())
+        now = sum(beside + voxels for beside, voxels in parts.values())
+        then = sum(factors.get(t, 1.0) * beside + voxels for t, (beside, voxels) in parts.items())
+        lines.append(f"{name}: {whole:.1f}, {now / whole:.2f}, {then / whole:.2f}")
+    factors = _factors([*priced.values()], [*measured.values()])
+    lines += [f"{title}: seconds times {factor:.2f}" for title, factor in factors.items()]
     return "\n".join(lines) + "\n"
 
 
-def _rates(pairs: list[Measured]) -> dict[str, float]:
-    """The median over pairs of seconds per voxel, of each kind of work."""
+def _factors(priced: list[Parts], measured: list[dict[str, float]]) -> dict[str, float]:
+    """For each part that takes seconds beside those of voxels, the median over pairs of the two."""
     found: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for part in pair["parts"].values():
-            if part["kind"] and "measured" in part:
-                seconds[part["kind"]][0] += max(0.0, part["measured"] - part["beside"])
-                seconds[part["kind"]][1] += part["work"]
-        for kind, (taken, work) in seconds.items():
-            found[kind].append(taken / work)
-    return {kind: median(rates) for kind, rates in found.items()}
+    for parts, seconds in zip(priced, measured, strict=True):
+        for title, (beside, voxels) in parts.items():
+            if beside and title in seconds:
+                found[title].append(max(0.0, seconds[title] - voxels) / beside)
+    return {title: median(ratios) for title, ratios in found.items()}
 
 
-def _priced(pair: Measured, rates: dict[str, float]) -> float:
-    """Seconds of a pair at some rates."""
-    return sum(
-        part["beside"] + part["work"] * (rates[part["kind"]] if part["kind"] else 0.0)
-        for part in pair["parts"].values()
-        if part["work"] or part["beside"]
+def _priced(shapes: Sequence[Sequence[int]]) -> Parts:
+    """What the plan of a pair of such shapes says of each part."""
+    fixed, moving = (
+        Image(np.broadcast_to(np.uint16(0), shape), Grid(tuple(shape), (1.0,) * len(shape)))
+        for shape in shapes
     )
+    plan = itkstream.plan(fixed, moving, resources=_ONE)
+    return {
+        price.title or price.name: (price.seconds, plan.seconds_of(price) - price.seconds)
+        for price in plan.prices
+        if price.name != COMPILING
+    }
 
 
 def _open_pair(name: str, folder: Path) -> tuple[Image, Image]:

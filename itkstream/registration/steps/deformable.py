@@ -110,8 +110,8 @@ _NARROW_BYTES = 18.0
 # which tissue without counterpart is found has no more voxels and takes 103.
 _SAMPLE_BYTES = 130.0
 _MASKED_BYTES = 4.0
-# To choose a stiffness on samples, whatever the size of the images; see `RATES`.
-_CHOOSING_SECONDS = 9.0
+# To choose a stiffness on samples, of images as large as these or larger; see `RATES`.
+_CHOOSING_SECONDS = 6.0
 # To judge a field whose stiffness is given, per voxel of the samples.
 _JUDGING_SECONDS = {
     "lcc": 1e-6,
@@ -432,7 +432,7 @@ class Deformable(TunedStep):
     def _judging_seconds(self, voxels: int) -> float:
         """Seconds that hidden voxels take to judge the field, on samples of an image."""
         if self._is_open:
-            return _CHOOSING_SECONDS
+            return _CHOOSING_SECONDS * min(1.0, voxels / SAMPLED_VOXELS)
         sampled = min(voxels, SAMPLED_VOXELS) if self._is_judged else 0.0
         return _JUDGING_SECONDS[self.method] * sampled
 

@@ -34,8 +34,8 @@ Compared: TypeAlias = Literal["auto"] | Metric
 
 # Bytes per voxel of the coarse levels that are compared.
 _BYTES = 24.0
-# It looks at samples, whatever the size of the images; see `RATES`.
-_SECONDS = 6.6
+# Seconds per voxel of the coarse fixed level; see `RATES`.
+_SECONDS = 7e-7
 
 
 @frozen(init=False, repr=False)
@@ -159,4 +159,6 @@ class IntensityAffine(TunedStep):
 
     def price(self, pair: Pair) -> StepPrice:
         once = pair.held + sum(grid.size for grid in pair.coarse) * _BYTES
-        return StepPrice(self.name, once=max(once, pair.judged), seconds=_SECONDS)
+        return StepPrice(
+            self.name, once=max(once, pair.judged), seconds=_SECONDS * pair.coarse[0].size
+        )

@@ -52,6 +52,9 @@ from itkstream.registration.steps.step import check_blocks, prepare_refined
 
 __all__ = ["LocalAffines"]
 
+# Beside those of its voxels; see `RATES`.
+_SECONDS = 0.5
+
 
 def _one_pair(given: Any) -> Radii | None:
     return None if given is None else checked_radii((given,))[0]
@@ -163,6 +166,7 @@ class LocalAffines(MatchingStep):
             per_block=2 * size * KEY_POINT_BYTES + self.context_bytes(2 * size, coarse.ndim),
             work=2 * work_of(blocks),
             kind="points",
+            seconds=_SECONDS,
         )
 
     def _search(self, spacing: tuple[float, ...], radii: Radii) -> KeyPointSearch:

@@ -44,6 +44,7 @@ __all__ = [
     "price_report",
     "price_sampled",
     "price_verdict",
+    "share_of",
     "work_of",
 ]
 
@@ -80,8 +81,10 @@ RATES: dict[str, float] = {
 }
 """Seconds per voxel of each kind of work, of one core: `python tests/benchmarks/prices.py`."""
 
-# Of the overview by which the error map is read, on a level whose size is bounded.
-_OVERVIEW_SECONDS = 4.0
+# What a part takes beside that: the median over pairs, which differ as much as their tissue does.
+_READ_SECONDS, _REPORT_SECONDS = 0.2, 0.35
+# Of the overview by which the error map is read, on a level of at most so many voxels.
+_OVERVIEW_SECONDS, _OVERVIEW_VOXELS = 3.2, 2.5e5
 
 _FLOAT = 4
 # Bytes per voxel that a step holds, beyond what is held all along.
@@ -193,7 +196,7 @@ def price_reading(pair: Pair) -> StepPrice:
         if small.size < grid.size
     ]
     if not large:
-        return StepPrice("read", once=pair.judged, work=work, kind="read")
+        return StepPrice("read", once=pair.judged, work=work, kind="read", seconds=_READ_SECONDS)
     counts = [count_blocks(blocks, 1 + TASKS_WRITTEN) for blocks in large]
     return StepPrice(
         "read",
@@ -205,6 +208,7 @@ def price_reading(pair: Pair) -> StepPrice:
         disk=float(pair.channels * sum(_FLOAT * grid.size for grid in pair.coarse)),
         work=work,
         kind="read",
+        seconds=_READ_SECONDS,
     )
 
 
@@ -278,7 +282,7 @@ def price_error(pair: Pair, field: Grid) -> StepPrice:
         disk=float(2 * _FLOAT * lattice.nodes.size),
         work=lattice.most_voxels * len(blocks),
         kind="error",
-        seconds=_OVERVIEW_SECONDS,
+        seconds=_OVERVIEW_SECONDS * share_of(pair.fixed, _OVERVIEW_VOXELS),
     )
 
 
@@ -307,12 +311,17 @@ def price_files(pair: Pair, field: Grid) -> StepPrice:
 def price_report(pair: Pair) -> StepPrice:
     """Price the page of pictures, which shows the coarse levels."""
     size = float(sum(grid.size for grid in pair.coarse))
-    return StepPrice("report", work=size, kind="report")
+    return StepPrice("report", work=size, kind="report", seconds=_REPORT_SECONDS)
 
 
 def count_blocks(blocks: BlockGrid, tasks: int) -> tuple[int, tuple[int, ...], int]:
     """Blocks, voxels of one without its overlap, and tasks, so many a block, as `StepPrice`."""
     return len(blocks), tuple(lengths[0] for lengths in blocks.chunks), tasks * len(blocks)
+
+
+def share_of(grid: Grid, most: float) -> float:
+    """How much of what a part takes is left where it looks at so many voxels at most."""
+    return min(1.0, grid.size / most)
 
 
 def largest_block(blocks: BlockGrid) -> float:
