@@ -111,7 +111,7 @@ _NARROW_BYTES = 18.0
 _SAMPLE_BYTES = 130.0
 _MASKED_BYTES = 4.0
 # To choose a stiffness on samples, of images as large as these or larger; see `RATES`.
-_CHOOSING_SECONDS = 6.0
+_CHOOSING_SECONDS = 7.5
 # To judge a field whose stiffness is given, per voxel of the samples.
 _JUDGING_SECONDS = {
     "lcc": 1e-6,

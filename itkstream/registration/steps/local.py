@@ -53,7 +53,7 @@ from itkstream.registration.steps.step import check_blocks, prepare_refined
 __all__ = ["LocalAffines"]
 
 # Beside those of its voxels; see `RATES`.
-_SECONDS = 0.5
+_SECONDS = 0.65
 
 
 def _one_pair(given: Any) -> Radii | None:
