@@ -251,7 +251,7 @@ def judge(evidence: Evidence) -> Verdict:
     linear = np.asarray(evidence.matrix)[:-1, :-1]
     return Verdict(
         outcome,
-        (*failed, *others) or _praise(evidence),
+        (*((*failed, *others) or _praise(evidence)), *_weaknesses(evidence)),
         tuple(sorted(_regions(evidence), key=lambda region: -region.share_of_tissue)),
         evidence.shares,
         dict(evidence.overlap),
@@ -271,6 +271,42 @@ def _praise(evidence: Evidence) -> tuple[str, ...]:
         f"predicted error: {error['median_um']:.2g} µm in the median of the tissue, "
         f"{error['p95_um']:.2g} µm at its 95th percentile",
     )
+
+
+def _weaknesses(evidence: Evidence) -> Iterator[str]:
+    """A part of the tissue that is known far less well than the rest, in words; no doubt of all."""
+    part = evidence.error.get("weak_part")
+    if part is None:
+        return
+    box = [slice(first, last) for first, last in part["box"]]
+    where, share = "a part that hangs together", _percent(part["share"])
+    if part["axis"] is not None:
+        axis, third = part["axis"], part["third"]
+        n, name = evidence.fixed.shape[axis], evidence.fixed.axes[axis]
+        box = [slice(0, m) for m in evidence.fixed.shape]
+        box[axis] = slice(round(third * n / 3), round((third + 1) * n / 3))
+        where = f"the {('first', 'middle', 'last')[third]} third along {name}"
+        share = f"{_percent(part['share_of_third'])} of its tissue ({share} of all)"
+    else:
+        share = f"it, {share} of all tissue"
+    spans = ", ".join(f"{some.start}:{some.stop}" for some in box)
+    yield (
+        f"{where} (voxels {spans}) is less sure: error up to {part['median_um']:.2g} µm predicted "
+        f"in {share}, {part['median_um'] / part['rest_um']:.1f} times that of the rest"
+        f"{_key_points_in(evidence, box)}"
+    )
+
+
+def _key_points_in(evidence: Evidence, box: Sequence[slice]) -> str:
+    """How many of the key points that agree lie in a box, in words; empty where it is not known."""
+    drawn = [s["drawn_points"] for s in evidence.steps if "drawn_points" in s]
+    points = np.array(drawn[-1]["agree"] if drawn else [], float)
+    if not len(points):
+        return ""
+    index = evidence.fixed.to_index(points)
+    first, last = (np.array([getattr(s, end) for s in box]) - 0.5 for end in ("start", "stop"))
+    share = float(((index >= first) & (index < last)).all(axis=1).mean())
+    return f"; {_percent(share)} of the key points that agree lie there"
 
 
 def _percent(share: float) -> str:

@@ -65,6 +65,39 @@ def test_nothing_speaks_against_a_good_one() -> None:
     assert Verdict.from_facts(json.loads(json.dumps(found.facts))) == found
 
 
+WEAK = {
+    "box": [[0, 12], [0, 60], [5, 60]],
+    "share": 0.21,
+    "median_um": 6.0,
+    "rest_um": 2.5,
+    "axis": 0,
+    "third": 0,
+    "share_of_third": 0.6,
+}
+
+
+def test_a_part_that_is_less_sure_is_told_and_changes_nothing_else() -> None:
+    affine = {"name": "affine", "evidence": {"outcome": "convincing"}}
+    # The first of these lies at voxel 5 along the first axis, the others at 20.
+    affine["drawn_points"] = {"agree": [[20.0, 5.0, 5.0], *[[50.0, 5.0, 5.0]] * 9], "differ": []}
+    steps = [{"name": "read"}, affine]
+    told = replace(GOOD, error=SOUND | {"weak_part": WEAK}, steps=steps)
+    plain, found = judge(replace(GOOD, steps=steps)), judge(told)
+    assert replace(found, reasons=plain.reasons) == plain
+    *others, said = found.reasons
+    assert tuple(others) == plain.reasons
+    name = FIXED.axes[0]
+    assert said == (
+        f"the first third along {name} (voxels 0:13, 0:60, 0:60) is less sure: error up to 6 µm "
+        "predicted in 60 % of its tissue (21 % of all), 2.4 times that of the rest; 10 % of the "
+        "key points that agree lie there"
+    )
+    nowhere = SOUND | {"weak_part": WEAK | {"axis": None, "third": None}}
+    said = judge(replace(GOOD, error=nowhere)).reasons[-1]
+    assert said.startswith("a part that hangs together (voxels 0:12, 0:60, 5:60) is less sure")
+    assert "in it, 21 % of all tissue, 2.4 times" in said
+
+
 def with_shares(doubtful: float, unknown: float, of: Evidence = GOOD) -> Evidence:
     shares = {"share_over_5_vox": doubtful, "share_unknown": unknown}
     return replace(of, error={**of.error, **shares})
