@@ -1,7 +1,7 @@
 """Measure registrations of images one of which shows what the other does not, or is torn.
 
     python tests/benchmarks/one_sided.py [--size 112] [--seeds 2] [--kinds sound fur-moving ...]
-        [--textures nuclei walls mouse ...]
+        [--textures nuclei walls mouse ...] [--turn DEGREES]
 
 A body of tissue lies on a dark ground. The moving image shows it turned, shifted and bent by a
 known map. Kinds:
@@ -11,7 +11,9 @@ known map. Kinds:
 - "medium": a bright layer lies around it, smooth, or textured, or one without an end;
 - "tear": the moving tissue is cut along a curved sheet, and both sides are drawn apart so that a
   gap of so many voxels opens, which goes on for some 30 voxels on either side;
-- "slot": tissue of so many voxels across such a sheet is missing.
+- "slot": tissue of so many voxels across such a sheet is missing;
+- "bright": both images are of light that shines through stained tissue, whose ground is bright,
+  even or uneven: a fifth brighter on one side.
 
 The default steps are done, without a start. Errors are distances to the truth in voxels, median /
 95th percentile: "away", over tissue more than 10 voxels off what is wrong (beside fur and medium:
@@ -33,6 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from scipy.special import lambertw
 from torn import TEXTURES as MADE
 
@@ -64,6 +67,8 @@ KINDS = (
     "slot-2",
     "slot-4",
     "slot-8",
+    "bright-even",
+    "bright-uneven",
 )
 _REAL = {"mouse": "mouse_turned_moving.nrrd", "fish": "zf_fish_to_fish_fixed.nrrd"}
 TEXTURES = (*MADE, *_REAL)
@@ -133,13 +138,13 @@ class OneSidedCase:
     near: dict[str, NDArray[np.bool_]]
 
 
-def make_case(kind: str, texture: str, size: int, seed: int) -> OneSidedCase:
-    """Make a pair of `size` voxels along the first axis, of edge 1 µm."""
+def make_case(kind: str, texture: str, size: int, seed: int, turn_deg: float = 0.0) -> OneSidedCase:
+    """Make a pair of `size` voxels along the first axis, of edge 1 µm, turned about the last."""
     tissue, depth = _draw_tissue(texture, size, seed)
     shape = tuple(n - 2 * _PAD for n in tissue.shape)
     grid = Grid(shape, (1.0,) * 3, axes=("z", "y", "x"))
     rng = np.random.default_rng([seed, 29])
-    truth = _draw_truth(grid, rng)
+    truth = _draw_truth(grid, rng, turn_deg)
     name, _, which = kind.partition("-")
     around = _draw_around(name, depth, seed)
     sheet = _draw_sheet(kind, tissue.shape, rng)
@@ -151,8 +156,10 @@ def make_case(kind: str, texture: str, size: int, seed: int) -> OneSidedCase:
     moved[lost if name in ("tear", "slot") else np.zeros_like(lost)] = 0.02
     inner = (slice(_PAD, -_PAD),) * 3
     light = np.maximum(tissue, around)[inner] if which == "fixed" else tissue[inner]
-    soft = ndimage.gaussian_filter(moved, 0.5)
-    images = (Image(_photographed(v, rng), grid) for v in (light, soft**0.9))
+    lights = light, ndimage.gaussian_filter(moved, 0.5) ** 0.9
+    if name == "bright":
+        lights = tuple(_shone_through(v, which == "uneven") for v in lights)
+    images = (Image(_photographed(v, rng), grid) for v in lights)
     true, inside = truth(grid.positions()), depth[inner]
     near = {
         "surface": inside < _NEAR,
@@ -197,11 +204,12 @@ def _depth(tissue: Floats) -> Floats:
     return np.asarray(distance(filled) - distance(~filled), np.float32)
 
 
-def _draw_truth(grid: Grid, rng: np.random.Generator) -> SyntheticTransform:
+def _draw_truth(grid: Grid, rng: np.random.Generator, turn_deg: float) -> SyntheticTransform:
     """Draw an affine and bumps that leave volumes above a half."""
     extent = np.asarray(grid.shape, float)
     matrix = np.eye(4)
-    matrix[:3, :3] += rng.normal(0, 0.04, (3, 3))
+    turn = Rotation.from_euler("z", turn_deg, degrees=True).as_matrix()
+    matrix[:3, :3] = turn @ (np.eye(3) + rng.normal(0, 0.04, (3, 3)))
     matrix[:3, 3] = rng.uniform(-4, 4, 3) - (matrix[:3, :3] - np.eye(3)) @ extent / 2
     centres = extent * rng.uniform(0.1, 0.9, (_BUMPS, 3))
     vectors = rng.normal(size=(_BUMPS, 3))
@@ -263,6 +271,12 @@ def _sampled(volume: Floats, points: Points) -> Floats:
     return np.asarray(ndimage.map_coordinates(volume, index, order=1, mode="nearest"), np.float32)
 
 
+def _shone_through(light: Floats, uneven: bool) -> Floats:
+    """What is left of the light behind stained tissue."""
+    slope = 0.2 * np.arange(light.shape[1]) / light.shape[1] if uneven else np.zeros(1)
+    return np.asarray((1 + slope)[:, None] * np.exp(-1.5 * light), np.float32)
+
+
 def _photographed(light: Floats, rng: np.random.Generator) -> NDArray[np.uint16]:
     """Counts with the noise of 100 electrons where there is a light of 1."""
     counts = rng.poisson(np.clip(light, 0, None) * 100) * 20 + 100 + rng.normal(0, 15, light.shape)
@@ -282,7 +296,9 @@ def measure(case: OneSidedCase, steps: Sequence[Step] = DEFAULT_STEPS) -> dict[s
             )
         except RegistrationError as error:
             return {"refused": str(error)}
-        off = np.linalg.norm(found.transform.apply(case.fixed.grid.positions()) - case.true, axis=-1)
+        off = np.linalg.norm(
+            found.transform.apply(case.fixed.grid.positions()) - case.true, axis=-1
+        )
         return {"off": off, "verdict": found.verdict, "facts": found.facts}
 
 
@@ -303,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=112, help="voxels along the first axis")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--turn", type=float, default=0, help="degrees about the last axis")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--textures", nargs="+", default=list(TEXTURES), choices=list(TEXTURES))
     options = parser.parse_args(arguments)
@@ -310,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for texture in options.textures:
         for seed in range(options.seeds):
             for kind in options.kinds:
-                case = make_case(kind, texture, options.size, seed)
+                case = make_case(kind, texture, options.size, seed, options.turn)
                 sys.stdout.write(_ROW.format(texture, seed, kind, *_cells(case, kind)))
                 sys.stdout.flush()
 

@@ -7,8 +7,9 @@ import pytest
 from scipy import ndimage
 
 from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.numerics.evidence.ground import is_bright_field
 from itkstream.numerics.evidence.one_sided import find_one_sided, painted_background
-from itkstream.numerics.evidence.quality import is_bright_field, tissue_mask
+from itkstream.numerics.evidence.quality import tissue_mask
 
 SIDE = 64
 STILL = AffineTransform(np.eye(4))
