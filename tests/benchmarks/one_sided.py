@@ -28,7 +28,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -283,8 +283,10 @@ def _photographed(light: Floats, rng: np.random.Generator) -> NDArray[np.uint16]
     return np.clip(counts, 0, 65535).astype(np.uint16)
 
 
-def measure(case: OneSidedCase, steps: Sequence[Step] = DEFAULT_STEPS) -> dict[str, Any]:
-    """Register with the default steps: errors after each step, verdict, facts."""
+def measure(
+    case: OneSidedCase, steps: Sequence[Step] = DEFAULT_STEPS, error_map: bool = True
+) -> dict[str, Any]:
+    """Register with the default steps: distances to the truth, verdict, facts."""
     with tempfile.TemporaryDirectory() as out:
         try:
             found = itkstream.register(
@@ -292,7 +294,7 @@ def measure(case: OneSidedCase, steps: Sequence[Step] = DEFAULT_STEPS) -> dict[s
                 case.moving,
                 Path(out) / "run",
                 steps,
-                replace(RegisterSettings(), report=False),
+                RegisterSettings(report=False, error_map=error_map),
             )
         except RegistrationError as error:
             return {"refused": str(error)}
