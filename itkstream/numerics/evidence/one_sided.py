@@ -46,6 +46,8 @@ _BLUR_VOX, _DEVIATIONS, _RANGE_SHARE, _MOST_NOISE = 1.0, 5.0, 0.03, 0.02
 # So far beside an empty ground, the edge of the tissue still draws the medium to it: the error near
 # it is 1.15 voxels (95th percentile) with 0, 0.49 with 2 and 0.24 with 4 on nuclei.
 _BESIDE_VOX = 4
+# Of a layer, one image shows so many times as much on the other's ground as that on its own.
+_MORE = 4
 # Voxels of a level on which a ground can be told.
 _LOOKED_AT = 1e6
 # Gaps of the content that are closed: half their width.
@@ -194,11 +196,16 @@ class _Grounds:
         return cls(first, empty > _ALL, content > 0.5, ~first.empty & inside & (empty < 0.5))
 
     def shows_much(self, thin: int) -> tuple[bool, bool]:
-        """Whether the moving image shows much on the fixed one's ground, and the other way."""
-        return (
-            _is_much(self.fixed.empty & self.shown, self.both, thin),
-            _is_much(self.lost & self.fixed.content, self.both, thin),
-        )
+        """Whether the moving image shows much on the fixed one's ground, or the other way.
+
+        Tissue that is not aligned yet does both, about as much.
+        """
+        here = _thick(self.fixed.empty & self.shown, thin)
+        there = _thick(self.lost & self.fixed.content, thin)
+        least = _LEAST_ONE_SIDED * int(self.both.sum())
+        if not least:
+            return False, False
+        return here > max(least, _MORE * there), there > max(least, _MORE * here)
 
 
 def _shrunk(image: Image) -> tuple[Image, int]:
@@ -207,9 +214,13 @@ def _shrunk(image: Image) -> tuple[Image, int]:
     return Image(*shrink(image.read(), image.grid, factors)), max(factors)
 
 
-def _is_much(one_sided: Mask, tissue: Mask, thin: int = _THIN_VOX) -> bool:
-    thick = ndimage.binary_opening(one_sided, iterations=thin)
-    return bool(tissue.any() and thick.sum() > _LEAST_ONE_SIDED * tissue.sum())
+def _is_much(one_sided: Mask, tissue: Mask) -> bool:
+    return bool(_thick(one_sided, _THIN_VOX) > _LEAST_ONE_SIDED * tissue.sum())
+
+
+def _thick(mask: Mask, thin: int) -> int:
+    """Voxels of a mask that belong to parts thicker than twice so many."""
+    return int(ndimage.binary_opening(mask, iterations=thin).sum())
 
 
 def _without_rim(mask: Mask) -> Mask:
