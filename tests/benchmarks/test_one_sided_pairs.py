@@ -9,8 +9,8 @@ from one_sided import Sheet, main, make_case, measure, percentiles
 SIZE = 84
 
 
-def errors(kind: str) -> dict[str, tuple[float, float]]:
-    case = make_case(kind, "nuclei", SIZE, 0)
+def errors(kind: str, size: int = SIZE) -> dict[str, tuple[float, float]]:
+    case = make_case(kind, "nuclei", size, 0)
     return percentiles(case, measure(case, error_map=False)["off"])
 
 
@@ -25,7 +25,6 @@ def sound() -> dict[str, tuple[float, float]]:
     [
         ("fur-moving", "surface"),
         ("fur-fixed", "surface"),
-        ("medium-moving", "surface"),
         ("textured-fixed", "surface"),
         ("tear-4", "sheet"),
         ("slot-4", "sheet"),
@@ -38,6 +37,15 @@ def test_what_one_image_shows_costs_half_of_the_error_elsewhere(
     found, name = errors(kind), f"away from {where}"
     assert found[name][0] < 1.5 * sound[name][0] + 0.01
     assert found[name][1] < 1.5 * sound[name][1] + 0.01
+
+
+@pytest.mark.slow
+def test_medium_in_the_moving_image_draws_no_outline_to_it() -> None:
+    """With all content it is 0.56 / 1.91 away from the surface, and 1.27 / 2.88 near it."""
+    found = errors("medium-moving", 112)
+    assert found["away from surface"][0] < 0.1
+    assert found["away from surface"][1] < 0.25
+    assert found["near surface"][1] < 0.8
 
 
 @pytest.mark.parametrize("opens", [True, False])
