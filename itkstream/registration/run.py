@@ -51,8 +51,8 @@ _BEGIN, _FIELD, _ALIGNED, _CERTIFICATE, _ERROR, _VERDICT, _FILES = (
 )
 
 _ONE_SIDED = (
-    "one image was painted over where the other shows tissue: {:.2g} % of the fixed voxels are "
-    "left out of what is compared"
+    "one image shows nothing where the other shows much: {:.2g} % of the fixed voxels are left out "
+    "of what is compared"
 )
 
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")

@@ -36,11 +36,12 @@ class RegisterSettings:
         plane of a stack along z, are taken out of what the steps see where they are found; of the
         aligned image they are not. "keep": the steps see the images as they are.
     content : {"common", "all"}
-        "common": where an image was painted over (one value, up to its border) and the other shows
-        much tissue there, as the skull beside a template of the brain, no voxel counts in the
-        steps that refine a transform. Tissue without counterpart in the moving image, torn out or
-        replaced by other tissue, does not count in `Deformable` with method 'lcc', which continues
-        the field there from what surrounds it. "all": every voxel counts that no mask leaves out.
+        "common": where an image shows nothing up to its border, as it was painted over or has an
+        empty ground, and the other shows much there, as the skull beside a template of the brain
+        or a layer of mounting medium, no voxel counts in the steps that refine a transform. Tissue
+        without counterpart in the moving image, torn out or replaced by other tissue, does not
+        count in `Deformable` with method 'lcc', which continues the field there from what surrounds
+        it. "all": every voxel counts that no mask leaves out.
     report : bool
         Whether a page of pictures and numbers is written at the end (`itkstream.write_report`).
     error_map : bool

@@ -10,12 +10,12 @@ from scipy.ndimage import gaussian_filter
 
 from itkstream.numerics.checks import TO_DEVIATION
 from itkstream.numerics.deformation.correlation import mean_local_correlation
+from itkstream.numerics.evidence.ground import bright_ground
 
 __all__ = [
     "WINDOW_RADIUS_VOX",
     "border_of",
     "content_mask",
-    "is_bright_field",
     "local_correlation_in_tissue",
     "tissue_mask",
 ]
@@ -25,10 +25,6 @@ WINDOW_RADIUS_VOX = 12
 
 # Nuclei and the gaps between them are one tissue: the blur closes gaps of a few voxels.
 _TISSUE_SIGMA_VOX = 4.0
-
-# The slide around a stained section is brighter than so much of the image's range, and even: half
-# of its voxels differ by less than this share of the range.
-_BRIGHT, _EVEN = 0.75, 0.05
 
 _LIGHT_SIGMA_VOX = 1.0
 _DARK_PERCENT = 5
@@ -46,8 +42,9 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     Systems, Man, and Cybernetics 9 (1979) 62-66, doi:10.1109/TSMC.1979.4310076.
     """
     values = image.astype(np.float32)
-    if is_bright_field(values):
-        values = -values
+    ground = bright_ground(values)
+    if ground is not None:
+        values = ground - values
     known = np.isfinite(values)
     darkest = values.min(where=known, initial=np.inf) if known.any() else 0.0
     smooth = gaussian_filter(np.where(known, values, darkest), _TISSUE_SIGMA_VOX)
@@ -62,17 +59,6 @@ def border_of(image: NDArray[Any]) -> NDArray[Any]:
     ends = [np.take(image, (0, -1), axis).ravel() for axis in range(image.ndim)]
     border = np.concatenate(ends)
     return border[np.isfinite(border)]
-
-
-def is_bright_field(image: NDArray[Any]) -> bool:
-    """Whether tissue is dark on a bright, even ground, as in light that shines through a slide."""
-    border = border_of(image)
-    if not border.size:
-        return False
-    low, high = np.percentile(image[np.isfinite(image)], (1, 99))
-    first, middle, third = np.percentile(border, (25, 50, 75))
-    bright = middle - low > _BRIGHT * (high - low)
-    return bool(bright and third - first < _EVEN * (high - low))
 
 
 def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:

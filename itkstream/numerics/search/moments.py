@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import Image
+from itkstream.numerics.evidence.ground import bright_ground
+from itkstream.numerics.evidence.quality import tissue_mask
 
 __all__ = ["moment_starts"]
 
@@ -36,11 +38,16 @@ def _about(turn: Floats, centre: Floats, target: Floats) -> Floats:
 
 
 def _moments(image: Image) -> tuple[Floats, Floats]:
-    """Centre of mass and axes of inertia, as columns, of what is brighter than the median."""
-    voxels = np.nan_to_num(np.asarray(image.read(), np.float64), nan=-np.inf)
+    """Centre of mass and axes of inertia, as columns, of tissue brighter than the median.
+
+    Of tissue that is darker than its ground, where that is bright.
+    """
+    voxels = np.asarray(image.read(), np.float64)
+    ground, tissue = bright_ground(voxels), tissue_mask(voxels)
+    voxels = np.nan_to_num(voxels if ground is None else ground - voxels, nan=-np.inf)
     known = np.isfinite(voxels)
     middle = np.median(voxels[known])
-    weights = np.where(known, np.maximum(voxels - middle, 0), 0)
+    weights = np.where(known & tissue, np.maximum(voxels - middle, 0), 0)
     points = image.grid.positions()[weights > 0]
     share = weights[weights > 0] / weights.sum()
     centre = np.einsum("m,mi->i", share, points)

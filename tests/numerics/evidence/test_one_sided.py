@@ -7,8 +7,9 @@ import pytest
 from scipy import ndimage
 
 from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.numerics.evidence.ground import is_bright_field
 from itkstream.numerics.evidence.one_sided import find_one_sided, painted_background
-from itkstream.numerics.evidence.quality import is_bright_field, tissue_mask
+from itkstream.numerics.evidence.quality import tissue_mask
 
 SIDE = 64
 STILL = AffineTransform(np.eye(4))
@@ -91,3 +92,37 @@ def test_bright_tissue_that_fills_the_image_is_tissue() -> None:
     full[40:56, 40:56] = 0
     assert not is_bright_field(full)
     assert not is_bright_field(np.full((9, 9), np.nan))
+
+
+def ball(seed: int, layer: float = 0.0) -> np.ndarray:
+    """A ball of texture with, perhaps, a bright layer around it, on a dark ground with noise."""
+    r, rng = from_middle(), np.random.default_rng(seed)
+    out = np.where(r < 16, head(0), 8) + np.where((r >= 16) & (r < 24), layer, 0)
+    return np.asarray(out + rng.normal(0, 2, r.shape), np.float32)
+
+
+def test_an_empty_ground_counts_nothing_where_the_other_image_shows_a_layer() -> None:
+    pair, r = (image(ball(1)), image(ball(2, layer=60.0))), from_middle()
+    for fixed, moving in (pair, pair[::-1]):
+        left_out = find_one_sided(fixed, moving, STILL)
+        assert left_out[r > 17].all()
+        # The edge of the tissue is left out with it, and no more.
+        assert not left_out[r < 10].any()
+
+
+@pytest.mark.parametrize("shift", [0, 6, 20])
+def test_balls_that_are_not_aligned_yet_count_whole(shift: int) -> None:
+    moved = np.roll(ball(2), shift, axis=0)
+    assert not find_one_sided(image(ball(1)), image(moved), STILL).any()
+
+
+def test_a_bright_ground_is_told_through_noise_and_uneven_light() -> None:
+    rng = np.random.default_rng(6)
+    slope = 1 + 0.2 * np.linspace(0, 1, SIDE)[:, None, None]
+    absorbed = np.where(from_middle() < 16, head(0) / 100, 0)
+    counts = rng.poisson(100 * slope * np.exp(-absorbed)).astype(np.float32)
+    assert is_bright_field(counts)
+    assert not is_bright_field(-counts)
+    tissue, r = tissue_mask(counts), from_middle()
+    assert tissue[r < 15].all()
+    assert not tissue[r > 26].any()

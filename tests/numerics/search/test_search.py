@@ -113,9 +113,20 @@ def ellipsoid(turn: np.ndarray) -> Image:
     return Image(np.where(inside, 100 + 3 * at[..., 0], 0).astype(np.float32), grid)
 
 
-def test_a_shape_without_blobs_is_turned_by_its_axes(error_um: Error) -> None:
+def on_bright_ground(light: Image, seed: int) -> Image:
+    """What light leaves that shines through, uneven and noisy."""
+    rng = np.random.default_rng(seed)
+    slope = 1 + 0.2 * np.linspace(0, 1, light.shape[1])[:, None]
+    counts = rng.poisson(100 * slope * np.exp(-np.asarray(light.read()) / 150))
+    return Image(counts.astype(np.uint16), light.grid)
+
+
+@pytest.mark.parametrize("bright", [False, True])
+def test_a_shape_without_blobs_is_turned_by_its_axes(error_um: Error, bright: bool) -> None:
     turn = Rotation.from_rotvec([0.9, -1.3, 0.6]).as_matrix()
     fixed, moving = ellipsoid(np.eye(3)), ellipsoid(turn)
+    if bright:
+        fixed, moving = (on_bright_ground(image, n) for n, image in enumerate((fixed, moving)))
     truth = np.eye(4)
     truth[:3, :3], truth[:3, 3] = turn, 23.5 - turn @ np.full(3, 23.5)
     starts = moment_starts(fixed, moving)

@@ -1,0 +1,67 @@
+"""Fur, mounting medium and thin tears: small cases of the benchmark, with what they must hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from one_sided import Sheet, main, make_case, measure, percentiles
+
+SIZE = 84
+
+
+def errors(kind: str, size: int = SIZE) -> dict[str, tuple[float, float]]:
+    case = make_case(kind, "nuclei", size, 0)
+    return percentiles(case, measure(case, error_map=False)["off"])
+
+
+@pytest.fixture(scope="module")
+def sound() -> dict[str, tuple[float, float]]:
+    return errors("sound")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("fur-moving", "surface"),
+        ("fur-fixed", "surface"),
+        ("textured-fixed", "surface"),
+        ("tear-4", "sheet"),
+        ("slot-4", "sheet"),
+    ],
+)
+def test_what_one_image_shows_costs_half_of_the_error_elsewhere(
+    sound: dict[str, tuple[float, float]], kind: str, where: str
+) -> None:
+    """A hundredth of a voxel beside."""
+    found, name = errors(kind), f"away from {where}"
+    assert found[name][0] < 1.5 * sound[name][0] + 0.01
+    assert found[name][1] < 1.5 * sound[name][1] + 0.01
+
+
+@pytest.mark.slow
+def test_medium_in_the_moving_image_draws_no_outline_to_it() -> None:
+    """With all content it is 0.56 / 1.91 away from the surface, and 1.27 / 2.88 near it."""
+    found = errors("medium-moving", 112)
+    assert found["away from surface"][0] < 0.1
+    assert found["away from surface"][1] < 0.25
+    assert found["near surface"][1] < 0.8
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_cut_leads_back_where_it_led_to(opens: bool) -> None:
+    """Truth: tissue that is moved, then asked where it was; none of it lies in the gap."""
+    bent = 24 + 5 * np.sin(np.arange(80) / 9)[:, None] * np.ones(72)
+    sheet = Sheet(bent.astype(np.float32), 6.0, opens)
+    points = np.moveaxis(np.indices((48, 48, 40)), 0, -1).astype(float)
+    before, lost = sheet.before(sheet.after(points))
+    tissue = np.abs(sheet.off(points)) > (0 if opens else 3)
+    np.testing.assert_allclose(before[tissue], points[tissue], atol=1e-6)
+    assert not lost[tissue].any()
+    assert lost.any() != opens
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--size", "48", "--seeds", "1", "--kinds", "fur-moving", "--textures", "cloud"])
+    assert "fur-moving" in capsys.readouterr().out
