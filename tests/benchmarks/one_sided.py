@@ -60,14 +60,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 from scipy.special import lambertw
 from torn import TEXTURES as MADE
+from torn import draw_truth
 
 import itkstream
 from itkstream.errors import RegistrationError
 from itkstream.geometry import Grid, Image
-from itkstream.phantoms import SyntheticTransform
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import DEFAULT_STEPS, Step
 
@@ -108,7 +107,6 @@ _REACH = 12.0
 # Strands around a body, and voxels from one point of a strand to the next.
 _STRANDS, _STRIDE = 160, 0.5
 _LAYER = 8.0
-_BUMPS, _WARP = 10, 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +167,7 @@ def make_case(kind: str, texture: str, size: int, seed: int, turn_deg: float = 0
     shape = tuple(n - 2 * _PAD for n in tissue.shape)
     grid = Grid(shape, (1.0,) * 3, axes=("z", "y", "x"))
     rng = np.random.default_rng([seed, 29])
-    truth = _draw_truth(grid, rng, turn_deg)
+    truth = draw_truth(grid, rng, spread=0.04, shift=4.0, bump=3.0, turn_deg=turn_deg)
     name, _, which = kind.partition("-")
     around = _draw_around(name, depth, seed)
     sheet = _draw_sheet(kind, tissue.shape, rng)
@@ -227,25 +225,6 @@ def _depth(tissue: Floats) -> Floats:
     filled = ndimage.binary_fill_holes(largest)
     distance = ndimage.distance_transform_edt
     return np.asarray(distance(filled) - distance(~filled), np.float32)
-
-
-def _draw_truth(grid: Grid, rng: np.random.Generator, turn_deg: float) -> SyntheticTransform:
-    """Draw an affine and bumps that leave volumes above a half."""
-    extent = np.asarray(grid.shape, float)
-    matrix = np.eye(4)
-    turn = Rotation.from_euler("z", turn_deg, degrees=True).as_matrix()
-    matrix[:3, :3] = turn @ (np.eye(3) + rng.normal(0, 0.04, (3, 3)))
-    matrix[:3, 3] = rng.uniform(-4, 4, 3) - (matrix[:3, :3] - np.eye(3)) @ extent / 2
-    centres = extent * rng.uniform(0.1, 0.9, (_BUMPS, 3))
-    vectors = rng.normal(size=(_BUMPS, 3))
-    vectors *= _WARP / np.linalg.norm(vectors, axis=1, keepdims=True)
-    widths = rng.uniform(0.16, 0.24, _BUMPS) * extent[0]
-    points = grid.positions()[::4, ::4, ::4]
-    while True:
-        truth = SyntheticTransform(matrix, centres, vectors, widths)
-        if truth.jacobian_determinant(points).min() > 0.5:
-            return truth
-        vectors = 0.9 * vectors
 
 
 def _draw_sheet(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Sheet:

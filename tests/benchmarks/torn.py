@@ -50,6 +50,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 import itkstream
 from itkstream import Deformable
@@ -58,7 +59,7 @@ from itkstream.phantoms import SyntheticTransform
 from itkstream.registration.settings import Content, RegisterSettings
 from itkstream.registration.steps import DEFAULT_STEPS
 
-__all__ = ["KINDS", "TEXTURES", "TornCase", "main", "make_case", "measure"]
+__all__ = ["KINDS", "TEXTURES", "TornCase", "draw_truth", "main", "make_case", "measure"]
 
 Floats = NDArray[np.float32]
 
@@ -67,7 +68,7 @@ _PAD = 12
 _SLAB = 24
 _NEAR, _FAR, _DEEP = 6.0, 25.0, 40.0
 _OFF_VOX = 5.0
-_BUMPS, _WARP = 10, 4.0
+_BUMPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def make_case(kind: str, texture: str, size: int, seed: int) -> TornCase:
     wide = tuple(n + 2 * _PAD for n in shape)
     grid = Grid(shape, (1.0,) * 3, axes=("z", "y", "x"))
     rng = np.random.default_rng([seed, 23])
-    truth = _draw_truth(grid, rng)
+    truth = draw_truth(grid, rng)
     here = truth.inverse(grid.positions())
     tissue, other = (TEXTURES[texture](wide, s) for s in (seed, seed + 1000))
     if kind == "gaps":
@@ -161,15 +162,27 @@ TEXTURES: dict[str, Callable[[tuple[int, ...], int], Floats]] = {
 }
 
 
-def _draw_truth(grid: Grid, rng: np.random.Generator) -> SyntheticTransform:
-    """Draw an affine and bumps that leave volumes above a half."""
+def draw_truth(
+    grid: Grid,
+    rng: np.random.Generator,
+    spread: float = 0.01,
+    shift: float = 2.0,
+    bump: float = 4.0,
+    turn_deg: float = 0.0,
+) -> SyntheticTransform:
+    """Draw an affine and bumps that leave volumes above a half.
+
+    The affine turns about the last axis, stretches and shears by `spread`, and shifts by up to
+    `shift` voxels; bumps are `bump` voxels high where that folds nothing.
+    """
     extent = np.asarray(grid.shape, float)
     matrix = np.eye(4)
-    matrix[:3, :3] += rng.normal(0, 0.01, (3, 3))
-    matrix[:3, 3] = rng.uniform(-2, 2, 3) - (matrix[:3, :3] - np.eye(3)) @ extent / 2
+    turn = Rotation.from_euler("z", turn_deg, degrees=True).as_matrix()
+    matrix[:3, :3] = turn @ (np.eye(3) + rng.normal(0, spread, (3, 3)))
+    matrix[:3, 3] = rng.uniform(-shift, shift, 3) - (matrix[:3, :3] - np.eye(3)) @ extent / 2
     centres = extent * rng.uniform(0.1, 0.9, (_BUMPS, 3))
     vectors = rng.normal(size=(_BUMPS, 3))
-    vectors *= _WARP / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors *= bump / np.linalg.norm(vectors, axis=1, keepdims=True)
     widths = rng.uniform(0.16, 0.24, _BUMPS) * extent[0]
     points = grid.positions()[::4, ::4, ::4]
     while True:
