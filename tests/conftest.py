@@ -38,6 +38,10 @@ from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 settings.register_profile("itkstream", deadline=None, max_examples=40)
 settings.load_profile("itkstream")
 
+# A shell that runs the tests in its background has Ctrl-C ignored, and processes inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 CONTAINERS = ("numpy", "dask", "zarr", "n5")
 
 

@@ -298,7 +298,7 @@ def _weaknesses(evidence: Evidence) -> Iterator[str]:
 
 
 def _key_points_in(evidence: Evidence, box: Sequence[slice]) -> str:
-    """How many of the key points that agree lie in a box, in words; empty where it is not known."""
+    """Share of the key points that agree in a box, in words; empty where it is not known."""
     drawn = [s["drawn_points"] for s in evidence.steps if "drawn_points" in s]
     points = np.array(drawn[-1]["agree"] if drawn else [], float)
     if not len(points):

@@ -322,7 +322,7 @@ def count_blocks(blocks: BlockGrid, tasks: int) -> tuple[int, tuple[int, ...], i
 
 
 def share_of(grid: Grid, most: float) -> float:
-    """How much of what a part takes is left where it looks at so many voxels at most."""
+    """Share of what a part takes that is left where it looks at so many voxels at most."""
     return min(1.0, grid.size / most)
 
 
