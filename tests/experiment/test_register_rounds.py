@@ -237,7 +237,7 @@ def test_steps_of_a_pair_are_no_steps_of_rounds(three_rounds, tmp_path, command)
     (tmp_path / "c.yaml").write_text("moving_mask: m.nrrd\n")
     done = command("rounds", *three_rounds.paths, "--out", "o", "--config", "c.yaml", cwd=tmp_path)
     assert done.returncode == 2
-    assert "c.yaml says more than steps and settings" in done.stderr
+    assert "c.yaml says more than steps, settings and engine" in done.stderr
 
 
 def test_rounds_of_other_axes_are_joined_on_z_y_x(three_rounds, tmp_path):
