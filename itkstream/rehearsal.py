@@ -32,6 +32,7 @@ from itkstream.registration.register import run_request
 from itkstream.registration.request import Given, read_request
 from itkstream.registration.settings import RegisterSettings
 from itkstream.registration.steps import Deformable
+from itkstream.registration.steps.prices import COMPILE_SECONDS
 from itkstream.workers import Resources
 
 __all__ = ["rehearse", "rehearsing"]
@@ -49,7 +50,8 @@ def rehearsing(dtype: np.dtype[Any], reporter: Reporter) -> Iterator[None]:
     if is_compiled() or not (alone or _claim()):
         yield
         return
-    reporter.note("compiling for this machine, once: the first run takes some 15 s longer")
+    seconds = f"{COMPILE_SECONDS:.0f} s"
+    reporter.note(f"compiling for this machine, once: the first run takes some {seconds} longer")
     if alone:
         yield
         return

@@ -429,12 +429,9 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def _read(folder: Location, name: str) -> Any:
     """A note; None where there is none, or none that can be understood."""
     place = folder.child(name)
-    if not place.is_file():
-        return None
     try:
-        found = json.loads(place.read_bytes())
-    except ValueError:
+        return read_object(place)
+    except InputError:
         # As after a loss of power; what it was of is done again.
         logger.warning("the note %s cannot be read", place)
         return None
-    return found if isinstance(found, dict) else None

@@ -229,11 +229,13 @@ class _Opened:
 
     def contrast(self, side: str, image: Image) -> tuple[float, float]:
         """The contrast of the report for the images that were registered; else a look tells."""
-        numbers = None if self.folder is None else read_object(self.folder / _NUMBERS)
-        if numbers is not None and self.is_registered:
-            low, high = numbers["contrast"][side]
-            return float(low), float(high)
-        return contrast_of(image)
+        if self.folder is None or not self.is_registered:
+            return contrast_of(image)
+        numbers = read_object(self.folder / _NUMBERS)
+        if numbers is None:
+            return contrast_of(image)
+        low, high = numbers["contrast"][side]
+        return float(low), float(high)
 
 
 def _open(

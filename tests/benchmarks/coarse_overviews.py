@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from error_examples import Example, Judgement, examine, judge
+from error_map import RESOURCES
 from error_pairs import Recipe, register_recipe
 
 from itkstream.judge.error_map import ErrorLattice
@@ -26,7 +27,6 @@ from itkstream.numerics.evidence.radius import load_table
 
 __all__ = ["judge_ratios", "main"]
 
-RESOURCES = Path(__file__).resolve().parents[2] / "resources"
 FITTED, OTHERS = ("nuclei", "mottled"), ("membranes", "spheres")
 SEEN_KINDS = ("good", "strong", "noisy", "half", "torn", "perturbed", "undeformed")
 

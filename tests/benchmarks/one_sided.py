@@ -59,6 +59,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from real_pairs import FOLDER
 from scipy import ndimage
 from scipy.special import lambertw
 from torn import TEXTURES as MADE
@@ -96,9 +97,6 @@ KINDS = (
 )
 _REAL = {"mouse": "mouse_turned_moving.nrrd", "fish": "zf_fish_to_fish_fixed.nrrd"}
 TEXTURES = (*MADE, *_REAL)
-# Beside the repository, or beside the folder of its worktrees.
-_BESIDE = [up / "shared" / "data" / "real" for up in Path(__file__).resolve().parents[3:5]]
-FOLDER = next((folder for folder in _BESIDE if folder.exists()), _BESIDE[0])
 
 _PAD = 16
 _NEAR = 10.0

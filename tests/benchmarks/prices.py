@@ -73,10 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(fit({found["pair"]: found for found in map(json.loads, lines)}))
         return
     for name in given.names:
-        line = (
-            json.dumps({"pair": name, **measure(_open_pair(name, given.folder), given.times)})
-            + "\n"
-        )
+        found = measure(_open_pair(name, given.folder), given.times)
+        line = json.dumps({"pair": name, **found}) + "\n"
         sys.stdout.write(line)
         sys.stdout.flush()
         if given.out:

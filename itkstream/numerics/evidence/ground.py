@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from itkstream.numerics.checks import TO_DEVIATION
 
-__all__ = ["bright_ground", "is_bright_field"]
+__all__ = ["bright_ground"]
 
 Floats = NDArray[np.float32]
 
@@ -25,11 +25,6 @@ _FIRST_LOOK = 0.35
 _SIGMA_VOX = 2.0
 # Points of the border a ground is fitted to, and how often those that lie off it are left out.
 _POINTS, _ROUNDS, _OFF = 20_000, 5, 3.0
-
-
-def is_bright_field(image: NDArray[np.floating]) -> bool:
-    """Whether tissue is dark on a bright ground, as in light that shines through a slide."""
-    return bright_ground(image) is not None
 
 
 def bright_ground(image: NDArray[np.floating]) -> Floats | None:

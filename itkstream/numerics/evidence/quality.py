@@ -18,6 +18,7 @@ __all__ = [
     "content_mask",
     "local_correlation_in_tissue",
     "tissue_mask",
+    "tissue_on",
 ]
 
 WINDOW_RADIUS_VOX = 12
@@ -42,7 +43,11 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     Systems, Man, and Cybernetics 9 (1979) 62-66, doi:10.1109/TSMC.1979.4310076.
     """
     values = image.astype(np.float32)
-    ground = bright_ground(values)
+    return tissue_on(values, bright_ground(values))
+
+
+def tissue_on(values: NDArray[np.float32], ground: NDArray[np.float32] | None) -> NDArray[np.bool_]:
+    """Tell tissue, as `tissue_mask` does, on a bright ground that is known, or on a dark one."""
     if ground is not None:
         values = ground - values
     known = np.isfinite(values)
@@ -50,7 +55,7 @@ def tissue_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     smooth = gaussian_filter(np.where(known, values, darkest), _TISSUE_SIGMA_VOX)
     smooth = np.log(smooth - smooth.min() + 1.0)
     if smooth.max() == smooth.min():
-        return np.ones(image.shape, bool)
+        return np.ones(values.shape, bool)
     return np.asarray(smooth > _otsu(smooth))
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from itkstream.geometry import Image
 from itkstream.numerics.evidence.ground import bright_ground
-from itkstream.numerics.evidence.quality import tissue_mask
+from itkstream.numerics.evidence.quality import tissue_on
 
 __all__ = ["moment_starts"]
 
@@ -43,7 +43,8 @@ def _moments(image: Image) -> tuple[Floats, Floats]:
     Of tissue that is darker than its ground, where that is bright.
     """
     voxels = np.asarray(image.read(), np.float64)
-    ground, tissue = bright_ground(voxels), tissue_mask(voxels)
+    ground = bright_ground(voxels)
+    tissue = tissue_on(voxels.astype(np.float32), ground)
     voxels = np.nan_to_num(voxels if ground is None else ground - voxels, nan=-np.inf)
     known = np.isfinite(voxels)
     middle = np.median(voxels[known])

@@ -61,6 +61,7 @@ from itkstream.registration.steps.prices import (
     field_bytes,
     kept_bytes,
     largest_block,
+    share_of,
     work_of,
 )
 from itkstream.registration.steps.step import TunedStep, check_blocks, tuned
@@ -425,15 +426,15 @@ class Deformable(TunedStep):
             disk=field_bytes(self.field_grid(pair)),
             work=channels * work_of(blocks),
             kind="deform",
-            seconds=self._judging_seconds(grid.size),
+            seconds=self._judging_seconds(grid),
             device=self._device_bytes(largest_block(blocks), channels),
         )
 
-    def _judging_seconds(self, voxels: int) -> float:
+    def _judging_seconds(self, fixed: Grid) -> float:
         """Seconds that hidden voxels take to judge the field, on samples of an image."""
         if self._is_open:
-            return _CHOOSING_SECONDS * min(1.0, voxels / SAMPLED_VOXELS)
-        sampled = min(voxels, SAMPLED_VOXELS) if self._is_judged else 0.0
+            return _CHOOSING_SECONDS * share_of(fixed, SAMPLED_VOXELS)
+        sampled = min(fixed.size, SAMPLED_VOXELS) if self._is_judged else 0.0
         return _JUDGING_SECONDS[self.method] * sampled
 
     def _device_bytes(self, voxels: float, channels: int) -> float:

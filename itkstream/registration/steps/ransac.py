@@ -114,13 +114,16 @@ class _Pair:
         """Evidence for an affine, as a share of what convinces, all key points counted."""
         return 0.0 if matrix is None else self.evidence(matrix).margin
 
-    def correlation(self, matrix: NDArray[np.float64] | None) -> float:
+    def correlations(self, *matrices: NDArray[np.float64] | None) -> list[float]:
         """Mean squared local correlation in the tissue of the leading channel; 0 for no affine."""
-        if matrix is None:
-            return 0.0
-        aligned = align_channel(self.channels[0], AffineTransform(matrix)).moving.read()
         fixed = self.fixed.read()
-        return local_correlation_in_tissue(fixed, aligned, tissue_mask(fixed))
+        tissue = tissue_mask(fixed)
+
+        def reached(matrix: NDArray[np.float64]) -> float:
+            aligned = align_channel(self.channels[0], AffineTransform(matrix)).moving.read()
+            return local_correlation_in_tissue(fixed, aligned, tissue)
+
+        return [0.0 if matrix is None else reached(matrix) for matrix in matrices]
 
 
 @frozen
@@ -426,7 +429,7 @@ class RansacAffine(MatchingStep):
         )
         again = chosen._matched(pair, found.matrix)
         after = again.facts.get("inliers", 0)
-        reached = [pair.correlation(matrix) for matrix in (found.matrix, again.matrix)]
+        reached = pair.correlations(found.matrix, again.matrix)
         more = again.outcome == "convincing" and after > before and reached[1] > reached[0]
         better = more and pair.margin(again.matrix) >= pair.margin(found.matrix)
         told = {"sample": choice.facts, "inliers": [before, after], "local_correlation": reached}

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.numerics.evidence.ground import is_bright_field
+from itkstream.numerics.evidence.ground import bright_ground
 from itkstream.numerics.evidence.one_sided import find_one_sided, painted_background
 from itkstream.numerics.evidence.quality import tissue_mask
 
@@ -81,8 +81,8 @@ def test_dark_tissue_inside_is_no_background() -> None:
 def test_tissue_on_a_bright_slide_is_what_is_dark() -> None:
     light = brain()[SIDE // 2]
     slide = np.float32(255) - light
-    assert is_bright_field(slide)
-    assert not is_bright_field(light)
+    assert bright_ground(slide) is not None
+    assert bright_ground(light) is None
     np.testing.assert_array_equal(tissue_mask(slide), tissue_mask(light))
 
 
@@ -90,8 +90,8 @@ def test_bright_tissue_that_fills_the_image_is_tissue() -> None:
     rng = np.random.default_rng(0)
     full = 200 + ndimage.gaussian_filter(rng.normal(0, 60, (96, 96)), 2)
     full[40:56, 40:56] = 0
-    assert not is_bright_field(full)
-    assert not is_bright_field(np.full((9, 9), np.nan))
+    assert bright_ground(full) is None
+    assert bright_ground(np.full((9, 9), np.nan)) is None
 
 
 def ball(seed: int, layer: float = 0.0) -> np.ndarray:
@@ -121,8 +121,8 @@ def test_a_bright_ground_is_told_through_noise_and_uneven_light() -> None:
     slope = 1 + 0.2 * np.linspace(0, 1, SIDE)[:, None, None]
     absorbed = np.where(from_middle() < 16, head(0) / 100, 0)
     counts = rng.poisson(100 * slope * np.exp(-absorbed)).astype(np.float32)
-    assert is_bright_field(counts)
-    assert not is_bright_field(-counts)
+    assert bright_ground(counts) is not None
+    assert bright_ground(-counts) is None
     tissue, r = tissue_mask(counts), from_middle()
     assert tissue[r < 15].all()
     assert not tissue[r > 26].any()
