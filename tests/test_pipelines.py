@@ -664,7 +664,8 @@ def test_key_points_refine_an_initial_transform(rounds, tmp_path):
 @pytest.mark.nightly
 def test_steps_may_come_in_any_order(rounds, tmp_path):
     """An affine after local affines and after a deformation acts before them."""
-    steps = (AFFINE, STEPS[1], IntensityAffine(), Deformable(shrink_factors=(4, 2)), AFFINE)
+    # One that stops at half the resolution would gain so little that it is left out as chance.
+    steps = (AFFINE, STEPS[1], IntensityAffine(), Deformable(stiffness=0.5), AFFINE)
     result = register(rounds.fixed, rounds.moving, tmp_path / "out", steps, SETTINGS)
     error = rounds.error(result.transform.apply, 3).summary()
     assert error["median_vox"] < 0.7
