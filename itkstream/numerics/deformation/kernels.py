@@ -36,6 +36,10 @@ __all__ = ["SmoothingKernel", "smooth_field", "squared_waves"]
 REACH = 6.0
 """Decay lengths of the kernel that padding covers: exp(-6) is 0.25 %."""
 
+# To hand fewer voxels to two threads takes longer than to transform them: 0.07 ms or 0.10 of 24^3,
+# 0.18 or 0.20 of 256 x 256, but 1.3 or 0.8 of 64^3.
+_SHARED_VOXELS = 1e5
+
 
 @dataclass(frozen=True)
 class SmoothingKernel:
@@ -120,7 +124,8 @@ def _smooth_cosine(
     out = np.zeros_like(vectors)
     # Nothing is to be smoothed along the depth of a plane, nor of what points that way.
     how: dict[str, Any] = {"axes": [k for k, n in enumerate(padded) if n > 1] or [0]}
-    how |= {"overwrite_x": True, "workers": get_threads()}
+    shared = math.prod(padded) >= _SHARED_VOXELS
+    how |= {"overwrite_x": True, "workers": get_threads() if shared else 1}
     for c in range(vectors.shape[-1]):
         if not vectors[..., c].any():
             continue
