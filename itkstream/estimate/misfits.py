@@ -26,7 +26,7 @@ from itkstream.numerics.matching.affine import (
     Stages,
     best_affine_block,
 )
-from itkstream.numerics.matching.keypoints import find_key_points
+from itkstream.numerics.matching.keypoints import KnownPoints, sought_once
 from itkstream.numerics.search.witnesses import Witnesses
 
 __all__ = [
@@ -215,20 +215,11 @@ class _Trials:
 
     fixed: Image
     choices: tuple[AffineSettings, ...]
-    points: tuple[Floats, ...]
+    points: KnownPoints
 
     @classmethod
     def of(cls, fixed: Image, choices: Sequence[AffineSettings]) -> _Trials:
-        known: list[AffineSettings] = []
-        points: list[Floats] = []
-        for settings in choices:
-            try:
-                found = find_key_points(fixed.read(), fixed.grid, settings.key_points)
-            except (InputError, RegistrationError):
-                continue
-            known.append(settings)
-            points.append(found.positions)
-        return cls(fixed, tuple(known), tuple(points))
+        return cls(fixed, tuple(choices), sought_once(fixed))
 
     def match(self, moving: Image) -> MatchedAffine | None:
         """The settings by which most matches agree, of all."""

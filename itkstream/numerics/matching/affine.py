@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image
 from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
-from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
+from itkstream.numerics.matching.keypoints import (
+    KeyPointSettings,
+    KnownPoints,
+    find_key_points,
+)
 from itkstream.numerics.matching.matches import (
     Correspondences,
     MatchSettings,
@@ -299,20 +303,24 @@ def best_affine_block(
     moving: Image,
     choices: Sequence[AffineSettings],
     plenty: float = PLENTY_OF_INLIERS,
-    fixed_points: Sequence[NDArray[np.float64]] | None = None,
+    fixed_points: KnownPoints | None = None,
     others: Sequence[ChannelPair] = (),
 ) -> BestAffine:
     """Find the affine between two images in memory with the settings that find most matches.
 
-    Where so many agree that these are plenty, no other settings are tried. `fixed_points` are the
-    key points of the fixed image by each of the settings, where they are known; `others` are
-    further channels.
+    Where so many agree that these are plenty, no other settings are tried. `fixed_points` gives the
+    key points of the fixed image, where they are sought once for many matches (`sought_once`);
+    `others` are further channels.
     """
     best: MatchedAffine | None = None
     failure: InputError | RegistrationError | None = None
     tried: list[tuple[AffineSettings, Stages | None]] = []
-    known = fixed_points or (None,) * len(choices)
-    for settings, own in zip(choices, known, strict=True):
+    for settings in choices:
+        own = None
+        if fixed_points is not None:
+            # An image that shows none is named by what matches it.
+            with suppress(InputError, RegistrationError):
+                own = fixed_points(settings.key_points)
         try:
             found = affine_block(fixed, moving, settings, (own, None), others)
         except (InputError, RegistrationError) as error:

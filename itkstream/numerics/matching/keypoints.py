@@ -6,15 +6,16 @@ Lengths are physical, so that images of different voxel sizes have the same key 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import Grid
+from itkstream.geometry import Grid, Image
 from itkstream.numerics.checks import check_image
 from itkstream.numerics.matching.blobs import find_blobs
 
@@ -172,6 +173,10 @@ class KeyPointSettings:
         return _flat_axis(grid, greatest) is not None or bool((extent >= 2 * greatest).all())
 
 
+KnownPoints: TypeAlias = Callable[[KeyPointSettings], Floats]
+"""Gives the positions of an image's key points by settings, (m, n) in µm."""
+
+
 @dataclass(frozen=True, eq=False)
 class KeyPoints:
     """Points that should be found again in another image, the strongest first.
@@ -264,6 +269,11 @@ def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings)
     """
     voxels, allowed = finite_voxels(image, grid)
     return _find_blobs(voxels, allowed, grid, settings)
+
+
+def sought_once(image: Image) -> KnownPoints:
+    """Positions of the key points of an image, by settings; sought once by each of them."""
+    return cache(lambda settings: find_key_points(image.read(), image.grid, settings).positions)
 
 
 def _find_blobs(

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
 
 from itkstream.geometry import Grid
+from itkstream.numerics.sampling.pyramid import filter_axis, gaussian_weights
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["BlurredImage", "blur", "halve", "halvings", "laplacian", "shrink_for"]
 
 # The blur of a halving, (1, 3, 3, 1) / 8, in squared voxels of the finer grid.
 _HALVING_VARIANCE = 0.75
+# Standard deviations at which a Gaussian is cut.
+_CUT = 4.0
 # At 1.25 coarse voxels a Gaussian passes 0.05 % at the coarse Nyquist frequency, and halving folds
 # back about 1 % of white noise.
 _LEAST_SIGMA_VOX = 1.25
@@ -143,13 +145,4 @@ def laplacian(image: BlurredImage) -> NDArray[np.float32]:
 
 
 def _blur_axis(data: NDArray[np.float32], sigma_vox: float, axis: int) -> NDArray[np.float32]:
-    out = np.empty_like(data)
-    # Slabs must not cut the axis that is filtered.
-    split = 1 if axis == 0 else 0
-
-    def slab(start: int, stop: int) -> None:
-        part = (slice(None),) * split + (slice(start, stop),)
-        gaussian_filter1d(data[part], sigma_vox, axis, output=out[part], mode="nearest")
-
-    over_slabs(slab, data.shape[split])
-    return out
+    return filter_axis(data, axis, gaussian_weights(sigma_vox, int(_CUT * sigma_vox + 0.5)))

@@ -14,7 +14,7 @@ from itkstream.geometry import Grid
 from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["filters", "shrink"]
+__all__ = ["filter_axis", "filters", "gaussian_weights", "shrink"]
 
 REACH = 3.5
 """Standard deviations at which the Gaussian is cut: 5e-4 of its weight lies beyond."""
@@ -77,11 +77,28 @@ def _checked(
     return [int(f) for f in clipped], [float(s) for s in np.broadcast_to(deviations.ravel(), n)]
 
 
+def gaussian_weights(sigma: float, reach: int) -> NDArray[np.float64]:
+    """Weights of a Gaussian, of `reach` voxels on either side; 1 in its middle."""
+    return np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+
+
+def filter_axis(
+    image: NDArray[np.float32], axis: int, weights: NDArray[np.floating[Any]], factor: int = 1
+) -> NDArray[np.float32]:
+    """Convolve along one axis, and keep one sample of each `factor` voxels.
+
+    The weights, normalised here, are those of the voxels around the middle of such a group. Beyond
+    its ends a line continues with the last voxel. Twice (across the last axis) to ten times (the
+    first) as quick as scipy's `correlate1d`, which computes in double precision.
+    """
+    normal = (weights / weights.sum()).astype(np.float32)
+    return _filter_axis(np.ascontiguousarray(image), axis, factor, normal)
+
+
 def _taps(factor: int, sigma: float) -> NDArray[np.float32]:
     """Weights of a Gaussian followed by the mean of `factor` voxels; sigma in voxels."""
     reach = math.ceil(REACH * sigma) if sigma > 0.05 else 0
-    gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 0.05)) ** 2)
-    taps = np.convolve(gaussian, np.ones(factor))
+    taps = np.convolve(gaussian_weights(max(sigma, 0.05), reach), np.ones(factor))
     return (taps / taps.sum()).astype(np.float32)
 
 
@@ -103,14 +120,15 @@ def _filter_axis(
     groups = -(-length // factor)
     out = np.empty((before, groups, after), np.float32)
     lines = image.reshape(before, length, after)
+    if after == 1:
+        flat, result = lines[:, :, 0], out[:, :, 0]
+        over_slabs(lambda a, b: _along_lines(flat, factor, weights, result, a, b), before)
+        return result.reshape((*shape[:axis], groups))
     reach = (len(weights) - factor) // 2
     source = np.clip(
         np.arange(groups)[:, None] * factor - reach + np.arange(len(weights)), 0, length - 1
     )
-    if after == 1:
-        flat, result = lines[:, :, 0], out[:, :, 0]
-        over_slabs(lambda a, b: _along_lines(flat, source, weights, result, a, b), before)
-    elif before == 1:
+    if before == 1:
         over_slabs(
             lambda a, b: _across_lines(lines, source[a:b], weights, out[:, a:b], 0, 1), groups
         )
@@ -136,11 +154,23 @@ def _across_lines(planes, source, weights, out, start, stop):  # type: ignore[no
 
 
 @compiled
-def _along_lines(lines, source, weights, out, start, stop):  # type: ignore[no-untyped-def]
-    """Weighted sums within each line."""
+def _along_lines(lines, factor, weights, out, start, stop):  # type: ignore[no-untyped-def]
+    """Weighted sums within each line, of all groups at once.
+
+    Whole numbers without a sign: an index that might be negative keeps LLVM from vector operations,
+    which are five times as quick.
+    """
+    groups, taps = out.shape[1], weights.shape[0]
+    reach, last = (taps - factor) // 2, lines.shape[1] - 1
+    step = np.uint64(factor)
+    padded = np.empty((groups - 1) * factor + taps, np.float32)
+    total = np.empty(groups, np.float32)
     for i in range(start, stop):
-        for g in range(source.shape[0]):
-            total = np.float32(0.0)
-            for t in range(weights.shape[0]):
-                total += weights[t] * lines[i, source[g, t]]
-            out[i, g] = total
+        for k in range(padded.shape[0]):
+            padded[k] = lines[i, min(max(k - reach, 0), last)]
+        total[:] = 0.0
+        for t in range(taps):
+            weight = weights[t]
+            for g in range(groups):
+                total[g] += weight * padded[np.uint64(g) * step + np.uint64(t)]
+        out[i] = total

@@ -24,7 +24,7 @@ from itkstream.numerics.matching.affine import (
     best_affine_block,
 )
 from itkstream.numerics.matching.contexts import ContextWindow
-from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
+from itkstream.numerics.matching.keypoints import KeyPointSettings, KnownPoints, find_key_points
 from itkstream.numerics.matching.matches import MatchSettings
 from itkstream.numerics.matching.ransac import RansacSettings
 from itkstream.numerics.parameters import check, finite, one_of, whole
@@ -226,11 +226,15 @@ def choose_radii(
     step: MatchingStep,
     radii: Sequence[Radii],
     plenty: int = PLENTY_OF_INLIERS,
+    fixed_points: KnownPoints | None = None,
 ) -> ChosenRadii:
-    """Choose those radii of blobs, tried in turn until matches are plenty, by which most agree."""
+    """Choose those radii of blobs, tried in turn until matches are plenty, by which most agree.
+
+    `fixed_points` as for `best_affine_block`.
+    """
     lead, *others = pairs
     choices = [step.settings_for(lead.fixed.spacing, pair) for pair in radii]
-    found = best_affine_block(lead.fixed, lead.moving, choices, plenty, others=others)
+    found = best_affine_block(lead.fixed, lead.moving, choices, plenty, fixed_points, others)
     chosen = radii[choices.index(found.best.settings)]
     return ChosenRadii(chosen, found, step, tuple(radii))
 

@@ -32,6 +32,7 @@ from itkstream.numerics.matching.affine import (
     Stages,
     find_elsewhere,
 )
+from itkstream.numerics.matching.keypoints import KnownPoints, sought_once
 from itkstream.numerics.matching.ransac import Model, fit_affine
 from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
@@ -88,15 +89,20 @@ _DRAWN = 300
 
 @frozen
 class _Pair:
-    """The channels in which key points are matched, and the witnesses of what each finds."""
+    """The channels in which key points are matched, and the witnesses of what each finds.
+
+    `fixed_points` gives the key points of the fixed image of the leading channel.
+    """
 
     channels: tuple[ChannelPair, ...]
     witnesses: tuple[Witnesses, ...]
+    fixed_points: KnownPoints
 
     @classmethod
     def of(cls, channels: tuple[ChannelPair, ...]) -> _Pair:
         """With the witnesses of each channel."""
-        return cls(channels, tuple(witnesses_of(pair.fixed, pair.moving) for pair in channels))
+        witnesses = tuple(witnesses_of(pair.fixed, pair.moving) for pair in channels)
+        return cls(channels, witnesses, sought_once(channels[0].fixed))
 
     @property
     def fixed(self) -> Image:
@@ -384,7 +390,7 @@ class RansacAffine(MatchingStep):
         if not np.array_equal(start, np.eye(len(start))):
             channels = tuple(align_channel(channel, AffineTransform(start)) for channel in channels)
         try:
-            chosen = choose_radii(channels, self, self.radii)
+            chosen = choose_radii(channels, self, self.radii, fixed_points=pair.fixed_points)
         except (InputError, RegistrationError) as error:
             return _Affine(reason=str(error))
         best = chosen.found.best
