@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from itkstream.geometry import Grid
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.matching.scale_space import (
     BlurredImage,
     blur,
     halvings,
     laplacian,
+    rows_of,
     shrink_for,
 )
 from itkstream.numerics.threads import over_slabs
@@ -171,19 +173,25 @@ def _first_of_their_place(blobs: Blobs, grid: Grid, sigmas: Floats) -> NDArray[n
 
 def _face_maxima(here: NDArray[np.float32]) -> NDArray[np.intp]:
     """Indices of positive voxels that no face neighbour exceeds: few, and cheap to find."""
-    inside = (slice(1, -1),) * (here.ndim - 1)
-    keep = np.zeros(tuple(n - 2 for n in here.shape), bool)
+    keep = np.zeros(here.shape, bool)
+    values, kept = rows_of(np.ascontiguousarray(here)), rows_of(keep)
+    over_slabs(lambda a, b: _mark_maxima(values, kept, a, b), here.shape[0] - 2)
+    return np.stack(np.unravel_index(np.flatnonzero(keep), keep.shape), axis=-1)
 
-    def slab(start: int, stop: int) -> None:
-        planes = (slice(start + 1, stop + 1), *inside)
-        centre, kept = here[planes], keep[start:stop]
-        np.greater(centre, 0, out=kept)
-        for axis in range(here.ndim):
-            at = planes[axis]
-            length = at.stop if axis == 0 else here.shape[axis] - 1
-            for step, larger in ((-1, np.greater), (1, np.greater_equal)):
-                near = slice(at.start + step, length + step)
-                kept &= larger(centre, here[(*planes[:axis], near, *planes[axis + 1 :])])
 
-    over_slabs(slab, keep.shape[0])
-    return np.argwhere(keep) + 1
+@compiled
+def _mark_maxima(values, keep, start, stop):  # type: ignore[no-untyped-def]
+    """Rows are named, not indexed by k - 1, which might be negative: LLVM would not use vectors."""
+    edge = 1 if values.shape[1] > 1 else 0
+    for i in range(start + 1, stop + 1):
+        for j in range(edge, values.shape[1] - edge):
+            row, left, right = values[i, j, 1:-1], values[i, j, :-2], values[i, j, 2:]
+            above, below = values[i - 1, j, 1:-1], values[i + 1, j, 1:-1]
+            front, back = values[i, j - edge, 1:-1], values[i, j + edge, 1:-1]
+            found = keep[i, j, 1:-1]
+            for k in range(row.shape[0]):
+                here = row[k]
+                largest = (here > above[k]) & (here >= below[k]) & (here > left[k])
+                largest &= (here >= right[k]) & (here > 0)
+                largest &= (edge == 0) | ((here > front[k]) & (here >= back[k]))
+                found[k] = largest

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import Grid
+from itkstream.numerics.compiling import compiled
 from itkstream.numerics.sampling.pyramid import filter_axis, gaussian_weights
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["BlurredImage", "blur", "halve", "halvings", "laplacian", "shrink_for"]
+__all__ = ["BlurredImage", "blur", "halve", "halvings", "laplacian", "rows_of", "shrink_for"]
 
 # The blur of a halving, (1, 3, 3, 1) / 8, in squared voxels of the finer grid.
 _HALVING_VARIANCE = 0.75
@@ -33,8 +34,6 @@ _CUT = 4.0
 _LEAST_SIGMA_VOX = 1.25
 # Fewer voxels than this along an axis hold no blob away from its borders.
 _LEAST_LENGTH = 16
-
-_ENDS = (slice(None, -2), slice(2, None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,27 +120,41 @@ def laplacian(image: BlurredImage) -> NDArray[np.float32]:
     It is largest, over all widths, at the centre of a bright ball of radius R when the standard
     deviation of the blur is ``R / sqrt(n)`` in n dimensions.
     """
-    data = np.asarray(image.data, np.float32)
+    data = np.ascontiguousarray(image.data, np.float32)
     out = np.zeros_like(data)
     if min(data.shape) < 3:
         return out
-    weights = [
+    first, *others = (
         np.float32(v / h**2) for v, h in zip(image.variance, image.grid.spacing, strict=True)
-    ]
-    inside = (slice(1, -1),) * (data.ndim - 1)
-
-    def slab(start: int, stop: int) -> None:
-        # Plane by plane: what is read again for the next axis is still in the cache.
-        for k in range(start + 1, stop + 1):
-            total = 2 * sum(weights) * data[k][inside]
-            total -= weights[0] * (data[k - 1][inside] + data[k + 1][inside])
-            for axis, weight in enumerate(weights[1:]):
-                before, after = ((*inside[:axis], s, *inside[axis + 1 :]) for s in _ENDS)
-                total -= weight * (data[k][before] + data[k][after])
-            out[k][inside] = total
-
-    over_slabs(slab, data.shape[0] - 2)
+    )
+    weights = (first, *([np.float32(0)] * (3 - data.ndim)), *others)
+    values, result = rows_of(data), rows_of(out)
+    over_slabs(lambda a, b: _laplacian(values, weights, result, a, b), data.shape[0] - 2)
     return out
+
+
+def rows_of(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """An image in three dimensions; a plane as one row after the other, for threads to share."""
+    return image[:, None] if image.ndim == 2 else image
+
+
+@compiled
+def _laplacian(values, weights, out, start, stop):  # type: ignore[no-untyped-def]
+    """Rows are named, not indexed by k - 1, which might be negative: LLVM would not use vectors."""
+    first, second, third = weights
+    middle = np.float32(2) * (first + second + third)
+    edge = 1 if values.shape[1] > 1 else 0
+    for i in range(start + 1, stop + 1):
+        for j in range(edge, values.shape[1] - edge):
+            row, left, right = values[i, j, 1:-1], values[i, j, :-2], values[i, j, 2:]
+            above, below = values[i - 1, j, 1:-1], values[i + 1, j, 1:-1]
+            front, back = values[i, j - edge, 1:-1], values[i, j + edge, 1:-1]
+            total = out[i, j, 1:-1]
+            for k in range(row.shape[0]):
+                total[k] = middle * row[k]
+                total[k] -= first * (above[k] + below[k])
+                total[k] -= second * (front[k] + back[k])
+                total[k] -= third * (left[k] + right[k])
 
 
 def _blur_axis(data: NDArray[np.float32], sigma_vox: float, axis: int) -> NDArray[np.float32]:
