@@ -39,6 +39,11 @@ def test_a_small_gain_is_no_reason_to_bend_more() -> None:
     assert climb(scores(1 / 16, 1.03))[0] == 1
 
 
+def test_what_has_paid_is_gone_on_with_for_less() -> None:
+    gains = {1.0: 0.60, 1 / 4: 0.64, 1 / 16: 0.647, 1 / 64: 0.648}
+    assert climb(lambda s: np.full(1000, gains[s]))[0] == 1 / 16
+
+
 def test_too_few_hidden_voxels_tell_nothing() -> None:
     found, tried = climb(lambda s: np.full(10, 1 - s / 100))
     assert found == 1

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import Grid
+from itkstream.geometry import Grid, Image
 from itkstream.numerics.matching.contexts import Contexts, ContextWindow, sample_contexts
-from itkstream.numerics.matching.keypoints import KeyPoints, KeyPointSettings, find_key_points
+from itkstream.numerics.matching.keypoints import (
+    KeyPoints,
+    KeyPointSettings,
+    find_key_points,
+    sought_once,
+)
 from itkstream.numerics.matching.matches import MatchSettings, match
 from itkstream.numerics.matching.ransac import fit_ransac
 from itkstream.numerics.matching.scale_space import BlurredImage, blur
@@ -186,6 +191,15 @@ def test_key_points_stay_inside_the_mask_and_off_missing_voxels(pair):
     assert len(index) > 10
     assert (index[:, 0] < 29.5).all()
     assert not ((index[:, 0] < 14.5) & (index[:, 1] < 19.5)).any()
+
+
+def test_known_points_are_sought_once(pair):
+    (fixed, grid), _, _ = pair
+    known = sought_once(Image(fixed, grid))
+    points = known(SETTINGS)
+    assert known(KeyPointSettings(3.0, 8.0, nspots=400)) is points
+    np.testing.assert_array_equal(points, find_key_points(fixed, grid, SETTINGS).positions)
+    assert len(known(KeyPointSettings(3.0, 8.0, nspots=10))) == 10
 
 
 def test_only_the_strongest_are_kept(pair):

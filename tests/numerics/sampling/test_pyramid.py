@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
-from itkstream.numerics.sampling.pyramid import shrink
+from itkstream.numerics.sampling.pyramid import filter_axis, gaussian_weights, shrink
 from itkstream.numerics.threads import using_threads
 
 
@@ -32,6 +32,23 @@ def test_the_gaussian_is_in_physical_units(image):
     # The Gaussian is cut at 3.5 deviations, 5e-4 of its weight, of values that vary by 10.
     np.testing.assert_allclose(got, wanted, atol=1e-2)
     assert same == grid
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("width", [7, 41])  # narrower and wider than the image
+def test_one_axis_is_filtered_as_by_scipy(image, axis, width):
+    weights = gaussian_weights(width / 8, width // 2)
+    assert weights.size == width
+    wanted = ndimage.correlate1d(image.astype(float), weights / weights.sum(), axis, mode="nearest")
+    np.testing.assert_allclose(filter_axis(image, axis, weights), wanted, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_planes_are_filtered_too(axis):
+    plane = np.random.default_rng(1).normal(size=(11, 30)).astype(np.float32)
+    wanted = ndimage.gaussian_filter1d(plane.astype(float), 2.0, axis, mode="nearest")
+    got = filter_axis(plane, axis, gaussian_weights(2.0, 8))
+    np.testing.assert_allclose(got, wanted, atol=1e-6)  # float32
 
 
 def test_a_ramp_keeps_its_values_at_physical_positions():
