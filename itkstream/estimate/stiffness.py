@@ -25,7 +25,7 @@ from itkstream.estimate.coarse import (
     moving_factors,
     relative_levels,
 )
-from itkstream.geometry import ChannelPair, Grid, Image, Slices, Transform
+from itkstream.geometry import ChannelPair, Grid, Image, Landmarks, Slices, Transform
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.quality import tissue_mask
@@ -133,9 +133,11 @@ class _Samples:
     start: Transform
     settings: DeformSettings
 
-    def foretell(self, settings: DeformSettings) -> NDArray[np.float64]:
+    def foretell(
+        self, settings: DeformSettings, landmarks: Landmarks | None = None
+    ) -> NDArray[np.float64]:
         """Squared correlation of all hidden voxels after deformations that do not see them."""
-        return _joined([_foretold(part, self.start, settings) for part in self.parts])
+        return _joined([_foretold(part, self.start, settings, landmarks) for part in self.parts])
 
     def compare(
         self,
@@ -185,14 +187,15 @@ def foretell(
     settings: DeformSettings,
     tissue: NDArray[np.bool_],
     others: Sequence[ChannelPair] = (),
+    landmarks: Landmarks | None = None,
 ) -> Foretold:
     """Find what a deformation with these settings, of any kind, foretells of hidden voxels.
 
-    The rest is as for `choose_stiffness`.
+    Landmarks pull it, where there are any. The rest is as for `choose_stiffness`.
     """
     samples = _samples(ChannelPair(fixed, moving), start, settings, tissue, others)
     with using_threads(processors()):
-        return samples.compare(samples.foretell(samples.settings))
+        return samples.compare(samples.foretell(samples.settings, landmarks))
 
 
 def _samples(
@@ -268,9 +271,13 @@ def _without(voxels: NDArray[np.float32], hidden: NDArray[np.bool_], grid: Grid)
     return Image(np.where(hidden, np.float32(np.nan), voxels), grid)
 
 
-def _foretold(sample: _Sample, start: Transform, settings: DeformSettings) -> NDArray[np.float64]:
+def _foretold(
+    sample: _Sample, start: Transform, settings: DeformSettings, landmarks: Landmarks | None
+) -> NDArray[np.float64]:
     """Squared correlation of the hidden voxels after a deformation that does not see them."""
-    found = deform_block(sample.seen, sample.moving, start, settings, others=sample.others)
+    found = deform_block(
+        sample.seen, sample.moving, start, settings, landmarks, others=sample.others
+    )
     mapping = found.mapping
     if mapping is None:
         return np.full(np.count_nonzero(sample.hidden), np.nan)

@@ -22,6 +22,7 @@ from itkstream.estimate.deformation import (
     positions_of,
     prepare_deformation,
 )
+from itkstream.estimate.pull import judge_pull
 from itkstream.estimate.stiffness import SAMPLED_VOXELS, Foretold, choose_stiffness, foretell
 from itkstream.geometry import (
     AffineTransform,
@@ -79,7 +80,12 @@ _CHANCE_BY_MIND = (
     "the images tell no more of each other after a deformation than before it: what it would "
     "follow is chance"
 )
-_NO_COUNTERPART = "without_counterpart"
+_NO_PULL = "landmarks pull nothing, as those held out are foretold no better with the others' pull"
+_AGAINST_IMAGES = (
+    "landmarks pull nothing, as hidden parts of the images are foretold by the images alone, and "
+    "no longer where landmarks pull"
+)
+_NO_COUNTERPART, _LANDMARKS = "without_counterpart", "landmark_evidence"
 
 # Standard deviations of its placing by which a landmark is missed.
 _MISSED = 2.0
@@ -254,9 +260,15 @@ class Deformable(TunedStep):
         if decided._is_judged:
             decided, found = decided._foretell(scene, start)
             facts, is_chance = facts | found.facts, found.is_chance
-        # Where landmarks pull, images need not: bare tissue foretells nothing.
-        if is_chance and scene.marks is None:
-            return Nothing(_CHANCE if decided._is_judged else _CHANCE_BY_MIND, facts)
+        chance = (_CHANCE if decided._is_judged else _CHANCE_BY_MIND) if is_chance else ""
+        if scene.marks is not None:
+            against, told = decided._judge_pull(scene, start, scene.marks.fitted, is_chance)
+            facts[_LANDMARKS] = told
+            if against and (is_chance or decided.where == "landmarks"):
+                return Nothing("; ".join(filter(None, (chance, against))), facts)
+            scene = replace(scene, marks=None) if against else scene
+        elif is_chance:
+            return Nothing(chance, facts)
         path = place()
         transform = decided._store(scene, state, path)
         grid = FieldChain.of(transform).field.grid
@@ -276,6 +288,8 @@ class Deformable(TunedStep):
         if facts.get(_NO_COUNTERPART, {}).get("left_out"):
             start = scene.known(state.transform)
             scene, _ = _without_torn(scene, scene.aligned(start).read(), start)
+        if facts.get(_LANDMARKS, {}).get("left_out"):
+            scene = replace(scene, marks=None)
         self.evolve(**decided)._store(scene, state, place())
 
     def _look(self, scene: Scene, start: Transform) -> tuple[Scene, Self, dict[str, Any], bool]:
@@ -313,6 +327,26 @@ class Deformable(TunedStep):
         assert found.stiffness is not None
         scene.reporter.note(f"stiffness {found.stiffness:g}")
         return self.evolve(stiffness=found.stiffness), found
+
+    def _judge_pull(
+        self, scene: Scene, start: Transform, landmarks: Landmarks, is_chance: bool
+    ) -> tuple[str, dict[str, Any]]:
+        """Why landmarks must not pull the field, empty where they may, and facts of that.
+
+        Where images show nothing, only landmarks tell of each other. Where these do, the field must
+        foretell hidden voxels still.
+        """
+        leading, *others = scene.coarse_channels(None)
+        settings = self.settings_for(leading.fixed.spacing)
+        found = judge_pull(leading, start, settings, landmarks, others)
+        against = _NO_PULL if found.outcome == "chance" else ""
+        if not (against or is_chance) and self._is_judged:
+            known = scene.fixed, scene.moving, start
+            settings = self.settings_for(scene.fixed.spacing)
+            pulled = foretell(*known, settings, scene.tissue, scene.further, landmarks)
+            against = _AGAINST_IMAGES if pulled.is_chance else ""
+        scene.reporter.note(f"{found.describe()}; {against}" if against else found.describe())
+        return against, {**found.facts, "left_out": against, "images_tell": not is_chance}
 
     @property
     def takes_channels(self) -> bool:
