@@ -143,8 +143,9 @@ def register(
         What is done: `InitialSearch`, `RansacAffine`, `IntensityAffine`, `LocalAffines`,
         `Deformable`; default `itkstream.pipelines.DEFAULT_STEPS`. Each refines what the ones before
         have found, and is left out where that lowers the local correlation, or leads away from
-        twelve landmarks or more (nine in 2-D). A deformation is always kept, and so is the first
-        affine that is better than chance.
+        twelve landmarks or more (nine in 2-D). The first affine that is better than chance is kept,
+        and so is a deformation that foretells what was hidden from it, of the images or, where
+        these show nothing, of the landmarks.
     settings : RegisterSettings, optional
         What holds for the whole run.
     initial_transform : Transform, array_like (n + 1, n + 1), or path, optional
@@ -161,7 +162,9 @@ def register(
         image, fixed first. Without `initial_transform` the affine they give is the start; in a
         deformation they are soft constraints, weighed by how exactly they were placed
         (`itkstream.Landmarks`). One that contradicts those around it is named and counts for
-        little. The report says their target registration error after each step.
+        little. From eight on, held out in turn, they are judged by each other: where the pull of
+        the others brings them no nearer, or the images speak against it, none pulls. The report
+        says their target registration error after each step.
     hold_out : float
         Share of the landmarks, at least 0 and below 1, drawn by a fixed seed, that no step sees:
         their error is the one to believe.

@@ -242,6 +242,7 @@ def judge(evidence: Evidence) -> Verdict:
         *_doubts_of_content(evidence),
         *_doubts_of_starts(evidence),
         *_doubts_of_parts(evidence),
+        *_doubts_of_landmarks(evidence),
         *_doubts_of_affine(evidence.matrix),
         *(_Doubt("look", text) for text in evidence.certificate["failures"]),
     ]
@@ -373,6 +374,22 @@ def _doubts_of_parts(evidence: Evidence) -> Iterator[_Doubt]:
                 "look",
                 f"parts of the images fit elsewhere: {other['inliers']} matches of key points "
                 f"agree on another place, {other['apart_um']:.3g} µm from that of {count} others",
+            )
+
+
+def _doubts_of_landmarks(evidence: Evidence) -> Iterator[_Doubt]:
+    """Landmarks that pull nothing though they were given, or that alone tell of a field."""
+    for step in evidence.steps:
+        told = step.get("landmark_evidence")
+        if told is None or "dropped" in step:
+            continue
+        if told["left_out"]:
+            yield _Doubt("look", told["left_out"])
+        elif told["outcome"] == "unknown" and not told["images_tell"]:
+            yield _Doubt(
+                "look",
+                "the deformation follows landmarks where the images show nothing, and too little "
+                "tells whether they are right",
             )
 
 

@@ -183,6 +183,10 @@ def _deformable(told: dict[str, Any], cite: _Cited) -> str:
         if len(told["hidden_correlation"]) > 1:
             stiff = f"{told['stiffness']:g} times the default"
             judged = f" How stiff it is ({stiff}) was chosen {by_voxels}"
+    pull = told.get("landmark_evidence", {"left_out": "none"})
+    if not pull["left_out"]:
+        judged += " Landmarks were soft constraints"
+        judged += ", judged by thirds held out in turn." if pull["deviations"] is not None else "."
     shrinks = told.get("shrink_factors")
     levels = f", shrunk by {', '.join(map(str, shrinks))}" if isinstance(shrinks, list) else ""
     return (

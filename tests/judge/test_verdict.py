@@ -65,6 +65,27 @@ def test_nothing_speaks_against_a_good_one() -> None:
     assert Verdict.from_facts(json.loads(json.dumps(found.facts))) == found
 
 
+@pytest.mark.parametrize(
+    ("left_out", "outcome", "images_tell", "said"),
+    [
+        ("", "borne out", False, ""),
+        ("", "unknown", True, ""),
+        ("", "unknown", False, "where the images show nothing"),
+        ("landmarks pull nothing", "chance", True, "landmarks pull nothing"),
+    ],
+)
+def test_landmarks_that_nothing_bears_out_are_told(
+    left_out: str, outcome: str, images_tell: bool, said: str
+) -> None:
+    told = {"left_out": left_out, "outcome": outcome, "images_tell": images_tell}
+    step = {"name": "deformation", "landmark_evidence": told}
+    found = judge(replace(GOOD, steps=[*GOOD.steps, step]))
+    assert found.outcome == ("look" if said else "good")
+    assert said in found.reasons[0]
+    # What was dropped changed nothing.
+    assert judge(replace(GOOD, steps=[*GOOD.steps, step | {"dropped": "chance"}])).outcome == "good"
+
+
 WEAK = {
     "box": [[0, 12], [0, 60], [5, 60]],
     "share": 0.21,

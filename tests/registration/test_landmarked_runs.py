@@ -123,6 +123,31 @@ def test_a_wrong_landmark_is_named(pair: PhantomPair, marks: Landmarks, tmp_path
     assert any("count for little: mark 11" in note for note in heard.notes)
 
 
+def test_landmarks_that_the_images_contradict_pull_nothing(
+    pair: PhantomPair, marks: Landmarks, tmp_path: Path
+) -> None:
+    astray = replace(marks, moving=marks.moving + np.array([3.0, 0.0, 0.0]))
+    alone, pulled = (
+        register(
+            pair.fixed,
+            pair.moving,
+            tmp_path / name,
+            (Deformable(),),
+            SETTINGS,
+            landmarks=given,
+            initial_transform=pair.truth.matrix,
+        )
+        for name, given in (("alone", None), ("pulled", astray))
+    )
+    told = next(s for s in pulled.facts["steps"] if s["name"] == "deformation")
+    # All of them are off alike, so each foretells the others.
+    assert told["landmark_evidence"]["outcome"] == "borne out"
+    assert "foretold by the images alone" in told["landmark_evidence"]["left_out"]
+    assert pulled.verdict.outcome == "look"
+    points = pair.fixed.grid.positions()[::7, ::7, ::7]
+    assert (alone.transform.apply(points) == pulled.transform.apply(points)).all()
+
+
 @pytest.mark.nightly
 def test_blocks_join_without_seams(pair: PhantomPair, marks: Landmarks, tmp_path: Path) -> None:
     fields = []
