@@ -111,7 +111,9 @@ def judge_pull(
     with using_threads(processors()):
         known = start.apply(marks.fixed), level.apply(None, marks.fixed)
         pulled = _foretold(level, marks)
-    before = min(known, key=lambda places: float(np.average(_errors(marks, places), weights=_trust(marks))))
+    before = min(
+        known, key=lambda places: float(np.average(_errors(marks, places), weights=_trust(marks)))
+    )
     return _compare(marks, before, pulled)
 
 

@@ -99,6 +99,12 @@ class Evidence:
         return [region for facts in found if facts["left_out"] for region in facts["regions"]]
 
     @property
+    def pulls(self) -> list[Mapping[str, Any]]:
+        """Evidence for the pull of landmarks on the fields that were kept."""
+        key = "landmark_evidence"
+        return [s[key] for s in self.steps if key in s and "dropped" not in s]
+
+    @property
     def affine_outcome(self) -> str:
         """Outcome of the evidence for the last affine that was kept; empty where there is none."""
         kept = [s["evidence"] for s in self.steps if "evidence" in s and "dropped" not in s]
@@ -275,7 +281,11 @@ def _praise(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _weaknesses(evidence: Evidence) -> Iterator[str]:
-    """A part of the tissue that is known far less well than the rest, in words; no doubt of all."""
+    """Landmarks that tell nothing, and a part that is known far less well than the rest, in words.
+
+    Neither is a doubt of all.
+    """
+    yield from (told["left_out"] for told in evidence.pulls if told["outcome"] == "chance")
     part = evidence.error.get("weak_part")
     if part is None:
         return
@@ -378,12 +388,9 @@ def _doubts_of_parts(evidence: Evidence) -> Iterator[_Doubt]:
 
 
 def _doubts_of_landmarks(evidence: Evidence) -> Iterator[_Doubt]:
-    """Landmarks that pull nothing though they were given, or that alone tell of a field."""
-    for step in evidence.steps:
-        told = step.get("landmark_evidence")
-        if told is None or "dropped" in step:
-            continue
-        if told["left_out"]:
+    """Landmarks that the images contradict, or that alone tell of a field."""
+    for told in evidence.pulls:
+        if told["left_out"] and told["outcome"] != "chance":
             yield _Doubt("look", told["left_out"])
         elif told["outcome"] == "unknown" and not told["images_tell"]:
             yield _Doubt(
