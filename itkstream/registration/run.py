@@ -9,7 +9,9 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+import numpy as np
 from dask.tokenize import tokenize
+from numpy.typing import NDArray
 
 from itkstream.apply.certificate import certify
 from itkstream.apply.coarsening import CoarseField
@@ -94,6 +96,7 @@ class Run:
         self.folder = folder
         self.journal = Journal(folder, scene.reporter)
         self._aligned: Transform | None = None
+        self._judged_scene: tuple[Scene, NDArray[np.bool_]] | None = None
 
     @property
     def facts(self) -> list[Note]:
@@ -271,7 +274,8 @@ class Run:
         """Judge what was found by evidence that no step maximised, and say so."""
 
         def look(facts: Note) -> Note:
-            overlap, matrix = self.scene.overlap(transform), affine_part(transform).matrix
+            scene, matrix = self._judged(transform)[0], affine_part(transform).matrix
+            overlap = scene.overlap(transform)
             evidence = Evidence(self.fixed.grid, matrix, overlap, self.facts, certificate, error)
             return {"verdict": judge(evidence).facts}
 
@@ -287,18 +291,19 @@ class Run:
         """
         if not self.settings.error_map:
             return None, {}
-        path, scene = self.folder.claim() / ERROR, self.scene
+        path = self.folder.claim() / ERROR
 
         def open_map() -> Image:
             stored = open_image(path, axes=stored_axes(self.fixed.grid))
             return stored.reorder(self.fixed.grid.axes)
 
         def measure(facts: Note) -> Note:
+            scene, tissue = self._judged(transform)
             overview = look_over(*scene.coarse, transform)
             scene.reporter.note(overview.chance.describe())
-            self._store_error(transform, overview, path)
-            tissue = Image(scene.tissue, scene.coarse_grid)
-            found = summarise_error(open_map(), tissue, self.fixed.grid)
+            self._store_error(scene, transform, overview, path)
+            mask = Image(tissue, scene.coarse_grid)
+            found = summarise_error(open_map(), mask, self.fixed.grid)
             facts |= {"look": overview.look, **found.facts}
             scene.reporter.note(found.describe(self.fixed.grid.unit))
             summary = {**found.facts, "chance": overview.chance.facts}
@@ -310,9 +315,17 @@ class Run:
         note = self.journal.once("error map", _ERROR, key, measure, holds=holds)
         return open_map(), note["summary"]
 
-    def _store_error(self, transform: Transform, overview: Overview, path: Location) -> None:
+    def _judged(self, transform: Transform) -> tuple[Scene, NDArray[np.bool_]]:
+        """The scene that judges results, without layers that are no tissue, and its tissue."""
+        if self._judged_scene is None:
+            self._judged_scene = self.scene.judged(transform)
+        return self._judged_scene
+
+    def _store_error(
+        self, scene: Scene, transform: Transform, overview: Overview, path: Location
+    ) -> None:
         """Write the error map, or finish one that was begun."""
-        pair = self.scene.fixed, self.scene.moving
+        pair = scene.fixed, scene.moving
         lazy, grid = prepare_error_map(pair, transform, overview, self.settings.blocksize)
         kept = grid.reorder(stored_axes(grid))
         stored = lazy.transpose(grid.axis_order(kept.axes))

@@ -60,7 +60,7 @@ from itkstream.numerics.evidence.contrast import (
     find_similarity,
 )
 from itkstream.numerics.evidence.counterpart import Counterpart, find_counterpart
-from itkstream.numerics.evidence.one_sided import find_one_sided
+from itkstream.numerics.evidence.one_sided import find_layer, find_one_sided
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
@@ -251,6 +251,20 @@ class Scene:
         if not left_out.any():
             return scene, 0.0
         return scene._without(left_out, self.coarse[0].grid), float(left_out.mean())
+
+    def judged(self, transform: Transform) -> tuple[Scene, NDArray[np.bool_]]:
+        """Leave out the fixed voxels in which no tissue is expected, as `find_layer` says.
+
+        And the coarse mask of tissue that is left. Itself where all of it is, or all content
+        counts.
+        """
+        if self.content == "all":
+            return self, self.tissue
+        layer = find_layer(*self.coarse, transform)
+        if not layer.any():
+            return self, self.tissue
+        scene = self._without(layer, self.coarse[0].grid)
+        return scene, scene.tissue & ~layer
 
     def with_counterpart(self, aligned: NDArray[Any]) -> tuple[Scene, Counterpart | None]:
         """Leave out the tissue that the moving image does not show, and say where it is.

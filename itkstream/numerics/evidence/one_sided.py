@@ -21,9 +21,9 @@ from itkstream.numerics.evidence.contrast import cubic_factors
 from itkstream.numerics.evidence.ground import bright_ground
 from itkstream.numerics.evidence.quality import border_of, tissue_mask
 from itkstream.numerics.sampling.pyramid import shrink
-from itkstream.numerics.sampling.warping import WarpSettings, warp_block
+from itkstream.numerics.sampling.warping import NAN_OUTSIDE, WarpSettings, warp_block
 
-__all__ = ["Ground", "find_one_sided", "painted_background"]
+__all__ = ["Ground", "find_layer", "find_one_sided", "painted_background"]
 
 Mask = NDArray[np.bool_]
 
@@ -48,6 +48,11 @@ _BLUR_VOX, _DEVIATIONS, _RANGE_SHARE, _MOST_NOISE = 1.0, 5.0, 0.03, 0.02
 _BESIDE_VOX = 4
 # Of a layer, one image shows so many times as much on the other's ground as that on its own.
 _MORE = 4
+# Content that has so much less texture than tissue is medium: relative to the square of how bright
+# both are, layers of smooth medium have at most 0.07 of what nuclei, membranes and tissue of two
+# animals have, grainy ones 0.2 and more, torn halves 0.8 and more.
+_PLAIN = 0.15
+_WINDOW_VOX, _LAG_VOX, _LEAST_TOLD = 7, 2, 0.15
 # Voxels of a level on which a ground can be told.
 _LOOKED_AT = 1e6
 # Gaps of the content that are closed: half their width.
@@ -155,15 +160,30 @@ def _beside_painted(fixed: Image, moving: Image, transform: Transform) -> Mask:
     return left_out
 
 
-def _beside_ground(fixed: Image, moving: Image, transform: Transform) -> Mask:
+def find_layer(fixed: Image, moving: Image, transform: Transform) -> Mask:
+    """Fixed voxels of which nobody expects a counterpart, as no tissue lies there in either image.
+
+    One has an empty ground there, on which the other shows a layer: of any kind where the ground is
+    that of the fixed image; else a plain one, as mounting medium is. Textured content of the fixed
+    image may be tissue that was torn off the moving one.
+    """
+    return _beside_ground(fixed, moving, transform, spares_tissue=True)
+
+
+def _beside_ground(
+    fixed: Image, moving: Image, transform: Transform, spares_tissue: bool = False
+) -> Mask:
     """Voxels of an empty ground of one image, which do not count where the other shows much.
 
-    A level of large images tells whether there are any.
+    What the fixed image shows there counts if it may be tissue, where that is to be spared. A level
+    of large images tells whether there are any.
     """
     left_out = np.zeros(fixed.shape, bool)
     (first, edge), (second, other_edge) = (_shrunk(image) for image in (fixed, moving))
     grounds = _Grounds.of(first, second, transform)
-    is_left_out = grounds.shows_much(max(1, round(_THIN_VOX / edge)))
+    lights = first.read(), warp_block(second, transform, first.grid, NAN_OUTSIDE)
+    thin = max(1, round(_THIN_VOX / edge))
+    is_left_out = grounds.shows_much(lights, thin, spares_tissue)
     if not any(is_left_out):
         return left_out
     if max(edge, other_edge) > 1:
@@ -175,37 +195,95 @@ def _beside_ground(fixed: Image, moving: Image, transform: Transform) -> Mask:
 
 @dataclass(frozen=True, eq=False)
 class _Grounds:
-    """The ground of the fixed image, and of the moving one as seen on its lattice."""
+    """The ground of the fixed image, and of the moving one as seen on its lattice.
+
+    `shown` is content of the moving image, and `both` are voxels in which neither has a ground.
+    With `fill`, one of the images shows something everywhere.
+    """
 
     fixed: Ground
     lost: Mask
     shown: Mask
     both: Mask
+    fill: bool
 
     @classmethod
     def of(cls, fixed: Image, moving: Image, transform: Transform) -> _Grounds:
         """Tell the grounds of two images that a transform aligns roughly."""
         first, second = (Ground.of(image.read()) for image in (fixed, moving))
-        if not (first.empty.any() and second.empty.any()):
+        fills = [not ground.empty.any() for ground in (first, second)]
+        if all(fills):
             nothing = np.zeros(fixed.shape, bool)
-            return cls(first, nothing, nothing, nothing)
+            return cls(first, nothing, nothing, nothing, True)
+        first, second = (
+            Ground(ground.empty, np.isfinite(image.read())) if is_full else ground
+            for ground, image, is_full in zip((first, second), (fixed, moving), fills, strict=True)
+        )
         empty, content = (
             _warped(part, fixed, moving, transform) for part in (second.empty, second.content)
         )
         inside = _warped(np.ones(moving.shape, bool), fixed, moving, transform) > _ALL
-        return cls(first, empty > _ALL, content > 0.5, ~first.empty & inside & (empty < 0.5))
+        both = ~first.empty & inside & (empty < 0.5)
+        return cls(first, empty > _ALL, content > 0.5, both, any(fills))
 
-    def shows_much(self, thin: int) -> tuple[bool, bool]:
+    def shows_much(
+        self, lights: tuple[NDArray[Any], NDArray[Any]], thin: int, spares_tissue: bool
+    ) -> tuple[bool, bool]:
         """Whether the moving image shows much on the fixed one's ground, or the other way.
 
-        Tissue that is not aligned yet does both, about as much.
+        Tissue that is not aligned yet does both, about as much; where an image has no ground, that
+        cannot be seen, so what it shows must be plain. What the fixed image shows must be so where
+        tissue is spared. `lights` are both images on the fixed lattice.
         """
-        here = _thick(self.fixed.empty & self.shown, thin)
-        there = _thick(self.lost & self.fixed.content, thin)
+        layers = self.fixed.empty & self.shown, self.lost & self.fixed.content
+        here, there = (_thick(layer, thin) for layer in layers)
         least = _LEAST_ONE_SIDED * int(self.both.sum())
         if not least:
             return False, False
-        return here > max(least, _MORE * there), there > max(least, _MORE * here)
+        are_much = [here > max(least, _MORE * there), there > max(least, _MORE * here)]
+        light, other = (np.asarray(values, np.float32) for values in lights)
+        if are_much[0] and self.fill:
+            are_much[0] = _is_plain(other, layers[0], self.both, thin)
+        if are_much[1] and (self.fill or spares_tissue):
+            are_much[1] = _is_plain(light, layers[1], self.both, thin)
+        return are_much[0], are_much[1]
+
+
+def _is_plain(values: NDArray[np.float32], layer: Mask, tissue: Mask, thin: int) -> bool:
+    """Whether a layer has hardly any of the texture of tissue, by how bright both are."""
+    dark = float(np.nanpercentile(values, 1))
+    contrasts = []
+    for mask in (layer, tissue):
+        # Edges are no texture.
+        inner = ndimage.binary_erosion(mask, iterations=thin) & np.isfinite(values)
+        if not inner.any():
+            return False
+        bright = float(values[inner].mean()) - dark
+        contrasts.append(_texture(values, inner) / max(bright, 1e-30) ** 2)
+    return contrasts[0] < _PLAIN * contrasts[1]
+
+
+def _texture(values: NDArray[np.float32], mask: Mask) -> float:
+    """Covariance of voxels with those two off, less their windows' means, which noise has not.
+
+    The median over the mask.
+    """
+
+    def summed(part: NDArray[Any]) -> NDArray[np.float32]:
+        return np.asarray(
+            ndimage.uniform_filter(part.astype(np.float32), _WINDOW_VOX, mode="constant")
+        )
+
+    known = np.where(mask, values, np.float32(0))
+    off = np.where(mask, values - summed(known) / np.maximum(summed(mask), 1e-6), np.float32(0))
+    total, count = (np.zeros(values.shape, np.float32) for _ in range(2))
+    for axis in (k for k, n in enumerate(values.shape) if n > _LAG_VOX):
+        ahead = [(slice(None),) * axis + (s,) for s in (slice(_LAG_VOX, None), slice(-_LAG_VOX))]
+        total[ahead[0]] += off[ahead[0]] * off[ahead[1]]
+        count[ahead[0]] += mask[ahead[0]] & mask[ahead[1]]
+    counted = summed(count)
+    is_told = mask & (counted > _LEAST_TOLD)
+    return float(np.median(summed(total)[is_told] / counted[is_told])) if is_told.any() else 0.0
 
 
 def _shrunk(image: Image) -> tuple[Image, int]:
