@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from itkstream.geometry import Image, Transform
+from itkstream.geometry import AffineTransform, Grid, Image, Transform
 from itkstream.numerics.checks import TO_DEVIATION
 from itkstream.numerics.evidence.contrast import cubic_factors
 from itkstream.numerics.evidence.ground import bright_ground
@@ -48,11 +48,11 @@ _BLUR_VOX, _DEVIATIONS, _RANGE_SHARE, _MOST_NOISE = 1.0, 5.0, 0.03, 0.02
 _BESIDE_VOX = 4
 # Of a layer, one image shows so many times as much on the other's ground as that on its own.
 _MORE = 4
-# Content that has so much less texture than tissue is medium: relative to the square of how bright
-# both are, layers of smooth medium have at most 0.07 of what nuclei, membranes and tissue of two
-# animals have, grainy ones 0.2 and more, torn halves 0.8 and more.
+# What has so much less texture than is usual in tissue is plain. 95 % of phantom layers of medium
+# have less than 0.01 to 0.04 of that of nuclei and membranes, 0.3 of that of a mouse (and 0.5 of
+# that of faint clouds, by noise); 95 % of torn tissue has more than 0.37.
 _PLAIN = 0.15
-_WINDOW_VOX, _LAG_VOX, _LEAST_TOLD = 7, 2, 0.15
+_WINDOW_VOX, _LAG_VOX, _SPECK_VOX, _LEAST_LIGHT = 7, 2, 2, 0.05
 # Voxels of a level on which a ground can be told.
 _LOOKED_AT = 1e6
 # Gaps of the content that are closed: half their width.
@@ -176,20 +176,25 @@ def _beside_ground(
     """Voxels of an empty ground of one image, which do not count where the other shows much.
 
     What the fixed image shows there counts if it may be tissue, where that is to be spared. A level
-    of large images tells whether there are any.
+    of large images tells whether there are any, and which are plain.
     """
     left_out = np.zeros(fixed.shape, bool)
     (first, edge), (second, other_edge) = (_shrunk(image) for image in (fixed, moving))
-    grounds = _Grounds.of(first, second, transform)
-    lights = first.read(), warp_block(second, transform, first.grid, NAN_OUTSIDE)
     thin = max(1, round(_THIN_VOX / edge))
-    is_left_out = grounds.shows_much(lights, thin, spares_tissue)
+    small = _Grounds.of(first, second, transform)
+    lights = first.read(), warp_block(second, transform, first.grid, NAN_OUTSIDE)
+    textured = small.textured(lights, thin, spares_tissue)
+    is_left_out = small.shows_much(textured, thin)
     if not any(is_left_out):
         return left_out
+    grounds = small
     if max(edge, other_edge) > 1:
         grounds = _Grounds.of(fixed, moving, transform)
-    for ground, leaves in zip((grounds.fixed.empty, grounds.lost), is_left_out, strict=True):
-        left_out |= ground & leaves
+        here, there = (_refined(mask, first.grid, fixed.grid) for mask in textured)
+        textured = here, there
+    empty = grounds.fixed.empty, grounds.lost
+    for ground, kept, leaves in zip(empty, textured, is_left_out, strict=True):
+        left_out |= ground & ~kept & leaves
     return np.asarray(ndimage.binary_dilation(left_out, iterations=_BESIDE_VOX))
 
 
@@ -226,47 +231,64 @@ class _Grounds:
         both = ~first.empty & inside & (empty < 0.5)
         return cls(first, empty > _ALL, content > 0.5, both, any(fills))
 
-    def shows_much(
+    @property
+    def layers(self) -> tuple[Mask, Mask]:
+        """What the moving image shows on the ground of the fixed one, and the other way."""
+        return self.fixed.empty & self.shown, self.lost & self.fixed.content
+
+    def textured(
         self, lights: tuple[NDArray[Any], NDArray[Any]], thin: int, spares_tissue: bool
-    ) -> tuple[bool, bool]:
+    ) -> tuple[Mask, Mask]:
+        """Parts of both layers that count as they may be tissue: where an image fills its frame.
+
+        And what the fixed one shows, where tissue is spared. `lights` are both images on the fixed
+        lattice.
+        """
+        here, there = self.layers
+        light, other = (np.asarray(values, np.float32) for values in lights)
+        none = np.zeros(here.shape, bool)
+        return (
+            _textured(other, here, self.both, thin) if self.fill else none,
+            _textured(light, there, self.both, thin) if self.fill or spares_tissue else none,
+        )
+
+    def shows_much(self, textured: tuple[Mask, Mask], thin: int) -> tuple[bool, bool]:
         """Whether the moving image shows much on the fixed one's ground, or the other way.
 
-        Tissue that is not aligned yet does both, about as much; where an image has no ground, that
-        cannot be seen, so what it shows must be plain. What the fixed image shows must be so where
-        tissue is spared. `lights` are both images on the fixed lattice.
+        Tissue that is not aligned yet does both, about as much. What is textured does not count.
         """
-        layers = self.fixed.empty & self.shown, self.lost & self.fixed.content
-        here, there = (_thick(layer, thin) for layer in layers)
         least = _LEAST_ONE_SIDED * int(self.both.sum())
         if not least:
             return False, False
-        are_much = [here > max(least, _MORE * there), there > max(least, _MORE * here)]
-        light, other = (np.asarray(values, np.float32) for values in lights)
-        if are_much[0] and self.fill:
-            are_much[0] = _is_plain(other, layers[0], self.both, thin)
-        if are_much[1] and (self.fill or spares_tissue):
-            are_much[1] = _is_plain(light, layers[1], self.both, thin)
-        return are_much[0], are_much[1]
+        here, there = (
+            _thick(layer & ~kept, thin) for layer, kept in zip(self.layers, textured, strict=True)
+        )
+        return here > max(least, _MORE * there), there > max(least, _MORE * here)
 
 
-def _is_plain(values: NDArray[np.float32], layer: Mask, tissue: Mask, thin: int) -> bool:
-    """Whether a layer has hardly any of the texture of tissue, by how bright both are."""
-    dark = float(np.nanpercentile(values, 1))
-    contrasts = []
-    for mask in (layer, tissue):
-        # Edges are no texture.
-        inner = ndimage.binary_erosion(mask, iterations=thin) & np.isfinite(values)
-        if not inner.any():
-            return False
-        bright = float(values[inner].mean()) - dark
-        contrasts.append(_texture(values, inner) / max(bright, 1e-30) ** 2)
-    return contrasts[0] < _PLAIN * contrasts[1]
+def _textured(values: NDArray[np.float32], layer: Mask, tissue: Mask, thin: int) -> Mask:
+    """Parts of a layer that have texture, as tissue has, by how bright they are.
+
+    All of it where there is no tissue to tell by. Edges are no texture.
+    """
+    known = np.isfinite(values)
+    inner, other = (ndimage.binary_erosion(m, iterations=thin) & known for m in (layer, tissue))
+    if not (inner.any() and other.any()):
+        return layer
+    dark, bright = np.percentile(values[known], (1, 99))
+    contrast = _contrast(values, inner, dark, bright)
+    usual = float(np.median(_contrast(values, other, dark, bright)[other]))
+    specks = (np.nan_to_num(contrast) > _PLAIN * usual) & inner
+    parts = ndimage.binary_opening(specks, iterations=_SPECK_VOX)
+    return np.asarray(ndimage.binary_dilation(parts, iterations=2 * thin, mask=layer))
 
 
-def _texture(values: NDArray[np.float32], mask: Mask) -> float:
-    """Covariance of voxels with those two off, less their windows' means, which noise has not.
+def _contrast(
+    values: NDArray[np.float32], mask: Mask, dark: float, bright: float
+) -> NDArray[np.float32]:
+    """Covariance of voxels with those two off, which noise has not, by their squared brightness.
 
-    The median over the mask.
+    Around each voxel of a mask, of the mask's voxels alone.
     """
 
     def summed(part: NDArray[Any]) -> NDArray[np.float32]:
@@ -274,16 +296,24 @@ def _texture(values: NDArray[np.float32], mask: Mask) -> float:
             ndimage.uniform_filter(part.astype(np.float32), _WINDOW_VOX, mode="constant")
         )
 
-    known = np.where(mask, values, np.float32(0))
-    off = np.where(mask, values - summed(known) / np.maximum(summed(mask), 1e-6), np.float32(0))
+    mean = summed(np.where(mask, values, 0)) / np.maximum(summed(mask), 1e-6)
+    off = np.where(mask, values - mean, np.float32(0))
     total, count = (np.zeros(values.shape, np.float32) for _ in range(2))
     for axis in (k for k, n in enumerate(values.shape) if n > _LAG_VOX):
         ahead = [(slice(None),) * axis + (s,) for s in (slice(_LAG_VOX, None), slice(-_LAG_VOX))]
         total[ahead[0]] += off[ahead[0]] * off[ahead[1]]
         count[ahead[0]] += mask[ahead[0]] & mask[ahead[1]]
-    counted = summed(count)
-    is_told = mask & (counted > _LEAST_TOLD)
-    return float(np.median(summed(total)[is_told] / counted[is_told])) if is_told.any() else 0.0
+    light = np.maximum(mean - dark, _LEAST_LIGHT * (bright - dark))
+    # Averaged twice, as noise of faint tissue looks like texture.
+    found = summed(summed(total)) / np.maximum(summed(summed(count)), 1e-6)
+    return np.asarray(found / light**2, np.float32)
+
+
+def _refined(mask: Mask, level: Grid, grid: Grid) -> Mask:
+    """A mask of a level on the lattice of the image."""
+    still = AffineTransform(np.eye(grid.ndim + 1), grid.axes)
+    image = Image(mask.astype(np.float32), level)
+    return np.asarray(warp_block(image, still, grid, WarpSettings(dtype=np.float32)) > 0.5)
 
 
 def _shrunk(image: Image) -> tuple[Image, int]:
