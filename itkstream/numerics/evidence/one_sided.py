@@ -52,7 +52,9 @@ _MORE = 4
 # have less than 0.01 to 0.04 of that of nuclei and membranes, 0.3 of that of a mouse (and 0.5 of
 # that of faint clouds, by noise); 95 % of torn tissue has more than 0.37.
 _PLAIN = 0.15
-_WINDOW_VOX, _LAG_VOX, _SPECK_VOX, _LEAST_LIGHT = 7, 2, 2, 0.05
+# Medium is at least so bright, compared to tissue: what is darker may be a ground with much noise.
+_BRIGHT = 0.5
+_WINDOW_VOX, _LAG_VOX, _SPECK_VOX, _LEAST_LIGHT = 7, 2, 2, 0.25
 # Voxels of a level on which a ground can be told.
 _LOOKED_AT = 1e6
 # Gaps of the content that are closed: half their width.
@@ -269,13 +271,19 @@ class _Grounds:
 def _textured(values: NDArray[np.float32], layer: Mask, tissue: Mask, thin: int) -> Mask:
     """Parts of a layer that have texture, as tissue has, by how bright they are.
 
-    All of it where there is no tissue to tell by. Edges are no texture.
+    All of it where there is no tissue to tell by, or it is no brighter than a noisy ground. Edges
+    are no texture.
     """
     known = np.isfinite(values)
     inner, other = (ndimage.binary_erosion(m, iterations=thin) & known for m in (layer, tissue))
     if not (inner.any() and other.any()):
         return layer
     dark, bright = np.percentile(values[known], (1, 99))
+    smooth = ndimage.gaussian_filter(np.where(known, values, dark), _BLUR_VOX)
+    ground = float(np.percentile(smooth[known], 1))
+    light, usual_light = (float(values[mask].mean()) - ground for mask in (inner, other))
+    if light < _BRIGHT * usual_light:
+        return layer
     contrast = _contrast(values, inner, dark, bright)
     usual = float(np.median(_contrast(values, other, dark, bright)[other]))
     specks = (np.nan_to_num(contrast) > _PLAIN * usual) & inner

@@ -8,7 +8,11 @@ from scipy import ndimage
 
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.evidence.ground import bright_ground
-from itkstream.numerics.evidence.one_sided import find_one_sided, painted_background
+from itkstream.numerics.evidence.one_sided import (
+    find_layer,
+    find_one_sided,
+    painted_background,
+)
 from itkstream.numerics.evidence.quality import tissue_mask
 
 SIDE = 64
@@ -108,6 +112,42 @@ def test_an_empty_ground_counts_nothing_where_the_other_image_shows_a_layer() ->
         assert left_out[r > 17].all()
         # The edge of the tissue is left out with it, and no more.
         assert not left_out[r < 10].any()
+
+
+def embedded(kind: str, outer: float = 28) -> np.ndarray:
+    """A ball of tissue in medium, in other tissue, or half in each, up to some radius."""
+    r, rng = from_middle(), np.random.default_rng(7)
+    texture = ndimage.gaussian_filter(rng.normal(0, 1, r.shape), 2)
+    medium, tissue = 70 + 4 * np.sin(np.indices(r.shape)[1] / 10), 70 + 20 * texture / texture.std()
+    first = np.indices(r.shape)[0] < SIDE / 2
+    around = {"medium": medium, "tissue": tissue, "half": np.where(first, medium, tissue)}[kind]
+    out = np.where((r >= 16) & (r < outer), around + rng.normal(0, 2, r.shape), ball(1))
+    return np.asarray(out, np.float32)
+
+
+@pytest.mark.parametrize("outer", [28, np.inf])
+def test_medium_is_no_tissue_and_what_was_torn_off_is(outer: float) -> None:
+    bare, r, first = image(ball(2)), from_middle(), np.indices((SIDE,) * 3)[0] < SIDE / 2 - 6
+    there = (r > 17) & (r < 28)
+    layer = find_layer(image(embedded("medium", outer)), bare, STILL)
+    assert layer[there].mean() > 0.95
+    assert not layer[r < 10].any()
+    assert not find_layer(image(embedded("tissue", outer)), bare, STILL).any()
+    half = find_layer(image(embedded("half", outer)), bare, STILL)
+    # The ground around it reaches over its edges.
+    assert half[there & first].mean() > 0.95
+    assert half[there & first[::-1]].mean() < 0.3
+
+
+def test_medium_that_fills_an_image_counts_nothing() -> None:
+    r, pair = from_middle(), (image(ball(2)), image(embedded("medium", np.inf)))
+    for fixed, moving in (pair, pair[::-1]):
+        left_out = find_one_sided(fixed, moving, STILL)
+        assert left_out[r > 17].mean() > 0.9
+        assert not left_out[r < 10].any()
+    pair = image(ball(2)), image(embedded("tissue", np.inf))
+    for fixed, moving in (pair, pair[::-1]):
+        assert not find_one_sided(fixed, moving, STILL).any()
 
 
 @pytest.mark.parametrize("shift", [0, 6, 20])
