@@ -118,7 +118,10 @@ def embedded(kind: str, outer: float = 28) -> np.ndarray:
     """A ball of tissue in medium, in other tissue, or half in each, up to some radius."""
     r, rng = from_middle(), np.random.default_rng(7)
     texture = ndimage.gaussian_filter(rng.normal(0, 1, r.shape), 2)
-    medium, tissue = 70 + 4 * np.sin(np.indices(r.shape)[1] / 10), 70 + 20 * texture / texture.std()
+    medium, tissue = (
+        120 + 4 * np.sin(np.indices(r.shape)[1] / 10),
+        120 + 20 * texture / texture.std(),
+    )
     first = np.indices(r.shape)[0] < SIDE / 2
     around = {"medium": medium, "tissue": tissue, "half": np.where(first, medium, tissue)}[kind]
     out = np.where((r >= 16) & (r < outer), around + rng.normal(0, 2, r.shape), ball(1))
