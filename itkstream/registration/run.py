@@ -57,6 +57,11 @@ _ONE_SIDED = (
     "of what is compared"
 )
 
+_NO_TISSUE = (
+    "what only one image shows on the empty ground of the other, without texture, is no tissue: the "
+    "error map leaves it out"
+)
+
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
 
 
@@ -299,6 +304,8 @@ class Run:
 
         def measure(facts: Note) -> Note:
             scene, tissue = self._judged(transform)
+            if scene is not self.scene:
+                scene.reporter.note(_NO_TISSUE)
             overview = look_over(*scene.coarse, transform)
             scene.reporter.note(overview.chance.describe())
             self._store_error(scene, transform, overview, path)

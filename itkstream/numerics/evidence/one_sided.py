@@ -246,20 +246,28 @@ class _Grounds:
         And what the fixed one shows, where tissue is spared. `lights` are both images on the fixed
         lattice.
         """
-        here, there = self.layers
-        light, other = (np.asarray(values, np.float32) for values in lights)
-        none = np.zeros(here.shape, bool)
-        return (
-            _textured(other, here, self.both, thin) if self.fill else none,
-            _textured(light, there, self.both, thin) if self.fill or spares_tissue else none,
+        none = np.zeros(self.both.shape, bool)
+        here, there = (
+            _textured(np.asarray(values, np.float32), layer, self.both, thin)
+            if (self.fill or spares) and _thick(layer, thin) > self._least
+            else none
+            for values, layer, spares in zip(
+                lights[::-1], self.layers, (False, spares_tissue), strict=True
+            )
         )
+        return here, there
+
+    @property
+    def _least(self) -> float:
+        """Voxels of a layer below which there is little of it."""
+        return _LEAST_ONE_SIDED * int(self.both.sum())
 
     def shows_much(self, textured: tuple[Mask, Mask], thin: int) -> tuple[bool, bool]:
         """Whether the moving image shows much on the fixed one's ground, or the other way.
 
         Tissue that is not aligned yet does both, about as much. What is textured does not count.
         """
-        least = _LEAST_ONE_SIDED * int(self.both.sum())
+        least = self._least
         if not least:
             return False, False
         here, there = (
