@@ -58,8 +58,8 @@ _ONE_SIDED = (
 )
 
 _NO_TISSUE = (
-    "what only one image shows on the empty ground of the other, without texture, is no tissue: the "
-    "error map leaves it out"
+    "what only one image shows on the empty ground of the other, without texture, is no tissue: "
+    "the error map leaves it out"
 )
 
 _LIBRARIES = ("numpy", "scipy", "numba", "SimpleITK", "zarr", "dask", "distributed")
