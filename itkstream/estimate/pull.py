@@ -45,13 +45,13 @@ _MOST_VOXELS = 1.2e6
 _MOVED = 0.5
 # Fewer that tell are too few. Sixty landmarks, and 8, 16 and 30 of them, in tissue without texture,
 # three seeds: true ones gain 2.4 standard errors or more where 8 tell, but for one (1.6) that the
-# images meet already; those off by 3 voxels at random gain from -3.5 to -0.7.
+# images meet already; those off by 3 voxels at random gain from -4.5 to -0.2.
 _LEAST_WITNESSES, _CLEARLY = 8, 2.0
 
 
 @dataclass(frozen=True)
 class PullEvidence:
-    """What a deformation that landmarks pull foretells of landmarks that are held out of it.
+    """Evidence for the pull of landmarks: it foretells those that are held out of it, or not.
 
     `witnesses` of them were moved by the pull of the others; the median of their errors is
     `without_um` without any pull, and `with_um` with it. `deviations` is their mean gain in its
@@ -118,7 +118,7 @@ def judge_pull(
 
 
 def _errors(marks: Landmarks, places: Floats) -> Floats:
-    """How far places are from where landmarks were placed, (m,)."""
+    """Distances of places from where landmarks were placed, (m,)."""
     return np.asarray(np.linalg.norm(places - marks.moving, axis=1))
 
 
@@ -168,7 +168,7 @@ class _Level:
 
 
 def _foretold(level: _Level, marks: Landmarks) -> Floats:
-    """Where each landmark lies by a deformation that others pull, (m, n)."""
+    """Find where each landmark lies by a deformation that others pull, (m, n)."""
     part = np.random.default_rng(_SEED).permutation(len(marks)) % _FOLDS
     found = np.empty_like(marks.moving)
     for number in np.unique(part):

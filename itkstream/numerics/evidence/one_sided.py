@@ -235,7 +235,7 @@ class _Grounds:
 
     @property
     def layers(self) -> tuple[Mask, Mask]:
-        """What the moving image shows on the ground of the fixed one, and the other way."""
+        """Content of the moving image on the ground of the fixed one, and the other way."""
         return self.fixed.empty & self.shown, self.lost & self.fixed.content
 
     def textured(
