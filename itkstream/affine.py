@@ -14,7 +14,7 @@ from itkstream.blocks.inputs import as_pair, check_one_channel, check_start
 from itkstream.blocks.masks import Mask
 from itkstream.errors import RegistrationError
 from itkstream.estimate.affines import logger, prepare_local_affines, split_local_affines
-from itkstream.geometry import AffineTransform, Image
+from itkstream.geometry import AffineTransform, ChannelPair, Image
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.matching.affine import AffineSettings, affine_block
@@ -130,7 +130,8 @@ def ransac_affine(
     )
     settings = replace(settings, ransac=ransac or settings.ransac)
     own = tuple(None if p is None else np.asarray(p, float) for p in (fix_points, mov_points))
-    estimate = affine_block(fixed, moving, settings, (own[0], own[1])).estimate
+    pair = ChannelPair(fixed, moving)
+    estimate = affine_block([pair], settings, (own[0], own[1])).estimate
     if estimate.matrix is None:
         raise RegistrationError(
             f"no affine found: {estimate.reason}. Check the spacings, or try other radii, a lower "

@@ -260,7 +260,7 @@ class KeyPointSearch:
         grid = here.fixed.grid
         fitting = _holding(grid, self.choices) or _holding(grid, self.smaller)
         choices = fitting or self.choices
-        found = best_affine_block(here.fixed, here.moving, choices, others=others).best
+        found = best_affine_block((here, *others), choices).best
         estimate, pairs = found.estimate, found.pairs
         if not alone:
             estimate = _simpler(estimate, pairs, found.settings.ransac)

@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from itkstream.blocks.sources import inverted
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import Grid, Image
+from itkstream.geometry import ChannelPair, Grid, Image
 from itkstream.numerics.matching.affine import (
     AffineSettings,
     MatchedAffine,
@@ -224,7 +224,8 @@ class _Trials:
     def match(self, moving: Image) -> MatchedAffine | None:
         """The settings by which most matches agree, of all."""
         try:
-            found = best_affine_block(self.fixed, moving, self.choices, math.inf, self.points)
+            pair = [ChannelPair(self.fixed, moving)]
+            found = best_affine_block(pair, self.choices, math.inf, self.points)
         except (InputError, RegistrationError):
             return None
         return found.best

@@ -255,6 +255,8 @@ class ChannelPair:
         The images, each on the grid of the other channels.
     weight : float
         How much it counts, where the pair that leads counts for 1.
+    sought : (Image or None, Image or None)
+        Where key points are sought in both images, masks on their grids; None for everywhere.
 
     Examples
     --------
@@ -265,10 +267,13 @@ class ChannelPair:
     fixed: Image
     moving: Image
     weight: float = 1.0
+    sought: tuple[Image | None, Image | None] = (None, None)
 
     def __getitem__(self, box: Any) -> ChannelPair:
         """A part of the fixed image, with all of the moving one."""
-        return replace(self, fixed=self.fixed[box])
+        here, there = self.sought
+        part = None if here is None else here[box]
+        return replace(self, fixed=self.fixed[box], sought=(part, there))
 
 
 def joined_channels(images: Sequence[Image]) -> Image:

@@ -41,7 +41,9 @@ class RegisterSettings:
         or a layer of mounting medium, no voxel counts in the steps that refine a transform. Tissue
         without counterpart in the moving image, torn out or replaced by other tissue, does not
         count in `Deformable` with method 'lcc', which continues the field there from what surrounds
-        it. "all": every voxel counts that no mask leaves out.
+        it. Key points on a ground that is certainly empty are left out where few of an affine's
+        matches agree, voxels agree better so, and no mask leaves voxels of the image out. "all":
+        every voxel counts that no mask leaves out.
     report : bool
         Whether a page of pictures and numbers is written at the end (`itkstream.write_report`).
     error_map : bool

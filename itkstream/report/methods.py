@@ -140,13 +140,14 @@ def _ransac(told: dict[str, Any], cite: _Cited) -> str:
             f"; {told['inliers']} of {told['matches']} matches agreed, with a median residual of "
             f"{told['median_residual']:.2f} µm"
         )
+    where = ", outside of empty ground" if told.get("empty_ground", {}).get("left_out") else ""
     chosen = told.get("chosen", {})
     how = ""
     if "match_threshold" in chosen:
         how = f" (at least {chosen['match_threshold']:g}, radius {chosen['context_radius']} voxels)"
     return (
         f"{searched}An affine transform was fitted to key points, bright blobs of any scale "
-        f"{cite(_BLOBS)}, "
+        f"{cite(_BLOBS)}{where}, "
         f"matched by the correlation of their neighbourhoods{how}, by random sample "
         f"consensus {cite(_RANSAC, _MSAC)}"
         f"{agreed}."

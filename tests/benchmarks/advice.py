@@ -135,7 +135,9 @@ def _matched(
     step = RansacAffine(cc_radius=context, match_threshold=min(THRESHOLDS))
     points = (None, None) if known is None else known.points
     try:
-        return affine_block(fixed, moving, step.settings_for(fixed.spacing, radii), points)
+        return affine_block(
+            [ChannelPair(fixed, moving)], step.settings_for(fixed.spacing, radii), points
+        )
     except (InputError, RegistrationError):
         return None
 
@@ -154,7 +156,9 @@ def _inliers(fixed: Image, moving: Image, advice: Advice) -> int:
     step = RansacAffine(
         cc_radius=chosen["context radius"], match_threshold=chosen["match threshold"]
     )
-    found = affine_block(fixed, moving, step.settings_for(fixed.spacing, chosen["radii"]))
+    found = affine_block(
+        [ChannelPair(fixed, moving)], step.settings_for(fixed.spacing, chosen["radii"])
+    )
     return found.stages.inliers
 
 

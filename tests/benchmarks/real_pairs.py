@@ -29,7 +29,7 @@ from itkstream.errors import RegistrationError
 from itkstream.geometry import Image, Transform
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 
-__all__ = ["FOLDER", "main", "measure_pair", "open_pair"]
+__all__ = ["FOLDER", "judge", "main", "measure_pair", "open_pair"]
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "real"
 _NIREP = {"fixed": "nirep/na01.nii.gz", "moving": "nirep/na02.nii.gz"}
@@ -74,7 +74,7 @@ def measure_pair(folder: Path, name: str) -> dict[str, Any]:
         except RegistrationError as error:
             return {"pair": name, "failed": str(error)}
         seconds = time.perf_counter() - began
-        measured = _judge(folder, name, found.transform, fixed, moving)
+        measured = judge(folder, name, found.transform, fixed, moving)
         steps = {step["name"]: step for step in found.facts["steps"]}
         jacobian = found.facts["certificate"]["least_jacobian"]
     chosen = {key: steps["deformation"].get(key) for key in ("similarity", "stiffness")}
@@ -110,9 +110,10 @@ def _open(path: Path) -> Image:
     return Image(np.asarray(image.read()), image.grid.in_unit("micrometer"), image.name)
 
 
-def _judge(
+def judge(
     folder: Path, name: str, transform: Transform, fixed: Image, moving: Image
 ) -> dict[str, Any]:
+    """Judge a transform of a pair by what is known of it."""
     truth = folder / f"{name}_truth.npz"
     if truth.exists():
         stated = itkstream.open_image(_path(folder, name, "fixed")).grid.spacing[0]

@@ -17,6 +17,7 @@ from itkstream.blocks.masks import masked
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import (
     AffineTransform,
+    ChannelPair,
     CompositeTransform,
     DisplacementField,
     Grid,
@@ -348,7 +349,7 @@ def test_affine_of_a_block(pair: PhantomPair) -> None:
     settings = AffineSettings(
         KeyPointSettings(2, 6), ContextWindow((6.0, 6.0, 7.2), 7), MatchSettings(0.6)
     )
-    matched = affine_block(pair.fixed, pair.moving, settings)
+    matched = affine_block([ChannelPair(pair.fixed, pair.moving)], settings)
     estimate = matched.estimate
     assert estimate
     assert len(matched.pairs) == len(estimate.inliers)
@@ -356,18 +357,18 @@ def test_affine_of_a_block(pair: PhantomPair) -> None:
     # The best affine cannot follow the warp of 2 micrometers, but most of it.
     assert found["median_um"] < 1
     poor = affine_block(
-        pair.fixed, pair.moving, replace(settings, matching=MatchSettings(0.999))
+        [ChannelPair(pair.fixed, pair.moving)], replace(settings, matching=MatchSettings(0.999))
     ).estimate
     assert not poor
     assert "key points in the fixed and" in poor.reason
     mask = np.zeros(pair.fixed.shape, bool)
     mask[:20] = True
-    left = affine_block(masked(pair.fixed, mask), pair.moving, settings).estimate
+    part = ChannelPair(masked(pair.fixed, mask), pair.moving)
+    left = affine_block([part], settings).estimate
     assert len(left.inliers) < len(estimate.inliers)
+    nothing = replace(pair.fixed, data=np.full(pair.fixed.shape, np.nan))
     with pytest.raises(RegistrationError, match="no voxel of the image is finite"):
-        affine_block(
-            replace(pair.fixed, data=np.full(pair.fixed.shape, np.nan)), pair.moving, settings
-        )
+        affine_block([ChannelPair(nothing, pair.moving)], settings)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])

@@ -23,7 +23,14 @@ from itkstream.numerics.evidence.quality import border_of, tissue_mask
 from itkstream.numerics.sampling.pyramid import shrink
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, WarpSettings, warp_block
 
-__all__ = ["Ground", "find_layer", "find_one_sided", "painted_background"]
+__all__ = [
+    "Ground",
+    "find_layer",
+    "find_one_sided",
+    "find_shown",
+    "lay_mask",
+    "painted_background",
+]
 
 Mask = NDArray[np.bool_]
 
@@ -332,9 +339,34 @@ def _refined(mask: Mask, level: Grid, grid: Grid) -> Mask:
     return np.asarray(warp_block(image, still, grid, WarpSettings(dtype=np.float32)) > 0.5)
 
 
+def find_shown(image: Image) -> Image | None:
+    """Find where an image may show anything: all of it but its empty ground.
+
+    That is told on a level of a large image. None where no ground is certain, and where voxels are
+    left out already, by a mask or as they are NaN.
+    """
+    voxels, factors = image.read(), _level_factors(image)
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        return None
+    level, grid = shrink(voxels, image.grid, factors)
+    shown = ~Ground.of(level).empty
+    return None if shown.all() else Image(_refined(shown, grid, image.grid), image.grid)
+
+
+def lay_mask(mask: Image, transform: Transform, grid: Grid) -> Image:
+    """Lay a mask of the moving image on the voxels of a grid; nothing is in it beyond."""
+    values = Image(np.asarray(mask.read(), np.float32), mask.grid)
+    settings = WarpSettings(background=0.0, dtype=np.float32)
+    return Image(warp_block(values, transform, grid, settings) > 0.5, grid)
+
+
+def _level_factors(image: Image) -> tuple[int, ...]:
+    return cubic_factors(image.grid, _LOOKED_AT, slack=0.25)
+
+
 def _shrunk(image: Image) -> tuple[Image, int]:
     """A level of a large image that tells of its ground, and voxels per axis of its voxels."""
-    factors = cubic_factors(image.grid, _LOOKED_AT, slack=0.25)
+    factors = _level_factors(image)
     return Image(*shrink(image.read(), image.grid, factors)), max(factors)
 
 

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
-from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image
+from itkstream.geometry import AffineTransform, ChannelPair, Grid
 from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
 from itkstream.numerics.matching.keypoints import (
     KeyPointSettings,
@@ -182,30 +182,29 @@ def find_elsewhere(
 
 
 def affine_block(
-    fixed: Image,
-    moving: Image,
+    channels: Sequence[ChannelPair],
     settings: AffineSettings,
     points: Both[NDArray[np.float64]] = (None, None),
-    others: Sequence[ChannelPair] = (),
 ) -> MatchedAffine:
     """Find the affine between two images in memory from their key points.
 
-    Key points of further channels are matched channel by channel, and all matches are fitted
-    together. A channel that has none, as a constant one, is left out where another has some.
+    Key points are matched channel by channel, and all matches are fitted together. A channel that
+    has none, as a constant one, is left out where another has some. Points may be known of the
+    channel that leads, which is the first.
     """
+    lead, *others = channels
+    found = []
     try:
-        lead = _match_channel(fixed, moving, settings, points)
+        found.append(_match_channel(lead, settings, points))
     except (InputError, RegistrationError):
         if not others:
             raise
-        lead = None
-    found = [lead] if lead else []
     for pair in others:
         with suppress(InputError, RegistrationError):
-            found.append(_match_channel(pair.fixed, pair.moving, settings, (None, None)))
+            found.append(_match_channel(pair, settings, (None, None)))
     if not found:
         raise RegistrationError("no channel shows key points in both images")
-    return _fit_channels(found, settings, fixed.grid)
+    return _fit_channels(found, settings, lead.fixed.grid)
 
 
 @frozen(eq=False)
@@ -234,20 +233,21 @@ def _fit_channels(found: Sequence[_Matched], settings: AffineSettings, grid: Gri
 
 
 def _match_channel(
-    fixed: Image,
-    moving: Image,
-    settings: AffineSettings,
-    points: Both[NDArray[np.float64]],
+    pair: ChannelPair, settings: AffineSettings, points: Both[NDArray[np.float64]]
 ) -> _Matched:
     """Match the key points of one channel of both images."""
-    sides = ("fixed", fixed, points[0]), ("moving", moving, points[1])
-    window = settings.window.within(fixed.grid, moving.grid)
+    sides = (
+        ("fixed", pair.fixed, pair.sought[0], points[0]),
+        ("moving", pair.moving, pair.sought[1], points[1]),
+    )
+    window = settings.window.within(pair.fixed.grid, pair.moving.grid)
     contexts, used, doubts = [], [], []
-    for which, image, own in sides:
+    for which, image, mask, own in sides:
         voxels = image.read()
         try:
             if own is None:
-                own = find_key_points(voxels, image.grid, settings.key_points).positions
+                sought = None if mask is None else mask.read()
+                own = find_key_points(voxels, image.grid, settings.key_points, sought).positions
             contexts.append(sample_contexts(voxels, image.grid, own, window))
         except (InputError, RegistrationError) as error:
             raise type(error)(f"{which} image: {error}") from None
@@ -299,18 +299,15 @@ def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> Affine
 
 
 def best_affine_block(
-    fixed: Image,
-    moving: Image,
+    channels: Sequence[ChannelPair],
     choices: Sequence[AffineSettings],
     plenty: float = PLENTY_OF_INLIERS,
     fixed_points: KnownPoints | None = None,
-    others: Sequence[ChannelPair] = (),
 ) -> BestAffine:
     """Find the affine between two images in memory with the settings that find most matches.
 
     Where so many agree that these are plenty, no other settings are tried. `fixed_points` gives the
-    key points of the fixed image, where they are sought once for many matches (`sought_once`);
-    `others` are further channels.
+    key points of the fixed image, where they are sought once for many matches (`sought_once`).
     """
     best: MatchedAffine | None = None
     failure: InputError | RegistrationError | None = None
@@ -322,7 +319,7 @@ def best_affine_block(
             with suppress(InputError, RegistrationError):
                 own = fixed_points(settings.key_points)
         try:
-            found = affine_block(fixed, moving, settings, (own, None), others)
+            found = affine_block(channels, settings, (own, None))
         except (InputError, RegistrationError) as error:
             failure = failure or error
             tried.append((settings, None))

@@ -228,7 +228,12 @@ class KeyPoints:
         return len(self.positions)
 
 
-def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings) -> KeyPoints:
+def find_key_points(
+    image: NDArray[Any],
+    grid: Grid,
+    settings: KeyPointSettings,
+    sought: NDArray[np.bool_] | None = None,
+) -> KeyPoints:
     """Find bright blobs.
 
     A blob of radius R is a maximum, over position and width, of the scale-normalised Laplacian of
@@ -246,6 +251,8 @@ def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings)
         Where the voxels lie, in µm.
     settings : KeyPointSettings
         Radii and number.
+    sought : ndarray of bool, optional
+        Voxels on which key points may lie; default all. The others are seen all the same.
 
     Returns
     -------
@@ -268,12 +275,22 @@ def find_key_points(image: NDArray[Any], grid: Grid, settings: KeyPointSettings)
     3
     """
     voxels, allowed = finite_voxels(image, grid)
+    if sought is not None:
+        allowed = sought if allowed is None else allowed & sought
     return _find_blobs(voxels, allowed, grid, settings)
 
 
-def sought_once(image: Image) -> KnownPoints:
-    """Positions of the key points of an image, by settings; sought once by each of them."""
-    return cache(lambda settings: find_key_points(image.read(), image.grid, settings).positions)
+def sought_once(image: Image, mask: Image | None = None) -> KnownPoints:
+    """Positions of the key points of an image, by settings; sought once by each of them.
+
+    The mask says where, if there is one, as `find_key_points` takes it.
+    """
+
+    def find(settings: KeyPointSettings) -> Floats:
+        sought = None if mask is None else mask.read()
+        return find_key_points(image.read(), image.grid, settings, sought).positions
+
+    return cache(find)
 
 
 def _find_blobs(

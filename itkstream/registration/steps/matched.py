@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from itkstream.blocks.sources import readable
 from itkstream.errors import RegistrationError
 from itkstream.geometry import AffineTransform, ChannelPair, Image, Slices, Transform
+from itkstream.numerics.evidence.one_sided import lay_mask
 from itkstream.numerics.matching.affine import MatchedAffine, Stages, affine_block
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.registration.scene import Radii
@@ -104,9 +105,11 @@ def choose_matching(
 
 
 def align_channel(pair: ChannelPair, start: Transform) -> ChannelPair:
-    """Resample the moving image of a channel through a start."""
-    grid = pair.fixed.grid
-    return replace(pair, moving=Image(warp_block(pair.moving, start, grid, NAN_OUTSIDE), grid))
+    """Resample the moving image of a channel, and where it is searched, through a start."""
+    grid, (here, there) = pair.fixed.grid, pair.sought
+    moving = Image(warp_block(pair.moving, start, grid, NAN_OUTSIDE), grid)
+    laid = None if there is None else lay_mask(there, start, grid)
+    return replace(pair, moving=moving, sought=(here, laid))
 
 
 def said_of(outcomes: Outcomes) -> str:
@@ -155,10 +158,9 @@ class _Tries:
 
     def _matched(self, step: MatchingStep, known: MatchedAffine) -> MatchedAffine:
         """Match by other contexts; key points of one channel need not be sought again."""
-        lead, *others = self.parts
-        points = (None, None) if others else known.points
-        settings = step.settings_for(lead.fixed.spacing, self.radii)
-        return affine_block(lead.fixed, lead.moving, settings, points, others)
+        points = (None, None) if len(self.parts) > 1 else known.points
+        settings = step.settings_for(self.parts[0].fixed.spacing, self.radii)
+        return affine_block(self.parts, settings, points)
 
 
 def _sample(pairs: Sequence[ChannelPair], matrix: Floats) -> tuple[list[ChannelPair], float]:
@@ -178,14 +180,23 @@ def _sample(pairs: Sequence[ChannelPair], matrix: Floats) -> tuple[list[ChannelP
         box = other = (slice(None),) * fixed.ndim
     else:
         other = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    read = [
-        replace(pair, fixed=_read(pair.fixed, box), moving=_read(pair.moving, other))
-        for pair in pairs
-    ]
+    read = [_read(pair, box, other) for pair in pairs]
     return read, read[0].fixed.grid.size / fixed.size
 
 
-def _read(image: Image, box: Slices) -> Image:
+def _read(pair: ChannelPair, box: Slices, other: Slices) -> ChannelPair:
+    """Parts of both images of a channel, and where these are searched, in memory."""
+    here, there = pair.sought
+    sought = (
+        None if here is None else _part(here, box),
+        None if there is None else _part(there, other),
+    )
+    return replace(
+        pair, fixed=_part(pair.fixed, box), moving=_part(pair.moving, other), sought=sought
+    )
+
+
+def _part(image: Image, box: Slices) -> Image:
     part = readable(image)[box]
     return Image(part.read(), part.grid, part.name)
 

@@ -232,9 +232,8 @@ def choose_radii(
 
     `fixed_points` as for `best_affine_block`.
     """
-    lead, *others = pairs
-    choices = [step.settings_for(lead.fixed.spacing, pair) for pair in radii]
-    found = best_affine_block(lead.fixed, lead.moving, choices, plenty, fixed_points, others)
+    choices = [step.settings_for(pairs[0].fixed.spacing, pair) for pair in radii]
+    found = best_affine_block(pairs, choices, plenty, fixed_points)
     chosen = radii[choices.index(found.best.settings)]
     return ChosenRadii(chosen, found, step, tuple(radii))
 

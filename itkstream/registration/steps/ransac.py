@@ -25,6 +25,7 @@ from itkstream.estimate.misfits import (
 )
 from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
+from itkstream.numerics.evidence.one_sided import find_shown
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
 from itkstream.numerics.matching.affine import (
     PLENTY_OF_INLIERS,
@@ -108,6 +109,25 @@ class _Pair:
     def fixed(self) -> Image:
         """The fixed image of the leading channel."""
         return self.channels[0].fixed
+
+    def off_ground(self) -> _Pair:
+        """The pair in which no key points are sought on ground that is certainly empty."""
+        channels = tuple(
+            replace(pair, sought=(find_shown(pair.fixed), find_shown(pair.moving)))
+            for pair in self.channels
+        )
+        points = sought_once(channels[0].fixed, channels[0].sought[0])
+        return attrs.evolve(self, channels=channels, fixed_points=points)
+
+    @property
+    def empty_ground(self) -> dict[str, float]:
+        """Shares of the leading channel's images in which no key points are sought, if any."""
+        masks = zip(("fixed", "moving"), self.channels[0].sought, strict=True)
+        return {
+            which: round(1 - float(mask.read().mean()), 4)
+            for which, mask in masks
+            if mask is not None
+        }
 
     def evidence(
         self, matrix: NDArray[np.float64], spent: NDArray[np.float64] | None = None
@@ -343,6 +363,8 @@ class RansacAffine(MatchingStep):
         if found.is_rough and found.matrix is not None:
             again = self._matched(pair, found.matrix)
             found = max(again, found, key=lambda affine: affine.rank)
+        if found.is_rough and scene.content == "common":
+            pair, found = self._off_ground(pair, found, facts)
         found = self._chosen_anew(pair, found)
         facts |= found.facts
         if found.evidence is not None:
@@ -413,6 +435,32 @@ class RansacAffine(MatchingStep):
             facts["elsewhere"] = attrs.asdict(elsewhere)
         evidence = pair.evidence(matrix, pairs.fixed_points[estimate.inliers])
         return _Affine(matrix, evidence, facts, chosen.radii, stages=stages)
+
+    def _off_ground(
+        self, pair: _Pair, found: _Affine, facts: dict[str, Any]
+    ) -> tuple[_Pair, _Affine]:
+        """Seek key points off empty ground, where few of the matches agree; keep the better.
+
+        That is the one by which voxels agree better, which neither followed. The pair is the one
+        that is searched so, or as it was. Of a head and a template, turned and shifted four times,
+        affines are 1.20 instead of 1.60 voxels off; labels of two people's lungs overlap by 0.85
+        instead of 0.82 (`tests/benchmarks/off_ground.py`).
+        """
+        part = pair.off_ground()
+        shares = part.empty_ground
+        if not shares:
+            return pair, found
+        assert found.matrix is not None
+        again = self._matched(part, found.matrix)
+        reached = pair.correlations(found.matrix, again.matrix)
+        better = again.outcome == "convincing" and reached[1] > reached[0]
+        facts["empty_ground"] = {
+            "share": shares,
+            "inliers": [one.facts.get("inliers", 0) for one in (found, again)],
+            "local_correlation": reached,
+            "left_out": better,
+        }
+        return (part, again) if better else (pair, found)
 
     def _chosen_anew(self, pair: _Pair, found: _Affine) -> _Affine:
         """Choose what is left open from the data, where few matches agree by the usual.

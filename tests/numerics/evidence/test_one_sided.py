@@ -11,6 +11,8 @@ from itkstream.numerics.evidence.ground import bright_ground
 from itkstream.numerics.evidence.one_sided import (
     find_layer,
     find_one_sided,
+    find_shown,
+    lay_mask,
     painted_background,
 )
 from itkstream.numerics.evidence.quality import tissue_mask
@@ -169,3 +171,40 @@ def test_a_bright_ground_is_told_through_noise_and_uneven_light() -> None:
     tissue, r = tissue_mask(counts), from_middle()
     assert tissue[r < 15].all()
     assert not tissue[r > 26].any()
+
+
+@pytest.mark.parametrize("bright", [False, True])
+def test_an_image_shows_something_where_its_ground_ends(bright: bool) -> None:
+    voxels = 255 - ball(1) if bright else ball(1)
+    shown, r = find_shown(image(voxels)), from_middle()
+    assert shown is not None
+    assert shown.read()[r < 15].all()
+    assert not shown.read()[r > 20].any()
+
+
+def test_it_is_told_on_a_level_of_a_large_image() -> None:
+    """Also where groups of voxels stick out at its end."""
+    large = np.pad(ball(1).repeat(2, 0).repeat(2, 1).repeat(2, 2), ((0, 1), (0, 0), (0, 0)), "edge")
+    shown, r = find_shown(image(large)), from_middle().repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    assert shown is not None
+    assert shown.shape == large.shape
+    assert shown.read()[:-1][r < 14].all()
+    assert not shown.read()[:-1][r > 22].any()
+
+
+def test_all_of_an_image_without_a_certain_ground_counts() -> None:
+    """Truth: it is full of tissue, or a mask leaves out its ground."""
+    rng = np.random.default_rng(0)
+    full = 200 + ndimage.gaussian_filter(rng.normal(0, 60, (64, 64, 64)), 2)
+    left = ball(1)
+    left[:3] = np.nan
+    for voxels in (full, left, np.full_like(full, np.nan)):
+        assert find_shown(image(voxels.astype(np.float32))) is None
+
+
+def test_a_mask_is_laid_where_a_transform_puts_it() -> None:
+    shift = np.eye(4)
+    shift[0, 3] = -9
+    mask = from_middle() < 16
+    laid = lay_mask(image(mask), AffineTransform(shift), image(mask).grid)
+    np.testing.assert_array_equal(laid.read(), np.roll(mask, 9, axis=0))

@@ -1,5 +1,6 @@
 """Key points and matches on scenes of known truth, and on the real pair where it is present."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,20 @@ def test_known_points_are_sought_once(pair):
     assert known(KeyPointSettings(3.0, 8.0, nspots=400)) is points
     np.testing.assert_array_equal(points, find_key_points(fixed, grid, SETTINGS).positions)
     assert len(known(KeyPointSettings(3.0, 8.0, nspots=10))) == 10
+
+
+def test_key_points_lie_where_they_are_sought(pair):
+    """Truth: those of all of the image that lie there; the strongest of these are kept."""
+    image, grid = pair[0]
+    many = replace(SETTINGS, nspots=5000)
+    everywhere = find_key_points(image, grid, many)
+    sought = np.zeros(image.shape, bool)
+    sought[: image.shape[0] // 2] = True
+    lying = np.rint(grid.to_index(everywhere.positions))[:, 0] < image.shape[0] // 2
+    found = find_key_points(image, grid, many, sought)
+    np.testing.assert_array_equal(found.positions, everywhere.positions[lying])
+    few = find_key_points(image, grid, replace(SETTINGS, nspots=10), sought)
+    np.testing.assert_array_equal(few.positions, found.positions[:10])
 
 
 def test_only_the_strongest_are_kept(pair):

@@ -42,8 +42,8 @@ FLAT = Image(np.full(SHAPE, 3.0, np.float32), GRID)
 def test_matches_of_both_are_fitted_together(channels):
     """Truth: the shift; each channel brings what it brings alone."""
     (a, b), (c, d) = channels
-    first, second = affine_block(a, b, SETTINGS), affine_block(c, d, SETTINGS)
-    both = affine_block(a, b, SETTINGS, others=[ChannelPair(c, d)])
+    first, second = (affine_block([ChannelPair(*pair)], SETTINGS) for pair in channels)
+    both = affine_block([ChannelPair(a, b), ChannelPair(c, d)], SETTINGS)
     assert both.matches_per_channel == (len(first.pairs), len(second.pairs))
     assert sum(both.inliers_per_channel) == both.stages.inliers
     assert both.stages.matches == first.stages.matches + second.stages.matches
@@ -54,7 +54,7 @@ def test_matches_of_both_are_fitted_together(channels):
 
 def test_index_leads_to_the_points_of_all(channels):
     (a, b), (c, d) = channels
-    both = affine_block(a, b, SETTINGS, others=[ChannelPair(c, d)])
+    both = affine_block([ChannelPair(a, b), ChannelPair(c, d)], SETTINGS)
     for side in ("fixed", "moving"):
         points = both.points[side == "moving"]
         np.testing.assert_array_equal(
@@ -65,13 +65,13 @@ def test_index_leads_to_the_points_of_all(channels):
 def test_a_channel_without_key_points_is_left_out(channels):
     """Whether it leads or not; to the last bit."""
     a, b = channels[0]
-    alone = affine_block(a, b, SETTINGS)
-    led = affine_block(FLAT, FLAT, SETTINGS, others=[ChannelPair(a, b)])
-    followed = affine_block(a, b, SETTINGS, others=[ChannelPair(FLAT, FLAT)])
+    alone = affine_block([ChannelPair(a, b)], SETTINGS)
+    led = affine_block([ChannelPair(FLAT, FLAT), ChannelPair(a, b)], SETTINGS)
+    followed = affine_block([ChannelPair(a, b), ChannelPair(FLAT, FLAT)], SETTINGS)
     for found in (led, followed):
         np.testing.assert_array_equal(found.estimate.matrix, alone.estimate.matrix)
     with pytest.raises(ItkstreamError):
-        affine_block(FLAT, FLAT, SETTINGS, others=[ChannelPair(FLAT, FLAT)])
+        affine_block([ChannelPair(FLAT, FLAT)] * 2, SETTINGS)
 
 
 def test_one_part_is_itself():
