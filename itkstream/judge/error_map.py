@@ -91,8 +91,6 @@ class Overview:
         Lattice of the nodes.
     voxel : float
         The smallest spacing of the level, in which lengths count.
-    measures : ndarray, grid.shape + (m,)
-        Numbers of `MEASURES`.
     halves : ndarray, grid.shape + (2,)
         As `compare_halves` finds them.
     astray : float
@@ -106,22 +104,23 @@ class Overview:
 
     grid: Grid
     voxel: float
-    measures: NDArray[np.float32]
     halves: NDArray[np.float32]
     astray: float
     look: Look
     chance: ChanceLevel
 
     def at(self, nodes: Grid, voxel: float) -> WideEvidence:
-        """Measures and halves at other nodes, as on a level of voxels twice as large as `voxel`.
+        """Halves at other nodes, in voxels twice as large as `voxel`.
 
-        So coarse was that of the pairs on which the radii were fitted; a finer one is taken for it.
+        So coarse was the level of the pairs on which the radii were fitted.
         """
         index = np.moveaxis(self.grid.to_index(nodes.positions()), -1, 0)
-        measures, halves = _sampled(self.measures, index), _sampled(self.halves, index)
-        scale = max(self.voxel / (2 * voxel), _LEAST_SCALE)
-        measures[..., MEASURES.index("shift")] *= np.float32(scale)
-        return WideEvidence(measures, halves * np.float32(scale), self.astray, scale)
+        scale = self.scale(voxel)
+        return WideEvidence(_sampled(self.halves, index) * np.float32(scale), self.astray, scale)
+
+    def scale(self, voxel: float) -> float:
+        """Voxels of the level per two of `voxel`, at least 1: a finer one is taken for that."""
+        return max(self.voxel / (2 * voxel), _LEAST_SCALE)
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ def look_over(
         inside, _ = shrink(tissue.astype(np.float32), small.grid, search.stride)
         astray = measure_disarray(measures, found, inside >= 0.5, _NARROW)
         chance = find_chance(small, aligned, tissue, settings)
-    return Overview(nodes, small.grid.least_spacing, measures, found, astray, look, chance)
+    return Overview(nodes, small.grid.least_spacing, found, astray, look, chance)
 
 
 def prepare_evidence(
@@ -331,7 +330,7 @@ def _foretell_block(
 ) -> NDArray[np.float32]:
     """Radii of the nodes of a block, in physical units."""
     evidence = _describe(part, overview, lattice, block.padded)
-    radii = np.minimum(load_table().radius(evidence), np.float32(lattice.extent))
+    radii = load_table().radius(evidence, lattice.extent, overview.scale(lattice.voxel))
     return np.asarray(radii[block.core_in_padded]) * np.float32(lattice.voxel)
 
 

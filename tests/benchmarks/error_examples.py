@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.stats import rankdata
 
-from itkstream.geometry import Grid, Image, Transform
+from itkstream.geometry import Grid
 from itkstream.judge.error_map import ErrorLattice, evidence_of, look_over
 from itkstream.numerics.evidence.radius import EVIDENCE, RadiusTable
 
 __all__ = [
     "Example",
     "Judgement",
-    "examine",
     "judge",
     "load_examples",
+    "make_examples",
     "read_example",
     "roc_area",
 ]
 
 Floats = NDArray[np.float32]
 
-# Every how many tissue voxels an error is kept.
-_THINNED = 17
+# An error is kept of every so many tissue voxels at least, and of so many of them at most, about.
+_THINNED, _MOST_KEPT = 17, 12_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,8 @@ class Example:
         Fixed voxels.
     error : ndarray, (m,)
         True errors there, in the smallest voxel spacing of the level that is looked at.
+    scale : float
+        Of `WideEvidence`.
     """
 
     kind: str
@@ -57,12 +59,13 @@ class Example:
     evidence: Floats
     voxels: NDArray[np.intp]
     error: Floats
+    scale: float = 1.0
 
     def radii(self, table: RadiusTable) -> Floats:
         """Radii at the voxels, in the same unit; NaN where nothing can be said."""
         steps = np.array(self.lattice.steps)
         index = (self.voxels - (steps - 1) / 2) / steps
-        radii = np.minimum(table.radius(self.evidence), self.lattice.extent)
+        radii = table.radius(self.evidence, self.lattice.extent, self.scale)
         known = np.isfinite(radii)
         parts = [np.where(known, radii, 0), known.astype(np.float32)]
         total, share = (map_coordinates(p, index.T, order=1, mode="nearest") for p in parts)
@@ -100,7 +103,9 @@ class Judgement:
         return self.median_radius / self.true_p95
 
 
-def load_examples(recipes: Iterable[Recipe], folder: Path) -> Iterator[Example]:
+def load_examples(
+    recipes: Iterable[Recipe], folder: Path, ratios: Sequence[int] = (0,)
+) -> Iterator[Example]:
     """Make examples, or read those that are in a folder.
 
     Parameters
@@ -109,32 +114,60 @@ def load_examples(recipes: Iterable[Recipe], folder: Path) -> Iterator[Example]:
         Of the pairs.
     folder : Path
         Where they are kept.
+    ratios : sequence of int
+        Voxels of the level per voxel of the overview, of each pair; 0 for one as fine as it may be.
 
     Yields
     ------
     Example
-        One per recipe whose displacement has an inverse.
+        One per ratio and recipe whose displacement has an inverse.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for recipe in recipes:
-        file = folder / f"{recipe.name}.npz"
-        if not _holds(file):
-            try:
-                pair = register_recipe(recipe)
-            except RuntimeError:
-                continue
-            example = examine(pair.fixed, pair.moving, pair.transform)
-            keep = pair.tissue & np.isfinite(pair.error)
-            voxels = np.argwhere(keep)[::_THINNED]
-            np.savez(
-                file,
-                names=EVIDENCE,
-                evidence=example,
-                voxels=voxels.astype(np.int32),
-                error=pair.error[tuple(voxels.T)],
-            )
-        grid = Grid(recipe.shape, recipe.spacing)
-        yield read_example(file, recipe.kind, recipe.texture, grid)
+        files = [folder / (f"{recipe.name}-{ratio}.npz") for ratio in ratios]
+        if not all(map(_holds, files)):
+            for file, example in zip(files, make_examples(recipe, ratios), strict=False):
+                np.savez(
+                    file,
+                    names=EVIDENCE,
+                    evidence=example.evidence,
+                    voxels=example.voxels.astype(np.int32),
+                    error=example.error,
+                    scale=example.scale,
+                )
+        for file in filter(Path.exists, files):
+            yield read_example(file, recipe)
+
+
+def make_examples(recipe: Recipe, ratios: Sequence[int] = (0,)) -> Iterator[Example]:
+    """Make a pair, register it, and look at it by overviews of several ratios.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Of the pair.
+    ratios : sequence of int
+        As for `load_examples`.
+
+    Yields
+    ------
+    Example
+        One per ratio; none where the displacement has no inverse.
+    """
+    try:
+        pair = register_recipe(recipe)
+    except RuntimeError:
+        return
+    lattice = ErrorLattice.of(pair.fixed.grid)
+    seen = np.argwhere(pair.tissue & np.isfinite(pair.error))
+    voxels = seen[:: max(_THINNED, len(seen) // _MOST_KEPT)]
+    error = pair.error[tuple(voxels.T)] / np.float32(lattice.voxel)
+    for ratio in ratios:
+        size = {"most_voxels": pair.fixed.grid.size / ratio**pair.fixed.ndim} if ratio else {}
+        overview = look_over(pair.fixed, pair.moving, pair.transform, **size)
+        evidence = evidence_of(pair.fixed, pair.moving, pair.transform, overview)
+        scale = overview.scale(lattice.voxel)
+        yield Example(recipe.kind, recipe.texture, lattice, evidence, voxels, error, scale)
 
 
 def _holds(file: Path) -> bool:
@@ -145,52 +178,31 @@ def _holds(file: Path) -> bool:
     return "names" in found and tuple(found["names"]) == EVIDENCE
 
 
-def read_example(file: Path, kind: str, texture: str, grid: Grid) -> Example:
+def read_example(file: Path, recipe: Recipe) -> Example:
     """Read an example from its file.
 
     Parameters
     ----------
     file : Path
         As `load_examples` writes it.
-    kind, texture : str
+    recipe : Recipe
         Of the pair.
-    grid : Grid
-        Of the fixed image.
 
     Returns
     -------
     Example
-        With errors in voxels of the level.
+        As it was made.
     """
     found = np.load(file)
-    lattice = ErrorLattice.of(grid)
-    error = found["error"] / np.float32(lattice.voxel)
-    voxels = found["voxels"].astype(np.intp)
-    return Example(kind, texture, lattice, found["evidence"], voxels, error)
-
-
-def examine(
-    fixed: Image, moving: Image, transform: Transform, most_voxels: float | None = None
-) -> Floats:
-    """Evidence at the nodes of a registration.
-
-    Parameters
-    ----------
-    fixed, moving : Image
-        In memory.
-    transform : Transform
-        From fixed to moving points.
-    most_voxels : float, optional
-        Of the overview.
-
-    Returns
-    -------
-    ndarray, nodes + (k,)
-        As `EVIDENCE` lists it; NaN where nothing can be said.
-    """
-    size = {} if most_voxels is None else {"most_voxels": most_voxels}
-    overview = look_over(fixed, moving, transform, **size)
-    return evidence_of(fixed, moving, transform, overview)
+    return Example(
+        recipe.kind,
+        recipe.texture,
+        ErrorLattice.of(Grid(recipe.shape, recipe.spacing)),
+        found["evidence"],
+        found["voxels"].astype(np.intp),
+        found["error"],
+        float(found["scale"]),
+    )
 
 
 def judge(example: Example, table: RadiusTable) -> Judgement:

@@ -1,6 +1,6 @@
 """Try the error map on pairs that its table was not fitted on; write a table and a figure.
 
-    python tests/benchmarks/error_map.py [--seeds 4 6] [--cache FOLDER] [--out resources]
+    python tests/benchmarks/error_map.py [--seeds 12 13 14 15] [--cache FOLDER] [--out resources]
 
 Textures of other makes, and parts of real images where these lie beside the repository; kinds as in
 `error_pairs`. Of each kind: the share of tissue voxels whose true error is within their radius, and
@@ -30,14 +30,14 @@ GOOD = ("good", "strong", "noisy", "half", "remapped")
 """Kinds of which a good registration is expected."""
 
 _REAL_KINDS = ("good", "strong", "noisy", "torn", "undeformed")
-_REAL_SEED = 4  # Of volumes.
+_REAL_SEED = 12  # Of volumes.
 _OFF_VOX = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the pairs that are not there, and write table and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 6])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[12, 13, 14, 15])
     parser.add_argument("--cache", type=Path, default=Path("/tmp/itkstream-error"))
     parser.add_argument("--out", type=Path, default=RESOURCES)
     given = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Radius within which the true place lies with 95 % probability, foretold from evidence.
 
-The logarithm of the radius is a sum of functions, one of each piece of evidence, that never fall
-where the evidence gets worse. They are straight between knots, and were fitted as the 95th
+The logarithm of the radius never falls where the evidence gets worse. It is a surface over two
+pieces of evidence and functions of others, straight between knots, which were fitted as the 95th
 percentile of true errors on seeded pairs (``tests/benchmarks/fit_error.py`` writes the table).
 
 Roger Koenker and Gilbert Bassett, "Regression quantiles", Econometrica 46 (1978) 33-50,
@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, uniform_filter
+from scipy.ndimage import uniform_filter
 
 from itkstream.numerics.evidence.residuals import LEAST_SEEN, MEASURES
 
 __all__ = [
     "EVIDENCE",
     "REACH_NODES",
+    "Curve",
     "RadiusTable",
+    "Surface",
     "WideEvidence",
+    "compress",
     "describe_nodes",
     "load_table",
     "measure_disarray",
@@ -36,39 +39,38 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 
-EVIDENCE = (
-    *("misfit", "margin", "gain", "shift", "twin", "blur"),
-    *("misfit_around", "margin_around", "shift_around", "distance"),
-    *("misfit_wide", "margin_wide", "shift_wide", "bound", "astray"),
-)
+EVIDENCE = ("bound", "astray", "discord", "near")
 """Names of the evidence at a node, each the greater the worse.
 
-``bound`` is the logarithm of how far two halves of the voxels are from each other and their mean
-from the transform. Errors are in proportion to it: their 95th percentile was 0.6 to 1.5 times as
-large in every kind of pair but those that are astray as a whole, 3 to 9 times as large there.
-``astray`` tells these apart: see `measure_disarray`.
+``bound``: logarithm of how far the mean of two deformations, each on half of the voxels, is from
+the transform, and, by a third, of how far these are apart. Errors are in proportion to it, but
+where the whole image is astray, which ``astray`` tells: see `measure_disarray`. ``discord``: the
+logarithm of the second distance over the first; where halves agree on another place, the error is
+how far away that is, and hardly more. ``near``: logarithm of the usual shift at which patches
+nearby fit best. On overviews as fine as 2 voxels of the level it tells nothing new; on coarser ones
+halves differ by noise of their voxels as much as by what is wrong, which patches see.
+
+Left out of pairs of each texture in turn, neither misfit, margin over far shifts, texture nor what
+chance reaches made radii sharper once these were known (loss of the quantile 0.0728 with and 0.0728
+to 0.0737 without); distances of halves as one sum did, by a tenth (0.0825).
 """
 
-REACH_NODES = 4
+REACH_NODES = 1
 """Nodes around one that its evidence may come from."""
 
 _TABLE = Path(__file__).with_name("radius.json")
-# A patch that fits so much better than at far shifts is evidence.
-_CLEAR = 0.15
-# Radii in voxels that evidence can tell; shuffled slabs and wrong starts are 20 to 120 voxels off,
-# and without growth beyond this 76 to 83 % of their voxels lay within their radius.
-_SOUGHT = 16.0
+# Radii in voxels that evidence can tell. Beyond, the true place may be anywhere, however near by
+# chance: from here to _LOST the radius grows to a share of the diagonal of the image. Slabs in
+# another order were 40 to 60 % of it off at most, wrong starts and turns 20 to 50 %.
+_SOUGHT, _LOST, _ANYWHERE = 16.0, 24.0, 0.5
+# Halves that agree on a place so far away are right: bounds count in two voxels, and a tenth more.
+_AGREED = 2.2
+_OWN = ("bound", "near")
 # Distances in voxels below which halves do not differ, and the least disarray.
 _LEAST_APART, _LEAST_DISARRAY = 0.02, 1e-3
+# Weight of the distance of halves beside that of their mean; 0.2 to 0.7 do as well.
+_APART = 0.35
 _INDEX = {name: k for k, name in enumerate(MEASURES)}
-# Where voxels of the coarse level are more than so many times as large as those of the fit, halves
-# differ by noise of these voxels as much as by what is wrong, which patches see on the fine level,
-# if it is within their reach: halves tell this power of the share. Fitted on planes of nuclei and
-# mottled tissue, 1024 x 960 voxels, seen 8 times as coarsely, and tried on membranes and spheres
-# (`tests/benchmarks/coarse_overviews.py`): 91 to 100 % of places of every kind of pair lay within
-# their radius, 52 to 99 % where halves were taken for 4 times as coarse, as before. Radii of good
-# pairs are 2.0 times the 95th percentile of errors there, 2.6 times were halves to tell all.
-_SHARP, _FADES = 4.0, 0.3
 # Least of the usual distance at which patches fit best, in voxels.
 _LEAST_SHIFT = 0.1
 
@@ -79,17 +81,15 @@ class WideEvidence:
 
     Parameters
     ----------
-    measures : ndarray, nodes + (m,)
-        What `measure_patches` finds; shifts in voxels as large as where the radii were fitted.
     halves : ndarray, nodes + (2,)
-        What `compare_halves` finds, in these voxels; NaN where nothing was.
+        What `compare_halves` finds, in voxels as large as where the radii were fitted; NaN where
+        nothing was.
     astray : float
         From `measure_disarray`.
     scale : float
         Voxels of the level per voxel of the fit, at least 1.
     """
 
-    measures: Floats
     halves: Floats
     astray: float
     scale: float = 1.0
@@ -102,43 +102,14 @@ def describe_nodes(measures: Floats, wide: WideEvidence, far: float) -> Floats:
     what is known from a coarse one; NaN, where nothing was found, counts as the worst there is.
     `far` is how far shifts reach.
     """
-    own = _worst_where_unknown(measures, far)
-    coarse = _worst_where_unknown(wide.measures, 4 * far)
-    misfit, margin = _misfit(own), _margin(own)
-    shift = own[..., _INDEX["shift"]]
-    away = distance_transform_edt(margin > -_CLEAR) if (margin > -_CLEAR).any() else 0 * margin
-    bound = _bound(wide, shift, far)
-    return np.stack(
-        [
-            misfit,
-            margin,
-            own[..., _INDEX["best"]] - own[..., _INDEX["fit"]],
-            shift,
-            own[..., _INDEX["twin"]],
-            np.log(own[..., _INDEX["blur"]] + 1e-3),
-            *(_around(part) for part in (misfit, margin, shift)),
-            np.minimum(away, REACH_NODES),
-            _misfit(coarse),
-            _margin(coarse),
-            coarse[..., _INDEX["shift"]],
-            bound,
-            np.full_like(bound, wide.astray),
-        ],
-        axis=-1,
-    ).astype(np.float32)
-
-
-def _bound(wide: WideEvidence, shift: Floats, far: float) -> Floats:
-    """Logarithm of how far two halves are apart; on a very coarse level, also of shifts nearby."""
-    bound = np.log(_apart(wide.halves, far).sum(axis=-1) + _LEAST_APART)
-    if wide.scale <= _SHARP:
-        return bound
-    near = np.sqrt(_around(shift * shift)) + np.float32(_LEAST_SHIFT)
-    share = (_SHARP / wide.scale) ** _FADES
-    # Half of the reach tells all, and nothing near its end.
-    beyond = np.clip((near - far / 2) / (0.375 * far), 0, 1)
-    share = share + (1 - share) * beyond
-    return np.asarray(share * bound + (1 - share) * np.log(near), np.float32)
+    apart, off = np.moveaxis(_distances(wide.halves, far * wide.scale), -1, 0)
+    bound = np.log(np.sqrt(off**2 + (_APART * apart) ** 2 + _LEAST_APART**2))
+    discord = np.log((apart + _LEAST_APART) / (off + _LEAST_APART))
+    shift = measures[..., _INDEX["shift"]]
+    shift = np.where(np.isfinite(shift), shift, np.float32(far))
+    near = np.log(np.sqrt(uniform_filter(shift**2, 3, mode="nearest")) + _LEAST_SHIFT)
+    parts = [bound, np.full_like(bound, wide.astray), discord, near]
+    return np.stack(parts, axis=-1).astype(np.float32)
 
 
 def measure_disarray(wide: Floats, halves: Floats, tissue: NDArray[np.bool_], far: float) -> float:
@@ -149,76 +120,153 @@ def measure_disarray(wide: Floats, halves: Floats, tissue: NDArray[np.bool_], fa
     """
     seen = wide[..., _INDEX["seen"]] >= LEAST_SEEN
     counts = seen & tissue if (seen & tissue).any() else np.ones_like(seen)
-    apart = float(np.median(_apart(halves, far)[counts][:, 0]))
-    misfit = float(np.median(_misfit(_worst_where_unknown(wide, 4 * far))[counts]))
+    apart = float(np.median(_distances(halves, far)[counts][:, 0]))
+    fit = wide[..., _INDEX["fit"]]
+    misfit = float(np.median(1 - np.where(np.isfinite(fit), fit, 0.0)[counts]))
     return math.log(max(apart**2 * misfit, 0) + _LEAST_DISARRAY)
 
 
-def _apart(halves: Floats, far: float) -> Floats:
+def _distances(halves: Floats, far: float) -> Floats:
     """Distances that halves tell; the worst where there are none."""
     return np.where(np.isfinite(halves), halves, np.float32(4 * far))
 
 
-def _misfit(measures: Floats) -> Floats:
-    return np.asarray(1 - measures[..., _INDEX["fit"]])
+@dataclass(frozen=True)
+class Curve:
+    """Heights at places, straight between them and level beyond."""
+
+    places: Sequence[float]
+    heights: Sequence[float]
+
+    def at(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Heights at other places."""
+        return np.interp(x, self.places, self.heights)
 
 
-def _margin(measures: Floats) -> Floats:
-    """The lead of far shifts over none."""
-    return np.asarray(measures[..., _INDEX["far"]] - measures[..., _INDEX["fit"]])
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Heights over a lattice of knots of two numbers, straight between them and level beyond.
 
-
-def _worst_where_unknown(measures: Floats, far: float) -> Floats:
-    worst = {
-        "fit": 0.0,
-        "best": 0.5,
-        "shift": far,
-        "far": 0.5,
-        "spread": 0.2,
-        "twin": 1.0,
-        "seen": 0.0,
-    }
-    values = np.array([worst.get(name, 2.0) for name in MEASURES], np.float32)
-    return np.where(np.isfinite(measures), measures, values)
-
-
-def _around(values: Floats) -> Floats:
-    """Means of nodes and those that touch them."""
-    return uniform_filter(values, 3, mode="nearest")
-
-
-class RadiusTable:
-    """Knots of the functions whose sum is the logarithm of the radius in voxels.
-
-    `functions` maps names of `EVIDENCE` to places and heights of knots.
+    Parameters
+    ----------
+    places : pair of sequences of float
+        Knots of either number.
+    heights : ndarray, (n, m)
+        At all pairs of knots.
     """
 
-    def __init__(
-        self, base: float, functions: Mapping[str, tuple[list[float], list[float]]]
-    ) -> None:
-        self.base = base
-        self.functions = dict(functions)
+    places: tuple[Sequence[float], Sequence[float]]
+    heights: NDArray[np.float64]
 
-    def radius(self, evidence: NDArray[Any]) -> Floats:
-        """Radii in voxels from evidence along the last axis; NaN where any of it is."""
-        total = np.where(np.isnan(evidence).any(axis=-1), np.nan, self.base)
-        for name, (places, heights) in self.functions.items():
-            total += np.interp(evidence[..., EVIDENCE.index(name)], places, heights)
-        radii = np.exp(total)
-        # No patch was sought that far off: the true place may be anywhere, however near by chance.
-        return np.where(radii > _SOUGHT, radii**2 / _SOUGHT, radii).astype(np.float32)
+    def at(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+        """Heights at pairs of numbers."""
+        (i, f), (j, g) = (_between(v, p) for v, p in zip((x, y), self.places, strict=True))
+        low = self.heights[i, j] * (1 - g) + self.heights[i, j + 1] * g
+        high = self.heights[i + 1, j] * (1 - g) + self.heights[i + 1, j + 1] * g
+        return np.asarray(low * (1 - f) + high * f)
+
+
+def _between(x: NDArray[Any], places: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The knot before each number, and how far the number is on the way to the next."""
+    index = np.interp(x, places, np.arange(len(places)))
+    before = np.minimum(np.nan_to_num(index).astype(np.intp), len(places) - 2)
+    return before, index - before
+
+
+@dataclass(frozen=True, eq=False)
+class RadiusTable:
+    """Surfaces and a curve that tell the logarithm of the radius in voxels.
+
+    Parameters
+    ----------
+    near : Surface
+        Over ``bound`` and ``astray``.
+    discord : Curve
+        Of ``discord``; what is added.
+    coarse : mapping of float to Surface
+        For overviews of so many times as large voxels as those of the fit, in rising order: the
+        logarithm, from those foretold as if they were as fine, and ``near``.
+    """
+
+    near: Surface
+    discord: Curve
+    coarse: Mapping[float, Surface] = field(default_factory=dict)
+
+    def radius(self, evidence: NDArray[Any], extent: float, scale: float = 1.0) -> Floats:
+        """Radii in voxels from evidence along the last axis; NaN where any of it is.
+
+        `extent` is the diagonal of the image in voxels, and `scale` that of `WideEvidence`.
+        """
+        bound, near = (np.asarray(evidence[..., EVIDENCE.index(n)], float) for n in _OWN)
+        total = self._seen_coarsely(self.total(evidence), near, scale)
+        start = math.log(_SOUGHT)
+        radii = np.exp(np.where(total > start, start + (total - start) * _growth(extent), total))
+        least = _AGREED * np.exp(bound)
+        radii = np.where(least > _SOUGHT, np.maximum(radii, least), radii)
+        return np.minimum(radii, _ANYWHERE * extent).astype(np.float32)
+
+    def total(self, evidence: NDArray[Any]) -> NDArray[Any]:
+        """What is foretold where the overview is fine; errors are told so by `compress`."""
+        bound, astray, discord, near = np.moveaxis(np.asarray(evidence, float), -1, 0)
+        total = self.near.at(bound, astray) + self.discord.at(discord)
+        return np.where(np.isnan(near), np.nan, total)
+
+    def _seen_coarsely(
+        self, total: NDArray[Any], near: NDArray[Any], scale: float
+    ) -> NDArray[Any]:
+        """Logarithms on an overview of large voxels: between those of the two next scales."""
+        below, known = (1.0, total), (1.0, total)
+        for size, surface in self.coarse.items():
+            below, known = known, (size, surface.at(total, near))
+            if size >= scale:
+                break
+        (low, before), (high, after) = below, known
+        if low == high:
+            return after
+        share = np.clip(math.log(scale / low) / math.log(high / low), 0, 1)
+        return np.asarray(before + (after - before) * share)
 
     def to_json(self) -> str:
         """Text that `load_table` reads."""
-        functions = {
-            name: [[round(float(v), 4) for v in row] for row in rows]
-            for name, rows in self.functions.items()
+        found = {
+            "near": _rows_of(self.near.places, self.near.heights),
+            "discord": [_rounded(self.discord.places), _rounded(self.discord.heights)],
+            "coarse": {str(k): _rows_of(s.places, s.heights) for k, s in self.coarse.items()},
         }
-        return json.dumps({"base": round(self.base, 4), "functions": functions}, indent=1) + "\n"
+        return json.dumps(found, indent=1) + "\n"
+
+
+def compress(error: NDArray[Any], extent: NDArray[Any] | float) -> NDArray[Any]:
+    """Logarithm of errors in voxels, as a table tells it for an image of a diagonal `extent`."""
+    start, total = math.log(_SOUGHT), np.log(error)
+    return np.where(total > start, start + (total - start) / _growth(extent), total)
+
+
+def _growth(extent: NDArray[Any] | float) -> NDArray[Any]:
+    """Power by which radii grow that are too large to be told."""
+    far = np.log(_ANYWHERE * np.asarray(extent) / _SOUGHT)
+    return np.maximum(far / math.log(_LOST / _SOUGHT), 1.0)
+
+
+def _rows_of(places: Sequence[Sequence[float]], heights: NDArray[Any]) -> dict[str, Any]:
+    return {
+        "places": [_rounded(row) for row in places],
+        "heights": [_rounded(row) for row in heights],
+    }
+
+
+def _rounded(values: Sequence[float] | NDArray[Any]) -> list[float]:
+    return [round(float(v), 4) for v in values]
 
 
 @cache
 def load_table(path: Path = _TABLE) -> RadiusTable:
     """The fitted table."""
     found = json.loads(path.read_text())
-    return RadiusTable(found["base"], {n: (r[0], r[1]) for n, r in found["functions"].items()})
+    coarse = {float(scale): _surface(rows) for scale, rows in found["coarse"].items()}
+    return RadiusTable(_surface(found["near"]), Curve(*found["discord"]), coarse)
+
+
+def _surface(rows: Mapping[str, Any]) -> Surface:
+    first, second = rows["places"]
+    return Surface((first, second), np.array(rows["heights"]))
