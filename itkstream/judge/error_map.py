@@ -1,9 +1,9 @@
 """A map of how far off a registration may be, block by block, from an overview of the whole.
 
-The overview is a coarse level of both images, in memory: patches are compared there over a wide
-reach, deformations of two halves of the voxels, and parts that do not belong together, which tells
-what chance reaches. Blocks then compare patches at up to twice the finest voxel. Each node gets a
-radius from what both saw (`itkstream.numerics.evidence.radius`).
+The overview is a coarse level of both images, in memory: patches are compared there, deformations
+of two halves of the voxels, and parts that do not belong together, which tells what chance reaches.
+Blocks then compare patches at up to twice the finest voxel. Each node gets a radius from what both
+saw (`itkstream.numerics.evidence.radius`).
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ Look = Literal["same", "inverted", "edges"]
 OVERVIEW_BYTES = 120e6
 """The most that the overview takes while it is made."""
 
-# Voxels of the overview; shifts that are tried there and in blocks, in their smallest voxels.
+# Voxels of the overview; shifts that are tried, in the smallest voxels.
 _OVERVIEW_VOXELS = 2.5e5
-_WIDE, _NARROW = 16, 4
+_REACH = 4
 # Threads cost more than they gain on fewer voxels.
 _SHARED_VOXELS = 1e5
 # An image of more voxels is looked at on a level of half its resolution.
@@ -150,7 +150,7 @@ class ErrorLattice:
         factor = 1 if fixed.size <= _FINE_VOXELS else 2
         factors = _clipped(fixed, factor)
         level = fixed.shrink(factors)
-        search = PatchSearch.of(level, _NARROW)
+        search = PatchSearch.of(level, _REACH)
         block = _BLOCK if blocksize is None else max(1, 3 * blocksize // (2 * factor))
         return cls(fixed, factors, search, block)
 
@@ -228,7 +228,7 @@ def look_over(
         aligned = warp_block(other, transform, small.grid, NAN_OUTSIDE)
         tissue = tissue_mask(voxels)
         look = _choose_look(voxels, aligned, tissue)
-        search = PatchSearch.of(small.grid, _WIDE)
+        search = PatchSearch.of(small.grid, _REACH)
         nodes = small.grid.shrink(search.stride)
         shown = _shown(voxels, aligned, look, small.spacing)
         wanted = [range(n) for n in nodes.shape]
@@ -239,7 +239,7 @@ def look_over(
         halves = [shrink(part, small.grid, search.stride)[0] for part in np.moveaxis(apart, -1, 0)]
         found = np.stack(halves, axis=-1) / np.float32(small.grid.least_spacing)
         inside, _ = shrink(tissue.astype(np.float32), small.grid, search.stride)
-        astray = measure_disarray(measures, found, inside >= 0.5, _NARROW)
+        astray = measure_disarray(measures, found, inside >= 0.5, _REACH)
         chance = find_chance(small, aligned, tissue, settings)
     return Overview(nodes, small.grid.least_spacing, found, astray, look, chance)
 
@@ -339,7 +339,7 @@ def _describe(
 ) -> NDArray[np.float32]:
     """Evidence at some nodes of a lattice; NaN where the images are not seen."""
     wide = overview.at(lattice.nodes.crop(where), lattice.voxel)
-    evidence = describe_nodes(measures, wide, _NARROW)
+    evidence = describe_nodes(measures, wide, _REACH)
     evidence[measures[..., MEASURES.index("seen")] < LEAST_SEEN] = np.nan
     return evidence
 

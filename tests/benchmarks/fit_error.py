@@ -2,12 +2,14 @@
 
     python tests/benchmarks/fit_error.py [--seeds 0 1 ...] [--cache FOLDER] [--out FILE]
 
-First the surface and the curve that tell the radius where the overview is fine; then, on larger
-planes, a surface for each of several coarser overviews. All are sums of steps that never fall,
-found by quantile regression in which every kind of pair counts alike. Kinds of which too few or
-too many errors lie within their radius are then given another quantile and more weight, several
-times: the radii of a kind are those of pairs whose texture was left out. Fitted on nuclei,
-membranes and mottled tissue; ``error_map.py`` tries it on others, with seeds of their own.
+First a surface and a curve of what an overview tells that is as fine as those of small images;
+then, on larger planes, for each of several coarser ones, which tell less, a surface that adds what
+patches nearby tell. All are sums of steps that never fall, found by quantile regression in which
+every kind of pair counts alike. Kinds of which too few or too many errors lie within their radius
+are then given another quantile and more weight, several times: the radii of a kind are those of
+pairs whose texture was left out. Fitted on nuclei, membranes and mottled tissue; ``error_map.py``
+and ``coarse_overviews.py`` try it on others, with seeds of their own. 486 pairs take some 25
+minutes of a core to make, and the fit a minute.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def fit_table(fine: Sequence[Example], coarse: Sequence[Example] = ()) -> Radius
     fine : sequence of Example
         Of all kinds, with overviews of twice the voxels of the level.
     coarse : sequence of Example
-        With coarser ones; a surface is fitted for each of their scales.
+        With coarser ones; a surface is fitted for each scale.
 
     Returns
     -------
@@ -83,24 +85,23 @@ def fit_table(fine: Sequence[Example], coarse: Sequence[Example] = ()) -> Radius
         The 95th percentile of errors, more or less by kind.
     """
     rows = _Rows.of(fine)
-    near, discord = _Steps.over(_BOUNDS, _ASTRAY), _Steps.along(_DISCORD)
+    wide, discord = _Steps.over(_BOUNDS, _ASTRAY), _Steps.along(_DISCORD)
     bound, astray, apart = map(rows.of_name, ("bound", "astray", "discord"))
-    heights = _fit_kinds(rows, np.hstack([near.at(bound, astray), discord.at(apart)]))
-    first, second = np.split(heights[1:], [len(near.corners)])
+    heights = _fit_kinds(rows, np.hstack([wide.at(bound, astray), discord.at(apart)]))
+    first, second = np.split(heights[1:], [len(wide.corners)])
     table = RadiusTable(
-        Surface((_BOUNDS.tolist(), _ASTRAY), near.heights(first) + heights[0]),
+        Surface((_BOUNDS.tolist(), _ASTRAY), wide.heights(first) + heights[0]),
         Curve(_DISCORD, discord.heights(second)[:, 0].tolist()),
     )
+    near = _Steps.over(_RADII, _NEAR)
     found = {}
     for scale in sorted({example.scale for example in coarse}):
-        seen = _Rows.of([example for example in coarse if example.scale == scale])
-        steps = _Steps.over(_RADII, _NEAR)
-        columns = steps.at(table.total(seen.evidence), seen.of_name("near"))
-        heights = _fit_kinds(seen, columns)
-        found[scale] = Surface(
-            (_RADII.tolist(), _NEAR.tolist()), steps.heights(heights[1:]) + heights[0]
-        )
-    return replace(table, coarse=found)
+        rows = _Rows.of(example for example in coarse if example.scale == scale)
+        total = table.from_overview(rows.evidence)
+        heights = _fit_kinds(rows, near.at(total, rows.of_name("near")))
+        surface = near.heights(heights[1:]) + heights[0]
+        found[scale] = Surface((_RADII.tolist(), _NEAR.tolist()), surface)
+    return replace(table, near=found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +181,7 @@ def _fit_kinds(rows: _Rows, columns: Floats) -> Floats:
     for _ in range(_ROUNDS if len(folds) > 1 else 0):
         foretold = np.empty(len(weights))
         for out in folds:
-            some = _fit_rises(
-                columns[~out], rows.goals[~out], weights[~out], quantiles[~out]
-            )
+            some = _fit_rises(columns[~out], rows.goals[~out], weights[~out], quantiles[~out])
             foretold[out] = some[0] + columns[out] @ some[1:]
         for kind in counts:
             own = rows.kinds == kind

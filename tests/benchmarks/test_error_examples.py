@@ -1,16 +1,17 @@
 """The benchmark of the error map, on pairs so small that a table can be fitted in seconds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from coarse_overviews import judge_ratios
-from error_examples import Example, judge, load_examples, roc_area
+from error_examples import Example, judge, load_examples, make_examples, roc_area
 from error_map import table_of
 from error_pairs import Recipe, list_recipes, register_recipe
 from fit_error import fit_table
 
 from itkstream.geometry import Grid
 from itkstream.judge.error_map import ErrorLattice
-from itkstream.numerics.evidence.radius import EVIDENCE, RadiusTable
+from itkstream.numerics.evidence.radius import EVIDENCE, Curve, RadiusTable, Surface, load_table
 
 KINDS = ("good", "undeformed", "slipped", "half")
 
@@ -27,7 +28,8 @@ def examples(tmp_path_factory):
 
 
 def test_a_pair_is_judged_by_coarser_overviews():
-    fine, coarse = judge_ratios(Recipe("good", "nuclei", 5, (160, 144), (1.0, 1.0)), [2, 6])
+    recipe = Recipe("good", "nuclei", 5, (160, 144), (1.0, 1.0))
+    fine, coarse = (judge(example, load_table()) for example in make_examples(recipe, [2, 6]))
     assert fine.true_p95 == coarse.true_p95
     assert fine.median_radius < coarse.median_radius
     assert coarse.covered > 0.9
@@ -47,7 +49,8 @@ def test_the_truth_of_a_pair_is_true():
 
 
 def test_a_fitted_table_covers_what_it_was_fitted_on(examples):
-    table = fit_table(examples)
+    table = fit_table(examples, [replace(e, scale=2.0) for e in examples])
+    assert set(table.near) == {2.0}
     judged = [judge(example, table) for example in examples]
     assert np.mean([j.covered for j in judged]) > 0.9
     text = table_of(examples, table)
@@ -67,7 +70,8 @@ def test_judgements_are_plain_arithmetic():
     evidence[3] = np.nan
     voxels = np.array([[4, 4], [4, 12], [12, 4], [28, 28]])
     example = Example("good", "nuclei", lattice, evidence, voxels, np.array([0.5, 0.9, 1.5, 9.0]))
-    found = judge(example, RadiusTable(0.0, {}))
+    level = Surface(([0.0, 1.0], [0.0, 1.0]), np.zeros((2, 2)))
+    found = judge(example, RadiusTable(level, Curve([0.0, 1.0], [0.0, 0.0])))
     assert found.covered == 0.75
     assert found.unknown == 0.25
     assert found.median_radius == pytest.approx(1)

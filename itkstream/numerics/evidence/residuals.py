@@ -2,8 +2,7 @@
 
 Around each node of a lattice a patch of the fixed image is compared with the aligned one at every
 shift within a reach, by normalised correlation of what is left of both after their means over a
-window. A descent looks no further than its windows; the reach is wider. What a right place has is a
-lone peak at no shift; where content is another, far shifts fit as well as none.
+window. What a right place has is a peak at no shift; where content is another, others fit as well.
 """
 
 from __future__ import annotations
@@ -28,21 +27,17 @@ __all__ = ["LEAST_SEEN", "MEASURES", "PatchSearch", "gradient_magnitude", "measu
 
 Floats = NDArray[np.float32]
 
-MEASURES = ("fit", "best", "shift", "far", "spread", "twin", "blur", "seen")
+MEASURES = ("fit", "shift", "seen")
 """Numbers that `measure_patches` finds at each node.
 
-``fit``: correlation at no shift; ``best``: the greatest; ``shift``: how far away that is, in
-voxels; ``far``: the greatest, and ``spread`` the deviation, at shifts of three voxels and more;
-``twin``: how well the patch fits the fixed image that far away; ``blur``: the shift, in voxels,
-that costs as much correlation as noise does; ``seen``: the share of the patch that counts in both
-images.
+``fit``: correlation at no shift; ``shift``: how far away the greatest one is, in voxels; ``seen``:
+the share of the patch that counts in both images.
 """
 
 LEAST_SEEN = 0.25
 """A patch with a smaller share of its voxels in sight tells nothing."""
 
 _WINDOW, _STRIDE = 16, 8
-_NEAR = 3.0
 # Patches whose correlations are computed at a time: some 20 MB.
 _BATCH = 24
 _TINY = 1e-12
@@ -100,7 +95,9 @@ def measure_patches(
     Voxels that are NaN do not count. Node k of an axis stands in the middle of voxels k * stride
     and following; `nodes` are those wanted, per axis.
     """
-    lags = _Lags.of(search, spacing)
+    # Shifts count in the smallest voxel, of axes along which there are any.
+    least = min((h for h, r in zip(spacing, search.reach, strict=True) if r), default=1.0)
+    steps = [h / least for h in spacing]
     first, second = (_Band.of(image, search) for image in (fixed, aligned))
     places = list(product(*nodes))
     out = np.full((len(places), len(MEASURES)), np.nan, np.float32)
@@ -108,7 +105,7 @@ def measure_patches(
     def measure(start: int, stop: int) -> None:
         for k in range(start, stop, _BATCH):
             some = places[k : min(k + _BATCH, stop)]
-            out[k : k + len(some)] = _measure(first, second, search, lags, some)
+            out[k : k + len(some)] = _measure(first, second, search, steps, some)
 
     over_slabs(measure, len(places))
     return out.reshape((*map(len, nodes), len(MEASURES)))
@@ -187,59 +184,44 @@ def _weigh(values: Floats, window: Sequence[int]) -> Floats:
     return values
 
 
-@dataclass(frozen=True, eq=False)
-class _Lags:
-    """All shifts within a reach: how far each leads, in the smallest spacing."""
-
-    distance: Floats
-    steps: tuple[float, ...]
-
-    @classmethod
-    def of(cls, search: PatchSearch, spacing: Sequence[float]) -> _Lags:
-        # An axis of one plane has no shifts.
-        least = min((h for h, r in zip(spacing, search.reach, strict=True) if r), default=1.0)
-        steps = tuple(h / least for h in spacing)
-        along = [np.arange(-r, r + 1) * s for r, s in zip(search.reach, steps, strict=True)]
-        square = sum(x**2 for x in np.meshgrid(*along, indexing="ij", sparse=True))
-        return cls(np.sqrt(square).astype(np.float32), steps)
-
-
 def _measure(
     fixed: _Band,
     aligned: _Band,
     search: PatchSearch,
-    lags: _Lags,
+    steps: Sequence[float],
     places: Sequence[tuple[int, ...]],
 ) -> Floats:
     """The numbers of some nodes."""
-    size = tuple(w + 2 * r for w, r in zip(search.window, search.reach, strict=True))
     starts = _patch_starts(places, search, fixed.shape) + np.add(search.window, search.reach)
-    weights = reduce(np.multiply.outer, map(_taper, search.window))
-    patches = _cut(fixed.values, starts, search.window) * weights
+    single = (1,) * starts.shape[1]
+    energy, shown = (_cut(part, starts, single) for part in (fixed.energy, fixed.seen))
+    around = tuple(2 * r + 1 for r in search.reach)
+    corner = starts - search.reach
+    seen = _cut(aligned.seen, corner, around)
+    # Of what is seen of each alone, only a part is seen of both.
+    both = np.minimum(seen, shown) / np.maximum(np.maximum(seen, shown), _TINY)
+    power = energy * _cut(aligned.energy, corner, around) * both
+    found = _shared(fixed, aligned, search, starts) / np.sqrt(np.maximum(power, _TINY))
+    found = np.where((seen >= LEAST_SEEN) & (power > _TINY), found, 0.0)
+    flat = found.reshape(len(found), -1)
+    fit, shift = flat[:, flat.shape[1] // 2], _distances(found, flat.argmax(axis=1), steps)
+    there = np.minimum(shown, _cut(aligned.seen, starts, single)).ravel()
+    known = (there >= LEAST_SEEN) & (energy.ravel() > _LEAST_TEXTURE)
+    numbers = [np.where(known, part, np.nan) for part in (fit, shift)]
+    return np.stack([*numbers, there], axis=1).astype(np.float32)
+
+
+def _shared(
+    fixed: _Band, aligned: _Band, search: PatchSearch, starts: NDArray[np.intp]
+) -> NDArray[Any]:
+    """Means of the product of both images over patches, at all shifts of the aligned one."""
+    size = tuple(w + 2 * r for w, r in zip(search.window, search.reach, strict=True))
     axes = tuple(range(1, starts.shape[1] + 1))
-    across = np.conj(fft.rfftn(patches, size, axes))
-    energy = _cut(fixed.energy, starts, (1,) * len(size))
-    shown = _cut(fixed.seen, starts, (1,) * len(size))
-    count = 1.0 / float((weights**2).sum())
-
-    def correlate(other: _Band) -> Floats:
-        corner = starts - search.reach
-        spectrum = across * fft.rfftn(_cut(other.values, corner, size), size, axes)
-        spans = tuple(slice(2 * r + 1) for r in search.reach)
-        shared = fft.irfftn(spectrum, size, axes)[(slice(None), *spans)]
-        around = tuple(2 * r + 1 for r in search.reach)
-        seen = _cut(other.seen, corner, around)
-        # Of what is seen of each alone, only a part is seen of both.
-        both = np.minimum(seen, shown) / np.maximum(np.maximum(seen, shown), _TINY)
-        power = energy * _cut(other.energy, corner, around) * both
-        found = shared / np.sqrt(np.maximum(power, _TINY))
-        return np.where((seen >= LEAST_SEEN) & (power > _TINY), found, 0.0)
-
-    numbers = _judge(correlate(aligned), correlate(fixed), lags, count)
-    there = np.minimum(shown, _cut(aligned.seen, starts, (1,) * len(size)))
-    known = (there.ravel() >= LEAST_SEEN) & (energy.ravel() > _LEAST_TEXTURE)
-    numbers[~known] = np.nan
-    return np.column_stack([numbers, there.ravel()]).astype(np.float32)
+    weights = reduce(np.multiply.outer, map(_taper, search.window))
+    patches = np.conj(fft.rfftn(_cut(fixed.values, starts, search.window) * weights, size, axes))
+    spectrum = fft.rfftn(_cut(aligned.values, starts - search.reach, size), size, axes)
+    spans = tuple(slice(2 * r + 1) for r in search.reach)
+    return np.asarray(fft.irfftn(patches * spectrum, size, axes)[(slice(None), *spans)])
 
 
 def _patch_starts(
@@ -255,31 +237,12 @@ def _cut(values: Floats, starts: NDArray[np.intp], shape: Sequence[int]) -> Floa
     return sliding_window_view(values, shape)[tuple(starts.T)]
 
 
-def _judge(cross: Floats, own: Floats, lags: _Lags, count: float) -> Floats:
-    """The numbers of `MEASURES` from correlations of patches at all shifts, nodes first."""
-    nodes = len(cross)
-    flat, far = cross.reshape(nodes, -1), lags.distance.ravel() >= _NEAR
-    middle = flat.shape[1] // 2
-    fit = flat[:, middle]
-    top = flat.argmax(axis=1)
-    best = flat[np.arange(nodes), top]
-    shift = _distances(cross, top, lags)
-    if far.any():
-        beyond, spread = flat[:, far].max(axis=1), flat[:, far].std(axis=1)
-        twin = own.reshape(nodes, -1)[:, far].max(axis=1)
-    else:
-        beyond, spread, twin = (np.zeros(nodes) for _ in range(3))
-    clear = np.maximum(fit, 0.05)
-    blur = np.sqrt((1 - clear**2).clip(0) / clear**2 / count * _widths(own, lags))
-    return np.stack([fit, best, shift, beyond, spread, twin, blur], axis=1)
-
-
-def _distances(cross: Floats, top: NDArray[np.intp], lags: _Lags) -> Floats:
+def _distances(cross: NDArray[Any], top: NDArray[np.intp], steps: Sequence[float]) -> Floats:
     """Distances of peaks from no shift, between the shifts that were tried."""
     index = np.array(np.unravel_index(top, cross.shape[1:]))
     nodes = np.arange(len(cross))
     square = np.zeros(len(cross))
-    for axis, step in enumerate(lags.steps):
+    for axis, step in enumerate(steps):
         n = cross.shape[axis + 1]
         if n == 1:
             continue
@@ -293,17 +256,3 @@ def _distances(cross: Floats, top: NDArray[np.intp], lags: _Lags) -> Floats:
         between = np.where(inner == index[axis], between.clip(-0.5, 0.5), 0.0)
         square += ((index[axis] - n // 2 + between) * step) ** 2
     return np.sqrt(square)
-
-
-def _widths(own: Floats, lags: _Lags) -> NDArray[np.float64]:
-    """Sum over axes of the inverse curvature of a patch's correlation with itself."""
-    middle = tuple(n // 2 for n in own.shape[1:])
-    total = np.zeros(len(own))
-    for axis, step in enumerate(lags.steps):
-        if own.shape[axis + 1] > 1:
-            near = [
-                own[(slice(None), *(m + d if a == axis else m for a, m in enumerate(middle)))]
-                for d in (-1, 1)
-            ]
-            total += step**2 / np.maximum(2 - near[0] - near[1], 0.01)
-    return total

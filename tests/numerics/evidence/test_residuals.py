@@ -33,14 +33,14 @@ def test_a_shift_is_found_between_voxels(move):
     inner = found["shift"][1:-1, 1:-1, 1:-1]
     # A parabola through three correlations is off by some hundredths of a voxel.
     np.testing.assert_allclose(inner, np.linalg.norm(move), atol=0.15)
-    assert found["best"][1:-1, 1:-1, 1:-1].min() > 0.9
 
 
 def test_unrelated_tissue_fits_no_better_at_home():
     fixed, other = texture((48, 40, 40)), texture((48, 40, 40), 1)
     right, wrong = measured(fixed, fixed), measured(fixed, other)
-    assert (right["fit"] - right["far"]).min() > 0.3
-    assert np.median(wrong["fit"] - wrong["far"]) < 0
+    assert right["fit"].min() > 0.99
+    assert right["shift"].max() < 0.1
+    assert np.median(wrong["fit"]) < 0.3
     assert np.median(wrong["shift"]) > 3
 
 
@@ -48,16 +48,6 @@ def test_brightness_and_uneven_light_do_not_count():
     fixed = texture((40, 40))
     light = 3 + np.linspace(0, 2, 40)[:, None]
     np.testing.assert_allclose(measured(fixed, light * fixed + 7)["fit"], 1, atol=0.02)
-
-
-def test_sharp_tissue_is_placed_better_than_smooth_and_than_noisy():
-    noise = 0.3 * np.random.default_rng(3).standard_normal((40, 40, 40)).astype(np.float32)
-    sharp, smooth = (f / f.std() for f in (texture(noise.shape), texture(noise.shape, sigma=4)))
-    blurs = [
-        np.median(measured(image, image + n * noise)["blur"])
-        for image, n in ((sharp, 0.3), (sharp, 1.0), (smooth, 1.0))
-    ]
-    assert blurs == sorted(blurs)
 
 
 def test_what_is_not_seen_tells_nothing():
