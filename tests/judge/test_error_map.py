@@ -119,8 +119,8 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
     lattice = error_map.ErrorLattice.of(pair[0].grid)
     assert len(lattice.blocks) == len(lattice.node_blocks) > 1
     parts, _ = radii(*pair, still)
-    # Distances to evidence are sought in a block and its halo.
-    np.testing.assert_allclose(parts, whole, rtol=0.1)
+    # Running means over patches differ by their rounding.
+    np.testing.assert_allclose(parts, whole, rtol=0.01)
 
 
 def test_large_images_are_looked_at_half_as_finely(monkeypatch):

@@ -51,9 +51,10 @@ nearby fit best. On overviews as fine as 2 voxels of the level it tells nothing 
 fit nowhere; on coarser ones halves differ by noise of their voxels as much as by what is wrong,
 which patches see.
 
-Left out of pairs of each texture in turn, neither misfit, margin over far shifts, texture nor what
-chance reaches made radii sharper once these were known (loss of the quantile 0.0728 with and 0.0728
-to 0.0737 without); distances of halves as one sum did, by a tenth (0.0825).
+Judged on textures that were left out of the fit, misfit, margin over far shifts and texture of
+patches made radii no sharper beside these: loss of the quantile 0.0728 to 0.0737 with them, 0.0728
+without. A plain sum of the two distances for ``bound`` had an area under the ROC curve of 0.953,
+where this one had 0.968.
 """
 
 REACH_NODES = 1
