@@ -145,6 +145,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     evidence = np.array([[0.0, -1.0, 0.0, 0.0], [0.5, 1.0, 2.0, 0.5], [1.5, 9.0, 9.0, 1.0]])
     # 0, between 0.5 and 1, and 1, with what is added for discord.
     np.testing.assert_allclose(read.radius(evidence, 99), np.exp([-0.5, 1.25, 1.5]), rtol=1e-6)
+    # Seen coarsely, 0.25 in place of -0.5, and half way between in the middle of the scales.
+    for scale, height in ((3.0, 0.25), (3.0**0.5, -0.125), (9.0, 0.25)):
+        np.testing.assert_allclose(read.radius(evidence[:1], 99, scale), np.exp(height), rtol=1e-6)
     for scale in (1.0, 2.0, 3.0, 5.0):
         np.testing.assert_array_equal(
             read.radius(evidence, 99, scale), table.radius(evidence, 99, scale)
