@@ -215,7 +215,7 @@ class RadiusTable:
         return np.minimum(radii, _ANYWHERE * extent).astype(np.float32)
 
     def from_overview(self, evidence: NDArray[Any]) -> NDArray[Any]:
-        """What the overview tells; errors are told so by `compress`."""
+        """Logarithms of radii by the overview alone, compressed as `compress` does errors."""
         bound, astray, discord, near = np.moveaxis(np.asarray(evidence, float), -1, 0)
         total = self.wide.at(bound, astray) + self.discord.at(discord)
         return np.where(np.isnan(near), np.nan, total)
