@@ -25,6 +25,7 @@ from itkstream.numerics.matching.scale_space import (
     blur,
     halvings,
     laplacian,
+    neighbours,
     rows_of,
     shrink_for,
 )
@@ -181,13 +182,10 @@ def _face_maxima(here: NDArray[np.float32]) -> NDArray[np.intp]:
 
 @compiled
 def _mark_maxima(values, keep, start, stop):  # type: ignore[no-untyped-def]
-    """Rows are named, not indexed by k - 1, which might be negative: LLVM would not use vectors."""
-    edge = 1 if values.shape[1] > 1 else 0
+    edge = min(1, values.shape[1] - 1)  # 0 where a plane lies row by row
     for i in range(start + 1, stop + 1):
         for j in range(edge, values.shape[1] - edge):
-            row, left, right = values[i, j, 1:-1], values[i, j, :-2], values[i, j, 2:]
-            above, below = values[i - 1, j, 1:-1], values[i + 1, j, 1:-1]
-            front, back = values[i, j - edge, 1:-1], values[i, j + edge, 1:-1]
+            row, (above, below), (front, back), (left, right) = neighbours(values, i, j, edge)
             found = keep[i, j, 1:-1]
             for k in range(row.shape[0]):
                 here = row[k]

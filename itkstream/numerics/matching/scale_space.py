@@ -19,11 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import Grid
-from itkstream.numerics.compiling import compiled
+from itkstream.numerics.compiling import compiled, inlined
 from itkstream.numerics.sampling.pyramid import filter_axis, gaussian_weights
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["BlurredImage", "blur", "halve", "halvings", "laplacian", "rows_of", "shrink_for"]
+__all__ = [
+    "BlurredImage",
+    "blur",
+    "halve",
+    "halvings",
+    "laplacian",
+    "neighbours",
+    "rows_of",
+    "shrink_for",
+]
 
 # The blur of a halving, (1, 3, 3, 1) / 8, in squared voxels of the finer grid.
 _HALVING_VARIANCE = 0.75
@@ -138,17 +147,29 @@ def rows_of(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return image[:, None] if image.ndim == 2 else image
 
 
+@inlined
+def neighbours(values, i, j, edge):  # type: ignore[no-untyped-def]
+    """A row without its ends, and those before and after it: above, in the plane, and along it.
+
+    Rows, not indices k - 1, which might be negative: LLVM would not use vector operations.
+    """
+    plane = values[i]
+    return (
+        plane[j, 1:-1],
+        (values[i - 1, j, 1:-1], values[i + 1, j, 1:-1]),
+        (plane[j - edge, 1:-1], plane[j + edge, 1:-1]),
+        (plane[j, :-2], plane[j, 2:]),
+    )
+
+
 @compiled
 def _laplacian(values, weights, out, start, stop):  # type: ignore[no-untyped-def]
-    """Rows are named, not indexed by k - 1, which might be negative: LLVM would not use vectors."""
     first, second, third = weights
     middle = np.float32(2) * (first + second + third)
-    edge = 1 if values.shape[1] > 1 else 0
+    edge = min(1, values.shape[1] - 1)  # 0 where a plane lies row by row
     for i in range(start + 1, stop + 1):
         for j in range(edge, values.shape[1] - edge):
-            row, left, right = values[i, j, 1:-1], values[i, j, :-2], values[i, j, 2:]
-            above, below = values[i - 1, j, 1:-1], values[i + 1, j, 1:-1]
-            front, back = values[i, j - edge, 1:-1], values[i, j + edge, 1:-1]
+            row, (above, below), (front, back), (left, right) = neighbours(values, i, j, edge)
             total = out[i, j, 1:-1]
             for k in range(row.shape[0]):
                 total[k] = middle * row[k]
