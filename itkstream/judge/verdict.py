@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.geometry import Grid
+from itkstream.numerics.evidence.contrast import SURE
 
 __all__ = ["Evidence", "Outcome", "Region", "Verdict", "judge"]
 
@@ -126,12 +127,22 @@ class Evidence:
         return reached, mean, most
 
     @property
+    def is_told_by_descriptors(self) -> bool:
+        """Whether what was kept last follows descriptors, and images surely tell more by it."""
+        kept = [s for s in self.steps if "similarity" in s and "dropped" not in s]
+        deviations: float = kept[-1].get("information_gain_deviations", 0.0) if kept else 0.0
+        return deviations >= SURE
+
+    @property
     def if_unknown(self) -> Outcome:
         """Outcome where little is known of the error.
 
         Wide bounds, and tissue that is much like itself elsewhere, do not prove a result wrong for
-        whose affine key points speak; nor one for which less speaks, but the correlation too.
+        whose affine key points speak; nor one for which less speaks, but the correlation too. That
+        tells nothing of images in other stains: there the information does that they share.
         """
+        if self.affine_outcome == "doubtful" and self.is_told_by_descriptors:
+            return "look"
         if self.affine_outcome == "doubtful" and self.reached is not None:
             reached, mean, most = self.reached
             return "look" if reached - mean > _CLEARLY * (most - mean) else "failed"

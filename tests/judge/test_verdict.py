@@ -186,6 +186,19 @@ def test_the_last_affine_that_was_kept_is_judged() -> None:
     assert judge(replace(GOOD, steps=[doubtful])).outcome == "good"
 
 
+@pytest.mark.parametrize(("deviations", "outcome"), [(8.4, "look"), (1.3, "failed")])
+def test_images_in_other_stains_are_told_by_what_they_share(
+    deviations: float, outcome: str
+) -> None:
+    """Of two stains of a fish, rightly registered, correlation is that of unrelated parts."""
+    followed = {"name": "deformation", "similarity": "mind"}
+    told = followed | {"information_gain_deviations": deviations}
+    stains = replace(DOUBTFUL, steps=[*DOUBTFUL.steps, told])
+    assert judge(by_chance(with_shares(0.9, 0.1, stains))).outcome == outcome
+    left = replace(DOUBTFUL, steps=[*DOUBTFUL.steps, told | {"dropped": "why"}])
+    assert judge(by_chance(with_shares(0.9, 0.1, left))).outcome == "failed"
+
+
 def test_parts_that_fit_elsewhere_are_told() -> None:
     """As of slabs in another order, of which one affine brings some together."""
     found = {"name": "affine", "inliers": 200}

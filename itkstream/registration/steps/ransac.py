@@ -66,7 +66,7 @@ Search = Literal["auto", "never"]
 
 # Seconds beside those of its voxels, and the images above which it takes them, if no direction is
 # searched for: that takes 5 to 25 s more, and is not known before.
-_SECONDS, _SMALL_VOXELS = 4.0, 2.5e5
+_SECONDS, _SMALL_VOXELS = 3.0, 2.5e5
 
 _LOOK = "Look at the aligned image before you use it"
 
