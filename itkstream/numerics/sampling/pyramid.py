@@ -123,7 +123,7 @@ def _filter_axis(
     if after == 1:
         flat, result = lines[:, :, 0], out[:, :, 0]
         over_slabs(lambda a, b: _along_lines(flat, factor, weights, result, a, b), before)
-        return result.reshape((*shape[:axis], groups))
+        return out.reshape((*shape[:axis], groups, *shape[axis + 1 :]))
     reach = (len(weights) - factor) // 2
     source = np.clip(
         np.arange(groups)[:, None] * factor - reach + np.arange(len(weights)), 0, length - 1

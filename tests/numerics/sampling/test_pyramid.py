@@ -43,6 +43,15 @@ def test_one_axis_is_filtered_as_by_scipy(image, axis, width):
     np.testing.assert_allclose(filter_axis(image, axis, weights), wanted, rtol=1e-6)  # float32
 
 
+@pytest.mark.parametrize("shape", [(9, 7, 1), (1, 9, 7), (9, 1, 7), (1, 1, 7)])
+def test_thin_images_keep_their_axes(shape):
+    thin = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    for axis in range(3):
+        wanted = ndimage.gaussian_filter1d(thin.astype(float), 1.0, axis, mode="nearest")
+        got = filter_axis(thin, axis, gaussian_weights(1.0, 4))
+        np.testing.assert_allclose(got, wanted, atol=1e-6)  # float32
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_planes_are_filtered_too(axis):
     plane = np.random.default_rng(1).normal(size=(11, 30)).astype(np.float32)
