@@ -25,6 +25,7 @@ from dask.task_spec import GraphNode
 from dask.utils import ensure_dict
 from distributed import Client, Nanny, Worker
 from distributed.comm import get_address_host
+from distributed.core import Status
 from distributed.deploy import ProcessInterface
 from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
@@ -38,6 +39,7 @@ __all__ = [
     "close_for_cluster",
     "get_address_host",
     "import_jobqueue",
+    "is_closing",
     "is_short_of_workers",
     "nanny_process_ids",
     "plain_tasks",
@@ -100,6 +102,11 @@ def present_workers(cluster: Any) -> set[str]:
 def is_short_of_workers(cluster: Any) -> bool:
     """Whether a cluster plans workers that it has not asked for."""
     return len(cluster.plan) != len(cluster.requested)
+
+
+def is_closing(cluster: Any) -> bool:
+    """Whether a cluster is being closed, or is closed."""
+    return cluster.status in (Status.closing, Status.closed)
 
 
 def workers_ended(cluster: Any) -> list[Any]:

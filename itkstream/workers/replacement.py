@@ -17,6 +17,7 @@ from distributed import Adaptive
 from itkstream.workers.batch_systems import BatchSystem
 from itkstream.workers.dask_internals import (
     close_for_cluster,
+    is_closing,
     is_short_of_workers,
     plan_workers,
     present_workers,
@@ -63,7 +64,12 @@ class Replacing(Adaptive):
 
     async def recommendations(self, target: int) -> dict[str, Any]:
         """Forget lost workers first, which lets dask start others in their place."""
-        for name in await self.lost():
+        lost = await self.lost()
+        # To ask the queue takes a while, in which the cluster may have been closed: it would find a
+        # job that is handed in after that still running, and fail.
+        if is_closing(self.cluster):
+            return {"status": "same"}
+        for name in lost:
             worker = self.cluster.workers.pop(name, None)
             if worker is not None:
                 logger.warning("worker %s is lost; another takes its place", name)
