@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from itkstream.blocks.levels import read_coarse
 from itkstream.estimate.coarse import coarse_channels, moving_factors, plan_levels
 from itkstream.geometry import (
     ChannelPair,
@@ -150,8 +149,8 @@ class _Level:
             return cls(fixed, moving, start, settings, tuple(others))
         plan = plan_levels(fixed.grid, settings, _MOST_VOXELS)
         by = plan.factors, moving_factors(fixed.grid, moving.grid, plan.factors)
-        small, other = read_coarse(fixed, by[0]), read_coarse(moving, by[1])
-        return cls(small, other, start, plan.coarse, coarse_channels(others, by))
+        small, *further = coarse_channels((pair, *others), by)
+        return cls(small.fixed, small.moving, start, plan.coarse, tuple(further))
 
     def apply(self, landmarks: Landmarks | None, points: Floats) -> Floats:
         """Map points through a deformation that landmarks pull; as it starts where none is found.

@@ -124,7 +124,7 @@ def load_examples(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for recipe in recipes:
-        files = [folder / (f"{recipe.name}-{ratio}.npz") for ratio in ratios]
+        files = [folder / f"{recipe.name}-{ratio}.npz" for ratio in ratios]
         if not all(map(_holds, files)):
             for file, example in zip(files, make_examples(recipe, ratios), strict=False):
                 np.savez(

@@ -161,11 +161,13 @@ def _beside_painted(fixed: Image, moving: Image, transform: Transform) -> Mask:
     if not (painted.any() or blank.any()):
         return left_out
     tissue, others = tissue_mask(first), tissue_mask(second)
-    shown = _warped(others, fixed, moving, transform) > 0.5
+    shown = _warped(others, moving.grid, transform, fixed.grid) > 0.5
     if _is_much(painted & ~tissue & shown, tissue):
         left_out |= _without_rim(painted)
-    if _is_much((_warped(blank & ~others, fixed, moving, transform) > _ALL) & tissue, tissue):
-        left_out |= _without_rim(_warped(blank, fixed, moving, transform) > _ALL)
+    if _is_much(
+        (_warped(blank & ~others, moving.grid, transform, fixed.grid) > _ALL) & tissue, tissue
+    ):
+        left_out |= _without_rim(_warped(blank, moving.grid, transform, fixed.grid) > _ALL)
     return left_out
 
 
@@ -199,8 +201,9 @@ def _beside_ground(
     grounds = small
     if max(edge, other_edge) > 1:
         grounds = _Grounds.of(fixed, moving, transform)
-        here, there = (_refined(mask, first.grid, fixed.grid) for mask in textured)
-        textured = here, there
+        still = _still(first.grid)
+        here, there = (lay_mask(Image(m, first.grid), still, fixed.grid) for m in textured)
+        textured = here.read(), there.read()
     empty = grounds.fixed.empty, grounds.lost
     for ground, kept, leaves in zip(empty, textured, is_left_out, strict=True):
         left_out |= ground & ~kept & leaves
@@ -234,9 +237,10 @@ class _Grounds:
             for ground, image, is_full in zip((first, second), (fixed, moving), fills, strict=True)
         )
         empty, content = (
-            _warped(part, fixed, moving, transform) for part in (second.empty, second.content)
+            _warped(part, moving.grid, transform, fixed.grid)
+            for part in (second.empty, second.content)
         )
-        inside = _warped(np.ones(moving.shape, bool), fixed, moving, transform) > _ALL
+        inside = _warped(np.ones(moving.shape, bool), moving.grid, transform, fixed.grid) > _ALL
         both = ~first.empty & inside & (empty < 0.5)
         return cls(first, empty > _ALL, content > 0.5, both, any(fills))
 
@@ -332,13 +336,6 @@ def _contrast(
     return np.asarray(found / light**2, np.float32)
 
 
-def _refined(mask: Mask, level: Grid, grid: Grid) -> Mask:
-    """A mask of a level on the lattice of the image."""
-    still = AffineTransform(np.eye(grid.ndim + 1), grid.axes)
-    image = Image(mask.astype(np.float32), level)
-    return np.asarray(warp_block(image, still, grid, WarpSettings(dtype=np.float32)) > 0.5)
-
-
 def find_shown(image: Image) -> Image | None:
     """Find where an image may show anything: all of it but its empty ground.
 
@@ -350,14 +347,16 @@ def find_shown(image: Image) -> Image | None:
         return None
     level, grid = shrink(voxels, image.grid, factors)
     shown = ~Ground.of(level).empty
-    return None if shown.all() else Image(_refined(shown, grid, image.grid), image.grid)
+    return None if shown.all() else lay_mask(Image(shown, grid), _still(grid), image.grid)
 
 
 def lay_mask(mask: Image, transform: Transform, grid: Grid) -> Image:
     """Lay a mask of the moving image on the voxels of a grid; nothing is in it beyond."""
-    values = Image(np.asarray(mask.read(), np.float32), mask.grid)
-    settings = WarpSettings(background=0.0, dtype=np.float32)
-    return Image(warp_block(values, transform, grid, settings) > 0.5, grid)
+    return Image(_warped(mask.read(), mask.grid, transform, grid) > 0.5, grid)
+
+
+def _still(grid: Grid) -> Transform:
+    return AffineTransform(np.eye(grid.ndim + 1), grid.axes)
 
 
 def _level_factors(image: Image) -> tuple[int, ...]:
@@ -383,9 +382,8 @@ def _without_rim(mask: Mask) -> Mask:
     return np.asarray(ndimage.binary_erosion(mask, iterations=_RIM_VOX, border_value=1))
 
 
-def _warped(mask: Mask, fixed: Image, moving: Image, transform: Transform) -> NDArray[np.float32]:
-    """A mask of the moving image on the fixed one, between 0 and 1."""
-    image = Image(mask.astype(np.float32), moving.grid)
-    return np.asarray(
-        warp_block(image, transform, fixed.grid, WarpSettings(background=0.0, dtype=np.float32))
-    )
+def _warped(mask: Mask, of: Grid, transform: Transform, grid: Grid) -> NDArray[np.float32]:
+    """A mask on the voxels of the moving grid on those of the fixed one, between 0 and 1."""
+    values = Image(mask.astype(np.float32), of)
+    settings = WarpSettings(background=0.0, dtype=np.float32)
+    return np.asarray(warp_block(values, transform, grid, settings))

@@ -83,16 +83,16 @@ def gaussian_weights(sigma: float, reach: int) -> NDArray[np.float64]:
 
 
 def filter_axis(
-    image: NDArray[np.float32], axis: int, weights: NDArray[np.floating[Any]], factor: int = 1
+    image: NDArray[np.float32], axis: int, weights: NDArray[np.floating[Any]]
 ) -> NDArray[np.float32]:
-    """Convolve along one axis, and keep one sample of each `factor` voxels.
+    """Convolve along one axis.
 
-    The weights, normalised here, are those of the voxels around the middle of such a group. Beyond
-    its ends a line continues with the last voxel. Twice (across the last axis) to ten times (the
-    first) as quick as scipy's `correlate1d`, which computes in double precision.
+    The weights, normalised here, are those of the voxels around each. Beyond its ends a line
+    continues with the last voxel. Twice (along the last axis) to ten times (the first) as quick as
+    scipy's `correlate1d`, which computes in double precision.
     """
     normal = (weights / weights.sum()).astype(np.float32)
-    return _filter_axis(np.ascontiguousarray(image), axis, factor, normal)
+    return _filter_axis(np.ascontiguousarray(image), axis, 1, normal)
 
 
 def _taps(factor: int, sigma: float) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -26,7 +27,7 @@ from itkstream.estimate.misfits import (
 from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.evidence.one_sided import find_shown
-from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
+from itkstream.numerics.evidence.quality import local_correlation_in_tissue
 from itkstream.numerics.matching.affine import (
     PLENTY_OF_INLIERS,
     AffineSettings,
@@ -90,25 +91,25 @@ _DRAWN = 300
 
 @frozen
 class _Pair:
-    """The channels in which key points are matched, and the witnesses of what each finds.
-
-    `fixed_points` gives the key points of the fixed image of the leading channel.
-    """
+    """The channels in which key points are matched, and the witnesses of what each finds."""
 
     channels: tuple[ChannelPair, ...]
     witnesses: tuple[Witnesses, ...]
-    fixed_points: KnownPoints
 
     @classmethod
     def of(cls, channels: tuple[ChannelPair, ...]) -> _Pair:
         """With the witnesses of each channel."""
-        witnesses = tuple(witnesses_of(pair.fixed, pair.moving) for pair in channels)
-        return cls(channels, witnesses, sought_once(channels[0].fixed))
+        return cls(channels, tuple(witnesses_of(pair.fixed, pair.moving) for pair in channels))
 
     @property
     def fixed(self) -> Image:
         """The fixed image of the leading channel."""
         return self.channels[0].fixed
+
+    @cached_property
+    def fixed_points(self) -> KnownPoints:
+        """Gives the key points of that image."""
+        return sought_once(self.fixed, self.channels[0].sought[0])
 
     def off_ground(self) -> _Pair:
         """The pair in which no key points are sought on ground that is certainly empty."""
@@ -116,8 +117,7 @@ class _Pair:
             replace(pair, sought=(find_shown(pair.fixed), find_shown(pair.moving)))
             for pair in self.channels
         )
-        points = sought_once(channels[0].fixed, channels[0].sought[0])
-        return attrs.evolve(self, channels=channels, fixed_points=points)
+        return attrs.evolve(self, channels=channels)
 
     @property
     def empty_ground(self) -> dict[str, float]:
@@ -140,16 +140,12 @@ class _Pair:
         """Evidence for an affine, as a share of what convinces, all key points counted."""
         return 0.0 if matrix is None else self.evidence(matrix).margin
 
-    def correlations(self, *matrices: NDArray[np.float64] | None) -> list[float]:
+    def correlation(self, matrix: NDArray[np.float64] | None, tissue: NDArray[np.bool_]) -> float:
         """Mean squared local correlation in the tissue of the leading channel; 0 for no affine."""
-        fixed = self.fixed.read()
-        tissue = tissue_mask(fixed)
-
-        def reached(matrix: NDArray[np.float64]) -> float:
-            aligned = align_channel(self.channels[0], AffineTransform(matrix)).moving.read()
-            return local_correlation_in_tissue(fixed, aligned, tissue)
-
-        return [0.0 if matrix is None else reached(matrix) for matrix in matrices]
+        if matrix is None:
+            return 0.0
+        aligned = align_channel(self.channels[0], AffineTransform(matrix)).moving.read()
+        return local_correlation_in_tissue(self.fixed.read(), aligned, tissue)
 
 
 @frozen
@@ -364,8 +360,8 @@ class RansacAffine(MatchingStep):
             again = self._matched(pair, found.matrix)
             found = max(again, found, key=lambda affine: affine.rank)
         if found.is_rough and scene.content == "common":
-            pair, found = self._off_ground(pair, found, facts)
-        found = self._chosen_anew(pair, found)
+            pair, found = self._off_ground(scene, pair, found, facts)
+        found = self._chosen_anew(scene, pair, found)
         facts |= found.facts
         if found.evidence is not None:
             facts["evidence"] = found.evidence.facts()
@@ -437,7 +433,7 @@ class RansacAffine(MatchingStep):
         return _Affine(matrix, evidence, facts, chosen.radii, stages=stages)
 
     def _off_ground(
-        self, pair: _Pair, found: _Affine, facts: dict[str, Any]
+        self, scene: Scene, pair: _Pair, found: _Affine, facts: dict[str, Any]
     ) -> tuple[_Pair, _Affine]:
         """Seek key points off empty ground, where few of the matches agree; keep the better.
 
@@ -452,7 +448,7 @@ class RansacAffine(MatchingStep):
             return pair, found
         assert found.matrix is not None
         again = self._matched(part, found.matrix)
-        reached = pair.correlations(found.matrix, again.matrix)
+        reached = [pair.correlation(one.matrix, scene.tissue) for one in (found, again)]
         better = again.outcome == "convincing" and reached[1] > reached[0]
         facts["empty_ground"] = {
             "share": shares,
@@ -462,7 +458,7 @@ class RansacAffine(MatchingStep):
         }
         return (part, again) if better else (pair, found)
 
-    def _chosen_anew(self, pair: _Pair, found: _Affine) -> _Affine:
+    def _chosen_anew(self, scene: Scene, pair: _Pair, found: _Affine) -> _Affine:
         """Choose what is left open from the data, where few matches agree by the usual.
 
         That is kept by which more agree, of voxels too, and no fewer of key points matched again:
@@ -483,7 +479,7 @@ class RansacAffine(MatchingStep):
         )
         again = chosen._matched(pair, found.matrix)
         after = again.facts.get("inliers", 0)
-        reached = pair.correlations(found.matrix, again.matrix)
+        reached = [pair.correlation(one.matrix, scene.tissue) for one in (found, again)]
         more = again.outcome == "convincing" and after > before and reached[1] > reached[0]
         better = more and pair.margin(again.matrix) >= pair.margin(found.matrix)
         told = {"sample": choice.facts, "inliers": [before, after], "local_correlation": reached}
