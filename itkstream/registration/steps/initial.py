@@ -26,8 +26,9 @@ __all__ = ["InitialSearch", "choose", "mirrors", "search_facts", "tell_rival", "
 _VOXELS = 2e6
 # Bytes of both levels blurred, of contexts, and of a matrix of scores.
 _BYTES_PER_VOXEL, _SCORES_BYTES = 40.0, 150e6
-# A search that finds nothing takes as long as key points in so many voxels: 35 s of a core.
-_WORK = 9e7
+# A search that finds nothing takes as long as key points in so many voxels: 17 s of a core for two
+# stains of 1.2 million voxels; one that finds its start at once, 2 to 3 s.
+_WORK = 1.5e8
 # Runners-up that a report names.
 _RUNNERS_UP = 3
 
