@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from one_sided import Sheet, main, make_case, measure, percentiles
+from verdict_pairs import Case, make_pair
+
+from itkstream.geometry import AffineTransform
+from itkstream.numerics.evidence.one_sided import find_layer, find_one_sided
 
 SIZE = 84
 
@@ -17,6 +21,14 @@ def errors(kind: str) -> dict[str, tuple[float, float]]:
 @pytest.fixture(scope="module")
 def sound() -> dict[str, tuple[float, float]]:
     return errors("sound")
+
+
+@pytest.mark.parametrize("texture", ["nuclei", "membranes"])
+def test_tissue_whose_ground_is_bright_in_the_other_image_counts_whole(texture: str) -> None:
+    """Beside that ground only the middles of a few cells would be left."""
+    pair, still = make_pair(Case("remapped", texture, 2)), AffineTransform(np.eye(4))
+    assert not find_one_sided(pair.fixed, pair.moving, still).any()
+    assert not find_layer(pair.fixed, pair.moving, still).any()
 
 
 @pytest.mark.slow
