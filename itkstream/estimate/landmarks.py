@@ -10,8 +10,7 @@ from scipy.spatial import cKDTree
 
 from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, Landmarks
-from itkstream.numerics.checks import TO_DEVIATION
-from itkstream.numerics.matching.ransac import Model, fit_affine
+from itkstream.numerics.matching.ransac import Model, fit_robustly
 
 __all__ = ["LandmarkStart", "start_from", "weigh_landmarks"]
 
@@ -20,7 +19,6 @@ Floats = NDArray[np.float64]
 # Extent across the landmarks' narrowest direction, relative to the widest, from which a stretch
 # along it is told from the errors of placing.
 _THIN = 0.1
-_ROUNDS = 30
 
 # Of a landmark: those around it that tell where it should be, and the deviations beyond which it
 # is doubted.
@@ -47,19 +45,11 @@ class LandmarkStart:
 def start_from(landmarks: Landmarks) -> LandmarkStart:
     """Fit the transform from fixed to moving points that number and spread of landmarks allow.
 
-    Some may be wrong: weights fall with the residual (Cauchy's, Huber and Ronchetti, Robust
-    Statistics, 2009, doi:10.1002/9780470434697).
+    Some may be wrong: the fit is robust.
     """
     p, q = landmarks.fixed, landmarks.moving
     model = _choose_model(p, q)
-    weights = np.ones(len(p)) if landmarks.trust is None else landmarks.trust
-    matrix = fit_affine(p, q, model, weights)
-    for _ in range(_ROUNDS):
-        residuals = _distances(matrix, p, q)
-        scale = TO_DEVIATION * float(np.median(residuals))
-        if scale <= 1e-9:
-            break
-        matrix = fit_affine(p, q, model, weights / (1.0 + (residuals / scale) ** 2))
+    matrix = fit_robustly(p, q, model, landmarks.trust)
     return LandmarkStart(AffineTransform(matrix, landmarks.axes), model, _distances(matrix, p, q))
 
 

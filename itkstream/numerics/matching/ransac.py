@@ -25,8 +25,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import pdtrc
 
 from itkstream.errors import InputError, RegistrationError
+from itkstream.numerics.checks import TO_DEVIATION
+from itkstream.numerics.compiling import compiled
 
-__all__ = ["AffineEstimate", "Model", "RansacSettings", "fit_affine", "fit_in_planes", "fit_ransac"]
+__all__ = [
+    "AffineEstimate",
+    "Model",
+    "RansacSettings",
+    "fit_affine",
+    "fit_in_planes",
+    "fit_ransac",
+    "fit_robustly",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +45,14 @@ Model = Literal["translation", "rigid", "similarity", "affine"]
 
 # Hypotheses drawn and scored together: 128 on 5000 points in three dimensions take 15 MB.
 _BATCH = 128
-# Of these, so many at a time: what a thousand points take then stays in the processor's cache, and
-# takes 1.7 ms instead of 3.1.
-_SCORED = 16
 # A sample, or all inliers, spread over less than this fraction of their extent along some
 # direction the model needs do not determine it.
 _LEAST_SPREAD = 1e-3
 # Thresholds of successive least squares, in units of the real one: a sample of noisy points
 # predicts badly far from them, so its inliers are first sought further away.
 _WIDENINGS = (3.0, 2.0, 1.5, *(1.0,) * 12)
+# Rounds of a robust fit.
+_ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,27 @@ def fit_affine(
     return matrices[0]
 
 
+def fit_robustly(
+    points: ArrayLike, targets: ArrayLike, model: Model = "affine", weights: ArrayLike | None = None
+) -> Floats:
+    """Fit a transform to matched points most of which are right, however far they lie from it.
+
+    Weights fall with the residual, as Cauchy's [5]_. Returns (n + 1, n + 1).
+    """
+    p, q = _paired(points, targets)
+    known = np.ones(len(p)) if weights is None else np.asarray(weights, np.float64)
+    matrix = fit_affine(p, q, model, known)
+    n = p.shape[1]
+    for _ in range(_ROUNDS):
+        moved = np.einsum("ij,kj->ki", matrix[:n, :n], p) + matrix[:n, n]
+        residuals = np.linalg.norm(moved - q, axis=1)
+        scale = TO_DEVIATION * float(np.median(residuals))
+        if scale <= 1e-9:
+            break
+        matrix = fit_affine(p, q, model, known / (1.0 + (residuals / scale) ** 2))
+    return matrix
+
+
 @dataclass(frozen=True, eq=False)
 class _Matches:
     """The finite matches, around the origin so that no digit is lost to a large offset."""
@@ -234,19 +264,19 @@ class _Matches:
     def __len__(self) -> int:
         return len(self.fixed)
 
-    def squared_residuals(self, matrices: Floats) -> Floats:
-        """Squared distance (b, m) of every moving point from its prediction by each matrix."""
+    def scores(self, matrices: Floats, limit: float) -> Floats:
+        """Sum over all matches of the squared residual, at most `limit`, by each matrix (b,)."""
         n = self.fixed.shape[1]
-        fixed, moving = np.ascontiguousarray(self.fixed.T), np.ascontiguousarray(self.moving.T)
-        out = np.zeros((len(matrices), len(self)))
-        for first in range(0, len(matrices), _SCORED):
-            some, total = matrices[first : first + _SCORED], out[first : first + _SCORED]
-            for axis in range(n):
-                error = some[:, axis, n, None] - moving[axis]
-                for k in range(n):
-                    error += some[:, axis, k, None] * fixed[k]
-                total += np.square(error, out=error)
+        coefficients = np.ascontiguousarray(matrices[:, :n].transpose(1, 2, 0))
+        out = np.zeros(len(matrices))
+        _add_scores(self.fixed, self.moving, coefficients, limit, out)
         return out
+
+    def squared_residuals(self, matrix: Floats) -> Floats:
+        """Squared distance (m,) of every moving point from its prediction."""
+        n = self.fixed.shape[1]
+        moved = np.einsum("ij,kj->ki", matrix[:n, :n], self.fixed) + matrix[:n, n]
+        return np.asarray(np.square(moved - self.moving).sum(axis=1))
 
     def uncentred(self, matrix: Floats) -> Floats:
         """The transform between the points as they were given."""
@@ -257,7 +287,7 @@ class _Matches:
     def estimate(self, matrix: Floats, threshold: float) -> AffineEstimate:
         """The estimate for all the given matches, with those that are not finite left out."""
         residuals = np.full(len(self.finite), np.nan)
-        residuals[self.finite] = np.sqrt(self.squared_residuals(matrix[None])[0])
+        residuals[self.finite] = np.sqrt(self.squared_residuals(matrix))
         inliers = np.less_equal(residuals, threshold, where=self.finite, out=~self.finite)
         return AffineEstimate(self.uncentred(matrix), inliers & self.finite, residuals)
 
@@ -280,18 +310,42 @@ def _search(matches: _Matches, settings: RansacSettings) -> Floats | None:
         trials += _BATCH
         if not len(hypotheses):
             continue
-        scores = np.minimum(matches.squared_residuals(hypotheses), limit).sum(axis=1)
+        scores = matches.scores(hypotheses, limit)
         first = int(np.argmin(scores))
         if scores[first] >= best_score:
             continue
         refined = _refine(matches, hypotheses[first], settings)
-        squared = matches.squared_residuals(refined[None])[0]
+        squared = matches.squared_residuals(refined)
         score = float(np.minimum(squared, limit).sum())
         if score < best_score:
             best, best_score = refined, score
             enough = _trials_needed(float(np.mean(squared <= limit)), settings, size)
     logger.debug("%d hypotheses on %d matches", trials, len(matches))
     return best
+
+
+@compiled
+def _add_scores(fixed, moving, coefficients, limit, scores):  # type: ignore[no-untyped-def]
+    """Add the squared residual of each match, at most `limit`, to the scores of all matrices.
+
+    Match by match, of all matrices at once: a third of the time of whole arrays of residuals.
+    """
+    n, count = fixed.shape[1], scores.shape[0]
+    squared, error = np.empty(count), np.empty(count)
+    for j in range(fixed.shape[0]):
+        squared[:] = 0.0
+        for axis in range(n):
+            here = moving[j, axis]
+            for b in range(count):
+                error[b] = coefficients[axis, n, b] - here
+            for k in range(n):
+                there = fixed[j, k]
+                for b in range(count):
+                    error[b] += coefficients[axis, k, b] * there
+            for b in range(count):
+                squared[b] += error[b] * error[b]
+        for b in range(count):
+            scores[b] += min(squared[b], limit)
 
 
 def _draw(matches: _Matches, settings: RansacSettings, rng: np.random.Generator) -> Floats:
@@ -311,7 +365,7 @@ def _refine(matches: _Matches, matrix: Floats, settings: RansacSettings) -> Floa
     before = np.zeros(len(matches), bool)
     for factor in _WIDENINGS:
         limit = (factor * settings.threshold_um) ** 2
-        inliers = matches.squared_residuals(matrix[None])[0] <= limit
+        inliers = matches.squared_residuals(matrix) <= limit
         if factor == 1 and np.array_equal(inliers, before):
             break
         before = inliers

@@ -169,6 +169,11 @@ class Rematches:
     supported: NDArray[np.bool_]
     asked: int
 
+    @property
+    def abound(self) -> bool:
+        """Whether as many are supported as convince where none are by chance."""
+        return int(self.supported.sum()) >= _bar(self.asked)
+
 
 @dataclass(frozen=True, eq=False)
 class Witness:

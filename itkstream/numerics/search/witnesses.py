@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -13,10 +15,10 @@ from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Image
 from itkstream.numerics.matching.contexts import ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings
-from itkstream.numerics.matching.ransac import Model, RansacSettings, fit_ransac
-from itkstream.numerics.search.evidence import Evidence, Witness, WitnessSettings
+from itkstream.numerics.matching.ransac import Model, RansacSettings, fit_ransac, fit_robustly
+from itkstream.numerics.search.evidence import Evidence, Rematches, Witness, WitnessSettings
 
-__all__ = ["LEAST_SETTLED", "RADII", "Witnesses", "settle"]
+__all__ = ["LEAST_SETTLED", "RADII", "Settled", "Witnesses", "settle"]
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +42,14 @@ _TRIALS = 1000
 # A blob is one that an affine was fitted to where it lies so many voxels from it. So many matches
 # never agree by chance (40 at most were seen), and would leave too few blobs to judge by.
 _SAME, _BEYOND_CHANCE = 3.0, 100
+
+
+@frozen
+class Settled:
+    """A transform that was fitted to all supported matches, and their number."""
+
+    matrix: Floats
+    matches: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +103,28 @@ class Witnesses:
             if found.rank > best.rank:
                 best = found
         return best
+
+    def settled(self, matrix: Floats, model: Model) -> Iterator[Settled]:
+        """Fit a transform to all matches that are supported where another puts them.
+
+        Tissue that bends leaves right matches many voxels from any affine: few agree with one
+        closely, and which is a matter of luck. One by each witness that has enough.
+        """
+        for witness in self:
+            found = witness.rematch(witness.aligned(matrix))
+            if found.abound:
+                with suppress(RegistrationError):
+                    yield _settled(witness, matrix, found, model)
+
+
+def _settled(witness: Witness, matrix: Floats, found: Rematches, model: Model) -> Settled:
+    """Fit to what is supported, and to what is supported then, in rounds."""
+    for _ in range(_ROUNDS):
+        which = found.supported
+        change = fit_robustly(found.fixed_points[which], found.aligned_points[which], model)
+        matrix = matrix @ change
+        found = witness.rematch(witness.aligned(matrix))
+    return Settled(matrix, int(found.supported.sum()))
 
 
 def settle(witness: Witness, matrix: Floats, seed: int) -> Floats:

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from itkstream.errors import InputError, RegistrationError
 from itkstream.numerics.matching.affine import find_elsewhere
 from itkstream.numerics.matching.matches import Correspondences
-from itkstream.numerics.matching.ransac import RansacSettings, fit_affine, fit_ransac
+from itkstream.numerics.matching.ransac import RansacSettings, fit_affine, fit_ransac, fit_robustly
 
 EXTENT = np.array([800.0, 440.0, 250.0])
 MODELS = ("translation", "rigid", "similarity", "affine")
@@ -186,6 +186,23 @@ def test_least_squares_agrees_with_numpy_and_scipy():
     fitted = fit_affine(p, q, "rigid", w)
     np.testing.assert_allclose(fitted[:3, :3], rotation.as_matrix(), atol=1e-9)
     np.testing.assert_allclose(apply(fitted, centres[0]), centres[1], atol=1e-9)
+
+
+def test_a_robust_fit_follows_the_many_and_is_plain_where_all_agree():
+    rng = np.random.default_rng(3)
+    matrix = np.eye(4)
+    matrix[:3] += rng.normal(0, 0.1, (3, 4))
+    points = rng.uniform(0, 100, (200, 3))
+    exact = apply(matrix, points)
+    np.testing.assert_allclose(fit_robustly(points, exact), matrix, atol=1e-9)
+    targets = exact + rng.normal(0, 0.5, exact.shape)
+    targets[:50] += rng.uniform(10, 40, (50, 3))
+    errors = [
+        np.linalg.norm(apply(fit(points, targets), points) - exact, axis=1).max()
+        for fit in (fit_robustly, fit_affine)
+    ]
+    # Three standard errors of a corner of 150 good ones; the plain fit is pulled by the others.
+    assert errors[0] < 0.6 < 3 < errors[1]
 
 
 def test_a_majority_that_agrees_on_a_mirror_image_does_not_hide_the_transform():

@@ -67,6 +67,26 @@ def test_a_rough_start_is_settled_by_its_matches(
     assert error_um(turned[0], settled, turned[2]) < 0.5 * error_um(turned[0], rough, turned[2])
 
 
+def test_a_rough_affine_is_fitted_to_all_that_is_supported(
+    witnesses: Witnesses,
+    turned: tuple[Image, Image, np.ndarray],
+    error_um: Callable[[Image, np.ndarray, np.ndarray], float],
+) -> None:
+    rough = turned[2].copy()
+    rough[:3, 3] += (4.0, -3.0, 3.0)
+    found = next(witnesses.settled(rough, "affine"))
+    assert found.matches > 60
+    assert error_um(turned[0], found.matrix, turned[2]) < 1
+    rigid = next(witnesses.settled(rough, "translation")).matrix
+    np.testing.assert_array_equal(rigid[:3, :3], rough[:3, :3])
+
+
+def test_nothing_is_fitted_where_little_is_supported(witnesses: Witnesses) -> None:
+    wrong = np.eye(4)
+    wrong[:3, 3] = 7.0
+    assert not list(witnesses.settled(wrong, "affine"))
+
+
 @pytest.mark.parametrize(
     ("supported", "chance", "outcome"),
     [
