@@ -22,6 +22,7 @@ from itkstream.numerics.matching.keypoints import (
 from itkstream.numerics.matching.matches import (
     Correspondences,
     MatchSettings,
+    find_supported,
     joined_matches,
     match,
 )
@@ -30,10 +31,13 @@ from itkstream.numerics.matching.ransac import (
     RansacSettings,
     fit_in_planes,
     fit_ransac,
+    fit_robustly,
 )
 
 __all__ = [
     "ALIGN_THRESHOLD_VOX",
+    "MAJORITY",
+    "MINORITY",
     "PLENTY_OF_INLIERS",
     "AffineSettings",
     "BestAffine",
@@ -55,6 +59,23 @@ Both: TypeAlias = tuple[T | None, T | None]
 
 PLENTY_OF_INLIERS = 200
 """Enough agreeing matches that no other settings need be tried."""
+
+MAJORITY = 0.3
+"""Share of all matches that, agreeing with an affine, are no chance, however few.
+
+One with which fewer agree is matched again from where it leads: of turned nuclei, 48 of 326 agreed
+with one that was 4.7 degrees and 3.1 voxels off, and from there 235 of 239 with one 1.0 off.
+"""
+
+MINORITY = 0.2
+"""Share of all matches below which tissue bends too much for those that agree to tell its affine.
+
+Of two people's brains, lungs and heads 0.02 to 0.2 agree within 1.5 voxels.
+"""
+
+# Matches of roughly aligned images are so near one another, and shifted as their neighbours within
+# so many voxels. So many never support one another by chance.
+_NEAR_VOX, _ALIKE_VOX, _FEWEST = 12.0, 3.0, 20
 
 # So many other affines are looked for at most.
 _PLACES = 4
@@ -129,6 +150,28 @@ class MatchedAffine:
         """Matches of each channel that agree."""
         ends = np.cumsum(self.matches_per_channel)[:-1]
         return tuple(int(part.sum()) for part in np.split(self.estimate.inliers, ends))
+
+    def settled(self, voxel_um: float) -> AffineEstimate:
+        """The estimate; of roughly aligned images of which few matches agree closely, another.
+
+        That is fitted to all matches that support one another, however far they lie from it, where
+        these are more. Its inliers are these.
+        """
+        estimate, pairs = self.estimate, self.pairs
+        agreeing = int(estimate.inliers.sum())
+        if agreeing >= MINORITY * len(pairs):
+            return estimate
+        p, q = pairs.fixed_points, pairs.moving_points
+        near = np.flatnonzero(np.linalg.norm(q - p, axis=1) < _NEAR_VOX * voxel_um)
+        which = near[find_supported(p[near], q[near], _ALIKE_VOX * voxel_um)]
+        if len(which) < max(_FEWEST, agreeing):
+            return estimate
+        try:
+            matrix = fit_robustly(p[which], q[which], self.settings.ransac.model)
+        except RegistrationError:
+            return estimate
+        residuals = np.linalg.norm(AffineTransform(matrix).apply(p) - q, axis=1)
+        return AffineEstimate(matrix, np.isin(np.arange(len(p)), which), residuals)
 
     def above(self, threshold: float, grid: Grid) -> MatchedAffine:
         """Those matches that a higher threshold leaves, fitted again; `grid` is the fixed one."""

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from itkstream.errors import InputError
 from itkstream.numerics.matching.contexts import Contexts
 
-__all__ = ["Correspondences", "MatchSettings", "correlate", "joined_matches", "match"]
+__all__ = [
+    "Correspondences",
+    "MatchSettings",
+    "correlate",
+    "find_supported",
+    "joined_matches",
+    "match",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +29,8 @@ Floats = NDArray[np.float64]
 
 # Rows of the score matrix held at a time: 512 x 5000 scores take 10 MB.
 _ROWS = 512
+# Neighbours of a match that are asked, and how many of them must be shifted as it is.
+_ASKED, _AGREEING = 8, 3
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,19 @@ def correlate(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.floa
     scores *= _inverse_norms(a)[:, None]
     scores *= _inverse_norms(b)
     return scores
+
+
+def find_supported(points: Floats, targets: Floats, alike_um: float) -> NDArray[np.bool_]:
+    """Find the matches that are shifted as several of their neighbours are.
+
+    Shapes: `points` and `targets` (m, n); returns (m,).
+    """
+    if len(points) <= _AGREEING:
+        return np.zeros(len(points), bool)
+    neighbours = cKDTree(points).query(points, min(_ASKED + 1, len(points)))[1][:, 1:]
+    moves = targets - points
+    apart = np.linalg.norm(moves[neighbours] - moves[:, None], axis=-1)
+    return np.asarray((apart < alike_um).sum(axis=1) >= _AGREEING)
 
 
 def _inverse_norms(samples: NDArray[np.float32]) -> NDArray[np.float32]:

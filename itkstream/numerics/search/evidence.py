@@ -24,6 +24,7 @@ from itkstream.geometry import Image
 from itkstream.numerics.compiling import compiled
 from itkstream.numerics.matching.contexts import Contexts, ContextSource, ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings, find_key_points
+from itkstream.numerics.matching.matches import find_supported
 
 __all__ = ["Evidence", "Outcome", "Rematches", "Witness", "WitnessSettings"]
 
@@ -31,9 +32,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Outcome: TypeAlias = Literal["convincing", "doubtful", "chance"]
 
-# Neighbours of a match that are asked, and how many of them must be shifted as it is, within this
-# share of the reach.
-_ASKED, _AGREEING = 8, 3
+# Neighbours of a match must be shifted as it is, within this share of the reach.
 _ALIKE = 0.25
 
 # Shifts, as shares of the extent and around its ends, under which matches are by chance.
@@ -205,7 +204,7 @@ class Witness:
         fixed = self.fixed if which is None else _some(self.fixed, which)
         i, j, asked = self._pairs(fixed, aligned)
         p, q = fixed.points[i], aligned.points[j]
-        supported = _supported(p, q, _ALIKE * self.settings.reach_um)
+        supported = find_supported(p, q, _ALIKE * self.settings.reach_um)
         return Rematches(p, q, fixed.index[i], aligned.index[j], supported, asked)
 
     def evidence(self, matrix: Floats, which: NDArray[np.bool_] | None = None) -> Evidence:
@@ -255,16 +254,6 @@ class Witness:
 
 def _some(contexts: Contexts, which: NDArray[np.bool_]) -> Contexts:
     return Contexts(contexts.points[which], contexts.samples[which], contexts.index[which])
-
-
-def _supported(points: Floats, targets: Floats, alike: float) -> NDArray[np.bool_]:
-    """Find the matches that are shifted as several of their neighbours are."""
-    if len(points) <= _AGREEING:
-        return np.zeros(len(points), bool)
-    neighbours = cKDTree(points).query(points, min(_ASKED + 1, len(points)))[1][:, 1:]
-    moves = targets - points
-    apart = np.linalg.norm(moves[neighbours] - moves[:, None], axis=-1)
-    return np.asarray((apart < alike).sum(axis=1) >= _AGREEING)
 
 
 def _half_turns(middle: Floats) -> list[Floats]:

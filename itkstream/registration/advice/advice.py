@@ -16,6 +16,7 @@ from itkstream.errors import InputError, RegistrationError
 from itkstream.estimate.misfits import FAULTS, Lost, Misfit, name_stretches
 from itkstream.geometry import AffineTransform, ChannelPair, Image, Transform, compose, default_axes
 from itkstream.io.images.orientation import nearest_code
+from itkstream.numerics.matching.affine import MAJORITY
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.search.evidence import Outcome
 from itkstream.numerics.search.lattice import angle_between
@@ -32,7 +33,7 @@ from itkstream.registration.steps import Deformable, RansacAffine
 from itkstream.registration.steps.initial import witnesses_of
 from itkstream.registration.steps.matched import choose_matching
 from itkstream.registration.steps.matching import COMMON_RADII
-from itkstream.registration.steps.ransac import MAJORITY, Attempt
+from itkstream.registration.steps.ransac import Attempt
 from itkstream.workers import Resources
 
 __all__ = ["Advice", "advise_briefly", "advise_pair"]

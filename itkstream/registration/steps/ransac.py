@@ -30,6 +30,8 @@ from itkstream.io.storage.locations import Location
 from itkstream.numerics.evidence.one_sided import find_shown
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue
 from itkstream.numerics.matching.affine import (
+    MAJORITY,
+    MINORITY,
     PLENTY_OF_INLIERS,
     AffineSettings,
     Stages,
@@ -61,7 +63,7 @@ from itkstream.registration.steps.matching import (
 from itkstream.registration.steps.prices import Pair, StepPrice, share_of
 from itkstream.registration.steps.step import prepare_refined
 
-__all__ = ["MAJORITY", "Attempt", "RansacAffine"]
+__all__ = ["Attempt", "RansacAffine"]
 
 Search = Literal["auto", "never"]
 
@@ -71,13 +73,6 @@ Search = Literal["auto", "never"]
 _SECONDS, _SMALL_VOXELS = 3.0, 2.5e5
 
 _LOOK = "Look at the aligned image before you use it"
-
-MAJORITY = 0.3
-"""Share of all matches that, agreeing with an affine, are no chance, however few.
-
-One with which fewer agree is matched again from where it leads: of turned nuclei, 48 of 326 agreed
-with one that was 4.7 degrees and 3.1 voxels off, and from there 235 of 239 with one 1.0 off.
-"""
 
 # Faults of a pair are tried with this threshold: half mended, contexts are less alike.
 _TRIED_THRESHOLD = 0.5
@@ -175,12 +170,12 @@ class _Affine:
         if self.evidence is None:
             return "chance"
         found = self.evidence.outcome
-        return "doubtful" if found == "chance" and self._share > MAJORITY else found
+        return "doubtful" if found == "chance" and self.share > MAJORITY else found
 
     @property
     def is_rough(self) -> bool:
         """Whether it convinces, but so few of its matches agree that it may be off still."""
-        return self._share < MAJORITY and self.outcome == "convincing"
+        return self.share < MAJORITY and self.outcome == "convincing"
 
     @property
     def settled(self) -> int:
@@ -188,7 +183,7 @@ class _Affine:
         return int(self.facts.get("settled", {}).get("matches", 0))
 
     @property
-    def _share(self) -> float:
+    def share(self) -> float:
         """Share of the matches that agree; 0 where none were made."""
         matches = self.facts.get("matches", 0)
         return self.facts["inliers"] / matches if matches else 0.0
@@ -372,7 +367,7 @@ class RansacAffine(MatchingStep):
         if found.is_rough and found.facts and found.matrix is not None:
             again = self._matched(pair, found.matrix)
             found = max(again, found, key=lambda affine: affine.rank)
-        found = self._settled(scene, pair, found)
+        found = self._settled(scene, pair, found, MINORITY)
         if found.is_rough and found.settled < PLENTY_OF_INLIERS and scene.content == "common":
             pair, found = self._off_ground(scene, pair, found, facts)
         found = self._chosen_anew(scene, pair, found)
@@ -446,13 +441,13 @@ class RansacAffine(MatchingStep):
         evidence = pair.evidence(matrix, pairs.fixed_points[estimate.inliers])
         return _Affine(matrix, evidence, facts, chosen.radii, stages=stages)
 
-    def _settled(self, scene: Scene, pair: _Pair, found: _Affine) -> _Affine:
-        """Fit to all matches that support one another, where few agree closely.
+    def _settled(self, scene: Scene, pair: _Pair, found: _Affine, most: float) -> _Affine:
+        """Fit to all matches that support one another, where at most a share of all agrees closely.
 
         The first by which voxels agree better is kept: neither followed these. Of a head and a
         template, turned and shifted four times, affines are 1.2 instead of 3.3 voxels off.
         """
-        if not found.is_rough:
+        if not found.is_rough or found.share > most:
             return found
         assert found.matrix is not None
         before = pair.correlation(found.matrix, scene.tissue)
@@ -479,7 +474,9 @@ class RansacAffine(MatchingStep):
         if not shares:
             return pair, found
         assert found.matrix is not None
-        again = self._settled(scene, part, self._matched(part, found.matrix))
+        again = self._matched(part, found.matrix)
+        if found.settled:
+            again = self._settled(scene, part, again, MAJORITY)
         reached = [pair.correlation(one.matrix, scene.tissue) for one in (found, again)]
         better = again.outcome == "convincing" and reached[1] > reached[0]
         facts["empty_ground"] = {

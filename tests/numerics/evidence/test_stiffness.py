@@ -40,7 +40,8 @@ def test_a_small_gain_is_no_reason_to_bend_more() -> None:
 
 
 def test_what_has_paid_is_gone_on_with_for_less() -> None:
-    gains = {1.0: 0.60, 1 / 4: 0.64, 1 / 16: 0.647, 1 / 64: 0.648}
+    """Also where a softer field, undamped as it is compared, foretells as much but for noise."""
+    gains = {1.0: 0.60, 1 / 4: 0.64, 1 / 16: 0.639, 1 / 64: 0.63}
     assert climb(lambda s: np.full(1000, gains[s]))[0] == 1 / 16
 
 
