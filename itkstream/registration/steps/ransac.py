@@ -27,7 +27,7 @@ from itkstream.estimate.misfits import (
 )
 from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.evidence.one_sided import find_shown
+from itkstream.numerics.evidence.one_sided import find_one_sided, find_shown
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue
 from itkstream.numerics.matching.affine import (
     MAJORITY,
@@ -73,6 +73,10 @@ Search = Literal["auto", "never"]
 _SECONDS, _SMALL_VOXELS = 3.0, 2.5e5
 
 _LOOK = "Look at the aligned image before you use it"
+
+# Where voxels agree so much better, other key points match than before, which it is fitted to too:
+# an affine that was 4.5 voxels off, and then 3.2, ends 0.5 off.
+_FAR_BETTER = 1.5
 
 # Faults of a pair are tried with this threshold: half mended, contexts are less alike.
 _TRIED_THRESHOLD = 0.5
@@ -140,12 +144,28 @@ class _Pair:
         """Evidence for an affine, as a share of what convinces, all key points counted."""
         return 0.0 if matrix is None else self.evidence(matrix).margin
 
-    def correlation(self, matrix: NDArray[np.float64] | None, tissue: NDArray[np.bool_]) -> float:
-        """Mean squared local correlation in the tissue of the leading channel; 0 for no affine."""
-        if matrix is None:
-            return 0.0
-        aligned = align_channel(self.channels[0], AffineTransform(matrix)).moving.read()
-        return local_correlation_in_tissue(self.fixed.read(), aligned, tissue)
+    def correlations(self, scene: Scene, *matrices: NDArray[np.float64] | None) -> list[float]:
+        """Mean squared local correlation through each of several affines; 0 for none.
+
+        In the tissue of the leading channel, off what only one image shows by any of them: where
+        the outline of tissue lies on that of mounting medium, all voxels agree no less.
+        """
+        fixed, moving = self.channels[0].fixed, self.channels[0].moving
+        known = [None if m is None else AffineTransform(m) for m in matrices]
+        tissue, voxels = scene.tissue, fixed.read()
+        if scene.content == "common":
+            masks = [find_one_sided(fixed, moving, affine) for affine in known if affine]
+            left_out = np.logical_or.reduce(masks)
+            if left_out.any():
+                tissue, voxels = tissue & ~left_out, np.where(left_out, np.nan, voxels)
+        return [
+            local_correlation_in_tissue(
+                voxels, align_channel(self.channels[0], affine).moving.read(), tissue
+            )
+            if affine
+            else 0.0
+            for affine in known
+        ]
 
 
 @frozen
@@ -445,18 +465,21 @@ class RansacAffine(MatchingStep):
         """Fit to all matches that support one another, where at most a share of all agrees closely.
 
         The first by which voxels agree better is kept: neither followed these. Of a head and a
-        template, turned and shifted four times, affines are 1.2 instead of 3.3 voxels off.
+        template, turned and shifted four times, affines are 1.2 instead of 3.3 voxels off. Of
+        nuclei in medium, 20 to 58 matches laid their outline on that of the medium, 4 to 6 voxels
+        off: 0.4 to 0.5 after it.
         """
         if not found.is_rough or found.share > most:
             return found
         assert found.matrix is not None
-        before = pair.correlation(found.matrix, scene.tissue)
         for settled in pair.settled(found.matrix, self.model):
-            after = pair.correlation(settled.matrix, scene.tissue)
-            if after > before:
-                told = {"matches": settled.matches, "local_correlation": [before, after]}
+            reached = pair.correlations(scene, found.matrix, settled.matrix)
+            if reached[1] > reached[0]:
+                told = {"matches": settled.matches, "local_correlation": reached}
                 facts = found.facts | {"settled": told}
-                return attrs.evolve(found, matrix=settled.matrix, facts=facts)
+                change = attrs.evolve(found, matrix=settled.matrix, facts=facts)
+                is_far = reached[1] > _FAR_BETTER * reached[0]
+                return self._settled(scene, pair, change, most) if is_far else change
         return found
 
     def _off_ground(
@@ -477,7 +500,7 @@ class RansacAffine(MatchingStep):
         again = self._matched(part, found.matrix)
         if found.settled:
             again = self._settled(scene, part, again, MAJORITY)
-        reached = [pair.correlation(one.matrix, scene.tissue) for one in (found, again)]
+        reached = pair.correlations(scene, found.matrix, again.matrix)
         better = again.outcome == "convincing" and reached[1] > reached[0]
         facts["empty_ground"] = {
             "share": shares,
@@ -509,7 +532,7 @@ class RansacAffine(MatchingStep):
         )
         again = chosen._matched(pair, found.matrix)
         after = again.facts.get("inliers", 0)
-        reached = [pair.correlation(one.matrix, scene.tissue) for one in (found, again)]
+        reached = pair.correlations(scene, found.matrix, again.matrix)
         more = again.outcome == "convincing" and after > before and reached[1] > reached[0]
         better = more and pair.margin(again.matrix) >= pair.margin(found.matrix)
         told = {"sample": choice.facts, "inliers": [before, after], "local_correlation": reached}
