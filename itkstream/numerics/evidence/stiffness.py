@@ -67,6 +67,10 @@ _DAMPING = -1.25
 # labels of two brains stays (0.638), the error between two heads falls from 3.6 / 10.1 to 3.4 / 9.7
 # voxels, and at 1/4 from 4.2 / 13.5 to 4.1 / 10.7. At 1 membranes would lose a fifth.
 _MORE_ITERATIONS, _COARSEST = 5 / 3, 2
+# Damped, it goes on longer on the finer levels: labels of two brains overlap by 0.847 / 0.700
+# (union, mean) with twice as many iterations and by 0.843 / 0.696 with as many, lobes of two lungs
+# by 0.960 / 0.903 and 0.958 / 0.907.
+_TWICE = 2
 
 _HIDDEN_SHARE = 0.25
 _HIDDEN_EDGE = 8
@@ -80,12 +84,14 @@ _LEAST_HIDDEN, _LEAST_CUBES, _LEAST_IN_CUBE = 500, 8, 60
 def stiffened(settings: DescentSettings, stiffness: float) -> DescentSettings:
     """Settings for a field that is so many times as stiff as theirs; a softer one is damped more.
 
-    The field's (a), a squared length, grows with the stiffness; that of the force a little less.
-    Below 1 those of the coarsest level go with its square.
+    And it takes more iterations. The field's (a), a squared length, grows with the stiffness; that
+    of the force a little less. Below 1 those of the coarsest level go with its square.
     """
     found = for_trial(settings, stiffness)
     if stiffness < 1:
-        found = evolve(found, damping=settings.damping * stiffness**_DAMPING)
+        damping, (first, *others) = settings.damping * stiffness**_DAMPING, found.iterations
+        iterations = (first, *(_TWICE * count for count in others))
+        found = evolve(found, damping=damping, iterations=iterations)
     return found
 
 

@@ -73,13 +73,16 @@ def test_a_single_level_is_as_soft_as_asked_for() -> None:
     assert a == pytest.approx(single.level(0).field_smoothing.a / 4)
 
 
-def test_stiffnesses_are_compared_at_one_damping() -> None:
+def test_stiffnesses_are_compared_at_one_damping_and_by_fewer_iterations() -> None:
     for stiffness in (1 / 16, 1, 4):
         tried = for_trial(PIPELINE_DEFAULTS, stiffness)
         assert tried.damping == PIPELINE_DEFAULTS.damping
         kept = stiffened(PIPELINE_DEFAULTS, stiffness)
-        assert (kept.damping > tried.damping) == (stiffness < 1)
-        assert evolve(kept, damping=tried.damping) == tried
+        softer = stiffness < 1
+        assert (kept.damping > tried.damping) == softer
+        first, *others = tried.iterations
+        assert kept.iterations == (first, *(2 * n if softer else n for n in others))
+        assert evolve(kept, damping=tried.damping, iterations=tried.iterations) == tried
 
 
 def test_stiffness_and_units_go_together() -> None:
