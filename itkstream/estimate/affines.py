@@ -261,7 +261,7 @@ class KeyPointSearch:
         fitting = _holding(grid, self.choices) or _holding(grid, self.smaller)
         choices = fitting or self.choices
         found = best_affine_block((here, *others), choices).best
-        estimate, pairs = found.settled(float(np.median(grid.spacing))), found.pairs
+        estimate, pairs = found.settled(grid), found.pairs
         if not alone:
             estimate = _simpler(estimate, pairs, found.settings.ransac)
         if estimate.matrix is not None:

@@ -47,6 +47,7 @@ __all__ = [
     "affine_block",
     "best_affine_block",
     "find_elsewhere",
+    "has_few_planes",
 ]
 
 ALIGN_THRESHOLD_VOX = 1.5
@@ -151,17 +152,18 @@ class MatchedAffine:
         ends = np.cumsum(self.matches_per_channel)[:-1]
         return tuple(int(part.sum()) for part in np.split(self.estimate.inliers, ends))
 
-    def settled(self, voxel_um: float) -> AffineEstimate:
+    def settled(self, grid: Grid) -> AffineEstimate:
         """The estimate; of roughly aligned images of which few matches agree closely, another.
 
         That is fitted to all matches that support one another, however far they lie from it, where
-        these are more. Its inliers are these.
+        these are more. Its inliers are these. `grid` is the fixed one.
         """
         estimate, pairs = self.estimate, self.pairs
         agreeing = int(estimate.inliers.sum())
-        if agreeing >= MINORITY * len(pairs):
+        if agreeing >= MINORITY * len(pairs) or has_few_planes(grid):
             return estimate
         p, q = pairs.fixed_points, pairs.moving_points
+        voxel_um = float(np.median(grid.spacing))
         near = np.flatnonzero(np.linalg.norm(q - p, axis=1) < _NEAR_VOX * voxel_um)
         which = near[find_supported(p[near], q[near], _ALIKE_VOX * voxel_um)]
         if len(which) < max(_FEWEST, agreeing):
@@ -334,11 +336,15 @@ def _what_is_left_out(which: str, voxels: NDArray[Any]) -> str:
 def _fit(pairs: Correspondences, grid: Grid, settings: RansacSettings) -> AffineEstimate:
     """The transform of matches; in a stack of a few planes one that keeps these, if need be."""
     estimate = fit_ransac(pairs.fixed_points, pairs.moving_points, settings)
-    axis = int(np.argmin(grid.shape))
-    if estimate or grid.ndim < 3 or grid.shape[axis] > _FEW_PLANES:
+    if estimate or not has_few_planes(grid):
         return estimate
-    normal = np.asarray(grid.direction)[:, axis]
+    normal = np.asarray(grid.direction)[:, int(np.argmin(grid.shape))]
     return fit_in_planes(pairs.fixed_points, pairs.moving_points, normal, settings) or estimate
+
+
+def has_few_planes(grid: Grid) -> bool:
+    """Whether matches in a stack may not tell how an affine acts across its planes."""
+    return grid.ndim > 2 and min(grid.shape) <= _FEW_PLANES
 
 
 def best_affine_block(

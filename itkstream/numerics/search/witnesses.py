@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import Image
+from itkstream.numerics.matching.affine import has_few_planes
 from itkstream.numerics.matching.contexts import ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings
 from itkstream.numerics.matching.ransac import Model, RansacSettings, fit_ransac, fit_robustly
@@ -108,8 +109,11 @@ class Witnesses:
         """Fit a transform to all matches that are supported where another puts them.
 
         Tissue that bends leaves right matches many voxels from any affine: few agree with one
-        closely, and which is a matter of luck. One by each witness that has enough.
+        closely, and which is a matter of luck. One by each witness that has enough; none in a
+        stack of few planes, whose matches do not tell all of an affine.
         """
+        if has_few_planes(self.fixed.grid):
+            return
         for witness in self:
             found = witness.rematch(witness.aligned(matrix))
             if found.abound:
