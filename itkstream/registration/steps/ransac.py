@@ -293,7 +293,9 @@ class RansacAffine(MatchingStep):
     It is judged by evidence that it did not maximise: key points are matched again where it puts
     them, without those it was fitted to, and those that agree with their neighbours are counted,
     also under wrong alignments of the same images. The report holds the numbers and what they say,
-    ``convincing``, ``doubtful`` (which is said) or ``chance`` (which is refused).
+    ``convincing``, ``doubtful`` (which is said) or ``chance`` (which is refused). Where less than a
+    fifth of the matches agree, as of two individuals, it is then fitted to all that support one
+    another, if voxels agree better so.
 
     Parameters
     ----------
