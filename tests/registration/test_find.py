@@ -108,10 +108,13 @@ def test_each_parameter_of_local_affines_acts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [RANSAC, LOCAL])
-def test_seeds_act(scene: Scene, pair: PhantomPair, rough: AffineTransform, step: Step) -> None:
-    # Where an affine is clear, every seed finds it; so tight a threshold leaves it open.
-    unclear = step.evolve(align_threshold=0.2)
+@pytest.mark.parametrize(("step", "threshold"), [(RANSAC, 0.2), (LOCAL, 0.3)])
+def test_seeds_act(
+    scene: Scene, pair: PhantomPair, rough: AffineTransform, step: Step, threshold: float
+) -> None:
+    # Where an affine is clear, every seed finds it; so tight a threshold leaves it open. Where
+    # fewer still agree, blocks follow all matches that support one another.
+    unclear = step.evolve(align_threshold=threshold)
     start = rough if step is LOCAL else None
     one, other = (moved(found(scene, unclear.evolve(seed=n), start), pair) for n in (0, 1))
     assert not np.array_equal(one, other)

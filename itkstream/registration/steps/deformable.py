@@ -37,10 +37,16 @@ from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     PIPELINE_MIND,
+    DescentSettings,
     Similarity,
 )
 from itkstream.numerics.engines import deform_block
-from itkstream.numerics.evidence.stiffness import LEAST_STIFFNESS, NARROW_BELOW, stiffened
+from itkstream.numerics.evidence.stiffness import (
+    LEAST_STIFFNESS,
+    NARROW_BELOW,
+    prolonged,
+    stiffened,
+)
 from itkstream.numerics.gpu.engine import device_bytes
 from itkstream.numerics.itk.settings import (
     BsplineSettings,
@@ -249,6 +255,14 @@ class Deformable(TunedStep):
         >>> itkstream.Deformable().settings_for(fixed.spacing).shrink_factors
         (4, 2, 1)
         """
+        settings = self._judged_settings(spacing)
+        if self.stiffness == "auto":
+            return settings
+        assert isinstance(settings, DescentSettings)
+        return prolonged(settings, self.stiffness)
+
+    def _judged_settings(self, spacing: Sequence[float]) -> DeformSettings:
+        """Scale the settings with which hidden voxels are foretold to an image."""
         settings = self._scaled(self.settings.for_voxels(spacing))
         return settings if self.stiffness == "auto" else stiffened(settings, self.stiffness)
 
@@ -320,7 +334,7 @@ class Deformable(TunedStep):
         """The step with a stiffness that suits the images, and what it foretells of them."""
         known = scene.fixed, scene.moving, start
         if not self._is_open:
-            settings = self.settings_for(scene.fixed.spacing)
+            settings = self._judged_settings(scene.fixed.spacing)
             return self, foretell(*known, settings, scene.tissue, scene.further)
         settings = PIPELINE_DEFAULTS.for_voxels(scene.fixed.spacing)
         found = choose_stiffness(*known, settings, scene.tissue, scene.further)
@@ -337,12 +351,12 @@ class Deformable(TunedStep):
         foretell hidden voxels still.
         """
         leading, *others = scene.coarse_channels(None)
-        settings = self.settings_for(leading.fixed.spacing)
+        settings = self._judged_settings(leading.fixed.spacing)
         found = judge_pull(leading, start, settings, landmarks, others)
         against = _NO_PULL if found.outcome == "chance" else ""
         if not (against or is_chance) and self._is_judged:
             known = scene.fixed, scene.moving, start
-            settings = self.settings_for(scene.fixed.spacing)
+            settings = self._judged_settings(scene.fixed.spacing)
             pulled = foretell(*known, settings, scene.tissue, scene.further, landmarks)
             against = _AGAINST_IMAGES if pulled.is_chance else ""
         scene.reporter.note(f"{found.describe()}; {against}" if against else found.describe())

@@ -64,6 +64,8 @@ def _one_pair(given: Any) -> Radii | None:
 class LocalAffines(MatchingStep):
     """An affine a block, from key points, all blocks solved together.
 
+    One of whose matches less than a fifth agree follows all that support one another.
+
     Parameters
     ----------
     match_threshold : float, optional

@@ -18,6 +18,7 @@ from itkstream.numerics.evidence.stiffness import (
     hidden_correlation,
     hide_cubes,
     number_cubes,
+    prolonged,
     stiffened,
 )
 
@@ -73,16 +74,21 @@ def test_a_single_level_is_as_soft_as_asked_for() -> None:
     assert a == pytest.approx(single.level(0).field_smoothing.a / 4)
 
 
-def test_stiffnesses_are_compared_at_one_damping_and_by_fewer_iterations() -> None:
+def test_stiffnesses_are_compared_at_one_damping() -> None:
     for stiffness in (1 / 16, 1, 4):
         tried = for_trial(PIPELINE_DEFAULTS, stiffness)
         assert tried.damping == PIPELINE_DEFAULTS.damping
         kept = stiffened(PIPELINE_DEFAULTS, stiffness)
-        softer = stiffness < 1
-        assert (kept.damping > tried.damping) == softer
-        first, *others = tried.iterations
-        assert kept.iterations == (first, *(2 * n if softer else n for n in others))
-        assert evolve(kept, damping=tried.damping, iterations=tried.iterations) == tried
+        assert (kept.damping > tried.damping) == (stiffness < 1)
+        assert evolve(kept, damping=tried.damping) == tried
+
+
+def test_a_softer_field_goes_on_once_it_is_judged() -> None:
+    for stiffness, times in ((1 / 16, 2), (1 / 4, 2), (1, 1), (4, 1)):
+        judged = stiffened(PIPELINE_DEFAULTS, stiffness)
+        first, *others = judged.iterations
+        found = prolonged(judged, stiffness)
+        assert found == evolve(judged, iterations=(first, *(times * n for n in others)))
 
 
 def test_stiffness_and_units_go_together() -> None:
