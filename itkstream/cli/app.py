@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -43,10 +42,6 @@ from itkstream.errors import (
 )
 
 __all__ = ["main"]
-
-
-# New objects, and collections of younger ones, after which garbage is collected.
-_SELDOM = (50_000, 20, 20)
 
 
 class Verbs(click.Group):
@@ -97,9 +92,6 @@ def main() -> None:
     Exit code 1: a result is missing or not sound; 2: the input is at fault; 3: the output exists or
     another run writes to it; 4: the images were not aligned; 130: it was stopped.
     """
-    # Of the half million objects that imports and compiled functions make none is garbage: looking
-    # through them often took a tenth of what it takes to register two planes of 256 x 256 voxels.
-    gc.set_threshold(*_SELDOM)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C does
     try:
         commands.main(prog_name="itkstream", standalone_mode=False)
