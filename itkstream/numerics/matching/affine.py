@@ -20,6 +20,7 @@ from itkstream.numerics.matching.keypoints import (
     find_key_points,
 )
 from itkstream.numerics.matching.matches import (
+    REACH_VOX,
     Correspondences,
     MatchSettings,
     find_supported,
@@ -74,9 +75,8 @@ MINORITY = 0.2
 Of two people's brains, lungs and heads 0.02 to 0.2 agree within 1.5 voxels.
 """
 
-# Matches of roughly aligned images are so near one another, and shifted as their neighbours within
-# so many voxels. So many never support one another by chance.
-_NEAR_VOX, _ALIKE_VOX, _FEWEST = 12.0, 3.0, 20
+# So many matches never support one another by chance.
+_FEWEST = 20
 
 # So many other affines are looked for at most.
 _PLACES = 4
@@ -163,17 +163,17 @@ class MatchedAffine:
         if agreeing >= MINORITY * len(pairs) or has_few_planes(grid):
             return estimate
         p, q = pairs.fixed_points, pairs.moving_points
-        voxel_um = float(np.median(grid.spacing))
-        near = np.flatnonzero(np.linalg.norm(q - p, axis=1) < _NEAR_VOX * voxel_um)
-        which = near[find_supported(p[near], q[near], _ALIKE_VOX * voxel_um)]
-        if len(which) < max(_FEWEST, agreeing):
+        reach_um = REACH_VOX * float(np.median(grid.spacing))
+        which = np.linalg.norm(q - p, axis=1) < reach_um
+        which[which] = find_supported(p[which], q[which], reach_um)
+        if which.sum() < max(_FEWEST, agreeing):
             return estimate
         try:
             matrix = fit_robustly(p[which], q[which], self.settings.ransac.model)
         except RegistrationError:
             return estimate
         residuals = np.linalg.norm(AffineTransform(matrix).apply(p) - q, axis=1)
-        return AffineEstimate(matrix, np.isin(np.arange(len(p)), which), residuals)
+        return AffineEstimate(matrix, which, residuals)
 
     def above(self, threshold: float, grid: Grid) -> MatchedAffine:
         """Those matches that a higher threshold leaves, fitted again; `grid` is the fixed one."""

@@ -15,6 +15,7 @@ from itkstream.errors import InputError
 from itkstream.numerics.matching.contexts import Contexts
 
 __all__ = [
+    "REACH_VOX",
     "Correspondences",
     "MatchSettings",
     "correlate",
@@ -29,8 +30,13 @@ Floats = NDArray[np.float64]
 
 # Rows of the score matrix held at a time: 512 x 5000 scores take 10 MB.
 _ROWS = 512
-# Neighbours of a match that are asked, and how many of them must be shifted as it is.
+# Neighbours of a match that are asked, and how many of them must be shifted as it is, within this
+# share of the reach.
 _ASKED, _AGREEING = 8, 3
+_ALIKE = 0.25
+
+REACH_VOX = 12.0
+"""Matches of roughly aligned images are so near one another."""
 
 
 @dataclass(frozen=True)
@@ -211,17 +217,17 @@ def correlate(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.floa
     return scores
 
 
-def find_supported(points: Floats, targets: Floats, alike_um: float) -> NDArray[np.bool_]:
+def find_supported(points: Floats, targets: Floats, reach_um: float) -> NDArray[np.bool_]:
     """Find the matches that are shifted as several of their neighbours are.
 
-    Shapes: `points` and `targets` (m, n); returns (m,).
+    None is longer than the reach. Shapes: `points` and `targets` (m, n); returns (m,).
     """
     if len(points) <= _AGREEING:
         return np.zeros(len(points), bool)
     neighbours = cKDTree(points).query(points, min(_ASKED + 1, len(points)))[1][:, 1:]
     moves = targets - points
     apart = np.linalg.norm(moves[neighbours] - moves[:, None], axis=-1)
-    return np.asarray((apart < alike_um).sum(axis=1) >= _AGREEING)
+    return np.asarray((apart < _ALIKE * reach_um).sum(axis=1) >= _AGREEING)
 
 
 def _inverse_norms(samples: NDArray[np.float32]) -> NDArray[np.float32]:

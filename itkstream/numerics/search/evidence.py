@@ -32,9 +32,6 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Outcome: TypeAlias = Literal["convincing", "doubtful", "chance"]
 
-# Neighbours of a match must be shifted as it is, within this share of the reach.
-_ALIKE = 0.25
-
 # Shifts, as shares of the extent and around its ends, under which matches are by chance.
 _SHIFTS = 6
 _LEAST_SHIFT = 0.25
@@ -204,7 +201,7 @@ class Witness:
         fixed = self.fixed if which is None else _some(self.fixed, which)
         i, j, asked = self._pairs(fixed, aligned)
         p, q = fixed.points[i], aligned.points[j]
-        supported = find_supported(p, q, _ALIKE * self.settings.reach_um)
+        supported = find_supported(p, q, self.settings.reach_um)
         return Rematches(p, q, fixed.index[i], aligned.index[j], supported, asked)
 
     def evidence(self, matrix: Floats, which: NDArray[np.bool_] | None = None) -> Evidence:

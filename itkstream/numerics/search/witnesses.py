@@ -16,6 +16,7 @@ from itkstream.geometry import Image
 from itkstream.numerics.matching.affine import has_few_planes
 from itkstream.numerics.matching.contexts import ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings
+from itkstream.numerics.matching.matches import REACH_VOX
 from itkstream.numerics.matching.ransac import Model, RansacSettings, fit_ransac, fit_robustly
 from itkstream.numerics.search.evidence import Evidence, Rematches, Witness, WitnessSettings
 
@@ -29,8 +30,8 @@ LEAST_SETTLED = 6
 RADII = ((3.0, 10.0), (6.0, 20.0), (2.0, 6.0))
 """Radii of the blobs by which a start is judged, in voxels of the level."""
 
-# In voxels: half width of the contexts, and how far a match may be from where a start puts it.
-_CONTEXT, _REACH = 10, 12.0
+# Half width of the contexts in voxels.
+_CONTEXT = 10
 _POINTS = 1500
 # Matches that a start brings about may be so many voxels from an affine; fewer than so many are
 # fitted rigidly.
@@ -80,7 +81,7 @@ class Witnesses:
         grid, voxel = self.fixed.grid, self.voxel
         window = ContextWindow((_CONTEXT * voxel,) * grid.ndim, ball=True)
         points = KeyPointSettings.from_voxels(*RADII[number], grid.spacing, nspots=_POINTS)
-        settings = WitnessSettings(points, window.within(grid, self.moving.grid), _REACH * voxel)
+        settings = WitnessSettings(points, window.within(grid, self.moving.grid), REACH_VOX * voxel)
         try:
             return Witness.of(self.fixed, self.moving, settings)
         except (InputError, RegistrationError):
@@ -134,7 +135,7 @@ def _settled(witness: Witness, matrix: Floats, found: Rematches, model: Model) -
 def settle(witness: Witness, matrix: Floats, seed: int) -> Floats:
     """Fit an affine to the supported matches that a start brings about, again and again."""
     best, most = matrix, 0
-    voxel = witness.settings.reach_um / _REACH
+    voxel = witness.settings.reach_um / REACH_VOX
     for _ in range(_ROUNDS + 1):
         found = witness.rematch(witness.aligned(matrix))
         which, count = found.supported, int(found.supported.sum())

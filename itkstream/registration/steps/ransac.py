@@ -491,8 +491,8 @@ class RansacAffine(MatchingStep):
 
         That is the one by which voxels agree better, which neither followed. The pair is the one
         that is searched so, or as it was. Of a head and a template, turned and shifted four times,
-        affines are 1.20 instead of 1.60 voxels off; labels of two people's lungs overlap by 0.85
-        instead of 0.82 (`tests/benchmarks/off_ground.py`).
+        affines are 1.16 instead of 1.25 voxels off; labels of two people's lungs overlap by 0.865
+        instead of 0.847 (`tests/benchmarks/off_ground.py`).
         """
         part = pair.off_ground()
         shares = part.empty_ground

@@ -18,6 +18,14 @@ def witnesses(turned: tuple[Image, Image, np.ndarray]) -> Witnesses:
     return Witnesses(turned[0], turned[1])
 
 
+@pytest.fixture
+def rough(turned: tuple[Image, Image, np.ndarray]) -> np.ndarray:
+    """The true affine, some voxels off."""
+    matrix = turned[2].copy()
+    matrix[:3, 3] += (4.0, -3.0, 3.0)
+    return matrix
+
+
 def test_the_truth_convinces(witnesses: Witnesses, turned: tuple[Image, Image, np.ndarray]) -> None:
     evidence = witnesses.evidence(turned[2])
     assert evidence.outcome == "convincing"
@@ -57,10 +65,9 @@ def test_blobs_it_was_fitted_to_say_nothing_for_an_affine(
 def test_a_rough_start_is_settled_by_its_matches(
     witnesses: Witnesses,
     turned: tuple[Image, Image, np.ndarray],
+    rough: np.ndarray,
     error_um: Callable[[Image, np.ndarray, np.ndarray], float],
 ) -> None:
-    rough = turned[2].copy()
-    rough[:3, 3] += (4.0, -3.0, 3.0)
     settled = settle(next(iter(witnesses)), rough, seed=0)
     # The phantom bends by up to 2 µm.
     assert error_um(turned[0], settled, turned[2]) < 2
@@ -70,15 +77,14 @@ def test_a_rough_start_is_settled_by_its_matches(
 def test_a_rough_affine_is_fitted_to_all_that_is_supported(
     witnesses: Witnesses,
     turned: tuple[Image, Image, np.ndarray],
+    rough: np.ndarray,
     error_um: Callable[[Image, np.ndarray, np.ndarray], float],
 ) -> None:
-    rough = turned[2].copy()
-    rough[:3, 3] += (4.0, -3.0, 3.0)
     found = next(witnesses.settled(rough, "affine"))
     assert found.matches > 60
     assert error_um(turned[0], found.matrix, turned[2]) < 1
-    rigid = next(witnesses.settled(rough, "translation")).matrix
-    np.testing.assert_array_equal(rigid[:3, :3], rough[:3, :3])
+    shifted = next(witnesses.settled(rough, "translation")).matrix
+    np.testing.assert_array_equal(shifted[:3, :3], rough[:3, :3])
 
 
 def test_nothing_is_fitted_where_little_is_supported(witnesses: Witnesses) -> None:
