@@ -297,9 +297,10 @@ class _Level:
         """Squared correlation that the landmarks' misses count for."""
         return 0.0 if self.pull is None else self.pull.penalty(self.ops.get(u))
 
-    def smooth(self, field: Array, kernel: SmoothingKernel) -> Array:
-        """Smooth a field on the nodes."""
-        return self.ops.smooth(field, self.nodes.spacing, kernel, self.lattice.spacing)
+    def smooth(self, field: Array, kernel: SmoothingKernel, spare_affine: bool = False) -> Array:
+        """Smooth a field on the nodes; its affine part may be spared."""
+        spacings = self.nodes.spacing, self.lattice.spacing
+        return self.ops.smooth(field, spacings[0], kernel, spacings[1], spare_affine)
 
 
 def _lifted(name: str, image: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
@@ -506,15 +507,10 @@ def _advance(level: _Level, u: Array, warped: Array, share: float) -> Array:
     """
     small = _small_step(level, u, warped, share)
     kernel = replace(level.field_kernel, d=level.field_kernel.d * share)
-    smoother = partial(level.smooth, kernel=kernel)
     moved = level.ops.compose(small, u, level.nodes)
     if level.continuation is not None:
-        return level.continuation.smooth(moved, u, smoother)
-    trend = _affine_part(moved, level.ops.xp)
-    moved -= trend
-    moved = smoother(moved)
-    moved += trend
-    return moved
+        return level.continuation.smooth(moved, u, partial(level.smooth, kernel=kernel))
+    return level.smooth(moved, kernel, spare_affine=True)
 
 
 def _small_step(level: _Level, u: Array, warped: Array, share: float) -> Array:
@@ -568,24 +564,6 @@ def _smooth_force(force: Array, level: _Level) -> Array:
     # The grad-div term couples the components of a vector; a matrix's elements have none.
     apart = level.smooth(force[..., 3:], replace(kernel, b=0.0))
     return level.ops.xp.concatenate([level.smooth(force[..., :3], kernel), apart], axis=-1)
-
-
-def _affine_part(u: Array, xp: Any) -> Array:
-    """The affine field nearest to u.
-
-    Smoothing by reflection flattens a field towards the borders; an affine needs no smoothing.
-    """
-    trend = xp.zeros(u.shape, np.float32)
-    trend += u.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
-    for axis in range(3):
-        x = np.arange(u.shape[axis]) - (u.shape[axis] - 1) / 2
-        along = xp.asarray(x)
-        profile = u.mean(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64)
-        slope = along @ profile / max(x @ x, 1.0)
-        trend += xp.expand_dims(xp.outer(along, slope), tuple({0, 1, 2} - {axis})).astype(
-            np.float32
-        )
-    return trend
 
 
 def _scaled_gradient(force: Array, step: float, xp: Any) -> Array:

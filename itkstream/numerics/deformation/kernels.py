@@ -19,7 +19,7 @@ padding as wide as the kernel reaches, so nothing wraps around to the opposite f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from itkstream.errors import InputError
 from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import get_threads, over_slabs
 
-__all__ = ["SmoothingKernel", "smooth_field", "squared_waves"]
+__all__ = ["SmoothingKernel", "affine_part", "smooth_field", "squared_waves"]
 
 REACH = 6.0
 """Decay lengths of the kernel that padding covers: exp(-6) is 0.25 %."""
@@ -39,6 +39,8 @@ REACH = 6.0
 # To hand fewer voxels to two threads takes longer than to transform them: 0.07 ms or 0.10 of 24^3,
 # 0.18 or 0.20 of 256 x 256, but 1.3 or 0.8 of 64^3.
 _SHARED_VOXELS = 1e5
+
+_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ def smooth_field(
     spacing: Sequence[float],
     kernel: SmoothingKernel,
     lattice_spacing: Sequence[float] | None = None,
+    spare_affine: bool = False,
 ) -> NDArray[np.float32]:
-    """Smooth a vector field.
+    """Smooth a vector field; the affine field nearest to it may be spared.
+
+    Smoothing by reflection flattens a field towards the borders; an affine needs no smoothing.
 
     Shapes: `field` shape + (components,).
     """
@@ -101,42 +106,93 @@ def smooth_field(
         return vectors.copy()
     steps = spacing if lattice_spacing is None else lattice_spacing
     if kernel.b == 0:
-        return _smooth_cosine(vectors, spacing, kernel, steps)
+        smoother = _CosineSmoother.of(vectors.shape[:-1], spacing, kernel, steps)
+        return _by_components(vectors, smoother.spare if spare_affine else smoother.smooth)
     if vectors.shape[-1] != vectors.ndim - 1:
         raise InputError(
             "a kernel with b > 0 couples the components: the field needs one per axis, "
             f"{vectors.ndim - 1}; got {vectors.shape[-1]}"
         )
-    return _smooth_coupled(vectors, spacing, kernel, steps)
+    if not spare_affine:
+        return _smooth_coupled(vectors, spacing, kernel, steps)
+    trend = np.stack([affine_part(c) for c in np.moveaxis(vectors, -1, 0)], axis=-1)
+    return trend + _smooth_coupled(vectors - trend, spacing, kernel, steps)
 
 
-def _smooth_cosine(
-    vectors: NDArray[np.float32],
-    spacing: Sequence[float],
-    kernel: SmoothingKernel,
-    steps: Sequence[float],
+def affine_part(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The affine function nearest to values on a lattice."""
+    rows, axes = values.sum(axis=-1, dtype=np.float64), tuple(range(values.ndim - 1))
+    sums = [rows.sum(axis=tuple(set(axes) - {axis})) for axis in axes]
+    trend: Any = np.float32(rows.sum() / values.size)
+    for axis, profile in enumerate([*sums, values.sum(axis=axes, dtype=np.float64)]):
+        along = np.arange(len(profile)) - (len(profile) - 1) / 2
+        slope = along @ profile * len(profile) / values.size / max(along @ along, 1.0)
+        place = [1] * values.ndim
+        place[axis] = -1
+        trend = trend + (along * slope).astype(np.float32).reshape(place)
+    return np.asarray(trend)
+
+
+def _by_components(
+    vectors: NDArray[np.float32], smooth: Callable[[NDArray[np.float32]], None]
 ) -> NDArray[np.float32]:
-    """Component by component, so that the transforms need little memory."""
-    shape = vectors.shape[:-1]
-    padded = tuple(fft.next_fast_len(n, real=True) for n in shape)
-    waves = [squared_waves(n, h, s) for n, h, s in zip(padded, spacing, steps, strict=True)]
-    waves = [np.zeros(1, np.float32)] * (3 - len(waves)) + waves
-    out = np.zeros_like(vectors)
-    # Nothing is to be smoothed along the depth of a plane, nor of what points that way.
-    how: dict[str, Any] = {"axes": [k for k, n in enumerate(padded) if n > 1] or [0]}
-    shared = math.prod(padded) >= _SHARED_VOXELS
-    how |= {"overwrite_x": True, "workers": get_threads() if shared else 1}
-    for c in range(vectors.shape[-1]):
-        if not vectors[..., c].any():
-            continue
-        values = _reflected(
-            vectors[..., c], [(0, m - n) for n, m in zip(shape, padded, strict=True)]
-        )
-        spectrum = fft.dctn(values, **how)
-        _damp(spectrum.reshape([len(w) for w in waves]), waves, kernel)
-        values = fft.idctn(spectrum, **how)
-        out[..., c] = values[tuple(slice(n) for n in shape)]
+    """Smooth the components of a field, each in place where its values lie side by side.
+
+    Three at a time are laid so: one by one, a field is read from end to end for each (9 components
+    of 128 x 150 x 128 vectors, two threads: 0.33 s; so 0.22 s), and all of them take its memory
+    once more.
+    """
+    out = np.empty_like(vectors)
+    for first in range(0, vectors.shape[-1], _AT_ONCE):
+        here = (..., slice(first, first + _AT_ONCE))
+        parts = np.moveaxis(vectors[here], -1, 0).copy()
+        for part in parts:
+            # What points along the depth of a plane is 0, and stays so.
+            if part.any():
+                smooth(part)
+        out[here] = np.moveaxis(parts, 0, -1)
     return out
+
+
+@dataclass(frozen=True, eq=False)
+class _CosineSmoother:
+    """A kernel without grad-div term as a product with the spectrum of cosines, of one shape."""
+
+    kernel: SmoothingKernel
+    waves: tuple[NDArray[np.float32], ...]
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        spacing: Sequence[float],
+        kernel: SmoothingKernel,
+        steps: Sequence[float],
+    ) -> _CosineSmoother:
+        """With lengths that are quick to transform; reflection continues values to these."""
+        padded = [fft.next_fast_len(n, real=True) for n in shape]
+        waves = (squared_waves(n, h, s) for n, h, s in zip(padded, spacing, steps, strict=True))
+        return cls(kernel, tuple(waves))
+
+    def smooth(self, values: NDArray[np.float32]) -> None:
+        """Smooth values in place."""
+        padded = [len(w) for w in self.waves]
+        shared = math.prod(padded) >= _SHARED_VOXELS
+        # Nothing is to be smoothed along the depth of a plane.
+        how: dict[str, Any] = {"axes": [k for k, n in enumerate(padded) if n > 1] or [0]}
+        how |= {"overwrite_x": True, "workers": get_threads() if shared else 1}
+        widths = [(0, m - n) for n, m in zip(values.shape, padded, strict=True)]
+        spectrum = fft.dctn(_reflected(values, widths), **how)
+        waves = [np.zeros(1, np.float32)] * (3 - len(padded)) + list(self.waves)
+        _damp(spectrum.reshape([len(w) for w in waves]), waves, self.kernel)
+        values[...] = fft.idctn(spectrum, **how)[tuple(slice(n) for n in values.shape)]
+
+    def spare(self, values: NDArray[np.float32]) -> None:
+        """Smooth values in place but for their affine part."""
+        trend = affine_part(values)
+        values -= trend
+        self.smooth(values)
+        values += trend
 
 
 def _smooth_coupled(
@@ -211,7 +267,7 @@ def _margin(n: int, spacing: float, kernel: SmoothingKernel) -> tuple[int, int]:
 
 def _reflected(values: NDArray[np.float32], widths: list[tuple[int, int]]) -> NDArray[np.float32]:
     if not any(map(any, widths)):
-        return values.copy()
+        return values
     return np.pad(values, widths, mode="symmetric")
 
 

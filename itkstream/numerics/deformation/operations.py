@@ -88,6 +88,7 @@ class Operations(Protocol):
         spacing: tuple[float, ...],
         kernel: SmoothingKernel,
         lattice_spacing: tuple[float, ...],
+        spare_affine: bool = False,
     ) -> Array:
         """Smooth a field, see `smooth_field`."""
 
@@ -163,9 +164,10 @@ class HostOperations:
         spacing: tuple[float, ...],
         kernel: SmoothingKernel,
         lattice_spacing: tuple[float, ...],
+        spare_affine: bool = False,
     ) -> NDArray[np.float32]:
         """As `Operations.smooth`."""
-        return smooth_field(field, spacing, kernel, lattice_spacing)
+        return smooth_field(field, spacing, kernel, lattice_spacing, spare_affine)
 
     def solve(self, normal: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
         """As `Operations.solve`."""

@@ -16,7 +16,7 @@ from itkstream.numerics.deformation.mind import PatchPairs
 from itkstream.numerics.deformation.operations import Likeness
 from itkstream.numerics.gpu.backend import Backend
 from itkstream.numerics.gpu.correlation import DeviceCorrelation
-from itkstream.numerics.gpu.smoothing import smooth_cosine
+from itkstream.numerics.gpu.smoothing import affine_trend, smooth_cosine
 from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
 from itkstream.numerics.sampling.pyramid import filters
 
@@ -103,13 +103,18 @@ class DeviceOperations:
         spacing: tuple[float, ...],
         kernel: SmoothingKernel,
         lattice_spacing: tuple[float, ...],
+        spare_affine: bool = False,
     ) -> Any:
         """As `kernels.smooth_field`; the grad-div term is left to the processors."""
         if kernel.is_identity:
             return field.copy()
         if kernel.b:
-            return self.put(smooth_field(self.get(field), spacing, kernel, lattice_spacing))
-        return smooth_cosine(field, spacing, kernel, lattice_spacing, self.xp)
+            here = self.get(field)
+            return self.put(smooth_field(here, spacing, kernel, lattice_spacing, spare_affine))
+        if not spare_affine:
+            return smooth_cosine(field, spacing, kernel, lattice_spacing, self.xp)
+        trend = affine_trend(field, self.xp)
+        return trend + smooth_cosine(field - trend, spacing, kernel, lattice_spacing, self.xp)
 
     def solve(self, normal: Any, damping: float) -> Any:
         """As `force.solve_newton`."""

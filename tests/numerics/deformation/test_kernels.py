@@ -132,6 +132,30 @@ def test_a_bad_number_is_named(name, values):
         SmoothingKernel(*values)
 
 
+@pytest.mark.parametrize("components", [1, 3, 4, 9])
+def test_components_are_smoothed_one_by_one_and_the_field_is_not_touched(components):
+    field = np.random.default_rng(5).normal(size=(12, 11, 7, components)).astype(np.float32)
+    given_field, kernel = field.copy(), SmoothingKernel(2.0, 0.0, 1.0, 2.0)
+    got = smooth_field(field, (1.0, 1.2, 2.0), kernel)
+    np.testing.assert_array_equal(field, given_field)
+    for c in range(components):
+        alone = smooth_field(field[..., c : c + 1], (1.0, 1.2, 2.0), kernel)
+        np.testing.assert_array_equal(got[..., c], alone[..., 0])
+
+
+@pytest.mark.parametrize("b", [0.0, 2.0])
+@pytest.mark.parametrize("shape", [(9, 14), (13, 1, 7), (12, 10, 11)])
+def test_the_affine_part_is_spared(shape, b):
+    at = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    n = len(shape)
+    affine = at @ np.random.default_rng(6).normal(size=(n, n)) + 40.0
+    bend = np.cos(np.pi * (at + 0.5) / np.array(shape) * 2) * (np.array(shape) > 1)
+    spacing, kernel = (1.0, 1.2, 2.0)[:n], SmoothingKernel(3.0, b, 1.0, 2.0)
+    got = smooth_field(affine + bend, spacing, kernel, spare_affine=True)
+    # Cosines of a whole period have no slope: what is left is smoothed as it is alone.
+    np.testing.assert_allclose(got - affine, smooth_field(bend, spacing, kernel), atol=1e-4)
+
+
 def test_grad_div_needs_one_component_per_axis():
     with pytest.raises(InputError, match="one per axis"):
         smooth_field(np.zeros((5, 5, 5, 1)), (1, 1, 1), SmoothingKernel(1, 1, 1, 1))

@@ -140,15 +140,17 @@ def test_correlation_is_that_of_the_processors_to_rounding() -> None:
     np.testing.assert_allclose(forces[1][1], forces[0][1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("spare_affine", [False, True])
 @pytest.mark.parametrize("d", [2.0, 0.5])
 @pytest.mark.parametrize("shape", [(13, 29, 34), (1, 17, 8)])
 def test_smoothing_by_matrices_is_that_of_the_cosine_transform(
-    shape: tuple[int, ...], d: float
+    shape: tuple[int, ...], d: float, spare_affine: bool
 ) -> None:
     field = np.random.default_rng(0).normal(size=(*shape, 9)).astype(np.float32)
     kernel, spacing, lattice = SmoothingKernel(6.0, 0.0, 1.0, d), (4.0, 2.0, 2.0), (1.0, 1.0, 0.9)
-    found = DeviceOperations(EmulatedBackend()).smooth(field, spacing, kernel, lattice)
-    np.testing.assert_allclose(found, smooth_field(field, spacing, kernel, lattice), atol=2e-6)
+    how = spacing, kernel, lattice, spare_affine
+    found = DeviceOperations(EmulatedBackend()).smooth(field, *how)
+    np.testing.assert_allclose(found, smooth_field(field, *how), atol=2e-6)
 
 
 def test_memory_on_the_device_is_at_most_60_bytes_a_voxel() -> None:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.sampling.fields import jacobian_determinant
-from itkstream.numerics.sampling.folds import repair_folds
+from itkstream.numerics.sampling.folds import GROWTH, MARGIN, repair_folds
 
 GRID = Grid((32, 28, 30), (1.84, 1.84, 1.68))
 
@@ -51,6 +51,39 @@ def test_only_the_neighbourhood_of_a_fold_changes():
     assert repair.iterations <= 4
     assert np.abs(changed - (16, 14, 15)).max() <= 20
     assert (repair.displacement[2, 2, 2] == before[2, 2, 2]).all()
+
+
+def repaired_whole(field, grid, minimum):
+    """Repair with folds and their groups told in the whole field in each round."""
+    field, rounds = field.copy(), 0
+    while (folded := jacobian_determinant(field, grid) <= minimum).any():
+        sigma = min(GROWTH**rounds, max(grid.shape) / 4)
+        reach = MARGIN + round(2 * sigma)
+        wide = ndimage.maximum_filter(folded, 2 * reach + 1, mode="constant")
+        labels, _ = ndimage.label(wide, np.ones((3,) * grid.ndim))
+        for found in ndimage.find_objects(labels):
+            box = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in found)
+            core = ndimage.maximum_filter(folded[box], 2 * MARGIN + 1).astype(np.float32)
+            weight = ndimage.uniform_filter(core, 2 * (reach // 2) + 1, mode="nearest")
+            for c in range(grid.ndim):
+                values = field[..., c][box]
+                mean = ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3.0)
+                values += np.minimum(1.0, weight * 2) * (mean - values)
+        rounds += 1
+    return field
+
+
+@pytest.mark.parametrize("shape", [(90, 70, 50), (150, 130)])
+@pytest.mark.parametrize("folds", [1, 12, 60])
+def test_folds_far_apart_are_mended_as_in_the_whole_field(shape, folds):
+    grid = Grid(shape, (1.0, 1.5, 0.7)[: len(shape)])
+    field = rough_field(0.3, 3.0, folds, grid)
+    rng = np.random.default_rng(folds)
+    for place in zip(*(rng.integers(0, n, folds) for n in shape), strict=True):
+        field[place] += rng.normal(size=len(shape)) * 6
+    got = repair_folds(field, grid, 0.05)
+    assert got.folded_before > 0
+    np.testing.assert_array_equal(got.displacement, repaired_whole(field, grid, 0.05))
 
 
 def test_planes_are_mended_too():
