@@ -32,8 +32,9 @@ _LOOK_SHARE, _FAILED_SHARE = 0.15, 0.7
 _MISSING_SHARE = 0.2
 # So many times farther from the mean of wrong places than the best of these is clear of chance.
 _CLEARLY = 2.0
-# Of the tissue of the fixed image, at least so much must lie in the moving one.
-_LEAST_OVERLAP = 0.05
+# Of the tissue of the fixed image, at least so much must lie in the moving one. Where less than the
+# second share of either lies in the other, other parts may be those that belong together.
+_LEAST_OVERLAP, _LITTLE_OVERLAP = 0.05, 0.4
 # No tissue shrinks or swells so much, nor shears, but in error of a spacing.
 _STRETCH, _SHEAR_DEG = 1.3, 15.0
 # Matches that agree on another affine, as a share of those of the first, and how far away it is, as
@@ -343,6 +344,12 @@ def _doubts_of_images(evidence: Evidence) -> Iterator[_Doubt]:
         yield _Doubt(
             "failed", f"the moving image shows {_percent(seen)} of the fixed image's tissue"
         )
+    elif max(evidence.overlap.values()) < _LITTLE_OVERLAP:
+        yield _Doubt(
+            "look",
+            f"{_percent(seen)} of the fixed and {_percent(evidence.overlap['moving'])} of the "
+            "moving image's tissue lie in the other: do these parts belong together?",
+        )
     if evidence.reached is None or evidence.is_known_to_be_small:
         return
     reached, mean, most = evidence.reached
@@ -387,10 +394,11 @@ def _doubts_of_parts(evidence: Evidence) -> Iterator[_Doubt]:
     """Parts of the images that fit each other elsewhere: what the affine puts outside, perhaps."""
     longest = float(np.multiply(evidence.fixed.shape, evidence.fixed.spacing).max())
     for step in evidence.steps:
-        other, count = step.get("elsewhere"), step.get("inliers", 0)
+        other = step.get("elsewhere")
         if not other or "dropped" in step:
             continue
-        if other["inliers"] > _ELSEWHERE * count and other["apart_um"] > _FAR_PART * longest:
+        count, far = other["agree"], other["apart_um"] > _FAR_PART * longest
+        if other["inliers"] > _ELSEWHERE * count and far:
             yield _Doubt(
                 "look",
                 f"parts of the images fit elsewhere: {other['inliers']} matches of key points "

@@ -160,6 +160,7 @@ def test_noise_may_hide_what_is_alike() -> None:
         (with_shares(0.8, 0.1, DOUBTFUL), "look", "of 10 % nothing can be said"),
         (by_chance(with_shares(0.8, 0.1, DOUBTFUL)), "failed", "no more alike than"),
         (replace(GOOD, overlap={"fixed": 0.01, "moving": 0.5}), "failed", "shows 1 % of the fixed"),
+        (replace(GOOD, overlap={"fixed": 0.28, "moving": 0.31}), "look", "28 % of the fixed and 31"),
         (replace(GOOD, matrix=np.diag([1.0, 1, 0.5, 1])), "look", "axis 2 is stretched 0.50 times"),
         (replace(GOOD, matrix=np.diag([1.0, -1, 1, 1])), "look", "mirrors the image"),
         (replace(GOOD, certificate={"failures": ["9 of 9 voxels"]}), "look", "9 of 9 voxels"),
@@ -201,11 +202,9 @@ def test_images_in_other_stains_are_told_by_what_they_share(
 
 def test_parts_that_fit_elsewhere_are_told() -> None:
     """As of slabs in another order, of which one affine brings some together."""
-    found = {"name": "affine", "inliers": 200}
-    near, far = {"inliers": 90, "apart_um": 3.0}, {"inliers": 90, "apart_um": 30.0}
-    few = {"inliers": 9, "apart_um": 30.0}
-    for elsewhere, outcome in ((near, "good"), (few, "good"), (far, "look")):
-        judged = judge(replace(GOOD, steps=[found | {"elsewhere": elsewhere}]))
+    for inliers, apart_um, outcome in ((90, 3.0, "good"), (9, 30.0, "good"), (90, 30.0, "look")):
+        elsewhere = {"inliers": inliers, "apart_um": apart_um, "agree": 200}
+        judged = judge(replace(GOOD, steps=[{"name": "affine", "elsewhere": elsewhere}]))
         assert judged.outcome == outcome
     assert "90 matches of key points agree on another place" in judged.reasons[0]
 

@@ -111,11 +111,13 @@ class AffineSettings:
 class Elsewhere:
     """Matches that agree on another affine than the one that was found: parts that lie elsewhere.
 
-    `inliers` are so many; both affines put their points `apart_um` apart, in the median.
+    `inliers` are so many, beside `agree` with the one that was found; both affines put their points
+    `apart_um` apart, in the median.
     """
 
     inliers: int
     apart_um: float
+    agree: int
 
 
 @frozen
@@ -221,7 +223,8 @@ def find_elsewhere(
             break
         both = [AffineTransform(m).apply(points) for m in (estimate.matrix, other.matrix)]
         apart = np.linalg.norm(both[0] - both[1], axis=1)[other.inliers]
-        found.append(Elsewhere(int(other.inliers.sum()), float(np.median(apart))))
+        counts = int(other.inliers.sum()), float(np.median(apart)), int(estimate.inliers.sum())
+        found.append(Elsewhere(*counts))
         rest = rest[~other.inliers]
     return max(found, key=lambda place: place.apart_um, default=None)
 

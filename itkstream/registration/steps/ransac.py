@@ -208,6 +208,16 @@ class _Affine:
         matches = self.facts.get("matches", 0)
         return self.facts["inliers"] / matches if matches else 0.0
 
+    def after(self, earlier: _Affine) -> _Affine:
+        """With what an earlier matching found elsewhere, where that lies farther.
+
+        Of aligned images only what overlaps is matched: parts in another order are not seen there.
+        """
+        before, own = (each.facts.get("elsewhere") for each in (earlier, self))
+        if before is None or (own is not None and own["apart_um"] >= before["apart_um"]):
+            return self
+        return attrs.evolve(self, facts=self.facts | {"elsewhere": before})
+
     def said(self) -> str:
         """Put into words what was found."""
         if self.matrix is None:
@@ -387,7 +397,7 @@ class RansacAffine(MatchingStep):
         if searched and found.outcome != "convincing":
             found = self._searched(pair, found, scene, facts)
         if found.is_rough and found.facts and found.matrix is not None:
-            again = self._matched(pair, found.matrix)
+            again = self._matched(pair, found.matrix).after(found)
             found = max(again, found, key=lambda affine: affine.rank)
         found = self._settled(scene, pair, found, MINORITY)
         if found.is_rough and found.settled < PLENTY_OF_INLIERS and scene.content == "common":
@@ -499,7 +509,7 @@ class RansacAffine(MatchingStep):
         if not shares:
             return pair, found
         assert found.matrix is not None
-        again = self._matched(part, found.matrix)
+        again = self._matched(part, found.matrix).after(found)
         if found.settled:
             again = self._settled(scene, part, again, MAJORITY)
         reached = pair.correlations(scene, found.matrix, again.matrix)
@@ -532,7 +542,7 @@ class RansacAffine(MatchingStep):
         chosen = self.evolve(
             radii=(choice.radii,), cc_radius=choice.context, match_threshold=choice.threshold
         )
-        again = chosen._matched(pair, found.matrix)
+        again = chosen._matched(pair, found.matrix).after(found)
         after = again.facts.get("inliers", 0)
         reached = pair.correlations(scene, found.matrix, again.matrix)
         more = again.outcome == "convincing" and after > before and reached[1] > reached[0]
