@@ -160,7 +160,11 @@ def test_noise_may_hide_what_is_alike() -> None:
         (with_shares(0.8, 0.1, DOUBTFUL), "look", "of 10 % nothing can be said"),
         (by_chance(with_shares(0.8, 0.1, DOUBTFUL)), "failed", "no more alike than"),
         (replace(GOOD, overlap={"fixed": 0.01, "moving": 0.5}), "failed", "shows 1 % of the fixed"),
-        (replace(GOOD, overlap={"fixed": 0.28, "moving": 0.31}), "look", "28 % of the fixed and 31"),
+        (
+            replace(GOOD, overlap={"fixed": 0.28, "moving": 0.31}),
+            "look",
+            "28 % of the fixed and 31",
+        ),
         (replace(GOOD, matrix=np.diag([1.0, 1, 0.5, 1])), "look", "axis 2 is stretched 0.50 times"),
         (replace(GOOD, matrix=np.diag([1.0, -1, 1, 1])), "look", "mirrors the image"),
         (replace(GOOD, certificate={"failures": ["9 of 9 voxels"]}), "look", "9 of 9 voxels"),

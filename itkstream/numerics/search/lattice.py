@@ -14,7 +14,14 @@ from itkstream.numerics.matching.scale_space import BlurredImage, blur
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.numerics.search.translations import MaskedCorrelation
 
-__all__ = ["angle_between", "cubes", "lattice_starts", "spread_rotations"]
+__all__ = [
+    "LatticeStart",
+    "angle_between",
+    "best_shift",
+    "cubes",
+    "lattice_starts",
+    "spread_rotations",
+]
 
 Floats = NDArray[np.float64]
 
@@ -47,14 +54,31 @@ def lattice_starts(
     found = []
     for rotation in spread_rotations(ndim, _ROTATIONS[ndim]):
         part, onto = _turned(turning, copy @ rotation, still.grid)
-        if correlation is None:
-            least = overlap * min(np.isfinite(still.read()).sum(), np.isfinite(part).sum())
-            correlation = MaskedCorrelation.of(_standard(still.read()), part.shape, least)
-        score, shift = correlation.best(_standard(part))
-        move = np.eye(ndim + 1)
-        move[:ndim, ndim] = -(np.asarray(still.grid.direction) @ (shift * spacing))
-        found.append(LatticeStart(score, onto @ move))
+        correlation = correlation or _correlation_of(still, part, overlap)
+        found.append(_shifted(still.grid, correlation, part, onto))
     return _distinct(found, count)
+
+
+def best_shift(fixed: Image, moving: Image, linear: Floats, overlap: float) -> LatticeStart:
+    """The best shift of an image that is turned; both on cubes of one edge, see `cubes`."""
+    part, onto = _turned(moving, linear, fixed.grid)
+    return _shifted(fixed.grid, _correlation_of(fixed, part, overlap), part, onto)
+
+
+def _correlation_of(still: Image, part: NDArray[np.float32], overlap: float) -> MaskedCorrelation:
+    """What turned parts are shifted against; of the smaller one a share has to overlap."""
+    least = overlap * min(np.isfinite(still.read()).sum(), np.isfinite(part).sum())
+    return MaskedCorrelation.of(_standard(still.read()), part.shape, least)
+
+
+def _shifted(
+    grid: Grid, correlation: MaskedCorrelation, part: NDArray[np.float32], onto: Floats
+) -> LatticeStart:
+    """The start of a turned part by its best shift; `onto` is its matrix without one."""
+    score, shift = correlation.best(_standard(part))
+    move = np.eye(len(onto))
+    move[:-1, -1] = -(np.asarray(grid.direction) @ (shift * grid.spacing[0]))
+    return LatticeStart(score, onto @ move)
 
 
 def _distinct(starts: list[LatticeStart], count: int, degrees: float = 12.0) -> list[LatticeStart]:

@@ -34,6 +34,7 @@ from itkstream.numerics.matching.affine import (
     MINORITY,
     PLENTY_OF_INLIERS,
     AffineSettings,
+    Elsewhere,
     Stages,
     find_elsewhere,
 )
@@ -43,6 +44,7 @@ from itkstream.numerics.parameters import one_of
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.search.evidence import Evidence, Outcome
 from itkstream.numerics.search.initial import SearchResult
+from itkstream.numerics.search.outside import find_outside
 from itkstream.numerics.search.witnesses import Settled, Witnesses
 from itkstream.registration.scene import BlockScene, Finding, Nothing, Radii, Scene, Start, State
 from itkstream.registration.steps.initial import (
@@ -276,6 +278,17 @@ def _search_channels(search: InitialSearch, pair: _Pair) -> SearchResult:
     return result
 
 
+def _with_outside(pair: _Pair, found: _Affine) -> _Affine:
+    """With what of the leading channel's images lies outside and fits elsewhere, if anything."""
+    if found.matrix is None or found.evidence is None or found.outcome != "convincing":
+        return found
+    other = find_outside(pair.witnesses[0], found.matrix)
+    if other is None:
+        return found
+    place = Elsewhere(other.matches, other.apart_um, found.evidence.supported)
+    return found.after(attrs.evolve(found, facts={"elsewhere": attrs.asdict(place)}))
+
+
 def _drawn(points: NDArray[np.float64], agree: NDArray[np.bool_]) -> dict[str, Any]:
     """Some of the fixed image's matched points, for the report's picture; in µm."""
     kinds = {"agree": points[agree], "differ": points[~agree]}
@@ -403,6 +416,8 @@ class RansacAffine(MatchingStep):
         if found.is_rough and found.settled < PLENTY_OF_INLIERS and scene.content == "common":
             pair, found = self._off_ground(scene, pair, found, facts)
         found = self._chosen_anew(scene, pair, found)
+        if start is None:
+            found = _with_outside(pair, found)
         facts |= found.facts
         if found.evidence is not None:
             facts["evidence"] = found.evidence.facts()
