@@ -60,8 +60,8 @@ from itkstream.numerics.evidence.contrast import (
     find_similarity,
 )
 from itkstream.numerics.evidence.counterpart import Counterpart, find_counterpart
-from itkstream.numerics.evidence.one_sided import find_layer, find_one_sided
-from itkstream.numerics.evidence.quality import local_correlation_in_tissue, tissue_mask
+from itkstream.numerics.evidence.one_sided import ImageContent, find_layer, find_one_sided
+from itkstream.numerics.evidence.quality import local_correlation_in_tissue
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
 from itkstream.progress.reporters import Reporter
@@ -223,9 +223,20 @@ class Scene:
         return grid.shrink(factors_to_fit(grid, self.coarse_voxels))
 
     @cached_property
+    def contents(self) -> tuple[ImageContent, ImageContent]:
+        """What the coarse images show."""
+        fixed, moving = self.coarse
+        return ImageContent(fixed), ImageContent(moving)
+
+    def content_of(self, image: Image) -> ImageContent:
+        """What an image shows, which may be one of the coarse ones."""
+        known = (content for content in self.contents if content.image is image)
+        return next(known, ImageContent(image))
+
+    @property
     def tissue(self) -> NDArray[np.bool_]:
         """A mask of the coarse fixed image, true where it shows tissue."""
-        return tissue_mask(self.coarse[0].read())
+        return self.contents[0].tissue
 
     def known(self, transform: Transform | None) -> Transform:
         """The transform that is known so far, or the identity."""
@@ -244,7 +255,7 @@ class Scene:
 
         The transform aligns the images roughly. Itself, and 0, where there are none.
         """
-        left_out = find_one_sided(*self.coarse, transform)
+        left_out = find_one_sided(*self.contents, transform)
         others = tuple(other.common(transform)[0] for other in self.others)
         changed = any(new is not old for new, old in zip(others, self.others, strict=True))
         scene = replace(self, others=others) if changed else self
@@ -260,7 +271,7 @@ class Scene:
         """
         if self.content == "all":
             return self, self.tissue
-        layer = find_layer(*self.coarse, transform)
+        layer = find_layer(*self.contents, transform)
         if not layer.any():
             return self, self.tissue
         scene = self._without(layer, self.coarse[0].grid)
@@ -309,7 +320,7 @@ class Scene:
         aligned = self.aligned(transform).read()
         fixed, moving = self.coarse
         back = affine_part(transform).inverse()
-        inside = _share_within(tissue_mask(moving.read()), moving.grid, back, fixed.grid)
+        inside = _share_within(self.contents[1].tissue, moving.grid, back, fixed.grid)
         overlap = {"fixed": np.isfinite(aligned)[self.tissue].mean(), "moving": inside}
         return {name: round(float(share), 4) for name, share in overlap.items()}
 

@@ -8,7 +8,7 @@ from one_sided import Sheet, main, make_case, measure, percentiles
 from verdict_pairs import Case, make_pair
 
 from itkstream.geometry import AffineTransform
-from itkstream.numerics.evidence.one_sided import find_layer, find_one_sided
+from itkstream.numerics.evidence.one_sided import ImageContent, find_layer, find_one_sided
 from itkstream.progress.reporters import LogReporter
 from itkstream.registration.scene import Scene
 from itkstream.registration.steps import RansacAffine
@@ -31,8 +31,9 @@ def sound() -> dict[str, tuple[float, float]]:
 def test_tissue_whose_ground_is_bright_in_the_other_image_counts_whole(texture: str) -> None:
     """Beside that ground only the middles of a few cells would be left."""
     pair, still = make_pair(Case("remapped", texture, 2)), AffineTransform(np.eye(4))
-    assert not find_one_sided(pair.fixed, pair.moving, still).any()
-    assert not find_layer(pair.fixed, pair.moving, still).any()
+    contents = ImageContent(pair.fixed), ImageContent(pair.moving)
+    assert not find_one_sided(*contents, still).any()
+    assert not find_layer(*contents, still).any()
 
 
 @pytest.mark.slow

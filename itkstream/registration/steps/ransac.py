@@ -27,7 +27,7 @@ from itkstream.estimate.misfits import (
 )
 from itkstream.geometry import AffineTransform, ChannelPair, Grid, Image, Transform
 from itkstream.io.storage.locations import Location
-from itkstream.numerics.evidence.one_sided import find_one_sided, find_shown
+from itkstream.numerics.evidence.one_sided import ImageContent, find_one_sided, find_shown
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue
 from itkstream.numerics.matching.affine import (
     MAJORITY,
@@ -93,15 +93,23 @@ _DRAWN = 300
 
 @frozen
 class _Pair:
-    """The channels in which key points are matched, and the witnesses of what each finds."""
+    """The channels in which key points are matched, and the witnesses of what each finds.
+
+    `contents` are what the images of the leading channel show.
+    """
 
     channels: tuple[ChannelPair, ...]
     witnesses: tuple[Witnesses, ...]
+    contents: tuple[ImageContent, ImageContent]
 
     @classmethod
-    def of(cls, channels: tuple[ChannelPair, ...]) -> _Pair:
-        """With the witnesses of each channel."""
-        return cls(channels, tuple(witnesses_of(pair.fixed, pair.moving) for pair in channels))
+    def of(cls, channels: tuple[ChannelPair, ...], scene: Scene) -> _Pair:
+        """With the witnesses of each channel, in a scene."""
+        witnesses = tuple(witnesses_of(pair.fixed, pair.moving) for pair in channels)
+        lead = channels[0]
+        return cls(
+            channels, witnesses, (scene.content_of(lead.fixed), scene.content_of(lead.moving))
+        )
 
     @property
     def fixed(self) -> Image:
@@ -152,11 +160,10 @@ class _Pair:
         In the tissue of the leading channel, off what only one image shows by any of them: where
         the outline of tissue lies on that of mounting medium, all voxels agree no less.
         """
-        fixed, moving = self.channels[0].fixed, self.channels[0].moving
         known = [None if m is None else AffineTransform(m) for m in matrices]
-        tissue, voxels = scene.tissue, fixed.read()
+        tissue, voxels = scene.tissue, self.fixed.read()
         if scene.content == "common":
-            masks = [find_one_sided(fixed, moving, affine) for affine in known if affine]
+            masks = [find_one_sided(*self.contents, affine) for affine in known if affine]
             left_out = np.logical_or.reduce(masks)
             if left_out.any():
                 tissue, voxels = tissue & ~left_out, np.where(left_out, np.nan, voxels)
@@ -399,7 +406,7 @@ class RansacAffine(MatchingStep):
         Attempt
             What was found, or what was lost and what to change.
         """
-        pair = _Pair.of(self.compared_channels(scene.coarse_channels(start)))
+        pair = _Pair.of(self.compared_channels(scene.coarse_channels(start)), scene)
         facts: dict[str, Any] = {}
         if start is not None:
             facts["start"] = _judge_start(scene, pair)

@@ -9,6 +9,7 @@ from scipy import ndimage
 from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.numerics.evidence.ground import bright_ground
 from itkstream.numerics.evidence.one_sided import (
+    ImageContent,
     find_layer,
     find_one_sided,
     find_shown,
@@ -42,9 +43,13 @@ def image(voxels: np.ndarray) -> Image:
     return Image(voxels, Grid(voxels.shape, (1.0,) * voxels.ndim))
 
 
+def content(voxels: np.ndarray) -> ImageContent:
+    return ImageContent(image(voxels))
+
+
 @pytest.mark.parametrize("ground", [0.0, -1000.0, 7.0])
 def test_a_head_counts_where_its_painted_brain_is(ground: float) -> None:
-    pair = image(brain(0, ground)), image(head(1))
+    pair = content(brain(0, ground)), content(head(1))
     r = from_middle()
     for fixed, moving in (pair, pair[::-1]):
         left_out = find_one_sided(fixed, moving, STILL)
@@ -56,9 +61,20 @@ def test_what_lies_elsewhere_is_compared_through_the_transform() -> None:
     """The head lies 9 voxels off, and where the transform puts it."""
     shift = np.eye(4)
     shift[0, 3] = 9
-    moved = image(np.roll(head(1), 9, axis=0))
-    left_out = find_one_sided(image(brain()), moved, AffineTransform(shift))
-    np.testing.assert_array_equal(left_out, find_one_sided(image(brain()), image(head(1)), STILL))
+    moved = content(np.roll(head(1), 9, axis=0))
+    left_out = find_one_sided(content(brain()), moved, AffineTransform(shift))
+    np.testing.assert_array_equal(
+        left_out, find_one_sided(content(brain()), content(head(1)), STILL)
+    )
+
+
+def test_what_an_image_shows_is_told_once_for_all_transforms() -> None:
+    """Through the second of them no voxel of either image is looked at again."""
+    fixed, moving = content(brain()), content(head(1))
+    first = find_one_sided(fixed, moving, STILL)
+    for each in (fixed, moving):
+        each.image.data.flat[:] = 0
+    np.testing.assert_array_equal(find_one_sided(fixed, moving, STILL), first)
 
 
 def test_pairs_that_show_the_same_count_whole() -> None:
@@ -73,7 +89,7 @@ def test_pairs_that_show_the_same_count_whole() -> None:
         (np.zeros_like(dots), head(1)),
     ]
     for fixed, moving in pairs:
-        assert not find_one_sided(image(fixed), image(moving), STILL).any()
+        assert not find_one_sided(content(fixed), content(moving), STILL).any()
 
 
 def test_dark_tissue_inside_is_no_background() -> None:
@@ -108,7 +124,7 @@ def ball(seed: int, layer: float = 0.0) -> np.ndarray:
 
 
 def test_an_empty_ground_counts_nothing_where_the_other_image_shows_a_layer() -> None:
-    pair, r = (image(ball(1)), image(ball(2, layer=60.0))), from_middle()
+    pair, r = (content(ball(1)), content(ball(2, layer=60.0))), from_middle()
     for fixed, moving in (pair, pair[::-1]):
         left_out = find_one_sided(fixed, moving, STILL)
         assert left_out[r > 17].all()
@@ -132,25 +148,25 @@ def embedded(kind: str, outer: float = 28) -> np.ndarray:
 
 @pytest.mark.parametrize("outer", [28, np.inf])
 def test_medium_is_no_tissue_and_what_was_torn_off_is(outer: float) -> None:
-    bare, r, first = image(ball(2)), from_middle(), np.indices((SIDE,) * 3)[0] < SIDE / 2 - 6
+    bare, r, first = content(ball(2)), from_middle(), np.indices((SIDE,) * 3)[0] < SIDE / 2 - 6
     there = (r > 17) & (r < 28)
-    layer = find_layer(image(embedded("medium", outer)), bare, STILL)
+    layer = find_layer(content(embedded("medium", outer)), bare, STILL)
     assert layer[there].mean() > 0.95
     assert not layer[r < 10].any()
-    assert not find_layer(image(embedded("tissue", outer)), bare, STILL).any()
-    half = find_layer(image(embedded("half", outer)), bare, STILL)
+    assert not find_layer(content(embedded("tissue", outer)), bare, STILL).any()
+    half = find_layer(content(embedded("half", outer)), bare, STILL)
     # The ground around it reaches over its edges.
     assert half[there & first].mean() > 0.95
     assert half[there & first[::-1]].mean() < 0.3
 
 
 def test_medium_that_fills_an_image_counts_nothing() -> None:
-    r, pair = from_middle(), (image(ball(2)), image(embedded("medium", np.inf)))
+    r, pair = from_middle(), (content(ball(2)), content(embedded("medium", np.inf)))
     for fixed, moving in (pair, pair[::-1]):
         left_out = find_one_sided(fixed, moving, STILL)
         assert left_out[r > 17].mean() > 0.9
         assert not left_out[r < 10].any()
-    pair = image(ball(2)), image(embedded("tissue", np.inf))
+    pair = content(ball(2)), content(embedded("tissue", np.inf))
     for fixed, moving in (pair, pair[::-1]):
         assert not find_one_sided(fixed, moving, STILL).any()
 
@@ -158,7 +174,7 @@ def test_medium_that_fills_an_image_counts_nothing() -> None:
 @pytest.mark.parametrize("shift", [0, 6, 20])
 def test_balls_that_are_not_aligned_yet_count_whole(shift: int) -> None:
     moved = np.roll(ball(2), shift, axis=0)
-    assert not find_one_sided(image(ball(1)), image(moved), STILL).any()
+    assert not find_one_sided(content(ball(1)), content(moved), STILL).any()
 
 
 def test_a_bright_ground_is_told_through_noise_and_uneven_light() -> None:
