@@ -7,8 +7,8 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
+from itkstream.numerics.blurring import gaussian_blur
 from itkstream.numerics.checks import TO_DEVIATION
 
 __all__ = ["bright_ground"]
@@ -38,7 +38,7 @@ def bright_ground(image: NDArray[np.floating]) -> Floats | None:
     if not len(index):
         return None
     first, middle, third = np.percentile(image[tuple(index.T)], (25, 50, 75))
-    low, high = np.percentile(image[known], (1, 99))
+    low, high = np.percentile(image if known.all() else image[known], (1, 99))
     bright = (middle - low) / max(high - low, 1e-30)
     if bright > _BRIGHT and third - first < _EVEN * (high - low):
         return np.full(image.shape, middle, np.float32)
@@ -50,7 +50,7 @@ def _sloping(
 ) -> Floats | None:
     """A bright ground that noise and uneven light hide; None where there is none."""
     middle = np.median(image[tuple(index.T)])
-    smooth = gaussian_filter(np.where(known, image, middle).astype(np.float32), _SIGMA_VOX)
+    smooth = gaussian_blur(np.where(known, image, middle).astype(np.float32), _SIGMA_VOX)
     ground = _fitted(smooth, index)
     flat = smooth - ground
     low, high = np.percentile(flat[known], (1, 99))
@@ -64,8 +64,9 @@ def _border_index(known: NDArray[np.bool_]) -> NDArray[np.intp]:
     faces = np.zeros(known.shape, bool)
     for axis in range(known.ndim):
         np.moveaxis(faces, axis, 0)[[0, -1]] = True
-    index = np.argwhere(faces & known)
-    return index[:: max(1, len(index) // _POINTS)]
+    index = np.flatnonzero(faces & known)
+    some = index[:: max(1, len(index) // _POINTS)]
+    return np.stack(np.unravel_index(some, known.shape), axis=-1)
 
 
 def _fitted(smooth: Floats, index: NDArray[np.intp]) -> Floats:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream.geometry import AffineTransform, Grid, Image, Transform
+from itkstream.numerics.blurring import gaussian_blur
 from itkstream.numerics.checks import TO_DEVIATION
 from itkstream.numerics.evidence.contrast import cubic_factors
 from itkstream.numerics.evidence.ground import bright_ground
@@ -124,7 +125,7 @@ def _standing_out(values: NDArray[np.float32]) -> Mask | None:
     if not border.size:
         return None
     filled = np.where(np.isfinite(values), values, np.median(border))
-    light = ndimage.gaussian_filter(filled, _BLUR_VOX)
+    light = gaussian_blur(filled, _BLUR_VOX)
     edge = border_of(light)
     level = np.percentile(edge, _GROUND_PERCENT)
     noise = TO_DEVIATION * float(np.median(level - edge[edge <= level]))

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from itkstream.numerics.blurring import gaussian_blur
 from itkstream.numerics.checks import TO_DEVIATION
 from itkstream.numerics.deformation.correlation import mean_local_correlation
 from itkstream.numerics.evidence.ground import bright_ground
+from itkstream.numerics.threads import over_slabs
 
 __all__ = [
     "WINDOW_RADIUS_VOX",
@@ -52,11 +54,11 @@ def tissue_on(values: NDArray[np.float32], ground: NDArray[np.float32] | None) -
         values = ground - values
     known = np.isfinite(values)
     darkest = values.min(where=known, initial=np.inf) if known.any() else 0.0
-    smooth = gaussian_filter(np.where(known, values, darkest), _TISSUE_SIGMA_VOX)
-    smooth = np.log(smooth - smooth.min() + 1.0)
-    if smooth.max() == smooth.min():
+    smooth = gaussian_blur(np.where(known, values, darkest), _TISSUE_SIGMA_VOX)
+    light = _logarithm(smooth)
+    if light.max() == light.min():
         return np.ones(values.shape, bool)
-    return np.asarray(smooth > _otsu(smooth))
+    return np.asarray(light > _otsu(light))
 
 
 def border_of(image: NDArray[Any]) -> NDArray[Any]:
@@ -79,7 +81,7 @@ def content_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     voxels = np.where(known, voxels, voxels[known].min(initial=np.inf))
     if not known.any():
         return known
-    heavy = gaussian_filter(voxels, _TISSUE_SIGMA_VOX)
+    heavy = gaussian_blur(voxels, _TISSUE_SIGMA_VOX)
     dark = heavy <= np.percentile(heavy, _DARK_PERCENT)
     voxels = voxels - np.median(voxels[dark])
     # Beyond the border lies background: to mirror the noise there would double it.
@@ -99,8 +101,32 @@ def local_correlation_in_tissue(
     return mean_local_correlation(fixed, aligned, WINDOW_RADIUS_VOX, tissue)
 
 
+def _logarithm(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logarithm of what exceeds the darkest voxel by more than nothing."""
+    out, darkest = np.empty_like(smooth), smooth.min()
+
+    def slab(start: int, stop: int) -> None:
+        part = out[start:stop]
+        np.subtract(smooth[start:stop], darkest, out=part)
+        part += 1.0
+        np.log(part, out=part)
+
+    over_slabs(slab, len(smooth))
+    return out
+
+
+def _histogram(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Counts in 256 bins from the least value to the greatest, and the bins' edges."""
+    ends = values.min(), values.max()
+    found: list[NDArray[np.intp]] = []
+    over_slabs(
+        lambda a, b: found.append(np.histogram(values[a:b], bins=256, range=ends)[0]), len(values)
+    )
+    return np.sum(found, axis=0), np.histogram_bin_edges(values[:0], bins=256, range=ends)
+
+
 def _otsu(values: NDArray[np.float32]) -> float:
-    counts, edges = np.histogram(values, bins=256)
+    counts, edges = _histogram(values)
     middles = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
