@@ -12,13 +12,17 @@ called 3500 times, and starting threads for each took a tenth of the processors'
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
-__all__ = ["get_threads", "over_slabs", "processors", "set_threads", "using_threads"]
+__all__ = ["each_of", "get_threads", "over_slabs", "processors", "set_threads", "using_threads"]
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 _state = {"threads": 0}
 
@@ -61,6 +65,20 @@ def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
         wait(running)
     for done in running:
         done.result()
+
+
+def each_of(work: Callable[[Given], Found], parts: Iterable[Given]) -> list[Found]:
+    """Do the same work, which calls kernels, on each of a few parts at the same time.
+
+    What one does on one thread, as all but kernels do, goes on beside the others. The results are
+    in the order of the parts; of several that fail, the first one's error is raised.
+    """
+    given = list(parts)
+    if get_threads() == 1 or len(given) < 2:
+        return [work(part) for part in given]
+    # Threads of their own: those that help kernels must never wait for kernels.
+    with ThreadPoolExecutor(len(given), "part") as pool:
+        return list(pool.map(work, given))
 
 
 @cache

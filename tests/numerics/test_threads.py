@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itkstream.numerics.threads import get_threads, over_slabs, set_threads, using_threads
+from itkstream.numerics.threads import each_of, get_threads, over_slabs, set_threads, using_threads
 
 
 @given(st.integers(0, 30), st.integers(1, 9))
@@ -43,6 +43,24 @@ def test_an_error_in_a_slab_is_raised() -> None:
 
     with using_threads(2), pytest.raises(ZeroDivisionError, match="plane"):
         over_slabs(fail, 4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parts_that_call_kernels_are_done_side_by_side(threads: int) -> None:
+    """Whichever ends first; the first of those that fail is told."""
+    meeting = threading.Barrier(threads, timeout=20)
+
+    def work(part: int) -> int:
+        over_slabs(lambda _start, _stop: None, 4)
+        meeting.wait()
+        if part < 0:
+            raise ValueError(str(part))
+        return 2 * part
+
+    with using_threads(threads):
+        assert each_of(work, (3, 5)) == [6, 10]
+        with pytest.raises(ValueError, match="-3"):
+            each_of(work, (-3, -5))
 
 
 def test_the_number_is_restored_even_after_an_error() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from attrs import evolve, frozen
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError, RegistrationError
 from itkstream.geometry import AffineTransform, ChannelPair, Grid
-from itkstream.numerics.matching.contexts import ContextWindow, sample_contexts
+from itkstream.numerics.matching.contexts import Contexts, ContextWindow, sample_contexts
 from itkstream.numerics.matching.keypoints import (
     KeyPointSettings,
     KnownPoints,
@@ -34,6 +34,7 @@ from itkstream.numerics.matching.ransac import (
     fit_ransac,
     fit_robustly,
 )
+from itkstream.numerics.threads import each_of
 
 __all__ = [
     "ALIGN_THRESHOLD_VOX",
@@ -55,9 +56,8 @@ ALIGN_THRESHOLD_VOX = 1.5
 """A match may be so many voxels, of the median spacing, from its affine."""
 
 
-T = TypeVar("T")
-Both: TypeAlias = tuple[T | None, T | None]
-"""Something of the fixed and of the moving image, or nothing."""
+Known: TypeAlias = NDArray[np.float64] | KnownPoints | None
+"""Key points of an image, in µm, or what gives them by settings; None where they are sought."""
 
 PLENTY_OF_INLIERS = 200
 """Enough agreeing matches that no other settings need be tried."""
@@ -232,7 +232,7 @@ def find_elsewhere(
 def affine_block(
     channels: Sequence[ChannelPair],
     settings: AffineSettings,
-    points: Both[NDArray[np.float64]] = (None, None),
+    points: tuple[Known, Known] = (None, None),
 ) -> MatchedAffine:
     """Find the affine between two images in memory from their key points.
 
@@ -281,29 +281,31 @@ def _fit_channels(found: Sequence[_Matched], settings: AffineSettings, grid: Gri
 
 
 def _match_channel(
-    pair: ChannelPair, settings: AffineSettings, points: Both[NDArray[np.float64]]
+    pair: ChannelPair, settings: AffineSettings, points: tuple[Known, Known]
 ) -> _Matched:
-    """Match the key points of one channel of both images."""
-    sides = (
-        ("fixed", pair.fixed, pair.sought[0], points[0]),
-        ("moving", pair.moving, pair.sought[1], points[1]),
-    )
+    """Match the key points of one channel of both images, in which they are sought together."""
     window = settings.window.within(pair.fixed.grid, pair.moving.grid)
-    contexts, used, doubts = [], [], []
-    for which, image, mask, own in sides:
+    images, which = (pair.fixed, pair.moving), ("fixed", "moving")
+
+    def described(side: int) -> tuple[NDArray[np.float64], Contexts]:
+        image, mask, known = images[side], pair.sought[side], points[side]
         voxels = image.read()
         try:
-            if own is None:
+            if known is None:
                 sought = None if mask is None else mask.read()
                 own = find_key_points(voxels, image.grid, settings.key_points, sought).positions
-            contexts.append(sample_contexts(voxels, image.grid, own, window))
+            else:
+                own = known(settings.key_points) if callable(known) else known
+            return own, sample_contexts(voxels, image.grid, own, window)
         except (InputError, RegistrationError) as error:
-            raise type(error)(f"{which} image: {error}") from None
-        used.append(own)
-        doubts.append(_what_is_left_out(which, voxels))
-    pairs = match(contexts[0], contexts[1], settings.matching)
-    counts = len(contexts[0]), len(contexts[1])
-    return _Matched(pairs, (used[0], used[1]), counts, doubts)
+            raise type(error)(f"{which[side]} image: {error}") from None
+
+    (first, fixed), (second, moving) = each_of(described, (0, 1))
+    doubts = [
+        _what_is_left_out(name, image.read()) for name, image in zip(which, images, strict=True)
+    ]
+    pairs = match(fixed, moving, settings.matching)
+    return _Matched(pairs, (first, second), (len(fixed), len(moving)), doubts)
 
 
 def _reason(
@@ -365,13 +367,8 @@ def best_affine_block(
     failure: InputError | RegistrationError | None = None
     tried: list[tuple[AffineSettings, Stages | None]] = []
     for settings in choices:
-        own = None
-        if fixed_points is not None:
-            # An image that shows none is named by what matches it.
-            with suppress(InputError, RegistrationError):
-                own = fixed_points(settings.key_points)
         try:
-            found = affine_block(channels, settings, (own, None))
+            found = affine_block(channels, settings, (fixed_points, None))
         except (InputError, RegistrationError) as error:
             failure = failure or error
             tried.append((settings, None))
