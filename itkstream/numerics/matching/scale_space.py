@@ -106,21 +106,29 @@ def halve(image: BlurredImage, axis: int) -> BlurredImage:
     factors = tuple(2 if k == axis else 1 for k in range(grid.ndim))
     cut = tuple(slice(0, 2 * count if k == axis else n) for k, n in enumerate(grid.shape))
     coarse = grid.crop(cut).shrink(factors)
-    source = np.moveaxis(image.data, axis, 0)
+    # Plane by plane of another axis: each fits into the processor's cache, however it is cut.
+    across = 0 if axis else 1
     out = np.empty(coarse.shape, np.float32)
-    target = np.moveaxis(out, axis, 0)
+    planes, halved = (np.moveaxis(x, (across, axis), (0, 1)) for x in (image.data, out))
 
     def slab(start: int, stop: int) -> None:
         for k in range(start, stop):
-            before, after = max(2 * k - 1, 0), min(2 * k + 2, grid.shape[axis] - 1)
-            inner = source[2 * k].astype(np.float32) + source[2 * k + 1]
-            outer = source[before].astype(np.float32) + source[after]
-            target[k] = 0.375 * inner + 0.125 * outer
+            halved[k] = _halved(planes[k], count)
 
-    over_slabs(slab, count)
+    over_slabs(slab, len(planes))
     added = _HALVING_VARIANCE * grid.spacing[axis] ** 2
     variance = tuple(v + added * (k == axis) for k, v in enumerate(image.variance))
     return BlurredImage(out, coarse, variance)
+
+
+def _halved(lines: NDArray[np.generic], count: int) -> NDArray[np.floating]:
+    """Weighted sums of two lines and those beside them; at the ends of an image, of the ends."""
+    end, last = 2 * count, min(2 * count, len(lines) - 1)
+    before = np.concatenate([lines[:1], lines[1 : end - 2 : 2]])
+    after = np.concatenate([lines[2:end:2], lines[last : last + 1]])
+    inner = lines[:end:2].astype(np.float32) + lines[1:end:2]
+    outer = before.astype(np.float32) + after
+    return np.asarray(0.375 * inner + 0.125 * outer)
 
 
 def laplacian(image: BlurredImage) -> NDArray[np.float32]:
