@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from itkstream.geometry import Grid
-from itkstream.numerics.compiling import compiled
+from itkstream.numerics.compiling import compiled, helper
 from itkstream.numerics.matching.scale_space import (
     BlurredImage,
     blur,
@@ -89,18 +89,13 @@ def find_maxima(
 
     Returns (m, n).
     """
-    n = here.ndim
     if min(here.shape) < 3:
-        return np.empty((0, n), np.intp)
-    index = _face_maxima(here)
-    for offset in product((-1, 0, 1), repeat=n):
-        values = here[tuple(index.T)]
-        near = tuple((index + offset).T)
-        keep = (values > below[near]) & (values >= above[near])
-        if any(offset):
-            keep &= values > here[near] if offset < (0,) * n else values >= here[near]
-        index = index[keep]
-    return index
+        return np.empty((0, here.ndim), np.intp)
+    keep = np.zeros(here.shape, bool)
+    scales = tuple(rows_of(np.ascontiguousarray(values)) for values in (below, here, above))
+    kept = rows_of(keep)
+    over_slabs(lambda a, b: _mark_maxima(scales, kept, a, b), here.shape[0] - 2)
+    return np.stack(np.unravel_index(np.flatnonzero(keep), keep.shape), axis=-1)
 
 
 def fit_peaks(values: NDArray[np.float32], index: NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -172,16 +167,10 @@ def _first_of_their_place(blobs: Blobs, grid: Grid, sigmas: Floats) -> NDArray[n
     return kept
 
 
-def _face_maxima(here: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Indices of positive voxels that no face neighbour exceeds: few, and cheap to find."""
-    keep = np.zeros(here.shape, bool)
-    values, kept = rows_of(np.ascontiguousarray(here)), rows_of(keep)
-    over_slabs(lambda a, b: _mark_maxima(values, kept, a, b), here.shape[0] - 2)
-    return np.stack(np.unravel_index(np.flatnonzero(keep), keep.shape), axis=-1)
-
-
 @compiled
-def _mark_maxima(values, keep, start, stop):  # type: ignore[no-untyped-def]
+def _mark_maxima(scales, keep, start, stop):  # type: ignore[no-untyped-def]
+    """Those that no face neighbour exceeds, which are few, are compared with all the others."""
+    values = scales[1]
     edge = min(1, values.shape[1] - 1)  # 0 where a plane lies row by row
     for i in range(start + 1, stop + 1):
         for j in range(edge, values.shape[1] - edge):
@@ -193,3 +182,23 @@ def _mark_maxima(values, keep, start, stop):  # type: ignore[no-untyped-def]
                 largest &= (here >= right[k]) & (here > 0)
                 largest &= (edge == 0) | ((here > front[k]) & (here >= back[k]))
                 found[k] = largest
+            for k in range(row.shape[0]):
+                if found[k]:
+                    found[k] = _exceeds_all(scales, (i, j, k + 1), edge)
+
+
+@helper
+def _exceeds_all(scales, place, edge):  # type: ignore[no-untyped-def]
+    """Whether a voxel exceeds all its neighbours; of those that follow in order, none is larger."""
+    below, values, above = scales
+    i, j, k = place
+    here = values[i, j, k]
+    for a in range(i - 1, i + 2):
+        for b in range(j - edge, j + edge + 1):
+            for c in range(k - 1, k + 2):
+                if not (here > below[a, b, c] and here >= above[a, b, c]):
+                    return False
+                is_before = (a, b, c) < (i, j, k)
+                if here < values[a, b, c] or (is_before and here == values[a, b, c]):
+                    return False
+    return True

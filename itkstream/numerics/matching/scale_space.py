@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +122,7 @@ def halve(image: BlurredImage, axis: int) -> BlurredImage:
     return BlurredImage(out, coarse, variance)
 
 
-def _halved(lines: NDArray[np.generic], count: int) -> NDArray[np.floating]:
+def _halved(lines: NDArray[Any], count: int) -> NDArray[np.floating]:
     """Weighted sums of two lines and those beside them; at the ends of an image, of the ends."""
     end, last = 2 * count, min(2 * count, len(lines) - 1)
     before = np.concatenate([lines[:1], lines[1 : end - 2 : 2]])
