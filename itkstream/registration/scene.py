@@ -64,6 +64,7 @@ from itkstream.numerics.evidence.one_sided import ImageContent, find_layer, find
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
+from itkstream.numerics.threads import over_slabs
 from itkstream.progress.reporters import Reporter
 from itkstream.registration.settings import Content
 from itkstream.workers import Resources
@@ -453,11 +454,15 @@ def _share_within(
 
     A plane at a time: the positions of a whole level take far more memory than the level.
     """
-    inside = 0
-    for k in range(len(mask)):
-        points = grid.to_physical(np.insert(np.argwhere(mask[k]), 0, k, axis=1))
-        inside += int(other.contains(affine.apply(points)).sum())
-    return inside / max(int(mask.sum()), 1)
+    inside = np.zeros(len(mask), int)
+
+    def count(start: int, stop: int) -> None:
+        for k in range(start, stop):
+            points = grid.to_physical(np.insert(np.argwhere(mask[k]), 0, k, axis=1))
+            inside[k] = other.contains(affine.apply(points)).sum()
+
+    over_slabs(count, len(mask))
+    return int(inside.sum()) / max(int(mask.sum()), 1)
 
 
 def _largest_field(transform: Transform) -> int:
