@@ -42,7 +42,7 @@ from itkstream.numerics.evidence.stiffness import (
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
-from itkstream.numerics.threads import processors, using_threads
+from itkstream.numerics.threads import each_of, processors, using_threads
 
 __all__ = ["SAMPLED_VOXELS", "Foretold", "choose_stiffness", "foretell"]
 
@@ -137,7 +137,9 @@ class _Samples:
         self, settings: DeformSettings, landmarks: Landmarks | None = None
     ) -> NDArray[np.float64]:
         """Squared correlation of all hidden voxels after deformations that do not see them."""
-        return _joined([_foretold(part, self.start, settings, landmarks) for part in self.parts])
+        return _joined(
+            each_of(lambda part: _foretold(part, self.start, settings, landmarks), self.parts)
+        )
 
     def compare(
         self,

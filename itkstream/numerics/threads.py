@@ -68,16 +68,16 @@ def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
 
 
 def each_of(work: Callable[[Given], Found], parts: Iterable[Given]) -> list[Found]:
-    """Do the same work, which calls kernels, on each of a few parts at the same time.
+    """Do the same work, which calls kernels, on several parts at the same time.
 
-    What one does on one thread, as all but kernels do, goes on beside the others. The results are
+    What one part does on one thread, as all but kernels does, goes on beside the others. The results are
     in the order of the parts; of several that fail, the first one's error is raised.
     """
     given = list(parts)
     if get_threads() == 1 or len(given) < 2:
         return [work(part) for part in given]
     # Threads of their own: those that help kernels must never wait for kernels.
-    with ThreadPoolExecutor(len(given), "part") as pool:
+    with ThreadPoolExecutor(min(len(given), get_threads()), "part") as pool:
         return list(pool.map(work, given))
 
 

@@ -24,6 +24,7 @@ from itkstream.numerics.evidence.quality import (
     local_correlation_in_tissue,
 )
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
+from itkstream.numerics.threads import each_of
 
 __all__ = ["ChanceLevel", "correlation_by_chance", "find_chance"]
 
@@ -85,13 +86,14 @@ def find_chance(
     """
     counts = tissue & np.isfinite(aligned)
     voxels = np.asarray(fixed.read(), np.float32)
-    found = []
-    for here, other, turned in _wrong_places(counts, np.random.default_rng(_SEED)):
+
+    def measured(place: tuple[Slices, Slices, tuple[int, ...]]) -> NDArray[np.float32]:
+        here, other, turned = place
         flipped = np.ascontiguousarray(np.flip(aligned[other], turned), np.float32)
-        grid = fixed.grid.crop(here)
-        best = _deformed(voxels[here], flipped, grid, settings)
-        seen = counts[here] & np.flip(counts[other], turned)
-        found.append(_squares(voxels[here], best, seen))
+        best = _deformed(voxels[here], flipped, fixed.grid.crop(here), settings)
+        return _squares(voxels[here], best, counts[here] & np.flip(counts[other], turned))
+
+    found = each_of(measured, _wrong_places(counts, np.random.default_rng(_SEED)))
     squares = np.concatenate([np.empty(0), *found])
     if not squares.size:
         return ChanceLevel(np.nan, np.nan, np.nan, np.nan, np.nan, 0)

@@ -17,6 +17,7 @@ from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.evidence.stiffness import hide_cubes
 from itkstream.numerics.sampling.mapping import affine_part, map_on
+from itkstream.numerics.threads import each_of
 
 __all__ = ["compare_halves"]
 
@@ -32,9 +33,10 @@ def compare_halves(
     voxels = np.asarray(fixed.read(), np.float32)
     cubes = hide_cubes(fixed.shape, fixed.spacing, 0.5)
     start = affine_part(transform)
-    moves = [_follow(voxels, seen, fixed, moving, start, settings) for seen in (cubes, ~cubes)]
+    first, second = each_of(
+        lambda seen: _follow(voxels, seen, fixed, moving, start, settings), (cubes, ~cubes)
+    )
     out = np.full((*fixed.shape, 2), np.nan, np.float32)
-    first, second = moves
     if first is None or second is None:
         return out
     known = map_on(transform, fixed.grid).displacement
