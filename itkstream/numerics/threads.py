@@ -70,8 +70,8 @@ def over_slabs(kernel: Callable[[int, int], None], length: int) -> None:
 def each_of(work: Callable[[Given], Found], parts: Iterable[Given]) -> list[Found]:
     """Do the same work, which calls kernels, on several parts at the same time.
 
-    What one part does on one thread, as all but kernels does, goes on beside the others. The results are
-    in the order of the parts; of several that fail, the first one's error is raised.
+    What one part does on one thread, as all but kernels does, goes on beside the others. The
+    results are in the order of the parts; of several that fail, the first one's error is raised.
     """
     given = list(parts)
     if get_threads() == 1 or len(given) < 2:

@@ -19,6 +19,7 @@ from itkstream.numerics.itk.normalisation import normalise_locally
 from itkstream.numerics.itk.search import ItkImage, ItkSearch
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.sampling.pyramid import shrink
+from itkstream.numerics.threads import each_of
 
 __all__ = ["IntensityEstimate", "fit_intensity_affine", "intensity_block"]
 
@@ -128,9 +129,13 @@ def _search(
 ) -> ItkSearch:
     factor, sigma = settings.shrink_factors[number], settings.smooth_sigmas[number]
     length, radius = factor * min(frame.fixed_grid.spacing), settings.local_normalisation
+    grids = frame.fixed_grid, frame.moving_grid
+    fixed, moving = each_of(
+        lambda given: _itk_image(*given, (length, sigma), radius), zip(images, grids, strict=True)
+    )
     return ItkSearch(
-        _itk_image(images[0], frame.fixed_grid, (length, sigma), radius),
-        _itk_image(images[1], frame.moving_grid, (length, sigma), radius),
+        fixed,
+        moving,
         _itk_affine(frame),
         settings,
         settings.iterations[number],
