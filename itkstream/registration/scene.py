@@ -225,12 +225,12 @@ class Scene:
 
     @cached_property
     def contents(self) -> tuple[ImageContent, ImageContent]:
-        """What the coarse images show."""
+        """Content of the coarse images, told once."""
         fixed, moving = self.coarse
         return ImageContent(fixed), ImageContent(moving)
 
     def content_of(self, image: Image) -> ImageContent:
-        """What an image shows, which may be one of the coarse ones."""
+        """Content of an image, which may be one of the coarse ones."""
         known = (content for content in self.contents if content.image is image)
         return next(known, ImageContent(image))
 

@@ -151,7 +151,7 @@ def _reaching_border(mask: Mask) -> Mask:
 
 @dataclass(frozen=True, eq=False)
 class ImageContent:
-    """What an image shows, told once for all transforms that are tried.
+    """Content of an image, told once for all transforms that are tried.
 
     Of 20 Mvoxel it takes 2.5 s of a core, and what follows from it through a transform 0.6.
 

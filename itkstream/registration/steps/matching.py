@@ -48,8 +48,8 @@ Contrast: TypeAlias = Literal["same", "inverted"]
 COMMON_RADII: tuple[Radii, ...] = ((6.0, 20.0), (3.0, 10.0), (2.0, 6.0))
 """Radii of the blobs of a whole image, tried one pair after the other."""
 
-KEY_POINT_BYTES = 10.0
-"""Per voxel in which key points are sought."""
+KEY_POINT_BYTES = 15.0
+"""Per voxel of both images, in which key points are sought at the same time."""
 
 # Blobs are at least so many voxels apart in all, as nuclei are.
 _VOXELS_PER_POINT = 4000
