@@ -66,7 +66,7 @@ def best_shift(fixed: Image, moving: Image, linear: Floats, overlap: float) -> L
 
 
 def _correlation_of(still: Image, part: NDArray[np.float32], overlap: float) -> MaskedCorrelation:
-    """What turned parts are shifted against; of the smaller one a share has to overlap."""
+    """The image that turned parts are shifted against; a share of the smaller has to overlap."""
     least = overlap * min(np.isfinite(still.read()).sum(), np.isfinite(part).sum())
     return MaskedCorrelation.of(_standard(still.read()), part.shape, least)
 
