@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
@@ -78,7 +79,9 @@ def each_of(work: Callable[[Given], Found], parts: Iterable[Given]) -> list[Foun
         return [work(part) for part in given]
     # Threads of their own: those that help kernels must never wait for kernels.
     with ThreadPoolExecutor(min(len(given), get_threads()), "part") as pool:
-        return list(pool.map(work, given))
+        # What holds for the caller, as which engine computes, holds for each part.
+        running = [pool.submit(copy_context().run, work, part) for part in given]
+        return [done.result() for done in running]
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -61,6 +62,16 @@ def test_parts_that_call_kernels_are_done_side_by_side(threads: int) -> None:
         assert each_of(work, (3, 5)) == [6, 10]
         with pytest.raises(ValueError, match="-3"):
             each_of(work, (-3, -5))
+
+
+def test_what_holds_for_the_caller_holds_for_each_part() -> None:
+    said: ContextVar[str] = ContextVar("said", default="nothing")
+    token = said.set("this")
+    try:
+        with using_threads(2):
+            assert each_of(lambda _: said.get(), range(3)) == ["this"] * 3
+    finally:
+        said.reset(token)
 
 
 def test_the_number_is_restored_even_after_an_error() -> None:
