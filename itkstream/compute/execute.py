@@ -103,7 +103,8 @@ def execute(
     ------
     InputError
         Where `array` is no dask array, a count is below 1, two blocks would share a chunk, or
-        `write_path` is, holds or lies in an array that is read, or ends in another format's ending.
+        `write_path` is, holds or lies in an array that is read, ends in another format's ending, or
+        was begun with another engine, where `engine` is not 'cpu' or 'gpu'.
     ExistingOutputError
         Where `write_path` holds anything but this computation's result and `overwrite` is not
         set, or another process is writing there; nothing is computed or changed.
@@ -285,8 +286,8 @@ def run(
     `InterruptedRunError`.
     """
     resources = resources or Resources()
-    opened = sink.opened(Blocks(array))
-    with terminable(), using_engine(resources.engine), opened as work:
+    opened = sink.opened(Blocks(array), resources)
+    with terminable(), opened as work, using_engine(work.engine):
         blocks = Blocks(array, work.axes)
         tally = Tally(blocks, progress or _report_nothing, len(blocks) - len(work.missing))
         if work.missing:
@@ -313,7 +314,8 @@ def _compute(
     keys = [blocks.key(number) for number in numbers]
     with connected(resources) as client:
         deliver = work.deliver if client is None or work.by_workers else None
-        graph, wanted = block_graph(blocks.array, keys, deliver, map(blocks.region, numbers))
+        places = map(blocks.region, numbers)
+        graph, wanted = block_graph(blocks.array, keys, deliver, places, work.engine)
         number_of = dict(zip(wanted, numbers, strict=True))
 
         def tell(key: Any, value: Any) -> None:

@@ -27,7 +27,6 @@ from itkstream.compute.sinks import Work
 from itkstream.errors import (
     BlockFailure,
     ExistingOutputError,
-    InputError,
     OutputError,
     describe_region,
 )
@@ -42,7 +41,8 @@ from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.inputs import check_apart
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_store, check_store_name
-from itkstream.numerics.gpu.engine import engine_said
+from itkstream.numerics.gpu.engine import Engine, join_engines
+from itkstream.workers import Resources
 
 __all__ = ["BlockSink", "Output"]
 
@@ -153,13 +153,13 @@ class Output:
         return first if self.last is None else _SplitFiles(first, ChunkFiles(self.last))
 
     @contextmanager
-    def opened(self, blocks: Blocks) -> Iterator[Work]:
+    def opened(self, blocks: Blocks, resources: Resources) -> Iterator[Work]:
         """Lock the place, and ask for the blocks that are not there yet as they were written.
 
-        Raises `InputError` where the place lies in, on or around an array that is read, or has
-        another format's ending, `ExistingOutputError` where something else is there that may not be
-        replaced, `BusyOutputError` where another process is writing there, and `OutputError` where
-        nothing can be written, as on a full disk.
+        Raises `InputError` where the place lies in, on or around an array that is read, has
+        another format's ending, or was begun with another engine, `ExistingOutputError` where
+        something else is there that may not be replaced, `BusyOutputError` where another process is
+        writing there, and `OutputError` where nothing can be written, as on a full disk.
         """
         check_apart(self.location, blocks.array)
         fingerprint = self.fingerprint(blocks.array)
@@ -167,49 +167,46 @@ class Output:
         with _locked(Ledger(self.location)) as lock:
             _check_place(self, fingerprint)  # another run may have ended meanwhile
             place = _workplace(self, fingerprint)
-            yield _begin(blocks, place, lock)
+            yield _begin(blocks, place, lock, resources)
             if place.location != self.location:
                 with writing_to(self.location):
                     lock.go_along(place.location)
                     self.location.take(place.location)
 
 
-def _begin(blocks: Blocks, output: Output, lock: Lock) -> Work:
+def _begin(blocks: Blocks, output: Output, lock: Lock, resources: Resources) -> Work:
     """Find out what is not there yet, for the run that holds the lock of the result."""
     ledger, files = Ledger(output.location), output.files()
+    engine = resources.choose_engine()
     with writing_to(output.location):
         fingerprint = output.fingerprint(blocks.array)
-        wanted = Header(
-            fingerprint,
-            len(blocks),
-            version=version("itkstream"),
-            engine=_engine_of(ledger.header(), fingerprint, output.location),
-        )
+        known = version("itkstream")
+        wanted = Header(fingerprint, len(blocks), version=known, engine=engine)
         header = _prepare(ledger, output, wanted)
     blocks = replace(blocks, axes=_axes(output.location))
     kept = _verify(ledger, files, blocks)
+    missing = [number for number in range(len(blocks)) if number not in kept]
+    if missing:
+        engine = resources.choose_engine(header.engine, output.location)
+        header = _with_engine(ledger, header, engine)
     return Work(
-        missing=[number for number in range(len(blocks)) if number not in kept],
+        missing=missing,
         deliver=BlockSink(files, lock.place, lock.token),
         by_workers=True,
         recording=partial(_recording, ledger, lock, kept),
         finish=partial(_finish, ledger, header),
+        engine=engine,
         axes=blocks.axes,
     )
 
 
-def _engine_of(found: Header | None, fingerprint: str, location: Location) -> str:
-    """The engine of a run, with that of the run it continues; another must have been asked for."""
-    said = engine_said()
-    engine = said or "cpu"
-    if found is None or found.fingerprint != fingerprint or found.engine == engine:
-        return engine
-    if said is None:
-        raise InputError(
-            f"{location} was begun with engine={found.engine!r}, whose results differ in their "
-            "last digits: say which engine is to go on, such as engine='cpu'"
-        )
-    return "+".join(dict.fromkeys([*found.engine.split("+"), engine]))
+def _with_engine(ledger: Ledger, header: Header, engine: Engine) -> Header:
+    """Note what computes from here on, beside what did before."""
+    joined = replace(header, engine=join_engines(header.engine, engine))
+    if joined != header:
+        with writing_to(ledger.array):
+            ledger.note(joined)
+    return joined
 
 
 @contextmanager
@@ -285,17 +282,13 @@ def _prepare(ledger: Ledger, output: Output, wanted: Header) -> Header:
     same = found is not None and found.fingerprint == wanted.fingerprint
     if output.create is None:
         header = replace(wanted, ready=True)
-        if not same:
-            ledger.begin(header)
-        elif found is not None and found.engine != wanted.engine:
-            ledger.note(header)
+        if found is not None and same:
+            return replace(header, engine=found.engine)
+        ledger.begin(header)
         return header
     replaced = found is not None and found.finished and output.overwrite
     if same and found is not None and found.ready and not replaced and _opens(output.location):
-        continued = replace(found, engine=wanted.engine)
-        if continued != found:
-            ledger.note(continued)
-        return continued
+        return found
     # Noted first: a run killed from here on leaves a place that is known to be its own.
     ledger.begin(wanted)
     for name in output.location.names():

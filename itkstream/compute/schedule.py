@@ -34,6 +34,7 @@ from itkstream.blocks.graph import EARLY, SHARED
 from itkstream.compute.shared_inputs import Parcel, lent
 from itkstream.errors import InputError, ItkstreamError, RegistrationError, WorkersError
 from itkstream.io.storage.stored import keeping_chunks
+from itkstream.numerics.gpu.engine import Engine, using_engine
 from itkstream.workers.dask_internals import plain_tasks
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
@@ -87,13 +88,17 @@ class Failure:
 
 
 def block_graph(
-    array: da.Array, keys: Sequence[Any], sink: Callable[..., Any] | None, places: Iterable[Any]
+    array: da.Array,
+    keys: Sequence[Any],
+    sink: Callable[..., Any] | None,
+    places: Iterable[Any],
+    engine: Engine = "cpu",
 ) -> tuple[Graph, list[Any]]:
     """The tasks of some blocks of an array, each ending in a call that takes the block away.
 
     One place per key is given to ``sink(place, block)``, which a task calls; it stands in the graph
-    once. Without a sink the blocks themselves are computed. Returns all tasks they need and nothing
-    else, and one key per block.
+    once. Without a sink the blocks themselves are computed. Tasks know the engine, wherever they
+    run. Returns all tasks they need and nothing else, and one key per block.
     """
     graph: Graph = plain_tasks(array, keys)
     _settle_early(graph)
@@ -101,7 +106,7 @@ def block_graph(
         if isinstance(node, DataNode):
             graph[key] = DataNode(key, keeping_chunks(node.value))
     if sink is None:
-        return _guarded(graph, list(keys))
+        return _guarded(graph, list(keys), engine)
     name = f"sink-{array.name}"
     used = Counter(needed for node in graph.values() for needed in node.dependencies)
     wanted = []
@@ -112,7 +117,7 @@ def block_graph(
         graph[end] = Task(end, _deliver, TaskRef(name), DataNode(None, place), block)
         wanted.append(end)
     graph[name] = DataNode(name, sink)
-    return _guarded(graph, wanted)
+    return _guarded(graph, wanted, engine)
 
 
 def run_here(graph: Graph, wanted: Sequence[Any], threads: int, done: Done) -> None:
@@ -263,7 +268,7 @@ def _deliver(sink: Callable[[Any, Any], Any], place: Any, block: Any) -> Any:
     return sink(place, block)
 
 
-def _guarded(graph: Graph, wanted: Sequence[Any]) -> tuple[Graph, list[Any]]:
+def _guarded(graph: Graph, wanted: Sequence[Any], engine: Engine) -> tuple[Graph, list[Any]]:
     """The same tasks, handing on failures of others and their own as values; and those wanted.
 
     All get names of this run: a scheduler takes two tasks of one name for one, and another run may
@@ -280,7 +285,7 @@ def _guarded(graph: Graph, wanted: Sequence[Any]) -> tuple[Graph, list[Any]]:
             guarded[own] = Alias(own, _named(node.target, run))
             continue
         names = list(node.dependencies)
-        guard = partial(_guard, node, names, _label(key))
+        guard = partial(_guard, node, names, _label(key), engine)
         guarded[own] = Task(own, guard, List(*(TaskRef(_named(name, run)) for name in names)))
     return guarded, [_named(key, run) for key in wanted]
 
@@ -298,14 +303,15 @@ def _label(key: Any) -> str:
     return f"{key[0].removeprefix('done-').rpartition('-')[0]} {index}" if index else ""
 
 
-def _guard(node: GraphNode, names: list[Any], label: str, values: list[Any]) -> Any:
+def _guard(node: GraphNode, names: list[Any], label: str, engine: Engine, values: list[Any]) -> Any:
     for value in values:
         if isinstance(value, Failure):
             return value
     began = time.perf_counter()
     try:
         given = [value.open() if isinstance(value, Parcel) else value for value in values]
-        result = node(dict(zip(names, given, strict=True)))
+        with using_engine(engine):
+            result = node(dict(zip(names, given, strict=True)))
     except Exception as error:
         result = Failure.of(error)
     if label:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from itkstream.compute.progress import Blocks
 from itkstream.errors import BlockFailure
 from itkstream.io.storage.chunk_files import Region
+from itkstream.numerics.gpu.engine import Engine
+from itkstream.workers import Resources
 
 __all__ = ["Memory", "Sink", "Work"]
 
@@ -37,6 +39,8 @@ class Work:
         the run for every block that is done.
     finish : callable
         Called with the blocks that failed, when no other is missing.
+    engine : {'cpu', 'gpu', 'auto'}
+        What computes them.
     axes : tuple of str, optional
         Names of the axes, where the place has them.
     """
@@ -46,6 +50,7 @@ class Work:
     by_workers: bool
     recording: Callable[[], AbstractContextManager[Callable[[int, Any], None]]]
     finish: Callable[[Sequence[BlockFailure]], None]
+    engine: Engine
     axes: tuple[str, ...] = ()
 
 
@@ -56,7 +61,7 @@ class Sink(Protocol):
     def continued(self) -> bool:
         """Whether the same run, started again, computes only what is missing."""
 
-    def opened(self, blocks: Blocks) -> AbstractContextManager[Work]:
+    def opened(self, blocks: Blocks, resources: Resources) -> AbstractContextManager[Work]:
         """Make the place ready for blocks; complete at the end of the context."""
 
 
@@ -68,14 +73,15 @@ class Memory:
     continued = False
 
     @contextmanager
-    def opened(self, blocks: Blocks) -> Iterator[Work]:
+    def opened(self, blocks: Blocks, resources: Resources) -> Iterator[Work]:
         """Ask for all blocks."""
 
         def record(number: int, value: NDArray[Any] | None) -> None:
             if value is not None:
                 self.out[blocks.region(number)] = value
 
-        yield Work(range(len(blocks)), self._put, False, lambda: nullcontext(record), _finish)
+        recording, engine = lambda: nullcontext(record), resources.choose_engine()
+        yield Work(range(len(blocks)), self._put, False, recording, _finish, engine)
 
     def _put(self, region: Region, block: NDArray[Any]) -> None:
         self.out[region] = block

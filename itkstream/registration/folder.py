@@ -31,6 +31,8 @@ from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_folder, check_folder_name, write_text
 from itkstream.judge.verdict import Verdict
+from itkstream.numerics.gpu.engine import Engine, join_engines
+from itkstream.workers import Resources
 
 __all__ = [
     "ALIGNED",
@@ -119,7 +121,7 @@ class RunFolder:
         self, out: str | os.PathLike[str], images: tuple[str, ...], overwrite: bool
     ) -> None:
         self._place = Location.parse(out)
-        self._run: dict[str, Any] = {"key": None, "images": list(images)}
+        self._run: dict[str, Any] = {"key": None, "images": list(images), "engine": "cpu"}
         self._overwrite = overwrite
         self._lock: Lock | None = None
         self._claimed: Location | None = None
@@ -186,6 +188,26 @@ class RunFolder:
         self._run["key"] = key
         if self._claimed is not None:
             write_text(work / _RUN, json.dumps(self._run))
+
+    def choose_engine(self, resources: Resources) -> Engine:
+        """Choose what computes: that of the run it goes on with, unless another is said.
+
+        Raises `InputError` where nobody says with which engine to go on. A run that is complete
+        needs none: what of it is damaged is refused as that is found out.
+        """
+        work, held = self._work
+        begun = _read(work, _RUN).get("engine", "cpu") if held else None
+        if held and (work / REPORT).is_file():
+            self._run["engine"] = begun
+            return resources.choose_engine()
+        engine = resources.choose_engine(begun, self._place)
+        self._run["engine"] = engine if begun is None else join_engines(begun, engine)
+        return engine
+
+    @property
+    def engines(self) -> str:
+        """What has computed the run so far, with a plus between several."""
+        return str(self._run["engine"])
 
     def claim(self) -> Location:
         """Make or clear the place where this run writes, when the first result is there, once."""

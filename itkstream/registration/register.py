@@ -27,7 +27,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
-from itkstream.numerics.gpu.engine import using_engine
+from itkstream.numerics.gpu.engine import describe_engine, using_engine
 from itkstream.progress.reporters import Reporter
 from itkstream.registration.advice.advice import advise_briefly
 from itkstream.registration.channels import CHANNELS, name_pairs
@@ -147,8 +147,9 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
         reporter.note(note)
     if moving_unit != unit:
         reporter.note(_UNITS_DIFFER.format(unit=unit, moving=moving_unit))
-    with folder.locked(), using_engine(request.resources.engine):
-        with ExitStack() as stack:
+    with folder.locked():
+        request = _with_engine(request, folder, reporter)
+        with using_engine(request.resources.engine), ExitStack() as stack:
             # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(request.resources, reporter.note)))
             run, keys, patterns = _prepare_run(request, folder, reporter, start)
@@ -165,6 +166,15 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
         images = found.aligned, report, found.error
         registered = Registered(folder.claim(), found.transform, *images)
         return registered.moved(folder.finish())
+
+
+def _with_engine(request: Request, folder: RunFolder, reporter: Reporter) -> Request:
+    """The request with what computes it, which is told where something was said of it."""
+    said, engine = request.resources.engine, folder.choose_engine(request.resources)
+    note = describe_engine(said, engine)
+    if note:
+        reporter.note(note)
+    return replace(request, resources=replace(request.resources, engine=engine))
 
 
 def _advise(scene: Scene, initial: Transform | None) -> dict[str, Any]:

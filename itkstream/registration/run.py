@@ -402,6 +402,7 @@ class Run:
         steps = [{step.name: step_parameters(step)} for step in self.steps]
         return {
             "itkstream": version("itkstream"),
+            "engine": self.folder.engines,
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in _LIBRARIES},

@@ -17,7 +17,6 @@ from dask.utils import parse_bytes
 from distributed import Client, SubprocessCluster, WorkerPlugin
 
 from itkstream.errors import InputError
-from itkstream.numerics.gpu.engine import Engine, set_engine
 from itkstream.numerics.threads import get_threads, processors, set_threads
 from itkstream.workers.batch_systems import find_batch_system
 from itkstream.workers.dask_internals import (
@@ -169,7 +168,7 @@ def _local_workers(
     options = {
         "dashboard": False,  # the scheduler's shows all workers
         "memory_limit": _memory_limit(resources),
-        "env": worker_variables(_kernel_threads(resources, workers), resources.engine),
+        "env": worker_variables(_kernel_threads(resources, workers)),
         "config": {name: dask.config.get(name) for name in sections},
     }
     cluster = SubprocessCluster(
@@ -224,9 +223,9 @@ def _memory_limit(resources: Resources) -> str | int | float:
 @contextmanager
 def _running_workers(resources: Resources, tell: Callable[[str], None]) -> Iterator[Client]:
     """Workers of somebody else, who keeps them."""
-    cluster, engine = resources.cluster, resources.engine
+    cluster = resources.cluster
     if isinstance(cluster, Client):
-        with nullcontext() if cluster in _fitted else _fit_workers(cluster, engine):
+        with nullcontext() if cluster in _fitted else _fit_workers(cluster):
             yield cluster
         return
     address = cluster if isinstance(cluster, str) else cluster.scheduler_address
@@ -236,22 +235,19 @@ def _running_workers(resources: Resources, tell: Callable[[str], None]) -> Itera
         raise InputError(
             f"no scheduler answers at {address}: check the address, and that it runs"
         ) from error
-    with client, _fit_workers(client, engine):
+    with client, _fit_workers(client):
         tell(f"{len(client.nthreads())} workers at {address}; dashboard: {client.dashboard_link}")
         yield client
 
 
 @contextmanager
-def _fit_workers(client: Client, engine: Engine | None) -> Iterator[None]:
-    """Share the cores of each host between the blocks its workers compute at a time.
-
-    The engine is theirs as long, where one was said.
-    """
+def _fit_workers(client: Client) -> Iterator[None]:
+    """Share the cores of each host between the blocks its workers compute at a time."""
     _check_package(client)
     busy: Counter[str] = Counter()
     for address, threads in client.nthreads().items():
         busy[get_address_host(address)] += threads
-    client.register_plugin(_FitWorker(busy, engine))
+    client.register_plugin(_FitWorker(busy))
     try:
         yield
     finally:
@@ -278,21 +274,16 @@ def _check_package(client: Client) -> None:
 class _FitWorker(WorkerPlugin):
     """Sets a worker's threads as long as it is registered, unless its environment says how many.
 
-    Its engine is set as long, too.
-
     Workers may be threads of one process, so only the last one to go restores what was before.
     """
 
     name = "itkstream-threads"
     _before: ClassVar[list[int]] = []
 
-    def __init__(self, busy: Mapping[str, int], engine: Engine | None) -> None:
+    def __init__(self, busy: Mapping[str, int]) -> None:
         self._busy = busy
-        self._engine = engine
 
     def setup(self, worker: Any) -> None:
-        if self._engine is not None:
-            set_engine(self._engine)
         if "ITKSTREAM_THREADS" in os.environ:
             return
         self._before.append(get_threads())
@@ -300,7 +291,5 @@ class _FitWorker(WorkerPlugin):
         set_threads(processors() // blocks)
 
     def teardown(self, worker: Any) -> None:
-        if self._engine is not None:
-            set_engine(None)
         if self._before:
             set_threads(self._before.pop())

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from itkstream.numerics.gpu.engine import ENGINE_VARIABLE, Engine
-
 __all__ = ["MEMORY_VARIABLES", "configuration_variables", "worker_variables"]
 
 _THREADS = (
@@ -30,10 +28,9 @@ of a block's time. It is kept in two places, not in one for each thread, which g
 """
 
 
-def worker_variables(threads: int, engine: Engine | None) -> dict[str, str]:
-    """Environment variables for so many threads for each block, and the engine that was said."""
-    said = {} if engine is None else {ENGINE_VARIABLE: str(engine)}
-    return dict.fromkeys(_THREADS, str(threads)) | said
+def worker_variables(threads: int) -> dict[str, str]:
+    """Environment variables for so many threads for each block."""
+    return dict.fromkeys(_THREADS, str(threads))
 
 
 def configuration_variables(config: Mapping[str, Any], prefix: str = "DASK") -> dict[str, str]:

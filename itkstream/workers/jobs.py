@@ -202,7 +202,7 @@ def _worker_arguments(resources: Resources, system: BatchSystem, cores: int) -> 
 
 
 def _exports(resources: Resources, threads: int) -> list[str]:
-    variables = worker_variables(threads, resources.engine) | MEMORY_VARIABLES
+    variables = worker_variables(threads) | MEMORY_VARIABLES
     # A job's log has a line a block, with its seconds.
     variables["DASK_LOGGING__ITKSTREAM"] = "info"
     variables |= configuration_variables(resources.for_dask)

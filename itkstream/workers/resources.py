@@ -16,10 +16,10 @@ from dask.utils import parse_bytes
 from distributed import Client
 
 from itkstream.errors import InputError, unknown_name
-from itkstream.numerics.gpu.engine import Engine, check_engine
+from itkstream.numerics.gpu.engine import Engine, check_engine, choose_engine, engine_said
 from itkstream.numerics.threads import processors
 from itkstream.workers.batch_systems import SYSTEMS, BatchSystem, seconds_of
-from itkstream.workers.dask_internals import MEMORY_LIMIT
+from itkstream.workers.dask_internals import MEMORY_LIMIT, stays_on_this_machine
 from itkstream.workers.options import presets_path, read_presets, split_config
 
 __all__ = ["Resources", "check_count", "free_memory"]
@@ -200,6 +200,38 @@ class Resources:
                 "PATH: run this on a node from which jobs are submitted, or load the batch "
                 "system's module"
             )
+
+    def choose_engine(self, begun: str | None = None, place: Any = None) -> Engine:
+        """Choose what computes deformations, 'auto' decided where this machine computes.
+
+        Parameters
+        ----------
+        begun : str, optional
+            The engine with which a computation was begun, which 'auto' goes on with; of several,
+            all with a plus between them. Default nothing was begun.
+        place : optional
+            Where that is, for the error.
+
+        Returns
+        -------
+        {'cpu', 'gpu', 'auto'}
+            'auto' where each worker of other machines decides.
+
+        Raises
+        ------
+        InputError
+            Where another engine would go on, and `engine` is neither 'cpu' nor 'gpu'.
+
+        Examples
+        --------
+        >>> itkstream.Resources().choose_engine()
+        'cpu'
+        """
+        cluster = self.resolved().cluster
+        here = cluster == "local" or (
+            isinstance(cluster, Client) and stays_on_this_machine(cluster)
+        )
+        return choose_engine(self.engine or engine_said(), here, begun, place)
 
     def share_cores(self, cores: int, workers: int = 1) -> int:
         """Threads for the kernels of each block.

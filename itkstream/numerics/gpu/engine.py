@@ -1,36 +1,37 @@
-"""The engine of a process: decided here and nowhere else, as its number of threads is elsewhere.
+"""The engine of a computation: decided here and nowhere else.
 
 Where nothing is said, that is the processors, and CuPy is never looked for.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias, get_args
 
-from itkstream.errors import InputError, unknown_name
+from itkstream.errors import DeviceError, InputError, unknown_name
 from itkstream.numerics.gpu.backend import find_backend
 
 __all__ = [
     "BYTES_PER_VOXEL",
-    "ENGINE_VARIABLE",
     "INSTALL",
     "Engine",
     "check_engine",
+    "choose_engine",
+    "describe_engine",
     "device_bytes",
     "engine_said",
+    "join_engines",
     "largest_block",
-    "set_engine",
     "using_engine",
 ]
 
+logger = logging.getLogger(__name__)
+
 Engine: TypeAlias = Literal["cpu", "gpu", "auto"]
 """Processors, a GPU, or a GPU where there is one and the block fits it."""
-
-ENGINE_VARIABLE = "ITKSTREAM_ENGINE"
-"""The environment variable that says the engine of a worker."""
 
 BYTES_PER_VOXEL = 60.0
 """Memory that a descent takes on a device, at most, per voxel of a block."""
@@ -44,31 +45,23 @@ INSTALL = (
 )
 """Words for who has no GPU that can be used."""
 
-_state: dict[str, Engine | None] = {"engine": None}
+# Of each computation its own: several may run at a time, on threads of one process.
+_said: ContextVar[Engine | None] = ContextVar("engine", default=None)
 
 
 def engine_said() -> Engine | None:
-    """The engine that was asked for, by a caller or the environment; None for nothing said."""
-    if _state["engine"] is not None:
-        return _state["engine"]
-    given = os.environ.get(ENGINE_VARIABLE)
-    return None if not given else _checked(given)
-
-
-def set_engine(engine: Engine | None) -> None:
-    """Set the engine of this process; None for what its environment says."""
-    _state["engine"] = engine
+    """The engine that computes here and now; None for nothing said."""
+    return _said.get()
 
 
 @contextmanager
 def using_engine(engine: Engine | None) -> Iterator[None]:
     """Compute with an engine for the duration of a with block; None leaves it as it is."""
-    before = _state["engine"]
-    set_engine(engine or before)
+    token = _said.set(engine or _said.get())
     try:
         yield
     finally:
-        set_engine(before)
+        _said.reset(token)
 
 
 def check_engine(engine: Any, here: bool) -> None:
@@ -77,6 +70,67 @@ def check_engine(engine: Any, here: bool) -> None:
         return
     if _checked(engine) == "gpu" and here and find_backend() is None:
         raise InputError(f"engine='gpu' needs CuPy and a GPU, which are not there: {INSTALL}")
+
+
+def choose_engine(
+    said: Engine | None, here: bool, begun: str | None = None, place: Any = None
+) -> Engine:
+    """Choose what computes: what is said, or what a computation was begun with.
+
+    Results of both engines differ in their last digits, so that only who says 'cpu' or 'gpu' goes
+    on with another. 'auto' is decided where blocks are computed `here`, on this machine.
+
+    Parameters
+    ----------
+    said : {'cpu', 'gpu', 'auto'}, optional
+        What was asked for.
+    here : bool
+        Whether blocks are computed on this machine.
+    begun : str, optional
+        What computed so far, as `join_engines` writes it; None for nothing.
+    place : optional
+        Where that is, for the error.
+
+    Returns
+    -------
+    {'cpu', 'gpu', 'auto'}
+        'auto' only where blocks are computed elsewhere.
+
+    Raises
+    ------
+    InputError
+        Where another engine would go on with what was begun, and nobody said so.
+    """
+    if begun is None or said in ("cpu", "gpu"):
+        return _decided(said, here)
+    alone = begun in get_args(Engine)
+    if not (alone and said == "auto") and begun != (said or "cpu"):
+        raise InputError(
+            f"{place} was begun with engine={begun!r}, whose results differ in their last digits "
+            "from those of another: say which is to go on, engine='gpu' or engine='cpu'"
+        )
+    if begun == "gpu" and here and _decided("auto", here) != "gpu":
+        raise InputError(
+            f"{place} was begun on a GPU, and CuPy finds none here: engine='cpu' finishes it on "
+            "the processors, whose results differ in their last digits"
+        )
+    return _decided(_checked(begun), here)
+
+
+def join_engines(begun: str, engine: Engine) -> str:
+    """Name all that computed, in order, with a plus between them."""
+    return "+".join(dict.fromkeys([*begun.split("+"), engine]))
+
+
+def describe_engine(said: Engine | None, engine: Engine) -> str:
+    """Say what computes on this machine, after what was said; nothing where that was nothing."""
+    if engine == "gpu":
+        backend = find_backend()
+        return "" if backend is None else f"{backend.name} computes deformations"
+    if said != "auto":
+        return ""
+    why = "CuPy finds no GPU" if _decided("auto", True) == "cpu" else "they began this run"
+    return f"the processors compute deformations: {why}"
 
 
 def device_bytes(fixed_voxels: float, moving_voxels: float, channels: int = 1) -> float:
@@ -88,6 +142,17 @@ def largest_block(memory: float, ndim: int, channels: int = 1) -> int:
     """Voxels along each axis of the largest block that a device has memory for, an even number."""
     side = int((memory / device_bytes(1.0, 1.0, channels)) ** (1 / ndim) + 1e-9)
     return side // 2 * 2
+
+
+def _decided(said: Engine | None, here: bool) -> Engine:
+    """What is said, and 'auto' as what this machine has."""
+    if said != "auto" or not here:
+        return said or "cpu"
+    try:
+        return "cpu" if find_backend() is None else "gpu"
+    except DeviceError as error:
+        logger.warning("%s: the processors compute", error)
+        return "cpu"
 
 
 def _checked(engine: Any) -> Engine:

@@ -16,10 +16,8 @@ import pytest
 from emulated import EmulatedBackend, needs_compiler
 
 from itkstream.compute.execute import execute
-from itkstream.compute.ledger import Ledger
 from itkstream.errors import BlockErrors, DeviceError, InputError
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
 from itkstream.numerics.engines import DeformEstimate, deform_block
 from itkstream.numerics.gpu import backend as backends
@@ -182,40 +180,6 @@ def test_a_lost_device_is_a_failed_block_with_its_reason(use: Callable[[Any], No
         execute(blocks, engine="gpu")
     assert len(caught.value.failures) == 2
     assert "was lost: unspecified launch failure" in caught.value.failures[0].reason
-
-
-def test_another_engine_goes_on_only_where_it_is_said(tmp_path: Path) -> None:
-    broken = {1}
-
-    def double(block: np.ndarray, block_id: tuple[int, ...] = ()) -> np.ndarray:
-        if block_id[0] in broken:
-            raise ValueError("no tissue")
-        return block * 2
-
-    values = da.from_array(np.arange(6.0), chunks=2)
-    lazy = values.map_blocks(double, dtype=float, meta=np.zeros(0), name="doubled")
-    path = tmp_path / "out.zarr"
-    with pytest.raises(BlockErrors):
-        execute(lazy, path, engine="auto")
-    broken.clear()
-    with pytest.raises(InputError, match="begun with engine='auto'"):
-        execute(lazy, path)
-    written = execute(lazy, path, engine="cpu")
-    np.testing.assert_array_equal(written[:], np.arange(6.0) * 2)
-    header = Ledger(Location.parse(path)).header()
-    assert header is not None
-    assert (header.engine, header.finished) == ("auto+cpu", True)
-
-
-def test_workers_are_told_the_engine(use: Callable[[Any], None]) -> None:
-    values = da.from_array(np.zeros(2), chunks=1)
-
-    def name(block: np.ndarray) -> np.ndarray:
-        return block + (engine_said() == "auto")
-
-    lazy = values.map_blocks(name, dtype=float, meta=np.zeros(0))
-    assert np.asarray(execute(lazy, engine="auto", n_workers=1)).all()
-    assert not np.asarray(execute(lazy)).any()
 
 
 def test_the_largest_block_fits_and_the_next_does_not() -> None:

@@ -1,0 +1,80 @@
+"""As much of CuPy as a backend needs, on numpy and the kernels as C++, also in worker processes.
+
+The environment says how many GPUs there are: STAND_IN_GPUS, of which CUDA_VISIBLE_DEVICES shows
+some as CUDA has it. The one named by STAND_IN_LOST fails at its first kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from emulated import EmulatedBackend
+
+
+class ndarray:
+    """No array is one of these, whoever asks."""
+
+
+class _RuntimeError(RuntimeError):
+    """As of the CUDA runtime."""
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(np, name)
+
+
+def asarray(array: Any) -> Any:
+    return np.array(array, order="C")
+
+
+def asnumpy(array: Any) -> Any:
+    return array.copy()
+
+
+class RawModule:
+    def __init__(self, **_: Any) -> None:
+        """There is one file of kernels."""
+
+    def get_function(self, name: str) -> Any:
+        def launch(grid: Any, block: Any, arguments: Any) -> None:
+            if _visible()[0] == os.environ.get("STAND_IN_LOST"):
+                raise _RuntimeError("cudaErrorLaunchFailure: unspecified launch failure")
+            size = tuple(g * b for g, b in zip(grid, block, strict=True))
+            values = (a.item() if isinstance(a, np.generic) else a for a in arguments)
+            EmulatedBackend().launch(name, size, *values)
+
+        return launch
+
+
+def get_default_memory_pool() -> Any:
+    return SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
+
+
+def _visible() -> list[str]:
+    there = [str(number) for number in range(int(os.environ.get("STAND_IN_GPUS", "0")))]
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None:
+        return there
+    names = said.split(",")
+    unknown = [place for place, name in enumerate(names) if name not in there]
+    return names[: unknown[0]] if unknown else names
+
+
+cuda = SimpleNamespace(
+    Device=lambda: SimpleNamespace(id=0),
+    driver=SimpleNamespace(CUDADriverError=_RuntimeError),
+    runtime=SimpleNamespace(
+        CUDARuntimeError=_RuntimeError,
+        getDeviceCount=lambda: len(_visible()),
+        getDeviceProperties=lambda number: {"name": f"GPU {_visible()[number]}".encode()},
+        memGetInfo=lambda: (int(float(os.environ.get("STAND_IN_BYTES", "1e12"))), 10**12),
+    ),
+)
