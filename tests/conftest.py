@@ -32,6 +32,7 @@ from itkstream.geometry import (
 )
 from itkstream.io import open_image, write_n5
 from itkstream.io.storage.locations import Location
+from itkstream.numerics.gpu.backend import find_backend
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
 # The machine is shared: a slow example says nothing about the code.
@@ -43,6 +44,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONTAINERS = ("numpy", "dask", "zarr", "n5")
+
+
+GPU_STAND_IN = str(Path(__file__).parent / "numerics" / "gpu" / "stand_in")
+
+
+@pytest.fixture
+def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Give this process, and those it starts, so many GPUs that are none.
+
+    They are seen through a CuPy that is none, which has further variables.
+    """
+
+    def change(count: int, **variables: str) -> None:
+        monkeypatch.syspath_prepend(GPU_STAND_IN)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        for name, value in {"STAND_IN_GPUS": str(count), **variables}.items():
+            monkeypatch.setenv(name, value)
+        find_backend.cache_clear()
+
+    yield change
+    sys.modules.pop("cupy", None)
+    find_backend.cache_clear()
 
 
 @pytest.fixture(scope="session")

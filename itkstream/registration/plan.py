@@ -24,7 +24,7 @@ from itkstream.geometry import AffineTransform, Block, Image, Transform
 from itkstream.geometry.shown.html import card
 from itkstream.io.storage.stored import kept_times
 from itkstream.numerics.compiled import is_compiled
-from itkstream.numerics.gpu.backend import find_backend
+from itkstream.numerics.gpu.backend import find_backend, visible_devices
 from itkstream.numerics.gpu.engine import largest_block
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
@@ -379,11 +379,11 @@ def plan_steps(
     channels = len(moving.channels)
     pair = Pair(fixed.grid, moving.grid, moving.dtype, settings, chunks, channels)
     if resources.cluster == "local":
-        threads = resources.threads_per_worker or 1 if workers else resources.threads_here(2**30)[0]
+        threads = resources.blocks_at_once if workers else resources.threads_here(2**30)[0]
     else:
         workers = resources.max_workers or resources.n_workers or resources.min_workers or 1
-        threads = resources.threads_per_worker or 1
-    memory, device = _memory(resources, workers), _device_memory(resources)
+        threads = resources.blocks_at_once
+    memory, device = _memory(resources, workers), _device_memory(resources, workers)
     return Plan(pair, tuple(steps), workers, threads, memory, device_memory=device)
 
 
@@ -419,10 +419,16 @@ def _memory(resources: Resources, workers: int) -> float:
     return float("inf")
 
 
-def _device_memory(resources: Resources) -> float:
-    """Bytes that the GPU of this machine has free, where it must take the blocks."""
+def _device_memory(resources: Resources, workers: int) -> float:
+    """Bytes that a block may have of the first GPU of this machine, where it must take it.
+
+    The others are taken to be alike; workers that share one are given equal parts.
+    """
     backend = find_backend() if resources.engine == "gpu" and resources.cluster == "local" else None
-    return float("inf") if backend is None else float(backend.free_bytes())
+    if backend is None:
+        return float("inf")
+    sharing = -(-workers // len(visible_devices())) if workers else 1
+    return float(backend.free_bytes()) / sharing
 
 
 def _choices(plan: Plan) -> Iterator[Plan]:

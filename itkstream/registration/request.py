@@ -163,7 +163,7 @@ def read_request(
     channels = pair_channels(pair)
     _check_steps(steps, len(channels))
     planned = plan_request(pair, steps, settings, resources).require_fit()
-    if resources.cluster == "local":
+    if resources.cluster == "local" or resources.resolved().batch_system:
         resources = replace(resources, threads_per_worker=planned.threads)
     pair = channels[0].fixed, channels[0].moving
     masks = open_mask(given.fixed_mask, pair[0]), open_mask(given.moving_mask, pair[1])

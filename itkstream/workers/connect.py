@@ -17,17 +17,19 @@ from dask.utils import parse_bytes
 from distributed import Client, SubprocessCluster, WorkerPlugin
 
 from itkstream.errors import InputError
+from itkstream.numerics.gpu.backend import visible_devices
 from itkstream.numerics.threads import get_threads, processors, set_threads
 from itkstream.workers.batch_systems import find_batch_system
 from itkstream.workers.dask_internals import (
     get_address_host,
     nanny_process_ids,
+    plan_own_variables,
     scheduler_has_ended,
 )
-from itkstream.workers.environment import worker_variables
+from itkstream.workers.environment import device_variables, worker_variables
 from itkstream.workers.jobs import job_client
 from itkstream.workers.processes import LocalNanny, end_with_parent
-from itkstream.workers.replacement import Replacing
+from itkstream.workers.replacement import Replacing, hand_in
 from itkstream.workers.resources import Resources
 
 __all__ = ["connected", "session"]
@@ -138,6 +140,7 @@ def _workers(resources: Resources, tell: Callable[[str], None]) -> Any:
         return _running_workers(resources, tell)
     _hint(tell)
     if resources.local_workers is None:
+        _hint_devices(resources, tell)
         return nullcontext()
     return _local_workers(resources, resources.local_workers, tell)
 
@@ -151,6 +154,16 @@ def _hint(tell: Callable[[str], None]) -> None:
             f"{system.submit} is on the PATH: cluster={system.name!r} would compute on the "
             "cluster's nodes; this runs on this machine alone"
         )
+
+
+def _hint_devices(resources: Resources, tell: Callable[[str], None]) -> None:
+    """Once: that there are more GPUs than one process uses."""
+    if resources.choose_engine() != "gpu" or "gpu" in _hinted:
+        return
+    count = len(visible_devices())
+    if count > 1:
+        _hinted.add("gpu")
+        tell(f"this process uses one of {count} GPUs: n_workers={count} would use all")
 
 
 @contextmanager
@@ -171,15 +184,18 @@ def _local_workers(
         "env": worker_variables(_kernel_threads(resources, workers)),
         "config": {name: dask.config.get(name) for name in sections},
     }
+    devices = _devices(resources, workers, tell)
     cluster = SubprocessCluster(
-        n_workers=workers,
-        threads_per_worker=resources.threads_per_worker or 1,
+        n_workers=0,  # each is planned with variables of its own
+        threads_per_worker=resources.blocks_at_once,
         dashboard_address="127.0.0.1:0",
         worker_class=f"{LocalNanny.__module__}.{LocalNanny.__name__}",
         worker_kwargs=options,
     )
     try:
+        plan_own_variables(cluster, device_variables(devices, workers))
         with Client(cluster, set_as_default=False) as client:
+            cluster.sync(hand_in, cluster, workers)
             cluster.adapt(Replacing, minimum=workers, maximum=workers)
             client.run_on_scheduler(end_with_parent)
             client.wait_for_workers(workers, timeout=120)
@@ -187,6 +203,19 @@ def _local_workers(
             yield client
     finally:
         _end(cluster)
+
+
+def _devices(resources: Resources, workers: int, tell: Callable[[str], None]) -> tuple[str, ...]:
+    """The GPUs that workers of this machine get, one each, where they compute; tells who shares."""
+    if resources.choose_engine() != "gpu":
+        return ()
+    devices = visible_devices()
+    if workers > len(devices):
+        tell(
+            f"{workers} workers share {len(devices)} GPU{'s' * (len(devices) > 1)}, memory too: as "
+            "many workers as GPUs are best"
+        )
+    return devices
 
 
 def _end(cluster: Any) -> None:

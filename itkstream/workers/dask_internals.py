@@ -43,6 +43,7 @@ __all__ = [
     "is_short_of_workers",
     "nanny_process_ids",
     "plain_tasks",
+    "plan_own_variables",
     "plan_workers",
     "present_workers",
     "sample_of",
@@ -82,6 +83,19 @@ def plan_workers(cluster: Any, count: int) -> None:
     """Plan workers of a cluster until there are so many; awaiting the cluster starts them."""
     while len(cluster.plan) < count:
         cluster.worker_spec.update(cluster.new_worker_spec())
+
+
+def plan_own_variables(cluster: Any, variables: Sequence[Mapping[str, str]]) -> None:
+    """Plan a process of this machine for each set of environment variables.
+
+    Who takes the place of a process that is lost has the same.
+    """
+    for name, own in enumerate(variables):
+        options = cluster.new_spec["options"]
+        known = options["worker_kwargs"]
+        given = {**known, "env": {**known["env"], **own}}
+        spec = {**cluster.new_spec, "options": {**options, "worker_kwargs": given}}
+        cluster.worker_spec[name] = spec
 
 
 def workers_per_job(cluster: Any) -> int:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["MEMORY_VARIABLES", "configuration_variables", "worker_variables"]
+from itkstream.numerics.gpu.backend import VISIBLE_DEVICES
+
+__all__ = [
+    "MEMORY_VARIABLES",
+    "configuration_variables",
+    "device_variables",
+    "worker_variables",
+]
 
 _THREADS = (
     "ITKSTREAM_THREADS",
@@ -31,6 +38,13 @@ of a block's time. It is kept in two places, not in one for each thread, which g
 def worker_variables(threads: int) -> dict[str, str]:
     """Environment variables for so many threads for each block."""
     return dict.fromkeys(_THREADS, str(threads))
+
+
+def device_variables(devices: Sequence[str], workers: int) -> list[dict[str, str]]:
+    """Environment variables that give each worker one GPU, in turn; none where there is none."""
+    if not devices:
+        return [{} for _ in range(workers)]
+    return [{VISIBLE_DEVICES: devices[number % len(devices)]} for number in range(workers)]
 
 
 def configuration_variables(config: Mapping[str, Any], prefix: str = "DASK") -> dict[str, str]:

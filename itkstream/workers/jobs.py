@@ -35,6 +35,10 @@ _IDLE_SECONDS = 60
 # Jobs that may end before their worker has come, until that is an error.
 _STILLBORN = 3
 _EVERY_SECONDS = 60
+_SHARED_GPU = (
+    "the processes of a job compute on its first GPU, all of them: one process and one GPU a job "
+    "are best"
+)
 _SGE_HINT = (
     "sge: each site has its own words for cores and memory; without them a job gets one core. Say "
     "them in config, such as {'job_extra_directives': ['-pe smp 4'], 'resource_spec': 'h_vmem=4G'}"
@@ -101,6 +105,8 @@ def job_client(
                 f"walltime. It says: {_last_lines(answer)}"
             ) from error
         tell(f"{system.name}: {least} to {most} workers; dashboard: {client.dashboard_link}")
+        if resources.choose_engine() != "cpu" and (resources.processes or 1) > 1:
+            tell(_SHARED_GPU)
         if system.name == "sge" and not options.get("resource_spec"):
             tell(_SGE_HINT)
         adaptive = cluster.adapt(
@@ -192,7 +198,7 @@ def _torque_resources(resources: Resources) -> str:
 
 def _worker_arguments(resources: Resources, system: BatchSystem, cores: int) -> list[str]:
     """Blocks at a time, and a good end before the batch system makes a bad one."""
-    blocks = resources.threads_per_worker or 1
+    blocks = resources.blocks_at_once
     found = [] if blocks == cores else ["--nthreads", str(blocks)]
     if system.queues and resources.walltime:
         seconds = seconds_of(resources.walltime)

@@ -36,6 +36,8 @@ _COUNTS = (
 # What a worker keeps of dask's profiler grows by some 70 kB a second for an hour.
 _FOR_DASK: dict[str, Any] = {"distributed.worker.profile.enabled": False}
 _FOR_JOBS = ("walltime", "queue", "project")
+# Blocks under way in a worker with a GPU: one read, one computed, one written.
+_STREAMED = 3
 # What may be said of workers that run already.
 _FOR_ALL = ("cluster", "config", "engine")
 
@@ -49,8 +51,8 @@ class Resources:
     n_workers : int, optional
         Worker processes. Default on this machine: none, blocks run on threads of this process.
     threads_per_worker : int, optional
-        Blocks that one worker computes at a time; default 1. In this process default one on each
-        processor.
+        Blocks that one worker computes at a time; default 1, with a GPU 3. In this process default
+        one on each processor.
     memory_limit : str, int or float, optional
         Memory of each worker process, such as '8GB'; a worker that exceeds it is restarted.
     config : mapping
@@ -78,8 +80,11 @@ class Resources:
     engine : {'cpu', 'gpu', 'auto'}, optional
         What computes the deformations of method 'lcc'. 'cpu' (default): the processors. 'gpu': an
         NVIDIA GPU, through CuPy (``pip install 'itkstream[gpu]'``), one block at a time in each
-        worker. 'auto': a GPU where CuPy and a device are there and have room for the block, and the
-        log says so. A block that finds no room on the GPU is computed by the processors.
+        worker, while it reads the next and writes the last. 'auto': a GPU where CuPy and a device
+        are there and have room for the block, and what was begun goes on as it was. A block that
+        finds no room on the GPU is computed by the processors. On this machine each of `n_workers`
+        gets one of the GPUs that ``CUDA_VISIBLE_DEVICES`` shows, in turn; on a cluster ask for one
+        a job: ``config={'job_extra_directives': ['--gres=gpu:1']}`` with Slurm.
 
     Raises
     ------
@@ -227,11 +232,23 @@ class Resources:
         >>> itkstream.Resources().choose_engine()
         'cpu'
         """
-        cluster = self.resolved().cluster
+        resolved = self.resolved()
+        cluster = resolved.cluster
         here = cluster == "local" or (
             isinstance(cluster, Client) and stays_on_this_machine(cluster)
         )
-        return choose_engine(self.engine or engine_said(), here, begun, place)
+        return choose_engine(resolved.engine or engine_said(), here, begun, place)
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks that a worker process has under way.
+
+        With a GPU these are three: while it computes one, the next is read and the last is written.
+        """
+        if self.threads_per_worker or self.choose_engine() != "gpu":
+            return self.threads_per_worker or 1
+        each = self.cores and self.cores // (self.processes or 1)
+        return min(_STREAMED, each or _STREAMED)
 
     def share_cores(self, cores: int, workers: int = 1) -> int:
         """Threads for the kernels of each block.
@@ -253,7 +270,7 @@ class Resources:
         >>> itkstream.Resources().share_cores(8, workers=2)
         4
         """
-        return max(1, cores // (workers * (self.threads_per_worker or 1)))
+        return max(1, cores // (workers * self.blocks_at_once))
 
     def threads_here(self, blocks: int) -> tuple[int, int]:
         """Share of the threads of this process.

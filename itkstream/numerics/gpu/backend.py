@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -12,10 +13,22 @@ from numpy.typing import NDArray
 
 from itkstream.errors import DeviceError
 
-__all__ = ["KERNELS", "Backend", "CupyBackend", "block_shape", "find_backend"]
+__all__ = [
+    "KERNELS",
+    "VISIBLE_DEVICES",
+    "Backend",
+    "CupyBackend",
+    "block_shape",
+    "find_backend",
+    "visible_devices",
+]
 
 KERNELS = "kernels.cu"
 """The file of the kernels, beside this one."""
+
+
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+"""The environment variable that says which GPUs a process may use, of which it takes the first."""
 
 
 class Backend(Protocol):
@@ -112,6 +125,22 @@ def find_backend() -> Backend | None:
         if "NoDevice" in str(error) or "InsufficientDriver" in str(error):
             return None
         raise DeviceError(f"CuPy cannot use the GPU: {error}") from error
+
+
+def visible_devices() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Without CuPy or a device there is none. Raises as `find_backend`.
+    """
+    if find_backend() is None:
+        return ()
+    import cupy
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    said = os.environ.get(VISIBLE_DEVICES)
+    # Numbers, or names of GPUs and of parts of them; CUDA heeds those before the first unknown one.
+    names = map(str, range(count)) if said is None else map(str.strip, said.split(","))
+    return tuple(names)[:count]
 
 
 def _as_argument(value: Any) -> Any:

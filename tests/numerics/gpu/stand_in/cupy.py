@@ -1,7 +1,8 @@
 """As much of CuPy as a backend needs, on numpy and the kernels as C++, also in worker processes.
 
-The environment says how many GPUs there are: STAND_IN_GPUS, of which CUDA_VISIBLE_DEVICES shows
-some as CUDA has it. The one named by STAND_IN_LOST fails at its first kernel.
+The environment says how many GPUs there are, STAND_IN_GPUS, or their names, STAND_IN_NAMES, of
+which CUDA_VISIBLE_DEVICES shows some as CUDA has it. The one named by STAND_IN_LOST fails at its
+first kernel; each has STAND_IN_BYTES free.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def get_default_memory_pool() -> Any:
 
 def _visible() -> list[str]:
     there = [str(number) for number in range(int(os.environ.get("STAND_IN_GPUS", "0")))]
+    if "STAND_IN_NAMES" in os.environ:
+        there = os.environ["STAND_IN_NAMES"].split(",")
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     if said is None:
         return there
