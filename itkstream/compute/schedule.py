@@ -36,6 +36,7 @@ from itkstream.errors import InputError, ItkstreamError, RegistrationError, Work
 from itkstream.io.storage.stored import keeping_chunks
 from itkstream.numerics.gpu.engine import Engine, using_engine
 from itkstream.workers.dask_internals import plain_tasks
+from itkstream.workers.processes import end_if_spent, note_lost_device
 
 __all__ = ["Done", "Failure", "block_graph", "run_here", "run_on"]
 
@@ -307,12 +308,14 @@ def _guard(node: GraphNode, names: list[Any], label: str, engine: Engine, values
     for value in values:
         if isinstance(value, Failure):
             return value
+    end_if_spent()
     began = time.perf_counter()
     try:
         given = [value.open() if isinstance(value, Parcel) else value for value in values]
         with using_engine(engine):
             result = node(dict(zip(names, given, strict=True)))
     except Exception as error:
+        note_lost_device(error)
         result = Failure.of(error)
     if label:
         failed = f": {result.reason}" if isinstance(result, Failure) else ""

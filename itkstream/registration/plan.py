@@ -25,7 +25,6 @@ from itkstream.geometry.shown.html import card
 from itkstream.io.storage.stored import kept_times
 from itkstream.numerics.compiled import is_compiled
 from itkstream.numerics.gpu.backend import find_backend, visible_devices
-from itkstream.numerics.gpu.engine import largest_block
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.numerics.threads import using_threads
 from itkstream.progress.reporters import Part
@@ -285,6 +284,12 @@ class Plan:
         for choice in _choices(self):
             if choice.fits:
                 return choice
+        if not choice.fits_device:
+            raise PlanError(
+                f"{format_bytes(int(self.device_memory))} of a GPU are too little: a block of "
+                f"{_SMALLEST_BLOCK} voxels would need {format_bytes(choice._device)}; choose "
+                "engine='cpu'"
+            )
         raise PlanError(
             f"{format_bytes(int(self.memory))} are too little for a process: with blocks of "
             f"{_SMALLEST_BLOCK} voxels, one at a time, it would need "
@@ -325,13 +330,11 @@ class Plan:
     def _device_refusal(self) -> str:
         """Say what a block would take of the GPU, and which would fit."""
         worst = max(self.prices, key=lambda price: price.device)
-        side = largest_block(self.device_memory, self.pair.fixed.ndim, self.pair.channels)
         return (
             f"a block of the step {worst.name} ({worst.blocksize} voxels and its overlap) would "
-            f"need {format_bytes(int(worst.device))} on the GPU, which has "
-            f"{format_bytes(int(self.device_memory))}: blocks of {side} voxels an axis fit with "
-            "their overlap, an eighth of the blocksize on either side; an image of at most "
-            f"coarse_voxels={self.settings.coarse_voxels:g} is one block"
+            f"need {format_bytes(int(worst.device))} of a GPU, where it may have "
+            f"{format_bytes(int(self.device_memory))}; it would fit with "
+            f"{self.fitted().choices()}, or with engine='cpu'"
         )
 
     def choices(self) -> str:

@@ -23,7 +23,7 @@ import yaml
 from dask._task_spec import convert_legacy_graph
 from dask.task_spec import GraphNode
 from dask.utils import ensure_dict
-from distributed import Client, Nanny, Worker
+from distributed import Client, Nanny, Worker, get_worker
 from distributed.comm import get_address_host
 from distributed.core import Status
 from distributed.deploy import ProcessInterface
@@ -40,6 +40,7 @@ __all__ = [
     "get_address_host",
     "import_jobqueue",
     "is_closing",
+    "is_kept_by_nanny",
     "is_short_of_workers",
     "nanny_process_ids",
     "plain_tasks",
@@ -77,6 +78,14 @@ def stays_on_this_machine(client: Client) -> bool:
     """Whether all workers of a client, later ones too, are processes or threads of this machine."""
     started = (getattr(client.cluster, "new_spec", None) or {}).get("cls")
     return started in (Nanny, SubprocessWorker, Worker)
+
+
+def is_kept_by_nanny() -> bool:
+    """Whether this thread computes for a worker process that is started anew where it ends."""
+    try:
+        return get_worker().nanny is not None
+    except ValueError:
+        return False
 
 
 def plan_workers(cluster: Any, count: int) -> None:

@@ -1,20 +1,25 @@
-"""The processes of a local cluster: apart from the terminal, but not longer there than the run."""
+"""Worker processes: apart from the terminal, not longer there than the run, nor than their GPU."""
 
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from typing import Any
 
 import dask
 from distributed import Nanny
 
-from itkstream.workers.dask_internals import call_periodically
+from itkstream.errors import DeviceError
+from itkstream.numerics.gpu.backend import find_backend
+from itkstream.workers.dask_internals import call_periodically, is_kept_by_nanny
 from itkstream.workers.environment import MEMORY_VARIABLES
 
-__all__ = ["LocalNanny", "end_with_parent"]
+__all__ = ["LocalNanny", "end_if_spent", "end_with_parent", "note_lost_device"]
 
 _WATCH_SECONDS = 2
+# Set in a worker process whose GPU was lost: CUDA does not recover within a process.
+_spent = threading.Event()
 
 
 class LocalNanny(Nanny):
@@ -43,6 +48,23 @@ def end_with_parent(dask_scheduler: Any) -> None:
             dask_scheduler.loop.add_callback(dask_scheduler.close)
 
     call_periodically(dask_scheduler, "parent", look, _WATCH_SECONDS)
+
+
+def note_lost_device(error: Exception) -> None:
+    """Note that this worker process is of no more use, where a block failed as its GPU was lost."""
+    if isinstance(error, DeviceError) and is_kept_by_nanny():
+        with suppress(DeviceError):
+            if find_backend() is not None:
+                _spent.set()
+
+
+def end_if_spent() -> None:
+    """End a worker process whose GPU was lost: another is started, and begins this block again.
+
+    Else it would fail all blocks that are left, faster than others compute them.
+    """
+    if _spent.is_set():
+        os._exit(1)
 
 
 def _leave_group() -> None:

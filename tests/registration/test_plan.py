@@ -208,15 +208,31 @@ def test_a_block_of_every_method_takes_what_it_is_priced(method, shape):
     assert taken < price < 1.6 * taken
 
 
-def test_a_block_too_large_for_the_gpu_is_refused_with_what_fits():
-    image = Image(Unreadable(), Grid(Unreadable.shape, (1.0, 1.0, 1.0)))
-    made = plan(image, image, steps=[Deformable(blocksize=256)])
-    assert "device_memory" not in made.facts
-    price = next(p for p in made.prices if p.device)
-    roomy = replace(made, device_memory=price.device)
-    assert roomy.fits
-    assert roomy.facts["device_memory"] == price.device
-    with pytest.raises(PlanError, match=r"GPU.*blocks of 54 voxels an axis"):
-        replace(made, device_memory=60.0 * 55**3).require_fit()
-    small = plan(image, image, steps=[Deformable(blocksize=128)])
-    assert small.prices[1].device < price.device
+def test_a_block_too_large_for_the_gpu_is_refused_with_what_fits(with_gpus, tmp_path):
+    image = Image(Unreadable(), Grid(Unreadable.shape, (1.0, 1.0, 1.0), axes=("z", "y", "x")))
+    assert "device_memory" not in plan(image, image).facts
+    with_gpus(2, STAND_IN_BYTES="9e8")
+
+    def planned(step=None, coarse=20e6, **given):
+        steps = [step or Deformable()]
+        settings = RegisterSettings(coarse_voxels=coarse)
+        return plan(image, image, steps, settings, resources=Resources(engine="gpu", **given))
+
+    made = planned()
+    # A single block of 27 million voxels would be; so the level that is solved at once is smaller.
+    assert not made.fits
+    assert made.facts["device_memory"] > 9e8
+    out = tmp_path / "out"
+    with pytest.raises(PlanError, match=r"of a GPU, where it may have .*; it would fit with D"):
+        itkstream.register(image, image, out, [Deformable()], resources=Resources(engine="gpu"))
+    assert not out.exists()
+    fitting = made.fitted()
+    (step,) = fitting.steps
+    again = planned(step, fitting.settings.coarse_voxels)
+    assert again.require_fit() is again
+    # Each of two workers has a GPU; of four, two share one.
+    assert planned(step, fitting.settings.coarse_voxels, n_workers=2).fits
+    assert planned(n_workers=2).device_memory == 2 * planned(n_workers=4).device_memory == 9e8
+    with_gpus(1, STAND_IN_BYTES="1e6")
+    with pytest.raises(PlanError, match=r"of a GPU are too little.*choose engine='cpu'"):
+        planned().require_fit()

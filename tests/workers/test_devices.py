@@ -6,12 +6,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
+import numpy as np
 import pytest
 import yaml
 
+from itkstream.compute.execute import execute
+from itkstream.compute.ledger import Ledger
+from itkstream.errors import BlockErrors, DeviceError
+from itkstream.io.storage.locations import Location
 from itkstream.numerics.gpu.backend import visible_devices
 from itkstream.workers import Resources, connected
 from itkstream.workers.connect import _devices, _hinted
@@ -70,6 +77,32 @@ def test_each_worker_has_a_gpu_of_its_own_and_who_takes_its_place_too(with_gpus:
             time.sleep(0.1)
             after = dict(v for v in client.run(own, on_error="ignore").values())
     assert not any("share" in text for text in told)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_gpu_is_lost_fails_one_block_and_is_replaced(
+    with_gpus: WithGpus, tmp_path: Path
+) -> None:
+    """CUDA does not recover within a process; the others would fail within a moment."""
+    first = tmp_path / "first"
+
+    def compute(block: np.ndarray) -> np.ndarray:
+        with suppress(FileExistsError):
+            os.close(os.open(first, os.O_CREAT | os.O_EXCL))
+            first.write_text(str(os.getpid()))
+        if first.read_text() == str(os.getpid()):
+            raise DeviceError("GPU 0 was lost: unspecified launch failure")
+        return block + 1
+
+    with_gpus(1)
+    lazy = da.from_array(np.zeros(12), chunks=1).map_blocks(compute, meta=np.zeros(0), name="lost")
+    resources = {"n_workers": 1, "threads_per_worker": 1, "engine": "gpu"}
+    path = tmp_path / "out.zarr"
+    # The first is begun again where the process ends before its failure is told.
+    with suppress(BlockErrors):
+        execute(lazy, path, **resources)
+    assert len(Ledger(Location.parse(path)).done()) >= 11
+    assert all("was lost" in f.reason for f in Ledger(Location.parse(path)).failures())
 
 
 def test_who_shares_gpus_is_told(with_gpus: WithGpus) -> None:

@@ -59,6 +59,9 @@ class Backend(Protocol):
     def release(self) -> None:
         """Give back what freed arrays held."""
 
+    def count_devices(self) -> int:
+        """Devices of which this process might have taken any."""
+
 
 class CupyBackend:
     """The current device of CuPy."""
@@ -99,6 +102,10 @@ class CupyBackend:
         """As `Backend.release`."""
         self.xp.get_default_memory_pool().free_all_blocks()
 
+    def count_devices(self) -> int:
+        """As `Backend.count_devices`."""
+        return int(self.xp.cuda.runtime.getDeviceCount())
+
 
 def block_shape(size: tuple[int, ...]) -> tuple[int, ...]:
     """Threads of a block: neighbours in memory together, 256 in all."""
@@ -132,12 +139,10 @@ def visible_devices() -> tuple[str, ...]:
 
     Without CuPy or a device there is none. Raises as `find_backend`.
     """
-    if find_backend() is None:
+    backend = find_backend()
+    if backend is None:
         return ()
-    import cupy
-
-    count = cupy.cuda.runtime.getDeviceCount()
-    said = os.environ.get(VISIBLE_DEVICES)
+    count, said = backend.count_devices(), os.environ.get(VISIBLE_DEVICES)
     # Numbers, or names of GPUs and of parts of them; CUDA heeds those before the first unknown one.
     names = map(str, range(count)) if said is None else map(str.strip, said.split(","))
     return tuple(names)[:count]

@@ -24,7 +24,6 @@ __all__ = [
     "device_bytes",
     "engine_said",
     "join_engines",
-    "largest_block",
     "using_engine",
 ]
 
@@ -136,12 +135,6 @@ def describe_engine(said: Engine | None, engine: Engine) -> str:
 def device_bytes(fixed_voxels: float, moving_voxels: float, channels: int = 1) -> float:
     """Memory of a device for the descent of a block, at most."""
     return max(fixed_voxels, moving_voxels) * (BYTES_PER_VOXEL + (channels - 1) * CHANNEL_BYTES)
-
-
-def largest_block(memory: float, ndim: int, channels: int = 1) -> int:
-    """Voxels along each axis of the largest block that a device has memory for, an even number."""
-    side = int((memory / device_bytes(1.0, 1.0, channels)) ** (1 / ndim) + 1e-9)
-    return side // 2 * 2
 
 
 def _decided(said: Engine | None, here: bool) -> Engine:

@@ -447,7 +447,7 @@ class Deformable(TunedStep):
         blocks = deform_blocks(grid, self.blocksize, self.overlap, voxels)
         # What is chosen is not known before: the dearer one.
         follows = "mind" if self.method == "lcc" and self.similarity != "lcc" else self.method
-        coarse, bytes_per_voxel = 0.0, _BYTES[follows]
+        level, bytes_per_voxel = 0.0, _BYTES[follows]
         channels = pair.channels
         if grid.ndim == 2:
             least = _MIND_IN_PLANES if follows == "mind" else _BYTES_IN_PLANES
@@ -456,26 +456,27 @@ class Deformable(TunedStep):
             bytes_per_voxel = max(bytes_per_voxel, _BYTES["lcc"] + _NARROW_BYTES)
         if len(blocks) > 1 and voxels:
             plan = plan_levels(grid, self.settings_for(grid.spacing), voxels)
-            coarse = channels * grid.shrink(plan.factors).size * bytes_per_voxel
+            level = float(grid.shrink(plan.factors).size)
         samples = 0.0
         if self._is_judged:
             samples = channels * _SAMPLE_BYTES * min(grid.size, SAMPLED_VOXELS)
         # The coarse fixed image once more, without what is left out.
         masked = _MASKED_BYTES * pair.coarse[0].size if self._trusts_intensities else 0.0
         held = pair.held + masked
-        per_block = channels * largest_block(blocks) * bytes_per_voxel
+        block = largest_block(blocks)
+        per_block = channels * block * bytes_per_voxel
         return StepPrice(
             self.name,
             *count_blocks(blocks, TASKS_BLENDED + TASKS_WRITTEN),
             # Samples are gone when blocks are computed.
-            once=held + max(coarse, samples - per_block),
+            once=held + max(channels * level * bytes_per_voxel, samples - per_block),
             per_block=per_block,
             kept=channels * kept_bytes(*pair.image_bytes) if len(blocks) > 1 else 0.0,
             disk=field_bytes(self.field_grid(pair)),
             work=channels * work_of(blocks),
             kind="deform",
             seconds=self._judging_seconds(grid),
-            device=self._device_bytes(largest_block(blocks), channels),
+            device=self._device_bytes(max(block, level), channels),
         )
 
     def _judging_seconds(self, fixed: Grid) -> float:

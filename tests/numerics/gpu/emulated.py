@@ -56,6 +56,9 @@ class EmulatedBackend:
     def release(self) -> None:
         """Nothing is held back."""
 
+    def count_devices(self) -> int:
+        return 1
+
 
 def _as_argument(value: Any) -> Any:
     if isinstance(value, np.ndarray):

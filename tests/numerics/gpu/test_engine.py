@@ -16,8 +16,10 @@ import pytest
 from emulated import EmulatedBackend, needs_compiler
 
 from itkstream.compute.execute import execute
+from itkstream.compute.ledger import Ledger
 from itkstream.errors import BlockErrors, DeviceError, InputError
 from itkstream.geometry import AffineTransform, Grid, Image
+from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
 from itkstream.numerics.engines import DeformEstimate, deform_block
 from itkstream.numerics.gpu import backend as backends
@@ -26,7 +28,6 @@ from itkstream.numerics.gpu.engine import (
     BYTES_PER_VOXEL,
     device_bytes,
     engine_said,
-    largest_block,
     using_engine,
 )
 from itkstream.workers import Resources
@@ -182,8 +183,37 @@ def test_a_lost_device_is_a_failed_block_with_its_reason(use: Callable[[Any], No
     assert "was lost: unspecified launch failure" in caught.value.failures[0].reason
 
 
-def test_the_largest_block_fits_and_the_next_does_not() -> None:
-    for memory in (80e9, 24e9, 1e6):
-        side = largest_block(memory, 3)
-        assert device_bytes(side**3, side**3) <= memory < device_bytes((side + 2) ** 3, 0)
+class _LostOnce(EmulatedBackend):
+    """Fails at its first kernel, as a device that is reset meanwhile."""
+
+    lost = (ConnectionError,)
+
+    def launch(self, kernel: str, size: tuple[int, ...], *arguments: Any) -> None:
+        if not self.launched:
+            self.launched.append(kernel)
+            raise ConnectionError("unspecified launch failure")
+        super().launch(kernel, size, *arguments)
+
+
+@needs_compiler
+def test_other_blocks_go_on_and_the_same_again_computes_the_lost_one(
+    use: Callable[[Any], None], tmp_path: Path
+) -> None:
+    use(_LostOnce())
+    blocks = da.from_array(np.zeros(3), chunks=1).map_blocks(
+        lambda block: block + bool(deform()), meta=np.zeros(0), name="deformed"
+    )
+    path = tmp_path / "out.zarr"
+    with pytest.raises(BlockErrors, match=r"(?s)1 of 3 blocks failed.*was lost"):
+        execute(blocks, path, engine="gpu", threads_per_worker=1)
+    (noted,) = Ledger(Location.parse(path)).failures()
+    assert noted.reason == "one thread of this machine was lost: unspecified launch failure"
+    seen: list[tuple[int, int]] = []
+    written = execute(blocks, path, engine="gpu", progress=lambda *counts: seen.append(counts))
+    assert seen == [(2, 3), (3, 3)]
+    assert written[:].all()
+    assert not Ledger(Location.parse(path)).failures()
+
+
+def test_channels_take_memory_of_a_device() -> None:
     assert device_bytes(10, 20, 3) > device_bytes(10, 20) == 20 * BYTES_PER_VOXEL
