@@ -222,6 +222,8 @@ def test_a_block_too_large_for_the_gpu_is_refused_with_what_fits(with_gpus, tmp_
     # A single block of 27 million voxels would be; so the level that is solved at once is smaller.
     assert not made.fits
     assert made.facts["device_memory"] > 9e8
+    # The level that is solved at once goes there as well.
+    assert planned(Deformable(blocksize=64)).facts["device_memory"] >= 60 * 150**3
     out = tmp_path / "out"
     with pytest.raises(PlanError, match=r"of a GPU, where it may have .*; it would fit with D"):
         itkstream.register(image, image, out, [Deformable()], resources=Resources(engine="gpu"))
@@ -236,3 +238,5 @@ def test_a_block_too_large_for_the_gpu_is_refused_with_what_fits(with_gpus, tmp_
     with_gpus(1, STAND_IN_BYTES="1e6")
     with pytest.raises(PlanError, match=r"of a GPU are too little.*choose engine='cpu'"):
         planned().require_fit()
+
+

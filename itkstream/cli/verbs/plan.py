@@ -68,10 +68,14 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
 
 
 def _describe_workers(made: Any) -> str:
+    from dask.utils import format_bytes
+
     blocks = "1 block at a time" if made.threads == 1 else f"{made.threads} blocks at a time"
+    device = made.facts.get("device_memory")
+    on_gpu = "" if device is None else f"; the largest takes {format_bytes(device)} of a GPU"
     if made.workers:
-        return f"computed by {made.workers} worker processes, {blocks} each"
-    return f"computed by one process, {blocks}"
+        return f"computed by {made.workers} worker processes, {blocks} each{on_gpu}"
+    return f"computed by one process, {blocks}{on_gpu}"
 
 
 @click.command(
