@@ -29,6 +29,7 @@ from itkstream.estimate.deformation import (
 from itkstream.geometry import AffineTransform, Grid, Transform
 from itkstream.numerics.deformation.settings import DescentSettings, Similarity
 from itkstream.numerics.engines import deform_block
+from itkstream.numerics.gpu.engine import Engine, check_engine, choose_engine, using_engine
 from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings
 from itkstream.registration.steps import Deformable, Method
 
@@ -71,6 +72,7 @@ def deformable_align(
     settings: DeformSettings | None = None,
     fix_mask: Mask | None = None,
     mov_mask: Mask | None = None,
+    engine: Engine | None = None,
 ) -> NDArray[np.float32]:
     """Find the deformation between two images in memory.
 
@@ -105,6 +107,8 @@ def deformable_align(
         All parameters in one value, instead of those above; its kind decides the method.
     fix_mask, mov_mask : Mask, optional
         Which voxels count, see `itkstream.Mask`; others do not pull.
+    engine : {'cpu', 'gpu', 'auto'}, optional
+        What computes method 'lcc', as in `itkstream.Resources`; default the processors.
 
     Returns
     -------
@@ -114,7 +118,8 @@ def deformable_align(
     Raises
     ------
     InputError
-        Where parameters are invalid or contradict each other.
+        Where parameters are invalid or contradict each other, or this machine lacks a GPU that is
+        asked for.
     RegistrationError
         Where the images do not overlap or hold no texture.
 
@@ -136,12 +141,14 @@ def deformable_align(
         step=step,
         similarity=similarity,
     )
+    check_engine(engine, here=True)
     masks = (fix_mask, mov_mask)
     check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = _choose(method, settings, given, fixed.grid)
     check_start(fixed, moving)
-    estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
+    with using_engine(choose_engine(engine, here=True)):
+        estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")
     return estimate.displacement
@@ -228,7 +235,8 @@ def prepare_piecewise_deformable_align(
     Returns
     -------
     dask.array.Array, fixed shape + (3,), float64
-        Lazy. The original moving image's position of every fixed voxel, in µm, x first.
+        Lazy. The original moving image's position of every fixed voxel, in µm, x first. With
+        ``itkstream.execute(..., engine="gpu")`` a GPU computes it.
 
     Raises
     ------

@@ -51,6 +51,7 @@ from itkstream.geometry import Image, Landmarks, Transform
 from itkstream.io.images.plain.in_memory import as_image
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_file
+from itkstream.numerics.gpu.engine import Engine
 from itkstream.progress.reporters import Reporter
 from itkstream.progress.shown import Told, telling
 from itkstream.registration.advice.channels import choose_pair
@@ -98,6 +99,7 @@ def register(
     spacing: float | Sequence[float] | None = None,
     axes: str | Sequence[str] | None = None,
     resources: Resources | None = None,
+    engine: Engine | None = None,
     overwrite: bool = False,
     reporter: Told = "auto",
 ) -> Registration:
@@ -181,6 +183,9 @@ def register(
     resources : Resources, optional
         Workers and threads. Where `memory` is given, blocks and threads are chosen to fit it, see
         `plan`.
+    engine : {'cpu', 'gpu', 'auto'}, optional
+        What computes, the processors or a GPU, as in `Resources`, where that says nothing of it. A
+        run that was begun goes on with the same, unless 'cpu' or 'gpu' is said.
     overwrite : bool
         Replace an earlier registration in `out`, which stays until this one is complete; until
         then both take their space on the disk.
@@ -198,10 +203,10 @@ def register(
     InputError
         For images, steps, landmarks or an initial transform that cannot be used, for landmarks
         far outside their image, as in another unit, for images of whose axes
-        nothing says which is x, for an `out` that is, holds or lies in one of them, or that has the
-        ending of a file.
+        nothing says which is x, for an `out` that is, holds or lies in one of them, that has the
+        ending of a file, or that was begun with another engine.
     PlanError
-        Where it needs more memory than there is.
+        Where it needs more memory than there is, or a block more of the GPU than that has.
     ExistingOutputError
         Where `out` holds something already.
     BusyOutputError
@@ -223,7 +228,8 @@ def register(
     given = Given(
         first, second, initial_transform, fixed_mask, moving_mask, landmarks, hold_out, crop
     )
-    how = checked_steps(steps), settings or RegisterSettings(), resources or Resources(), out
+    resources = _with_engine(resources, engine)
+    how = checked_steps(steps), settings or RegisterSettings(), resources, out
     with telling(reporter) as told:
         try:
             request = read_request(given, *how)
@@ -254,6 +260,7 @@ def preview(
     moving_mask: Mask | str | os.PathLike[str] | None = None,
     blocks: int = 3,
     resources: Resources | None = None,
+    engine: Engine | None = None,
     overwrite: bool = False,
     reporter: Told = "auto",
 ) -> Preview:
@@ -273,7 +280,7 @@ def preview(
         As in `register`.
     blocks : int
         Number of blocks that are registered, and timed.
-    resources
+    resources, engine
         As in `register`.
     overwrite : bool
         Replace a page that is there.
@@ -312,10 +319,27 @@ def preview(
     check_file(page, overwrite)
     given = Given(fixed, moving, initial_transform, fixed_mask, moving_mask)
     request = read_request(
-        given, checked_steps(steps), settings or RegisterSettings(), resources or Resources(), page
+        given,
+        checked_steps(steps),
+        settings or RegisterSettings(),
+        _with_engine(resources, engine),
+        page,
     )
     with telling(reporter) as told:
         return preview_request(given, request, page, blocks, told)
+
+
+def _with_engine(resources: Resources | None, engine: Engine | None) -> Resources:
+    """Resources with an engine that is said beside them."""
+    given = resources or Resources()
+    if engine is None:
+        return given
+    if given.engine not in (None, engine):
+        raise InputError(
+            f"engine={engine!r} and resources with engine={given.engine!r} contradict each other: "
+            "give one"
+        )
+    return replace(given, engine=engine)
 
 
 def _taken(image: Any, spacing: Any, axes: Any) -> Any:
@@ -351,6 +375,7 @@ def plan(
     spacing: float | Sequence[float] | None = None,
     axes: str | Sequence[str] | None = None,
     resources: Resources | None = None,
+    engine: Engine | None = None,
     probe: int = 0,
 ) -> Plan:
     """Estimate what `register` needs: blocks, tasks, memory, disk, time; nothing is written.
@@ -363,6 +388,8 @@ def plan(
         As in `register`.
     resources : Resources, optional
         As in `register`: where `memory` is given, blocks and threads are chosen to fit it.
+    engine : {'cpu', 'gpu', 'auto'}, optional
+        As in `register`: with 'gpu' blocks must fit the GPU of this machine.
     probe : int
         Blocks that are read and computed to estimate the time; default none.
 
@@ -387,7 +414,10 @@ def plan(
     first, second = (open_given(_taken(image, spacing, axes)) for image in (fixed, moving))
     pair = as_pair(first, second, None, None)
     made = plan_request(
-        pair, checked_steps(steps), settings or RegisterSettings(), resources or Resources()
+        pair,
+        checked_steps(steps),
+        settings or RegisterSettings(),
+        _with_engine(resources, engine),
     )
     if not probe:
         return made

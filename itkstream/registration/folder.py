@@ -206,7 +206,7 @@ class RunFolder:
 
     @property
     def engines(self) -> str:
-        """What has computed the run so far, with a plus between several."""
+        """All engines that computed the run so far, with a plus between them."""
         return str(self._run["engine"])
 
     def claim(self) -> Location:

@@ -238,5 +238,3 @@ def test_a_block_too_large_for_the_gpu_is_refused_with_what_fits(with_gpus, tmp_
     with_gpus(1, STAND_IN_BYTES="1e6")
     with pytest.raises(PlanError, match=r"of a GPU are too little.*choose engine='cpu'"):
         planned().require_fit()
-
-

@@ -138,7 +138,7 @@ def device_bytes(fixed_voxels: float, moving_voxels: float, channels: int = 1) -
 
 
 def _decided(said: Engine | None, here: bool) -> Engine:
-    """What is said, and 'auto' as what this machine has."""
+    """The engine that is said, with 'auto' as this machine has it."""
     if said != "auto" or not here:
         return said or "cpu"
     try:

@@ -199,7 +199,8 @@ class _LostOnce(EmulatedBackend):
 def test_other_blocks_go_on_and_the_same_again_computes_the_lost_one(
     use: Callable[[Any], None], tmp_path: Path
 ) -> None:
-    use(_LostOnce())
+    device = _LostOnce()
+    use(device)
     blocks = da.from_array(np.zeros(3), chunks=1).map_blocks(
         lambda block: block + bool(deform()), meta=np.zeros(0), name="deformed"
     )
@@ -207,7 +208,7 @@ def test_other_blocks_go_on_and_the_same_again_computes_the_lost_one(
     with pytest.raises(BlockErrors, match=r"(?s)1 of 3 blocks failed.*was lost"):
         execute(blocks, path, engine="gpu", threads_per_worker=1)
     (noted,) = Ledger(Location.parse(path)).failures()
-    assert noted.reason == "one thread of this machine was lost: unspecified launch failure"
+    assert noted.reason == f"{device.name} was lost: unspecified launch failure"
     seen: list[tuple[int, int]] = []
     written = execute(blocks, path, engine="gpu", progress=lambda *counts: seen.append(counts))
     assert seen == [(2, 3), (3, 3)]

@@ -19,6 +19,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from emulated import EmulatedBackend
 
+launched: list[str] = []
+
 
 class ndarray:
     """No array is one of these, whoever asks."""
@@ -48,6 +50,7 @@ class RawModule:
         def launch(grid: Any, block: Any, arguments: Any) -> None:
             if _visible()[0] == os.environ.get("STAND_IN_LOST"):
                 raise _RuntimeError("cudaErrorLaunchFailure: unspecified launch failure")
+            launched.append(name)
             size = tuple(g * b for g, b in zip(grid, block, strict=True))
             values = (a.item() if isinstance(a, np.generic) else a for a in arguments)
             EmulatedBackend().launch(name, size, *values)
