@@ -35,7 +35,8 @@ class Header:
 
     `fingerprint` is of inputs, parameters, code and layout, `total` counts blocks. Before the empty
     array is `ready`, whatever is beside the notes is left over; `finished` means that all blocks
-    were done once. `engine` computed what is there; several are joined by a plus.
+    were done once. `engine` computed what is there, 'auto' where each worker of other machines
+    decided; several are joined by a plus.
     """
 
     fingerprint: str

@@ -171,8 +171,7 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
 def _with_engine(request: Request, folder: RunFolder, reporter: Reporter) -> Request:
     """The request with what computes it, which is told where something was said of it."""
     said, engine = request.resources.engine, folder.choose_engine(request.resources)
-    note = describe_engine(said, engine)
-    if note:
+    if request.resources.is_here and (note := describe_engine(said, engine)):
         reporter.note(note)
     return replace(request, resources=replace(request.resources, engine=engine))
 

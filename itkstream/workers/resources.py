@@ -232,12 +232,16 @@ class Resources:
         >>> itkstream.Resources().choose_engine()
         'cpu'
         """
-        resolved = self.resolved()
-        cluster = resolved.cluster
-        here = cluster == "local" or (
+        said = self.resolved().engine or engine_said()
+        return choose_engine(said, self.is_here, begun, place)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether blocks are computed on this machine alone."""
+        cluster = self.resolved().cluster
+        return cluster == "local" or (
             isinstance(cluster, Client) and stays_on_this_machine(cluster)
         )
-        return choose_engine(resolved.engine or engine_said(), here, begun, place)
 
     @property
     def blocks_at_once(self) -> int:

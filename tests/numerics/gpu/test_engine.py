@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,14 @@ def test_other_blocks_go_on_and_the_same_again_computes_the_lost_one(
 
 def test_channels_take_memory_of_a_device() -> None:
     assert device_bytes(10, 20, 3) > device_bytes(10, 20) == 20 * BYTES_PER_VOXEL
+
+
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed")
+def test_without_cupy_there_is_no_gpu() -> None:
+    assert backends.find_backend() is None
+    assert backends.visible_devices() == ()
+    assert Resources(engine="auto").choose_engine() == "cpu"
+    expected = bits(deform())
+    with using_engine("auto"):
+        assert bits(deform()) == expected
+    assert "cupy" not in sys.modules
