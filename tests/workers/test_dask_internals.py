@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dask.array as da
 import numpy as np
@@ -127,6 +127,26 @@ def test_workers_are_planned_and_counted(cluster: Any) -> None:
         before = len(cluster.plan)
         internals.plan_workers(cluster, before)
         assert len(cluster.plan) == before
+
+
+def test_processes_have_variables_of_their_own(cluster: Any) -> None:
+    class Planned:
+        new_spec = cluster.new_spec
+        worker_spec: ClassVar[dict[int, Any]] = {}
+
+    with breaks("workers of this machine compute on one GPU, all of them"):
+        cluster.new_spec["options"]["worker_kwargs"]["env"] = {"A": "1", "B": "1"}
+        internals.plan_own_variables(Planned, [{"B": "2"}, {}])
+        told = [spec["options"]["worker_kwargs"] for spec in Planned.worker_spec.values()]
+        assert [options["env"] for options in told] == [{"A": "1", "B": "2"}, {"A": "1", "B": "1"}]
+        assert all(spec["cls"] is cluster.new_spec["cls"] for spec in Planned.worker_spec.values())
+
+
+def test_a_process_knows_whether_it_is_kept(cluster: Any) -> None:
+    with breaks("a worker whose GPU is lost fails all blocks that are left"):
+        assert not internals.is_kept_by_nanny()
+        with Client(cluster, set_as_default=False) as client:
+            assert client.submit(internals.is_kept_by_nanny).result()
 
 
 def test_a_job_of_several_workers_names_them() -> None:
