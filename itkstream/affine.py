@@ -15,6 +15,7 @@ from itkstream.blocks.masks import Mask
 from itkstream.errors import RegistrationError
 from itkstream.estimate.affines import logger, prepare_local_affines, split_local_affines
 from itkstream.geometry import AffineTransform, ChannelPair, Image
+from itkstream.numerics.gpu.engine import Engine, computing
 from itkstream.numerics.itk.intensity import intensity_block
 from itkstream.numerics.itk.settings import IntensitySettings
 from itkstream.numerics.matching.affine import AffineSettings, affine_block
@@ -58,6 +59,7 @@ def ransac_affine(
     max_ambiguity: float | None = None,
     ransac: RansacSettings | None = None,
     return_estimate: bool = False,
+    engine: Engine | None = None,
 ) -> NDArray[np.float64] | AffineEstimate:
     """Find the affine between two images in memory.
 
@@ -94,6 +96,8 @@ def ransac_affine(
         Model, seed and limits of the fit, instead of an affine with `align_threshold`.
     return_estimate : bool
         Return the estimate instead: matrix, inliers and residuals of all matches.
+    engine : {'cpu', 'gpu', 'auto'}, optional
+        What computes, as in `itkstream.Resources`; default the processors.
 
     Returns
     -------
@@ -103,7 +107,7 @@ def ransac_affine(
     Raises
     ------
     InputError
-        For parameters or images that cannot be used.
+        For parameters or images that cannot be used, and a GPU that this machine lacks.
     RegistrationError
         Where no trustworthy affine was found; the message says at which step it failed.
 
@@ -131,7 +135,8 @@ def ransac_affine(
     settings = replace(settings, ransac=ransac or settings.ransac)
     own = tuple(None if p is None else np.asarray(p, float) for p in (fix_points, mov_points))
     pair = ChannelPair(fixed, moving)
-    estimate = affine_block([pair], settings, (own[0], own[1])).estimate
+    with computing(engine):
+        estimate = affine_block([pair], settings, (own[0], own[1])).estimate
     if estimate.matrix is None:
         raise RegistrationError(
             f"no affine found: {estimate.reason}. Check the spacings, or try other radii, a lower "

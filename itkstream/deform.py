@@ -29,7 +29,7 @@ from itkstream.estimate.deformation import (
 from itkstream.geometry import AffineTransform, Grid, Transform
 from itkstream.numerics.deformation.settings import DescentSettings, Similarity
 from itkstream.numerics.engines import deform_block
-from itkstream.numerics.gpu.engine import Engine, check_engine, choose_engine, using_engine
+from itkstream.numerics.gpu.engine import Engine, computing
 from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings
 from itkstream.registration.steps import Deformable, Method
 
@@ -141,13 +141,12 @@ def deformable_align(
         step=step,
         similarity=similarity,
     )
-    check_engine(engine, here=True)
     masks = (fix_mask, mov_mask)
     check_one_channel(fix, mov)
     fixed, moving = as_pair(fix, mov, fix_spacing, mov_spacing, masks=masks)
     settings = _choose(method, settings, given, fixed.grid)
     check_start(fixed, moving)
-    with using_engine(choose_engine(engine, here=True)):
+    with computing(engine):
         estimate = deform_block(fixed, moving, AffineTransform(np.eye(fixed.ndim + 1)), settings)
     if estimate.displacement is None:
         raise RegistrationError(f"no deformation could be found: {estimate.reason}")

@@ -20,6 +20,7 @@ __all__ = [
     "Engine",
     "check_engine",
     "choose_engine",
+    "computing",
     "describe_engine",
     "device_bytes",
     "engine_said",
@@ -125,11 +126,19 @@ def describe_engine(said: Engine | None, engine: Engine) -> str:
     """Say what computes on this machine, after what was said; nothing where that was nothing."""
     if engine == "gpu":
         backend = find_backend()
-        return "" if backend is None else f"{backend.name} computes deformations"
+        return "" if backend is None else f"{backend.name} computes"
     if said != "auto":
         return ""
     why = "CuPy finds no GPU" if _decided("auto", True) == "cpu" else "they began this run"
-    return f"the processors compute deformations: {why}"
+    return f"the processors compute: {why}"
+
+
+@contextmanager
+def computing(engine: Engine | None) -> Iterator[None]:
+    """Compute here with an engine that is asked for; unknown ones, or one not there, are refused."""
+    check_engine(engine, here=True)
+    with using_engine(choose_engine(engine, here=True)):
+        yield
 
 
 def device_bytes(fixed_voxels: float, moving_voxels: float, channels: int = 1) -> float:

@@ -12,6 +12,7 @@ import pytest
 from emulated import needs_compiler
 
 from itkstream import pipelines
+from itkstream.affine import ransac_affine
 from itkstream.compute.execute import execute
 from itkstream.deform import DescentSettings, deformable_align
 from itkstream.errors import InputError
@@ -53,6 +54,7 @@ def test_an_engine_is_said_beside_resources_or_in_them(with_gpus: Callable[..., 
     "door",
     [
         lambda out: deformable_align(IMAGE, IMAGE, SPACING, SPACING, engine="tpu"),
+        lambda out: ransac_affine(IMAGE, IMAGE, SPACING, SPACING, 2, 6, 0.7, engine="tpu"),
         lambda out: pipelines.plan(IMAGE, IMAGE, **GIVEN, engine="tpu"),
         lambda out: pipelines.register(IMAGE, IMAGE, out, **GIVEN, engine="tpu"),
         lambda out: pipelines.preview(IMAGE, IMAGE, out / "page.html", engine="tpu"),
