@@ -135,7 +135,7 @@ def describe_engine(said: Engine | None, engine: Engine) -> str:
 
 @contextmanager
 def computing(engine: Engine | None) -> Iterator[None]:
-    """Compute here with an engine that is asked for; unknown ones, or one not there, are refused."""
+    """Compute here with an engine that is asked for; refuse an unknown one, or one not there."""
     check_engine(engine, here=True)
     with using_engine(choose_engine(engine, here=True)):
         yield
