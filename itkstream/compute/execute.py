@@ -25,7 +25,7 @@ from itkstream.io.storage.attributes import is_zarr_array
 from itkstream.io.storage.chunk_files import location_of
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import written_codecs
-from itkstream.numerics.gpu.engine import Engine, using_engine
+from itkstream.numerics.gpu.engine import Engine, engine_here, using_engine
 from itkstream.numerics.threads import using_threads
 from itkstream.workers import Resources, connected
 
@@ -287,7 +287,7 @@ def run(
     """
     resources = resources or Resources()
     opened = sink.opened(Blocks(array), resources)
-    with terminable(), opened as work, using_engine(work.engine):
+    with terminable(), opened as work, using_engine(engine_here(work.engine, resources.is_here)):
         blocks = Blocks(array, work.axes)
         tally = Tally(blocks, progress or _report_nothing, len(blocks) - len(work.missing))
         if work.missing:

@@ -27,7 +27,7 @@ from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
-from itkstream.numerics.gpu.engine import describe_engine, using_engine
+from itkstream.numerics.gpu.engine import describe_engine, engine_here, using_engine
 from itkstream.progress.reporters import Reporter
 from itkstream.registration.advice.advice import advise_briefly
 from itkstream.registration.channels import CHANNELS, name_pairs
@@ -149,9 +149,10 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
         reporter.note(_UNITS_DIFFER.format(unit=unit, moving=moving_unit))
     with folder.locked():
         request = _with_engine(request, folder, reporter)
-        with using_engine(request.resources.engine), ExitStack() as stack:
+        resources = request.resources
+        with using_engine(engine_here(resources.engine, resources.is_here)), ExitStack() as stack:
             # No workers before it is known that the folder may take this run.
-            start = cache(partial(stack.enter_context, session(request.resources, reporter.note)))
+            start = cache(partial(stack.enter_context, session(resources, reporter.note)))
             run, keys, patterns = _prepare_run(request, folder, reporter, start)
             found = run.all_steps(request.initial, keys)
         run.export(found.transform, keys[-1], unit)

@@ -20,6 +20,7 @@ from itkstream.compute.ledger import Ledger
 from itkstream.errors import BlockErrors, DeviceError
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.gpu.backend import visible_devices
+from itkstream.numerics.gpu.engine import engine_here
 from itkstream.workers import Resources, connected
 from itkstream.workers.connect import _devices, _hinted
 from itkstream.workers.environment import device_variables
@@ -158,3 +159,13 @@ def test_a_site_asks_for_a_gpu_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
     options = job_options(resolved, resolved.batch_system)
     assert options["job_extra_directives"] == ["--gres=gpu:1"]
     assert options["worker_extra_args"][:2] == ["--nthreads", "3"]
+
+
+@pytest.mark.usefixtures("commands")
+def test_who_hands_in_jobs_needs_no_gpu(with_gpus: WithGpus) -> None:
+    with_gpus(0)
+    jobs = Resources(cluster="slurm", cores=4, memory="16GB", engine="gpu")
+    assert not jobs.is_here
+    assert jobs.choose_engine() == "gpu"
+    assert engine_here("gpu", jobs.is_here) == "auto"
+    assert engine_here("gpu", Resources().is_here) == "gpu"

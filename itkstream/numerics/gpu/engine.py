@@ -23,6 +23,7 @@ __all__ = [
     "computing",
     "describe_engine",
     "device_bytes",
+    "engine_here",
     "engine_said",
     "join_engines",
     "using_engine",
@@ -62,6 +63,11 @@ def using_engine(engine: Engine | None) -> Iterator[None]:
         yield
     finally:
         _said.reset(token)
+
+
+def engine_here(engine: Engine | None, here: bool) -> Engine | None:
+    """The engine of a process that shares out blocks: it needs no GPU where others compute them."""
+    return "auto" if engine == "gpu" and not here else engine
 
 
 def check_engine(engine: Any, here: bool) -> None:
