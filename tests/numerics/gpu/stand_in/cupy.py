@@ -34,8 +34,8 @@ def __getattr__(name: str) -> Any:
     return getattr(np, name)
 
 
-def asarray(array: Any) -> Any:
-    return np.array(array, order="C")
+def asarray(array: Any, dtype: Any = None) -> Any:
+    return np.array(array, dtype, order="C")
 
 
 def asnumpy(array: Any) -> Any:
