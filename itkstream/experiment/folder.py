@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from itkstream.compute.lock import Lock, holding
@@ -20,6 +21,8 @@ from itkstream.io.storage.chunk_files import writing_to
 from itkstream.io.storage.disk import LEDGER_FOLDER
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.outputs import check_folder, check_folder_name, write_text
+from itkstream.numerics.gpu.engine import join_engines
+from itkstream.workers import Resources
 
 __all__ = [
     "EXPERIMENT",
@@ -59,6 +62,7 @@ class ExperimentFolder:
         self._overwrite = overwrite
         self._work: Location | None = None
         self._lock: Lock | None = None
+        self._engines = "cpu"
 
     @property
     def work(self) -> Location:
@@ -97,11 +101,27 @@ class ExperimentFolder:
             yield
         self._lock = None
 
+    def with_engine(self, resources: Resources) -> Resources:
+        """Resources with what computes: as the experiment was begun, unless another is said.
+
+        Raises `InputError` where nobody says with which engine to go on. An experiment that is
+        complete needs none.
+        """
+        known = self.recall()
+        begun = known.get("engine", "cpu") if known else None
+        if known and known["complete"]:
+            self._engines = str(begun)
+            return resources
+        engine = resources.choose_engine(begun, self.place)
+        self._engines = engine if begun is None else join_engines(begun, engine)
+        return replace(resources, engine=engine)
+
     def note(self, facts: dict[str, Any], complete: bool = False) -> None:
         """Write what is known of the experiment."""
         if self._lock is not None:
             self._lock.sign()
-        known = {"version": 1, "complete": complete, "key": self._key, **facts}
+        known = {"version": 1, "complete": complete, "key": self._key, "engine": self._engines}
+        known |= facts
         write_text(self.work / EXPERIMENT, json.dumps(known, indent=2) + "\n")
 
     def recall(self) -> dict[str, Any]:

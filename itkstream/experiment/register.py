@@ -275,7 +275,7 @@ def register_rounds(
     folder = ExperimentFolder(out, plan.key, overwrite)
     folder.check()
     with folder.locked(), telling(reporter) as told:
-        with session(plan.resources, told.note) as shared:
+        with session(folder.with_engine(plan.resources), told.note) as shared:
             ExperimentRun(plan, folder, shared, told).all_rounds()
         return Experiment.read(folder.finish())
 

@@ -159,8 +159,8 @@ class ExperimentRun:
         name = own.round.name
         place = self.folder.work / ROUNDS / name
         request = self.plan.request(own, onto)
-        if self.shared is not self.plan.resources:
-            request = replace(request, resources=self.shared)
+        threads = replace(request.resources, engine=self.shared.engine)
+        request = replace(request, resources=self.shared if self.shared.has_workers else threads)
         found = run_with_report(request, RunFolder(place, request.names, False), told)
         entry = {
             "folder": f"{ROUNDS}/{name}",
