@@ -25,6 +25,7 @@ from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_
 from itkstream.numerics.engines import DeformEstimate, deform_block
 from itkstream.numerics.gpu import backend as backends
 from itkstream.numerics.gpu import dispatch, engine
+from itkstream.numerics.gpu.backend import find_backend, visible_devices
 from itkstream.numerics.gpu.engine import (
     BYTES_PER_VOXEL,
     device_bytes,
@@ -223,8 +224,8 @@ def test_channels_take_memory_of_a_device() -> None:
 
 @pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed")
 def test_without_cupy_there_is_no_gpu() -> None:
-    assert backends.find_backend() is None
-    assert backends.visible_devices() == ()
+    assert find_backend() is None
+    assert visible_devices() == ()
     assert Resources(engine="auto").choose_engine() == "cpu"
     expected = bits(deform())
     with using_engine("auto"):
