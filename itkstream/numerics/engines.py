@@ -17,8 +17,8 @@ from itkstream.errors import InputError
 from itkstream.geometry import AffineTransform, ChannelPair, Image, Landmarks, Transform
 from itkstream.numerics.deformation.continuation import Beyond
 from itkstream.numerics.deformation.descent import Channel, Descent, Frame, LevelReport
+from itkstream.numerics.deformation.gpu.descent import descend_on_engine
 from itkstream.numerics.deformation.settings import DescentSettings
-from itkstream.numerics.gpu.dispatch import descend_on_engine
 from itkstream.numerics.itk.bspline import descend_bspline
 from itkstream.numerics.itk.demons import descend_demons
 from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings

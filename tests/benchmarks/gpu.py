@@ -30,11 +30,11 @@ from itkstream.errors import DeviceError
 from itkstream.estimate.deformation import prepare_displacement
 from itkstream.geometry import AffineTransform, Grid
 from itkstream.numerics.deformation.descent import Frame, descend
+from itkstream.numerics.deformation.gpu.operations import DeviceOperations
 from itkstream.numerics.deformation.operations import HOST, Operations
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.gpu import backend as backends
 from itkstream.numerics.gpu.backend import Backend
-from itkstream.numerics.gpu.operations import DeviceOperations
 
 TILE = 128
 BLOCK = 256

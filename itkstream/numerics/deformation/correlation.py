@@ -22,6 +22,9 @@ from itkstream.errors import InputError
 from itkstream.numerics.checks import without_infinities
 from itkstream.numerics.compiling import compiled, expanded, helper
 from itkstream.numerics.deformation.force import collect_forces
+from itkstream.numerics.gpu.backend import Backend
+from itkstream.numerics.gpu.dispatch import on_engine
+from itkstream.numerics.gpu.windows import correlate_windows, correlation_bytes
 from itkstream.numerics.lift import lift_values
 from itkstream.numerics.threads import over_slabs
 
@@ -80,7 +83,17 @@ def local_correlation(
     code = window_codes(ValueRange.of(images[0]), ValueRange.of(images[1]), window, images[0].shape)
     out = np.empty(lift_values(images[0].shape, 1))
     first, second = (image.reshape(out.shape) for image in images)
-    over_slabs(lambda i, j: _quality(first, second, code, window, out, i, j), out.shape[0])
+
+    def on_processors() -> None:
+        over_slabs(lambda i, j: _quality(first, second, code, window, out, i, j), out.shape[0])
+
+    def on_device(gpu: Backend) -> None:
+        correlate_windows(gpu, (first, second), code, tuple(window.tolist()), out)
+
+    if first.dtype == np.float32:
+        on_engine(on_device, on_processors, correlation_bytes(out.shape))
+    else:
+        on_processors()
     return out.reshape(a.shape)
 
 

@@ -1,1 +1,1 @@
-"""The descent on a GPU: CuPy, kernels of this package, and the choice of an engine."""
+"""Arrays and kernels on a GPU, by CuPy, and the choice of an engine."""

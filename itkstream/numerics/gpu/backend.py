@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -14,17 +16,47 @@ from numpy.typing import NDArray
 from itkstream.errors import DeviceError
 
 __all__ = [
-    "KERNELS",
+    "KERNEL_FILES",
     "VISIBLE_DEVICES",
     "Backend",
     "CupyBackend",
+    "KernelFile",
     "block_shape",
     "find_backend",
     "visible_devices",
 ]
 
-KERNELS = "kernels.cu"
-"""The file of the kernels, beside this one."""
+
+@dataclass(frozen=True)
+class KernelFile:
+    """A file of kernels.
+
+    Parameters
+    ----------
+    name : str
+        In the folder of the kernels.
+    exact : bool
+        Whether products and sums are rounded one by one, as on the processors, so that results have
+        the same bits; else the compiler may fuse them, which is quicker.
+    """
+
+    name: str
+    exact: bool
+
+    def text(self) -> str:
+        """Its source, behind what all of them share."""
+        folder = files(__package__).joinpath("kernels")
+        parts = (folder.joinpath(name) for name in ("common.cuh", self.name))
+        return "\n".join(part.read_text(encoding="utf-8") for part in parts)
+
+
+KERNEL_FILES = (
+    KernelFile("descent.cu", exact=False),
+    KernelFile("windows.cu", exact=True),
+    KernelFile("filters.cu", exact=True),
+    KernelFile("sampling.cu", exact=True),
+)
+"""All kernels of this package; no two of them have one name."""
 
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -76,8 +108,13 @@ class CupyBackend:
         )
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         self.name: str = properties["name"].decode()
-        source = files(__package__).joinpath(KERNELS).read_text(encoding="utf-8")
-        self._module = cupy.RawModule(code=source, options=("--std=c++17",))
+        self._modules: dict[str, Any] = {}
+        for file in KERNEL_FILES:
+            text, exact = file.text(), ("--fmad=false",) if file.exact else ()
+            # It is compiled when the first of its kernels is asked for.
+            module = cupy.RawModule(code=text, options=("--std=c++17", *exact))
+            kernels = re.findall(r"__global__ void (\w+)\(", text)
+            self._modules.update(dict.fromkeys(kernels, module))
 
     def put(self, array: NDArray[Any]) -> Any:
         """As `Backend.put`."""
@@ -91,7 +128,8 @@ class CupyBackend:
         """As `Backend.launch`."""
         block = block_shape(size)
         grid = tuple(-(-n // b) for n, b in zip(size, block, strict=True))
-        self._module.get_function(kernel)(grid, block, tuple(map(_as_argument, arguments)))
+        function = self._modules[kernel].get_function(kernel)
+        function(grid, block, tuple(map(_as_argument, arguments)))
 
     def free_bytes(self) -> int:
         """As `Backend.free_bytes`."""

@@ -1,93 +1,117 @@
-"""A descent on the engine of the process, and what becomes of it where a device cannot do it."""
+"""Computing on the engine of the process, and what becomes of it where a device cannot.
+
+All that a GPU does goes through `on_engine`: it chooses, sees to it that a device does one thing at
+a time, and gives to the processors what does not fit.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
-
-from numpy.typing import NDArray
+from functools import cache
+from typing import TypeVar
 
 from itkstream.errors import DeviceError
-from itkstream.numerics.deformation.descent import Channel, Descent, Frame, descend
-from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.gpu.backend import Backend, find_backend
-from itkstream.numerics.gpu.engine import INSTALL, Engine, device_bytes, engine_said
-from itkstream.numerics.gpu.operations import DeviceOperations
+from itkstream.numerics.gpu.engine import INSTALL, Engine, engine_said
 
-__all__ = ["descend_on_engine"]
+__all__ = ["in_batches", "on_engine"]
 
 logger = logging.getLogger(__name__)
 
-# A device computes one block at a time; others are read and written meanwhile.
-_turn = threading.Lock()
+Result = TypeVar("Result")
+
+# A device computes one block at a time; others are read and written meanwhile. What is computed
+# within a block, such as a field that is sampled during a descent, has its turn already.
+_turn = threading.RLock()
 
 
-def descend_on_engine(
-    fixed: NDArray[Any],
-    moving: NDArray[Any],
-    frame: Frame,
-    settings: DescentSettings,
-    *,
-    others: Sequence[Channel] = (),
-    **further: Any,
-) -> Descent:
-    """Descend as `descend` does, on the engine of this process.
+def on_engine(
+    on_device: Callable[[Backend], Result], on_processors: Callable[[], Result], needed: float
+) -> Result:
+    """Compute on the engine of this process: on a device, or the same on the processors.
 
-    Without room on the device the processors do it, with a warning where a GPU was asked for.
-    Raises `DeviceError` where the device is lost.
+    `needed` is the memory of the device, in bytes, without which it is of no use to begin. Where
+    that is not there, or does not do, the processors compute, with a warning. Raises `DeviceError`
+    where the device is lost, or where one was asked for and none is there.
     """
-    known: dict[str, Any] = {"others": others, **further}
     engine = engine_said()
-    backend = None if engine in (None, "cpu") else _backend_for(engine, settings)
+    backend = None if engine in (None, "cpu") else _backend_for(engine)
     if backend is not None:
-        with _turn:
-            needed = device_bytes(fixed.size, moving.size, 1 + len(others))
-            found = _on_device(backend, needed, (fixed, moving, frame, settings), known)
-        if found is not None:
-            return found
-    return descend(fixed, moving, frame, settings, **known)
+        try:
+            with _turn:
+                return _with_room(backend, on_device, needed)
+        except MemoryError as error:
+            logger.warning("%s: the processors compute it", error)
+    return on_processors()
 
 
-def _backend_for(engine: Engine | None, settings: DescentSettings) -> Backend | None:
-    """The device for a descent; None where the processors have to do it."""
+def in_batches(length: int, work: Callable[[int, int], None], backend: Backend) -> None:
+    """Call ``work(start, stop)`` on consecutive ranges that cover ``0 .. length``.
+
+    They are as long as there is memory for: they halve, down to one.
+    """
+    start, most = 0, length
+    while start < length:
+        stop = min(start + most, length)
+        if _fits(work, start, stop):
+            start = stop
+        else:
+            most = -(-(stop - start) // 2)
+            backend.release()
+
+
+def _fits(work: Callable[[int, int], None], start: int, stop: int) -> bool:
+    """Whether there was memory for a range; where it returns, what was taken is free again."""
+    try:
+        work(start, stop)
+    except MemoryError:
+        if stop - start == 1:
+            raise
+        return False
+    return True
+
+
+def _backend_for(engine: Engine | None) -> Backend | None:
+    """The device of an engine; None where the processors have to do."""
     try:
         backend = find_backend()
     except DeviceError as error:
         if engine == "gpu":
             raise
-        logger.warning("%s: the processors compute", error)
+        _warn_once(str(error))
         return None
     if backend is None and engine == "gpu":
         raise DeviceError(f"this worker has no CuPy or no GPU: {INSTALL}")
-    if backend is not None and settings.similarity != "lcc":
-        logger.info("similarity %r is computed on the processors", settings.similarity)
-        return None
     return backend
 
 
-def _on_device(
-    backend: Backend, needed: float, descent: tuple[Any, ...], further: dict[str, Any]
-) -> Descent | None:
-    """A descent on a device; None where that lacks memory."""
+def _with_room(backend: Backend, compute: Callable[[Backend], Result], needed: float) -> Result:
+    """Compute on a device that has room; raises `MemoryError` where it has none."""
     try:
         free = backend.free_bytes()
         if needed > free:
-            logger.warning(
-                "a block needs %.3g GB on %s, which has %.3g free: the processors compute it",
-                *(needed / 1e9, backend.name, free / 1e9),
+            raise MemoryError(
+                f"a block needs {needed / 1e9:.3g} GB on {backend.name}, which has "
+                f"{free / 1e9:.3g} free"
             )
-            return None
-        logger.info("a block of %.3g GB goes to %s", needed / 1e9, backend.name)
-        return descend(*descent, **further, operations=DeviceOperations(backend))
-    except MemoryError as error:
-        logger.warning("%s is out of memory (%s): the processors compute it", backend.name, error)
-        return None
+        _say_once(backend.name)
+        return compute(backend)
     except backend.lost as error:
         raise DeviceError(f"{backend.name} was lost: {error}") from error
     finally:
         # A device that is gone has nothing to give back.
         with suppress(*backend.lost):
             backend.release()
+
+
+@cache
+def _say_once(device: str) -> None:
+    logger.info("blocks go to %s", device)
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    logger.warning("%s: the processors compute", reason)

@@ -9,13 +9,21 @@ voxel above.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError
 from itkstream.numerics.compiling import compiled, expanded, inlined
+from itkstream.numerics.gpu.backend import Backend
+from itkstream.numerics.gpu.dispatch import on_engine
+from itkstream.numerics.gpu.sampling import (
+    Placement,
+    sample_vectors,
+    sampling_bytes,
+    warp_image,
+)
 from itkstream.numerics.lift import lift_matrix, lift_values
 from itkstream.numerics.threads import over_slabs
 
@@ -34,9 +42,6 @@ INTERPOLATORS = ("linear", "nearest", "label-linear")
 
 MARGIN = 1
 """Voxels beyond a sampled position that interpolation may read."""
-
-# The map of indices and where these begin, the map of vectors, and vectors.
-_Embedded: TypeAlias = tuple[tuple[float, ...], tuple[float, ...], NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +100,8 @@ def warp(
     if interpolator != "linear":
         # Values that are not mixed may take their last type before they are sampled.
         part = replace(part, values=round_to(part.values, wanted))
-    embedded = _embed(index_matrix, displacement, vector_matrix, shape, first)
-    _warp_into(out, part, embedded, interpolator, outside)
+    placement = _place(part, index_matrix, displacement, vector_matrix, shape, first)
+    _warp_into(out, part, placement, interpolator, outside)
     return round_to(out, wanted)
 
 
@@ -118,14 +123,26 @@ def sample_field(
     part = field if isinstance(field, Part) else Part(field, (0,) * n, field.shape[:-1])
     out = np.empty((*lift_values(shape, 1), n), np.float32)
     source = _native(part.values).reshape((*lift_values(part.values.shape[:-1], 1), n))
-    window = _window(part)
-    index, vector, moves = _embed(index_matrix, displacement, vector_matrix, shape, first)
-    if displacement is None and _is_diagonal(index_matrix):
-        over_slabs(lambda a, b: _stretch_vectors(source, window, index, out, a, b), _planes(out))
-        return out.reshape((*shape, n))
-    over_slabs(
-        lambda a, b: _sample_vectors(source, window, index, vector, moves, out, a, b), _planes(out)
-    )
+    placement = _place(part, index_matrix, displacement, vector_matrix, shape, first)
+
+    def on_processors() -> None:
+        window, index = placement.window, placement.index
+        if placement.stretches:
+            over_slabs(
+                lambda a, b: _stretch_vectors(source, window, index, out, a, b), _planes(out)
+            )
+            return
+        vector, moves = placement.vector, placement.moves
+        over_slabs(
+            lambda a, b: _sample_vectors(source, window, index, vector, moves, out, a, b),
+            _planes(out),
+        )
+
+    if source.dtype == np.float32 and placement.moves.dtype == np.float32:
+        needed = sampling_bytes(source, placement, out)
+        on_engine(lambda gpu: sample_vectors(gpu, source, placement, out), on_processors, needed)
+    else:
+        on_processors()
     return out.reshape((*shape, n))
 
 
@@ -206,31 +223,34 @@ def _in_single(dtype: np.dtype[Any]) -> bool:
 def _warp_into(
     out: NDArray[Any],
     moving: Part,
-    embedded: _Embedded,
+    placement: Placement,
     interpolator: str,
     outside: Any,
 ) -> None:
-    index, vector, moves = embedded
     target = out.reshape(lift_values(out.shape, 1))
-    ready = _mixable if interpolator == "linear" else _native
-    source = ready(moving.values).reshape(lift_values(moving.values.shape, 1))
-    window = _window(moving)
-    kernel = _KERNELS[interpolator]
+    lifted = lift_values(moving.values.shape, 1)
     background = out.dtype.type(outside)
-    over_slabs(
-        lambda a, b: kernel(source, window, index, vector, moves, background, target, a, b),
-        _planes(target),
-    )
 
+    def on_processors() -> None:
+        ready = _mixable if interpolator == "linear" else _native
+        source = ready(moving.values).reshape(lifted)
+        kernel = _KERNELS[interpolator]
+        window, index, vector = placement.window, placement.index, placement.vector
+        moves = placement.moves
+        over_slabs(
+            lambda a, b: kernel(source, window, index, vector, moves, background, target, a, b),
+            _planes(target),
+        )
 
-def _window(part: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return lift_values(part.start, 0), lift_values(part.shape, 1)
+    def on_device(gpu: Backend) -> None:
+        source = _native(moving.values).reshape(lifted)
+        warp_image(gpu, interpolator, source, placement, background, target)
 
-
-def _is_diagonal(index_matrix: NDArray[np.float64]) -> bool:
-    """Whether the axes of two lattices are parallel."""
-    square = index_matrix[:, :-1]
-    return bool(np.array_equal(square, np.diag(np.diag(square))))
+    # Labels are weighed, and vectors in double precision taken, by the processors alone.
+    if interpolator == "label-linear" or placement.moves.dtype != np.float32:
+        on_processors()
+    else:
+        on_engine(on_device, on_processors, sampling_bytes(moving.values, placement, target))
 
 
 def _planes(out: NDArray[Any]) -> int:
@@ -238,16 +258,15 @@ def _planes(out: NDArray[Any]) -> int:
     return int(out.shape[1])
 
 
-def _embed(
+def _place(
+    part: Part,
     index_matrix: NDArray[np.float64],
     displacement: NDArray[Any] | None,
     vector_matrix: NDArray[np.float64] | None,
     shape: tuple[int, ...],
     first: tuple[int, ...],
-) -> _Embedded:
+) -> Placement:
     """Lift a 2-D map to 3-D, where axis 0 has one plane that maps to itself.
-
-    Behind the matrix of the indices stands where these begin.
 
     The matrices become tuples, row by row, which stay in registers: elements of an array are read
     again for every voxel, lest the output overlap them, and that takes as long as all else.
@@ -257,10 +276,16 @@ def _embed(
     vector = np.zeros((3, 3))
     vector[3 - n :, :n] = np.eye(n) if vector_matrix is None else vector_matrix
     begin = lift_values(first or (0,) * n, 0)
-    numbers = tuple(map(float, (*index.ravel(), *begin))), tuple(map(float, vector.ravel()))
-    if displacement is None:
-        return *numbers, np.empty((0, 0, 0, n), np.float32)
-    return *numbers, displacement.reshape((*lift_values(shape, 1), n))
+    moves = np.empty((0, 0, 0, n), np.float32)
+    if displacement is not None:
+        moves = displacement.reshape((*lift_values(shape, 1), n))
+    return Placement(
+        lift_values(part.start, 0),
+        lift_values(part.shape, 1),
+        tuple(map(float, (*index.ravel(), *begin))),
+        tuple(map(float, vector.ravel())),
+        moves,
+    )
 
 
 @expanded

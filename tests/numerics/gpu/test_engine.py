@@ -23,8 +23,7 @@ from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
 from itkstream.numerics.engines import DeformEstimate, deform_block
-from itkstream.numerics.gpu import backend as backends
-from itkstream.numerics.gpu import dispatch, engine
+from itkstream.numerics.gpu import dispatch
 from itkstream.numerics.gpu.backend import find_backend, visible_devices
 from itkstream.numerics.gpu.engine import (
     BYTES_PER_VOXEL,
@@ -47,17 +46,6 @@ def deform(settings: Any = PIPELINE_DEFAULTS) -> DeformEstimate:
 def bits(found: DeformEstimate) -> bytes:
     assert found.displacement is not None
     return found.displacement.tobytes()
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Make a device, or None, the one that is found."""
-
-    def change(device: Any) -> None:
-        for module in (backends, dispatch, engine):
-            monkeypatch.setattr(module, "find_backend", lambda: device)
-
-    return change
 
 
 # dask looks for CuPy by itself, and does without.

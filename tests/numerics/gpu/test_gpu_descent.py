@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attrs import evolve
-from emulated import SOURCE, EmulatedBackend, needs_compiler
+from emulated import EmulatedBackend, needs_compiler
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -20,10 +20,11 @@ from itkstream.errors import InputError
 from itkstream.geometry import Grid, Landmarks
 from itkstream.numerics.deformation.correlation import LocalCorrelation
 from itkstream.numerics.deformation.descent import Channel, Descent, Frame, descend
+from itkstream.numerics.deformation.gpu.correlation import DeviceCorrelation
+from itkstream.numerics.deformation.gpu.operations import DeviceOperations
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
-from itkstream.numerics.gpu.correlation import DeviceCorrelation
-from itkstream.numerics.gpu.operations import DeviceOperations
+from itkstream.numerics.gpu.backend import KERNEL_FILES, KernelFile
 
 pytestmark = needs_compiler
 
@@ -205,9 +206,10 @@ def test_self_similarity_is_refused() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
-def test_the_kernels_compile_for_a_gpu_without_spilling(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", KERNEL_FILES, ids=lambda file: file.name)
+def test_the_kernels_compile_for_a_gpu_without_spilling(file: KernelFile, tmp_path: Path) -> None:
     source = tmp_path / "kernels.cu"
-    source.write_text(SOURCE.read_text(encoding="utf-8"), encoding="utf-8")
+    source.write_text(file.text(), encoding="utf-8")
     options = ["-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
     run = subprocess.run(
         ["nvcc", *options, str(source), "-o", str(tmp_path / "kernels.cubin")],
@@ -216,4 +218,5 @@ def test_the_kernels_compile_for_a_gpu_without_spilling(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count(" 0 bytes spill stores") == run.stderr.count("Compiling entry") > 5
+    kernels = run.stderr.count("Compiling entry")
+    assert run.stderr.count(" 0 bytes spill stores") == kernels > 2

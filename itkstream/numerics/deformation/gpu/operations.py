@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
+from itkstream.numerics.deformation.gpu.correlation import DeviceCorrelation
+from itkstream.numerics.deformation.gpu.smoothing import affine_trend, smooth_cosine
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.mind import PatchPairs
 from itkstream.numerics.deformation.operations import Likeness
 from itkstream.numerics.gpu.backend import Backend
-from itkstream.numerics.gpu.correlation import DeviceCorrelation
-from itkstream.numerics.gpu.smoothing import affine_trend, smooth_cosine
+from itkstream.numerics.gpu.sampling import Placement, launch_vectors
 from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
 from itkstream.numerics.sampling.pyramid import filters
 
@@ -56,15 +57,10 @@ class DeviceOperations:
 
     def resize(self, field: Any, from_grid: Grid, to_grid: Grid) -> Any:
         """As `fields.resize_field`."""
-        out = self.xp.empty((*to_grid.shape, 3), np.float32)
         index = (from_grid.inverse_matrix @ to_grid.matrix)[:3]
-        shape = to_grid.shape
-        maps = self._maps(index, np.zeros((3, 3)))
+        none = self.xp.empty((0, 0, 0, 3), np.float32)
         source = self.xp.ascontiguousarray(field)
-        self.backend.launch(
-            "resize_field", shape[::-1], source, *field.shape[:3], maps, out, *shape
-        )
-        return out
+        return self._sample(source, index, np.eye(3), none, to_grid.shape)
 
     def correlation(
         self, fixed: Any, moving: Any, radius: tuple[int, ...], beside_others: bool
@@ -125,10 +121,9 @@ class DeviceOperations:
 
     def compose(self, first: Any, second: Any, grid: Grid) -> Any:
         """As `fields.compose`."""
-        out = self.xp.empty(first.shape, np.float32)
-        maps = self._maps(np.zeros((3, 4)), grid.inverse_matrix[:3, :3])
-        shape = grid.shape
-        self.backend.launch("compose_fields", shape[::-1], first, second, *shape, maps, out)
+        to_voxels = grid.inverse_matrix[:3, :3]
+        out = self._sample(second, np.eye(3, 4), to_voxels, first, grid.shape)
+        out += first
         return out
 
     def repair(self, field: Any, grid: Grid, minimum: float) -> FoldRepair:
@@ -144,6 +139,21 @@ class DeviceOperations:
         shape = grid.shape
         self.backend.launch("determinants", shape[::-1], field, *shape, to_index, out)
         return bool((out > minimum).all())
+
+    def _sample(
+        self,
+        field: Any,
+        index: NDArray[np.float64],
+        vector: NDArray[np.float64],
+        moves: Any,
+        shape: tuple[int, ...],
+    ) -> Any:
+        """A field at mapped positions of a lattice."""
+        out = self.xp.empty((*shape, 3), np.float32)
+        maps = (*index.ravel().tolist(), 0.0, 0.0, 0.0), tuple(vector.ravel().tolist())
+        placement = Placement((0, 0, 0), field.shape[:3], *maps, moves)
+        launch_vectors(self.backend, field, placement, out)
+        return out
 
     def _maps(self, index: NDArray[np.float64], vector: NDArray[np.float64]) -> Any:
         """The maps of indices and vectors as kernels take them."""
