@@ -10,28 +10,27 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from itkstream.geometry import Grid
-from itkstream.numerics.compiling import compiled, helper
+from itkstream.numerics.matching.filters import HOST, Array, Filters, with_filters
 from itkstream.numerics.matching.scale_space import (
     BlurredImage,
     blur,
     halvings,
     laplacian,
-    neighbours,
-    rows_of,
     shrink_for,
 )
-from itkstream.numerics.threads import over_slabs
 
-__all__ = ["Blobs", "find_blobs", "find_maxima", "fit_peaks"]
+__all__ = ["Blobs", "around", "find_blobs", "fit_peaks"]
 
 Floats = NDArray[np.float64]
 
@@ -68,46 +67,38 @@ def find_blobs(data: NDArray[np.generic], grid: Grid, sigmas: Floats) -> Blobs:
 
     Shapes: `sigmas` (k, n).
     """
-    found: list[tuple[Floats, NDArray[np.intp], Floats]] = []
-    image = BlurredImage(data, grid)
-    for first, last in _same_grid(grid, sigmas):
-        image = shrink_for(image, sigmas[first])
-        found.extend(_blobs_on(image, sigmas, first, last))
+    found = with_filters(data, lambda filters: _all_blobs(data, grid, sigmas, filters))
     positions, scales, strengths = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.lexsort((*positions.T[::-1], -strengths))
     blobs = Blobs(positions, scales, strengths).select(order)
     return blobs.select(_first_of_their_place(blobs, grid, sigmas))
 
 
-def find_maxima(
-    below: NDArray[np.float32], here: NDArray[np.float32], above: NDArray[np.float32]
-) -> NDArray[np.intp]:
-    """Positive voxels larger than all their neighbours in space and scale.
+def around(
+    values: Array, index: NDArray[np.intp], filters: Filters = HOST
+) -> NDArray[np.floating[Any]]:
+    """The values of voxels that are not on the border, and of their neighbours, in index order.
 
-    Of equal neighbours the first in index order counts, so that a peak between two voxels is
-    found, and once.
-
-    Returns (m, n).
+    Shapes: `index` (m, n); returns (m, 3 ** n).
     """
-    if min(here.shape) < 3:
-        return np.empty((0, here.ndim), np.intp)
-    keep = np.zeros(here.shape, bool)
-    scales = tuple(rows_of(np.ascontiguousarray(values)) for values in (below, here, above))
-    kept = rows_of(keep)
-    over_slabs(lambda a, b: _mark_maxima(scales, kept, a, b), here.shape[0] - 2)
-    return np.stack(np.unravel_index(np.flatnonzero(keep), keep.shape), axis=-1)
+    strides = np.array([math.prod(values.shape[a + 1 :]) for a in range(values.ndim)])
+    steps = np.tensordot(strides, np.indices((3,) * values.ndim) - 1, 1).ravel()
+    places = filters.put((index @ strides)[:, None] + steps)
+    return filters.get(values.reshape(-1)[places])
 
 
-def fit_peaks(values: NDArray[np.float32], index: NDArray[np.intp]) -> tuple[Floats, Floats]:
+def fit_peaks(near: NDArray[np.floating[Any]], index: NDArray[np.intp]) -> tuple[Floats, Floats]:
     """Fit a quadratic to the neighbourhood of each maximum.
 
-    Shapes: `index` (m, n); returns `position` (m, n), `height` (m,).
+    Shapes: `near` (m, 3 ** n), see `around`; `index` (m, n); returns `position` (m, n),
+    `height` (m,).
     """
     m, n = index.shape
     unit = np.eye(n, dtype=np.intp)
 
     def at(offset: NDArray[np.intp]) -> Floats:
-        return values[tuple((index + offset).T)].astype(np.float64)
+        place = np.ravel_multi_index(tuple(offset + 1), (3,) * n)
+        return near[:, place].astype(np.float64)
 
     centre = at(np.zeros(n, np.intp))
     gradient, hessian = np.empty((m, n)), np.empty((m, n, n))
@@ -136,19 +127,32 @@ def _same_grid(grid: Grid, sigmas: Floats) -> Iterator[tuple[int, int]]:
         yield members[0], members[-1]
 
 
+def _all_blobs(
+    data: NDArray[np.generic], grid: Grid, sigmas: Floats, filters: Filters
+) -> list[tuple[Floats, NDArray[np.intp], Floats]]:
+    """Positions, scales and strengths of the blobs of all scales."""
+    found: list[tuple[Floats, NDArray[np.intp], Floats]] = []
+    image = BlurredImage(filters.load(data), grid, filters=filters)
+    for first, last in _same_grid(grid, sigmas):
+        image = shrink_for(image, sigmas[first])
+        found.extend(_blobs_on(image, sigmas, first, last))
+    return found
+
+
 def _blobs_on(
     image: BlurredImage, sigmas: Floats, first: int, last: int
 ) -> Iterator[tuple[Floats, NDArray[np.intp], Floats]]:
     """Positions, scales and strengths of the blobs of scales `first` to `last`, scale by scale."""
-    least = np.full(image.grid.shape, -np.inf, np.float32)
+    filters = image.filters
+    least = filters.xp.full(image.grid.shape, -np.inf, np.float32)
     stack = [least]
     for k in range(first, last + 2):
         if k <= last:
             image = blur(image, sigmas[k])
         stack.append(laplacian(image) if k <= last else least)
         if len(stack) == 3:
-            index = find_maxima(*stack)
-            position, strength = fit_peaks(stack[1], index)
+            index = filters.maxima(*stack)
+            position, strength = fit_peaks(around(stack[1], index, filters), index)
             yield image.grid.to_physical(position), np.full(len(index), k - 1), strength
             stack.pop(0)
 
@@ -165,40 +169,3 @@ def _first_of_their_place(blobs: Blobs, grid: Grid, sigmas: Floats) -> NDArray[n
     for k, near in enumerate(KDTree(places).query_ball_point(places, reach)):
         kept[k] = not any(j < k and kept[j] for j in near)
     return kept
-
-
-@compiled
-def _mark_maxima(scales, keep, start, stop):  # type: ignore[no-untyped-def]
-    """Those that no face neighbour exceeds, which are few, are compared with all the others."""
-    values = scales[1]
-    edge = min(1, values.shape[1] - 1)  # 0 where a plane lies row by row
-    for i in range(start + 1, stop + 1):
-        for j in range(edge, values.shape[1] - edge):
-            row, (above, below), (front, back), (left, right) = neighbours(values, i, j, edge)
-            found = keep[i, j, 1:-1]
-            for k in range(row.shape[0]):
-                here = row[k]
-                largest = (here > above[k]) & (here >= below[k]) & (here > left[k])
-                largest &= (here >= right[k]) & (here > 0)
-                largest &= (edge == 0) | ((here > front[k]) & (here >= back[k]))
-                found[k] = largest
-            for k in range(row.shape[0]):
-                if found[k]:
-                    found[k] = _exceeds_all(scales, (i, j, k + 1), edge)
-
-
-@helper
-def _exceeds_all(scales, place, edge):  # type: ignore[no-untyped-def]
-    """Whether a voxel exceeds all its neighbours; of those that follow in order, none is larger."""
-    below, values, above = scales
-    i, j, k = place
-    here = values[i, j, k]
-    for a in range(i - 1, i + 2):
-        for b in range(j - edge, j + edge + 1):
-            for c in range(k - 1, k + 2):
-                if not (here > below[a, b, c] and here >= above[a, b, c]):
-                    return False
-                is_before = (a, b, c) < (i, j, k)
-                if here < values[a, b, c] or (is_before and here == values[a, b, c]):
-                    return False
-    return True

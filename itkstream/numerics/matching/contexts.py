@@ -14,6 +14,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.compiling import compiled, helper
 from itkstream.numerics.lift import lift_matrix, lift_values, lift_vectors
+from itkstream.numerics.matching.filters import Filters, with_filters
 from itkstream.numerics.matching.keypoints import as_points, finite_voxels
 from itkstream.numerics.matching.scale_space import BlurredImage, blur, halve
 from itkstream.numerics.threads import over_slabs
@@ -255,14 +256,8 @@ class ContextSource:
             raise InputError(
                 f"a window of {len(window.half_width_um)} axes does not fit an image of {grid.ndim}"
             )
-        blurred = BlurredImage(voxels, grid)
-        for axis, step in enumerate(window.step_um):
-            while (
-                2 * blurred.grid.spacing[axis] <= step * (1 + 1e-6) and blurred.grid.shape[axis] > 2
-            ):
-                blurred = halve(blurred, axis)
-        blurred = blur(blurred, _BLUR_PER_STEP * window.step_um)
-        return cls(np.asarray(blurred.data, np.float32), blurred.grid, window)
+        data, coarse = with_filters(voxels, lambda filters: _blurred(voxels, grid, window, filters))
+        return cls(np.asarray(data, np.float32), coarse, window)
 
     def sample(self, points: ArrayLike, turns: Floats | None = None) -> Contexts:
         """Sample the contexts of points, with lattices turned by matrices, one or one per point.
@@ -282,6 +277,18 @@ class ContextSource:
         samples, inside = sample_around(self.data, self.grid.to_index(at), offsets, each)
         kept = np.flatnonzero((inside >= self.window.min_inside) & samples.any(axis=1))
         return Contexts(at[kept], samples[kept], kept)
+
+
+def _blurred(
+    voxels: NDArray[Any], grid: Grid, window: ContextWindow, filters: Filters
+) -> tuple[NDArray[Any], Grid]:
+    """An image blurred to the step of a window's lattice, on a grid that is about as coarse."""
+    image = BlurredImage(filters.load(voxels), grid, filters=filters)
+    for axis, step in enumerate(window.step_um):
+        while 2 * image.grid.spacing[axis] <= step * (1 + 1e-6) and image.grid.shape[axis] > 2:
+            image = halve(image, axis)
+    image = blur(image, _BLUR_PER_STEP * window.step_um)
+    return filters.get(image.data), image.grid
 
 
 def sample_around(

@@ -13,16 +13,13 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from itkstream.geometry import Grid
-from itkstream.numerics.compiling import compiled, inlined
-from itkstream.numerics.sampling.pyramid import filter_axis, gaussian_weights
-from itkstream.numerics.threads import over_slabs
+from itkstream.numerics.matching.filters import HOST, Array, Filters
+from itkstream.numerics.sampling.pyramid import gaussian_weights, normalised
 
 __all__ = [
     "BlurredImage",
@@ -30,8 +27,6 @@ __all__ = [
     "halve",
     "halvings",
     "laplacian",
-    "neighbours",
-    "rows_of",
     "shrink_for",
 ]
 
@@ -53,16 +48,19 @@ class BlurredImage:
     Parameters
     ----------
     data : ndarray
-        Voxels, any real type at first, float32 once blurred or halved.
+        Voxels, any real type at first, float32 once blurred or halved; an array of an engine.
     grid : Grid
         Where they lie.
     variance : tuple of float
         Squared standard deviation of the blur so far per axis, in squared grid units; empty: none.
+    filters : Filters
+        The engine.
     """
 
-    data: NDArray[np.generic]
+    data: Array
     grid: Grid
     variance: tuple[float, ...] = ()
+    filters: Filters = HOST
 
     def __post_init__(self) -> None:
         if not self.variance:
@@ -91,13 +89,15 @@ def shrink_for(image: BlurredImage, sigma: Iterable[float]) -> BlurredImage:
 
 def blur(image: BlurredImage, sigma: Iterable[float]) -> BlurredImage:
     """Blur an image further, to a Gaussian of standard deviation `sigma` in all."""
-    data, widths = np.asarray(image.data, np.float32), tuple(map(float, sigma))
+    data, widths = image.data.astype(np.float32, copy=False), tuple(map(float, sigma))
     for axis, (wanted, had) in enumerate(zip(widths, image.variance, strict=True)):
         missing = wanted**2 - had
         if missing > 0:
-            data = _blur_axis(data, float(np.sqrt(missing)) / image.grid.spacing[axis], axis)
+            deviation = float(np.sqrt(missing)) / image.grid.spacing[axis]
+            weights = gaussian_weights(deviation, int(_CUT * deviation + 0.5))
+            data = image.filters.convolve(data, axis, normalised(weights))
     variance = tuple(max(s**2, v) for s, v in zip(widths, image.variance, strict=True))
-    return BlurredImage(data, image.grid, variance)
+    return replace(image, data=data, variance=variance)
 
 
 def halve(image: BlurredImage, axis: int) -> BlurredImage:
@@ -107,85 +107,23 @@ def halve(image: BlurredImage, axis: int) -> BlurredImage:
     factors = tuple(2 if k == axis else 1 for k in range(grid.ndim))
     cut = tuple(slice(0, 2 * count if k == axis else n) for k, n in enumerate(grid.shape))
     coarse = grid.crop(cut).shrink(factors)
-    # Plane by plane of another axis: each fits into the processor's cache, however it is cut.
-    across = 0 if axis else 1
-    out = np.empty(coarse.shape, np.float32)
-    planes, halved = (np.moveaxis(x, (across, axis), (0, 1)) for x in (image.data, out))
-
-    def slab(start: int, stop: int) -> None:
-        for k in range(start, stop):
-            halved[k] = _halved(planes[k], count)
-
-    over_slabs(slab, len(planes))
+    data = image.filters.halve(image.data, axis)
     added = _HALVING_VARIANCE * grid.spacing[axis] ** 2
     variance = tuple(v + added * (k == axis) for k, v in enumerate(image.variance))
-    return BlurredImage(out, coarse, variance)
+    return replace(image, data=data, grid=coarse, variance=variance)
 
 
-def _halved(lines: NDArray[Any], count: int) -> NDArray[np.floating]:
-    """Weighted sums of two lines and those beside them; at the ends of an image, of the ends."""
-    end, last = 2 * count, min(2 * count, len(lines) - 1)
-    before = np.concatenate([lines[:1], lines[1 : end - 2 : 2]])
-    after = np.concatenate([lines[2:end:2], lines[last : last + 1]])
-    inner = lines[:end:2].astype(np.float32) + lines[1:end:2]
-    outer = before.astype(np.float32) + after
-    return np.asarray(0.375 * inner + 0.125 * outer)
-
-
-def laplacian(image: BlurredImage) -> NDArray[np.float32]:
+def laplacian(image: BlurredImage) -> Array:
     """Minus the scale-normalised Laplacian: how much of a bright blob of this width there is.
 
     It is largest, over all widths, at the centre of a bright ball of radius R when the standard
     deviation of the blur is ``R / sqrt(n)`` in n dimensions.
     """
-    data = np.ascontiguousarray(image.data, np.float32)
-    out = np.zeros_like(data)
+    data = image.data.astype(np.float32, copy=False)
     if min(data.shape) < 3:
-        return out
+        return image.filters.xp.zeros(data.shape, np.float32)
     first, *others = (
         np.float32(v / h**2) for v, h in zip(image.variance, image.grid.spacing, strict=True)
     )
     weights = (first, *([np.float32(0)] * (3 - data.ndim)), *others)
-    values, result = rows_of(data), rows_of(out)
-    over_slabs(lambda a, b: _laplacian(values, weights, result, a, b), data.shape[0] - 2)
-    return out
-
-
-def rows_of(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """An image in three dimensions; a plane as one row after the other, for threads to share."""
-    return image[:, None] if image.ndim == 2 else image
-
-
-@inlined
-def neighbours(values, i, j, edge):  # type: ignore[no-untyped-def]
-    """A row without its ends, and those before and after it: above, in the plane, and along it.
-
-    Rows, not indices k - 1, which might be negative: LLVM would not use vector operations.
-    """
-    plane = values[i]
-    return (
-        plane[j, 1:-1],
-        (values[i - 1, j, 1:-1], values[i + 1, j, 1:-1]),
-        (plane[j - edge, 1:-1], plane[j + edge, 1:-1]),
-        (plane[j, :-2], plane[j, 2:]),
-    )
-
-
-@compiled
-def _laplacian(values, weights, out, start, stop):  # type: ignore[no-untyped-def]
-    first, second, third = weights
-    middle = np.float32(2) * (first + second + third)
-    edge = min(1, values.shape[1] - 1)  # 0 where a plane lies row by row
-    for i in range(start + 1, stop + 1):
-        for j in range(edge, values.shape[1] - edge):
-            row, (above, below), (front, back), (left, right) = neighbours(values, i, j, edge)
-            total = out[i, j, 1:-1]
-            for k in range(row.shape[0]):
-                total[k] = middle * row[k]
-                total[k] -= first * (above[k] + below[k])
-                total[k] -= second * (front[k] + back[k])
-                total[k] -= third * (left[k] + right[k])
-
-
-def _blur_axis(data: NDArray[np.float32], sigma_vox: float, axis: int) -> NDArray[np.float32]:
-    return filter_axis(data, axis, gaussian_weights(sigma_vox, int(_CUT * sigma_vox + 0.5)))
+    return image.filters.laplacian(data, weights)

@@ -14,7 +14,7 @@ from itkstream.geometry import Grid
 from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["filter_axis", "filters", "gaussian_weights", "shrink"]
+__all__ = ["filter_axis", "filters", "gaussian_weights", "normalised", "shrink"]
 
 REACH = 3.5
 """Standard deviations at which the Gaussian is cut: 5e-4 of its weight lies beyond."""
@@ -82,24 +82,28 @@ def gaussian_weights(sigma: float, reach: int) -> NDArray[np.float64]:
     return np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
 
 
+def normalised(weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Weights whose sum is 1."""
+    return (weights / weights.sum()).astype(np.float32)
+
+
 def filter_axis(
-    image: NDArray[np.float32], axis: int, weights: NDArray[np.floating[Any]]
+    image: NDArray[np.float32], axis: int, weights: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Convolve along one axis.
 
-    The weights, normalised here, are those of the voxels around each. Beyond its ends a line
-    continues with the last voxel. Twice (along the last axis) to ten times (the first) as quick as
+    The weights are those of the voxels around each. Beyond its ends a line continues with the last
+    voxel. Twice (along the last axis) to ten times (the first) as quick as
     scipy's `correlate1d`, which computes in double precision.
     """
-    normal = (weights / weights.sum()).astype(np.float32)
-    return _filter_axis(np.ascontiguousarray(image), axis, 1, normal)
+    return _filter_axis(np.ascontiguousarray(image), axis, 1, weights)
 
 
 def _taps(factor: int, sigma: float) -> NDArray[np.float32]:
     """Weights of a Gaussian followed by the mean of `factor` voxels; sigma in voxels."""
     reach = math.ceil(REACH * sigma) if sigma > 0.05 else 0
     taps = np.convolve(gaussian_weights(max(sigma, 0.05), reach), np.ones(factor))
-    return (taps / taps.sum()).astype(np.float32)
+    return normalised(taps)
 
 
 def _filter(

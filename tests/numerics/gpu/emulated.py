@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from itkstream.numerics.gpu.backend import KERNEL_FILES, block_shape
+from itkstream.numerics.gpu.backend import KERNEL_FILES, KernelFile, block_shape
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="no g++ on the PATH, which compiles the kernels here"
@@ -56,7 +56,7 @@ class EmulatedBackend:
         grid = [-(-n // b) for n, b in zip(size, block, strict=True)]
         ones = [1] * (3 - len(size))
         dimensions = [(ctypes.c_uint * 3)(*n, *ones) for n in (grid, block)]
-        _library()[kernel](*dimensions, *map(_as_argument, arguments))
+        _library(_functions()[kernel])[kernel](*dimensions, *map(_as_argument, arguments))
 
     def free_bytes(self) -> int:
         return self.memory
@@ -88,36 +88,44 @@ _KINDS = {
 
 
 @cache
-def _library() -> dict[str, Any]:
-    """For each kernel a function that runs all of its threads."""
-    folder = Path(tempfile.mkdtemp())
+def _functions() -> dict[str, KernelFile]:
+    """The file of each kernel."""
+    return {name: file for file in KERNEL_FILES for name, _ in _kernels(file)}
+
+
+def _kernels(file: KernelFile) -> list[tuple[str, str]]:
+    """Names and parameters of the kernels of a file."""
+    return re.findall(r"__global__ void (\w+)\(([^)]*)\)", file.text())
+
+
+@cache
+def _library(file: KernelFile) -> dict[str, Any]:
+    """For each kernel of a file a function that runs all of its threads."""
+    code = [f'#include "{Path(__file__).with_name("one_thread.h")}"', file.text()]
+    for name, parameters in _kernels(file):
+        names = ", ".join(p.split()[-1].lstrip("*") for p in parameters.split(","))
+        code.append(
+            f'extern "C" void run_{name}(const unsigned *grid_, const unsigned *block_, '
+            f"{parameters}) {{ run(grid_, block_, [&] {{ {name}({names}); }}); }}"
+        )
+    built = _build("\n".join(code), file)
     triple = ctypes.POINTER(ctypes.c_uint)
     library: dict[str, Any] = {}
-    for file in KERNEL_FILES:
-        text = file.text()
-        code = [f'#include "{Path(__file__).with_name("one_thread.h")}"', text]
-        found = re.findall(r"__global__ void (\w+)\(([^)]*)\)", text)
-        for name, parameters in found:
-            names = ", ".join(p.split()[-1].lstrip("*") for p in parameters.split(","))
-            code.append(
-                f'extern "C" void run_{name}(const unsigned *grid_, const unsigned *block_, '
-                f"{parameters}) {{ run(grid_, block_, [&] {{ {name}({names}); }}); }}"
-            )
-        built = _build(folder / f"{file.name}.cpp", "\n".join(code), file.exact)
-        for name, parameters in found:
-            types: list[Any] = [triple, triple]
-            for parameter in parameters.split(","):
-                kind = _KINDS[parameter.replace("const", "").split()[0]]
-                types.append(ctypes.POINTER(kind) if "*" in parameter else kind)
-            library[name] = getattr(built, f"run_{name}")
-            library[name].argtypes = types
+    for name, parameters in _kernels(file):
+        types: list[Any] = [triple, triple]
+        for parameter in parameters.split(","):
+            kind = _KINDS[parameter.replace("const", "").split()[0]]
+            types.append(ctypes.POINTER(kind) if "*" in parameter else kind)
+        library[name] = getattr(built, f"run_{name}")
+        library[name].argtypes = types
     return library
 
 
-def _build(source: Path, code: str, exact: bool) -> ctypes.CDLL:
+def _build(code: str, file: KernelFile) -> ctypes.CDLL:
+    source = Path(tempfile.mkdtemp()) / f"{file.name}.cpp"
     source.write_text(code, encoding="utf-8")
     built = source.with_suffix(".so")
-    fused = "off" if exact else "fast"
+    fused = "off" if file.exact else "fast"
     options = ["-O2", "-shared", "-fPIC", f"-ffp-contract={fused}"]
     subprocess.run(["g++", *options, str(source), "-o", str(built)], check=True)
     return ctypes.CDLL(str(built))

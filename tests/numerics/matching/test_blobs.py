@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter
 
 from itkstream.geometry import Grid
-from itkstream.numerics.matching.blobs import find_blobs, find_maxima, fit_peaks
+from itkstream.numerics.matching.blobs import around, find_blobs, fit_peaks
+from itkstream.numerics.matching.filters import find_maxima
 from itkstream.numerics.threads import using_threads
 
 WIDTHS = np.geomspace(2.0, 8.0, 9)
@@ -92,14 +93,16 @@ def test_the_peak_of_a_quadratic_is_exact(seed):
     curvature = root @ root.T + np.eye(3)
     d = np.stack(np.meshgrid(*[np.arange(9.0)] * 3, indexing="ij"), -1) - peak
     values = 7 - np.einsum("...i,ij,...j->...", d, curvature, d)
-    position, height = fit_peaks(values, np.array([[4, 4, 4]]))
+    index = np.array([[4, 4, 4]])
+    position, height = fit_peaks(around(values, index), index)
     np.testing.assert_allclose(position[0], peak, atol=1e-9)
     np.testing.assert_allclose(height, 7, atol=1e-9)
 
 
 def test_a_ridge_keeps_its_voxel():
     values = np.broadcast_to(-np.square(np.arange(5.0) - 2.2), (5, 5))
-    position, _ = fit_peaks(values, np.array([[2, 2]]))
+    index = np.array([[2, 2]])
+    position, _ = fit_peaks(around(values, index), index)
     np.testing.assert_array_equal(position, [[2, 2]])
 
 

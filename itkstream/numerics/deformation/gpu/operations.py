@@ -17,6 +17,7 @@ from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.mind import PatchPairs
 from itkstream.numerics.deformation.operations import Likeness
 from itkstream.numerics.gpu.backend import Backend
+from itkstream.numerics.gpu.filters import filter_axis
 from itkstream.numerics.gpu.sampling import Placement, launch_vectors
 from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
 from itkstream.numerics.sampling.pyramid import filters
@@ -164,18 +165,6 @@ class DeviceOperations:
     ) -> Any:
         """Convolve axis by axis and keep one sample per group."""
         for axis, (factor, weights) in enumerate(zip(groups, taps, strict=True)):
-            if len(weights) == 1:
-                continue
-            shape = image.shape
-            kept = (*shape[:axis], -(-shape[axis] // factor), *shape[axis + 1 :])
-            out = self.xp.empty(kept, np.float32)
-            lines = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-            reach = (len(weights) - factor) // 2
-            self.backend.launch(
-                "filter_axis",
-                (math.prod(kept),),
-                *(image, *lines, kept[axis], self.put(weights)),
-                *(len(weights), factor, reach, out),
-            )
-            image = out
+            if len(weights) > 1:
+                image = filter_axis(self.backend, image, axis, weights, factor)
         return image
