@@ -48,12 +48,14 @@ def on_engine(
     return on_processors()
 
 
-def in_batches(length: int, work: Callable[[int, int], None], backend: Backend) -> None:
+def in_batches(
+    length: int, work: Callable[[int, int], None], backend: Backend, most: int | None = None
+) -> None:
     """Call ``work(start, stop)`` on consecutive ranges that cover ``0 .. length``.
 
-    They are as long as there is memory for: they halve, down to one.
+    They are as long as there is memory for, and at most as long as said: they halve, down to one.
     """
-    start, most = 0, length
+    start, most = 0, most or length
     while start < length:
         stop = min(start + most, length)
         if _fits(work, start, stop):
@@ -93,12 +95,11 @@ def _with_room(backend: Backend, compute: Callable[[Backend], Result], needed: f
     try:
         free = backend.free_bytes()
         if needed > free:
-            raise MemoryError(
-                f"a block needs {needed / 1e9:.3g} GB on {backend.name}, which has "
-                f"{free / 1e9:.3g} free"
-            )
+            raise MemoryError(f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} free")
         _say_once(backend.name)
         return compute(backend)
+    except MemoryError as error:
+        raise MemoryError(f"{backend.name} is out of memory ({error})") from error
     except backend.lost as error:
         raise DeviceError(f"{backend.name} was lost: {error}") from error
     finally:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
 
 from itkstream.errors import InputError
 from itkstream.numerics.matching.contexts import Contexts
+from itkstream.numerics.matching.filters import Array
+from itkstream.numerics.matching.products import Products, correlate, with_products
 
 __all__ = [
     "REACH_VOX",
     "Correspondences",
     "MatchSettings",
-    "correlate",
     "find_supported",
     "joined_matches",
     "match",
@@ -200,21 +200,13 @@ def match(fixed: Contexts, moving: Contexts, settings: MatchSettings) -> Corresp
         )
     if not len(fixed) or not len(moving):
         return _correspondences(fixed, moving, np.empty(0, np.intp), np.empty(0, np.intp))
-    forth, back, accepted = _best_partners(fixed, moving, settings)
-    mutual = np.flatnonzero(accepted & (back[forth] == np.arange(len(fixed))))
+    found = with_products(
+        moving.samples, lambda products: _best_partners(fixed, moving, settings, products)
+    )
+    returned = found.back[found.forth] == np.arange(len(fixed))
+    mutual = np.flatnonzero(found.accepted & returned)
     logger.info("%d matches of %d and %d key points", len(mutual), len(fixed), len(moving))
-    return _correspondences(fixed, moving, mutual, forth[mutual])
-
-
-def correlate(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlate every set of samples with every other.
-
-    Shapes: `a` and `b` (m, k) and (l, k); returns (m, l).
-    """
-    scores = a @ b.T
-    scores *= _inverse_norms(a)[:, None]
-    scores *= _inverse_norms(b)
-    return scores
+    return _correspondences(fixed, moving, mutual, found.forth[mutual])
 
 
 def find_supported(points: Floats, targets: Floats, reach_um: float) -> NDArray[np.bool_]:
@@ -230,48 +222,55 @@ def find_supported(points: Floats, targets: Floats, reach_um: float) -> NDArray[
     return np.asarray((apart < _ALIKE * reach_um).sum(axis=1) >= _AGREEING)
 
 
-def _inverse_norms(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.sqrt(np.einsum("ij,ij->i", samples, samples))
-    return np.asarray(1 / np.maximum(norms, 1), np.float32)
+@dataclass(frozen=True, eq=False)
+class _Partners:
+    """Each fixed point's best moving one, the reverse, and which fixed points have a good one."""
+
+    forth: NDArray[np.intp]
+    back: NDArray[np.intp]
+    accepted: NDArray[np.bool_]
 
 
 def _best_partners(
-    fixed: Contexts, moving: Contexts, settings: MatchSettings
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-    """Each fixed point's best moving one, the reverse, and which fixed points have a good one."""
+    fixed: Contexts, moving: Contexts, settings: MatchSettings, products: Products
+) -> _Partners:
+    """Find them in rows of scores, of which only the winners leave the engine."""
+    xp, get = products.xp, products.get
+    samples, points = products.put(moving.samples), products.put(moving.points)
     forth = np.empty(len(fixed), np.intp)
     accepted = np.empty(len(fixed), bool)
     back = np.zeros(len(moving), np.intp)
     back_score = np.full(len(moving), -np.inf, np.float32)
-    for start in range(0, len(fixed), _ROWS):
-        rows = slice(start, start + _ROWS)
-        scores = correlate(fixed.samples[rows], moving.samples)
+
+    def take(start: int, stop: int) -> None:
+        scores = correlate(products.put(fixed.samples[start:stop]), samples, xp)
         if settings.max_distance_um is not None:
-            apart = cdist(fixed.points[rows], moving.points) > settings.max_distance_um
-            scores[apart] = -np.inf
-        forth[rows] = scores.argmax(axis=1)
-        accepted[rows] = _accepted(scores, forth[rows], moving.points, settings)
-        best = scores.argmax(axis=0)
-        top = scores[best, np.arange(len(moving))]
+            apart = products.distances(products.put(fixed.points[start:stop]), points)
+            scores[apart > settings.max_distance_um] = -np.inf
+        best = scores.argmax(axis=1)
+        good = _accepted(scores, best, points, settings, products)
+        upward = scores.argmax(axis=0)
+        top = get(scores[upward, xp.arange(len(moving))])
+        forth[start:stop], accepted[start:stop] = get(best), get(good)
         better = top > back_score
-        back[better], back_score[better] = best[better] + start, top[better]
-    return forth, back, accepted
+        back[better], back_score[better] = get(upward)[better] + start, top[better]
+
+    products.in_rows(len(fixed), _ROWS, take)
+    return _Partners(forth, back, accepted)
 
 
 def _accepted(
-    scores: NDArray[np.float32],
-    best: NDArray[np.intp],
-    points: Floats,
-    settings: MatchSettings,
-) -> NDArray[np.bool_]:
+    scores: Array, best: Array, points: Array, settings: MatchSettings, products: Products
+) -> Array:
     """Rows with a best score above the threshold and, if wanted, no rival elsewhere."""
-    top = scores[np.arange(len(best)), best]
+    xp = products.xp
+    top = scores[xp.arange(len(best)), best]
     accepted = top > settings.threshold
     if settings.max_ambiguity is None:
         return accepted
-    elsewhere = cdist(points[best], points) > settings.distinct_um
-    second = np.where(elsewhere, scores, np.float32(-np.inf)).max(axis=1)
-    return np.asarray(accepted & (second <= settings.max_ambiguity * top))
+    elsewhere = products.distances(points[best], points) > settings.distinct_um
+    second = xp.where(elsewhere, scores, np.float32(-np.inf)).max(axis=1)
+    return accepted & (second <= settings.max_ambiguity * top)
 
 
 def _correspondences(

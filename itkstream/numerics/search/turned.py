@@ -23,7 +23,7 @@ from itkstream.errors import RegistrationError
 from itkstream.geometry import AffineTransform
 from itkstream.numerics.compiling import compiled
 from itkstream.numerics.matching.contexts import ContextSource
-from itkstream.numerics.matching.matches import correlate
+from itkstream.numerics.matching.products import Products, correlate, with_products
 from itkstream.numerics.matching.ransac import fit_affine
 
 __all__ = ["Sided", "TurnedMatches", "match_turned", "turned_starts"]
@@ -83,19 +83,31 @@ class _Frames:
 def match_turned(fixed: Sided, moving: Sided) -> TurnedMatches:
     """Match key points by contexts in the frames of their neighbours; points are the copies'."""
     f, g = _frames(fixed, _FIXED_NEIGHBOURS), _frames(moving, _MOVING_NEIGHBOURS)
-    partner, score = np.empty(len(f.points), np.intp), np.empty(len(f.points), np.float32)
     if not len(f.points) or not len(g.points):
         none = np.empty((0, f.points.shape[1]))
         return TurnedMatches(none, none, np.empty((0, *f.axes.shape[1:])))
-    for start in range(0, len(partner), _ROWS):
-        rows = slice(start, start + _ROWS)
-        scores = correlate(f.samples[rows], g.samples)
-        _best_partners(scores, f.sides[rows], g.sides, partner[rows], score[rows])
+    partner, score = with_products(g.samples, lambda products: _best_partners(f, g, products))
     i = np.argsort(-score, kind="stable")[:_MOST_MATCHES]
     i = i[score[i] > _LEAST_CORRELATION]
     j = partner[i]
     turns = np.einsum("mik,mjk->mij", g.axes[j], f.axes[i])
     return TurnedMatches(f.points[i], g.points[j], turns)
+
+
+def _best_partners(
+    f: _Frames, g: _Frames, products: Products
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Each fixed frame's best moving one among those whose triangles agree, and its score."""
+    partner, score = np.empty(len(f.points), np.intp), np.empty(len(f.points), np.float32)
+    samples, sides = products.put(g.samples), products.put(g.sides)
+
+    def take(start: int, stop: int) -> None:
+        scores = correlate(products.put(f.samples[start:stop]), samples, products.xp)
+        own = products.put(f.sides[start:stop])
+        partner[start:stop], score[start:stop] = products.best_near(scores, own, sides, _SIDES)
+
+    products.in_rows(len(partner), _ROWS, take)
+    return partner, score
 
 
 def _frames(side: Sided, neighbours: int) -> _Frames:
@@ -198,20 +210,6 @@ def _votes(
 ) -> NDArray[np.intp]:
     """Count the fixed points with a match that agrees with each match; equal points in a row."""
     return np.asarray(_count(p, q, turns, point, slack, _least_trace(p.shape[1])), np.intp)
-
-
-@compiled
-def _best_partners(scores, sides, others, partner, score):  # type: ignore[no-untyped-def]
-    """Find the best score of each row among those whose triangles agree; -1 where none does."""
-    for i in range(len(sides)):
-        partner[i], score[i] = 0, -1
-        for j in range(len(others)):
-            if scores[i, j] > score[i]:
-                agree = True
-                for side in range(sides.shape[1]):
-                    agree = agree and abs(sides[i, side] - others[j, side]) <= _SIDES
-                if agree:
-                    partner[i], score[i] = j, scores[i, j]
 
 
 @compiled

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from itkstream.numerics.matching.contexts import sample_around
-from itkstream.numerics.matching.matches import correlate
+from itkstream.numerics.matching.products import correlate
 from itkstream.numerics.threads import using_threads
 
 
