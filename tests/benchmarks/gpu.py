@@ -1,11 +1,12 @@
-"""Check and measure the descent on a GPU: one line of JSON for each part, as soon as it is done.
+"""Check and measure what a GPU computes: one line of JSON for each part, as soon as it is done.
 
-    python tests/benchmarks/gpu.py [--side 512] [--stored 1024]
+    python tests/benchmarks/gpu.py [--side 512] [--stored 1024] [--operated 256]
 
 Where there is no GPU that can be used, one line says why. Both engines compute the same block of
 128^3 voxels, whose truth is a formula; the GPU repeats it; then it computes a cube of `--side`
 voxels, which is that block many times, and one of `--stored` by blocks, from Zarr to Zarr, unless
-that is 0. Seconds include the way of images to the card and of the field back, which is told apart.
+that is 0. Then all else that it computes, see `gpu_operations`, on a cube of `--operated` voxels.
+Seconds include the way of images to the card and of the field back, which is told apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from gpu_operations import compare_operations
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -172,6 +174,7 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--stored", type=int, default=1024)
     parser.add_argument("--compared", type=int, default=TILE)
+    parser.add_argument("--operated", type=int, default=256)
     sides = parser.parse_args(arguments)
     try:
         backend = backends.find_backend()
@@ -184,6 +187,9 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
     tell(json.dumps({"device": backend.name}))
     tell(json.dumps({"compared": compare(backend, sides.compared)}))
     tell(json.dumps({"cube": measure(backend, sides.side)}))
+    cube = [tiled(tile, sides.operated) for tile in make_tile()[:2]]
+    for compared in compare_operations(*cube, points=min(5000, sides.operated**3 // 20)):
+        tell(json.dumps(compared))
     if sides.stored:
         tell(json.dumps({"stored": from_store_to_store(sides.stored)}))
 

@@ -28,6 +28,7 @@ from itkstream.numerics.gpu.backend import find_backend, visible_devices
 from itkstream.numerics.gpu.engine import (
     BYTES_PER_VOXEL,
     device_bytes,
+    engine_here,
     engine_said,
     using_engine,
 )
@@ -119,6 +120,15 @@ def test_self_similarity_stays_on_the_processors(use: Callable[[Any], None]) -> 
     expected = bits(deform(PIPELINE_MIND))
     with using_engine("gpu"):
         assert bits(deform(PIPELINE_MIND)) == expected
+
+
+def test_who_shares_out_blocks_needs_no_gpu(use: Callable[[Any], None]) -> None:
+    use(None)
+    expected = bits(deform())
+    with using_engine(engine_here("gpu", here=False)):
+        assert bits(deform()) == expected
+    assert engine_here("gpu", here=True) == "gpu"
+    assert engine_here(None, here=False) is None
 
 
 class _Failing(EmulatedBackend):

@@ -30,7 +30,8 @@ def test_it_checks_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (backends, dispatch, engine):
         monkeypatch.setattr(module, "find_backend", lambda: device)
     lines: list[str] = []
-    gpu.main(["--side", "30", "--stored", "32", "--compared", "48"], lines.append)
+    sides = {"side": 30, "stored": 32, "compared": 48, "operated": 40}
+    gpu.main([f"--{name}={side}" for name, side in sides.items()], lines.append)
     found = {name: facts for line in lines for name, facts in json.loads(line).items()}
     compared = found["compared"]
     assert compared["repeats"]
@@ -39,3 +40,6 @@ def test_it_checks_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     # The truth is the truth: most of three voxels is found in a block as small as this.
     assert compared["error_gpu"][0] < 0.5
     assert {"cube", "stored"} <= found.keys()
+    operations = [facts for facts in found.values() if "same_bits" in facts]
+    assert len(operations) == 8
+    assert all(facts["same_bits"] for facts in operations)
