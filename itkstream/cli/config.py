@@ -44,7 +44,7 @@ _HEAD = """\
 # of landmarks are one of pairs, or one per image; sigma_um says how exactly they were placed.
 # initial_transform is a file, or the rows of a matrix in the order of the fixed image's axes.
 # orient: [LIP, RAS] says how the fixed and the moving image lie: where x, y and z lead.
-# engine (cpu, gpu or auto) computes deformations where --engine does not say otherwise.
+# engine (cpu, gpu or auto) computes blocks where --engine does not say otherwise.
 """
 _FILES = ("initial_transform", "fixed_mask", "moving_mask")
 _IMAGES = ("fixed", "moving")
@@ -112,7 +112,7 @@ class Config:
     A mask is the path of an image that is not 0 where voxels count, or intensities that do not
     count. The initial transform is the path of a file, or an affine in the order of the fixed
     image's axes. `fixed` and `moving` say what the image files do not; `orient` says how both
-    images lie, where that is the start; `engine` what computes deformations.
+    images lie, where that is the start; `engine` what computes blocks.
     """
 
     steps: tuple[Step, ...] = field(default=DEFAULT_STEPS, converter=checked_steps)

@@ -64,7 +64,7 @@ RESOURCE_OPTIONS: dict[str, tuple[str, Any, str, str]] = {
         "engine",
         click.Choice(["cpu", "gpu", "auto"]),
         "cpu|gpu|auto",
-        "What computes deformations; auto takes a GPU where there is one. [default: cpu]",
+        "What computes blocks; auto takes a GPU where there is one. [default: cpu]",
     ),
 }
 """Fields of `Resources`: the option of each, its type, its placeholder, its help."""

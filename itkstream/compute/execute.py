@@ -84,7 +84,7 @@ def execute(
     memory, walltime, queue, project : optional
         What each job asks for. Without jobs nobody is charged: `project` has no effect then.
     engine : {'cpu', 'gpu', 'auto'}, optional
-        What computes deformations, see `itkstream.workers.Resources`.
+        What computes blocks, see `itkstream.workers.Resources`.
     overwrite : bool
         Replace a Zarr array that is at `write_path`; nothing else is ever replaced. A complete one
         stays until the new one is, which is written beside it. An unfinished run of the same

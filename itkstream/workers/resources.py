@@ -78,7 +78,8 @@ class Resources:
         Worker processes to hold, and to ask for while there is work; default 1 job and 4 jobs.
         On this machine `max_workers`, else `min_workers`, are started.
     engine : {'cpu', 'gpu', 'auto'}, optional
-        What computes the deformations of method 'lcc'. 'cpu' (default): the processors. 'gpu': an
+        What computes what is heavy of a block: deformations of method 'lcc', warping, local
+        correlation, key points and their contexts. 'cpu' (default): the processors. 'gpu': an
         NVIDIA GPU, through CuPy (``pip install 'itkstream[gpu]'``), one block at a time in each
         worker, while it reads the next and writes the last. 'auto': a GPU where CuPy and a device
         are there and have room for the block, and what was begun goes on as it was. A block that

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulated import EmulatedBackend
+from emulated import EmulatedBackend, needs_compiler
+from scipy import ndimage
 
+from itkstream.geometry import Grid
 from itkstream.numerics.gpu.engine import using_engine
 from itkstream.numerics.gpu.products import DeviceProducts
-from itkstream.numerics.matching.contexts import Contexts
+from itkstream.numerics.matching.contexts import Contexts, ContextSource, ContextWindow
 from itkstream.numerics.matching.matches import Correspondences, MatchSettings, match
 from itkstream.numerics.matching.products import HOST
+from itkstream.numerics.search.turned import Sided, match_turned
 
 RNG = np.random.default_rng(0)
 
@@ -92,3 +95,21 @@ def test_the_best_of_those_nearby_is_that_of_the_processors() -> None:
         np.testing.assert_array_equal(one, other)
     assert -1 in here[1]
     assert (here[1] > 0).any()
+
+
+@needs_compiler
+def test_turned_matches_have_the_same_bits(both: Callable[[Callable[[], Any]], Any]) -> None:
+    """Whose contexts are blurred by the filters of the device, and multiplied there."""
+    image = ndimage.gaussian_filter(RNG.normal(0, 1, (36, 38, 40)), 1.5).astype(np.float32)
+    grid, points = Grid(image.shape, (1.0, 1.0, 1.0)), RNG.uniform(8, 28, (60, 3))
+    window = ContextWindow((5.0, 5.0, 5.0), ball=True)
+
+    def matched() -> list[np.ndarray]:
+        side = Sided(ContextSource.of(image, grid, window), points, np.eye(3))
+        found = match_turned(side, side)
+        return [found.fixed_points, found.moving_points, found.turns]
+
+    here, there = both(matched)
+    assert len(here[0]) > 100
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(one, other)
