@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from itkstream.geometry import Grid, Image
-from itkstream.numerics.deformation.descent import Frame, descend, measure_likeness
+from itkstream.numerics.deformation.descent import Frame, measure_likeness
+from itkstream.numerics.deformation.gpu.descent import descend_on_engine
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     PIPELINE_MIND,
@@ -173,7 +174,8 @@ class _Level:
         coarse = evolve(settings.select(slice(-3, -1)), shrink_factors=_LEVELS)
         still = np.eye(self.grid.ndim + 1)
         frame = Frame(self.grid, self.grid, still)
-        found = descend(self.fixed, self.aligned, frame, coarse.for_voxels(self.grid.spacing))
+        here = coarse.for_voxels(self.grid.spacing)
+        found = descend_on_engine(self.fixed, self.aligned, frame, here)
         mapping = GridMap(self.grid, still, found.displacement)
         return warp_mapped(Image(self.aligned, self.grid), mapping, NAN_OUTSIDE)
 

@@ -24,7 +24,8 @@ from scipy import ndimage
 
 from itkstream.geometry import Grid, Image
 from itkstream.geometry.grid import voxels_spanning
-from itkstream.numerics.deformation.descent import Frame, descend
+from itkstream.numerics.deformation.descent import Frame
+from itkstream.numerics.deformation.gpu.descent import descend_on_engine
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 from itkstream.numerics.evidence.contrast import cubic_factors, signed_correlation
 from itkstream.numerics.evidence.quality import tissue_mask
@@ -195,7 +196,7 @@ class _Level:
             return self.moving
         settings = PIPELINE_DEFAULTS.for_voxels(self.grid.spacing)
         frame = Frame(self.grid, self.grid, still)
-        found = descend(seen, self.moving, frame, settings, beyond="affine")
+        found = descend_on_engine(seen, self.moving, frame, settings, beyond="affine")
         mapping = GridMap(self.grid, still, found.displacement)
         return warp_mapped(Image(self.moving, self.grid), mapping, NAN_OUTSIDE)
 
