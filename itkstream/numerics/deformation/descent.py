@@ -44,12 +44,13 @@ from itkstream.numerics.deformation.landmarks import (
     expect_moves,
 )
 from itkstream.numerics.deformation.mind import ARM_VOX, PATCH_VOX, PatchPairs
-from itkstream.numerics.deformation.operations import HOST, Array, Likeness, Operations
+from itkstream.numerics.deformation.operations import HOST, Likeness, Operations
 from itkstream.numerics.deformation.settings import (
     PIPELINE_DEFAULTS,
     DescentSettings,
     LevelSettings,
 )
+from itkstream.numerics.gpu.arrays import Array
 from itkstream.numerics.lift import lift_field, lift_grid, lift_homogeneous, lift_values
 from itkstream.numerics.sampling.fields import shrink_field
 

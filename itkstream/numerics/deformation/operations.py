@@ -8,7 +8,7 @@ processors, by the compiled functions of this package.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,12 @@ from itkstream.numerics.deformation.correlation import LocalCorrelation
 from itkstream.numerics.deformation.force import solve_newton, warp_through_nodes
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.mind import PatchPairs, SelfSimilarity
+from itkstream.numerics.gpu.arrays import Array, Arrays, HostArrays
 from itkstream.numerics.sampling.fields import compose, resize_field
 from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
 from itkstream.numerics.sampling.pyramid import shrink
 
-__all__ = ["HOST", "Array", "HostOperations", "Likeness", "Operations"]
-
-Array: TypeAlias = Any
-"""An array of an engine: numpy's, or one that takes the same arithmetic."""
+__all__ = ["HOST", "HostOperations", "Likeness", "Operations"]
 
 
 class Likeness(Protocol):
@@ -38,21 +36,11 @@ class Likeness(Protocol):
         """Mean force of the voxels of each node, and Gauss-Newton matrix if `out` has room."""
 
 
-class Operations(Protocol):
+class Operations(Arrays, Protocol):
     """Operations of an engine for a descent, on float32 arrays of three axes and fields of vectors.
 
     Shapes: images (x, y, z); fields (a, b, c, 3); normal matrices (a, b, c, 9).
     """
-
-    @property
-    def xp(self) -> Any:
-        """The namespace of the engine's arrays, as numpy."""
-
-    def put(self, array: NDArray[Any]) -> Array:
-        """An array of the engine with these values."""
-
-    def get(self, array: Array) -> NDArray[Any]:
-        """The values of an array of the engine."""
 
     def shrink(
         self, image: Array, grid: Grid, factors: Sequence[int], sigma: float
@@ -102,18 +90,8 @@ class Operations(Protocol):
         """Smooth a field where it folds, see `repair_folds`; what comes back is numpy's."""
 
 
-class HostOperations:
+class HostOperations(HostArrays):
     """The operations of the processors, on numpy arrays."""
-
-    xp = np
-
-    def put(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
-        return array
-
-    def get(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
-        return array
 
     def shrink(
         self, image: NDArray[np.float32], grid: Grid, factors: Sequence[int], sigma: float

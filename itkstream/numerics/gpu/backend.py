@@ -49,6 +49,10 @@ class KernelFile:
         parts = (folder.joinpath(name) for name in ("common.cuh", self.name))
         return "\n".join(part.read_text(encoding="utf-8") for part in parts)
 
+    def kernels(self) -> list[str]:
+        """The names of its kernels."""
+        return re.findall(r"__global__ void (\w+)\(", self.text())
+
 
 KERNEL_FILES = (
     KernelFile("descent.cu", exact=False),
@@ -110,11 +114,10 @@ class CupyBackend:
         self.name: str = properties["name"].decode()
         self._modules: dict[str, Any] = {}
         for file in KERNEL_FILES:
-            text, exact = file.text(), ("--fmad=false",) if file.exact else ()
+            exact = ("--fmad=false",) if file.exact else ()
             # It is compiled when the first of its kernels is asked for.
-            module = cupy.RawModule(code=text, options=("--std=c++17", *exact))
-            kernels = re.findall(r"__global__ void (\w+)\(", text)
-            self._modules.update(dict.fromkeys(kernels, module))
+            module = cupy.RawModule(code=file.text(), options=("--std=c++17", *exact))
+            self._modules.update(dict.fromkeys(file.kernels(), module))
 
     def put(self, array: NDArray[Any]) -> Any:
         """As `Backend.put`."""

@@ -70,11 +70,6 @@ def engine_here(engine: Engine | None, here: bool) -> Engine | None:
     return "auto" if engine == "gpu" and not here else engine
 
 
-def engine_here(engine: Engine | None, here: bool) -> Engine | None:
-    """The engine of a process that shares out blocks: it needs no GPU where others compute them."""
-    return "auto" if engine == "gpu" and not here else engine
-
-
 def check_engine(engine: Any, here: bool) -> None:
     """Refuse an unknown engine and, where blocks are computed `here`, a GPU that is not there."""
     if engine is None:

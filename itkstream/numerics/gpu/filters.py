@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itkstream.numerics.gpu.arrays import DeviceArrays
 from itkstream.numerics.gpu.backend import Backend
 
 __all__ = ["FILTER_BYTES", "DeviceFilters", "filter_axis"]
@@ -21,20 +22,8 @@ double precision 4 more.
 """
 
 
-class DeviceFilters:
+class DeviceFilters(DeviceArrays):
     """As `itkstream.numerics.matching.filters.Filters`, on a device."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.xp = backend.xp
-
-    def put(self, array: NDArray[Any]) -> Any:
-        """Send an array to the device."""
-        return self.backend.put(array)
-
-    def get(self, array: Any) -> NDArray[Any]:
-        """Fetch an array from the device."""
-        return self.backend.get(array)
 
     def load(self, image: NDArray[np.generic]) -> Any:
         """Send an image; it becomes float32 where that holds its values, else float64."""

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from itkstream.numerics.gpu.backend import Backend
+from itkstream.numerics.gpu.arrays import DeviceArrays
 from itkstream.numerics.gpu.dispatch import in_batches
 
 __all__ = ["DeviceProducts", "product_bytes"]
@@ -17,20 +16,8 @@ _ROW_BYTES = 40
 """Scores of a row take 4 bytes each, distances and their squares 24, what is masked 5, scaled 4."""
 
 
-class DeviceProducts:
+class DeviceProducts(DeviceArrays):
     """As `itkstream.numerics.matching.products.Products`, on a device."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.xp = backend.xp
-
-    def put(self, array: NDArray[Any]) -> Any:
-        """Send an array to the device."""
-        return self.backend.put(array)
-
-    def get(self, array: Any) -> NDArray[Any]:
-        """Fetch an array from the device."""
-        return self.backend.get(array)
 
     def distances(self, points: Any, others: Any) -> Any:
         """As `Products.distances`, added up in the order of the axes."""

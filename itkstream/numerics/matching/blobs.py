@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from itkstream.geometry import Grid
-from itkstream.numerics.matching.filters import HOST, Array, Filters, with_filters
+from itkstream.numerics.gpu.arrays import Array
+from itkstream.numerics.matching.filters import HOST, Filters, with_filters
 from itkstream.numerics.matching.scale_space import (
     BlurredImage,
     blur,

@@ -7,38 +7,26 @@ have the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.numerics.compiling import compiled, helper, inlined
+from itkstream.numerics.gpu.arrays import Array, Arrays, HostArrays
 from itkstream.numerics.gpu.backend import Backend
 from itkstream.numerics.gpu.dispatch import on_engine
 from itkstream.numerics.gpu.filters import FILTER_BYTES, DeviceFilters
 from itkstream.numerics.sampling.pyramid import filter_axis
 from itkstream.numerics.threads import over_slabs
 
-__all__ = ["HOST", "Array", "Filters", "HostFilters", "find_maxima", "with_filters"]
-
-Array: TypeAlias = Any
-"""An array of an engine: numpy's, or one that takes the same arithmetic."""
+__all__ = ["HOST", "Filters", "HostFilters", "find_maxima", "with_filters"]
 
 Result = TypeVar("Result")
 
 
-class Filters(Protocol):
+class Filters(Arrays, Protocol):
     """Operations of an engine on images of two or three axes, float32 once they are filtered."""
-
-    @property
-    def xp(self) -> Any:
-        """The namespace of the engine's arrays, as numpy."""
-
-    def put(self, array: NDArray[Any]) -> Array:
-        """An array of the engine with these values."""
-
-    def get(self, array: Array) -> NDArray[Any]:
-        """The values of an array of the engine."""
 
     def load(self, image: NDArray[np.generic]) -> Array:
         """An image as an array of the engine, of the type in which it is filtered first."""
@@ -56,18 +44,8 @@ class Filters(Protocol):
         """See `find_maxima`."""
 
 
-class HostFilters:
+class HostFilters(HostArrays):
     """The operations of the processors, on numpy arrays."""
-
-    xp = np
-
-    def put(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
-        return array
-
-    def get(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
-        return array
 
     def load(self, image: NDArray[np.generic]) -> NDArray[np.generic]:
         """The image itself, whatever its type."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from itkstream.errors import InputError
+from itkstream.numerics.gpu.arrays import Array
 from itkstream.numerics.matching.contexts import Contexts
-from itkstream.numerics.matching.filters import Array
 from itkstream.numerics.matching.products import Products, correlate, with_products
 
 __all__ = [

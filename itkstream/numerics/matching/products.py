@@ -14,28 +14,18 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from itkstream.numerics.compiling import compiled
+from itkstream.numerics.gpu.arrays import Array, Arrays, HostArrays
 from itkstream.numerics.gpu.backend import Backend
 from itkstream.numerics.gpu.dispatch import on_engine
 from itkstream.numerics.gpu.products import DeviceProducts, product_bytes
-from itkstream.numerics.matching.filters import Array
 
 __all__ = ["HOST", "HostProducts", "Products", "correlate", "with_products"]
 
 Result = TypeVar("Result")
 
 
-class Products(Protocol):
+class Products(Arrays, Protocol):
     """Operations of an engine on sets of samples and on points."""
-
-    @property
-    def xp(self) -> Any:
-        """The namespace of the engine's arrays, as numpy."""
-
-    def put(self, array: NDArray[Any]) -> Array:
-        """An array of the engine with these values."""
-
-    def get(self, array: Array) -> NDArray[Any]:
-        """The values of an array of the engine."""
 
     def distances(self, points: Array, others: Array) -> Array:
         """Distances of points (m, n) from points (l, n); returns (m, l)."""
@@ -53,18 +43,8 @@ class Products(Protocol):
         """Call ``work(start, stop)`` on ranges of at most so many rows that cover all."""
 
 
-class HostProducts:
+class HostProducts(HostArrays):
     """The operations of the processors, on numpy arrays."""
-
-    xp = np
-
-    def put(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
-        return array
-
-    def get(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
-        return array
 
     def distances(
         self, points: NDArray[np.float64], others: NDArray[np.float64]

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from itkstream.geometry import Grid
-from itkstream.numerics.matching.filters import HOST, Array, Filters
+from itkstream.numerics.gpu.arrays import Array
+from itkstream.numerics.matching.filters import HOST, Filters
 from itkstream.numerics.sampling.pyramid import gaussian_weights, normalised
 
 __all__ = [

@@ -16,7 +16,7 @@ from itkstream.numerics.deformation.gpu.smoothing import affine_trend, smooth_co
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.mind import PatchPairs
 from itkstream.numerics.deformation.operations import Likeness
-from itkstream.numerics.gpu.backend import Backend
+from itkstream.numerics.gpu.arrays import DeviceArrays
 from itkstream.numerics.gpu.filters import filter_axis
 from itkstream.numerics.gpu.sampling import Placement, launch_vectors
 from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
@@ -25,20 +25,8 @@ from itkstream.numerics.sampling.pyramid import filters
 __all__ = ["DeviceOperations"]
 
 
-class DeviceOperations:
+class DeviceOperations(DeviceArrays):
     """As `itkstream.numerics.deformation.operations.Operations`, on a device."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.xp = backend.xp
-
-    def put(self, array: NDArray[Any]) -> Any:
-        """Send an array to the device."""
-        return self.backend.put(array)
-
-    def get(self, array: Any) -> NDArray[Any]:
-        """Fetch an array from the device."""
-        return self.backend.get(array)
 
     def shrink(
         self, image: Any, grid: Grid, factors: Sequence[int], sigma: float
