@@ -153,31 +153,26 @@ def block_shape(size: tuple[int, ...]) -> tuple[int, ...]:
     return (32, 8, 1)[: len(size)] if len(size) > 1 else (256,)
 
 
+@cache
 def find_backend() -> Backend | None:
     """The GPU of this process; None without CuPy or without a device.
 
     Raises `DeviceError` where both are there and do not work together.
     """
-    backend, broken = _look_once()
-    if broken:
-        raise DeviceError(broken)
-    return backend
-
-
-@cache
-def _look_once() -> tuple[Backend | None, str]:
-    """The GPU of this process, or what is broken."""
     if importlib.util.find_spec("cupy") is None:
-        return None, ""
+        return None
     try:
         import cupy
     except ImportError as error:
-        return None, f"CuPy cannot be imported: {error}"
+        raise DeviceError(f"CuPy cannot be imported: {error}") from error
     try:
-        return (CupyBackend() if cupy.cuda.runtime.getDeviceCount() else None), ""
+        if not cupy.cuda.runtime.getDeviceCount():
+            return None
+        return CupyBackend()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        missing = "NoDevice" in str(error) or "InsufficientDriver" in str(error)
-        return None, "" if missing else f"CuPy cannot use the GPU: {error}"
+        if "NoDevice" in str(error) or "InsufficientDriver" in str(error):
+            return None
+        raise DeviceError(f"CuPy cannot use the GPU: {error}") from error
 
 
 def visible_devices() -> tuple[str, ...]:

@@ -27,6 +27,9 @@ Result = TypeVar("Result")
 # within a block, such as a field that is sampled during a descent, has its turn already.
 _turn = threading.RLock()
 
+# Who found a CuPy that does not work: to try again takes long, and is told once.
+_broken: set[Callable[[], Backend | None]] = set()
+
 
 def on_engine(
     on_device: Callable[[Backend], Result], on_processors: Callable[[], Result], needed: float
@@ -78,12 +81,15 @@ def _fits(work: Callable[[int, int], None], start: int, stop: int) -> bool:
 
 def _backend_for(engine: Engine | None) -> Backend | None:
     """The device of an engine; None where the processors have to do."""
+    if engine == "auto" and find_backend in _broken:
+        return None
     try:
         backend = find_backend()
     except DeviceError as error:
         if engine == "gpu":
             raise
-        _warn_once(str(error))
+        _broken.add(find_backend)
+        logger.warning("%s: the processors compute", error)
         return None
     if backend is None and engine == "gpu":
         raise DeviceError(f"this worker has no CuPy or no GPU: {INSTALL}")
@@ -111,8 +117,3 @@ def _with_room(backend: Backend, compute: Callable[[Backend], Result], needed: f
 @cache
 def _say_once(device: str) -> None:
     logger.info("blocks go to %s", device)
-
-
-@cache
-def _warn_once(reason: str) -> None:
-    logger.warning("%s: the processors compute", reason)
