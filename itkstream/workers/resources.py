@@ -208,7 +208,7 @@ class Resources:
             )
 
     def choose_engine(self, begun: str | None = None, place: Any = None) -> Engine:
-        """Choose what computes deformations, 'auto' decided where this machine computes.
+        """Choose what computes, 'auto' decided where this machine computes.
 
         Parameters
         ----------
