@@ -49,6 +49,11 @@ class KernelFile:
         parts = (folder.joinpath(name) for name in ("common.cuh", self.name))
         return "\n".join(part.read_text(encoding="utf-8") for part in parts)
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The words for its compiler."""
+        return ("--std=c++17", "--fmad=false") if self.exact else ("--std=c++17",)
+
     def kernels(self) -> list[str]:
         """The names of its kernels."""
         return re.findall(r"__global__ void (\w+)\(", self.text())
@@ -114,9 +119,8 @@ class CupyBackend:
         self.name: str = properties["name"].decode()
         self._modules: dict[str, Any] = {}
         for file in KERNEL_FILES:
-            exact = ("--fmad=false",) if file.exact else ()
             # It is compiled when the first of its kernels is asked for.
-            module = cupy.RawModule(code=file.text(), options=("--std=c++17", *exact))
+            module = cupy.RawModule(code=file.text(), options=file.options)
             self._modules.update(dict.fromkeys(file.kernels(), module))
 
     def put(self, array: NDArray[Any]) -> Any:
@@ -129,6 +133,8 @@ class CupyBackend:
 
     def launch(self, kernel: str, size: tuple[int, ...], *arguments: Any) -> None:
         """As `Backend.launch`."""
+        if not all(size):
+            return
         block = block_shape(size)
         grid = tuple(-(-n // b) for n, b in zip(size, block, strict=True))
         function = self._modules[kernel].get_function(kernel)
