@@ -31,7 +31,7 @@ from itkstream.errors import InputError
 from itkstream.numerics.compiling import compiled
 from itkstream.numerics.threads import get_threads, over_slabs
 
-__all__ = ["SmoothingKernel", "affine_part", "smooth_field", "squared_waves"]
+__all__ = ["SmoothingKernel", "affine_trend", "smooth_field", "squared_waves"]
 
 REACH = 6.0
 """Decay lengths of the kernel that padding covers: exp(-6) is 0.25 %."""
@@ -115,22 +115,29 @@ def smooth_field(
         )
     if not spare_affine:
         return _smooth_coupled(vectors, spacing, kernel, steps)
-    trend = np.stack([affine_part(c) for c in np.moveaxis(vectors, -1, 0)], axis=-1)
+    trend: NDArray[np.float32] = affine_trend(vectors)
     return trend + _smooth_coupled(vectors - trend, spacing, kernel, steps)
 
 
-def affine_part(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The affine function nearest to values on a lattice."""
+def affine_trend(field: Any, xp: Any = np) -> Any:
+    """The affine field nearest to one; `xp` is the namespace of its arrays."""
+    parts = [affine_part(field[..., c], xp) for c in range(field.shape[-1])]
+    return xp.stack(parts, axis=-1)
+
+
+def affine_part(values: Any, xp: Any = np) -> Any:
+    """The affine function nearest to values on a lattice; `xp` is the namespace of the array."""
     rows, axes = values.sum(axis=-1, dtype=np.float64), tuple(range(values.ndim - 1))
     sums = [rows.sum(axis=tuple(set(axes) - {axis})) for axis in axes]
-    trend: Any = np.float32(rows.sum() / values.size)
+    trend = (rows.sum() / values.size).astype(np.float32)
     for axis, profile in enumerate([*sums, values.sum(axis=axes, dtype=np.float64)]):
-        along = np.arange(len(profile)) - (len(profile) - 1) / 2
-        slope = along @ profile * len(profile) / values.size / max(along @ along, 1.0)
+        x = np.arange(len(profile)) - (len(profile) - 1) / 2
+        along = xp.asarray(x)
+        slope = along @ profile * len(profile) / values.size / max(x @ x, 1.0)
         place = [1] * values.ndim
         place[axis] = -1
         trend = trend + (along * slope).astype(np.float32).reshape(place)
-    return np.asarray(trend)
+    return trend
 
 
 def _by_components(

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from itkstream.errors import DeviceError
 from itkstream.numerics.gpu.backend import Backend, find_backend
-from itkstream.numerics.gpu.engine import INSTALL, Engine, engine_said
+from itkstream.numerics.gpu.engine import INSTALL, Engine, engine_said, find_device
 
 __all__ = ["in_batches", "on_engine"]
 
@@ -26,9 +26,6 @@ Result = TypeVar("Result")
 # A device computes one block at a time; others are read and written meanwhile. What is computed
 # within a block, such as a field that is sampled during a descent, has its turn already.
 _turn = threading.RLock()
-
-# Who found a CuPy that does not work: to try again takes long, and is told once.
-_broken: set[Callable[[], Backend | None]] = set()
 
 
 def on_engine(
@@ -81,17 +78,10 @@ def _fits(work: Callable[[int, int], None], start: int, stop: int) -> bool:
 
 def _backend_for(engine: Engine | None) -> Backend | None:
     """The device of an engine; None where the processors have to do."""
-    if engine == "auto" and find_backend in _broken:
-        return None
-    try:
-        backend = find_backend()
-    except DeviceError as error:
-        if engine == "gpu":
-            raise
-        _broken.add(find_backend)
-        logger.warning("%s: the processors compute", error)
-        return None
-    if backend is None and engine == "gpu":
+    if engine == "auto":
+        return find_device()
+    backend = find_backend()
+    if backend is None:
         raise DeviceError(f"this worker has no CuPy or no GPU: {INSTALL}")
     return backend
 

@@ -6,13 +6,13 @@ Where nothing is said, that is the processors, and CuPy is never looked for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias, get_args
 
 from itkstream.errors import DeviceError, InputError, unknown_name
-from itkstream.numerics.gpu.backend import find_backend
+from itkstream.numerics.gpu.backend import Backend, find_backend
 
 __all__ = [
     "BYTES_PER_VOXEL",
@@ -25,6 +25,7 @@ __all__ = [
     "device_bytes",
     "engine_here",
     "engine_said",
+    "find_device",
     "join_engines",
     "using_engine",
 ]
@@ -45,6 +46,9 @@ INSTALL = (
     "cupy-cuda12x, or choose engine='cpu'"
 )
 """Words for who has no GPU that can be used."""
+
+# Who found a CuPy that does not work: to try again takes long, and is told once.
+_broken: set[Callable[[], Backend | None]] = set()
 
 # Of each computation its own: several may run at a time, on threads of one process.
 _said: ContextVar[Engine | None] = ContextVar("engine", default=None)
@@ -123,6 +127,18 @@ def choose_engine(
     return _decided(_checked(begun), here)
 
 
+def find_device() -> Backend | None:
+    """The GPU of this process; None where there is none, or its CuPy does not work, told once."""
+    if find_backend in _broken:
+        return None
+    try:
+        return find_backend()
+    except DeviceError as error:
+        _broken.add(find_backend)
+        logger.warning("%s: the processors compute", error)
+        return None
+
+
 def join_engines(begun: str, engine: Engine) -> str:
     """Name all that computed, in order, with a plus between them."""
     return "+".join(dict.fromkeys([*begun.split("+"), engine]))
@@ -156,11 +172,7 @@ def _decided(said: Engine | None, here: bool) -> Engine:
     """The engine that is said, with 'auto' as this machine has it."""
     if said != "auto" or not here:
         return said or "cpu"
-    try:
-        return "cpu" if find_backend() is None else "gpu"
-    except DeviceError as error:
-        logger.warning("%s: the processors compute", error)
-        return "cpu"
+    return "cpu" if find_device() is None else "gpu"
 
 
 def _checked(engine: Any) -> Engine:

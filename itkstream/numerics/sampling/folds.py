@@ -115,7 +115,8 @@ def _boxes(folded: NDArray[np.bool_], sigma: float) -> list[Slices]:
     """
     reach = _reach(sigma)
     cell = 2 * reach + 1
-    cells, _ = ndimage.label(_any_in_cells(folded, cell), _touching(folded.ndim))
+    touching = ndimage.generate_binary_structure(folded.ndim, folded.ndim)
+    cells, _ = ndimage.label(_any_in_cells(folded, cell), touching)
     boxes = []
     for number, found in enumerate(ndimage.find_objects(cells), 1):
         mine = _voxels_of(cells[found] == number, cell)
@@ -131,15 +132,12 @@ def _boxes(folded: NDArray[np.bool_], sigma: float) -> list[Slices]:
 def _groups(folded: NDArray[np.bool_], reach: int) -> list[Slices]:
     """Boxes of groups of folds, without their reach."""
     wide = ndimage.maximum_filter(np.pad(folded, reach), 2 * reach + 1)
-    labels, _ = ndimage.label(wide, _touching(folded.ndim))
+    touching = ndimage.generate_binary_structure(folded.ndim, folded.ndim)
+    labels, _ = ndimage.label(wide, touching)
     return [
         tuple(slice(s.start, s.stop - 2 * reach) for s in box)
         for box in ndimage.find_objects(labels)
     ]
-
-
-def _touching(ndim: int) -> NDArray[np.int_]:
-    return np.ones((3,) * ndim, int)
 
 
 def _any_in_cells(mask: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:

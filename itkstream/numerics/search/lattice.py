@@ -19,6 +19,7 @@ __all__ = [
     "angle_between",
     "best_shift",
     "cubes",
+    "cubic_grid",
     "lattice_starts",
     "spread_rotations",
 ]
@@ -108,14 +109,17 @@ def cubes(image: Image, spacing: float) -> Image:
     data = np.asarray(blurred.data, np.float32)
     if counts is not None:
         data = np.where(counts, data, np.float32(np.nan))
-    room = np.multiply(image.grid.shape, image.grid.spacing)
-    shape = tuple(int(n) for n in np.maximum(np.rint(room / spacing), 1))
-    # The cubes have the middle of the image.
-    middle = image.grid.to_physical((np.array(image.grid.shape) - 1) / 2)
-    origin = middle - np.asarray(image.grid.direction) @ (spacing * (np.array(shape) - 1) / 2)
-    grid = replace(image.grid, shape=shape, spacing=(spacing,) * image.ndim, origin=tuple(origin))
-    same = AffineTransform(np.eye(image.ndim + 1))
+    grid, same = cubic_grid(image.grid, spacing), AffineTransform(np.eye(image.ndim + 1))
     return Image(warp_block(Image(data, image.grid), same, grid, NAN_OUTSIDE), grid)
+
+
+def cubic_grid(grid: Grid, spacing: float) -> Grid:
+    """Cubes of an edge that fill a grid, and have its middle."""
+    room = np.multiply(grid.shape, grid.spacing)
+    shape = tuple(int(n) for n in np.maximum(np.rint(room / spacing), 1))
+    middle = grid.to_physical((np.array(grid.shape) - 1) / 2)
+    origin = middle - np.asarray(grid.direction) @ (spacing * (np.array(shape) - 1) / 2)
+    return replace(grid, shape=shape, spacing=(spacing,) * grid.ndim, origin=tuple(origin))
 
 
 def _turned(image: Image, linear: Floats, like: Grid) -> tuple[NDArray[np.float32], Floats]:

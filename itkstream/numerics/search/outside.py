@@ -8,14 +8,15 @@ another place. Unlike there, it fits by another shift.
 from __future__ import annotations
 
 import numpy as np
-from attrs import frozen
 from numpy.typing import NDArray
 
 from itkstream.geometry import AffineTransform, Grid, Image
-from itkstream.numerics.search.lattice import best_shift, cubes
+from itkstream.numerics.matching.affine import Elsewhere
+from itkstream.numerics.search.evidence import Evidence
+from itkstream.numerics.search.lattice import best_shift, cubes, cubic_grid
 from itkstream.numerics.search.witnesses import Witnesses
 
-__all__ = ["Outside", "find_outside"]
+__all__ = ["find_outside"]
 
 Floats = NDArray[np.float64]
 
@@ -27,40 +28,38 @@ _LENGTHS = {2: 192, 3: 48}
 _OVERLAP = 0.3
 
 
-@frozen
-class Outside:
-    """Another place at which parts fit: matches that support it, and how far it is from the first.
-
-    `apart_um` is the distance between where either puts a point.
-    """
-
-    matches: int
-    apart_um: float
-
-
-def find_outside(witnesses: Witnesses, matrix: Floats) -> Outside | None:
+def find_outside(witnesses: Witnesses, matrix: Floats, evidence: Evidence) -> Elsewhere | None:
     """Shift what lies outside of either image against that of the other; None where nothing fits.
 
-    The best shift, with the turn and stretch of the affine, is judged as a start is.
+    The best shift, with the turn and stretch of the affine, is judged as a start is; `evidence` is
+    that for the affine.
     """
     fixed, moving = witnesses.fixed, witnesses.moving
     extents = (np.max(np.multiply(i.grid.shape, i.grid.spacing)) for i in (fixed, moving))
     spacing, there = max(extents) / _LENGTHS[fixed.ndim], AffineTransform(matrix)
-    still = _beyond(cubes(fixed, spacing), moving.grid, there)
-    other = _beyond(cubes(moving, spacing), fixed.grid, there.inverse())
-    if still is None or other is None:
+    beyond = (
+        _beyond(cubic_grid(fixed.grid, spacing), moving.grid, there),
+        _beyond(cubic_grid(moving.grid, spacing), fixed.grid, there.inverse()),
+    )
+    if min(outside.mean() for outside in beyond) < _LEAST:
         return None
+    still, other = (
+        _cut(cubes(image, spacing), outside)
+        for image, outside in zip((fixed, moving), beyond, strict=True)
+    )
     n = fixed.ndim
     start = best_shift(still, other, matrix[:n, :n], _OVERLAP).matrix
-    evidence = witnesses.evidence(start)
-    if evidence.outcome != "convincing":
+    found = witnesses.evidence(start)
+    if found.outcome != "convincing":
         return None
-    return Outside(evidence.supported, float(np.linalg.norm((start - matrix)[:n, n])))
+    apart_um = float(np.linalg.norm((start - matrix)[:n, n]))
+    return Elsewhere(found.supported, apart_um, evidence.supported)
 
 
-def _beyond(image: Image, other: Grid, there: AffineTransform) -> Image | None:
-    """The part of an image that lies outside another grid; None where that is little."""
-    outside = ~other.contains(there.apply(image.grid.positions()))
-    if outside.mean() < _LEAST:
-        return None
-    return Image(np.where(outside, image.read(), np.float32(np.nan)), image.grid)
+def _beyond(grid: Grid, other: Grid, there: AffineTransform) -> NDArray[np.bool_]:
+    """Voxels of a grid that a transform puts outside another."""
+    return ~other.contains(there.apply(grid.positions()))
+
+
+def _cut(image: Image, kept: NDArray[np.bool_]) -> Image:
+    return Image(np.where(kept, image.read(), np.float32(np.nan)), image.grid)

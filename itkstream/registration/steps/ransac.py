@@ -34,7 +34,6 @@ from itkstream.numerics.matching.affine import (
     MINORITY,
     PLENTY_OF_INLIERS,
     AffineSettings,
-    Elsewhere,
     Stages,
     find_elsewhere,
 )
@@ -222,10 +221,14 @@ class _Affine:
 
         Of aligned images only what overlaps is matched: parts in another order are not seen there.
         """
-        before, own = (each.facts.get("elsewhere") for each in (earlier, self))
-        if before is None or (own is not None and own["apart_um"] >= before["apart_um"]):
+        return self.beside(earlier.facts.get("elsewhere"))
+
+    def beside(self, place: dict[str, Any] | None) -> _Affine:
+        """With another place at which parts fit, if it is farther than the one that is known."""
+        known = self.facts.get("elsewhere")
+        if place is None or (known is not None and known["apart_um"] >= place["apart_um"]):
             return self
-        return attrs.evolve(self, facts=self.facts | {"elsewhere": before})
+        return attrs.evolve(self, facts=self.facts | {"elsewhere": place})
 
     def said(self) -> str:
         """Put into words what was found."""
@@ -289,11 +292,8 @@ def _with_outside(pair: _Pair, found: _Affine) -> _Affine:
     """With what of the leading channel's images lies outside and fits elsewhere, if anything."""
     if found.matrix is None or found.evidence is None or found.outcome != "convincing":
         return found
-    other = find_outside(pair.witnesses[0], found.matrix)
-    if other is None:
-        return found
-    place = Elsewhere(other.matches, other.apart_um, found.evidence.supported)
-    return found.after(attrs.evolve(found, facts={"elsewhere": attrs.asdict(place)}))
+    place = find_outside(pair.witnesses[0], found.matrix, found.evidence)
+    return found.beside(attrs.asdict(place) if place else None)
 
 
 def _drawn(points: NDArray[np.float64], agree: NDArray[np.bool_]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from itkstream.geometry import AffineTransform, Grid, Image
 from itkstream.io.storage.locations import Location
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
 from itkstream.numerics.engines import DeformEstimate, deform_block
-from itkstream.numerics.gpu import dispatch
+from itkstream.numerics.gpu import dispatch, engine
 from itkstream.numerics.gpu.backend import find_backend, visible_devices
 from itkstream.numerics.gpu.engine import (
     BYTES_PER_VOXEL,
@@ -151,10 +151,12 @@ def test_auto_does_without_a_cupy_that_is_broken(
         raise DeviceError("CuPy cannot be imported: no libcuda")
 
     expected = bits(deform())
-    monkeypatch.setattr(dispatch, "find_backend", find)
+    for module in (dispatch, engine):
+        monkeypatch.setattr(module, "find_backend", find)
     with using_engine("auto"):
         assert bits(deform()) == expected
-    assert "no libcuda: the processors compute" in caplog.text
+    assert engine.choose_engine("auto", here=True) == "cpu"
+    assert caplog.text.count("no libcuda: the processors compute") == 1
     with using_engine("gpu"), pytest.raises(DeviceError, match="no libcuda"):
         deform()
 

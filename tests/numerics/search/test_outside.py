@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from itkstream.geometry import Image
+from itkstream.numerics.search.evidence import Evidence
 from itkstream.numerics.search.outside import find_outside
 from itkstream.numerics.search.witnesses import Witnesses
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
 SLAB = 20
+EVIDENCE = Evidence(100, (), 300)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +31,12 @@ def shifted(by: float) -> np.ndarray:
 def test_a_slab_at_the_other_end_is_found(nuclei: PhantomPair) -> None:
     """The affine brings three of four slabs together; the fourth is 80 µm from where it puts it."""
     rolled = Image(np.roll(nuclei.moving.read(), SLAB, axis=0), nuclei.moving.grid)
-    found = find_outside(Witnesses(nuclei.fixed, rolled), shifted(SLAB))
+    found = find_outside(Witnesses(nuclei.fixed, rolled), shifted(SLAB), EVIDENCE)
     assert found is not None
     # Cubes of 80 / 48 µm tell it to one of them.
     assert found.apart_um == pytest.approx(80, abs=2)
-    assert found.matches >= 20
+    assert found.inliers >= 20
+    assert found.agree == EVIDENCE.supported
 
 
 def test_two_views_that_overlap_have_nothing_else_in_common(nuclei: PhantomPair) -> None:
@@ -45,8 +48,8 @@ def test_two_views_that_overlap_have_nothing_else_in_common(nuclei: PhantomPair)
             (nuclei.moving, (slice(SLAB, 80), *whole)),
         )
     )
-    assert find_outside(Witnesses(left, right), np.eye(4)) is None
+    assert find_outside(Witnesses(left, right), np.eye(4), EVIDENCE) is None
 
 
 def test_where_all_of_one_image_is_seen_nothing_is_looked_for(nuclei: PhantomPair) -> None:
-    assert find_outside(Witnesses(nuclei.fixed, nuclei.moving), shifted(4)) is None
+    assert find_outside(Witnesses(nuclei.fixed, nuclei.moving), shifted(4), EVIDENCE) is None

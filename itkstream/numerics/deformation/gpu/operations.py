@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.deformation.gpu.correlation import DeviceCorrelation
-from itkstream.numerics.deformation.gpu.smoothing import affine_trend, smooth_cosine
-from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
+from itkstream.numerics.deformation.gpu.smoothing import smooth_cosine
+from itkstream.numerics.deformation.kernels import SmoothingKernel, affine_trend, smooth_field
 from itkstream.numerics.deformation.mind import PatchPairs
 from itkstream.numerics.deformation.operations import Likeness
 from itkstream.numerics.gpu.arrays import DeviceArrays

@@ -18,7 +18,7 @@ from scipy import fft
 
 from itkstream.numerics.deformation.kernels import SmoothingKernel, squared_waves
 
-__all__ = ["affine_trend", "smooth_cosine"]
+__all__ = ["smooth_cosine"]
 
 
 def smooth_cosine(
@@ -39,18 +39,6 @@ def smooth_cosine(
     spectrum *= (np.float32(kernel.c) + np.float32(kernel.a) * squares) ** np.float32(-kernel.d)
     smooth = _along_all(spectrum, back, xp)
     return xp.ascontiguousarray(xp.moveaxis(smooth, 0, -1))
-
-
-def affine_trend(field: Any, xp: Any) -> Any:
-    """The affine field nearest to one, component by component as `kernels.affine_part`."""
-    trend = field.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
-    for axis in range(3):
-        x = np.arange(field.shape[axis]) - (field.shape[axis] - 1) / 2
-        along, others = xp.asarray(x), tuple({0, 1, 2} - {axis})
-        profile = field.mean(axis=others, dtype=np.float64)
-        slope = along @ profile / max(x @ x, 1.0)
-        trend = trend + xp.expand_dims(xp.outer(along, slope), others).astype(np.float32)
-    return trend
 
 
 def _along_all(parts: Any, matrices: Sequence[Any], xp: Any) -> Any:

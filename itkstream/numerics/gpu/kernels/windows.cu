@@ -76,6 +76,25 @@ __device__ __forceinline__ void add_along_line(const double *sums, int planes, i
     }
 }
 
+// Means, variances, covariance and squared correlation in a window.
+struct Moments {
+    double ma, mb, va, vb, vab, square;
+};
+
+// Those that follow from six sums; false where too few voxels count, or an image is constant.
+__device__ __forceinline__ bool find_moments(const double *s, double least, Moments &m) {
+    if (!(s[0] >= least)) return false;
+    double n = s[0];
+    m.ma = s[1] / n;
+    m.mb = s[2] / n;
+    m.va = s[3] / n - m.ma * m.ma;
+    m.vb = s[4] / n - m.mb * m.mb;
+    if (!(m.va >= LEAST_VARIANCE && m.vb >= LEAST_VARIANCE)) return false;
+    m.vab = s[5] / n - m.ma * m.mb;
+    m.square = m.vab * m.vab / (m.va * m.vb);
+    return true;
+}
+
 // The sums along axis 2, and what follows from them: residual and weight of each voxel, and for
 // each thread's lines the sum of squared correlations and the count of voxels.
 extern "C" __global__ void correlate(const float *a, const float *b, int nx, int ny, int nz,
@@ -94,20 +113,16 @@ extern "C" __global__ void correlate(const float *a, const float *b, int nx, int
             count += 1.0;
             double s[6];
             add_along_line(sums, planes, i, ny, j, nz, k, radius, s);
-            if (s[0] >= code[4]) {
-                double n = s[0], ma = s[1] / n, mb = s[2] / n;
-                double va = s[3] / n - ma * ma, vb = s[4] / n - mb * mb;
-                if (va >= LEAST_VARIANCE && vb >= LEAST_VARIANCE) {
-                    double vab = s[5] / n - ma * mb, square = vab * vab / (va * vb);
-                    r = (float)((x - ma - vab / vb * (y - mb)) / sqrt(va));
-                    w = (float)(vab / (sqrt(va) * vb) * code[3]);
-                    if (beside_others) {
-                        double share = fmin(square, 1.0);
-                        r = (float)(r * share * share);
-                        w = (float)(w * share * share);
-                    }
-                    total += square;
+            Moments m;
+            if (find_moments(s, code[4], m)) {
+                r = (float)((x - m.ma - m.vab / m.vb * (y - m.mb)) / sqrt(m.va));
+                w = (float)(m.vab / (sqrt(m.va) * m.vb) * code[3]);
+                if (beside_others) {
+                    double share = fmin(m.square, 1.0);
+                    r = (float)(r * share * share);
+                    w = (float)(w * share * share);
                 }
+                total += m.square;
             }
         }
         residual[p] = r;
@@ -132,14 +147,8 @@ extern "C" __global__ void correlate_windows(const float *a, const float *b, int
     } else {
         double s[6];
         add_along_line(sums, planes, i, ny, j, nz, k, radius, s);
-        if (s[0] >= code[4]) {
-            double n = s[0], ma = s[1] / n, mb = s[2] / n;
-            double va = s[3] / n - ma * ma, vb = s[4] / n - mb * mb;
-            if (va >= LEAST_VARIANCE && vb >= LEAST_VARIANCE) {
-                double vab = s[5] / n - ma * mb;
-                square = fmin(vab * vab / (va * vb), 1.0);
-            }
-        }
+        Moments m;
+        if (find_moments(s, code[4], m)) square = fmin(m.square, 1.0);
     }
     out[mine] = square;
 }
