@@ -40,8 +40,11 @@ async def hand_in(cluster: Any, workers: int) -> None:
     """Start as many jobs or processes as it takes to have so many workers.
 
     Unlike `cluster.scale`, it waits for the answer of the batch system, and raises RuntimeError
-    with its words where that refuses.
+    with its words where that refuses. A cluster that is being closed starts none: it would find a
+    job that is handed in after it has cancelled all still running, and fail.
     """
+    if is_closing(cluster):
+        return
     plan_workers(cluster, workers)
     try:
         await cluster
@@ -65,8 +68,8 @@ class Replacing(Adaptive):
     async def recommendations(self, target: int) -> dict[str, Any]:
         """Forget lost workers first, which lets dask start others in their place."""
         lost = await self.lost()
-        # To ask the queue takes a while, in which the cluster may have been closed: it would find a
-        # job that is handed in after that still running, and fail.
+        # To ask the queue takes a while, in which the cluster may have been closed, and then
+        # nothing is lost.
         if is_closing(self.cluster):
             return {"status": "same"}
         for name in lost:
