@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,18 +148,39 @@ def _by_components(
 
     Three at a time are laid so: one by one, a field is read from end to end for each (9 components
     of 128 x 150 x 128 vectors, two threads: 0.33 s; so 0.22 s), and all of them take its memory
-    once more.
+    once more. Compiled, by all threads, they are laid apart and together in 0.05 s, by numpy in
+    0.09.
     """
     out = np.empty_like(vectors)
+    planes = len(vectors)
+    rows, rows_out = (v.reshape(planes, -1, vectors.shape[-1]) for v in (vectors, out))
     for first in range(0, vectors.shape[-1], _AT_ONCE):
-        here = (..., slice(first, first + _AT_ONCE))
-        parts = np.moveaxis(vectors[here], -1, 0).copy()
+        count = min(_AT_ONCE, vectors.shape[-1] - first)
+        parts = np.empty((count, *vectors.shape[:-1]), np.float32)
+        apart = parts.reshape(count, planes, -1)
+        over_slabs(partial(_lay_apart, rows, first, apart), planes)
         for part in parts:
             # What points along the depth of a plane is 0, and stays so.
             if part.any():
                 smooth(part)
-        out[here] = np.moveaxis(parts, 0, -1)
+        over_slabs(partial(_lay_together, apart, first, rows_out), planes)
     return out
+
+
+@compiled
+def _lay_apart(vectors, first, parts, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        for j in range(vectors.shape[1]):
+            for c in range(parts.shape[0]):
+                parts[c, i, j] = vectors[i, j, first + c]
+
+
+@compiled
+def _lay_together(parts, first, vectors, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        for j in range(vectors.shape[1]):
+            for c in range(parts.shape[0]):
+                vectors[i, j, first + c] = parts[c, i, j]
 
 
 @dataclass(frozen=True, eq=False)
