@@ -61,7 +61,7 @@ def fit_intensity_affine(
     """Refine an affine until intensities agree best.
 
     What the model allows is put before the initial affine, so that even a translation keeps all
-    the initial one holds. Every sum runs on one thread in one order: the same bits on any machine.
+    the initial one holds. Sums run in one order, whatever the threads: the same bits on any machine.
 
     Mattes et al., IEEE Transactions on Medical Imaging 22 (2003) 120-128,
     doi:10.1109/TMI.2003.809072, for mutual information. Avants et al., Frontiers in
@@ -78,7 +78,7 @@ def fit_intensity_affine(
         for number in range(len(settings.shrink_factors)):
             search = _search(images, small, scaled, number)
             change = search.find(change)
-        before, after = search.measure(nothing), search.measure(change)
+        before, after = each_of(search.measure, (nothing, change))
     except RuntimeError as error:
         reason = f"the images could not be compared: {what_itk_says(error)}"
         return IntensityEstimate(frame.affine, np.nan, np.nan, reason)

@@ -14,6 +14,7 @@ from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.geometry.itk_bridge import quiet_itk, to_itk_image
 from itkstream.numerics.itk.settings import IntensitySettings
+from itkstream.numerics.threads import get_threads
 
 __all__ = ["ItkImage", "ItkSearch"]
 
@@ -102,8 +103,9 @@ class ItkSearch:
 
     def _method(self) -> sitk.ImageRegistrationMethod:
         method = sitk.ImageRegistrationMethod()
-        # The metrics add what each thread found in the order the threads end.
-        method.SetNumberOfWorkUnits(1)
+        method.SetNumberOfWorkUnits(_WORK_UNITS.get(self.settings.metric, 1))
+        # Threads share out the units, however many there are.
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(get_threads())
         _METRICS[self.settings.metric](method, self.settings)
         method.SetInterpolator(sitk.sitkLinear)
         method.SetMovingInitialTransform(self.initial)
@@ -115,6 +117,10 @@ class ItkSearch:
 
 
 Method: TypeAlias = sitk.ImageRegistrationMethod
+
+# These metrics add what the units of work found in the order of the units; the others in that in
+# which threads end. As many on each machine: results do not depend on its threads.
+_WORK_UNITS = {"correlation": 4, "mean-squares": 4}
 
 _METRICS: dict[str, Callable[[Method, IntensitySettings], None]] = {
     "correlation": lambda method, _: method.SetMetricAsCorrelation(),

@@ -199,11 +199,16 @@ def test_images_that_do_not_overlap_keep_the_initial_affine(pairs):
     np.testing.assert_array_equal(found.matrix, far)
 
 
-def test_bits_do_not_depend_on_threads(pairs):
+@pytest.mark.parametrize("metric", ["correlation", "mean-squares", "mutual-information"])
+@pytest.mark.parametrize("optimizer", ["gradient-descent", "lbfgsb"])
+@pytest.mark.parametrize("sampling", ["regular", "none"])
+def test_bits_do_not_depend_on_threads(pairs, metric, optimizer, sampling):
+    how = evolve(QUICK, iterations=(5, 5), metric=metric, optimizer=optimizer, sampling=sampling)
     bits = set()
-    for threads in (1, 2, 4):
+    # More threads than units of work, too; twice, as threads end in another order each time.
+    for threads in (1, 2, 4, 7, 7):
         with using_threads(threads):
-            bits.add(refine(pairs["rigid"], evolve(QUICK, iterations=(5, 5))).matrix.tobytes())
+            bits.add(refine(pairs["rigid"], how).matrix.tobytes())
     assert len(bits) == 1
 
 
