@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from itkstream.cli.console import console_reporter, make_console
+from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     IMAGE_OPTIONS,
     collect_resources,
@@ -71,9 +72,10 @@ def atlas(brain: str, template: str, annotation: str, out: str, **options: Any) 
     Run again after it was stopped, it goes on. The exit code is 4 where the registration failed;
     all files are kept.
     """
-    from itkstream.atlas.register import register_atlas
-    from itkstream.cli.config import read_steps
-    from itkstream.io.storage.inputs import check_apart
+    with importing():
+        from itkstream.atlas.register import register_atlas
+        from itkstream.cli.config import read_steps
+        from itkstream.io.storage.inputs import check_apart
 
     check_apart(out, brain, template, annotation, options["names"], options["config_file"])
     config = read_steps(options["config_file"])

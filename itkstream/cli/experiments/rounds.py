@@ -10,6 +10,7 @@ import click
 
 from itkstream.cli.console import console_reporter, make_console
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
+from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     collect_image_options,
     collect_resources,
@@ -73,8 +74,9 @@ def rounds(images: tuple[str, ...], out: str, **options: Any) -> None:
     A round that fails stops no other, and is left out of the joined image. The exit code is 4 where
     one was not aligned, 1 where one could not be computed.
     """
-    from itkstream.cli.config import read_steps
-    from itkstream.experiment.register import register_rounds
+    with importing():
+        from itkstream.cli.config import read_steps
+        from itkstream.experiment.register import register_rounds
 
     given, said = _collect_rounds(images, options)
     config = read_steps(options["config_file"])

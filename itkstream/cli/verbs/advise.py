@@ -9,6 +9,7 @@ import click
 
 from itkstream.cli.console import console_reporter, make_console
 from itkstream.cli.exit_codes import NOT_ALIGNED
+from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     choose_given_pair,
     collect_image_options,
@@ -43,8 +44,9 @@ def advise(fixed: str, moving: str, **options: Any) -> None:
 
     The exit code is 0 if the images match, and 4 if not, or not as they are given.
     """
-    from itkstream.advice import advise as find
-    from itkstream.workers import Resources
+    with importing():
+        from itkstream.advice import advise as find
+        from itkstream.workers import Resources
 
     memory = options["memory"]
     said = (collect_image_options(options, "fixed"), collect_image_options(options, "moving"))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from itkstream.cli.console import console_reporter, make_console
+from itkstream.cli.imports import importing
 from itkstream.cli.options import collect_resources, with_overwrite, with_resources
 from itkstream.cli.verb import Verb, tell, with_out
 
@@ -19,7 +20,8 @@ __all__ = ["demo"]
 @with_overwrite
 def demo(out: str, **options: Any) -> None:
     """Register a synthetic pair of rounds and print the error against the truth."""
-    from itkstream.cli.demo import run_demo
+    with importing():
+        from itkstream.cli.demo import run_demo
 
     with console_reporter(make_console()) as reporter:
         result = run_demo(

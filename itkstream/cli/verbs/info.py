@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     collect_image_options,
     name_options,
@@ -38,7 +39,8 @@ def info(file: str, png: str | None, overwrite: bool, **options: Any) -> None:
     Of an image: its axes, spacing, unit, origin and direction, levels, channels with their names,
     type and chunks. Voxels are read for the picture alone.
     """
-    from itkstream.registration.folder import registered_verdict
+    with importing():
+        from itkstream.registration.folder import registered_verdict
 
     said = collect_image_options(options)
     verdict = registered_verdict(file) if _is_folder(file) else None
@@ -61,9 +63,10 @@ def _is_folder(file: str) -> bool:
 
 def _tell_of_image(file: str, said: Any, png: str | None, overwrite: bool) -> None:
     """Print what is understood of an image; of a transform where it is none."""
-    from itkstream.io.storage.inputs import check_apart
-    from itkstream.io.storage.outputs import check_file
-    from itkstream.overlay import save_plane
+    with importing():
+        from itkstream.io.storage.inputs import check_apart
+        from itkstream.io.storage.outputs import check_file
+        from itkstream.overlay import save_plane
 
     if png is not None:
         check_apart(png, file)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from itkstream.cli.console import make_console, tabulate_plan
+from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     collect_config,
     collect_resources,
@@ -50,7 +51,8 @@ def plan(fixed: str, moving: str, probe: int, **options: Any) -> None:
     Nothing is written. With --memory, blocks and threads are chosen to fit it; `register` with the
     same options chooses the same. The exit code is 2 where the memory is too small.
     """
-    from itkstream.pipelines import plan as make
+    with importing():
+        from itkstream.pipelines import plan as make
 
     config = collect_config(options)
     made = make(

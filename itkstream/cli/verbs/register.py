@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from itkstream.cli.console import console_reporter, make_console, tabulate_plan
+from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     choose_given_pair,
     collect_config,
@@ -172,8 +173,9 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> None:
     At the end a verdict says whether the result is good, why not, and where to look. The exit code
     is 4 where it failed; all files are kept.
     """
-    from itkstream.io.storage.inputs import check_apart
-    from itkstream.pipelines import register as run
+    with importing():
+        from itkstream.io.storage.inputs import check_apart
+        from itkstream.pipelines import register as run
 
     check_apart(out, fixed, moving, options["config_file"])
     config = collect_config(options)

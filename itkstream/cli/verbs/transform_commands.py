@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
+from itkstream.cli.imports import importing
 from itkstream.cli.moving import open_moving
 from itkstream.cli.options import (
     Channel,
@@ -94,12 +95,13 @@ def apply(transform: str, moving: str, out: str, like: str | None, **options: An
     --spacing, --unit, --axes, --channel, --time and --level speak of MOVING; what was said of the
     image that was registered need not be said of it again.
     """
-    from itkstream.apply.products import check_resampled_output, write_resampled
-    from itkstream.io.images.units import itk_unit
-    from itkstream.io.storage.inputs import check_apart
-    from itkstream.io.transforms.files import read_transform
-    from itkstream.numerics.sampling.warping import WarpSettings
-    from itkstream.registration.folder import registered_places
+    with importing():
+        from itkstream.apply.products import check_resampled_output, write_resampled
+        from itkstream.io.images.units import itk_unit
+        from itkstream.io.storage.inputs import check_apart
+        from itkstream.io.transforms.files import read_transform
+        from itkstream.numerics.sampling.warping import WarpSettings
+        from itkstream.registration.folder import registered_places
 
     check_apart(out, transform, moving, like, *registered_places(transform))
     check_resampled_output(out, options["overwrite"])
@@ -253,9 +255,10 @@ def check(transform: str) -> None:
     The exit code is 0 if it is sound, 1 if not, 2 if it cannot be read, and 4 if it is of a
     registration that failed. --json has a box for each fold.
     """
-    from itkstream.apply.certificate import certify
-    from itkstream.io.transforms.files import read_transform
-    from itkstream.registration.folder import refuse_experiment, registered_verdict
+    with importing():
+        from itkstream.apply.certificate import certify
+        from itkstream.io.transforms.files import read_transform
+        from itkstream.registration.folder import refuse_experiment, registered_verdict
 
     refuse_experiment(transform)
     found = certify(read_transform(transform), name=transform)

@@ -61,7 +61,8 @@ def fit_intensity_affine(
     """Refine an affine until intensities agree best.
 
     What the model allows is put before the initial affine, so that even a translation keeps all
-    the initial one holds. Sums run in one order, whatever the threads: the same bits on any machine.
+    the initial one holds. Sums run in one order, whatever the threads: the same bits on any
+    machine.
 
     Mattes et al., IEEE Transactions on Medical Imaging 22 (2003) 120-128,
     doi:10.1109/TMI.2003.809072, for mutual information. Avants et al., Frontiers in
