@@ -64,7 +64,7 @@ from itkstream.numerics.evidence.one_sided import ImageContent, find_layer, find
 from itkstream.numerics.evidence.quality import local_correlation_in_tissue
 from itkstream.numerics.sampling.mapping import affine_part
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
-from itkstream.numerics.threads import over_slabs
+from itkstream.numerics.threads import each_of, over_slabs
 from itkstream.progress.reporters import Reporter
 from itkstream.registration.settings import Content
 from itkstream.workers import Resources
@@ -200,7 +200,9 @@ class Scene:
     @cached_property
     def coarse(self) -> tuple[Image, Image]:
         """The levels, in memory; a `RegistrationError` where no voxel of one counts."""
-        fixed, moving = (Image(level.read(), level.grid, level.name) for level in self.levels)
+        fixed, moving = each_of(
+            lambda level: Image(level.read(), level.grid, level.name), self.levels
+        )
         for which, image in (("fixed", fixed), ("moving", moving)):
             if image.dtype.kind == "f" and not np.isfinite(image.data).any():
                 raise RegistrationError(
