@@ -360,6 +360,8 @@ def linear_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
         linear = np.reshape(transform.GetMatrix(), (n, n))
         centre = np.array(transform.GetCenter())
         shift = np.array(transform.GetTranslation()) + (centre - linear @ centre)
+    elif isinstance(transform, sitk.TranslationTransform):
+        linear, shift = np.eye(n), np.array(transform.GetOffset())
     else:
         shift = np.array(transform.TransformPoint([0.0] * n))
         columns = [np.array(transform.TransformPoint(e.tolist())) - shift for e in np.eye(n)]
