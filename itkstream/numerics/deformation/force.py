@@ -80,7 +80,7 @@ def _node_line(nodes, i, j, stride, line):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _line_of_nodes(count, stride, nodes):  # type: ignore[no-untyped-def]
+def _between_all(count, stride, nodes):  # type: ignore[no-untyped-def]
     """`_between` of all voxels along axis 2; unsigned, as numba asks signed ones for their sign."""
     lows, highs = np.empty(count, np.uint64), np.empty(count, np.uint64)
     shares = np.empty(count, np.float32)
@@ -164,7 +164,7 @@ def _warp_planes(moving, maps, nodes, stride, out, start, stop):  # type: ignore
     flat, count = moving.reshape(moving.size), out.shape[2]
     line = np.empty((3, nodes.shape[2]), np.float32)
     moves, places = np.empty((3, count), np.float32), np.empty((3, count))
-    between = _line_of_nodes(count, stride[2], nodes.shape[2])
+    between = _between_all(count, stride[2], nodes.shape[2])
     for i in range(start, stop):
         for j in range(out.shape[1]):
             _node_line(nodes, i, j, stride, line)

@@ -104,7 +104,7 @@ class ItkSearch:
     def _method(self) -> sitk.ImageRegistrationMethod:
         method = sitk.ImageRegistrationMethod()
         method.SetNumberOfWorkUnits(_WORK_UNITS.get(self.settings.metric, 1))
-        # Threads share out the units, however many there are.
+        # Who asks does the units, and beside it so many threads of ITK's.
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(get_threads())
         _METRICS[self.settings.metric](method, self.settings)
         method.SetInterpolator(sitk.sitkLinear)
