@@ -16,6 +16,7 @@ from itkstream.cli.experiments.atlas import atlas
 from itkstream.cli.experiments.rounds import rounds
 from itkstream.cli.experiments.spots import count, points
 from itkstream.cli.options import name_options
+from itkstream.cli.process import keep_freed_memory
 from itkstream.cli.verb import set_verbosity
 from itkstream.cli.verbs.advise import advise
 from itkstream.cli.verbs.demo import demo
@@ -92,6 +93,7 @@ def main() -> None:
     Exit code 1: a result is missing or not sound; 2: the input is at fault; 3: the output exists or
     another run writes to it; 4: the images were not aligned; 130: it was stopped.
     """
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as cleanly as Ctrl-C does
     try:
         commands.main(prog_name="itkstream", standalone_mode=False)

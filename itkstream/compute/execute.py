@@ -26,7 +26,7 @@ from itkstream.io.storage.chunk_files import location_of
 from itkstream.io.storage.locations import Location
 from itkstream.io.storage.zarr_arrays import written_codecs
 from itkstream.numerics.gpu.engine import Engine, engine_here, using_engine
-from itkstream.numerics.threads import using_threads
+from itkstream.numerics.threads import get_threads, using_threads
 from itkstream.workers import Resources, connected
 
 __all__ = ["compute", "continues", "execute", "open_or_create", "run", "store", "terminable"]
@@ -325,7 +325,7 @@ def _compute(
             run_on(client, graph, wanted, tell)
             return
         at_once, threads = resources.threads_here(len(keys))
-        with using_threads(threads):
+        with using_threads(min(threads, get_threads())):
             run_here(graph, wanted, at_once, tell)
 
 

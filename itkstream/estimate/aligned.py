@@ -21,7 +21,7 @@ from itkstream.geometry import AffineTransform, Image, Transform
 from itkstream.numerics.deformation.correlation import local_correlation
 from itkstream.numerics.evidence.quality import WINDOW_RADIUS_VOX, tissue_mask
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
-from itkstream.numerics.threads import processors, using_threads
+from itkstream.numerics.threads import threads_for, using_threads
 
 __all__ = ["MovIs", "checked_mov_is", "prepare_start_of"]
 
@@ -71,7 +71,7 @@ def prepare_start_of(levels: Levels, affines: Transform, mov_is: MovIs) -> Delay
 def _start(fixed: Image, moving: Image, affines: Transform, mov_is: MovIs) -> Transform:
     as_it_is = AffineTransform(np.eye(fixed.ndim + 1))
     given, other = (as_it_is, affines) if mov_is == "aligned" else (affines, as_it_is)
-    with using_threads(processors()):
+    with using_threads(threads_for(min(fixed.grid.size, _VOXELS))):
         small, near = (read_coarse(i, factors_to_fit(i.grid, _VOXELS)) for i in (fixed, moving))
         tissue = tissue_mask(small.read())
         found, instead = (_correlation(small, near, way, tissue) for way in (given, other))

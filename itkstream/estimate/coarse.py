@@ -34,7 +34,7 @@ from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.fields import shrink_field
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.numerics.threads import processors, using_threads
+from itkstream.numerics.threads import threads_for, using_threads
 
 __all__ = [
     "Aids",
@@ -122,7 +122,7 @@ def solve_coarse(
     """
     aids = aids or Aids()
     factors = plan.factors, moving_factors(fixed.grid, moving.grid, plan.factors)
-    with using_threads(processors()):
+    with using_threads(threads_for(fixed.grid.shrink(factors[0]).size)):
         small, other = read_coarse(fixed, factors[0]), read_coarse(moving, factors[1])
         others = coarse_channels(aids.others, factors)
         estimate = deform_block(

@@ -29,7 +29,7 @@ from itkstream.geometry import (
 from itkstream.numerics.engines import deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.mapping import affine_part
-from itkstream.numerics.threads import processors, using_threads
+from itkstream.numerics.threads import threads_for, using_threads
 
 __all__ = ["PullEvidence", "judge_pull"]
 
@@ -107,7 +107,7 @@ def judge_pull(
         return PullEvidence(len(landmarks), math.nan, math.nan, math.nan)
     marks = landmarks.placed_within(max(*pair.fixed.spacing, *pair.moving.spacing))
     level = _Level.of(pair, start, settings, others)
-    with using_threads(processors()):
+    with using_threads(threads_for(level.fixed.grid.size)):
         known = start.apply(marks.fixed), level.apply(None, marks.fixed)
         pulled = _foretold(level, marks)
     before = min(

@@ -42,7 +42,7 @@ from itkstream.numerics.evidence.stiffness import (
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_mapped
-from itkstream.numerics.threads import each_of, processors, using_threads
+from itkstream.numerics.threads import each_of, threads_for, using_threads
 
 __all__ = ["SAMPLED_VOXELS", "Foretold", "choose_stiffness", "foretell"]
 
@@ -133,6 +133,11 @@ class _Samples:
     start: Transform
     settings: DeformSettings
 
+    @property
+    def threads(self) -> int:
+        """Threads that all parts together are worth."""
+        return threads_for(sum(part.fixed.grid.size for part in self.parts))
+
     def foretell(
         self, settings: DeformSettings, landmarks: Landmarks | None = None
     ) -> NDArray[np.float64]:
@@ -175,7 +180,7 @@ def choose_stiffness(
     levels = samples.settings
     assert isinstance(levels, DescentSettings)
     foretold = cache(samples.foretell)
-    with using_threads(processors()):
+    with using_threads(samples.threads):
         best, correlations = climb(lambda tried: foretold(for_trial(levels, tried)))
         # A field that is no softer is kept as it was tried.
         kept = foretold(stiffened(levels, best))
@@ -196,7 +201,7 @@ def foretell(
     Landmarks pull it, where there are any. The rest is as for `choose_stiffness`.
     """
     samples = _samples(ChannelPair(fixed, moving), start, settings, tissue, others)
-    with using_threads(processors()):
+    with using_threads(samples.threads):
         return samples.compare(samples.foretell(samples.settings, landmarks))
 
 

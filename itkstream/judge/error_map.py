@@ -45,7 +45,7 @@ from itkstream.numerics.evidence.residuals import (
 )
 from itkstream.numerics.sampling.pyramid import shrink
 from itkstream.numerics.sampling.warping import NAN_OUTSIDE, warp_block
-from itkstream.numerics.threads import processors, using_threads
+from itkstream.numerics.threads import threads_for, using_threads
 
 __all__ = [
     "OVERVIEW_BYTES",
@@ -65,8 +65,6 @@ OVERVIEW_BYTES = 120e6
 # Voxels of the overview; shifts that are tried, in the smallest voxels.
 _OVERVIEW_VOXELS = 2.5e5
 _REACH = 4
-# Threads cost more than they gain on fewer voxels.
-_SHARED_VOXELS = 1e5
 # An image of more voxels is looked at on a level of half its resolution.
 _FINE_VOXELS = 1.5e6
 # Lengths found on an overview are in its voxels. Taken for voxels of twice those of the level, as
@@ -220,8 +218,7 @@ def look_over(
     The fixed one has so many voxels there, at most.
     """
     factors = _overview_factors(fixed.grid, most_voxels)
-    large = fixed.grid.shrink(factors).size > _SHARED_VOXELS
-    with using_threads(processors() if large else 1):
+    with using_threads(threads_for(fixed.grid.shrink(factors).size)):
         small = read_coarse(fixed, factors)
         other = read_coarse(moving, moving_factors(fixed.grid, moving.grid, factors))
         voxels = np.asarray(small.read(), np.float32)

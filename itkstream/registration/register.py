@@ -28,6 +28,7 @@ from itkstream.io.storage.outputs import write_text
 from itkstream.io.transforms.ngff.store import read_transform
 from itkstream.judge.verdict import Verdict
 from itkstream.numerics.gpu.engine import describe_engine, engine_here, using_engine
+from itkstream.numerics.threads import get_threads, threads_for, using_threads
 from itkstream.progress.reporters import Reporter
 from itkstream.registration.advice.advice import advise_briefly
 from itkstream.registration.channels import CHANNELS, name_pairs
@@ -154,7 +155,8 @@ def run_request(request: Request, folder: RunFolder, reporter: Reporter) -> Regi
             # No workers before it is known that the folder may take this run.
             start = cache(partial(stack.enter_context, session(resources, reporter.note)))
             run, keys, patterns = _prepare_run(request, folder, reporter, start)
-            found = run.all_steps(request.initial, keys)
+            with using_threads(min(get_threads(), threads_for(run.scene.coarse_grid.size))):
+                found = run.all_steps(request.initial, keys)
         run.export(found.transform, keys[-1], unit)
         report = run.report() | request.given.described() | patterns | found.judged
         if len(request.channels) > 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from itkstream.cli.imports import importing
+from itkstream.cli.process import importing
 
 
 @pytest.fixture(autouse=True)

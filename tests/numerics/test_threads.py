@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itkstream.numerics.threads import each_of, get_threads, over_slabs, set_threads, using_threads
+from itkstream.numerics.threads import (
+    each_of,
+    get_threads,
+    over_slabs,
+    processors,
+    set_threads,
+    threads_for,
+    using_threads,
+)
 
 
 @given(st.integers(0, 30), st.integers(1, 9))
@@ -101,3 +109,8 @@ def test_the_environment_decides_first(value: str, wanted: str | None) -> None:
     )
     threads, processors = done.stdout.split()
     assert threads == (wanted or processors)
+
+
+def test_few_voxels_are_worth_one_thread() -> None:
+    assert threads_for(256 * 256) == 1
+    assert threads_for(256**3) == processors()

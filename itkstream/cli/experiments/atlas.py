@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from itkstream.cli.console import console_reporter, make_console
-from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     IMAGE_OPTIONS,
     collect_resources,
@@ -18,6 +17,7 @@ from itkstream.cli.options import (
     with_steps,
 )
 from itkstream.cli.outcome import tell_outcome
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, with_out
 
 __all__ = ["atlas"]

@@ -10,7 +10,6 @@ import click
 
 from itkstream.cli.console import console_reporter, make_console
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
-from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     collect_image_options,
     collect_resources,
@@ -19,6 +18,7 @@ from itkstream.cli.options import (
     with_resources,
     with_steps,
 )
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, tell, with_out
 
 if TYPE_CHECKING:

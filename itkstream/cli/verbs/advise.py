@@ -9,7 +9,6 @@ import click
 
 from itkstream.cli.console import console_reporter, make_console
 from itkstream.cli.exit_codes import NOT_ALIGNED
-from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     choose_given_pair,
     collect_image_options,
@@ -17,6 +16,7 @@ from itkstream.cli.options import (
     with_initial,
     with_masks,
 )
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, tell
 
 __all__ = ["advise"]

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from itkstream.cli.console import console_reporter, make_console
-from itkstream.cli.imports import importing
 from itkstream.cli.options import collect_resources, with_overwrite, with_resources
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, tell, with_out
 
 __all__ = ["demo"]

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     collect_image_options,
     name_options,
     with_image_options,
 )
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, tell
 from itkstream.errors import InputError, ItkstreamError
 

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from itkstream.cli.console import make_console, tabulate_plan
-from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     collect_config,
     collect_resources,
@@ -18,6 +17,7 @@ from itkstream.cli.options import (
     with_local_block,
     with_resources,
 )
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, tell, wants_json
 
 __all__ = ["config", "plan"]

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from itkstream.cli.console import console_reporter, make_console, tabulate_plan
-from itkstream.cli.imports import importing
 from itkstream.cli.options import (
     choose_given_pair,
     collect_config,
@@ -21,6 +20,7 @@ from itkstream.cli.options import (
     with_resources,
 )
 from itkstream.cli.outcome import tell_outcome
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, tell, wants_json, with_out
 
 __all__ = ["register"]

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from itkstream.cli.exit_codes import FAILED, NOT_ALIGNED
-from itkstream.cli.imports import importing
 from itkstream.cli.moving import open_moving
 from itkstream.cli.options import (
     Channel,
@@ -24,6 +23,7 @@ from itkstream.cli.options import (
     with_overwrite,
     with_resources,
 )
+from itkstream.cli.process import importing
 from itkstream.cli.verb import Verb, tell, with_out
 from itkstream.errors import MissingDataError
 

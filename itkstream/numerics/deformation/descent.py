@@ -298,10 +298,16 @@ class _Level:
         """Squared correlation that the landmarks' misses count for."""
         return 0.0 if self.pull is None else self.pull.penalty(self.ops.get(u))
 
-    def smooth(self, field: Array, kernel: SmoothingKernel, spare_affine: bool = False) -> Array:
-        """Smooth a field on the nodes; its affine part may be spared."""
+    def smooth(
+        self,
+        field: Array,
+        kernel: SmoothingKernel,
+        spare_affine: bool = False,
+        overwrite: bool = False,
+    ) -> Array:
+        """Smooth a field on the nodes; its affine part may be spared, itself overwritten."""
         spacings = self.nodes.spacing, self.lattice.spacing
-        return self.ops.smooth(field, spacings[0], kernel, spacings[1], spare_affine)
+        return self.ops.smooth(field, spacings[0], kernel, spacings[1], spare_affine, overwrite)
 
 
 def _lifted(name: str, image: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
@@ -431,13 +437,19 @@ def _initial(
     field, grid, n = np.asarray(initial.data, np.float32), initial.grid, frame.fixed_grid.ndim
     if grid.ndim != n or not np.isfinite(field).all():
         raise InputError(f"the initial displacement must be finite and {n}-D, as the images are")
-    direction = np.asarray(frame.fixed_grid.direction)
-    vectors = lift_field(field @ direction.astype(np.float32))
+    vectors = lift_field(_turned(field, np.asarray(frame.fixed_grid.direction), np))
     relative = (np.linalg.inv(_placement(frame.fixed_grid)) @ _placement(grid))[:3]
     direction_along = tuple(map(tuple, relative[:, :3]))
     return vectors, replace(
         lift_grid(grid), origin=tuple(relative[:, 3]), direction=direction_along
     )
+
+
+def _turned(field: Array, matrix: NDArray[np.float64], xp: Any) -> Array:
+    """Each vector times a matrix; the field itself where that is the identity."""
+    if np.array_equal(matrix, np.eye(len(matrix))):
+        return field
+    return field @ xp.asarray(matrix.astype(np.float32))
 
 
 def _descend_level(level: _Level, u: Array) -> tuple[Array, LevelReport]:
@@ -511,7 +523,7 @@ def _advance(level: _Level, u: Array, warped: Array, share: float) -> Array:
     moved = level.ops.compose(small, u, level.nodes)
     if level.continuation is not None:
         return level.continuation.smooth(moved, u, partial(level.smooth, kernel=kernel))
-    return level.smooth(moved, kernel, spare_affine=True)
+    return level.smooth(moved, kernel, spare_affine=True, overwrite=True)
 
 
 def _small_step(level: _Level, u: Array, warped: Array, share: float) -> Array:
@@ -520,7 +532,7 @@ def _small_step(level: _Level, u: Array, warped: Array, share: float) -> Array:
     if level.propose is not None:
         moves = _proposed(level, level.propose, warped)
         moves *= np.float32(share)
-        return _bounded(level.smooth(moves, level.gradient_kernel), step, xp)
+        return _bounded(level.smooth(moves, level.gradient_kernel, overwrite=True), step, xp)
     newton = level.settings.update == "newton"
     force = _smooth_force(_collected(level, 9 if newton else 3), level)
     if level.home is not None:
@@ -559,9 +571,10 @@ def _collected(level: _Level, components: int) -> Array:
 
 
 def _smooth_force(force: Array, level: _Level) -> Array:
+    """The forces smoothed, which may overwrite them."""
     kernel = level.gradient_kernel
     if kernel.b == 0 or force.shape[-1] == 3:
-        return level.smooth(force, kernel)
+        return level.smooth(force, kernel, overwrite=True)
     # The grad-div term couples the components of a vector; a matrix's elements have none.
     apart = level.smooth(force[..., 3:], replace(kernel, b=0.0))
     return level.ops.xp.concatenate([level.smooth(force[..., :3], kernel), apart], axis=-1)
@@ -596,10 +609,8 @@ def _finish(
     n = frame.fixed_grid.ndim
     field = ops.resize(*found, lift_grid(frame.fixed_grid))
     field = field.reshape((*frame.fixed_grid.shape, 3))[..., 3 - n :]
-    direction = np.asarray(frame.fixed_grid.direction, np.float32)
-    if not np.array_equal(direction, np.eye(n)):
-        field = field @ ops.put(direction).T
-    field = ops.xp.ascontiguousarray(field)
+    turn = np.asarray(frame.fixed_grid.direction).T
+    field = ops.xp.ascontiguousarray(_turned(field, turn, ops.xp))
     repair = ops.repair(field, frame.fixed_grid, settings.minimum_jacobian)
     if repair.folded_after:
         logger.warning("%d voxels stay folded after repair", repair.folded_after)

@@ -77,8 +77,9 @@ class Operations(Arrays, Protocol):
         kernel: SmoothingKernel,
         lattice_spacing: tuple[float, ...],
         spare_affine: bool = False,
+        overwrite: bool = False,
     ) -> Array:
-        """Smooth a field, see `smooth_field`."""
+        """Smooth a field, over which the result may be written, see `smooth_field`."""
 
     def solve(self, normal: Array, damping: float) -> Array:
         """Solve ``(H + damping) v = g`` at each node; a field."""
@@ -143,9 +144,10 @@ class HostOperations(HostArrays):
         kernel: SmoothingKernel,
         lattice_spacing: tuple[float, ...],
         spare_affine: bool = False,
+        overwrite: bool = False,
     ) -> NDArray[np.float32]:
         """As `Operations.smooth`."""
-        return smooth_field(field, spacing, kernel, lattice_spacing, spare_affine)
+        return smooth_field(field, spacing, kernel, lattice_spacing, spare_affine, overwrite)
 
     def solve(self, normal: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
         """As `Operations.solve`."""

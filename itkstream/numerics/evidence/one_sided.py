@@ -68,7 +68,7 @@ _PLAIN = 0.15
 # Medium is at least so bright, compared to tissue: what is darker may be a ground with much noise.
 _BRIGHT = 0.5
 _WINDOW_VOX, _LAG_VOX, _SPECK_VOX, _LEAST_LIGHT = 7, 2, 2, 0.25
-# Voxels of a level on which a ground can be told.
+# Voxels of a level on which a ground, or what was painted over, can be told.
 _LOOKED_AT = 1e6
 # Gaps of the content that are closed: half their width.
 _GAP_VOX = 3
@@ -180,8 +180,10 @@ class ImageContent:
 
     @cached_property
     def level(self) -> tuple[ImageContent, int]:
-        """A level of a large image that tells of its ground, and voxels per axis of its voxels."""
+        """A level of a large image that tells what it shows, and voxels per axis of its voxels."""
         factors = _level_factors(self.image)
+        if max(factors) == 1:
+            return self, 1
         level = Image(*shrink(self.image.read(), self.image.grid, factors))
         return ImageContent(level), max(factors)
 
@@ -197,19 +199,31 @@ def find_one_sided(fixed: ImageContent, moving: ImageContent, transform: Transfo
 
 
 def _beside_painted(fixed: ImageContent, moving: ImageContent, transform: Transform) -> Mask:
-    """Voxels that were painted over in one image, which do not count."""
+    """Voxels that were painted over in one image, which do not count.
+
+    A level of large images tells whether there are any.
+    """
     left_out = np.zeros(fixed.image.shape, bool)
-    if not (fixed.painted.any() or moving.painted.any()):
-        return left_out
-    grids = moving.image.grid, transform, fixed.image.grid
-    if _is_much(
-        fixed.painted & ~fixed.tissue & (_warped(moving.tissue, *grids) > 0.5), fixed.tissue
-    ):
+    (first, edge), (second, _) = fixed.level, moving.level
+    here, there = _painted_over(first, second, transform, max(1, round(_THIN_VOX / edge)))
+    if here:
         left_out |= _without_rim(fixed.painted)
-    blank = _warped(moving.painted & ~moving.tissue, *grids) > _ALL
-    if _is_much(blank & fixed.tissue, fixed.tissue):
+    if there:
+        grids = moving.image.grid, transform, fixed.image.grid
         left_out |= _without_rim(_warped(moving.painted, *grids) > _ALL)
     return left_out
+
+
+def _painted_over(
+    fixed: ImageContent, moving: ImageContent, transform: Transform, thin: int
+) -> tuple[bool, bool]:
+    """Whether one image shows much tissue where the fixed one was painted, or the moving one."""
+    if not (fixed.painted.any() or moving.painted.any()):
+        return False, False
+    grids = moving.image.grid, transform, fixed.image.grid
+    here = fixed.painted & ~fixed.tissue & (_warped(moving.tissue, *grids) > 0.5)
+    there = (_warped(moving.painted & ~moving.tissue, *grids) > _ALL) & fixed.tissue
+    return _is_much(here, fixed.tissue, thin), _is_much(there, fixed.tissue, thin)
 
 
 def find_layer(fixed: ImageContent, moving: ImageContent, transform: Transform) -> Mask:
@@ -404,10 +418,10 @@ def _level_factors(image: Image) -> tuple[int, ...]:
     return cubic_factors(image.grid, _LOOKED_AT, slack=0.25)
 
 
-def _is_much(one_sided: Mask, tissue: Mask) -> bool:
+def _is_much(one_sided: Mask, tissue: Mask, thin: int) -> bool:
     least = _LEAST_ONE_SIDED * tissue.sum()
     # Thick parts, which take long to tell, are no more than all.
-    return bool(one_sided.sum() > least and _thick(one_sided, _THIN_VOX) > least)
+    return bool(one_sided.sum() > least and _thick(one_sided, thin) > least)
 
 
 def _thick(mask: Mask, thin: int) -> int:

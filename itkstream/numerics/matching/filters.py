@@ -6,6 +6,7 @@ have the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -59,18 +60,17 @@ class HostFilters(HostArrays):
 
     def halve(self, image: NDArray[Any], axis: int) -> NDArray[np.float32]:
         """As `Filters.halve`."""
-        half = image.shape[axis] // 2
-        out = np.empty((*image.shape[:axis], half, *image.shape[axis + 1 :]), np.float32)
-        # Plane by plane of another axis: each fits into the processor's cache, however it is cut.
-        across = 0 if axis else 1
-        planes, halved = (np.moveaxis(x, (across, axis), (0, 1)) for x in (image, out))
-
-        def slab(start: int, stop: int) -> None:
-            for k in range(start, stop):
-                halved[k] = _halved(planes[k], half)
-
-        over_slabs(slab, len(planes))
-        return out
+        kind = np.float32 if np.can_cast(image.dtype, np.float32) else np.float64
+        shape, half = image.shape, image.shape[axis] // 2
+        lines = np.ascontiguousarray(image, kind)
+        lines = lines.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+        out = np.empty((len(lines), half, lines.shape[2]), np.float32)
+        if lines.shape[2] == 1:
+            flat, result = lines[:, :, 0], out[:, :, 0]
+            over_slabs(lambda a, b: _halve_along(flat, result, a, b), len(flat))
+        else:
+            over_slabs(lambda a, b: _halve_across(lines, out, a, b), len(lines) * half)
+        return out.reshape((*shape[:axis], half, *shape[axis + 1 :]))
 
     def laplacian(
         self, image: NDArray[np.float32], weights: tuple[np.float32, ...]
@@ -129,16 +129,6 @@ def find_maxima(
     return np.stack(np.unravel_index(np.flatnonzero(keep), keep.shape), axis=-1)
 
 
-def _halved(lines: NDArray[Any], count: int) -> NDArray[np.floating]:
-    """Weighted sums of two lines and those beside them; at the ends of an image, of the ends."""
-    end, last = 2 * count, min(2 * count, len(lines) - 1)
-    before = np.concatenate([lines[:1], lines[1 : end - 2 : 2]])
-    after = np.concatenate([lines[2:end:2], lines[last : last + 1]])
-    inner = lines[:end:2].astype(np.float32) + lines[1:end:2]
-    outer = before.astype(np.float32) + after
-    return np.asarray(0.375 * inner + 0.125 * outer)
-
-
 def _rows_of(image: NDArray[Any]) -> NDArray[Any]:
     """An image in three dimensions; a plane as one row after the other, for threads to share."""
     return image[:, None] if image.ndim == 2 else image
@@ -157,6 +147,35 @@ def _neighbours(values, i, j, edge):  # type: ignore[no-untyped-def]
         (plane[j - edge, 1:-1], plane[j + edge, 1:-1]),
         (plane[j, :-2], plane[j, 2:]),
     )
+
+
+@compiled
+def _halve_across(planes, out, start, stop):  # type: ignore[no-untyped-def]
+    """Weighted sums of four lines; at the ends of an image the last line stands for the next."""
+    half, last = out.shape[1], planes.shape[1] - 1
+    for row in range(start, stop):
+        i, g = row // half, row % half
+        first, fourth = planes[i, max(2 * g - 1, 0)], planes[i, min(2 * g + 2, last)]
+        second, third = planes[i, 2 * g], planes[i, 2 * g + 1]
+        total = out[i, g]
+        for k in range(total.shape[0]):
+            total[k] = _halved(first[k], second[k], third[k], fourth[k])
+
+
+@compiled
+def _halve_along(lines, out, start, stop):  # type: ignore[no-untyped-def]
+    """The same within each line."""
+    half, last = out.shape[1], lines.shape[1] - 1
+    for i in range(start, stop):
+        line, total = lines[i], out[i]
+        for g in range(half):
+            before, after = line[max(2 * g - 1, 0)], line[min(2 * g + 2, last)]
+            total[g] = _halved(before, line[2 * g], line[2 * g + 1], after)
+
+
+@inlined
+def _halved(first, second, third, fourth):  # type: ignore[no-untyped-def]
+    return np.float32(0.375) * (second + third) + np.float32(0.125) * (first + fourth)
 
 
 @compiled

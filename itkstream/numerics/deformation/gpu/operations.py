@@ -89,8 +89,12 @@ class DeviceOperations(DeviceArrays):
         kernel: SmoothingKernel,
         lattice_spacing: tuple[float, ...],
         spare_affine: bool = False,
+        overwrite: bool = False,
     ) -> Any:
-        """As `kernels.smooth_field`; the grad-div term is left to the processors."""
+        """As `kernels.smooth_field`, with a result of its own.
+
+        The grad-div term is left to the processors.
+        """
         if kernel.is_identity:
             return field.copy()
         if kernel.b:

@@ -25,9 +25,8 @@ __device__ __forceinline__ void halve(const Value *in, int before, int length, i
     if (n >= (long long)before * half * after) return;
     int a = (int)(n % after), k = 2 * (int)(n / after % half);
     const Value *line = in + n / after / half * length * after + a;
-    // One of two is rounded to single precision first, as there.
-    Value inner = (float)line[(long long)k * after] + line[(long long)(k + 1) * after];
-    Value outer = (float)line[(long long)max(k - 1, 0) * after] +
+    Value inner = line[(long long)k * after] + line[(long long)(k + 1) * after];
+    Value outer = line[(long long)max(k - 1, 0) * after] +
                   line[(long long)min(k + 2, length - 1) * after];
     out[n] = (float)((Value)0.375 * inner + (Value)0.125 * outer);
 }
