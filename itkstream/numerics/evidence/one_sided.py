@@ -153,7 +153,8 @@ def _reaching_border(mask: Mask) -> Mask:
 class ImageContent:
     """Content of an image, told once for all transforms that are tried.
 
-    Of 20 Mvoxel it takes 2.5 s of a core, and what follows from it through a transform 0.6.
+    Of two brains of 20 Mvoxel, of which neither was painted over, that takes 0.8 s of a core, and
+    what follows from it through a transform 0.1: a level of them tells.
 
     Parameters
     ----------

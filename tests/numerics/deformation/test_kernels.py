@@ -123,6 +123,19 @@ def test_the_identity_copies():
     np.testing.assert_array_equal(got, field)
 
 
+@pytest.mark.parametrize("kernel", [SmoothingKernel(2.0, 0.0, 1.0, 2), SmoothingKernel(0, 0, 1, 1)])
+@pytest.mark.parametrize("components", [3, 9])
+def test_a_field_may_be_overwritten(kernel, components):
+    field = np.random.default_rng(0).random((9, 7, 8, components), np.float32)
+    apart = smooth_field(field, (1.0, 1.0, 1.0), kernel, spare_affine=components == 3)
+    assert not np.shares_memory(apart, field)
+    inside = smooth_field(
+        field, (1.0, 1.0, 1.0), kernel, spare_affine=components == 3, overwrite=True
+    )
+    assert inside.tobytes() == apart.tobytes()
+    assert np.shares_memory(inside, field)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [("a", (-1, 0, 1, 2)), ("b", (1, -1, 1, 2)), ("c", (1, 0, 0, 2)), ("d", (1, 0, 1, np.nan))],

@@ -57,6 +57,18 @@ def test_a_head_counts_where_its_painted_brain_is(ground: float) -> None:
         assert not left_out[r < 16.5].any()
 
 
+def test_what_was_painted_over_in_large_images_is_told_on_a_level() -> None:
+    fine = [np.repeat(np.repeat(np.repeat(v, 2, 0), 2, 1), 2, 2) for v in (brain(), head(1))]
+    pair = content(fine[0]), content(fine[1])
+    assert [each.level[1] for each in pair] == [2, 2]
+    r = np.repeat(np.repeat(np.repeat(from_middle(), 2, 0), 2, 1), 2, 2)
+    for fixed, moving in (pair, pair[::-1]):
+        left_out = find_one_sided(fixed, moving, STILL)
+        assert left_out[r > 20].all()
+        assert not left_out[r < 16].any()
+    assert not find_one_sided(pair[0], pair[0], STILL).any()
+
+
 def test_what_lies_elsewhere_is_compared_through_the_transform() -> None:
     """The head lies 9 voxels off, and where the transform puts it."""
     shift = np.eye(4)
