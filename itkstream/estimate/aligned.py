@@ -71,7 +71,7 @@ def prepare_start_of(levels: Levels, affines: Transform, mov_is: MovIs) -> Delay
 def _start(fixed: Image, moving: Image, affines: Transform, mov_is: MovIs) -> Transform:
     as_it_is = AffineTransform(np.eye(fixed.ndim + 1))
     given, other = (as_it_is, affines) if mov_is == "aligned" else (affines, as_it_is)
-    with using_threads(threads_for(min(fixed.grid.size, _VOXELS))):
+    with using_threads(threads_for(fixed.grid.size)):
         small, near = (read_coarse(i, factors_to_fit(i.grid, _VOXELS)) for i in (fixed, moving))
         tissue = tissue_mask(small.read())
         found, instead = (_correlation(small, near, way, tissue) for way in (given, other))

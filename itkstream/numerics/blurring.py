@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream.numerics.compiling import compiled
+from itkstream.numerics.lift import around_axis
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["gaussian_blur"]
@@ -44,17 +43,16 @@ def _blurred_along(
     image: NDArray[np.float32], axis: int, half: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Blur along one axis, by the weights from the middle of a Gaussian to its end."""
-    shape, length = image.shape, image.shape[axis]
-    lines = image.reshape(math.prod(shape[:axis]), length, math.prod(shape[axis + 1 :]))
+    before, length, after = around_axis(image.shape, axis)
+    lines = image.reshape(before, length, after)
     out, source = np.empty_like(lines), _mirrored(length, len(half) - 1)
-    before, _, after = lines.shape
     if after == 1:
         flat, result = lines[:, :, 0], out[:, :, 0]
         over_slabs(lambda a, b: _along_lines(flat, source, half, result, a, b), before)
     else:
         chunks = before * -(-after // _CHUNK)
         over_slabs(lambda a, b: _across_lines(lines, source, half, out, a, b), chunks)
-    return out.reshape(shape)
+    return out.reshape(image.shape)
 
 
 def _mirrored(length: int, reach: int) -> NDArray[np.intp]:

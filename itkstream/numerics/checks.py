@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 
-__all__ = ["TO_DEVIATION", "check_image", "counting_voxels", "without_infinities"]
+__all__ = [
+    "TO_DEVIATION",
+    "check_image",
+    "counting_voxels",
+    "floating_dtype",
+    "without_infinities",
+]
 
 TO_DEVIATION = 1.4826
 """From the median absolute deviation of Gaussian noise to its standard one."""
@@ -21,6 +27,11 @@ def check_image(what: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
         raise InputError(f"{what} has shape {array.shape}, which does not fit a grid of {shape}")
     if array.dtype.kind not in "buif":
         raise InputError(f"{what} must hold real numbers; got {array.dtype}")
+
+
+def floating_dtype(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:
+    """Single precision where it holds all values of a type, else double."""
+    return np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
 
 
 def without_infinities(image: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,8 @@ Compiled loops are written once, for three axes; what they take is lifted here, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from itkstream.geometry import Grid
 
 __all__ = [
+    "around_axis",
     "lift_field",
     "lift_grid",
     "lift_homogeneous",
@@ -21,6 +23,11 @@ __all__ = [
     "lift_values",
     "lift_vectors",
 ]
+
+
+def around_axis(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
+    """Places before an axis, along it, and after it: of any image as one of three axes."""
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
 def lift_values(values: Iterable[Any], fill: Any) -> tuple[Any, Any, Any]:

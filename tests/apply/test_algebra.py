@@ -77,33 +77,25 @@ def test_composition_is_associative_and_exact(n: int, seed: int) -> None:
         assert not any(x and y for x, y in pairwise(linear))
 
 
-def _holds(grid: Grid, points: np.ndarray) -> np.ndarray:
-    index = grid.to_index(points)
-    return np.asarray(((index >= 0) & (index <= np.subtract(grid.shape, 1))).all(axis=1))
-
-
 @given(st.sampled_from((2, 3)), st.integers(0, 2**32 - 1))
 @settings(max_examples=15)
-@example(2, 4748299)  # One point leaves the lattice of the second inverse.
+@example(2, 4748299)  # One point is moved off the grid, which the inverses must reach.
 def test_the_inverse_of_a_chain_is_the_chain_of_inverses(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape, spacing = (14, 13, 12)[:n], (1.0, 1.5, 2.0)[:n]
     grid = Grid(shape, spacing)
+    wide = Grid(tuple(k + 8 for k in shape), spacing, tuple(-4 * h for h in spacing))
     a, b = (
         compose(smooth_field(seed % 1000 + k, grid, 0.6), random_affine(rng, n, 0.5))
         for k in range(2)
     )
-    both = invert_transform(compose(a, b), grid)
-    one = compose(invert_transform(b, grid), invert_transform(a, grid))
+    both = invert_transform(compose(a, b), wide)
+    one = compose(invert_transform(b, wide), invert_transform(a, wide))
     inner = grid.to_physical(rng.uniform(3, np.subtract(shape, 4), (40, n)))
-    between = a.apply(inner)
-    moved = b.apply(between)
+    moved = b.apply(a.apply(inner))
     np.testing.assert_array_equal(both.apply(moved), one.apply(moved))
-    # The inverse sampled on the lattice, which knows nothing beyond it: linear between nodes of a
-    # smooth field of half a voxel.
-    known = _holds(grid, between) & _holds(grid, moved)
-    np.testing.assert_allclose(both.apply(moved)[known], inner[known], atol=0.06)
-    assert known.mean() > 0.5
+    # The inverse sampled on the lattice: linear between nodes of a smooth field of half a voxel.
+    np.testing.assert_allclose(both.apply(moved), inner, atol=0.06)
     # Solved at the points themselves: to 0.01 voxels for each of the two.
     back = apply_to_points(compose(a, b), moved, inverse=True)
     np.testing.assert_allclose(back.points[~back.outside], inner[~back.outside], atol=0.02)

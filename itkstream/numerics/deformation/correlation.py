@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.numerics.checks import without_infinities
+from itkstream.numerics.checks import floating_dtype, without_infinities
 from itkstream.numerics.compiling import compiled, expanded, helper
 from itkstream.numerics.deformation.force import collect_forces
 from itkstream.numerics.gpu.backend import Backend
@@ -196,8 +196,7 @@ def _pair(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]
             "local correlation needs two 2-D or 3-D images of one shape; "
             f"got shapes {a.shape} and {b.shape}"
         )
-    single = all(np.can_cast(image.dtype, np.float32) for image in (a, b))
-    wanted = np.float32 if single else np.float64
+    wanted = np.promote_types(floating_dtype(a.dtype), floating_dtype(b.dtype))
     # Another function would be compiled for arrays that cannot be written.
     first, second = (np.require(image, wanted, ["C", "W"]) for image in (a, b))
     return without_infinities(first), without_infinities(second)

@@ -206,7 +206,7 @@ def _beside_painted(fixed: ImageContent, moving: ImageContent, transform: Transf
     """
     left_out = np.zeros(fixed.image.shape, bool)
     (first, edge), (second, _) = fixed.level, moving.level
-    here, there = _painted_over(first, second, transform, max(1, round(_THIN_VOX / edge)))
+    here, there = _painted_over(first, second, transform, _thin_on(edge))
     if here:
         left_out |= _without_rim(fixed.painted)
     if there:
@@ -250,7 +250,7 @@ def _beside_ground(
     (first, edge), (second, other_edge) = fixed.level, moving.level
     small, coarse = _Grounds.of(first, second, transform), first.image.grid
     lights = first.image.read(), warp_block(second.image, transform, coarse, NAN_OUTSIDE)
-    thin = max(1, round(_THIN_VOX / edge))
+    thin = _thin_on(edge)
     textured = small.textured(lights, thin, spares_tissue)
     is_left_out = small.shows_much(textured, thin)
     if not any(is_left_out):
@@ -417,6 +417,11 @@ def _still(grid: Grid) -> Transform:
 
 def _level_factors(image: Image) -> tuple[int, ...]:
     return cubic_factors(image.grid, _LOOKED_AT, slack=0.25)
+
+
+def _thin_on(edge: int) -> int:
+    """Half the width of what is thin, in voxels of a level, of so many voxels per axis."""
+    return max(1, round(_THIN_VOX / edge))
 
 
 def _is_much(one_sided: Mask, tissue: Mask, thin: int) -> bool:

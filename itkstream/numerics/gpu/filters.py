@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from itkstream.numerics.checks import floating_dtype
 from itkstream.numerics.gpu.arrays import DeviceArrays
 from itkstream.numerics.gpu.backend import Backend
+from itkstream.numerics.lift import around_axis
 
 __all__ = ["FILTER_BYTES", "DeviceFilters", "filter_axis"]
 
@@ -28,8 +29,7 @@ class DeviceFilters(DeviceArrays):
     def load(self, image: NDArray[np.generic]) -> Any:
         """Send an image; it becomes float32 where that holds its values, else float64."""
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
-        kind = np.float32 if np.can_cast(image.dtype, np.float32) else np.float64
-        return self.backend.put(native).astype(kind, copy=False)
+        return self.backend.put(native).astype(floating_dtype(image.dtype), copy=False)
 
     def convolve(self, image: Any, axis: int, weights: NDArray[np.float32]) -> Any:
         """As `Filters.convolve`."""
@@ -37,7 +37,7 @@ class DeviceFilters(DeviceArrays):
 
     def halve(self, image: Any, axis: int) -> Any:
         """As `Filters.halve`."""
-        before, length, after = _lines(image.shape, axis)
+        before, length, after = around_axis(image.shape, axis)
         half = length // 2
         out = self.xp.empty((*image.shape[:axis], half, *image.shape[axis + 1 :]), np.float32)
         kernel = f"halve_{8 * image.dtype.itemsize}"
@@ -63,7 +63,7 @@ def filter_axis(
     backend: Backend, image: Any, axis: int, weights: NDArray[np.float32], factor: int = 1
 ) -> Any:
     """Convolve along one axis and keep one sample of every `factor` voxels."""
-    before, length, after = _lines(image.shape, axis)
+    before, length, after = around_axis(image.shape, axis)
     groups = -(-length // factor)
     out = backend.xp.empty((*image.shape[:axis], groups, *image.shape[axis + 1 :]), np.float32)
     taps = len(weights)
@@ -74,11 +74,6 @@ def filter_axis(
         *(taps, factor, (taps - factor) // 2, out),
     )
     return out
-
-
-def _lines(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
-    """Places before an axis, along it, and after it."""
-    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
 def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:

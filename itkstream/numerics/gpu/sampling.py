@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itkstream.numerics.checks import floating_dtype
 from itkstream.numerics.gpu.backend import Backend
 from itkstream.numerics.gpu.dispatch import in_batches
 
@@ -86,8 +87,7 @@ def warp_image(
         source, target = backend.put(image.view(bits)), out.view(bits)
         edge = backend.put(np.array([background], out.dtype).view(bits))
     else:
-        single = out.dtype == np.float32 and np.can_cast(image.dtype, np.float32)
-        kind = np.dtype(np.float32 if single else np.float64)
+        kind = np.promote_types(out.dtype, floating_dtype(image.dtype))
         kernel, target = f"warp_linear_{8 * kind.itemsize}", out
         source = backend.put(image).astype(kind, copy=False)
         edge = backend.put(np.array([background], out.dtype).astype(kind))

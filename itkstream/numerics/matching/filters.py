@@ -6,18 +6,19 @@ have the same bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from itkstream.numerics.checks import floating_dtype
 from itkstream.numerics.compiling import compiled, helper, inlined
 from itkstream.numerics.gpu.arrays import Array, Arrays, HostArrays
 from itkstream.numerics.gpu.backend import Backend
 from itkstream.numerics.gpu.dispatch import on_engine
 from itkstream.numerics.gpu.filters import FILTER_BYTES, DeviceFilters
+from itkstream.numerics.lift import around_axis
 from itkstream.numerics.sampling.pyramid import filter_axis
 from itkstream.numerics.threads import over_slabs
 
@@ -60,17 +61,17 @@ class HostFilters(HostArrays):
 
     def halve(self, image: NDArray[Any], axis: int) -> NDArray[np.float32]:
         """As `Filters.halve`."""
-        kind = np.float32 if np.can_cast(image.dtype, np.float32) else np.float64
-        shape, half = image.shape, image.shape[axis] // 2
-        lines = np.ascontiguousarray(image, kind)
-        lines = lines.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-        out = np.empty((len(lines), half, lines.shape[2]), np.float32)
-        if lines.shape[2] == 1:
+        before, length, after = around_axis(image.shape, axis)
+        half = length // 2
+        values = np.ascontiguousarray(image, floating_dtype(image.dtype))
+        lines = values.reshape(before, length, after)
+        out = np.empty((before, half, after), np.float32)
+        if after == 1:
             flat, result = lines[:, :, 0], out[:, :, 0]
-            over_slabs(lambda a, b: _halve_along(flat, result, a, b), len(flat))
+            over_slabs(lambda a, b: _halve_along(flat, result, a, b), before)
         else:
-            over_slabs(lambda a, b: _halve_across(lines, out, a, b), len(lines) * half)
-        return out.reshape((*shape[:axis], half, *shape[axis + 1 :]))
+            over_slabs(lambda a, b: _halve_across(lines, out, a, b), before * half)
+        return out.reshape((*image.shape[:axis], half, *image.shape[axis + 1 :]))
 
     def laplacian(
         self, image: NDArray[np.float32], weights: tuple[np.float32, ...]

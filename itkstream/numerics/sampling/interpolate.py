@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError
+from itkstream.numerics.checks import floating_dtype
 from itkstream.numerics.compiling import compiled, expanded, helper, inlined
 from itkstream.numerics.gpu.backend import Backend
 from itkstream.numerics.gpu.dispatch import on_engine
@@ -198,7 +199,7 @@ def _working_dtype(wanted: np.dtype[Any], interpolator: str) -> np.dtype[Any]:
     """Linear samples are rounded once, at the end; the others keep every bit of a label."""
     if interpolator != "linear":
         return wanted
-    return np.dtype(np.float32 if _in_single(wanted) else np.float64)
+    return floating_dtype(wanted)
 
 
 def _computable(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -212,12 +213,8 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
 
 def _mixable(array: NDArray[Any]) -> NDArray[Any]:
     """As `_native`, in single precision where it holds them: of few types, little is compiled."""
-    return np.ascontiguousarray(array, np.float32) if _in_single(array.dtype) else _native(array)
-
-
-def _in_single(dtype: np.dtype[Any]) -> bool:
-    """Whether single precision holds all values of a type."""
-    return np.can_cast(dtype, np.float32)
+    kind = floating_dtype(array.dtype)
+    return np.ascontiguousarray(array, kind) if kind == np.float32 else _native(array)
 
 
 def _warp_into(

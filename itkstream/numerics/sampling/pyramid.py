@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.compiling import compiled
+from itkstream.numerics.lift import around_axis
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["filter_axis", "filters", "gaussian_weights", "normalised", "shrink"]
@@ -120,7 +121,7 @@ def _filter_axis(
     image: NDArray[np.float32], axis: int, factor: int, weights: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     shape = image.shape
-    before, length, after = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    before, length, after = around_axis(shape, axis)
     groups = -(-length // factor)
     out = np.empty((before, groups, after), np.float32)
     lines = image.reshape(before, length, after)

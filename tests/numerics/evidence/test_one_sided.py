@@ -39,6 +39,10 @@ def brain(seed: int = 0, ground: float = 0.0) -> np.ndarray:
     return np.where(from_middle() < 16, head(seed), np.float32(ground))
 
 
+def finer(voxels: np.ndarray) -> np.ndarray:
+    return voxels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+
+
 def image(voxels: np.ndarray) -> Image:
     return Image(voxels, Grid(voxels.shape, (1.0,) * voxels.ndim))
 
@@ -58,10 +62,9 @@ def test_a_head_counts_where_its_painted_brain_is(ground: float) -> None:
 
 
 def test_what_was_painted_over_in_large_images_is_told_on_a_level() -> None:
-    fine = [np.repeat(np.repeat(np.repeat(v, 2, 0), 2, 1), 2, 2) for v in (brain(), head(1))]
-    pair = content(fine[0]), content(fine[1])
+    pair = content(finer(brain())), content(finer(head(1)))
     assert [each.level[1] for each in pair] == [2, 2]
-    r = np.repeat(np.repeat(np.repeat(from_middle(), 2, 0), 2, 1), 2, 2)
+    r = finer(from_middle())
     for fixed, moving in (pair, pair[::-1]):
         left_out = find_one_sided(fixed, moving, STILL)
         assert left_out[r > 20].all()

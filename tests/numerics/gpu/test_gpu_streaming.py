@@ -20,7 +20,7 @@ from itkstream.workers import Resources
 
 BLOCKS = 6
 WIDTH = 20
-PATIENCE = 60
+PATIENCE = 20
 
 
 class Timeline:
@@ -33,6 +33,7 @@ class Timeline:
 
     def __init__(self) -> None:
         self.read = self.begun = self.written = 0
+        self.begun_when_written = 0
         self.most = 0
         self._kernels = 0
         self._computing: set[int] = set()
@@ -51,13 +52,13 @@ class Timeline:
             thread = threading.get_ident()
             self._computing.add(thread)
             self.most = max(self.most, len(self._computing))
+            if thread in self._fresh and self.begun == BLOCKS - 1:
+                self._await(lambda: self.written > 0, "none was written before the last")
             self._kernels += 1
             self.begun += thread in self._fresh
             self._fresh.discard(thread)
             self._changed.notify_all()
             self._await(lambda: self.read > 1, "no other was read")
-            if self.begun == BLOCKS:
-                self._await(lambda: self.written > 0, "none was written before the last")
 
     def note_computed(self) -> None:
         with self._changed:
@@ -68,7 +69,7 @@ class Timeline:
             self.written += 1
             self._changed.notify_all()
             if self.written == 1:
-                before = self._kernels
+                self.begun_when_written, before = self.begun, self._kernels
                 self._await(lambda: self._kernels > before, "no other computed")
 
     def _await(self, what: Callable[[], bool], else_: str) -> None:
@@ -145,6 +146,7 @@ def test_one_block_computes_while_the_next_is_read_and_the_last_written(
 ) -> None:
     found = stream(3)
     assert (found.begun, found.written, found.most) == (BLOCKS, BLOCKS, 1)
+    assert found.begun_when_written < BLOCKS
 
 
 @needs_compiler
