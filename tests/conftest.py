@@ -32,6 +32,7 @@ from itkstream.geometry import (
 )
 from itkstream.io import open_image, write_n5
 from itkstream.io.storage.locations import Location
+from itkstream.numerics.gpu import engine
 from itkstream.numerics.gpu.backend import find_backend
 from itkstream.phantoms import Motion, PhantomPair, PhantomSettings, make_pair
 
@@ -64,6 +65,7 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
             monkeypatch.setenv(name, value)
         find_backend.cache_clear()
 
+    monkeypatch.setattr(engine, "_broken", set())
     yield change
     sys.modules.pop("cupy", None)
     find_backend.cache_clear()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from itkstream.errors import InputError
 
@@ -34,18 +35,33 @@ def floating_dtype(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:
     return np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
 
 
-def without_infinities(image: NDArray[Any]) -> NDArray[Any]:
-    """An image whose infinite voxels are NaN: like those, they do not count."""
-    if image.dtype.kind != "f" or not np.isinf(image).any():
+def without_infinities(image: Any, xp: Any = np) -> Any:
+    """An image whose infinite voxels are NaN: like those, they do not count.
+
+    `xp` is the namespace of the image, as numpy.
+    """
+    if image.dtype.kind != "f" or not xp.isinf(image).any():
         return image
-    return np.where(np.isinf(image), image.dtype.type(np.nan), image)
+    return xp.where(xp.isinf(image), image.dtype.type(np.nan), image)
 
 
-def counting_voxels(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The fixed or moving image, contiguous, with NaN where a voxel does not count."""
+def counting_voxels(
+    name: str,
+    array: NDArray[Any],
+    shape: tuple[int, ...],
+    send: Callable[[NDArray[Any], DTypeLike], Any] = np.ascontiguousarray,
+    xp: Any = np,
+) -> Any:
+    """The fixed or moving image in single precision, with NaN where a voxel does not count.
+
+    It is looked at where it is sent to, as an array of the namespace `xp`; by default it stays.
+    """
     check_image(f"the {name} image", array, shape)
-    image = without_infinities(np.ascontiguousarray(array, np.float32))
-    if np.isnan(image).all():
+    image = send(array, np.float32)
+    if xp.isfinite(image).all():
+        return image
+    image = without_infinities(image, xp)
+    if xp.isnan(image).all():
         raise InputError(
             f"the {name} image holds nothing but NaN, infinities and what the {name} mask leaves "
             f"out: no voxel of the {name} image counts"

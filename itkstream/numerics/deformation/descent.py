@@ -310,16 +310,17 @@ class _Level:
         return self.ops.smooth(field, spacings[0], kernel, spacings[1], spare_affine, overwrite)
 
 
-def _lifted(name: str, image: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
-    """An image of either number of axes as a 3-D one."""
-    return counting_voxels(name, image, grid.shape).reshape(lift_values(grid.shape, 1))
+def _lifted(name: str, image: NDArray[Any], grid: Grid, ops: Operations) -> Array:
+    """An image of either number of axes as a 3-D one of the engine."""
+    voxels = counting_voxels(name, image, grid.shape, ops.send, ops.xp)
+    return voxels.reshape(lift_values(grid.shape, 1))
 
 
 def _pair(channels: Sequence[Channel], frame: Frame, ops: Operations) -> _Pair:
     lifted = tuple(
         Channel(
-            ops.put(_lifted("fixed", channel.fixed, frame.fixed_grid)),
-            ops.put(_lifted("moving", channel.moving, frame.moving_grid)),
+            _lifted("fixed", channel.fixed, frame.fixed_grid, ops),
+            _lifted("moving", channel.moving, frame.moving_grid, ops),
             channel.weight,
         )
         for channel in channels
@@ -528,18 +529,18 @@ def _advance(level: _Level, u: Array, warped: Array, share: float) -> Array:
 
 def _small_step(level: _Level, u: Array, warped: Array, share: float) -> Array:
     """The smoothed field by which an iteration goes ahead, at the nodes."""
-    step, xp = level.step * share, level.ops.xp
+    step, ops = level.step * share, level.ops
     if level.propose is not None:
         moves = _proposed(level, level.propose, warped)
         moves *= np.float32(share)
-        return _bounded(level.smooth(moves, level.gradient_kernel, overwrite=True), step, xp)
+        return _bounded(level.smooth(moves, level.gradient_kernel, overwrite=True), step, ops)
     newton = level.settings.update == "newton"
     force = _smooth_force(_collected(level, 9 if newton else 3), level)
     if level.home is not None:
         expect_moves(force, level.home - u)
     if level.pull is not None:
         force = _pulled(level, level.pull, force, u)
-    return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step, xp)
+    return _bounded_newton(level, force, step) if newton else _scaled_gradient(force, step, ops)
 
 
 def _proposed(level: _Level, propose: Proposal, warped: Array) -> Array:
@@ -580,21 +581,21 @@ def _smooth_force(force: Array, level: _Level) -> Array:
     return level.ops.xp.concatenate([level.smooth(force[..., :3], kernel), apart], axis=-1)
 
 
-def _scaled_gradient(force: Array, step: float, xp: Any) -> Array:
-    longest = math.sqrt(float(xp.einsum("...c,...c->...", force, force).max()))
+def _scaled_gradient(force: Array, step: float, ops: Operations) -> Array:
+    longest = math.sqrt(float(ops.squares(force).max()))
     force *= np.float32(step / longest if longest > 0 else 0.0)
     return force
 
 
 def _bounded_newton(level: _Level, normal: Array, step: float) -> Array:
     damping = level.settings.damping / _finest(level.lattice) ** 2
-    return _bounded(level.ops.solve(normal, damping), step, level.ops.xp)
+    return _bounded(level.ops.solve(normal, damping), step, level.ops)
 
 
-def _bounded(small: Array, step: float, xp: Any) -> Array:
+def _bounded(small: Array, step: float, ops: Operations) -> Array:
     """Vectors longer than the step, cut to its length, in place."""
-    length = xp.sqrt(xp.einsum("...c,...c->...", small, small))
-    small *= (step / xp.maximum(length, step))[..., None]
+    length = ops.xp.sqrt(ops.squares(small))
+    small *= (step / ops.xp.maximum(length, step))[..., None]
     return small
 
 

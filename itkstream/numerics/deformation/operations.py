@@ -84,6 +84,9 @@ class Operations(Arrays, Protocol):
     def solve(self, normal: Array, damping: float) -> Array:
         """Solve ``(H + damping) v = g`` at each node; a field."""
 
+    def squares(self, field: Array) -> Array:
+        """Squared lengths of the vectors of a field."""
+
     def compose(self, first: Array, second: Array, grid: Grid) -> Array:
         """The displacement of the first field followed by the second."""
 
@@ -154,6 +157,10 @@ class HostOperations(HostArrays):
         small = np.empty((*normal.shape[:-1], 3), np.float32)
         solve_newton(normal, damping, small)
         return small
+
+    def squares(self, field: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `Operations.squares`."""
+        return np.asarray(np.einsum("...c,...c->...", field, field))
 
     def compose(
         self, first: NDArray[np.float32], second: NDArray[np.float32], grid: Grid

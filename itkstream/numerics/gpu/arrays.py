@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from itkstream.numerics.gpu.backend import Backend
 
@@ -25,6 +25,9 @@ class Arrays(Protocol):
     def put(self, array: NDArray[Any]) -> Array:
         """An array of the engine with these values."""
 
+    def send(self, array: NDArray[Any], dtype: DTypeLike) -> Array:
+        """A contiguous array of the engine with these values, in a type that it computes with."""
+
     def get(self, array: Array) -> NDArray[Any]:
         """The values of an array of the engine."""
 
@@ -37,6 +40,10 @@ class HostArrays:
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""
         return array
+
+    def send(self, array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+        """The array itself, where it is contiguous and of that type."""
+        return np.ascontiguousarray(array, dtype)
 
     def get(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""
@@ -53,6 +60,13 @@ class DeviceArrays:
     def put(self, array: NDArray[Any]) -> Array:
         """Send an array to the device."""
         return self.backend.put(array)
+
+    def send(self, array: NDArray[Any], dtype: DTypeLike) -> Array:
+        """Send an array to the device, as the narrower of its own type and the wanted one."""
+        wanted = np.dtype(dtype)
+        native = array.dtype.newbyteorder("=")
+        narrow = wanted if native.itemsize > wanted.itemsize else native
+        return self.backend.put(array.astype(narrow, copy=False)).astype(wanted, copy=False)
 
     def get(self, array: Array) -> NDArray[Any]:
         """Fetch an array from the device."""

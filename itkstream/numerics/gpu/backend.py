@@ -17,6 +17,7 @@ from itkstream.errors import DeviceError
 
 __all__ = [
     "KERNEL_FILES",
+    "LIBRARIES",
     "VISIBLE_DEVICES",
     "Backend",
     "CupyBackend",
@@ -37,7 +38,8 @@ class KernelFile:
         In the folder of the kernels.
     exact : bool
         Whether products and sums are rounded one by one, as on the processors, so that results have
-        the same bits; else the compiler may fuse them, which is quicker.
+        the same bits, but for what single precision holds below 1.2e-38, which CuPy's compiler is
+        told to take for 0; else the compiler may fuse them, which is quicker.
     """
 
     name: str
@@ -68,6 +70,13 @@ KERNEL_FILES = (
 """All kernels of this package; no two of them have one name."""
 
 
+LIBRARIES = "pip install 'itkstream[gpu]' (CUDA 13) or 'cupy-cuda12x[ctk]'"
+"""Words for CuPy with the compiler and the libraries of CUDA, which a driver does not bring."""
+
+# Of CUDA: blocks of threads along the second and third axis of a grid.
+_MOST_BLOCKS = 65535
+_STAGED_BYTES = 2**20
+
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 """The environment variable that says which GPUs a process may use, of which it takes the first."""
 
@@ -75,12 +84,16 @@ VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 class Backend(Protocol):
     """Arrays that lie on a device, and kernels that work on them.
 
-    What does not fit raises `MemoryError`; what a device that is gone raises is in `lost`.
+    What does not fit raises `MemoryError`. What its libraries raise is in `errors`: for want of
+    memory, see `is_full`, or as the device is gone.
     """
 
     xp: Any
     name: str
-    lost: tuple[type[Exception], ...]
+    errors: tuple[type[Exception], ...]
+
+    def is_full(self, error: Exception) -> bool:
+        """Whether one of `errors` says that there is no memory."""
 
     def put(self, array: NDArray[Any]) -> Any:
         """An array of the device with these values."""
@@ -105,27 +118,44 @@ class Backend(Protocol):
 
 
 class CupyBackend:
-    """The current device of CuPy."""
+    """The current device of CuPy, with all kernels compiled."""
 
     def __init__(self) -> None:
         import cupy
 
+        cuda = cupy.cuda
         self.xp: Any = cupy
-        self.lost: tuple[type[Exception], ...] = (
-            cupy.cuda.runtime.CUDARuntimeError,
-            cupy.cuda.driver.CUDADriverError,
-        )
-        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        # What each of the libraries raises, and its numbers of "no memory", or none for a start.
+        self._full: dict[type[Exception], tuple[int, ...]] = {
+            cuda.runtime.CUDARuntimeError: (2,),
+            cuda.driver.CUDADriverError: (2,),
+            cuda.cublas.CUBLASError: (1, 3),
+        }
+        self.errors = tuple(self._full)
+        properties = cuda.runtime.getDeviceProperties(cuda.Device().id)
         self.name: str = properties["name"].decode()
-        self._modules: dict[str, Any] = {}
+        self._kernels: dict[str, Any] = {}
         for file in KERNEL_FILES:
-            # It is compiled when the first of its kernels is asked for.
             module = cupy.RawModule(code=file.text(), options=file.options)
-            self._modules.update(dict.fromkeys(file.kernels(), module))
+            self._kernels |= {name: module.get_function(name) for name in file.kernels()}
+        _try_libraries(cupy)
+
+    def is_full(self, error: Exception) -> bool:
+        """As `Backend.is_full`."""
+        return any(
+            isinstance(error, kind) and getattr(error, "status", None) in numbers
+            for kind, numbers in self._full.items()
+        )
 
     def put(self, array: NDArray[Any]) -> Any:
         """As `Backend.put`."""
-        return self.xp.asarray(np.ascontiguousarray(array))
+        values = np.ascontiguousarray(array)
+        if values.nbytes <= _STAGED_BYTES:
+            return self.xp.asarray(values)
+        # CuPy sends by way of locked memory, of a power of two bytes, which it never gives back.
+        out = self.xp.empty(values.shape, values.dtype)
+        out.set(values)
+        return out
 
     def get(self, array: Any) -> NDArray[Any]:
         """As `Backend.get`."""
@@ -137,8 +167,9 @@ class CupyBackend:
             return
         block = block_shape(size)
         grid = tuple(-(-n // b) for n, b in zip(size, block, strict=True))
-        function = self._modules[kernel].get_function(kernel)
-        function(grid, block, tuple(map(_as_argument, arguments)))
+        if max(grid[1:], default=0) > _MOST_BLOCKS:
+            raise MemoryError(f"an image of {size[::-1]} voxels has too many rows or planes")
+        self._kernels[kernel](grid, block, tuple(map(_as_argument, arguments)))
 
     def free_bytes(self) -> int:
         """As `Backend.free_bytes`."""
@@ -171,14 +202,17 @@ def find_backend() -> Backend | None:
         import cupy
     except ImportError as error:
         raise DeviceError(f"CuPy cannot be imported: {error}") from error
+    if not _count_devices(cupy.cuda.runtime):
+        return None
     try:
-        if not cupy.cuda.runtime.getDeviceCount():
-            return None
         return CupyBackend()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        if "NoDevice" in str(error) or "InsufficientDriver" in str(error):
-            return None
-        raise DeviceError(f"CuPy cannot use the GPU: {error}") from error
+    # Each library of CUDA has its own errors, and those of one that is not installed are others.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(
+            f"CuPy cannot use the GPU ({reason}): where parts of CUDA are missing, {LIBRARIES} "
+            "brings them"
+        ) from error
 
 
 def visible_devices() -> tuple[str, ...]:
@@ -193,6 +227,22 @@ def visible_devices() -> tuple[str, ...]:
     # Numbers, or names of GPUs and of parts of them; CUDA heeds those before the first unknown one.
     names = map(str, range(count)) if said is None else map(str.strip, said.split(","))
     return tuple(names)[:count]
+
+
+def _count_devices(runtime: Any) -> int:
+    """The devices there are; none without a driver, nor with one that is too old."""
+    try:
+        return int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        if "NoDevice" in str(error) or "InsufficientDriver" in str(error):
+            return 0
+        raise DeviceError(f"CuPy cannot use the GPU: {error}") from error
+
+
+def _try_libraries(xp: Any) -> None:
+    """Compute a little with each library that is used: one that is missing is told at once."""
+    small = xp.ones((2, 2), np.float32)
+    xp.asnumpy((small @ small + small).sum())
 
 
 def _as_argument(value: Any) -> Any:

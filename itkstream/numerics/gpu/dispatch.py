@@ -40,11 +40,14 @@ def on_engine(
     engine = engine_said()
     backend = None if engine in (None, "cpu") else _backend_for(engine)
     if backend is not None:
-        try:
-            with _turn:
+        with _turn:
+            try:
                 return _with_room(backend, on_device, needed)
-        except MemoryError as error:
-            logger.warning("%s: the processors compute it", error)
+            except MemoryError as error:
+                # As text: an error holds what was computed, and a handler may hold the error.
+                logger.warning("%s: the processors compute it", str(error))
+            finally:
+                _release(backend)
     return on_processors()
 
 
@@ -96,12 +99,16 @@ def _with_room(backend: Backend, compute: Callable[[Backend], Result], needed: f
         return compute(backend)
     except MemoryError as error:
         raise MemoryError(f"{backend.name} is out of memory ({error})") from error
-    except backend.lost as error:
+    except backend.errors as error:
+        if backend.is_full(error):
+            raise MemoryError(f"{backend.name} is out of memory ({error})") from error
         raise DeviceError(f"{backend.name} was lost: {error}") from error
-    finally:
-        # A device that is gone has nothing to give back.
-        with suppress(*backend.lost):
-            backend.release()
+
+
+def _release(backend: Backend) -> None:
+    """Give back what is free on a device, unless it is gone: then there is nothing to give."""
+    with suppress(*backend.errors):
+        backend.release()
 
 
 @cache

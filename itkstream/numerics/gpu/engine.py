@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias, get_args
 
 from itkstream.errors import DeviceError, InputError, unknown_name
-from itkstream.numerics.gpu.backend import Backend, find_backend
+from itkstream.numerics.gpu.backend import LIBRARIES, Backend, find_backend
 
 __all__ = [
     "BYTES_PER_VOXEL",
@@ -41,10 +41,7 @@ BYTES_PER_VOXEL = 60.0
 CHANNEL_BYTES = 24.0
 """The same for each further channel: both images, warped, with residual and weight, shrunken."""
 
-INSTALL = (
-    "install CuPy beside the NVIDIA driver, pip install 'itkstream[gpu]' (CUDA 13) or "
-    "cupy-cuda12x, or choose engine='cpu'"
-)
+INSTALL = f"install CuPy beside the NVIDIA driver, {LIBRARIES}, or choose engine='cpu'"
 """Words for who has no GPU that can be used."""
 
 # Who found a CuPy that does not work: to try again takes long, and is told once.

@@ -28,8 +28,7 @@ class DeviceFilters(DeviceArrays):
 
     def load(self, image: NDArray[np.generic]) -> Any:
         """Send an image; it becomes float32 where that holds its values, else float64."""
-        native = image.astype(image.dtype.newbyteorder("="), copy=False)
-        return self.backend.put(native).astype(floating_dtype(image.dtype), copy=False)
+        return self.send(image, floating_dtype(image.dtype))
 
     def convolve(self, image: Any, axis: int, weights: NDArray[np.float32]) -> Any:
         """As `Filters.convolve`."""

@@ -33,7 +33,7 @@ class EmulatedBackend:
     """
 
     xp = np
-    lost: tuple[type[Exception], ...] = ()
+    errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, memory: int = 2**40) -> None:
         self.memory = memory
@@ -41,6 +41,9 @@ class EmulatedBackend:
         self.name = f"thread {next(_count)} of this machine"
         self.largest = memory
         self.launched: list[str] = []
+
+    def is_full(self, error: Exception) -> bool:
+        return False
 
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         if array.nbytes > self.largest:

@@ -134,7 +134,7 @@ def test_who_shares_out_blocks_needs_no_gpu(use: Callable[[Any], None]) -> None:
 class _Failing(EmulatedBackend):
     """Fails at its first kernel."""
 
-    lost = (ConnectionError,)
+    errors = (ConnectionError,)
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -174,6 +174,48 @@ def test_without_room_the_processors_go_on_with_a_warning(
     assert "the processors compute it" in caplog.text
 
 
+def test_a_library_without_memory_is_no_lost_device(
+    with_gpus: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = bits(deform())
+    with_gpus(1, STAND_IN_FULL="yes")
+    with using_engine("gpu"):
+        assert bits(deform()) == expected
+    assert "GPU 0 is out of memory (CUDA_ERROR_OUT_OF_MEMORY" in caplog.text
+
+
+def test_a_gpu_without_a_library_of_cuda_is_none_to_auto(
+    with_gpus: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver brings neither compiler nor libraries."""
+    expected = bits(deform())
+    with_gpus(1, STAND_IN_LACKS="libnvrtc")
+    with using_engine("auto"):
+        assert bits(deform()) == expected
+    assert caplog.text.count("libnvrtc is not there): where parts of CUDA are missing, pip") == 1
+    with pytest.raises(DeviceError, match=r"cupy-cuda12x\[ctk\]"):
+        Resources(engine="gpu")
+
+
+def test_more_rows_than_a_grid_has_blocks_stay_on_the_processors(
+    with_gpus: Callable[..., None],
+) -> None:
+    with_gpus(1)
+    backend = find_backend()
+    assert backend is not None
+    with pytest.raises(MemoryError, match="too many rows or planes"):
+        backend.launch("laplacian", (1, 1, 70000))
+
+
+@needs_compiler
+def test_large_arrays_and_small_ones_come_and_go(with_gpus: Callable[..., None]) -> None:
+    with_gpus(1)
+    backend = find_backend()
+    assert backend is not None
+    for array in (np.arange(12.0)[::2], np.arange(2.0**19)[::2]):
+        np.testing.assert_array_equal(backend.get(backend.put(array)), array)
+
+
 def test_a_lost_device_is_a_failed_block_with_its_reason(use: Callable[[Any], None]) -> None:
     use(_Failing(ConnectionError("unspecified launch failure")))
     blocks = da.from_array(np.zeros((2, 2)), chunks=(1, 2)).map_blocks(
@@ -188,7 +230,7 @@ def test_a_lost_device_is_a_failed_block_with_its_reason(use: Callable[[Any], No
 class _LostOnce(EmulatedBackend):
     """Fails at its first kernel, as a device that is reset meanwhile."""
 
-    lost = (ConnectionError,)
+    errors = (ConnectionError,)
 
     def launch(self, kernel: str, size: tuple[int, ...], *arguments: Any) -> None:
         if not self.launched:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import Grid
 from itkstream.numerics.deformation.gpu.correlation import DeviceCorrelation
-from itkstream.numerics.deformation.gpu.smoothing import smooth_cosine
+from itkstream.numerics.deformation.gpu.smoothing import CosineSmoother
 from itkstream.numerics.deformation.kernels import SmoothingKernel, affine_trend, smooth_field
 from itkstream.numerics.deformation.mind import PatchPairs
 from itkstream.numerics.deformation.operations import Likeness
 from itkstream.numerics.gpu.arrays import DeviceArrays
+from itkstream.numerics.gpu.backend import Backend
 from itkstream.numerics.gpu.filters import filter_axis
 from itkstream.numerics.gpu.sampling import Placement, launch_vectors
 from itkstream.numerics.sampling.folds import FoldRepair, repair_folds
@@ -27,6 +29,11 @@ __all__ = ["DeviceOperations"]
 
 class DeviceOperations(DeviceArrays):
     """As `itkstream.numerics.deformation.operations.Operations`, on a device."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        # Of a level: one for forces and one for fields, and some for shorter steps.
+        self._smoother = lru_cache(maxsize=4)(partial(CosineSmoother.of, xp=backend.xp))
 
     def shrink(
         self, image: Any, grid: Grid, factors: Sequence[int], sigma: float
@@ -100,10 +107,11 @@ class DeviceOperations(DeviceArrays):
         if kernel.b:
             here = self.get(field)
             return self.put(smooth_field(here, spacing, kernel, lattice_spacing, spare_affine))
+        smoother = self._smoother(field.shape[:3], spacing, kernel, lattice_spacing)
         if not spare_affine:
-            return smooth_cosine(field, spacing, kernel, lattice_spacing, self.xp)
+            return smoother.smooth(field)
         trend = affine_trend(field, self.xp)
-        return trend + smooth_cosine(field - trend, spacing, kernel, lattice_spacing, self.xp)
+        return trend + smoother.smooth(field - trend)
 
     def solve(self, normal: Any, damping: float) -> Any:
         """As `force.solve_newton`."""
@@ -111,6 +119,11 @@ class DeviceOperations(DeviceArrays):
         nodes = math.prod(normal.shape[:3])
         self.backend.launch("solve_newton", (nodes,), normal, nodes, float(damping), small)
         return small
+
+    def squares(self, field: Any) -> Any:
+        """As `Operations.squares`: CuPy's einsum would multiply as many matrices as vectors."""
+        x, y, z = (field[..., axis] for axis in range(3))
+        return x * x + y * y + z * z
 
     def compose(self, first: Any, second: Any, grid: Grid) -> Any:
         """As `fields.compose`."""

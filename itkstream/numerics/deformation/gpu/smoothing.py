@@ -9,6 +9,7 @@ those of `itkstream.numerics.deformation.kernels`: results agree to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,32 +19,60 @@ from scipy import fft
 
 from itkstream.numerics.deformation.kernels import SmoothingKernel, squared_waves
 
-__all__ = ["smooth_cosine"]
+__all__ = ["CosineSmoother"]
 
 
-def smooth_cosine(
-    field: Any, spacing: Sequence[float], kernel: SmoothingKernel, steps: Sequence[float], xp: Any
-) -> Any:
-    """Smooth each component of a field; `xp` is the namespace of its arrays.
+@dataclass(frozen=True, eq=False)
+class CosineSmoother:
+    """A kernel without grad-div term, for fields on one lattice; its arrays are on the device.
 
-    Shapes: `field` (a, b, c, components).
+    Parameters
+    ----------
+    there, back : tuple of ndarray
+        For each axis the cosine transform, and the way back.
+    weights : ndarray
+        By which the kernel multiplies each wave.
+    xp : module
+        The namespace of the arrays.
     """
-    there, back = zip(*(_bases(n) for n in field.shape[:3]), strict=True)
-    waves = [
-        xp.asarray(squared_waves(len(basis), h, s))
-        for basis, h, s in zip(there, spacing, steps, strict=True)
-    ]
-    parts = xp.ascontiguousarray(xp.moveaxis(field, -1, 0))
-    spectrum = _along_all(parts, there, xp)
-    squares = waves[0][:, None, None] + waves[1][:, None] + waves[2]
-    spectrum *= (np.float32(kernel.c) + np.float32(kernel.a) * squares) ** np.float32(-kernel.d)
-    smooth = _along_all(spectrum, back, xp)
-    return xp.ascontiguousarray(xp.moveaxis(smooth, 0, -1))
+
+    there: tuple[Any, ...]
+    back: tuple[Any, ...]
+    weights: Any
+    xp: Any
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        spacing: tuple[float, ...],
+        kernel: SmoothingKernel,
+        steps: tuple[float, ...],
+        xp: Any,
+    ) -> CosineSmoother:
+        """For a lattice of three axes, see `squared_waves`."""
+        there, back = zip(*(map(xp.asarray, _bases(n)) for n in shape), strict=True)
+        waves = [
+            xp.asarray(squared_waves(len(basis), h, s))
+            for basis, h, s in zip(there, spacing, steps, strict=True)
+        ]
+        squares = waves[0][:, None, None] + waves[1][:, None] + waves[2]
+        weights = (np.float32(kernel.c) + np.float32(kernel.a) * squares) ** np.float32(-kernel.d)
+        return cls(there, back, weights, xp)
+
+    def smooth(self, field: Any) -> Any:
+        """Smooth each component of a field (a, b, c, components)."""
+        xp = self.xp
+        parts = xp.ascontiguousarray(xp.moveaxis(field, -1, 0))
+        spectrum = _along_all(parts, self.there, xp)
+        spectrum *= self.weights
+        smooth = _along_all(spectrum, self.back, xp)
+        return xp.ascontiguousarray(xp.moveaxis(smooth, 0, -1))
 
 
 def _along_all(parts: Any, matrices: Sequence[Any], xp: Any) -> Any:
     """Multiply the lines along each axis of (components, a, b, c) with a matrix."""
-    first, second, third = map(xp.asarray, matrices)
+    first, second, third = matrices
     parts = xp.matmul(parts, third.T)
     parts = xp.matmul(second, parts)
     components, a, b, c = parts.shape

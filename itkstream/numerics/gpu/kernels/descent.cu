@@ -14,14 +14,14 @@ __device__ __forceinline__ void between(int i, int stride, int n, int &low, int 
 
 __device__ __forceinline__ bool inside(double x, int n) { return x >= -0.5 && x < n - 0.5; }
 
-__device__ float sample_image(const float *image, int nx, int ny, int nz, float x, float y,
-                              float z) {
-    x = fminf(fmaxf(x, 0.0f), nx - 1.0f);
-    y = fminf(fmaxf(y, 0.0f), ny - 1.0f);
-    z = fminf(fmaxf(z, 0.0f), nz - 1.0f);
+__device__ float sample_image(const float *image, int nx, int ny, int nz, double x, double y,
+                              double z) {
+    x = fmin(fmax(x, 0.0), nx - 1.0);
+    y = fmin(fmax(y, 0.0), ny - 1.0);
+    z = fmin(fmax(z, 0.0), nz - 1.0);
     int x0 = (int)x, y0 = (int)y, z0 = (int)z;
     int x1 = min(x0 + 1, nx - 1), y1 = min(y0 + 1, ny - 1), z1 = min(z0 + 1, nz - 1);
-    float fx = x - x0, fy = y - y0, fz = z - z0;
+    float fx = (float)(x - x0), fy = (float)(y - y0), fz = (float)(z - z0);
     const float *a = image + ((long long)x0 * ny + y0) * nz;
     const float *b = image + ((long long)x0 * ny + y1) * nz;
     const float *c = image + ((long long)x1 * ny + y0) * nz;
@@ -70,7 +70,7 @@ extern "C" __global__ void warp_nodes(const float *moving, int nx, int ny, int n
     double z = row_of(maps, 2, i, j, k) + moved_by(maps, 2, u);
     bool there = inside(x, nx) && inside(y, ny) && inside(z, nz);
     out[((long long)i * oy + j) * oz + k] =
-        there ? sample_image(moving, nx, ny, nz, (float)x, (float)y, (float)z) : nanf("");
+        there ? sample_image(moving, nx, ny, nz, x, y, z) : nanf("");
 }
 
 // Central difference, one-sided beside a voxel without value, else 0.

@@ -29,11 +29,13 @@ __device__ __forceinline__ bool is_inside(const int *sizes, const double *at) {
     return true;
 }
 
-// The voxels below and above a place, clamped to the image, and the weight of the upper one.
+// The voxels below and above a place, clamped to the image, and the weight of the upper one. What
+// is no place at all is the first voxel: nothing is read from beyond the image.
 __device__ __forceinline__ void bracket(double x, int n, int &low, int &high, double &share) {
-    low = x <= 0.0 ? 0 : x >= n - 1 ? n - 1 : (int)x;
-    share = x <= 0.0 || x >= n - 1 ? 0.0 : x - low;
-    high = x <= 0.0 || x >= n - 1 ? low : low + 1;
+    bool between = x > 0.0 && x < n - 1;
+    low = between ? (int)x : x >= n - 1 ? n - 1 : 0;
+    share = between ? x - low : 0.0;
+    high = between ? low + 1 : low;
 }
 
 __device__ __forceinline__ double mixed(double a, double b, double share) {

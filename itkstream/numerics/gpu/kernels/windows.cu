@@ -4,6 +4,8 @@
 // `code` is offset and scale of the values of either image, whole numbers on that lattice, and the
 // least count of a window. Sums of such numbers are exact in doubles, and what follows is rounded
 // as on the processors.
+//
+// What is written is nothing that is read, and said so: else `code` is read again each time.
 
 // Lines of voxels whose correlations one thread adds up.
 #define LINES 16
@@ -34,8 +36,8 @@ __device__ __forceinline__ void add_pair(const float *a, const float *b, long lo
 // Window sums along axis 0 for some planes: a thread runs along its column of them. As values are
 // whole numbers that doubles add up exactly, running sums do not drift.
 extern "C" __global__ void sum_planes(const float *a, const float *b, int nx, int plane,
-                                      const double *code, int radius, int start, int planes,
-                                      double *out) {
+                                      const double *__restrict__ code, int radius, int start,
+                                      int planes, double *__restrict__ out) {
     int p = at_x();
     if (p >= plane) return;
     double sums[6] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
@@ -51,8 +53,8 @@ extern "C" __global__ void sum_planes(const float *a, const float *b, int nx, in
 }
 
 // The same along axis 1, for (sheets, ny, nz).
-extern "C" __global__ void sum_lines(const double *in, int sheets, int ny, int nz, int radius,
-                                     double *out) {
+extern "C" __global__ void sum_lines(const double *__restrict__ in, int sheets, int ny, int nz,
+                                     int radius, double *__restrict__ out) {
     int k = at_x(), s = at_y();
     if (k >= nz || s >= sheets) return;
     long long first = (long long)s * ny * nz + k;
@@ -98,9 +100,10 @@ __device__ __forceinline__ bool find_moments(const double *s, double least, Mome
 // The sums along axis 2, and what follows from them: residual and weight of each voxel, and for
 // each thread's lines the sum of squared correlations and the count of voxels.
 extern "C" __global__ void correlate(const float *a, const float *b, int nx, int ny, int nz,
-                                     const double *code, const double *sums, int radius, int start,
-                                     int planes, int beside_others, float *residual, float *weight,
-                                     double *totals) {
+                                     const double *__restrict__ code,
+                                     const double *__restrict__ sums, int radius, int start,
+                                     int planes, int beside_others, float *__restrict__ residual,
+                                     float *__restrict__ weight, double *__restrict__ totals) {
     int k = at_x(), strip = at_y(), i = at_z();
     int strips = (ny + LINES - 1) / LINES;
     if (k >= nz || strip >= strips || i >= planes) return;
@@ -136,8 +139,9 @@ extern "C" __global__ void correlate(const float *a, const float *b, int nx, int
 // The squared correlation of the window around each voxel of some planes; NaN where it does not
 // count.
 extern "C" __global__ void correlate_windows(const float *a, const float *b, int ny, int nz,
-                                             const double *code, const double *sums, int radius,
-                                             int start, int planes, double *out) {
+                                             const double *__restrict__ code,
+                                             const double *__restrict__ sums, int radius, int start,
+                                             int planes, double *__restrict__ out) {
     int k = at_x(), j = at_y(), i = at_z();
     if (i >= planes || j >= ny || k >= nz) return;
     long long mine = ((long long)i * ny + j) * nz + k, p = (long long)start * ny * nz + mine;

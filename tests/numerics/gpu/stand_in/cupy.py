@@ -2,7 +2,8 @@
 
 The environment says how many GPUs there are, STAND_IN_GPUS, or their names, STAND_IN_NAMES, of
 which CUDA_VISIBLE_DEVICES shows some as CUDA has it. The one named by STAND_IN_LOST fails at its
-first kernel; each has STAND_IN_BYTES free.
+first kernel, all of them do so for want of memory with STAND_IN_FULL, and none can be used without
+the library named by STAND_IN_LACKS; each has STAND_IN_BYTES free.
 """
 
 from __future__ import annotations
@@ -29,6 +30,21 @@ class ndarray:
 class _RuntimeError(RuntimeError):
     """As of the CUDA runtime."""
 
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _DriverError(_RuntimeError):
+    """As of the CUDA driver."""
+
+
+class _Array(np.ndarray):
+    """An array of a device, to which one is sent."""
+
+    def set(self, array: Any) -> None:
+        self[...] = array
+
 
 def __getattr__(name: str) -> Any:
     return getattr(np, name)
@@ -38,8 +54,12 @@ def asarray(array: Any, dtype: Any = None) -> Any:
     return np.array(array, dtype, order="C")
 
 
+def empty(shape: Any, dtype: Any = float) -> Any:
+    return np.empty(shape, dtype).view(_Array)
+
+
 def asnumpy(array: Any) -> Any:
-    return array.copy()
+    return np.array(array)
 
 
 class RawModule:
@@ -47,7 +67,12 @@ class RawModule:
         """There is one file of kernels."""
 
     def get_function(self, name: str) -> Any:
+        if "STAND_IN_LACKS" in os.environ:
+            raise ImportError(f"{os.environ['STAND_IN_LACKS']} is not there\nfor many reasons")
+
         def launch(grid: Any, block: Any, arguments: Any) -> None:
+            if "STAND_IN_FULL" in os.environ:
+                raise _DriverError("CUDA_ERROR_OUT_OF_MEMORY: out of memory", 2)
             if _visible()[0] == os.environ.get("STAND_IN_LOST"):
                 raise _RuntimeError("cudaErrorLaunchFailure: unspecified launch failure")
             launched.append(name)
@@ -76,7 +101,8 @@ def _visible() -> list[str]:
 
 cuda = SimpleNamespace(
     Device=lambda: SimpleNamespace(id=0),
-    driver=SimpleNamespace(CUDADriverError=_RuntimeError),
+    cublas=SimpleNamespace(CUBLASError=type("CUBLASError", (RuntimeError,), {})),
+    driver=SimpleNamespace(CUDADriverError=_DriverError),
     runtime=SimpleNamespace(
         CUDARuntimeError=_RuntimeError,
         getDeviceCount=lambda: len(_visible()),
