@@ -8,8 +8,9 @@ all, the field is the affine of what counts or, in a block, what the block start
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import ndimage
 
 from itkstream.numerics.sampling.fields import shrink_field
 
-__all__ = ["BORDER_VOX", "Beyond", "Continuation", "affine_trend", "counting_share", "say_of"]
+__all__ = ["BORDER_VOX", "AffineTrend", "Beyond", "Continuation", "counting_share", "say_of"]
 
 Floats = NDArray[np.float32]
 Smoother = Callable[[Any], Any]
@@ -68,6 +69,10 @@ class Continuation:
     home: Any | None = None
     xp: Any = np
 
+    @cached_property
+    def _trend(self) -> AffineTrend:
+        return AffineTrend.of(self.say, self.xp)
+
     def begin(self, u: Any) -> Any:
         """A field that is sound where voxels count, and far from there what it goes on along."""
         if self.home is not None:
@@ -88,21 +93,37 @@ class Continuation:
         beyond = along + smoother(moved - along)
         return self.xp.asarray(beyond + share * (sound - beyond), np.float32)
 
-    def _trend(self, u: Any) -> Any:
-        return affine_trend(u, self.say, self.xp)
 
+@dataclass(frozen=True, eq=False)
+class AffineTrend:
+    """The affine field nearest to a field, by weights of its nodes; called with fields.
 
-def affine_trend(u: Any, weights: Any, xp: Any = np) -> Any:
-    """The affine field nearest to u, by weights of its nodes; both of the namespace `xp`.
-
-    Shapes: `u` (a, b, c, 3); `weights` (a, b, c).
+    Shapes: `weights` (a, b, c); fields (a, b, c, 3); `basis` four functions of the place that
+    spread to (a, b, c); `inverse` (4, 4), of their products. All are of the namespace `xp`.
     """
-    lines = [xp.linspace(-1, 1, n) if n > 1 else xp.zeros(1) for n in weights.shape]
-    axes = xp.meshgrid(*lines, indexing="ij", sparse=True)
-    basis = [xp.ones((1, 1, 1)), *axes]
-    weighted = [weights * b for b in basis]
-    matrix = np.array([[float((w * b).sum()) for b in basis] for w in weighted])
-    right = np.array([[float((w * u[..., c]).sum()) for c in range(3)] for w in weighted])
-    # Along axes with one node, or all weight in one plane, there is no slope to find.
-    found = xp.asarray(np.linalg.pinv(matrix, rcond=1e-6, hermitian=True) @ right)
-    return sum(b[..., None] * row for b, row in zip(basis, found, strict=True)).astype(np.float32)
+
+    weights: Any
+    basis: tuple[Any, ...]
+    inverse: Any
+    xp: Any
+
+    @classmethod
+    def of(cls, weights: Any, xp: Any = np) -> AffineTrend:
+        """For all fields on the nodes that have these weights."""
+        lines = [xp.linspace(-1, 1, n) if n > 1 else xp.zeros(1) for n in weights.shape]
+        basis = (xp.ones((1, 1, 1)), *xp.meshgrid(*lines, indexing="ij", sparse=True))
+        matrix = np.array([[float((weights * b * c).sum()) for c in basis] for b in basis])
+        # Along axes with one node, or all weight in one plane, there is no slope to find.
+        inverse = np.linalg.pinv(matrix, rcond=1e-6, hermitian=True)
+        return cls(weights, basis, xp.asarray(inverse), xp)
+
+    def __call__(self, u: Any) -> Any:
+        """The trend of a field, float32."""
+        sums = [self.xp.stack([(w * u[..., c]).sum() for c in range(3)]) for w in self._weighted()]
+        rows = self.inverse @ self.xp.stack(sums)
+        trend = sum(b[..., None] * row for b, row in zip(self.basis, rows, strict=True))
+        return trend.astype(np.float32)
+
+    def _weighted(self) -> Iterator[Any]:
+        """Basis functions times the weights, one by one: each is as large as a component."""
+        return (self.weights * b for b in self.basis)

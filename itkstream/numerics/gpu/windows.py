@@ -36,7 +36,8 @@ class WindowSums:
     radius : tuple of int
         Of the window, voxels per axis.
     shape : tuple of int
-        Of the images, three axes.
+        Of the images, three axes. Both are kept as the kernels take them: one plane as so many
+        planes of one line each, as sums are held for some planes and not for all.
     """
 
     def __init__(
@@ -47,29 +48,28 @@ class WindowSums:
         shape: tuple[int, ...],
     ) -> None:
         self.code = backend.put(code)
+        self.radius, self.shape = (_planes_first(shape, values) for values in (radius, shape))
         self._backend = backend
-        self._radius = radius
-        self._shape = shape
-        self._planes = max(1, shape[0] // SHARE)
+        self._planes = max(1, self.shape[0] // SHARE)
 
     def each(self, first: Any, second: Any, use: Callable[[int, int, Any, Any], None]) -> None:
         """Call ``use(start, planes, sums, spare)`` for so many planes from one on, until all are.
 
         What is `spare`, as long as the sums, may be written over.
         """
-        nx, ny, nz = self._shape
+        nx, ny, nz = self.shape
         along, across = self._room(ny, nz)
         for start in range(0, nx, self._planes):
             planes = min(self._planes, nx - start)
             self._backend.launch(
                 "sum_planes",
                 (ny * nz,),
-                *(first, second, nx, ny * nz, self.code, int(self._radius[0]), start, planes),
+                *(first, second, nx, ny * nz, self.code, int(self.radius[0]), start, planes),
                 along,
             )
             sheets = _SUMS * planes
             self._backend.launch(
-                "sum_lines", (nz, sheets), along, sheets, ny, nz, int(self._radius[1]), across
+                "sum_lines", (nz, sheets), along, sheets, ny, nz, int(self.radius[1]), across
             )
             use(start, planes, across, along)
 
@@ -84,6 +84,12 @@ class WindowSums:
                     raise
                 self._planes //= 2
                 self._backend.release()
+
+
+def _planes_first(shape: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...]:
+    """Values of three axes; those of the first two change places where there is one plane."""
+    first, second, third = values
+    return (second, first, third) if shape[0] == 1 else values
 
 
 def correlation_bytes(shape: tuple[int, ...]) -> float:
@@ -103,17 +109,18 @@ def correlate_windows(
 
     Shapes: images and `out` (x, y, z).
     """
-    _, ny, nz = out.shape
     first, second = map(backend.put, images)
     sums = WindowSums(backend, code, radius, out.shape)
+    _, ny, nz = sums.shape
+    target = out.reshape(sums.shape)
 
     def use(start: int, planes: int, found: Any, spare: Any) -> None:
         squares = spare[0, :planes]
         backend.launch(
             "correlate_windows",
             (nz, ny, planes),
-            *(first, second, ny, nz, sums.code, found, int(radius[2]), start, planes, squares),
+            *(first, second, ny, nz, sums.code, found, int(sums.radius[2]), start, planes, squares),
         )
-        out[start : start + planes] = backend.get(squares)
+        target[start : start + planes] = backend.get(squares)
 
     sums.each(first, second, use)

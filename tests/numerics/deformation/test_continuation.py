@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from itkstream.geometry import Grid
-from itkstream.numerics.deformation.continuation import affine_trend, counting_share
+from itkstream.numerics.deformation.continuation import AffineTrend, counting_share
 from itkstream.numerics.deformation.descent import Frame, descend
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS
 
@@ -47,7 +47,7 @@ def test_an_affine_is_found_by_the_nodes_that_weigh() -> None:
     u = index @ rng.normal(size=(3, 3)) + rng.normal(size=3)
     weights = (index[..., 0] < 4).astype(np.float32)
     spoiled = np.where(weights[..., None] > 0, u, 99.0).astype(np.float32)
-    np.testing.assert_allclose(affine_trend(spoiled, weights), u, atol=1e-4)
+    np.testing.assert_allclose(AffineTrend.of(weights)(spoiled), u, atol=1e-4)
 
 
 def test_one_plane_of_nodes_gives_no_slope_across_it() -> None:
@@ -55,7 +55,7 @@ def test_one_plane_of_nodes_gives_no_slope_across_it() -> None:
     weights = np.zeros((5, 4, 3), np.float32)
     weights[2] = 1
     u[weights == 0] = 7
-    np.testing.assert_allclose(affine_trend(u, weights), 1, atol=1e-5)
+    np.testing.assert_allclose(AffineTrend.of(weights)(u), 1, atol=1e-5)
 
 
 def test_shares_are_those_of_the_voxels_of_each_node() -> None:

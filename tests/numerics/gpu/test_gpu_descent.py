@@ -79,8 +79,8 @@ def with_channels() -> dict[str, Any]:
     return plain() | {"others": [Channel(*make_images(1), 0.5)]}
 
 
-def in_planes() -> dict[str, Any]:
-    fixed, moving = make_images(2, (60, 50))
+def in_planes(shape: tuple[int, int] = (60, 50)) -> dict[str, Any]:
+    fixed, moving = make_images(2, shape)
     grid = Grid(fixed.shape, (1.0, 1.0))
     settings = PIPELINE_DEFAULTS.for_voxels(grid.spacing)
     frame = Frame(grid, grid, np.eye(3))
@@ -150,12 +150,15 @@ def test_smoothing_by_matrices_is_that_of_the_cosine_transform(
     np.testing.assert_allclose(found, smooth_field(field, *how), atol=2e-6)
 
 
-def test_memory_on_the_device_is_at_most_60_bytes_a_voxel() -> None:
+@pytest.mark.parametrize("make", [plain, lambda: in_planes((240, 250))], ids=["volume", "plane"])
+def test_memory_on_the_device_is_at_most_60_bytes_a_voxel(
+    make: Callable[[], dict[str, Any]],
+) -> None:
     """What numpy takes here is what a device's arrays take; the result, which leaves, counts too.
 
     Fixed and moving image, which are the caller's, are 8 bytes more, as they are copied here.
     """
-    case = plain()
+    case = make()
     on_device(case, EmulatedBackend())
     tracemalloc.start()
     on_device(case, EmulatedBackend())

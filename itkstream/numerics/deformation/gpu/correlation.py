@@ -33,7 +33,6 @@ class DeviceCorrelation:
         xp = backend.xp
         self._backend = backend
         self._fixed = self._warped = fixed
-        self._radius = radius
         self._beside_others = beside_others
         ranges = _range_of(fixed, xp), _range_of(moving, xp)
         window = np.asarray(radius, np.int64)
@@ -44,14 +43,14 @@ class DeviceCorrelation:
     def compare(self, warped: Any) -> float:
         """Mean squared local correlation with the warped image."""
         self._warped = warped
-        nx, ny, nz = warped.shape
+        (nx, ny, nz), radius = self._sums.shape, int(self._sums.radius[2])
         totals = self._backend.xp.empty((2, nx, -(-ny // LINES), nz))
 
         def use(start: int, planes: int, sums: Any, _: Any) -> None:
             self._backend.launch(
                 "correlate",
                 (nz, totals.shape[2], planes),
-                *(self._fixed, warped, nx, ny, nz, self._sums.code, sums, int(self._radius[2])),
+                *(self._fixed, warped, nx, ny, nz, self._sums.code, sums, radius),
                 *(start, planes, self._beside_others, self._residual, self._weight, totals),
             )
 
