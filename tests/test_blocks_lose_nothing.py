@@ -63,6 +63,7 @@ def test_no_jump_at_the_borders_of_blocks(solved):
         before, border, after = (np.take(steps, BLOCKS[axis] + k, axis=axis) for k in (-2, -1, 0))
         inside = np.delete(steps, BLOCKS[axis] - 1, axis=axis)
         # The field's own gradient bounds what is smooth; a jump would stand out of it, and out of
-        # the steps on either side.
-        assert border.max() <= inside.max()
+        # the steps on either side. Steps are differences of vectors in single precision.
+        rounding = np.spacing(np.abs(field).max())
+        assert border.max() <= inside.max() + rounding
         assert border.mean() <= 1.1 * max(before.mean(), after.mean())

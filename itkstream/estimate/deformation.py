@@ -40,6 +40,7 @@ from itkstream.numerics.engines import BARREN, DeformEstimate, deform_block
 from itkstream.numerics.itk.settings import DeformSettings
 from itkstream.numerics.sampling.blend import NodeLattice, blend_points
 from itkstream.numerics.sampling.fields import (
+    Places,
     node_vectors,
     resize_field,
     shrink_field,
@@ -303,13 +304,18 @@ class _Guide:
     others_stay: bool = False
 
     def deform(
-        self, fixed: Image, moving: Image, initial: Transform, box: Slices
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform,
+        box: Slices,
+        places: Places | None = None,
     ) -> DeformEstimate:
-        """Deform a block, which is a box of the fixed image."""
+        """Deform a block, which is a box of the fixed image; vectors at its places, or at all."""
         aids = self.aids
         others = tuple(pair[box] for pair in aids.others)
         return deform_block(
-            fixed, moving, initial, self.settings, aids.landmarks, aids.beyond, others
+            fixed, moving, initial, self.settings, aids.landmarks, aids.beyond, others, places
         )
 
 
@@ -478,10 +484,10 @@ def _refine_block(
         logger.debug("block %s is empty", block.index)
         return nodes.no_pack()
     here = Image(part, grid.crop(block.padded))
-    estimate = guide.deform(here, moving, initial, block.padded)
+    estimate = guide.deform(here, moving, initial, block.padded, nodes.places(block))
     refinement = estimate.refinement()
     if refinement is not None:
-        return nodes.pack(block, refinement, estimate.confidence())
+        return nodes.pack(refinement, estimate.confidence())
     logger.info(
         "the block at %s has no deformation of its own, as %s; it continues its neighbours",
         describe_region(block.core, grid.axes),

@@ -22,6 +22,7 @@ from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.itk.bspline import descend_bspline
 from itkstream.numerics.itk.demons import descend_demons
 from itkstream.numerics.itk.settings import BsplineSettings, DeformSettings, DemonsSettings
+from itkstream.numerics.sampling.fields import Places, pick_vectors
 from itkstream.numerics.sampling.mapping import GridMap, map_on
 
 __all__ = ["BARREN", "DeformEstimate", "deform_block"]
@@ -53,27 +54,30 @@ class DeformEstimate:
     Parameters
     ----------
     displacement : ndarray, block shape + (n,), float32, or None
-        u in ``T(p) = affine(p + u(p))``, physical units.
+        u in ``T(p) = affine(p + u(p))``, physical units; at as many places as were wanted.
     initial : GridMap
         The initial transform on the block.
     levels : tuple of LevelReport
         What each level did.
     reason : str
         Why there is no displacement; empty where there is.
+    places : tuple of ndarray or None, optional
+        Where the vectors are, voxels of the block along each axis; default at all voxels.
     """
 
     displacement: NDArray[np.float32] | None
     initial: GridMap
     levels: tuple[LevelReport, ...] = ()
     reason: str = ""
+    places: Places | None = None
 
     def __bool__(self) -> bool:
         return self.displacement is not None
 
     @property
     def mapping(self) -> GridMap | None:
-        """The map that was found, on the block; None where there is none."""
-        if self.displacement is None:
+        """The map that was found, on the block; None where there is none for all voxels."""
+        if self.displacement is None or self.places is not None:
             return None
         return GridMap(self.initial.grid, self.initial.affine, self.displacement)
 
@@ -84,11 +88,12 @@ class DeformEstimate:
     def refinement(self) -> NDArray[np.float32] | None:
         """The displacement that the deformation adds to the initial one.
 
-        Returns block shape + (n,).
+        Shapes: as `displacement`.
         """
-        if self.displacement is None or self.initial.displacement is None:
+        before = self.initial.displacement
+        if self.displacement is None or before is None:
             return self.displacement
-        return self.displacement - self.initial.displacement
+        return self.displacement - np.asarray(pick_vectors(before, self.places))
 
 
 def deform_block(
@@ -99,11 +104,13 @@ def deform_block(
     landmarks: Landmarks | None = None,
     beyond: Beyond | None = None,
     others: Sequence[ChannelPair] = (),
+    places: Places | None = None,
 ) -> DeformEstimate:
     """Refine a transform by a deformation, in one block; landmarks outside it do not count.
 
     Beyond the voxels that count the field of `DescentSettings` goes on as `descend` says; only it
-    is driven by `others`, further channels of the block and the moving image.
+    is driven by `others`, further channels of the block and the moving image. Vectors are wanted
+    at `places` of the block, or at all voxels.
     """
     mapping = map_on(initial, fixed.grid)
     # The coarsest correlation window is as far as a block looks beyond where it starts.
@@ -116,6 +123,10 @@ def deform_block(
         return DeformEstimate(None, mapping, (), BARREN["no overlap"])
     part = moving[crop]
     further: dict[str, Any] = {} if beyond is None else {"beyond": beyond}
+    is_descent = isinstance(settings, DescentSettings)
+    if is_descent:
+        # What is not wanted need not leave a GPU.
+        further["places"] = places
     if others:
         further["others"] = [
             Channel(pair.fixed.read(), pair.moving[crop].read(), pair.weight) for pair in others
@@ -136,7 +147,8 @@ def deform_block(
     if all(level.stopped in BARREN for level in descent.levels):
         reason = BARREN[descent.levels[-1].stopped]
         return DeformEstimate(None, mapping, descent.levels, reason)
-    return DeformEstimate(descent.displacement, mapping, descent.levels)
+    vectors = pick_vectors(descent.displacement, None if is_descent else places)
+    return DeformEstimate(vectors, mapping, descent.levels, places=places)
 
 
 def _farthest(landmarks: Landmarks, mapping: GridMap) -> float:

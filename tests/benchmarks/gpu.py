@@ -7,6 +7,7 @@ Where there is no GPU that can be used, one line says why. Both engines compute 
 voxels, which is that block many times, and one of `--stored` by blocks, from Zarr to Zarr, unless
 that is 0. Then all else that it computes, see `gpu_operations`, on a cube of `--operated` voxels.
 Seconds include the way of images to the card and of the field back, but for "seconds_on_card".
+Freed memory is kept, as by all commands.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from itkstream import open_image
+from itkstream.cli.process import keep_freed_memory
 from itkstream.compute.execute import execute
 from itkstream.errors import DeviceError
 from itkstream.estimate.deformation import prepare_displacement
@@ -198,4 +200,5 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

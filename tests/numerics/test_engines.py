@@ -35,10 +35,12 @@ from itkstream.io.transforms.itk.hdf5_files import write_hdf5_transform
 from itkstream.io.transforms.itk.transform_files import write_itk_transform
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.engines import deform_block
+from itkstream.numerics.itk.settings import DeformSettings, DemonsSettings
 from itkstream.numerics.matching.affine import AffineSettings, affine_block
 from itkstream.numerics.matching.contexts import ContextWindow
 from itkstream.numerics.matching.keypoints import KeyPointSettings
 from itkstream.numerics.matching.matches import MatchSettings
+from itkstream.numerics.sampling.fields import pick_vectors
 from itkstream.numerics.sampling.warping import WarpSettings, warp_block
 from itkstream.phantoms import PhantomPair
 
@@ -321,6 +323,23 @@ def test_a_block_that_starts_from_a_field_returns_the_whole(pair: PhantomPair) -
     middle = (slice(4, -4),) * 3
     assert np.abs(estimate.displacement - true)[middle].max() < 0.1
     assert np.abs(estimate.refinement()[middle]).max() < 0.1
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, DemonsSettings()])
+def test_a_block_adds_at_the_wanted_places_what_it_adds_there(
+    pair: PhantomPair, settings: DeformSettings
+) -> None:
+    affine = AffineTransform(np.array(pair.truth.matrix))
+    grid = pair.fixed.grid
+    begun = DisplacementField(np.full((*grid.shape, 3), 0.5, np.float32), grid)
+    block = pair.fixed, pair.moving, CompositeTransform((begun, affine)), settings
+    places = (None, *(np.arange(1.5, n, 4) for n in grid.shape[1:]))
+    found, whole = deform_block(*block, places=places), deform_block(*block)
+    assert found.mapping is None
+    assert whole.mapping is not None
+    # Differences of vectors before and after they are picked are rounded apart.
+    wanted = pick_vectors(whole.refinement(), places)
+    np.testing.assert_allclose(found.refinement(), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ from itkstream.numerics.deformation.settings import (
 )
 from itkstream.numerics.gpu.arrays import Array
 from itkstream.numerics.lift import lift_field, lift_grid, lift_homogeneous, lift_values
-from itkstream.numerics.sampling.fields import shrink_field
+from itkstream.numerics.sampling.fields import Places, pick_vectors, shrink_field
+from itkstream.numerics.sampling.folds import FoldRepair
 
 __all__ = [
     "PIPELINE_DEFAULTS",
@@ -160,7 +161,7 @@ class Descent:
     Parameters
     ----------
     displacement : ndarray, fixed shape + (n,), float32
-        u in ``T(p) = affine(p + u(p))``, micrometres.
+        u in ``T(p) = affine(p + u(p))``, micrometres; at as many places as were wanted.
     levels : tuple of LevelReport
         Coarse to fine.
     folds : int
@@ -184,6 +185,7 @@ def descend(
     keep: bool = False,
     beyond: Beyond | None = None,
     others: Sequence[Channel] = (),
+    places: Places | None = None,
     operations: Operations = HOST,
 ) -> Descent:
     """Find the displacement that registers two images after an affine.
@@ -194,8 +196,9 @@ def descend(
     the initial displacement, which the images hold where they show anything. `beyond` says how the
     field goes on where no fixed voxel counts: along its own affine part, or along the initial
     displacement; None leaves these parts to the smoothing. `others` are further channels, which
-    pull as well, by their weights. `operations` are those of the engine that computes it. The map
-    found has a positive Jacobian determinant at every voxel.
+    pull as well, by their weights. Vectors are wanted at `places` between the fixed voxels, or at
+    all of these. `operations` are those of the engine that computes it. The map found has a
+    positive Jacobian determinant at every voxel.
 
     Avants et al., Medical Image Analysis 12 (2008) 26-41, doi:10.1016/j.media.2007.06.004: greedy
     diffeomorphic registration by local correlation. Lucas and Kanade, IJCAI (1981) 674-679: the
@@ -226,7 +229,9 @@ def descend(
         del level
     # The images make room for a field of all voxels.
     del pair
-    return _finish((u, nodes), frame, settings, tuple(reports), ops)
+    repair = _finish((u, nodes), frame, settings, ops)
+    vectors = pick_vectors(repair.displacement, places, ops.xp)
+    return Descent(ops.get(vectors), tuple(reports), repair.folded_before)
 
 
 def measure_likeness(
@@ -600,12 +605,8 @@ def _bounded(small: Array, step: float, ops: Operations) -> Array:
 
 
 def _finish(
-    found: tuple[Array, Grid],
-    frame: Frame,
-    settings: DescentSettings,
-    reports: tuple[LevelReport, ...],
-    ops: Operations,
-) -> Descent:
+    found: tuple[Array, Grid], frame: Frame, settings: DescentSettings, ops: Operations
+) -> FoldRepair:
     """To the fixed grid and its physical axes, without folds."""
     n = frame.fixed_grid.ndim
     field = ops.resize(*found, lift_grid(frame.fixed_grid))
@@ -615,4 +616,4 @@ def _finish(
     repair = ops.repair(field, frame.fixed_grid, settings.minimum_jacobian)
     if repair.folded_after:
         logger.warning("%d voxels stay folded after repair", repair.folded_after)
-    return Descent(repair.displacement, reports, repair.folded_before)
+    return repair

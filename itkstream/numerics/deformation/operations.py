@@ -91,7 +91,7 @@ class Operations(Arrays, Protocol):
         """The displacement of the first field followed by the second."""
 
     def repair(self, field: Array, grid: Grid, minimum: float) -> FoldRepair:
-        """Smooth a field where it folds, see `repair_folds`; what comes back is numpy's."""
+        """Smooth a field where it folds, see `repair_folds`; it stays an array of the engine."""
 
 
 class HostOperations(HostArrays):

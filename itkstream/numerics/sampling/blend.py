@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine, Slices, box_shape
 from itkstream.numerics.compiling import compiled
+from itkstream.numerics.sampling.fields import Places, sample_axis
 from itkstream.numerics.threads import over_slabs
 
 __all__ = ["NodeLattice", "blend_affines", "blend_points"]
@@ -128,18 +129,16 @@ class NodeLattice:
             spans.append(slice(max(0, low), min(-(-n // f), high + 1)))
         return tuple(spans)
 
-    def pack(
-        self, block: Block, vectors: NDArray[np.float32], confidence: float
-    ) -> NDArray[np.float32]:
-        """Pack what a fitted block adds.
+    def places(self, block: Block) -> Places:
+        """Find the places of the nodes a block brings among the voxels of its padded region."""
+        spans = zip(self.held(block), block.padded, self.factors, strict=True)
+        return tuple(_places(s, f) - p.start if f > 1 else None for s, p, f in spans)
 
-        Shapes: `vectors` padded shape + (n,); returns shape of the held nodes + (n + 2,).
+    def pack(self, vectors: NDArray[np.float32], confidence: float) -> NDArray[np.float32]:
+        """Pack what a fitted block adds: its vectors at its `places`.
+
+        Shapes: `vectors` shape of the held nodes + (n,); returns the same + (n + 2,).
         """
-        for axis, (s, p, f) in enumerate(
-            zip(self.held(block), block.padded, self.factors, strict=True)
-        ):
-            if f > 1:
-                vectors = _sample_axis(vectors, axis, _places(s, f) - p.start)
         packed = np.ones((*vectors.shape[:-1], vectors.shape[-1] + 2), np.float32)
         packed[..., :-2] = vectors
         packed[..., :-1] *= np.float32(confidence)
@@ -223,7 +222,7 @@ class NodeLattice:
             edge = f if f > 1 else 0
             t = (_places(s, f) - (c.start - 0.5 + edge)) / (c.stop - c.start - 2 * edge)
             t = np.clip(t, 0, 1)
-            values = _sample_axis(values, axis, t * t * (3 - 2 * t))
+            values = sample_axis(values, axis, t * t * (3 - 2 * t))
         return values
 
     def _corners(self, block: Block, axis: int) -> list[int]:
@@ -240,18 +239,6 @@ class NodeLattice:
 def _places(nodes: slice, factor: int) -> NDArray[np.float64]:
     """Positions of nodes, in voxels."""
     return np.arange(nodes.start, nodes.stop) * factor + (factor - 1) / 2
-
-
-def _sample_axis(
-    values: NDArray[np.float32], axis: int, places: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Linear between the values along an axis and beyond them."""
-    low = np.clip(np.floor(places), 0, max(0, values.shape[axis] - 2)).astype(np.intp)
-    upper = np.minimum(low + 1, values.shape[axis] - 1)
-    part = (places - low).astype(np.float32)
-    part = part.reshape(part.shape + (1,) * (values.ndim - axis - 1))
-    below, above = values.take(low, axis), values.take(upper, axis)
-    return np.asarray(below + part * (above - below), np.float32)
 
 
 def _share(block: int, table: tuple[NDArray[np.intp], NDArray[np.float64]]) -> NDArray[np.float32]:

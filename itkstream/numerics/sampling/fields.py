@@ -7,7 +7,7 @@ positions float64: far from the origin float32 positions lose sub-voxel precisio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,25 @@ from itkstream.numerics.sampling.interpolate import sample_field
 from itkstream.numerics.threads import over_slabs
 
 __all__ = [
+    "Places",
     "affine_to_displacement",
     "check_vectors",
     "compose",
     "displacement_bounds",
     "jacobian_determinant",
     "node_vectors",
+    "pick_vectors",
     "resize_field",
+    "sample_axis",
     "shrink_field",
     "to_displacement",
     "to_positions",
 ]
 
 Field = NDArray[np.floating[Any]]
+
+Places: TypeAlias = tuple[NDArray[np.float64] | None, ...]
+"""Places along each axis of a lattice, in voxels; None for all of its voxels."""
 
 
 def resize_field(field: Field, from_grid: Grid, to_grid: Grid) -> NDArray[np.float32]:
@@ -96,6 +102,29 @@ def _extended(
     first, second = (values.take(end, axis) for end in ends)
     share = beyond.astype(np.float32).reshape((-1,) + (1,) * (values.ndim - axis - 1))
     return np.asarray(second + share * (second - first), np.float32)
+
+
+def pick_vectors(field: Any, places: Places | None, xp: Any = np) -> Any:
+    """Vectors at places between those of a field, linear along its axes and beyond their ends.
+
+    Without places it is the field itself. `xp` is the namespace of the field, as numpy.
+
+    Shapes: `field` shape + (n,); returns, for each axis as many as there are places, and (n,).
+    """
+    for axis, along in enumerate(places or ()):
+        if along is not None:
+            field = sample_axis(field, axis, along, xp)
+    return field
+
+
+def sample_axis(values: Any, axis: int, places: NDArray[np.float64], xp: Any = np) -> Any:
+    """Linear between the values along an axis and beyond them, float32."""
+    low = np.clip(np.floor(places), 0, max(0, values.shape[axis] - 2)).astype(np.intp)
+    upper = np.minimum(low + 1, values.shape[axis] - 1)
+    part = (places - low).astype(np.float32)
+    part = part.reshape(part.shape + (1,) * (values.ndim - axis - 1))
+    below, above = (values.take(xp.asarray(ends), axis) for ends in (low, upper))
+    return xp.asarray(below + xp.asarray(part) * (above - below), np.float32)
 
 
 def compose(first: Field, second: Field, grid: Grid) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from itkstream.numerics.deformation.gpu.correlation import DeviceCorrelation
 from itkstream.numerics.deformation.gpu.operations import DeviceOperations
 from itkstream.numerics.deformation.kernels import SmoothingKernel, smooth_field
 from itkstream.numerics.deformation.settings import PIPELINE_DEFAULTS, PIPELINE_MIND
+from itkstream.numerics.sampling.fields import pick_vectors
 
 pytestmark = needs_compiler
 
@@ -148,6 +149,30 @@ def test_smoothing_by_matrices_is_that_of_the_cosine_transform(
     how = spacing, kernel, lattice, spare_affine
     found = DeviceOperations(EmulatedBackend()).smooth(field, *how)
     np.testing.assert_allclose(found, smooth_field(field, *how), atol=2e-6)
+
+
+class _Watched(EmulatedBackend):
+    """Notes the largest array that leaves it."""
+
+    sent = 0
+
+    def get(self, array: NDArray[Any]) -> NDArray[Any]:
+        self.sent = max(self.sent, array.size)
+        return super().get(array)
+
+
+@pytest.mark.parametrize("make", [with_affine, in_planes])
+def test_what_is_wanted_of_a_field_is_all_that_leaves(make: Callable[[], dict[str, Any]]) -> None:
+    case, watched = make(), _Watched()
+    shape = case["fixed"].shape
+    places = (None, *(np.arange(1.5, n + 3, 4) for n in shape[1:]))
+    whole = on_device(case, EmulatedBackend()).displacement
+    found = on_device(case | {"places": places}, watched).displacement
+    np.testing.assert_array_equal(found, pick_vectors(whole, places))
+    assert found.shape[:-1] == (shape[0], *(len(along) for along in places[1:]))
+    assert watched.sent == found.size or len(shape) == 2
+    here = descend(**case, places=places).displacement
+    np.testing.assert_array_equal(here, pick_vectors(descend(**case).displacement, places))
 
 
 @pytest.mark.parametrize("make", [plain, lambda: in_planes((240, 250))], ids=["volume", "plane"])

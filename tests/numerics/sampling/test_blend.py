@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itkstream.errors import InputError
-from itkstream.geometry import BlockGrid, Grid, PiecewiseAffine
+from itkstream.geometry import Block, BlockGrid, Grid, PiecewiseAffine
 from itkstream.numerics.sampling.blend import NodeLattice, blend_affines
-from itkstream.numerics.sampling.fields import resize_field
+from itkstream.numerics.sampling.fields import pick_vectors, resize_field
 
 MakeGrid = Callable[..., Grid]
 
@@ -23,6 +23,13 @@ def some_affines(blocks: BlockGrid, seed: int = 0) -> np.ndarray:
     moves = matrices[..., :n, :]
     moves += np.random.default_rng(seed).normal(0, 0.02, moves.shape)
     return matrices
+
+
+def brought(
+    lattice: NodeLattice, block: Block, vectors: np.ndarray, confidence: float
+) -> np.ndarray:
+    """What a block brings that has a vector for each of its voxels."""
+    return lattice.pack(pick_vectors(vectors, lattice.places(block)), confidence)
 
 
 def joined(
@@ -47,7 +54,9 @@ def test_shares_of_all_blocks_sum_to_one(data: st.DataObject) -> None:
     blocks = BlockGrid(shape, size, tuple(data.draw(st.integers(0, s // 4)) for s in size))
     factors = tuple(data.draw(st.integers(1, s // 8)) for s in size)
     lattice = NodeLattice(blocks, factors)
-    ones = {b.index: lattice.pack(b, np.ones((*b.padded_shape, 3), np.float32), 1) for b in blocks}
+    ones = {
+        b.index: brought(lattice, b, np.ones((*b.padded_shape, 3), np.float32), 1) for b in blocks
+    }
     for index, total in joined(lattice, ones).items():
         # What joins at the nodes a block wants comes from the blocks that touch it, and no other.
         np.testing.assert_allclose(total, 1, atol=1e-6)  # sums of eight float32 shares
@@ -64,7 +73,7 @@ def test_axes_are_added_in_any_grouping() -> None:
     lattice = NodeLattice(blocks, (2, 1, 2))
     rng = np.random.default_rng(0)
     packed = {
-        b.index: lattice.pack(b, rng.normal(size=(*b.padded_shape, 3)).astype(np.float32), 0.5)
+        b.index: brought(lattice, b, rng.normal(size=(*b.padded_shape, 3)).astype(np.float32), 0.5)
         for b in blocks
     }
     one_by_one = joined(lattice, packed)
@@ -102,7 +111,7 @@ def blended(
     packed = {
         b.index: lattice.no_pack()
         if np.isnan(parts[b.index]).any()
-        else lattice.pack(b, parts[b.index], 1.0)
+        else brought(lattice, b, parts[b.index], 1.0)
         for b in blocks
     }
     grid = Grid(blocks.shape, (1,) * len(blocks.shape))
@@ -121,7 +130,7 @@ def fitted_share(blocks: BlockGrid, failed: set[tuple[int, ...]]) -> np.ndarray:
     packed = {
         b.index: lattice.no_pack()
         if b.index in failed
-        else lattice.pack(b, np.zeros((*b.padded_shape, 2), np.float32), 1)
+        else brought(lattice, b, np.zeros((*b.padded_shape, 2), np.float32), 1)
         for b in blocks
     }
     share = np.zeros(blocks.shape)
@@ -153,7 +162,7 @@ def test_neighbours_agree_at_the_nodes_both_want(failed: set[tuple[int, ...]]) -
     packed = {
         b.index: lattice.no_pack()
         if b.index in failed
-        else lattice.pack(b, rng.normal(size=(*b.padded_shape, 2)).astype(np.float32), 1.0)
+        else brought(lattice, b, rng.normal(size=(*b.padded_shape, 2)).astype(np.float32), 1.0)
         for b in blocks
     }
     whole = np.full((*(-(-n // f) for n, f in zip(blocks.shape, (4, 3), strict=True)), 2), np.nan)
@@ -170,10 +179,10 @@ def test_neighbours_agree_at_the_nodes_both_want(failed: set[tuple[int, ...]]) -
 def test_blocks_count_by_their_confidence() -> None:
     blocks = BlockGrid((40, 40), (20, 40), (5, 0))
     lattice = NodeLattice(blocks, (1, 1))
-    packed = {
-        b.index: lattice.pack(b, np.full((*b.padded_shape, 2), 1.0 + b.index[0], np.float32), trust)
-        for b, trust in zip(blocks, (1.0, 3.0), strict=True)
-    }
+    packed = {}
+    for b, trust in zip(blocks, (1.0, 3.0), strict=True):
+        vectors = np.full((*b.padded_shape, 2), 1.0 + b.index[0], np.float32)
+        packed[b.index] = brought(lattice, b, vectors, trust)
     totals = joined(lattice, packed)
     found = np.concatenate([lattice.finish(b, totals[b.index])[:, 0, 0] for b in blocks])
     low, upper = blocks.weights(0, np.arange(40))

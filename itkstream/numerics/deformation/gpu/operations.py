@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -135,8 +136,9 @@ class DeviceOperations(DeviceArrays):
     def repair(self, field: Any, grid: Grid, minimum: float) -> FoldRepair:
         """As `folds.repair_folds`: folds are sought here, and repaired on the processors."""
         if grid.ndim == 3 and self._is_sound(field, grid, minimum):
-            return FoldRepair(self.get(field), 0, 0, 0)
-        return repair_folds(self.get(field), grid, minimum)
+            return FoldRepair(field, 0, 0, 0)
+        found = repair_folds(self.get(field), grid, minimum)
+        return replace(found, displacement=self.put(found.displacement))
 
     def _is_sound(self, field: Any, grid: Grid, minimum: float) -> bool:
         """Whether no voxel folds, nor has a NaN."""
