@@ -8,7 +8,7 @@ from itertools import pairwise
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
@@ -79,14 +79,14 @@ def test_composition_is_associative_and_exact(n: int, seed: int) -> None:
 
 @given(st.sampled_from((2, 3)), st.integers(0, 2**32 - 1))
 @settings(max_examples=15)
-@example(2, 4748299)  # One point is moved off the grid, which the inverses must reach.
 def test_the_inverse_of_a_chain_is_the_chain_of_inverses(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape, spacing = (14, 13, 12)[:n], (1.0, 1.5, 2.0)[:n]
     grid = Grid(shape, spacing)
+    # Some points are moved off the grid, where the fields and their inverses must be known too.
     wide = Grid(tuple(k + 8 for k in shape), spacing, tuple(-4 * h for h in spacing))
     a, b = (
-        compose(smooth_field(seed % 1000 + k, grid, 0.6), random_affine(rng, n, 0.5))
+        compose(smooth_field(seed % 1000 + k, wide, 0.6), random_affine(rng, n, 0.5))
         for k in range(2)
     )
     both = invert_transform(compose(a, b), wide)
