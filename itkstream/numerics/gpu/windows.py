@@ -94,8 +94,8 @@ def _planes_first(shape: tuple[int, ...], values: tuple[int, ...]) -> tuple[int,
 
 def correlation_bytes(shape: tuple[int, ...]) -> float:
     """Memory of a device without which it is of no use to correlate images: sums of one plane."""
-    plane = math.prod(shape[1:])
-    return 2 * 4 * shape[0] * plane + 2 * 8 * _SUMS * plane
+    planes, *plane = _planes_first(shape, shape)
+    return (2 * 4 * planes + 2 * 8 * _SUMS) * math.prod(plane)
 
 
 def correlate_windows(

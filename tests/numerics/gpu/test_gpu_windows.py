@@ -50,3 +50,12 @@ def test_images_in_double_precision_stay_on_the_processors(device: EmulatedBacke
     with using_engine("gpu"):
         local_correlation(*(image.astype(float) for image in images((8, 8, 8))), 2)
     assert not device.launched
+
+
+def test_a_plane_needs_room_for_the_sums_of_some_lines(use: Callable[[Any], None]) -> None:
+    pair = images((60, 50))
+    device = EmulatedBackend(memory=20 * pair[0].size)
+    use(device)
+    with using_engine("gpu"):
+        local_correlation(*pair, 3)
+    assert "sum_planes" in device.launched
