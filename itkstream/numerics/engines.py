@@ -14,9 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itkstream.errors import InputError
-from itkstream.geometry import AffineTransform, ChannelPair, Image, Landmarks, Transform
+from itkstream.geometry import (
+    AffineTransform,
+    ChannelPair,
+    DisplacementField,
+    Grid,
+    Image,
+    Landmarks,
+    Transform,
+)
 from itkstream.numerics.deformation.continuation import Beyond
-from itkstream.numerics.deformation.descent import Channel, Descent, Frame, LevelReport
+from itkstream.numerics.deformation.descent import (
+    Channel,
+    Descent,
+    Frame,
+    LevelReport,
+    node_factors,
+)
 from itkstream.numerics.deformation.gpu.descent import descend_on_engine
 from itkstream.numerics.deformation.settings import DescentSettings
 from itkstream.numerics.itk.bspline import descend_bspline
@@ -56,20 +70,20 @@ class DeformEstimate:
     displacement : ndarray, block shape + (n,), float32, or None
         u in ``T(p) = affine(p + u(p))``, physical units; at as many places as were wanted.
     initial : GridMap
-        The initial transform on the block.
+        The initial transform on the block; where vectors are wanted at places, maybe on nodes.
     levels : tuple of LevelReport
         What each level did.
     reason : str
         Why there is no displacement; empty where there is.
-    places : tuple of ndarray or None, optional
-        Where the vectors are, voxels of the block along each axis; default at all voxels.
+    begun : ndarray, optional
+        The initial displacement at the places where vectors are wanted.
     """
 
     displacement: NDArray[np.float32] | None
     initial: GridMap
     levels: tuple[LevelReport, ...] = ()
     reason: str = ""
-    places: Places | None = None
+    begun: NDArray[np.float32] | None = None
 
     def __bool__(self) -> bool:
         return self.displacement is not None
@@ -77,7 +91,7 @@ class DeformEstimate:
     @property
     def mapping(self) -> GridMap | None:
         """The map that was found, on the block; None where there is none for all voxels."""
-        if self.displacement is None or self.places is not None:
+        if self.displacement is None or self.displacement.shape[:-1] != self.initial.grid.shape:
             return None
         return GridMap(self.initial.grid, self.initial.affine, self.displacement)
 
@@ -90,10 +104,10 @@ class DeformEstimate:
 
         Shapes: as `displacement`.
         """
-        before = self.initial.displacement
-        if self.displacement is None or before is None:
+        begun = self.initial.displacement if self.begun is None else self.begun
+        if self.displacement is None or begun is None:
             return self.displacement
-        return self.displacement - np.asarray(pick_vectors(before, self.places))
+        return self.displacement - begun
 
 
 def deform_block(
@@ -112,10 +126,15 @@ def deform_block(
     is driven by `others`, further channels of the block and the moving image. Vectors are wanted
     at `places` of the block, or at all voxels.
     """
-    mapping = map_on(initial, fixed.grid)
+    is_descent = isinstance(settings, DescentSettings)
+    factors = (1,) * fixed.ndim
+    if isinstance(settings, DescentSettings) and places is not None and landmarks is None:
+        factors = node_factors(fixed.grid, settings)
+    start = _Start(map_on(initial, fixed.grid.shrink(factors)), factors, fixed.grid)
+    mapping = start.mapping
     # The coarsest correlation window is as far as a block looks beyond where it starts.
     coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
-    margin = float(coarsest * max(fixed.grid.spacing))
+    margin = float((coarsest + max(factors) / 2 - 0.5) * max(fixed.grid.spacing))
     if landmarks is not None:
         margin = max(margin, _farthest(landmarks, mapping))
     crop = mapping.crop_of(moving.grid, margin)
@@ -123,7 +142,6 @@ def deform_block(
         return DeformEstimate(None, mapping, (), BARREN["no overlap"])
     part = moving[crop]
     further: dict[str, Any] = {} if beyond is None else {"beyond": beyond}
-    is_descent = isinstance(settings, DescentSettings)
     if is_descent:
         # What is not wanted need not leave a GPU.
         further["places"] = places
@@ -138,7 +156,7 @@ def deform_block(
             part.read(),
             frame,
             settings,
-            initial=mapping.displacement,
+            initial=start.displacement,
             landmarks=landmarks,
             **further,
         )
@@ -148,7 +166,37 @@ def deform_block(
         reason = BARREN[descent.levels[-1].stopped]
         return DeformEstimate(None, mapping, descent.levels, reason)
     vectors = pick_vectors(descent.displacement, None if is_descent else places)
-    return DeformEstimate(vectors, mapping, descent.levels, places=places)
+    begun = None if places is None else start.at(places)
+    return DeformEstimate(vectors, mapping, descent.levels, begun=begun)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """The initial transform on the voxels of a block, or the centres of so many voxels per axis.
+
+    A descent passes through such nodes in any case, which are far fewer.
+    """
+
+    mapping: GridMap
+    factors: tuple[int, ...]
+    voxels: Grid
+
+    @property
+    def displacement(self) -> DisplacementField | NDArray[np.float32] | None:
+        """The displacement as an engine takes it."""
+        moves = self.mapping.displacement
+        if moves is None or max(self.factors) == 1:
+            return moves
+        return DisplacementField(moves, self.mapping.grid)
+
+    def at(self, places: Places) -> NDArray[np.float32] | None:
+        """The displacement at places among the voxels."""
+        if self.mapping.displacement is None:
+            return None
+        axes = zip(places, self.voxels.shape, self.factors, strict=True)
+        among = (((np.arange(n) if p is None else p) - (f - 1) / 2) / f for p, n, f in axes)
+        vectors: NDArray[np.float32] = pick_vectors(self.mapping.displacement, tuple(among))
+        return vectors
 
 
 def _farthest(landmarks: Landmarks, mapping: GridMap) -> float:

@@ -331,7 +331,8 @@ def test_a_block_adds_at_the_wanted_places_what_it_adds_there(
 ) -> None:
     affine = AffineTransform(np.array(pair.truth.matrix))
     grid = pair.fixed.grid
-    begun = DisplacementField(np.full((*grid.shape, 3), 0.5, np.float32), grid)
+    # Between the nodes that a descent begins on it is linear.
+    begun = DisplacementField((0.01 * grid.positions()).astype(np.float32), grid)
     block = pair.fixed, pair.moving, CompositeTransform((begun, affine)), settings
     places = (None, *(np.arange(1.5, n, 4) for n in grid.shape[1:]))
     found, whole = deform_block(*block, places=places), deform_block(*block)
@@ -339,7 +340,9 @@ def test_a_block_adds_at_the_wanted_places_what_it_adds_there(
     assert whole.mapping is not None
     # Differences of vectors before and after they are picked are rounded apart.
     wanted = pick_vectors(whole.refinement(), places)
-    np.testing.assert_allclose(found.refinement(), wanted, atol=1e-6)
+    inner = (slice(8, -8), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(found.refinement()[inner], wanted[inner], atol=1e-3)
+    assert np.abs(wanted[inner]).max() > 0.1
 
 
 @pytest.mark.parametrize(
