@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from itkstream.errors import InputError
 
@@ -15,6 +14,7 @@ __all__ = [
     "check_image",
     "counting_voxels",
     "floating_dtype",
+    "mark_voxels",
     "without_infinities",
 ]
 
@@ -45,25 +45,24 @@ def without_infinities(image: Any, xp: Any = np) -> Any:
     return xp.where(xp.isinf(image), image.dtype.type(np.nan), image)
 
 
-def counting_voxels(
-    name: str,
-    array: NDArray[Any],
-    shape: tuple[int, ...],
-    send: Callable[[NDArray[Any], DTypeLike], Any] = np.ascontiguousarray,
-    xp: Any = np,
-) -> Any:
-    """The fixed or moving image in single precision, with NaN where a voxel does not count.
-
-    It is looked at where it is sent to, as an array of the namespace `xp`; by default it stays.
-    """
+def counting_voxels(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The fixed or moving image, contiguous, with NaN where a voxel does not count."""
     check_image(f"the {name} image", array, shape)
-    image = send(array, np.float32)
+    image: NDArray[np.float32] = mark_voxels(name, np.ascontiguousarray(array, np.float32))
+    return image
+
+
+def mark_voxels(name: str, image: Any, xp: Any = np) -> Any:
+    """Mark voxels that do not count by NaN, and refuse an image of which none does.
+
+    `xp` is the namespace of the image, as numpy.
+    """
     if xp.isfinite(image).all():
         return image
-    image = without_infinities(image, xp)
-    if xp.isnan(image).all():
+    marked = without_infinities(image, xp)
+    if xp.isnan(marked).all():
         raise InputError(
             f"the {name} image holds nothing but NaN, infinities and what the {name} mask leaves "
             f"out: no voxel of the {name} image counts"
         )
-    return image
+    return marked

@@ -76,7 +76,7 @@ class DeformEstimate:
     reason : str
         Why there is no displacement; empty where there is.
     begun : ndarray, optional
-        The initial displacement at the places where vectors are wanted.
+        The initial displacement where the other is; None for 0.
     """
 
     displacement: NDArray[np.float32] | None
@@ -104,10 +104,9 @@ class DeformEstimate:
 
         Shapes: as `displacement`.
         """
-        begun = self.initial.displacement if self.begun is None else self.begun
-        if self.displacement is None or begun is None:
+        if self.displacement is None or self.begun is None:
             return self.displacement
-        return self.displacement - begun
+        return self.displacement - self.begun
 
 
 def deform_block(
@@ -127,14 +126,12 @@ def deform_block(
     at `places` of the block, or at all voxels.
     """
     is_descent = isinstance(settings, DescentSettings)
-    factors = (1,) * fixed.ndim
-    if isinstance(settings, DescentSettings) and places is not None and landmarks is None:
-        factors = node_factors(fixed.grid, settings)
-    start = _Start(map_on(initial, fixed.grid.shrink(factors)), factors, fixed.grid)
+    on_nodes = places is not None and landmarks is None
+    start = _Start.of(initial, fixed.grid, settings, on_nodes)
     mapping = start.mapping
     # The coarsest correlation window is as far as a block looks beyond where it starts.
     coarsest = max(settings.shrink_factors) * max(np.ravel(settings.cc_radius))
-    margin = float((coarsest + max(factors) / 2 - 0.5) * max(fixed.grid.spacing))
+    margin = float((coarsest + max(start.factors) / 2 - 0.5) * max(fixed.grid.spacing))
     if landmarks is not None:
         margin = max(margin, _farthest(landmarks, mapping))
     crop = mapping.crop_of(moving.grid, margin)
@@ -166,8 +163,7 @@ def deform_block(
         reason = BARREN[descent.levels[-1].stopped]
         return DeformEstimate(None, mapping, descent.levels, reason)
     vectors = pick_vectors(descent.displacement, None if is_descent else places)
-    begun = None if places is None else start.at(places)
-    return DeformEstimate(vectors, mapping, descent.levels, begun=begun)
+    return DeformEstimate(vectors, mapping, descent.levels, begun=start.at(places))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +177,16 @@ class _Start:
     factors: tuple[int, ...]
     voxels: Grid
 
+    @classmethod
+    def of(
+        cls, initial: Transform, voxels: Grid, settings: DeformSettings, on_nodes: bool
+    ) -> _Start:
+        """On all voxels, or on the nodes of a descent."""
+        factors = (1,) * voxels.ndim
+        if on_nodes and isinstance(settings, DescentSettings):
+            factors = node_factors(voxels, settings)
+        return cls(map_on(initial, voxels.shrink(factors)), factors, voxels)
+
     @property
     def displacement(self) -> DisplacementField | NDArray[np.float32] | None:
         """The displacement as an engine takes it."""
@@ -189,10 +195,10 @@ class _Start:
             return moves
         return DisplacementField(moves, self.mapping.grid)
 
-    def at(self, places: Places) -> NDArray[np.float32] | None:
-        """The displacement at places among the voxels."""
-        if self.mapping.displacement is None:
-            return None
+    def at(self, places: Places | None) -> NDArray[np.float32] | None:
+        """The displacement at places among the voxels, or at all of these."""
+        if places is None or self.mapping.displacement is None:
+            return self.mapping.displacement
         axes = zip(places, self.voxels.shape, self.factors, strict=True)
         among = (((np.arange(n) if p is None else p) - (f - 1) / 2) / f for p, n, f in axes)
         vectors: NDArray[np.float32] = pick_vectors(self.mapping.displacement, tuple(among))

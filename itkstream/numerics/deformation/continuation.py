@@ -8,7 +8,7 @@ all, the field is the affine of what counts or, in a block, what the block start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -112,18 +112,17 @@ class AffineTrend:
         """For all fields on the nodes that have these weights."""
         lines = [xp.linspace(-1, 1, n) if n > 1 else xp.zeros(1) for n in weights.shape]
         basis = (xp.ones((1, 1, 1)), *xp.meshgrid(*lines, indexing="ij", sparse=True))
-        matrix = np.array([[float((weights * b * c).sum()) for c in basis] for b in basis])
+        weighted = (weights * b for b in basis)
+        matrix = np.array([[float((w * b).sum()) for b in basis] for w in weighted])
         # Along axes with one node, or all weight in one plane, there is no slope to find.
         inverse = np.linalg.pinv(matrix, rcond=1e-6, hermitian=True)
         return cls(weights, basis, xp.asarray(inverse), xp)
 
     def __call__(self, u: Any) -> Any:
         """The trend of a field, float32."""
-        sums = [self.xp.stack([(w * u[..., c]).sum() for c in range(3)]) for w in self._weighted()]
+        # One by one: each is as large as a component.
+        weighted = (self.weights * b for b in self.basis)
+        sums = [self.xp.stack([(w * u[..., c]).sum() for c in range(3)]) for w in weighted]
         rows = self.inverse @ self.xp.stack(sums)
         trend = sum(b[..., None] * row for b, row in zip(self.basis, rows, strict=True))
         return trend.astype(np.float32)
-
-    def _weighted(self) -> Iterator[Any]:
-        """Basis functions times the weights, one by one: each is as large as a component."""
-        return (self.weights * b for b in self.basis)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from itkstream.errors import InputError
 from itkstream.geometry import DisplacementField, Grid, Landmarks
 from itkstream.geometry.grid import voxels_spanning
-from itkstream.numerics.checks import counting_voxels
+from itkstream.numerics.checks import check_image, mark_voxels
 from itkstream.numerics.deformation.continuation import (
     BORDER_VOX,
     Beyond,
@@ -317,7 +317,8 @@ class _Level:
 
 def _lifted(name: str, image: NDArray[Any], grid: Grid, ops: Operations) -> Array:
     """An image of either number of axes as a 3-D one of the engine."""
-    voxels = counting_voxels(name, image, grid.shape, ops.send, ops.xp)
+    check_image(f"the {name} image", image, grid.shape)
+    voxels = mark_voxels(name, ops.send(image, np.float32), ops.xp)
     return voxels.reshape(lift_values(grid.shape, 1))
 
 

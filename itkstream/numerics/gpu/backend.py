@@ -142,10 +142,7 @@ class CupyBackend:
 
     def is_full(self, error: Exception) -> bool:
         """As `Backend.is_full`."""
-        return any(
-            isinstance(error, kind) and getattr(error, "status", None) in numbers
-            for kind, numbers in self._full.items()
-        )
+        return getattr(error, "status", None) in self._full.get(type(error), ())
 
     def put(self, array: NDArray[Any]) -> Any:
         """As `Backend.put`."""
